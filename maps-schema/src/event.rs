@@ -1,0 +1,74 @@
+//! What the programs tell the agent: rare events, and frames that need the slow path.
+
+use core::mem::size_of;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// An outbound SA passed half of its lease: renew it.
+pub const EVENT_LEASE_SOFT: u32 = 1;
+/// An outbound SA has no number left under its lease; reported once per lease.
+pub const EVENT_LEASE_EXHAUSTED: u32 = 2;
+/// An inbound SA passed half of its headroom: raise the ceiling.
+pub const EVENT_CEILING_SOFT: u32 = 3;
+/// Evidence for a rekey is complete (rising authentic numbers under the takeover floor).
+pub const EVENT_EVIDENCE: u32 = 4;
+/// The first authentic packet that this member accepted in an epoch.
+pub const EVENT_FIRST_INBOUND: u32 = 5;
+/// A packet met a policy without SA.
+pub const EVENT_ACQUIRE: u32 = 6;
+
+/// A rare event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Event {
+    /// `EVENT_*`.
+    pub kind: u32,
+    /// Slot of the SA.
+    pub slot: u32,
+    /// SPI of the SA (ours inbound, the peer's outbound).
+    pub spi: u32,
+    /// Low 16 bits of the epoch.
+    pub epoch: u32,
+    /// Sequence number that caused it.
+    pub seq: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds.
+    pub time_ns: u64,
+}
+
+/// An authentic inbound packet above the ceiling: raise, wait for the acknowledgement, run it again.
+pub const SLOW_ABOVE_CEILING: u32 = 1;
+/// An inbound packet up to the old ceiling while the final window of a planned handover is awaited.
+pub const SLOW_HELD: u32 = 2;
+/// An outbound packet larger than the path with DF clear: fragment it, run the pieces.
+pub const SLOW_OUT_FRAGMENT: u32 = 3;
+/// An outbound packet for which the lease has no number at the moment.
+pub const SLOW_NO_LEASE: u32 = 4;
+
+/// Longest frame that goes this way, octets (a page less headroom and shared info of a live frame).
+pub const SLOW_FRAME_MAX: usize = 3456;
+
+/// A frame for the slow path, as it arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SlowFrame {
+    /// `SLOW_*`.
+    pub kind: u32,
+    /// Interface on which it arrived.
+    pub ifindex: u32,
+    /// Slot of the SA.
+    pub slot: u32,
+    /// SPI of the SA.
+    pub spi: u32,
+    /// Sequence number (inferred, with ESN), 0 where none.
+    pub seq: u64,
+    /// Octets of `frame` in use.
+    pub length: u32,
+    /// Reserved, 0.
+    pub reserved: u32,
+    /// The Ethernet frame.
+    pub frame: [u8; SLOW_FRAME_MAX],
+}
+
+const _: () = {
+    assert!(size_of::<Event>() == 32);
+    assert!(size_of::<SlowFrame>() == 32 + SLOW_FRAME_MAX);
+};

@@ -1,0 +1,236 @@
+//! Security Associations as the programs see them. Configuration (written by the agent) is apart from runtime
+//! (written by the programs), and both are apart from keys, so that operators can dump the first two.
+
+use core::mem::size_of;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The SA uses extended sequence numbers (RFC 4303 2.2.1).
+pub const SA_ESN: u8 = 1 << 0;
+/// ESP is carried in UDP (RFC 3948); the ports are in the record.
+pub const SA_UDP_ENCAP: u8 = 1 << 1;
+/// Lenient anti-replay after takeover: the window bottom is the last reported edge. Counted, never the default.
+pub const SA_LENIENT: u8 = 1 << 2;
+/// Known to this member alone (made while alone): no upper limit applies until a standby has acknowledged it.
+pub const SA_LOCAL_ONLY: u8 = 1 << 3;
+
+/// AES-GCM with a 16-octet ICV and a 128-bit key (RFC 4106).
+pub const SUITE_AES128_GCM: u8 = 1;
+/// AES-GCM with a 16-octet ICV and a 256-bit key (RFC 4106).
+pub const SUITE_AES256_GCM: u8 = 2;
+/// ChaCha20-Poly1305 (RFC 7634).
+pub const SUITE_CHACHA20_POLY1305: u8 = 3;
+
+/// What every in-sync standby has acknowledged for one direction of one SA.
+///
+/// Outbound: `limit` is the lease L, `step` its size S. Inbound: `limit` is the ceiling C, `step` the headroom H.
+/// The effective values follow from the distance between the segment's epoch and `epoch` (`datapath::limits`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Limits {
+    /// L or C: a sequence number.
+    pub limit: u64,
+    /// S or H: a count of sequence numbers, at least 1 once the SA is acknowledged.
+    pub step: u64,
+    /// Low 16 bits of the ownership epoch in which `limit` was acknowledged.
+    pub epoch: u32,
+    /// Reserved, 0.
+    pub reserved: u32,
+}
+
+/// [`Limits`] under a two-slot version: the writer fills the slot that is not in use, then raises `version`.
+///
+/// A reader takes `slots[version & 1]` and checks that `version` did not move; it never waits for the writer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LimitsCell {
+    /// Number of publications; its lowest bit selects the slot in use.
+    pub version: u64,
+    /// The slot in use and the one being prepared.
+    pub slots: [Limits; 2],
+}
+
+/// One pair of traffic selectors of an SA (RFC 7296 2.9), as inclusive ranges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SelectorPair {
+    /// First remote address.
+    pub remote_first: [u8; 16],
+    /// Last remote address.
+    pub remote_last: [u8; 16],
+    /// First local address.
+    pub local_first: [u8; 16],
+    /// Last local address.
+    pub local_last: [u8; 16],
+    /// First and last remote port (0..=65535 for any).
+    pub remote_ports: [u16; 2],
+    /// First and last local port.
+    pub local_ports: [u16; 2],
+    /// IP protocol, 0 for any.
+    pub protocol: u32,
+    /// Reserved, 0.
+    pub reserved: u32,
+}
+
+/// Selector pairs held in an SA record; an SA with more is refused by `sad`.
+pub const SELECTORS_PER_SA: usize = 4;
+
+/// An inbound SA: one direction, ESP, tunnel mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct InboundSa {
+    /// SPI in host order; 0 where the slot is empty. Written last when an SA is installed.
+    pub spi: u32,
+    /// Connection index for counters; 0 is "none".
+    pub connection: u16,
+    /// `SUITE_*`.
+    pub suite: u8,
+    /// `SA_*` flags.
+    pub flags: u8,
+    /// Ceiling and headroom.
+    pub limits: LimitsCell,
+    /// The right edge that the owner last reported: base of the evidence rule after a takeover.
+    pub reported_edge: u64,
+    /// Number of valid entries in `selectors`.
+    pub selector_count: u32,
+    /// Reserved, 0.
+    pub reserved: u32,
+    /// What inner packets are checked against.
+    pub selectors: [SelectorPair; SELECTORS_PER_SA],
+}
+
+/// Width of the replay window in sequence numbers that can be accepted (RFC 6479: one block less than the ring).
+pub const REPLAY_WINDOW: u64 = (REPLAY_BLOCKS as u64 - 1) * 64;
+/// 64-bit blocks of the replay ring, a power of two.
+pub const REPLAY_BLOCKS: usize = 32;
+
+/// The changing part of an inbound SA. Written on the SA's CPU only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct InboundSaRuntime {
+    /// The SPI that this window belongs to; on a mismatch with the record the program starts a fresh window.
+    pub spi: u32,
+    /// Low 16 bits of the epoch for which the takeover floor was last applied.
+    pub floor_epoch: u32,
+    /// Right edge: the highest sequence number accepted.
+    pub edge: u64,
+    /// RFC 6479 ring: bit `seq & 63` of block `(seq / 64) & (REPLAY_BLOCKS - 1)`.
+    pub blocks: [u64; REPLAY_BLOCKS],
+    /// Packets accepted.
+    pub packets: u64,
+    /// Inner octets accepted.
+    pub bytes: u64,
+    /// `CLOCK_MONOTONIC` milliseconds of the last accepted packet.
+    pub last_ms: u64,
+    /// Evidence after takeover: authentic packets between reported edge and floor with rising numbers.
+    pub evidence_count: u32,
+    /// Low 16 bits of the epoch that the evidence belongs to.
+    pub evidence_epoch: u32,
+    /// Time of the first of them, milliseconds.
+    pub evidence_first_ms: u64,
+    /// Highest sequence number among them.
+    pub evidence_seq: u64,
+    /// Authentic packets above the floor since the takeover; any clears the evidence.
+    pub above_floor: u64,
+}
+
+/// An outbound SA: one direction, ESP, tunnel mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct OutboundSa {
+    /// The peer's SPI in host order; 0 where the slot is empty. Written last when an SA is installed.
+    pub spi: u32,
+    /// Connection index for counters; 0 is "none".
+    pub connection: u16,
+    /// `SUITE_*`.
+    pub suite: u8,
+    /// `SA_*` flags.
+    pub flags: u8,
+    /// Lease and its size.
+    pub limits: LimitsCell,
+    /// Outer source address.
+    pub outer_src: [u8; 16],
+    /// Outer destination address.
+    pub outer_dst: [u8; 16],
+    /// UDP source and destination port, host order, with `SA_UDP_ENCAP`.
+    pub encap_ports: [u16; 2],
+    /// Largest outer packet, octets.
+    pub path_mtu: u16,
+    /// Reserved, 0.
+    pub reserved: u16,
+}
+
+/// The changing part of an outbound SA. `seq` is shared by all CPUs and changed by atomic operations only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct OutboundSaRuntime {
+    /// Last sequence number given out.
+    pub seq: u64,
+    /// Packets sent.
+    pub packets: u64,
+    /// Inner octets sent.
+    pub bytes: u64,
+    /// `CLOCK_MONOTONIC` milliseconds of the last packet.
+    pub last_ms: u64,
+}
+
+/// 64-bit words of an expanded key: the largest suite's round keys and hash key.
+pub const KEY_WORDS: usize = 160;
+
+/// An expanded ESP key. `datapath::aead::expand` fills it; nothing else reads `schedule`.
+#[derive(Clone, Copy, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SaKey {
+    /// SPI that this key belongs to, checked against the record before use.
+    pub spi: u32,
+    /// `SUITE_*`.
+    pub suite: u32,
+    /// The 4 secret octets of the nonce (RFC 4106 4, RFC 7634 2).
+    pub salt: [u8; 4],
+    /// Reserved, 0.
+    pub reserved: u32,
+    /// Key schedule, layout private to `datapath::aead`.
+    pub schedule: [u64; KEY_WORDS],
+}
+
+const _: () = {
+    assert!(size_of::<Limits>() == 24);
+    assert!(size_of::<LimitsCell>() == 56);
+    assert!(size_of::<SelectorPair>() == 80);
+    assert!(size_of::<InboundSa>() == 80 + SELECTORS_PER_SA * 80);
+    assert!(size_of::<InboundSaRuntime>() == 72 + REPLAY_BLOCKS * 8);
+    assert!(size_of::<OutboundSa>() == 104);
+    assert!(size_of::<OutboundSaRuntime>() == 32);
+    assert!(size_of::<SaKey>() == 16 + KEY_WORDS * 8);
+    assert!(REPLAY_BLOCKS.is_power_of_two());
+};
+
+impl Default for InboundSaRuntime {
+    fn default() -> Self {
+        zerocopy::FromZeros::new_zeroed()
+    }
+}
+
+impl SaKey {
+    /// An empty slot.
+    pub const EMPTY: Self = Self { spi: 0, suite: 0, salt: [0; 4], reserved: 0, schedule: [0; KEY_WORDS] };
+}
+
+/// Slot of an ESP SPI that a member of this cluster allocated: the low 20 bits.
+pub const fn spi_slot(spi: u32) -> u32 {
+    spi & 0x000f_ffff
+}
+
+/// Segment of such an SPI: slot mod 256.
+pub const fn spi_segment(spi: u32) -> u8 {
+    (spi & 0xff) as u8
+}
+
+/// Member that allocated such an SPI (1 to 16).
+pub const fn spi_member(spi: u32) -> u8 {
+    ((spi >> 20) & 0xf) as u8 + 1
+}
+
+/// CPU that serves a slot, and the index within that CPU's arrays.
+pub const fn slot_place(slot: u32, cpus: u32) -> (u32, u32) {
+    if cpus == 0 { (0, slot) } else { (slot % cpus, slot / cpus) }
+}

@@ -1,0 +1,1 @@
+//! Interop with strongSwan in network namespaces.

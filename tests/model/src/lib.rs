@@ -1,0 +1,1 @@
+//! stateright models of leases, ceilings and takeover on the product's decision code.

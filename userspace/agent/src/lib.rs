@@ -1,0 +1,1 @@
+//! Event loop, sockets, configuration, metrics: moves values between the crates that decide.

@@ -1,0 +1,2 @@
+//! The one binary: `espalier`.
+fn main() {}

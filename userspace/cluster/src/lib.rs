@@ -1,0 +1,1 @@
+//! Sans-IO membership, synch channel codec, journal, mirror, takeover.

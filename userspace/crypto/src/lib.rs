@@ -1,0 +1,1 @@
+//! Algorithms and secrets for IKE and the slow path.

@@ -1,0 +1,1 @@
+//! The only crate that names aya: loads programs, executes map plans.

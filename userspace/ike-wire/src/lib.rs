@@ -1,0 +1,1 @@
+//! IKEv2 codec: bytes to payloads and back; no state.

@@ -1,0 +1,18 @@
+//! Shared nouns of user space: newtypes and change records, no behaviour.
+
+pub mod address;
+pub mod child_sa;
+pub mod cluster;
+pub mod secret;
+pub mod spi;
+pub mod suite;
+pub mod time;
+pub mod traffic_selector;
+
+pub use child_sa::{ChildSaChange, ChildSaRecord, InitialLimits, OutboundUse};
+pub use cluster::{Epoch, Incarnation, MemberId, SegmentId};
+pub use secret::SecretBytes;
+pub use spi::{EspSpi, IkeSpi};
+pub use suite::EspSuite;
+pub use time::Instant;
+pub use traffic_selector::TrafficSelector;

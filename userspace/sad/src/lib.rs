@@ -1,0 +1,1 @@
+//! SAD, SPD, SPI allocation, lifetimes; emits MapPlan.
