@@ -85,6 +85,13 @@ pub enum ChildSaChange {
         /// New address and port.
         remote: SocketAddr,
     },
+    /// The IKE SA was rekeyed: the Child SA belongs to the new one.
+    MoveIkeSa {
+        /// Our inbound SPI.
+        spi_in: EspSpi,
+        /// Our SPI of the new IKE SA.
+        ike_spi: IkeSpi,
+    },
     /// Remove both directions.
     Remove {
         /// Our inbound SPI.
