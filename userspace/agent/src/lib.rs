@@ -1,1 +1,3 @@
 //! Event loop, sockets, configuration, metrics: moves values between the crates that decide.
+
+pub mod config;

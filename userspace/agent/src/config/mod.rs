@@ -1,0 +1,253 @@
+//! The configuration file: TOML, read with the place of every value, checked as a whole.
+//!
+//! [`Config::read`] gives either a configuration that can be run or every problem of the file at once.
+
+mod check;
+mod proposal;
+mod read;
+mod reader;
+mod selector;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::{MemberId, TrafficSelector};
+
+pub use proposal::{EspProposal, IkeCipher, IkeGroup, IkePrf, IkeProposal};
+pub use reader::Problem;
+
+/// What the owner does when its standby is gone (design: pair engine).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Solo {
+    /// Serve on alone.
+    Continue,
+    /// Stop serving what needs a new acknowledgement.
+    Stop,
+}
+
+/// How the programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// Native XDP or nothing.
+    Native,
+    /// Generic XDP (slow; for drivers without native XDP).
+    Generic,
+    /// Native where the driver has it, else generic; the log says which.
+    Auto,
+}
+
+/// `[[cluster.members]]`.
+#[derive(Clone, Debug)]
+pub struct MemberConfig {
+    /// 1 to 16, also the first octet of every IV that this member sends.
+    pub id: MemberId,
+    /// For logs and tables.
+    pub name: String,
+    /// Synch link: address and UDP port.
+    pub synch: SocketAddr,
+    /// Heartbeat link over the outside network.
+    pub outside: Option<SocketAddr>,
+}
+
+/// `[cluster]`.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// Name of the cluster; names pins and sockets.
+    pub name: String,
+    /// This member.
+    pub member: MemberId,
+    /// Behaviour without a standby.
+    pub solo: Solo,
+    /// Interval of heartbeats.
+    pub heartbeat: Duration,
+    /// Suspicion never comes sooner after the last heartbeat.
+    pub suspicion_floor: Duration,
+    /// Dead-man's switch T.
+    pub dead_man: Duration,
+    /// The member that takes an unowned cluster.
+    pub preferred: MemberId,
+    /// Folder with ca.crt, member-N.crt, member-N.key and cluster.secret.
+    pub pki: PathBuf,
+    /// All members, by id.
+    pub members: Vec<MemberConfig>,
+}
+
+/// `[interfaces]`.
+#[derive(Clone, Debug)]
+pub struct InterfaceConfig {
+    /// Interface towards the peers.
+    pub outside: String,
+    /// Interface towards the protected networks.
+    pub inside: String,
+    /// TUN device for what this host itself sends to a protected network.
+    pub tun: String,
+}
+
+/// `[addresses]`.
+#[derive(Clone, Debug)]
+pub struct AddressConfig {
+    /// Cluster addresses that peers talk to.
+    pub outside: Vec<Ipv4Addr>,
+    /// Next hops of the protected networks.
+    pub inside: Vec<Ipv4Addr>,
+}
+
+/// `[data_plane]`.
+#[derive(Clone, Debug)]
+pub struct DataPlaneConfig {
+    /// The BPF object.
+    pub object: PathBuf,
+    /// bpffs folder.
+    pub pin_dir: PathBuf,
+    /// SA slots of the cluster.
+    pub slots: u32,
+    /// How to attach.
+    pub mode: AttachMode,
+    /// CPUs that serve SAs; all online CPUs where not given.
+    pub cpus: Option<u32>,
+}
+
+/// `[control]`.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Unix socket of the control interface.
+    pub socket: PathBuf,
+    /// Where /metrics is served; nowhere if not given.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Who begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The owner initiates, and again when the connection is lost.
+    Initiate,
+    /// The peer initiates.
+    Passive,
+}
+
+/// `[[connections]]`.
+#[derive(Clone, Debug)]
+pub struct ConnectionConfig {
+    /// Unique name.
+    pub name: String,
+    /// Cluster address.
+    pub local: IpAddr,
+    /// The peer, `None` for any.
+    pub remote: Option<IpAddr>,
+    /// Our identity.
+    pub local_id: String,
+    /// The peer's identity.
+    pub remote_id: String,
+    /// File with the pre-shared key.
+    pub psk_file: PathBuf,
+    /// IKE proposals, best first.
+    pub ike: Vec<IkeProposal>,
+    /// Who begins.
+    pub start: Start,
+    /// Liveness check after this much silence; none where not given.
+    pub dpd_delay: Option<Duration>,
+    /// IKE SA rekey; none where not given.
+    pub rekey_time: Option<Duration>,
+    /// Child SAs.
+    pub children: Vec<ChildConfig>,
+}
+
+/// `[[connections.children]]`.
+#[derive(Clone, Debug)]
+pub struct ChildConfig {
+    /// Name, unique in the connection.
+    pub name: String,
+    /// Our side.
+    pub local_ts: Vec<TrafficSelector>,
+    /// The peer's side.
+    pub remote_ts: Vec<TrafficSelector>,
+    /// ESP proposals, best first.
+    pub esp: Vec<EspProposal>,
+    /// Rekey after this time; none where not given.
+    pub rekey_time: Option<Duration>,
+}
+
+/// A configuration that passed every check.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[cluster]`.
+    pub cluster: ClusterConfig,
+    /// `[interfaces]`.
+    pub interfaces: InterfaceConfig,
+    /// `[addresses]`.
+    pub addresses: AddressConfig,
+    /// `[data_plane]`.
+    pub data_plane: DataPlaneConfig,
+    /// `[control]`.
+    pub control: ControlConfig,
+    /// `[[connections]]`, in the order of the file; the index plus one is the counter index.
+    pub connections: Vec<ConnectionConfig>,
+}
+
+impl Config {
+    /// Reads `source`; relative paths count from `base`. Files that the configuration names are checked too.
+    ///
+    /// # Errors
+    /// Every problem, by place.
+    pub fn read(source: &str, base: &Path) -> Result<Config, Vec<Problem>> {
+        read::read(source, base, check::Files::Check)
+    }
+
+    /// As [`Config::read`], without looking at the files that the configuration names (keys, object).
+    ///
+    /// # Errors
+    /// Every problem, by place.
+    pub fn read_without_files(source: &str, base: &Path) -> Result<Config, Vec<Problem>> {
+        read::read(source, base, check::Files::Trust)
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or all its problems, one a line with `path:line:column`.
+    pub fn load(path: &Path) -> anyhow::Result<Config> {
+        let source = std::fs::read_to_string(path).map_err(|error| {
+            anyhow::anyhow!(
+                "cannot read the configuration {}: {error}; check the path and its mode",
+                path.display()
+            )
+        })?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        Config::read(&source, base).map_err(|problems| {
+            let lines = problems
+                .iter()
+                .map(|p| format!("{}:{p}", path.display()))
+                .collect::<Vec<_>>();
+            anyhow::anyhow!("{}", lines.join("\n"))
+        })
+    }
+
+    /// This member.
+    pub fn me(&self) -> &MemberConfig {
+        self.cluster
+            .members
+            .iter()
+            .find(|m| m.id == self.cluster.member)
+            .expect("checked when read")
+    }
+
+    /// The other members.
+    pub fn others(&self) -> impl Iterator<Item = &MemberConfig> {
+        self.cluster
+            .members
+            .iter()
+            .filter(|m| m.id != self.cluster.member)
+    }
+
+    /// Counter index of a connection (0 where the name is not configured).
+    pub fn connection_index(&self, name: &str) -> u16 {
+        self.connections
+            .iter()
+            .position(|c| c.name == name)
+            .map_or(0, |i| i as u16 + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests;

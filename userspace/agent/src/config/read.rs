@@ -1,0 +1,626 @@
+//! From the text to a [`Config`].
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::MemberId;
+use toml::de::DeTable;
+
+use super::check::{self, Files, Policy};
+use super::reader::{At, Problem, Problems, Reader};
+use super::{
+    AddressConfig, AttachMode, ChildConfig, ClusterConfig, Config, ConnectionConfig, ControlConfig,
+    DataPlaneConfig, EspProposal, IkeProposal, InterfaceConfig, MemberConfig, Solo, Start, proposal,
+    selector,
+};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
+/// Connections that have a counter index (`maps_schema::steer::MAX_CONNECTIONS`, less the "none" index).
+const MAX_CONNECTIONS: usize = maps_schema::steer::MAX_CONNECTIONS - 1;
+
+struct Context<'a> {
+    problems: Problems,
+    base: &'a Path,
+    files: Files,
+}
+
+impl Context<'_> {
+    fn path(&self, text: &str) -> PathBuf {
+        self.base.join(text)
+    }
+}
+
+pub(super) fn read(source: &str, base: &Path, files: Files) -> Result<Config, Vec<Problem>> {
+    let problems = Problems::new(source);
+    let (document, errors) = DeTable::parse_recoverable(source);
+    for error in errors {
+        problems.add(
+            error.span().unwrap_or(0..0),
+            format!("this is no TOML ({})", error.message()),
+            "correct the syntax",
+        );
+    }
+    let context = Context {
+        problems: problems.clone(),
+        base,
+        files,
+    };
+    let config = {
+        let mut root = Reader::new(document.get_ref(), "file", 0..0, &problems);
+        let config = context.file(&mut root);
+        root.finish();
+        config
+    };
+    let found = problems.take();
+    match config {
+        Some(config) if found.is_empty() => Ok(config),
+        _ => Err(found),
+    }
+}
+
+impl Context<'_> {
+    fn file(&self, root: &mut Reader<'_>) -> Option<Config> {
+        let cluster = match root.table("cluster", "cluster") {
+            Some(table) => self.cluster(table),
+            None => {
+                root.missing("cluster", "a section [cluster]");
+                None
+            }
+        };
+        let interfaces = match root.table("interfaces", "interfaces") {
+            Some(table) => self.interfaces(table),
+            None => {
+                root.missing("interfaces", "a section [interfaces] with outside and inside");
+                None
+            }
+        };
+        let addresses = match root.table("addresses", "addresses") {
+            Some(table) => self.addresses(table),
+            None => {
+                root.missing("addresses", "a section [addresses] with outside and inside");
+                None
+            }
+        };
+        let name = cluster
+            .as_ref()
+            .map_or("espalier", |c| c.name.as_str())
+            .to_owned();
+        let data_plane = match root.table("data_plane", "data_plane") {
+            Some(table) => self.data_plane(table),
+            None => {
+                root.missing("data_plane", "a section [data_plane] with object");
+                None
+            }
+        };
+        let control = match root.table("control", "control") {
+            Some(table) => self.control(table, &name),
+            None => Some(ControlConfig {
+                socket: default_socket(&name),
+                metrics: None,
+            }),
+        };
+        let connections = self.connections(root, addresses.as_ref());
+        if let (Some(cluster), Some(addresses)) = (&cluster, &addresses) {
+            self.member_addresses(root, cluster, addresses);
+        }
+        Some(Config {
+            cluster: cluster?,
+            interfaces: interfaces?,
+            addresses: addresses?,
+            data_plane: data_plane?,
+            control: control?,
+            connections,
+        })
+    }
+
+    fn cluster(&self, mut t: Reader<'_>) -> Option<ClusterConfig> {
+        let name = t.required_string("name", "a name, for example name = \"lab\"");
+        if let Some(name) = &name
+            && (name.value.is_empty()
+                || !name
+                    .value
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'))
+        {
+            self.problems.add(
+                name.span.clone(),
+                format!("the cluster's name '{}' cannot be part of a path", name.value),
+                "use letters, digits, '-' and '_'",
+            );
+        }
+        let member = t.integer("member", 1..=16);
+        if !t.has("member") {
+            t.missing("member", "the id of this host, for example member = 1");
+        }
+        let solo = t
+            .word("solo", &[("continue", Solo::Continue), ("stop", Solo::Stop)])
+            .unwrap_or(Solo::Continue);
+        let heartbeat = t.duration("heartbeat", MS(1)..SECOND * 10).unwrap_or(MS(20));
+        let floor = t
+            .duration("suspicion_floor", MS(5)..SECOND * 60)
+            .unwrap_or(MS(100));
+        let dead_man = t.duration("dead_man", MS(5)..SECOND * 60).unwrap_or(MS(80));
+        if floor < heartbeat * 2 {
+            self.problems.add(
+                t.span(),
+                format!("suspicion_floor {floor:?} is less than two heartbeats of {heartbeat:?}"),
+                "raise suspicion_floor or lower heartbeat",
+            );
+        }
+        if dead_man < heartbeat * 2 {
+            self.problems.add(
+                t.span(),
+                format!("dead_man {dead_man:?} is less than two heartbeats of {heartbeat:?}"),
+                "raise dead_man or lower heartbeat",
+            );
+        }
+        let preferred = t.integer("preferred", 1..=16);
+        let pki = t.required_string("pki", "the folder that 'espalier cluster init' made");
+        let tables = t.tables("members", "cluster.members");
+        if tables.is_empty() {
+            t.missing("members", "one [[cluster.members]] for every member");
+        }
+        let mut ids = Vec::new();
+        let mut names = Vec::new();
+        let mut endpoints = Vec::new();
+        let mut members = Vec::new();
+        for mut m in tables {
+            let id = m.integer("id", 1..=16);
+            if !m.has("id") {
+                m.missing("id", "a number from 1 to 16");
+            }
+            let name = m.required_string("name", "a name for logs");
+            let synch = m.parsed::<SocketAddr>("synch", "address and port, for example \"10.9.0.1:4700\"");
+            if !m.has("synch") {
+                m.missing("synch", "the address and port of its synch link");
+            }
+            let outside = m.parsed::<SocketAddr>("outside", "address and port on the outside network");
+            for endpoint in [&synch, &outside].into_iter().flatten() {
+                if endpoint.value.port() == 0 || endpoint.value.ip().is_unspecified() {
+                    self.problems.add(
+                        endpoint.span.clone(),
+                        format!("{} is no address that others can reach", endpoint.value),
+                        "give the member's own address and a port",
+                    );
+                }
+                endpoints.push(endpoint.clone());
+            }
+            if let (Some(id), Some(name), Some(synch)) = (&id, &name, &synch) {
+                members.push(MemberConfig {
+                    id: MemberId(id.value as u8),
+                    name: name.value.clone(),
+                    synch: synch.value,
+                    outside: outside.as_ref().map(|o| o.value),
+                });
+            }
+            ids.extend(id);
+            names.extend(name);
+            m.finish();
+        }
+        check::unique(&self.problems, "member id", &ids);
+        check::unique(&self.problems, "member name", &names);
+        check::unique(&self.problems, "the address", &endpoints);
+        if ids.len() > 2 {
+            self.problems.add(
+                ids[2].span.clone(),
+                "the pair engine knows two members",
+                "remove the others (a third member needs an external ownership engine)",
+            );
+        }
+        for (what, wanted) in [("member", &member), ("preferred", &preferred)] {
+            if let Some(wanted) = wanted
+                && !ids.is_empty()
+                && ids.iter().all(|id| id.value != wanted.value)
+            {
+                self.problems.add(
+                    wanted.span.clone(),
+                    format!("{what} {} is not among [[cluster.members]]", wanted.value),
+                    "add the member, or name one of them",
+                );
+            }
+        }
+        if let (Some(pki), Some(member), Files::Check) = (&pki, &member, self.files) {
+            let dir = self.path(&pki.value);
+            let init = "run: espalier cluster init, and copy this member's files here";
+            check::plain_file(&self.problems, &pki.span, &dir.join("ca.crt"), "cluster CA", init);
+            let cert = dir.join(format!("member-{}.crt", member.value));
+            check::plain_file(&self.problems, &pki.span, &cert, "member certificate", init);
+            let key = dir.join(format!("member-{}.key", member.value));
+            check::secret_file(&self.problems, &pki.span, &key, "member key");
+            check::secret_file(
+                &self.problems,
+                &pki.span,
+                &dir.join("cluster.secret"),
+                "cluster secret",
+            );
+        }
+        members.sort_by_key(|m| m.id);
+        let lowest = members.first().map(|m| m.id);
+        t.finish();
+        Some(ClusterConfig {
+            name: name?.value,
+            member: MemberId(member?.value as u8),
+            solo,
+            heartbeat,
+            suspicion_floor: floor,
+            dead_man,
+            preferred: preferred.map(|p| MemberId(p.value as u8)).or(lowest)?,
+            pki: self.path(&pki?.value),
+            members,
+        })
+    }
+
+    fn interfaces(&self, mut t: Reader<'_>) -> Option<InterfaceConfig> {
+        let outside = t.required_string("outside", "the interface towards the peers");
+        let inside = t.required_string("inside", "the interface towards the protected networks");
+        let tun = t.string("tun");
+        for name in [&outside, &inside, &tun].into_iter().flatten() {
+            if name.value.is_empty() || name.value.len() > 15 || name.value.contains(['/', ' ']) {
+                self.problems.add(
+                    name.span.clone(),
+                    format!("'{}' is no interface name", name.value),
+                    "give 1 to 15 characters without '/' and spaces",
+                );
+            }
+        }
+        let named = [&outside, &inside, &tun]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect::<Vec<_>>();
+        check::unique(&self.problems, "interface", &named);
+        t.finish();
+        Some(InterfaceConfig {
+            outside: outside?.value,
+            inside: inside?.value,
+            tun: tun.map_or_else(|| "esp0".to_owned(), |t| t.value),
+        })
+    }
+
+    fn address_list(&self, t: &mut Reader<'_>, key: &'static str) -> Vec<At<Ipv4Addr>> {
+        let Some(list) = t.strings(key) else {
+            if !t.has(key) {
+                t.missing(key, "a list of addresses");
+            }
+            return Vec::new();
+        };
+        if list.value.is_empty() {
+            self.problems.add(
+                list.span,
+                format!("'{key}' is empty"),
+                "give at least one address",
+            );
+        }
+        let mut out = Vec::new();
+        for text in list.value {
+            match text.value.parse::<Ipv4Addr>() {
+                Ok(a) if a.is_unspecified() || a.is_multicast() || a.is_loopback() || a.is_broadcast() => {
+                    self.problems.add(
+                        text.span,
+                        format!("{a} cannot be a cluster address"),
+                        "give a unicast address",
+                    );
+                }
+                Ok(value) => out.push(At {
+                    value,
+                    span: text.span,
+                }),
+                Err(_) => self.problems.add(
+                    text.span,
+                    format!("'{}' is no IPv4 address", text.value),
+                    "give an IPv4 address without prefix length (this version carries no IPv6)",
+                ),
+            }
+        }
+        out
+    }
+
+    fn addresses(&self, mut t: Reader<'_>) -> Option<AddressConfig> {
+        let outside = self.address_list(&mut t, "outside");
+        let inside = self.address_list(&mut t, "inside");
+        let all = outside.iter().chain(&inside).cloned().collect::<Vec<_>>();
+        check::unique(&self.problems, "cluster address", &all);
+        t.finish();
+        Some(AddressConfig {
+            outside: outside.into_iter().map(|a| a.value).collect(),
+            inside: inside.into_iter().map(|a| a.value).collect(),
+        })
+    }
+
+    /// A member's own address must stay on that member: a cluster address moves.
+    fn member_addresses(&self, root: &Reader<'_>, cluster: &ClusterConfig, addresses: &AddressConfig) {
+        for member in &cluster.members {
+            for endpoint in std::iter::once(member.synch).chain(member.outside) {
+                let clash = addresses
+                    .outside
+                    .iter()
+                    .chain(&addresses.inside)
+                    .any(|a| IpAddr::V4(*a) == endpoint.ip());
+                if clash {
+                    self.problems.add(
+                        root.span(),
+                        format!(
+                            "{} of member {} is a cluster address, which moves at a takeover",
+                            endpoint.ip(),
+                            member.id
+                        ),
+                        "give the member an address of its own",
+                    );
+                }
+            }
+        }
+    }
+
+    fn data_plane(&self, mut t: Reader<'_>) -> Option<DataPlaneConfig> {
+        let object = t.required_string("object", "the path of the BPF object");
+        let pin_dir = t.string("pin_dir");
+        let slots = t
+            .integer("slots", 256..=(1 << 20))
+            .map_or(16_384, |s| s.value as u32);
+        if !slots.is_power_of_two() {
+            self.problems.add(
+                t.span(),
+                format!("slots = {slots} is no power of two"),
+                "give for example 16384",
+            );
+        }
+        let mode = t
+            .word(
+                "mode",
+                &[
+                    ("native", AttachMode::Native),
+                    ("generic", AttachMode::Generic),
+                    ("auto", AttachMode::Auto),
+                ],
+            )
+            .unwrap_or(AttachMode::Auto);
+        let cpus = t.integer("cpus", 1..=512).map(|c| c.value as u32);
+        if let (Some(object), Files::Check) = (&object, self.files) {
+            let remedy = "build it (cargo xtask build), or correct the path";
+            check::plain_file(
+                &self.problems,
+                &object.span,
+                &self.path(&object.value),
+                "BPF object",
+                remedy,
+            );
+        }
+        t.finish();
+        Some(DataPlaneConfig {
+            object: self.path(&object?.value),
+            pin_dir: pin_dir.map_or_else(|| PathBuf::from("/sys/fs/bpf/espalier"), |p| self.path(&p.value)),
+            slots,
+            mode,
+            cpus,
+        })
+    }
+
+    fn control(&self, mut t: Reader<'_>, name: &str) -> Option<ControlConfig> {
+        let socket = t
+            .string("socket")
+            .map_or_else(|| default_socket(name), |s| self.path(&s.value));
+        let metrics = t.parsed::<SocketAddr>("metrics", "address and port, for example \"127.0.0.1:9469\"");
+        t.finish();
+        Some(ControlConfig {
+            socket,
+            metrics: metrics.map(|m| m.value),
+        })
+    }
+
+    fn connections(&self, root: &mut Reader<'_>, addresses: Option<&AddressConfig>) -> Vec<ConnectionConfig> {
+        let tables = root.tables("connections", "connections");
+        if tables.len() > MAX_CONNECTIONS {
+            self.problems.add(
+                tables[MAX_CONNECTIONS].span(),
+                format!("more than {MAX_CONNECTIONS} connections"),
+                "use one connection with remote = \"any\" for peers that differ in nothing else",
+            );
+        }
+        let mut names = Vec::new();
+        let mut policies = Vec::new();
+        let mut out = Vec::new();
+        for table in tables {
+            if let Some(connection) = self.connection(table, addresses, &mut names, &mut policies) {
+                out.push(connection);
+            }
+        }
+        check::unique(&self.problems, "connection name", &names);
+        check::policies(&self.problems, &policies);
+        out
+    }
+
+    fn connection(
+        &self,
+        mut t: Reader<'_>,
+        addresses: Option<&AddressConfig>,
+        names: &mut Vec<At<String>>,
+        policies: &mut Vec<Policy>,
+    ) -> Option<ConnectionConfig> {
+        let name = t.required_string("name", "a name");
+        names.extend(name.clone());
+        let local = t.parsed::<IpAddr>("local", "one of the outside cluster addresses");
+        if let (Some(local), Some(addresses)) = (&local, addresses)
+            && !addresses.outside.iter().any(|a| IpAddr::V4(*a) == local.value)
+        {
+            self.problems.add(
+                local.span.clone(),
+                format!("{} is no outside cluster address", local.value),
+                "use one of [addresses] outside, or add it there",
+            );
+        }
+        let remote = match t.required_string("remote", "the peer's address, or remote = \"any\"") {
+            Some(text) if text.value == "any" => Some(None),
+            Some(text) => match text.value.parse::<IpAddr>() {
+                Ok(address) if address.is_ipv4() => Some(Some(address)),
+                _ => {
+                    self.problems.add(
+                        text.span,
+                        format!("remote '{}' is no IPv4 address", text.value),
+                        "give an address or \"any\"",
+                    );
+                    None
+                }
+            },
+            None => None,
+        };
+        let local_id = t.required_string("local_id", "our identity");
+        let remote_id = t.required_string("remote_id", "the peer's identity");
+        let psk_file = t.required_string("psk_file", "the path of a file with the pre-shared key");
+        if let (Some(psk), Files::Check) = (&psk_file, self.files) {
+            check::secret_file(
+                &self.problems,
+                &psk.span,
+                &self.path(&psk.value),
+                "pre-shared key file",
+            );
+        }
+        let ike = self.proposals(&mut t, "ike", proposal::parse_ike, proposal::IKE_SHAPE);
+        let start = t
+            .word(
+                "start",
+                &[("initiate", Start::Initiate), ("passive", Start::Passive)],
+            )
+            .unwrap_or(Start::Passive);
+        if start == Start::Initiate && remote == Some(None) {
+            self.problems.add(
+                t.span(),
+                "start = \"initiate\" needs an address to initiate to, and remote is \"any\"",
+                "give the peer's address, or start = \"passive\"",
+            );
+        }
+        let dpd_delay = t.duration("dpd_delay", MS(100)..DAY);
+        let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
+        let tables = t.tables("children", "connections.children");
+        if tables.is_empty() {
+            t.missing("children", "at least one [[connections.children]]");
+        }
+        let mut child_names = Vec::new();
+        let mut children = Vec::new();
+        for table in tables {
+            let full = name.as_ref().map_or("?", |n| &n.value).to_owned();
+            children.extend(self.child(table, &full, &mut child_names, policies));
+        }
+        check::unique(&self.problems, "child name", &child_names);
+        t.finish();
+        Some(ConnectionConfig {
+            name: name?.value,
+            local: local
+                .map(|l| l.value)
+                .or_else(|| addresses?.outside.first().map(|a| IpAddr::V4(*a)))?,
+            remote: remote?,
+            local_id: local_id?.value,
+            remote_id: remote_id?.value,
+            psk_file: self.path(&psk_file?.value),
+            ike: default_if_empty::<IkeProposal>(ike, "aes256gcm16-prfsha256-x25519", proposal::parse_ike),
+            start,
+            dpd_delay,
+            rekey_time,
+            children,
+        })
+    }
+
+    fn child(
+        &self,
+        mut t: Reader<'_>,
+        connection: &str,
+        names: &mut Vec<At<String>>,
+        policies: &mut Vec<Policy>,
+    ) -> Option<ChildConfig> {
+        let name = t.required_string("name", "a name");
+        names.extend(name.clone());
+        let local_ts = self.selectors(&mut t, "local_ts");
+        let remote_ts = self.selectors(&mut t, "remote_ts");
+        let esp = self.proposals(&mut t, "esp", proposal::parse_esp, proposal::ESP_SHAPE);
+        let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
+        if let Some(name) = &name {
+            policies.push(Policy {
+                name: format!("{connection}/{}", name.value),
+                span: name.span.clone(),
+                local: local_ts.clone(),
+                remote: remote_ts.clone(),
+            });
+        }
+        t.finish();
+        Some(ChildConfig {
+            name: name?.value,
+            local_ts,
+            remote_ts,
+            esp: default_if_empty::<EspProposal>(esp, "chacha20poly1305", proposal::parse_esp),
+            rekey_time,
+        })
+    }
+
+    fn selectors(&self, t: &mut Reader<'_>, key: &'static str) -> Vec<model::TrafficSelector> {
+        let Some(list) = t.strings(key) else {
+            if !t.has(key) {
+                t.missing(key, "a list of networks, for example [\"10.2.0.0/16\"]");
+            }
+            return Vec::new();
+        };
+        if list.value.is_empty() || list.value.len() > maps_schema::sad::SELECTORS_PER_SA {
+            self.problems.add(
+                list.span,
+                format!("'{key}' has {} selectors", list.value.len()),
+                format!("give 1 to {}", maps_schema::sad::SELECTORS_PER_SA),
+            );
+        }
+        let mut out = Vec::new();
+        for text in list.value {
+            match selector::parse(&text.value) {
+                Ok(selector) => out.push(selector),
+                Err(why) => self.problems.add(
+                    text.span,
+                    format!("'{}' is no traffic selector: {why}", text.value),
+                    "write \"10.2.0.0/16\", \"10.2.0.0/16[tcp/443]\" or \"10.2.0.5[udp]\"",
+                ),
+            }
+        }
+        out
+    }
+
+    fn proposals<T>(
+        &self,
+        t: &mut Reader<'_>,
+        key: &'static str,
+        parse: fn(&str) -> Option<T>,
+        shape: &str,
+    ) -> Vec<T> {
+        let Some(list) = t.strings(key) else {
+            return Vec::new();
+        };
+        if list.value.is_empty() {
+            self.problems.add(
+                list.span,
+                format!("'{key}' is empty"),
+                "leave it out for the default, or name a proposal",
+            );
+        }
+        let mut out = Vec::new();
+        for text in list.value {
+            match parse(&text.value) {
+                Some(proposal) => out.push(proposal),
+                None => self.problems.add(
+                    text.span,
+                    format!("'{}' is no {key} proposal that this version carries", text.value),
+                    format!("give {shape}"),
+                ),
+            }
+        }
+        out
+    }
+}
+
+fn default_socket(name: &str) -> PathBuf {
+    PathBuf::from(format!("/run/espalier/{name}.sock"))
+}
+
+fn default_if_empty<T>(given: Vec<T>, default: &str, parse: fn(&str) -> Option<T>) -> Vec<T> {
+    if given.is_empty() {
+        parse(default).into_iter().collect()
+    } else {
+        given
+    }
+}

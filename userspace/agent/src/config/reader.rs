@@ -1,0 +1,318 @@
+//! Reads a TOML table key by key, and keeps every problem with its place instead of stopping at the first.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
+use std::str::FromStr;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// One thing that is wrong with a configuration file: where, what, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Line, counted from 1.
+    pub line: usize,
+    /// Column, counted from 1.
+    pub column: usize,
+    /// What is wrong.
+    pub cause: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{}: {}; {}",
+            self.line, self.column, self.cause, self.remedy
+        )
+    }
+}
+
+/// Collects problems; shared by all readers of one file.
+#[derive(Clone)]
+pub(super) struct Problems {
+    line_starts: Rc<[usize]>,
+    found: Rc<RefCell<Vec<Problem>>>,
+}
+
+impl Problems {
+    pub fn new(source: &str) -> Self {
+        let starts = std::iter::once(0)
+            .chain(source.match_indices('\n').map(|(at, _)| at + 1))
+            .collect::<Vec<_>>();
+        Self {
+            line_starts: starts.into(),
+            found: Rc::default(),
+        }
+    }
+
+    pub fn add(&self, span: Range<usize>, cause: impl Into<String>, remedy: impl Into<String>) {
+        let line = self
+            .line_starts
+            .partition_point(|&start| start <= span.start)
+            .max(1);
+        let column = span.start - self.line_starts[line - 1] + 1;
+        self.found.borrow_mut().push(Problem {
+            line,
+            column,
+            cause: cause.into(),
+            remedy: remedy.into(),
+        });
+    }
+
+    /// All problems by place.
+    pub fn take(&self) -> Vec<Problem> {
+        let mut found = self.found.take();
+        found.sort_by_key(|p| (p.line, p.column));
+        found.dedup();
+        found
+    }
+}
+
+/// A value with the place where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct At<T> {
+    pub value: T,
+    pub span: Range<usize>,
+}
+
+/// A table being read. Keys that nobody asked for are reported by [`Reader::finish`].
+pub(super) struct Reader<'a> {
+    table: &'a DeTable<'a>,
+    name: &'static str,
+    span: Range<usize>,
+    asked: Vec<&'static str>,
+    problems: Problems,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(table: &'a DeTable<'a>, name: &'static str, span: Range<usize>, problems: &Problems) -> Self {
+        Self {
+            table,
+            name,
+            span,
+            asked: Vec::new(),
+            problems: problems.clone(),
+        }
+    }
+
+    pub fn span(&self) -> Range<usize> {
+        self.span.clone()
+    }
+
+    fn get(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.asked.push(key);
+        self.table
+            .iter()
+            .find(|(k, _)| k.get_ref().as_ref() == key)
+            .map(|(_, v)| v)
+    }
+
+    fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, want: &str) {
+        self.problems.add(
+            value.span(),
+            format!("'{key}' in [{}] is a {}", self.name, value.get_ref().type_str()),
+            format!("give {want}"),
+        );
+    }
+
+    /// Reports that `key` is missing.
+    pub fn missing(&self, key: &str, hint: &str) {
+        self.problems.add(
+            self.span(),
+            format!("[{}] has no '{key}'", self.name),
+            format!("add {hint}"),
+        );
+    }
+
+    pub fn string(&mut self, key: &'static str) -> Option<At<String>> {
+        let value = self.get(key)?;
+        match value.get_ref().as_str() {
+            Some(text) => Some(At {
+                value: text.to_owned(),
+                span: value.span(),
+            }),
+            None => {
+                self.wrong_type(key, value, "a string in quotes");
+                None
+            }
+        }
+    }
+
+    pub fn required_string(&mut self, key: &'static str, hint: &str) -> Option<At<String>> {
+        let present = self.has(key);
+        let found = self.string(key);
+        if !present {
+            self.missing(key, hint);
+        }
+        found
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.table.iter().any(|(k, _)| k.get_ref().as_ref() == key)
+    }
+
+    /// A string that `T` can be made of.
+    pub fn parsed<T: FromStr>(&mut self, key: &'static str, want: &str) -> Option<At<T>> {
+        let text = self.string(key)?;
+        match text.value.parse() {
+            Ok(value) => Some(At {
+                value,
+                span: text.span,
+            }),
+            Err(_) => {
+                self.problems.add(
+                    text.span,
+                    format!("'{key}' in [{}] is '{}'", self.name, text.value),
+                    format!("give {want}"),
+                );
+                None
+            }
+        }
+    }
+
+    /// One of a few words.
+    pub fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
+        let text = self.string(key)?;
+        let found = words
+            .iter()
+            .find(|(word, _)| *word == text.value)
+            .map(|(_, value)| *value);
+        if found.is_none() {
+            let choice = words
+                .iter()
+                .map(|(word, _)| format!("\"{word}\""))
+                .collect::<Vec<_>>()
+                .join(" or ");
+            self.problems.add(
+                text.span,
+                format!("'{key}' in [{}] is '{}'", self.name, text.value),
+                format!("give {choice}"),
+            );
+        }
+        found
+    }
+
+    pub fn duration(&mut self, key: &'static str, range: Range<Duration>) -> Option<Duration> {
+        let text = self.string(key)?;
+        match humantime::parse_duration(&text.value) {
+            Ok(duration) if range.contains(&duration) => Some(duration),
+            Ok(_) => {
+                self.problems.add(
+                    text.span,
+                    format!("'{key}' in [{}] is '{}'", self.name, text.value),
+                    format!(
+                        "give at least {} and less than {}",
+                        humantime::format_duration(range.start),
+                        humantime::format_duration(range.end)
+                    ),
+                );
+                None
+            }
+            Err(error) => {
+                self.problems.add(
+                    text.span,
+                    format!("'{key}' in [{}] is no duration ({error})", self.name),
+                    "write for example \"20ms\", \"30s\" or \"1h\"",
+                );
+                None
+            }
+        }
+    }
+
+    pub fn integer(&mut self, key: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<At<u64>> {
+        let value = self.get(key)?;
+        let want = format!("a number from {} to {}", range.start(), range.end());
+        let Some(number) = value.get_ref().as_integer() else {
+            self.wrong_type(key, value, &want);
+            return None;
+        };
+        match u64::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) if range.contains(&number) => Some(At {
+                value: number,
+                span: value.span(),
+            }),
+            _ => {
+                self.problems.add(
+                    value.span(),
+                    format!("'{key}' in [{}] is {}", self.name, number.as_str()),
+                    format!("give {want}"),
+                );
+                None
+            }
+        }
+    }
+
+    /// A list of strings.
+    pub fn strings(&mut self, key: &'static str) -> Option<At<Vec<At<String>>>> {
+        let value = self.get(key)?;
+        let Some(list) = value.get_ref().as_array() else {
+            self.wrong_type(key, value, "a list of strings");
+            return None;
+        };
+        let mut out = Vec::new();
+        for item in list.iter() {
+            match item.get_ref().as_str() {
+                Some(text) => out.push(At {
+                    value: text.to_owned(),
+                    span: item.span(),
+                }),
+                None => self.wrong_type(key, item, "strings in quotes"),
+            }
+        }
+        Some(At {
+            value: out,
+            span: value.span(),
+        })
+    }
+
+    pub fn table(&mut self, key: &'static str, name: &'static str) -> Option<Reader<'a>> {
+        let value = self.get(key)?;
+        match value.get_ref().as_table() {
+            Some(table) => Some(Reader::new(table, name, value.span(), &self.problems)),
+            None => {
+                self.wrong_type(key, value, &format!("a table: [{name}]"));
+                None
+            }
+        }
+    }
+
+    pub fn tables(&mut self, key: &'static str, name: &'static str) -> Vec<Reader<'a>> {
+        let Some(value) = self.get(key) else {
+            return Vec::new();
+        };
+        let Some(list) = value.get_ref().as_array() else {
+            self.wrong_type(key, value, &format!("tables: [[{name}]]"));
+            return Vec::new();
+        };
+        let mut out = Vec::new();
+        for item in list.iter() {
+            match item.get_ref().as_table() {
+                Some(table) => out.push(Reader::new(table, name, item.span(), &self.problems)),
+                None => self.wrong_type(key, item, &format!("a table: [[{name}]]")),
+            }
+        }
+        out
+    }
+
+    /// Reports the keys that nobody asked for.
+    pub fn finish(self) {
+        for key in self.table.keys() {
+            if self.asked.contains(&key.get_ref().as_ref()) {
+                continue;
+            }
+            let mut known = self.asked.clone();
+            known.sort_unstable();
+            self.problems.add(
+                key.span(),
+                format!("[{}] has an unknown key '{}'", self.name, key.get_ref()),
+                format!("remove it, or use one of: {}", known.join(", ")),
+            );
+        }
+    }
+}

@@ -1,0 +1,172 @@
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../../docs/examples/espalier.toml");
+
+fn problems(source: &str) -> Vec<String> {
+    match Config::read_without_files(source, Path::new("/etc/espalier")) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The example with one piece of text replaced; the piece must be there.
+fn with(from: &str, to: &str) -> String {
+    assert!(EXAMPLE.contains(from), "the example has no {from:?}");
+    EXAMPLE.replacen(from, to, 1)
+}
+
+fn line_of(source: &str, text: &str) -> usize {
+    source
+        .lines()
+        .position(|l| l.contains(text))
+        .expect("the text is there")
+        + 1
+}
+
+#[test]
+fn the_example_in_the_docs_is_a_configuration() {
+    let config = Config::read_without_files(EXAMPLE, Path::new("/etc/espalier")).unwrap_or_else(|p| {
+        panic!(
+            "{}",
+            p.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        )
+    });
+    assert_eq!(config.me().id, MemberId(1));
+    assert_eq!(config.others().count(), 1);
+    assert_eq!(config.cluster.heartbeat, Duration::from_millis(20));
+    assert!(config.connections[0].psk_file.starts_with("/etc/espalier"));
+    assert_eq!(config.connection_index(&config.connections[0].name), 1);
+    assert_eq!(config.connection_index("nobody"), 0);
+}
+
+#[test]
+fn an_unknown_key_is_reported_with_line_and_column() {
+    let source = with("member = 1", "member = 1\n  hartbeat = \"20ms\"");
+    let found = problems(&source);
+    assert_eq!(found.len(), 1, "{found:?}");
+    let line = line_of(&source, "hartbeat");
+    assert!(
+        found[0].starts_with(&format!("{line}:3: [cluster] has an unknown key 'hartbeat'")),
+        "{}",
+        found[0]
+    );
+    assert!(
+        found[0].contains("heartbeat"),
+        "the remedy names the key that was meant: {}",
+        found[0]
+    );
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let source =
+        with("member = 1", "member = 7\nunknown = 1").replace("aes256gcm16-prfsha256-x25519", "3des-sha1");
+    let found = problems(&source);
+    assert!(
+        found.iter().any(|p| p.contains("member 7 is not among")),
+        "{found:?}"
+    );
+    assert!(
+        found.iter().any(|p| p.contains("unknown key 'unknown'")),
+        "{found:?}"
+    );
+    assert!(
+        found.iter().any(|p| p.contains("'3des-sha1' is no ike proposal")),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn each_mistake_has_its_own_words() {
+    let cases = [
+        ("id = 2", "id = 1", "member id 1 is used twice"),
+        (
+            "outside = [\"192.0.2.1\"]",
+            "outside = [\"192.0.2.1\", \"192.0.2.1\"]",
+            "cluster address 192.0.2.1 is used twice",
+        ),
+        (
+            "local = \"192.0.2.1\"",
+            "local = \"192.0.2.9\"",
+            "192.0.2.9 is no outside cluster address",
+        ),
+        ("\"10.2.0.0/16\"", "\"10.2.0.1/16\"", "has host bits"),
+        (
+            "heartbeat = \"20ms\"",
+            "heartbeat = \"80ms\"",
+            "less than two heartbeats",
+        ),
+        ("heartbeat = \"20ms\"", "heartbeat = \"soon\"", "is no duration"),
+        ("heartbeat = \"20ms\"", "heartbeat = 20", "is a integer"),
+        (
+            "solo = \"continue\"",
+            "solo = \"maybe\"",
+            "give \"continue\" or \"stop\"",
+        ),
+        ("slots = 16384", "slots = 16000", "no power of two"),
+        ("[interfaces]", "[interfaces", "this is no TOML"),
+        (
+            "inside = [\"10.2.0.1\"]",
+            "inside = [\"10.9.0.1\"]",
+            "is a cluster address, which moves",
+        ),
+    ];
+    for (from, to, want) in cases {
+        let found = problems(&with(from, to));
+        assert!(
+            found.iter().any(|p| p.contains(want)),
+            "{to}: wanted {want:?} in {found:?}"
+        );
+    }
+}
+
+#[test]
+fn overlapping_policies_are_refused_and_disjoint_ones_are_not() {
+    let child = |name: &str, remote: &str| {
+        format!(
+            "{EXAMPLE}\n[[connections.children]]\nname = \"{name}\"\nlocal_ts = [\"10.2.0.0/16\"]\nremote_ts = [\"{remote}\"]\n"
+        )
+    };
+    assert_eq!(problems(&child("more", "10.77.0.0/16")), Vec::<String>::new());
+    let found = problems(&child("more", "10.1.0.0/24"));
+    assert!(found.len() == 1 && found[0].contains("overlap"), "{found:?}");
+}
+
+#[test]
+fn secret_files_must_exist_and_be_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = std::env::temp_dir().join(format!("esp-config-{}", std::process::id()));
+    std::fs::create_dir_all(dir.join("pki")).unwrap();
+    let source = EXAMPLE.replace(
+        "pki = \"pki\"",
+        &format!("pki = \"{}\"", dir.join("pki").display()),
+    );
+    let read = || match Config::read(&source, &dir) {
+        Ok(_) => Vec::new(),
+        Err(p) => p.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    };
+    let found = read();
+    assert!(
+        found
+            .iter()
+            .any(|p| p.contains("pre-shared key file") && p.contains("cannot be read")),
+        "{found:?}"
+    );
+    let psk = dir.join("site-a.psk");
+    std::fs::write(&psk, "secret").unwrap();
+    std::fs::set_permissions(&psk, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let found = read();
+    assert!(
+        found
+            .iter()
+            .any(|p| p.contains("mode 0644") && p.contains("chmod 0600")),
+        "{found:?}"
+    );
+    std::fs::set_permissions(&psk, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let found = read();
+    assert!(
+        !found.iter().any(|p| p.contains("pre-shared key file")),
+        "{found:?}"
+    );
+    std::fs::remove_dir_all(&dir).unwrap();
+}
