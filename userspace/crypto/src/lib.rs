@@ -1,1 +1,27 @@
 //! Algorithms and secrets for IKE and the slow path.
+//!
+//! One file per role. The production backend is aws-lc-rs, except for group 31 (x25519-dalek). Nothing here draws
+//! randomness: the caller passes octets or a source of them. No type that holds a secret has `Debug` or `PartialEq`.
+
+pub mod auth;
+pub mod dh;
+pub mod error;
+pub mod esp;
+pub mod hash;
+pub mod keys;
+pub mod prf;
+pub mod secret;
+pub mod sk;
+
+pub use auth::{AuthInput, psk_auth, verify_psk_auth};
+pub use dh::{DhGroup, DhPrivate};
+pub use error::CryptoError;
+pub use esp::{EspKey, EspOpened, esp_open, esp_seal};
+pub use hash::{ct_eq, hmac_sha256, nat_detection_hash, sha256};
+pub use keys::{ChildKeys, IkeKeys, KeyInputs, child_keymat};
+pub use prf::Prf;
+pub use secret::Secret;
+pub use sk::{IkeCipher, Integrity, SkKey};
+
+/// A source of random octets, passed in by the caller.
+pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]);

@@ -1,0 +1,33 @@
+//! The AUTH payload with a pre-shared key (RFC 7296 2.15).
+
+use crate::{Prf, ct_eq};
+use model::SecretBytes;
+
+const KEY_PAD: &[u8] = b"Key Pad for IKEv2";
+
+/// What one side signs: its first message, the other side's nonce, and its own identity under SK_p.
+#[derive(Clone, Copy)]
+pub struct AuthInput<'a> {
+    /// The signer's IKE_SA_INIT message, from the IKE header on (for the initiator the one that was answered, with its cookie).
+    pub message: &'a [u8],
+    /// Data of the *other* side's nonce.
+    pub nonce: &'a [u8],
+    /// SK_pi for the original initiator's AUTH, SK_pr for the responder's.
+    pub sk_p: &'a SecretBytes,
+    /// Body of the signer's ID payload as sent: type, reserved octets, data.
+    pub id_body: &'a [u8],
+}
+
+/// AUTH = prf(prf(shared secret, "Key Pad for IKEv2"), message | nonce | prf(SK_p, ID body)).
+pub fn psk_auth(prf: Prf, psk: &SecretBytes, input: AuthInput<'_>) -> Vec<u8> {
+    let maced_id = prf.compute(input.sk_p.expose(), &[input.id_body]);
+    let key = prf.compute(psk.expose(), &[KEY_PAD]);
+    prf.compute(key.expose(), &[input.message, input.nonce, maced_id.expose()])
+        .expose()
+        .to_vec()
+}
+
+/// Whether the data of the peer's AUTH payload is right; compares in constant time.
+pub fn verify_psk_auth(prf: Prf, psk: &SecretBytes, input: AuthInput<'_>, auth: &[u8]) -> bool {
+    ct_eq(&psk_auth(prf, psk, input), auth)
+}

@@ -1,0 +1,165 @@
+//! Key derivation of IKE SAs and Child SAs (RFC 7296 2.14, 2.17, 2.18).
+
+use crate::{CryptoError, IkeCipher, Prf, SkKey};
+use model::{EspSuite, IkeSpi, SecretBytes};
+use serde::{Deserialize, Serialize};
+
+/// Octets of the salt behind an ESP cipher key.
+const ESP_SALT_LEN: usize = 4;
+
+/// The seven keys of an IKE SA. Serialisable for the journal; no `Debug`.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct IkeKeys {
+    /// The PRF they were made with.
+    pub prf: Prf,
+    /// The cipher they are for.
+    pub cipher: IkeCipher,
+    /// Derives the keys of Child SAs and of the next IKE SA.
+    pub sk_d: SecretBytes,
+    /// Integrity, original initiator's messages; empty for AEAD.
+    pub sk_ai: SecretBytes,
+    /// Integrity, original responder's messages; empty for AEAD.
+    pub sk_ar: SecretBytes,
+    /// Encryption (with salt for AEAD), original initiator's messages.
+    pub sk_ei: SecretBytes,
+    /// Encryption (with salt for AEAD), original responder's messages.
+    pub sk_er: SecretBytes,
+    /// For the original initiator's AUTH payload.
+    pub sk_pi: SecretBytes,
+    /// For the original responder's AUTH payload.
+    pub sk_pr: SecretBytes,
+}
+
+/// Nonces and SPIs of the exchange that makes an IKE SA; initiator and responder of *that* exchange.
+#[derive(Clone, Copy)]
+pub struct KeyInputs<'a> {
+    /// Data of the initiator's nonce.
+    pub nonce_i: &'a [u8],
+    /// Data of the responder's nonce.
+    pub nonce_r: &'a [u8],
+    /// The initiator's SPI of the new IKE SA.
+    pub spi_i: IkeSpi,
+    /// The responder's SPI of the new IKE SA.
+    pub spi_r: IkeSpi,
+}
+
+impl IkeKeys {
+    /// Keys from IKE_SA_INIT: SKEYSEED = prf(Ni | Nr, g^ir).
+    ///
+    /// # Errors
+    /// Never with the algorithms offered here; [`CryptoError::PrfPlusLength`] is passed on.
+    pub fn derive(
+        prf: Prf,
+        cipher: IkeCipher,
+        inputs: KeyInputs<'_>,
+        g_ir: &SecretBytes,
+    ) -> Result<Self, CryptoError> {
+        let key = SecretBytes::new([inputs.nonce_i, inputs.nonce_r].concat());
+        let skeyseed = prf.compute(key.expose(), &[g_ir.expose()]);
+        Self::expand(prf, cipher, inputs, &skeyseed)
+    }
+
+    /// Keys of the successor of this IKE SA: SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr), with the *old* SA's PRF; expanded
+    /// with the new one (RFC 7296 2.18).
+    ///
+    /// # Errors
+    /// As [`IkeKeys::derive`].
+    pub fn rekey(
+        &self,
+        prf: Prf,
+        cipher: IkeCipher,
+        inputs: KeyInputs<'_>,
+        g_ir: &SecretBytes,
+    ) -> Result<Self, CryptoError> {
+        let skeyseed = self.prf.compute(
+            self.sk_d.expose(),
+            &[g_ir.expose(), inputs.nonce_i, inputs.nonce_r],
+        );
+        Self::expand(prf, cipher, inputs, &skeyseed)
+    }
+
+    // {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+ (SKEYSEED, Ni | Nr | SPIi | SPIr)
+    fn expand(
+        prf: Prf,
+        cipher: IkeCipher,
+        inputs: KeyInputs<'_>,
+        skeyseed: &SecretBytes,
+    ) -> Result<Self, CryptoError> {
+        let (p, a, e) = (
+            prf.output_len(),
+            cipher.integrity_key_len(),
+            cipher.encryption_key_len(),
+        );
+        let (spi_i, spi_r) = (inputs.spi_i.0.to_be_bytes(), inputs.spi_r.0.to_be_bytes());
+        let seed = [inputs.nonce_i, inputs.nonce_r, &spi_i, &spi_r];
+        let material = prf.plus(skeyseed.expose(), &seed, 3 * p + 2 * a + 2 * e)?;
+        let mut rest = material.expose();
+        let mut take = |len: usize| {
+            let (head, tail) = rest.split_at(len);
+            rest = tail;
+            SecretBytes::new(head.to_vec())
+        };
+        Ok(Self {
+            prf,
+            cipher,
+            sk_d: take(p),
+            sk_ai: take(a),
+            sk_ar: take(a),
+            sk_ei: take(e),
+            sk_er: take(e),
+            sk_pi: take(p),
+            sk_pr: take(p),
+        })
+    }
+
+    /// Ready keys for messages of the original initiator.
+    ///
+    /// # Errors
+    /// [`CryptoError::Length`] if the record was corrupt.
+    pub fn initiator_key(&self) -> Result<SkKey, CryptoError> {
+        SkKey::new(self.cipher, self.sk_ei.expose(), self.sk_ai.expose())
+    }
+
+    /// Ready keys for messages of the original responder.
+    ///
+    /// # Errors
+    /// [`CryptoError::Length`] if the record was corrupt.
+    pub fn responder_key(&self) -> Result<SkKey, CryptoError> {
+        SkKey::new(self.cipher, self.sk_er.expose(), self.sk_ar.expose())
+    }
+}
+
+/// Keys of a Child SA pair, each cipher key and 4-octet salt.
+#[derive(Clone)]
+pub struct ChildKeys {
+    /// From the exchange's initiator to its responder.
+    pub initiator: SecretBytes,
+    /// From the exchange's responder to its initiator.
+    pub responder: SecretBytes,
+}
+
+/// KEYMAT = prf+(SK_d, [g^ir |] Ni | Nr) (RFC 7296 2.17). Nonces of the exchange that makes the Child SA; `g_ir` of its own KE
+/// payloads, if it had any.
+///
+/// # Errors
+/// Never with the suites offered here; [`CryptoError::PrfPlusLength`] is passed on.
+pub fn child_keymat(
+    prf: Prf,
+    sk_d: &SecretBytes,
+    g_ir: Option<&SecretBytes>,
+    nonce_i: &[u8],
+    nonce_r: &[u8],
+    suite: EspSuite,
+) -> Result<ChildKeys, CryptoError> {
+    let len = suite.key_len() + ESP_SALT_LEN;
+    let material = match g_ir {
+        Some(g_ir) => prf.plus(sk_d.expose(), &[g_ir.expose(), nonce_i, nonce_r], 2 * len)?,
+        None => prf.plus(sk_d.expose(), &[nonce_i, nonce_r], 2 * len)?,
+    };
+    // All keys for SAs from the initiator to the responder are taken first.
+    let (initiator, responder) = material.expose().split_at(len);
+    Ok(ChildKeys {
+        initiator: SecretBytes::new(initiator.to_vec()),
+        responder: SecretBytes::new(responder.to_vec()),
+    })
+}
