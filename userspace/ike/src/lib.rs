@@ -1,1 +1,18 @@
 //! Sans-IO IKEv2 engine (RFC 7296).
+//!
+//! Bytes, time and commands go in; commits (changes and the messages that depend on them), retransmissions and events
+//! come out. The engine knows no sockets, no clock, no cluster: a commit is an output that the agent confirms to
+//! whom it likes before it releases the messages.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod event;
+pub mod io;
+pub mod proposal;
+pub mod status;
+
+pub use config::{ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, Retransmit};
+pub use event::{Event, EventKind};
+pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
+pub use proposal::{Proposal, ProposalError};
+pub use status::{ChildSaStatus, ConnectionPhase, IkeSaStatus, MessageIdWindows};

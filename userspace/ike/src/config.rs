@@ -1,0 +1,265 @@
+//! What the engine is configured with: plain data, built by the agent from its file.
+
+use crate::proposal::Proposal;
+use model::{SecretBytes, TrafficSelector};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Everything the engine needs to know beforehand. No `Debug`: it holds secrets.
+#[derive(Clone)]
+pub struct EngineConfig {
+    /// Connections, in order of precedence where several match a peer.
+    pub connections: Vec<Connection>,
+    /// Cookies and limits for peers that are not authenticated yet.
+    pub endpoint: EndpointConfig,
+}
+
+/// Protection against floods of first messages (RFC 7296 2.6).
+#[derive(Clone)]
+pub struct EndpointConfig {
+    /// Secret for cookies; the same on all members. 32 octets are right.
+    pub cookie_secret: SecretBytes,
+    /// With this many half-open IKE SAs, first messages need a cookie. 0: always.
+    pub cookie_threshold: usize,
+    /// With this many half-open IKE SAs, further first messages are dropped.
+    pub half_open_max: usize,
+    /// A half-open IKE SA is forgotten after this time.
+    pub half_open_timeout: Duration,
+}
+
+impl EndpointConfig {
+    /// Sane limits with this cookie secret.
+    pub fn new(cookie_secret: SecretBytes) -> Self {
+        Self {
+            cookie_secret,
+            cookie_threshold: 64,
+            half_open_max: 4096,
+            half_open_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A peer and what to do with it. No `Debug`: it holds the pre-shared key.
+#[derive(Clone)]
+pub struct Connection {
+    /// Name, unique among the connections.
+    pub name: String,
+    /// Our address.
+    pub local: IpAddr,
+    /// The peer's addresses; empty: any (then it cannot be initiated). The first one is initiated to.
+    pub remotes: Vec<IpAddr>,
+    /// Our identity.
+    pub local_id: Identity,
+    /// The peer's identity; `None`: any.
+    pub remote_id: Option<Identity>,
+    /// Pre-shared key.
+    pub psk: SecretBytes,
+    /// Whether the agent is to initiate it (the engine itself never does unasked).
+    pub start: bool,
+    /// Proposals for the IKE SA, preferred first.
+    pub ike_proposals: Vec<Proposal>,
+    /// Child SAs.
+    pub children: Vec<ChildConfig>,
+    /// Liveness check after this time without an authentic message from the peer; `None`: never.
+    pub dpd_delay: Option<Duration>,
+    /// Retransmission of requests.
+    pub retransmit: Retransmit,
+    /// The IKE SA is rekeyed after this time; `None`: only by the peer.
+    pub ike_rekey_time: Option<Duration>,
+    /// A Child SA is rekeyed after this time; `None`: only by the peer or on command.
+    pub child_rekey_time: Option<Duration>,
+    /// Rekeys happen up to this much earlier, at random.
+    pub rekey_jitter: Duration,
+    /// UDP encapsulation even without a NAT.
+    pub force_encap: bool,
+    /// NAT keepalive interval while we are behind a NAT.
+    pub keepalive: Duration,
+    /// UDP port on which the peer expects first messages; 500 unless there is a reason.
+    pub remote_port: u16,
+}
+
+impl Connection {
+    /// A passive connection with default algorithms and times, without children.
+    pub fn new(name: &str, local: IpAddr, local_id: Identity, psk: SecretBytes) -> Self {
+        Self {
+            name: name.to_owned(),
+            local,
+            remotes: Vec::new(),
+            local_id,
+            remote_id: None,
+            psk,
+            start: false,
+            ike_proposals: crate::proposal::default_ike(),
+            children: Vec::new(),
+            dpd_delay: Some(Duration::from_secs(30)),
+            retransmit: Retransmit::default(),
+            ike_rekey_time: Some(Duration::from_secs(4 * 3600)),
+            child_rekey_time: Some(Duration::from_secs(3600)),
+            rekey_jitter: Duration::from_secs(60),
+            force_encap: false,
+            keepalive: Duration::from_secs(20),
+            remote_port: 500,
+        }
+    }
+
+    pub(crate) fn child(&self, name: &str) -> Option<&ChildConfig> {
+        self.children.iter().find(|child| child.name == name)
+    }
+}
+
+/// A Child SA of a connection.
+#[derive(Clone, Debug)]
+pub struct ChildConfig {
+    /// Name, unique within the connection.
+    pub name: String,
+    /// Our side's selectors.
+    pub local_ts: Vec<TrafficSelector>,
+    /// The peer's side's selectors.
+    pub remote_ts: Vec<TrafficSelector>,
+    /// Proposals, preferred first. ESN and perfect forward secrecy are part of them (`-esn`, `-x25519`).
+    pub esp_proposals: Vec<Proposal>,
+    /// Whether it is brought up together with the connection when we initiate.
+    pub start: bool,
+}
+
+impl ChildConfig {
+    /// A child with default algorithms that is brought up with its connection.
+    pub fn new(name: &str, local_ts: Vec<TrafficSelector>, remote_ts: Vec<TrafficSelector>) -> Self {
+        Self {
+            name: name.to_owned(),
+            local_ts,
+            remote_ts,
+            esp_proposals: crate::proposal::default_esp(),
+            start: true,
+        }
+    }
+}
+
+/// Retransmission of a request: after `initial`, then after `factor_percent` % of the time before, `tries` times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retransmit {
+    /// Time until the first retransmission.
+    pub initial: Duration,
+    /// Growth per retransmission, per cent.
+    pub factor_percent: u32,
+    /// Retransmissions before the peer is given up.
+    pub tries: u32,
+}
+
+impl Default for Retransmit {
+    /// 1 s, 1.8 s, 3.2 s ... given up after about 41 s.
+    fn default() -> Self {
+        Self { initial: Duration::from_secs(1), factor_percent: 180, tries: 5 }
+    }
+}
+
+impl Retransmit {
+    /// Time to wait after transmission number `sent` (0 is the first).
+    pub fn wait(&self, sent: u32) -> Duration {
+        let mut wait = self.initial;
+        for _ in 0..sent.min(16) {
+            wait = wait.saturating_mul(self.factor_percent.max(100)) / 100;
+        }
+        wait.min(Duration::from_secs(300))
+    }
+}
+
+/// An identity (RFC 7296 3.5).
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Identity {
+    /// ID_IPV4_ADDR or ID_IPV6_ADDR.
+    Address(IpAddr),
+    /// ID_FQDN.
+    Fqdn(String),
+    /// ID_RFC822_ADDR.
+    Email(String),
+    /// ID_KEY_ID.
+    KeyId(Vec<u8>),
+    /// Any other kind, as it came: type and octets.
+    Other(u8, Vec<u8>),
+}
+
+impl Identity {
+    /// As written in configurations: an address, `user@domain`, `keyid:text`, `@name` or `name`.
+    pub fn parse(text: &str) -> Self {
+        if let Ok(address) = text.parse() {
+            return Self::Address(address);
+        }
+        if let Some(key_id) = text.strip_prefix("keyid:") {
+            return Self::KeyId(key_id.as_bytes().to_vec());
+        }
+        if let Some(name) = text.strip_prefix('@') {
+            return Self::Fqdn(name.to_owned());
+        }
+        if text.contains('@') { Self::Email(text.to_owned()) } else { Self::Fqdn(text.to_owned()) }
+    }
+
+    /// ID type and identification data as on the wire.
+    pub fn to_wire(&self) -> (u8, Vec<u8>) {
+        match self {
+            Self::Address(IpAddr::V4(address)) => (1, address.octets().to_vec()),
+            Self::Address(IpAddr::V6(address)) => (5, address.octets().to_vec()),
+            Self::Fqdn(name) => (2, name.as_bytes().to_vec()),
+            Self::Email(name) => (3, name.as_bytes().to_vec()),
+            Self::KeyId(octets) => (11, octets.clone()),
+            Self::Other(kind, octets) => (*kind, octets.clone()),
+        }
+    }
+
+    /// From ID type and identification data; what cannot be read stays as it is.
+    pub fn from_wire(kind: u8, data: &[u8]) -> Self {
+        let text = || std::str::from_utf8(data).ok().map(str::to_owned);
+        let parsed = match kind {
+            1 => <[u8; 4]>::try_from(data).ok().map(|octets| Self::Address(IpAddr::from(octets))),
+            5 => <[u8; 16]>::try_from(data).ok().map(|octets| Self::Address(IpAddr::from(octets))),
+            2 => text().map(Self::Fqdn),
+            3 => text().map(Self::Email),
+            11 => Some(Self::KeyId(data.to_vec())),
+            _ => None,
+        };
+        parsed.unwrap_or_else(|| Self::Other(kind, data.to_vec()))
+    }
+}
+
+impl fmt::Display for Identity {
+    /// Control characters of a peer's identity are escaped: it ends up in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Fqdn(name) | Self::Email(name) => write!(f, "{}", name.escape_debug()),
+            Self::KeyId(octets) => write!(f, "keyid:{}", octets.escape_ascii()),
+            Self::Other(kind, octets) => write!(f, "id#{kind}:{}", octets.escape_ascii()),
+        }
+    }
+}
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_survive_the_wire() {
+        for text in ["192.0.2.1", "2001:db8::1", "gw.example", "@gw", "a@b.example", "keyid:x1"] {
+            let id = Identity::parse(text);
+            let (kind, data) = id.to_wire();
+            assert_eq!(Identity::from_wire(kind, &data), id);
+        }
+        assert_eq!(Identity::from_wire(1, &[1, 2]), Identity::Other(1, vec![1, 2]));
+    }
+
+    #[test]
+    fn retransmissions_back_off() {
+        let timing = Retransmit::default();
+        assert_eq!(timing.wait(0), Duration::from_secs(1));
+        assert_eq!(timing.wait(1), Duration::from_millis(1800));
+        assert_eq!(timing.wait(2), Duration::from_millis(3240));
+        assert_eq!(timing.wait(u32::MAX), Duration::from_secs(300));
+    }
+}

@@ -1,0 +1,117 @@
+//! What happened, for logs, metrics and for the agent's decision to initiate again.
+
+use model::{EspSpi, IkeSpi};
+use std::fmt;
+use std::net::SocketAddr;
+
+/// Kinds of events; the names are the labels of the metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EventKind {
+    /// An IKE SA is up: both sides are authenticated.
+    Established,
+    /// An IKE SA that was up, or was being set up, is gone. The agent initiates `start` connections again, with back-off.
+    IkeSaDown,
+    /// An IKE SA was replaced by a new one.
+    IkeSaRekeyed,
+    /// A Child SA is up.
+    ChildUp,
+    /// A Child SA was replaced by a new one.
+    ChildRekeyed,
+    /// A Child SA is gone.
+    ChildDown,
+    /// A Child SA could not be made.
+    ChildFailed,
+    /// One side could not prove who it is.
+    AuthFailed,
+    /// No common proposal.
+    NoProposal,
+    /// No connection matches the peer.
+    NoConnection,
+    /// The peer did not answer.
+    PeerSilent,
+    /// The peer's address or port changed.
+    PeerMoved,
+    /// We are behind a NAT: send the one octet 0xff (RFC 3948 2.3), without marker, from `local` to `peer`.
+    NatKeepalive,
+    /// The peer sent what it must not.
+    PeerMisbehaved,
+    /// First messages need cookies now, or no longer.
+    CookieMode,
+    /// First messages are dropped: too many half-open IKE SAs.
+    Flooded,
+    /// A command could not be carried out.
+    CommandFailed,
+    /// Something of ours is missing, such as free SPIs.
+    Trouble,
+}
+
+impl EventKind {
+    /// Label of a metric.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Established => "established",
+            Self::IkeSaDown => "ike_sa_down",
+            Self::IkeSaRekeyed => "ike_sa_rekeyed",
+            Self::ChildUp => "child_up",
+            Self::ChildRekeyed => "child_rekeyed",
+            Self::ChildDown => "child_down",
+            Self::ChildFailed => "child_failed",
+            Self::AuthFailed => "auth_failed",
+            Self::NoProposal => "no_proposal",
+            Self::NoConnection => "no_connection",
+            Self::PeerSilent => "peer_silent",
+            Self::PeerMoved => "peer_moved",
+            Self::NatKeepalive => "nat_keepalive",
+            Self::PeerMisbehaved => "peer_misbehaved",
+            Self::CookieMode => "cookie_mode",
+            Self::Flooded => "flooded",
+            Self::CommandFailed => "command_failed",
+            Self::Trouble => "trouble",
+        }
+    }
+
+    /// Whether an operator should look at it.
+    pub const fn is_warning(self) -> bool {
+        !matches!(
+            self,
+            Self::Established
+                | Self::IkeSaDown
+                | Self::IkeSaRekeyed
+                | Self::ChildUp
+                | Self::ChildRekeyed
+                | Self::ChildDown
+                | Self::PeerMoved
+                | Self::NatKeepalive
+        )
+    }
+}
+
+/// Something that happened. Displayed, it is one sentence with connection and peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What.
+    pub kind: EventKind,
+    /// Name of the connection, where known.
+    pub connection: Option<String>,
+    /// Our address and port, where known.
+    pub local: Option<SocketAddr>,
+    /// The peer's address and port, where known.
+    pub peer: Option<SocketAddr>,
+    /// Our SPI of the IKE SA, where there is one.
+    pub ike_spi: Option<IkeSpi>,
+    /// Our inbound SPI, where it is about a Child SA.
+    pub spi_in: Option<EspSpi>,
+    /// Cause, and what to do about it.
+    pub text: String,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.connection, self.peer) {
+            (Some(connection), Some(peer)) => write!(f, "{connection} ({peer}): {}", self.text),
+            (Some(connection), None) => write!(f, "{connection}: {}", self.text),
+            (None, Some(peer)) => write!(f, "{peer}: {}", self.text),
+            (None, None) => f.write_str(&self.text),
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! Proposals: what the configuration offers, how a peer's offer is matched against it, how both are shown.
+//!
+//! A proposal is written as in other IKE daemons: `aes256gcm16-prfsha384-x25519`, `chacha20poly1305-esn`. Several
+//! algorithms of one kind are alternatives, the first is preferred.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Transform types (RFC 7296 3.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TransformKind {
+    /// Encryption (1).
+    Encr,
+    /// Pseudorandom function (2).
+    Prf,
+    /// Integrity (3).
+    Integ,
+    /// Key exchange (4).
+    Dh,
+    /// Extended sequence numbers (5).
+    Esn,
+}
+
+/// One algorithm: IANA number and, where the algorithm has it as an attribute, the key length in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Transform {
+    /// What it is for.
+    pub kind: TransformKind,
+    /// IANA Transform ID.
+    pub id: u16,
+    /// Key Length attribute, bits.
+    pub key_bits: Option<u16>,
+}
+
+/// A set of alternatives, one of each kind is to be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Proposal {
+    /// In order of preference.
+    pub transforms: Vec<Transform>,
+}
+
+/// Why a proposal of the configuration cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposalError {
+    /// A keyword is not known.
+    #[error("proposal {proposal:?}: {keyword:?} is not known; use for example {example}")]
+    UnknownKeyword {
+        /// The whole proposal.
+        proposal: String,
+        /// The part that is wrong.
+        keyword: String,
+        /// A proposal that would do.
+        example: &'static str,
+    },
+    /// The combination is not usable.
+    #[error("proposal {proposal:?}: {why}")]
+    Unusable {
+        /// The whole proposal.
+        proposal: String,
+        /// What to change.
+        why: &'static str,
+    },
+}
+
+pub(crate) const ENCR_AES_CBC: u16 = 12;
+pub(crate) const ENCR_AES_GCM_16: u16 = 20;
+pub(crate) const ENCR_CHACHA20_POLY1305: u16 = 28;
+pub(crate) const DH_NONE: u16 = 0;
+pub(crate) const DH_X25519: u16 = 31;
+pub(crate) const DH_ECP256: u16 = 19;
+pub(crate) const DH_ECP384: u16 = 20;
+pub(crate) const PRF_SHA256: u16 = 5;
+pub(crate) const PRF_SHA384: u16 = 6;
+pub(crate) const PRF_SHA512: u16 = 7;
+pub(crate) const ESN_NO: u16 = 0;
+pub(crate) const ESN_YES: u16 = 1;
+
+const fn transform(kind: TransformKind, id: u16, key_bits: Option<u16>) -> Transform {
+    Transform { kind, id, key_bits }
+}
+
+/// Keywords and what they stand for; the first keyword of a transform is the one that is shown.
+const KEYWORDS: &[(&str, Transform)] = &[
+    ("aes128gcm16", transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(128))),
+    ("aes128gcm", transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(128))),
+    ("aes256gcm16", transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(256))),
+    ("aes256gcm", transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(256))),
+    ("chacha20poly1305", transform(TransformKind::Encr, ENCR_CHACHA20_POLY1305, None)),
+    ("aes128", transform(TransformKind::Encr, ENCR_AES_CBC, Some(128))),
+    ("aes256", transform(TransformKind::Encr, ENCR_AES_CBC, Some(256))),
+    ("prfsha256", transform(TransformKind::Prf, PRF_SHA256, None)),
+    ("prfsha384", transform(TransformKind::Prf, PRF_SHA384, None)),
+    ("prfsha512", transform(TransformKind::Prf, PRF_SHA512, None)),
+    ("sha256", transform(TransformKind::Integ, 12, None)),
+    ("sha384", transform(TransformKind::Integ, 13, None)),
+    ("sha512", transform(TransformKind::Integ, 14, None)),
+    ("x25519", transform(TransformKind::Dh, DH_X25519, None)),
+    ("curve25519", transform(TransformKind::Dh, DH_X25519, None)),
+    ("ecp256", transform(TransformKind::Dh, DH_ECP256, None)),
+    ("ecp384", transform(TransformKind::Dh, DH_ECP384, None)),
+    ("noesn", transform(TransformKind::Esn, ESN_NO, None)),
+    ("esn", transform(TransformKind::Esn, ESN_YES, None)),
+];
+
+impl fmt::Display for Transform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((word, _)) = KEYWORDS.iter().find(|(_, t)| t == self) {
+            return f.write_str(word);
+        }
+        let kind = match self.kind {
+            TransformKind::Encr => "encr",
+            TransformKind::Prf => "prf",
+            TransformKind::Integ => "integ",
+            TransformKind::Dh => "group",
+            TransformKind::Esn => "esn",
+        };
+        match self.key_bits {
+            Some(bits) => write!(f, "{kind}#{}/{bits}", self.id),
+            None => write!(f, "{kind}#{}", self.id),
+        }
+    }
+}
+
+impl fmt::Display for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // "noesn" goes without saying.
+        let mut shown = self
+            .transforms
+            .iter()
+            .filter(|t| !(t.kind == TransformKind::Esn && t.id == ESN_NO))
+            .map(ToString::to_string);
+        if let Some(first) = shown.next() {
+            f.write_str(&first)?;
+        }
+        for word in shown {
+            write!(f, "-{word}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Several proposals as one readable list.
+pub fn list(proposals: &[Proposal]) -> String {
+    proposals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+const IKE_EXAMPLE: &str = "aes256gcm16-prfsha384-x25519";
+const ESP_EXAMPLE: &str = "aes256gcm16 or chacha20poly1305-esn";
+
+impl Proposal {
+    /// Parses a proposal for IKE SAs, for example `aes256gcm16-prfsha384-x25519`.
+    pub fn parse_ike(text: &str) -> Result<Self, ProposalError> {
+        let mut proposal = parse_words(text, IKE_EXAMPLE)?;
+        let unusable = |why| Err(ProposalError::Unusable { proposal: text.to_owned(), why });
+        if proposal.has(TransformKind::Esn) {
+            return unusable("esn belongs into an ESP proposal");
+        }
+        if !proposal.has(TransformKind::Encr) {
+            return unusable("no cipher; add one, for example aes256gcm16");
+        }
+        let aead = proposal.of(TransformKind::Encr).all(|t| t.id != ENCR_AES_CBC);
+        let classic = proposal.of(TransformKind::Encr).all(|t| t.id == ENCR_AES_CBC);
+        if !aead && !classic {
+            return unusable("AEAD ciphers and AES-CBC cannot share one proposal (RFC 7296 3.3); write two");
+        }
+        if !proposal.has(TransformKind::Prf) {
+            // As in other daemons: without a prf keyword the hash of the integrity algorithm serves as PRF.
+            let prfs: Vec<_> = proposal
+                .of(TransformKind::Integ)
+                .map(|t| transform(TransformKind::Prf, t.id - 12 + PRF_SHA256, None))
+                .collect();
+            proposal.transforms.extend(prfs);
+        }
+        if !proposal.has(TransformKind::Prf) {
+            return unusable("no PRF; add one, for example prfsha256");
+        }
+        if aead && proposal.has(TransformKind::Integ) {
+            return unusable("an AEAD cipher has its own integrity check; write prfsha256 for sha256");
+        }
+        if classic && !proposal.has(TransformKind::Integ) {
+            return unusable("AES-CBC needs an integrity algorithm, for example sha256");
+        }
+        if !proposal.has(TransformKind::Dh) {
+            return unusable("no key exchange group; add one, for example x25519");
+        }
+        proposal.transforms.sort_by_key(|t| t.kind);
+        Ok(proposal)
+    }
+
+    /// Parses a proposal for ESP, for example `aes256gcm16`, `chacha20poly1305-esn`, `aes128gcm16-x25519` (with
+    /// perfect forward secrecy). Without `esn` the peer may not choose it; with it, it is preferred and `noesn` accepted
+    /// only where it stands there as well.
+    pub fn parse_esp(text: &str) -> Result<Self, ProposalError> {
+        let mut proposal = parse_words(text, ESP_EXAMPLE)?;
+        let unusable = |why| Err(ProposalError::Unusable { proposal: text.to_owned(), why });
+        if proposal.has(TransformKind::Prf) {
+            return unusable("a PRF belongs into an IKE proposal");
+        }
+        if proposal.has(TransformKind::Integ) || proposal.of(TransformKind::Encr).any(|t| t.id == ENCR_AES_CBC) {
+            return unusable("ESP needs an AEAD cipher: aes128gcm16, aes256gcm16 or chacha20poly1305");
+        }
+        if !proposal.has(TransformKind::Encr) {
+            return unusable("no cipher; add one, for example aes256gcm16");
+        }
+        if !proposal.has(TransformKind::Esn) {
+            proposal.transforms.push(transform(TransformKind::Esn, ESN_NO, None));
+        }
+        proposal.transforms.sort_by_key(|t| t.kind);
+        Ok(proposal)
+    }
+
+    /// Whether there is a transform of this kind.
+    pub fn has(&self, kind: TransformKind) -> bool {
+        self.of(kind).next().is_some()
+    }
+
+    /// Transforms of this kind, preferred first.
+    pub fn of(&self, kind: TransformKind) -> impl Iterator<Item = &Transform> {
+        self.transforms.iter().filter(move |t| t.kind == kind)
+    }
+
+    /// The first transform of this kind.
+    pub fn first(&self, kind: TransformKind) -> Option<Transform> {
+        self.of(kind).next().copied()
+    }
+
+    /// The same without key exchange groups: the first Child SA has none (RFC 7296 1.2).
+    pub(crate) fn without_dh(&self) -> Self {
+        Self { transforms: self.transforms.iter().filter(|t| t.kind != TransformKind::Dh).copied().collect() }
+    }
+}
+
+fn parse_words(text: &str, example: &'static str) -> Result<Proposal, ProposalError> {
+    let mut transforms = Vec::new();
+    for word in text.trim().split('-') {
+        if word.ends_with("iiv") {
+            return Err(ProposalError::Unusable {
+                proposal: text.to_owned(),
+                why: "implicit-IV transforms (RFC 8750) are refused: the IV keeps members of a cluster apart",
+            });
+        }
+        let Some((_, found)) = KEYWORDS.iter().find(|(keyword, _)| keyword.eq_ignore_ascii_case(word)) else {
+            return Err(ProposalError::UnknownKeyword {
+                proposal: text.to_owned(),
+                keyword: word.to_owned(),
+                example,
+            });
+        };
+        if !transforms.contains(found) {
+            transforms.push(*found);
+        }
+    }
+    Ok(Proposal { transforms })
+}
+
+/// Offers when the configuration names none.
+pub fn default_ike() -> Vec<Proposal> {
+    let all = ["aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-x25519-ecp384-ecp256"];
+    all.iter().filter_map(|text| Proposal::parse_ike(text).ok()).collect()
+}
+
+/// Offers when the configuration names none.
+pub fn default_esp() -> Vec<Proposal> {
+    let all = ["aes256gcm16-aes128gcm16-chacha20poly1305"];
+    all.iter().filter_map(|text| Proposal::parse_esp(text).ok()).collect()
+}
+
+/// Chooses one proposal: our order of proposals and of algorithms decides (RFC 7296 2.7). The result has exactly one
+/// transform of each kind, and the number is the index of the peer's proposal.
+///
+/// A kind that only one side names fails the pair, except that a peer may offer "none" (0) for groups and
+/// integrity.
+pub(crate) fn choose(ours: &[Proposal], theirs: &[Proposal]) -> Option<(usize, Proposal)> {
+    for our in ours {
+        for (index, their) in theirs.iter().enumerate() {
+            if let Some(chosen) = choose_one(our, their) {
+                return Some((index, chosen));
+            }
+        }
+    }
+    None
+}
+
+fn choose_one(our: &Proposal, their: &Proposal) -> Option<Proposal> {
+    let mut transforms = Vec::new();
+    let kinds =
+        [TransformKind::Encr, TransformKind::Prf, TransformKind::Integ, TransformKind::Dh, TransformKind::Esn];
+    for kind in kinds {
+        match (our.has(kind), their.has(kind)) {
+            (false, false) => {}
+            (true, true) => {
+                let common = our.of(kind).find(|t| their.of(kind).any(|o| o == *t))?;
+                transforms.push(*common);
+            }
+            (false, true) => {
+                let none_is_offered = matches!(kind, TransformKind::Dh | TransformKind::Integ)
+                    && their.of(kind).any(|t| t.id == DH_NONE);
+                if !none_is_offered {
+                    return None;
+                }
+            }
+            // ESP without an ESN transform means "no ESN" for lenient peers.
+            (true, false) => {
+                if kind == TransformKind::Esn && our.of(kind).any(|t| t.id == ESN_NO) {
+                    transforms.push(transform(TransformKind::Esn, ESN_NO, None));
+                } else {
+                    return None;
+                }
+            }
+        }
+    }
+    Some(Proposal { transforms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn familiar_notation_is_understood_and_shown_again() {
+        for text in ["aes256gcm16-prfsha384-x25519", "chacha20poly1305-prfsha256-x25519"] {
+            assert_eq!(Proposal::parse_ike(text).unwrap().to_string(), text);
+        }
+        for text in ["aes128gcm16", "aes256gcm16-esn", "chacha20poly1305-x25519"] {
+            assert_eq!(Proposal::parse_esp(text).unwrap().to_string(), text);
+        }
+        let cbc = Proposal::parse_ike("aes128-sha256-ecp256").unwrap();
+        assert_eq!(cbc.first(TransformKind::Prf).unwrap().id, PRF_SHA256);
+    }
+
+    #[test]
+    fn unusable_proposals_say_what_to_change() {
+        let rows: &[(&str, &str)] = &[
+            ("aes256gcm16-x25519", "no PRF"),
+            ("aes256gcm16-prfsha256", "no key exchange group"),
+            ("prfsha256-x25519", "no cipher"),
+            ("aes256gcm16-sha256-x25519", "own integrity check"),
+            ("aes256-aes256gcm16-prfsha256-sha256-x25519", "cannot share"),
+            ("aes256gcm16-prfsha256-x25519-esn", "ESP proposal"),
+            ("3des-sha1-modp1024", "\"3des\" is not known"),
+            ("", "\"\" is not known"),
+        ];
+        for (text, part) in rows {
+            let error = Proposal::parse_ike(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        assert!(Proposal::parse_esp("aes128gcm16iiv").unwrap_err().to_string().contains("implicit-IV"));
+        assert!(Proposal::parse_esp("aes128-sha256").unwrap_err().to_string().contains("AEAD"));
+    }
+
+    #[test]
+    fn our_order_decides_among_what_both_have() {
+        let ours = [Proposal::parse_ike("aes256gcm16-aes128gcm16-prfsha384-prfsha256-x25519-ecp256").unwrap()];
+        let theirs = [
+            Proposal::parse_ike("chacha20poly1305-prfsha256-x25519").unwrap(),
+            Proposal::parse_ike("aes128gcm16-aes256gcm16-prfsha256-ecp256-x25519").unwrap(),
+        ];
+        let (index, chosen) = choose(&ours, &theirs).unwrap();
+        assert_eq!((index, chosen.to_string().as_str()), (1, "aes256gcm16-prfsha256-x25519"));
+        assert!(choose(&ours, &theirs[..1]).is_none());
+    }
+
+    #[test]
+    fn esn_is_used_only_when_both_want_it() {
+        let esn = [Proposal::parse_esp("aes128gcm16-esn").unwrap()];
+        let no = [Proposal::parse_esp("aes128gcm16").unwrap()];
+        let either = [Proposal::parse_esp("aes128gcm16-esn-noesn").unwrap()];
+        assert!(choose(&esn, &no).is_none());
+        assert_eq!(choose(&either, &no).unwrap().1.first(TransformKind::Esn).unwrap().id, ESN_NO);
+        assert_eq!(choose(&either, &either).unwrap().1.first(TransformKind::Esn).unwrap().id, ESN_YES);
+    }
+
+    #[test]
+    fn defaults_parse() {
+        assert!(!default_ike().is_empty() && !default_esp().is_empty());
+    }
+}

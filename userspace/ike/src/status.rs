@@ -1,0 +1,89 @@
+//! What `espalier status` and `espalier sas` show.
+
+use model::{EspSpi, IkeSpi, TrafficSelector};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How far a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConnectionPhase {
+    /// No IKE SA.
+    Down,
+    /// An IKE SA is being set up.
+    Connecting,
+    /// An IKE SA is up, but not all `start` children are.
+    Partial,
+    /// The IKE SA and all `start` children are up.
+    Up,
+}
+
+/// An IKE SA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IkeSaStatus {
+    /// Connection; `None` before the peer has said who it is.
+    pub connection: Option<String>,
+    /// Our SPI.
+    pub spi: IkeSpi,
+    /// The peer's SPI, 0 while it is not known.
+    pub peer_spi: IkeSpi,
+    /// Whether we were the original initiator.
+    pub initiator: bool,
+    /// What it is doing, one word.
+    pub phase: &'static str,
+    /// Our address and port.
+    pub local: SocketAddr,
+    /// The peer's address and port.
+    pub remote: SocketAddr,
+    /// The peer's identity, once authenticated.
+    pub remote_id: Option<String>,
+    /// Time since it was established on this member (taken over counts anew).
+    pub age: Duration,
+    /// Chosen algorithms.
+    pub suite: String,
+    /// We are behind a NAT.
+    pub nat_local: bool,
+    /// The peer is behind a NAT.
+    pub nat_remote: bool,
+    /// Message ID of our next request.
+    pub next_send: u32,
+    /// Message ID that the peer's next request must have.
+    pub next_receive: u32,
+    /// A request of ours is unanswered.
+    pub outstanding: bool,
+    /// Child SAs.
+    pub children: Vec<ChildSaStatus>,
+}
+
+/// A Child SA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildSaStatus {
+    /// Name in the configuration.
+    pub child: String,
+    /// Our inbound SPI.
+    pub spi_in: EspSpi,
+    /// The peer's SPI.
+    pub spi_out: EspSpi,
+    /// One word: `installed`, `rekeyed` (waits for its deletion), `deleting`.
+    pub phase: &'static str,
+    /// Chosen algorithms.
+    pub suite: String,
+    /// UDP encapsulation.
+    pub udp_encap: bool,
+    /// Narrowed selectors, our side.
+    pub ts_local: Vec<TrafficSelector>,
+    /// Narrowed selectors, the peer's side.
+    pub ts_remote: Vec<TrafficSelector>,
+    /// Time since it was installed on this member.
+    pub age: Duration,
+}
+
+/// Message IDs of an IKE SA, both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageIdWindows {
+    /// Message ID of our next request.
+    pub next_send: u32,
+    /// Whether the request before it is unanswered.
+    pub outstanding: bool,
+    /// Message ID that the peer's next request must have.
+    pub next_receive: u32,
+}
