@@ -1,0 +1,125 @@
+//! What payloads mean. One file per payload with a structure of its own.
+
+mod delete;
+mod identification;
+mod notify;
+mod security_association;
+mod simple;
+mod traffic_selector;
+
+pub use delete::Delete;
+pub use identification::{Identification, Identity};
+pub use notify::{MessageIdSync, Notify};
+pub use security_association::{Attribute, AttributeValue, Proposal, SecurityAssociation, Transform};
+pub use simple::{Authentication, KeyExchange};
+pub use traffic_selector::TrafficSelectors;
+
+use crate::WireError;
+use crate::encode::EncodeError;
+use crate::registry::PayloadType;
+use crate::view::RawPayload;
+
+/// A payload that is not encrypted (any more).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// SA (RFC 7296 3.3).
+    SecurityAssociation(SecurityAssociation),
+    /// KE (3.4).
+    KeyExchange(KeyExchange),
+    /// IDi (3.5).
+    IdInitiator(Identification),
+    /// IDr (3.5).
+    IdResponder(Identification),
+    /// CERT (3.6), not interpreted.
+    Certificate(Vec<u8>),
+    /// CERTREQ (3.7), not interpreted.
+    CertificateRequest(Vec<u8>),
+    /// AUTH (3.8).
+    Authentication(Authentication),
+    /// Ni or Nr (3.9): 16 to 256 octets.
+    Nonce(Vec<u8>),
+    /// N (3.10).
+    Notify(Notify),
+    /// D (3.11).
+    Delete(Delete),
+    /// V (3.12).
+    VendorId(Vec<u8>),
+    /// TSi (3.13).
+    TsInitiator(TrafficSelectors),
+    /// TSr (3.13).
+    TsResponder(TrafficSelectors),
+    /// CP (3.15), not interpreted.
+    Configuration(Vec<u8>),
+    /// EAP (3.16), not interpreted.
+    Eap(Vec<u8>),
+}
+
+impl Payload {
+    /// Its type.
+    pub fn kind(&self) -> PayloadType {
+        match self {
+            Self::SecurityAssociation(_) => PayloadType::SA,
+            Self::KeyExchange(_) => PayloadType::KE,
+            Self::IdInitiator(_) => PayloadType::ID_I,
+            Self::IdResponder(_) => PayloadType::ID_R,
+            Self::Certificate(_) => PayloadType::CERT,
+            Self::CertificateRequest(_) => PayloadType::CERTREQ,
+            Self::Authentication(_) => PayloadType::AUTH,
+            Self::Nonce(_) => PayloadType::NONCE,
+            Self::Notify(_) => PayloadType::NOTIFY,
+            Self::Delete(_) => PayloadType::DELETE,
+            Self::VendorId(_) => PayloadType::VENDOR_ID,
+            Self::TsInitiator(_) => PayloadType::TS_I,
+            Self::TsResponder(_) => PayloadType::TS_R,
+            Self::Configuration(_) => PayloadType::CP,
+            Self::Eap(_) => PayloadType::EAP,
+        }
+    }
+
+    /// Parses one payload. `None` for one that we do not know and may skip (RFC 7296 2.5).
+    ///
+    /// # Errors
+    /// [`WireError::UnsupportedCritical`] for one that we may not skip; any other for a malformed body.
+    pub fn parse(raw: &RawPayload<'_>) -> Result<Option<Self>, WireError> {
+        let body = raw.body;
+        Ok(Some(match raw.kind {
+            PayloadType::SA => Self::SecurityAssociation(SecurityAssociation::parse(body)?),
+            PayloadType::KE => Self::KeyExchange(KeyExchange::parse(body)?),
+            PayloadType::ID_I => Self::IdInitiator(Identification::parse(body)?),
+            PayloadType::ID_R => Self::IdResponder(Identification::parse(body)?),
+            PayloadType::CERT => Self::Certificate(body.to_vec()),
+            PayloadType::CERTREQ => Self::CertificateRequest(body.to_vec()),
+            PayloadType::AUTH => Self::Authentication(Authentication::parse(body)?),
+            PayloadType::NONCE => Self::Nonce(simple::parse_nonce(body)?),
+            PayloadType::NOTIFY => Self::Notify(Notify::parse(body)?),
+            PayloadType::DELETE => Self::Delete(Delete::parse(body)?),
+            PayloadType::VENDOR_ID => Self::VendorId(body.to_vec()),
+            PayloadType::TS_I => Self::TsInitiator(TrafficSelectors::parse(body)?),
+            PayloadType::TS_R => Self::TsResponder(TrafficSelectors::parse(body)?),
+            PayloadType::CP => Self::Configuration(body.to_vec()),
+            PayloadType::EAP => Self::Eap(body.to_vec()),
+            PayloadType::SK | PayloadType::SKF => return Err(WireError::NestedEncryption(raw.kind)),
+            unknown if raw.critical => return Err(WireError::UnsupportedCritical(unknown)),
+            _ => return Ok(None),
+        }))
+    }
+
+    pub(crate) fn write_body(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        match self {
+            Self::SecurityAssociation(sa) => sa.write(out)?,
+            Self::KeyExchange(ke) => ke.write(out),
+            Self::IdInitiator(id) | Self::IdResponder(id) => id.write(out),
+            Self::Authentication(auth) => auth.write(out),
+            Self::Notify(notify) => notify.write(out)?,
+            Self::Delete(delete) => delete.write(out)?,
+            Self::TsInitiator(ts) | Self::TsResponder(ts) => ts.write(out)?,
+            Self::Certificate(body)
+            | Self::CertificateRequest(body)
+            | Self::Nonce(body)
+            | Self::VendorId(body)
+            | Self::Configuration(body)
+            | Self::Eap(body) => out.extend_from_slice(body),
+        }
+        Ok(())
+    }
+}

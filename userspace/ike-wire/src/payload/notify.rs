@@ -1,0 +1,164 @@
+//! Notify payload (RFC 7296 3.10) and the data of the notifications that have some.
+
+use crate::WireError;
+use crate::encode::{EncodeError, u8_count};
+use crate::reader::Reader;
+use crate::registry::{DhTransform, NotifyType, PayloadType, ProtocolId};
+use model::EspSpi;
+
+/// A notification.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notify {
+    /// Protocol of the SA that it is about; [`ProtocolId::NONE`] without SPI.
+    pub protocol: ProtocolId,
+    /// SPI of that SA; mostly empty.
+    pub spi: Vec<u8>,
+    /// What it says.
+    pub kind: NotifyType,
+    /// Data, by type.
+    pub data: Vec<u8>,
+}
+
+/// Data of IKEV2_MESSAGE_ID_SYNC (RFC 6311 8.1.2 "IKEV2_MESSAGE_ID_SYNC").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageIdSync {
+    /// Chosen by the cluster, echoed by the peer.
+    pub nonce: u32,
+    /// Next Message ID that the sender will send.
+    pub expected_send: u32,
+    /// Next Message ID that the sender will accept.
+    pub expected_recv: u32,
+}
+
+impl Notify {
+    /// A notification about no SA, or about the IKE SA.
+    pub fn new(kind: NotifyType, data: Vec<u8>) -> Self {
+        Self {
+            protocol: ProtocolId::NONE,
+            spi: Vec::new(),
+            kind,
+            data,
+        }
+    }
+
+    /// A notification without data.
+    pub fn status(kind: NotifyType) -> Self {
+        Self::new(kind, Vec::new())
+    }
+
+    /// A notification about an ESP SA: REKEY_SA (the sender's inbound SPI), CHILD_SA_NOT_FOUND.
+    pub fn about_esp(kind: NotifyType, spi: EspSpi) -> Self {
+        Self {
+            protocol: ProtocolId::ESP,
+            spi: spi.0.to_be_bytes().to_vec(),
+            kind,
+            data: Vec::new(),
+        }
+    }
+
+    /// INVALID_KE_PAYLOAD with the group that we want (RFC 7296 1.3).
+    pub fn invalid_ke(group: DhTransform) -> Self {
+        Self::new(NotifyType::INVALID_KE_PAYLOAD, group.0.to_be_bytes().to_vec())
+    }
+
+    /// IKEV2_MESSAGE_ID_SYNC.
+    pub fn message_id_sync(sync: MessageIdSync) -> Self {
+        let data = [sync.nonce, sync.expected_send, sync.expected_recv]
+            .map(u32::to_be_bytes)
+            .concat();
+        Self::new(NotifyType::IKEV2_MESSAGE_ID_SYNC, data)
+    }
+
+    /// SIGNATURE_HASH_ALGORITHMS (RFC 7427 4).
+    pub fn signature_hashes(algorithms: &[u16]) -> Self {
+        let data = algorithms.iter().flat_map(|id| id.to_be_bytes()).collect();
+        Self::new(NotifyType::SIGNATURE_HASH_ALGORITHMS, data)
+    }
+
+    /// The ESP SPI that it is about, if it is about one.
+    pub fn esp_spi(&self) -> Option<EspSpi> {
+        let spi: [u8; 4] = self.spi.as_slice().try_into().ok()?;
+        (self.protocol == ProtocolId::ESP).then_some(EspSpi(u32::from_be_bytes(spi)))
+    }
+
+    /// The group in an INVALID_KE_PAYLOAD.
+    pub fn as_invalid_ke(&self) -> Option<DhTransform> {
+        let data: [u8; 2] = self.data_of(NotifyType::INVALID_KE_PAYLOAD)?.try_into().ok()?;
+        Some(DhTransform(u16::from_be_bytes(data)))
+    }
+
+    /// The payload type in an UNSUPPORTED_CRITICAL_PAYLOAD.
+    pub fn as_unsupported_critical(&self) -> Option<PayloadType> {
+        match self.data_of(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD)? {
+            [kind] => Some(PayloadType(*kind)),
+            _ => None,
+        }
+    }
+
+    /// The cookie in a COOKIE, if its length is allowed (RFC 7296 2.6: 1 to 64 octets).
+    pub fn as_cookie(&self) -> Option<&[u8]> {
+        self.data_of(NotifyType::COOKIE)
+            .filter(|data| (1..=64).contains(&data.len()))
+    }
+
+    /// The 20 octets of NAT_DETECTION_SOURCE_IP or NAT_DETECTION_DESTINATION_IP.
+    pub fn as_nat_detection(&self) -> Option<&[u8; 20]> {
+        match self.kind {
+            NotifyType::NAT_DETECTION_SOURCE_IP | NotifyType::NAT_DETECTION_DESTINATION_IP => {
+                self.data.as_slice().try_into().ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// The numbers in an IKEV2_MESSAGE_ID_SYNC.
+    pub fn as_message_id_sync(&self) -> Option<MessageIdSync> {
+        let mut reader = Reader::new(
+            self.data_of(NotifyType::IKEV2_MESSAGE_ID_SYNC)?,
+            "message id sync",
+        );
+        let sync = MessageIdSync {
+            nonce: reader.u32().ok()?,
+            expected_send: reader.u32().ok()?,
+            expected_recv: reader.u32().ok()?,
+        };
+        reader.end().ok().map(|()| sync)
+    }
+
+    /// The hash identifiers in a SIGNATURE_HASH_ALGORITHMS.
+    pub fn as_signature_hashes(&self) -> Option<Vec<u16>> {
+        let (pairs, []) = self
+            .data_of(NotifyType::SIGNATURE_HASH_ALGORITHMS)?
+            .as_chunks::<2>()
+        else {
+            return None;
+        };
+        Some(pairs.iter().map(|pair| u16::from_be_bytes(*pair)).collect())
+    }
+
+    fn data_of(&self, kind: NotifyType) -> Option<&[u8]> {
+        (self.kind == kind).then_some(self.data.as_slice())
+    }
+
+    pub(super) fn parse(body: &[u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(body, "Notify payload");
+        let protocol = ProtocolId(reader.u8()?);
+        let spi_len = usize::from(reader.u8()?);
+        let kind = NotifyType(reader.u16()?);
+        let spi = reader.take(spi_len)?.to_vec();
+        Ok(Self {
+            protocol,
+            spi,
+            kind,
+            data: reader.rest().to_vec(),
+        })
+    }
+
+    pub(super) fn write(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        out.extend_from_slice(&[self.protocol.0, u8_count("octets of SPI", self.spi.len())?]);
+        out.extend_from_slice(&self.kind.0.to_be_bytes());
+        out.extend_from_slice(&self.spi);
+        out.extend_from_slice(&self.data);
+        Ok(())
+    }
+}
