@@ -1,1 +1,22 @@
-//! Interop with strongSwan in network namespaces.
+//! A laboratory of network namespaces on one host: a peer site with strongSwan, a router, an outside network, the
+//! members of an espalier cluster, an inside network with a server; recorders, probes and replays to judge it all.
+//!
+//! `cargo xtask demo` and the interop tests are both written with it. Whatever it creates carries a random suffix,
+//! is written down before it is made, and is removed when the [`Lab`](topology::Lab) is dropped, on a signal, or, after
+//! a crash, at the next start.
+
+pub mod baseline;
+pub mod clock;
+pub mod cmd;
+pub mod esp;
+pub mod flow;
+pub mod iperf;
+pub mod ledger;
+pub mod netns;
+pub mod pass;
+pub mod ping;
+pub mod recorder;
+pub mod replay;
+pub mod resources;
+pub mod strongswan;
+pub mod topology;

@@ -1,0 +1,80 @@
+//! Network namespaces. Processes enter with `nsenter` (which leaves /sys, and with it bpffs, alone), threads with setns.
+
+use crate::cmd;
+use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, setns};
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::JoinHandle;
+
+/// A named network namespace. Dropping it removes nothing: [`crate::resources`] does.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    /// Name under /run/netns.
+    pub name: String,
+}
+
+impl Netns {
+    /// Where it is bound.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.name)
+    }
+
+    /// A command that will run inside.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.path().display()))
+            .arg("--")
+            .arg(program);
+        command
+    }
+
+    /// Runs a command inside, to its end.
+    pub fn run(&self, argv: &[&str]) -> Result<String> {
+        let (first, rest) = argv.split_first().context("empty command")?;
+        let mut command = self.command(first);
+        command.args(rest);
+        cmd::output(command, "")
+    }
+
+    /// Runs several `ip` commands inside, one a line; stops at the first that fails.
+    pub fn ip(&self, batch: &str) -> Result<()> {
+        let mut command = self.command("ip");
+        command.args(["-batch", "-"]);
+        cmd::output(command, batch)
+            .with_context(|| format!("in namespace {}:\n{batch}", self.name))
+            .map(drop)
+    }
+
+    /// Sets kernel parameters under /proc/sys/net inside.
+    pub fn sysctl(&self, settings: &[&str]) -> Result<()> {
+        let mut command = self.command("sysctl");
+        command.arg("-q").arg("-w").args(settings);
+        cmd::output(command, "").map(drop)
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace.
+    pub fn thread<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<JoinHandle<Result<T>>> {
+        let file = File::open(self.path()).with_context(|| format!("namespace {}", self.name))?;
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                setns(&file, CloneFlags::CLONE_NEWNET).context("setns")?;
+                work()
+            })
+            .context("cannot start a thread")
+    }
+
+    /// Runs a short piece of work inside and waits for it.
+    pub fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        self.thread("inside", work)?
+            .join()
+            .map_err(|_| anyhow::anyhow!("thread in {} panicked", self.name))?
+    }
+}

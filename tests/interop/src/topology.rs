@@ -1,0 +1,253 @@
+//! Who is where.
+//!
+//! ```text
+//!  host --- gateway --- router ===== outside ===== A ===== inside ===== server
+//!  (peer site one)        |          bridge    \   |   /   bridge
+//!  UML kernel peer -------+                     \= B =/
+//!  (peer site two)                          A and B: synch bridge
+//! ```
+//!
+//! The three bridges live in a namespace of their own, so a member never sees loss of carrier when the other one dies.
+
+use crate::netns::Netns;
+use crate::pass::PassProgram;
+use crate::resources::Resources;
+use anyhow::{Context, Result};
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+/// Addresses. Documentation ranges outside, private ones inside.
+pub mod addr {
+    use std::net::Ipv4Addr;
+    /// Peer site one: its gateway on the wide area side.
+    pub const PEER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+    /// Peer site two: a Linux kernel in User Mode Linux.
+    pub const PEER_TWO: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 130);
+    /// The cluster's one outside address.
+    pub const CLUSTER_OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+    /// The router on the outside network.
+    pub const ROUTER_OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+    /// The inside network's next hop.
+    pub const CLUSTER_INSIDE: Ipv4Addr = Ipv4Addr::new(10, 20, 1, 1);
+    /// The host behind the peer, in the selectors of connection one.
+    pub const HOST_ONE: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 2);
+    /// The same host, in the selectors of connection two.
+    pub const HOST_TWO: Ipv4Addr = Ipv4Addr::new(10, 10, 2, 2);
+    /// The server, in the selectors of connections one and three.
+    pub const SERVER_ONE: Ipv4Addr = Ipv4Addr::new(10, 20, 1, 100);
+    /// The server, in the selectors of connection two.
+    pub const SERVER_TWO: Ipv4Addr = Ipv4Addr::new(10, 20, 2, 100);
+    /// The address behind peer two.
+    pub const HOST_THREE: Ipv4Addr = Ipv4Addr::new(10, 30, 1, 2);
+}
+
+/// A member's place in the lab.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// 1 for A, 2 for B.
+    pub id: u8,
+    /// `a` or `b`.
+    pub letter: &'static str,
+    /// Its namespace; interfaces `outside`, `inside`, `synch`.
+    pub netns: Netns,
+    /// Its own address on the outside network.
+    pub outside: Ipv4Addr,
+    /// Its own address on the inside network.
+    pub inside: Ipv4Addr,
+    /// Its address on the synch network.
+    pub synch: Ipv4Addr,
+}
+
+/// The whole lab, without the programs that run in it.
+#[derive(Debug)]
+pub struct Lab {
+    /// Host behind the peer.
+    pub host: Netns,
+    /// The peer's gateway.
+    pub peer: Netns,
+    /// The router; the second peer's tap is here too.
+    pub router: Netns,
+    /// Where the bridges are: `br-out`, `br-in`, `br-synch`.
+    pub bridges: Netns,
+    /// The server behind the cluster.
+    pub server: Netns,
+    /// The two members.
+    pub members: [Place; 2],
+    /// Where strongSwan runs in the cluster's place, for comparison.
+    pub baseline: Netns,
+    /// Configuration files, logs, results. Kept after the run.
+    pub folder: PathBuf,
+    /// Name of the second peer's tap in the router.
+    pub tap: String,
+    /// What has to be removed. Last field: dropped last.
+    pub resources: Resources,
+}
+
+/// Interfaces of the lab never offload: locally made packets would carry checksums that no XDP redirect completes.
+const NO_OFFLOADS: [&str; 10] = ["tx", "off", "gro", "off", "gso", "off", "tso", "off", "rx", "off"];
+
+impl Lab {
+    /// Builds namespaces, bridges, links, addresses and routes. `parent` is where the run's folder is made.
+    pub fn new(parent: &Path) -> Result<Self> {
+        let resources = Resources::new()?;
+        let folder = parent.join(&resources.id);
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let netns = |what: &str| -> Result<Netns> {
+            let name = resources.name(what);
+            resources.note_netns(&name)?;
+            crate::cmd::run(&["ip", "netns", "add", &name])?;
+            let netns = Netns { name };
+            // Duplicate address detection and router solicitations are noise on a recorder.
+            netns.sysctl(&[
+                "net.ipv6.conf.all.disable_ipv6=1",
+                "net.ipv6.conf.default.disable_ipv6=1",
+                "net.ipv4.conf.all.rp_filter=0",
+                "net.ipv4.conf.default.rp_filter=0",
+                "net.ipv4.conf.all.send_redirects=0",
+                "net.ipv4.conf.default.send_redirects=0",
+            ])?;
+            netns.ip("link set lo up")?;
+            Ok(netns)
+        };
+        let place = |id: u8, letter: &'static str| -> Result<Place> {
+            Ok(Place {
+                id,
+                letter,
+                netns: netns(letter)?,
+                outside: Ipv4Addr::new(203, 0, 113, 10 + id),
+                inside: Ipv4Addr::new(10, 20, 1, 10 + id),
+                synch: Ipv4Addr::new(10, 255, 0, id),
+            })
+        };
+        let lab = Lab {
+            host: netns("host")?,
+            peer: netns("peer")?,
+            router: netns("router")?,
+            bridges: netns("net")?,
+            server: netns("server")?,
+            members: [place(1, "a")?, place(2, "b")?],
+            baseline: netns("base")?,
+            tap: "uml0".to_owned(),
+            folder,
+            resources,
+        };
+        lab.wire().context("building the lab")?;
+        Ok(lab)
+    }
+
+    /// Folder for the sockets of a daemon, gone after the run.
+    pub fn sockets(&self) -> &Path {
+        &self.resources.folder
+    }
+
+    fn wire(&self) -> Result<()> {
+        let pass = PassProgram::load(&self.resources)?;
+        for bridge in ["br-out", "br-in", "br-synch"] {
+            self.bridges.ip(&format!(
+                "link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set {bridge} up"
+            ))?;
+        }
+        link(&self.host, "lan", &self.peer, "lan")?;
+        link(&self.peer, "wan", &self.router, "peer1")?;
+        let [a, b] = &self.members;
+        let ports: [(&Netns, &str, &str, &str); 11] = [
+            (&self.router, "outside", "br-out", "out-router"),
+            (&self.server, "eth0", "br-in", "in-server"),
+            (&a.netns, "outside", "br-out", "out-a"),
+            (&a.netns, "inside", "br-in", "in-a"),
+            (&a.netns, "synch", "br-synch", "synch-a"),
+            (&b.netns, "outside", "br-out", "out-b"),
+            (&b.netns, "inside", "br-in", "in-b"),
+            (&b.netns, "synch", "br-synch", "synch-b"),
+            (&self.baseline, "outside", "br-out", "out-base"),
+            (&self.baseline, "inside", "br-in", "in-base"),
+            (&self.baseline, "synch", "br-synch", "synch-base"),
+        ];
+        for (netns, interface, bridge, port) in ports {
+            link(netns, interface, &self.bridges, port)?;
+            self.bridges.ip(&format!("link set {port} master {bridge}"))?;
+            pass.attach(&self.bridges, port)?;
+        }
+
+        self.host.ip(
+            "addr add 10.10.1.2/24 dev lan\naddr add 10.10.2.2/24 dev lan\n\
+             route add 10.20.1.0/24 via 10.10.1.1 src 10.10.1.2\nroute add 10.20.2.0/24 via 10.10.2.1 src 10.10.2.2",
+        )?;
+        self.peer.sysctl(&["net.ipv4.ip_forward=1"])?;
+        self.peer.ip(
+            "addr add 10.10.1.1/24 dev lan\naddr add 10.10.2.1/24 dev lan\naddr add 198.51.100.2/25 dev wan\n\
+             route add default via 198.51.100.1",
+        )?;
+        self.router.sysctl(&["net.ipv4.ip_forward=1"])?;
+        self.router.ip(&format!(
+            "addr add 198.51.100.1/25 dev peer1\naddr add {}/24 dev outside\n\
+             tuntap add dev {} mode tap\naddr add 198.51.100.129/25 dev {}\nlink set {} up",
+            addr::ROUTER_OUTSIDE,
+            self.tap,
+            self.tap,
+            self.tap
+        ))?;
+        self.router
+            .command("ethtool")
+            .args(["-K", &self.tap])
+            .args(NO_OFFLOADS)
+            .output()?;
+        self.server.ip(&format!(
+            "addr add {}/24 dev eth0\naddr add {}/32 dev lo\nroute add default via {}\n\
+             route add 10.10.2.0/24 via {} src {}",
+            addr::SERVER_ONE,
+            addr::SERVER_TWO,
+            addr::CLUSTER_INSIDE,
+            addr::CLUSTER_INSIDE,
+            addr::SERVER_TWO
+        ))?;
+        for place in &self.members {
+            place.netns.sysctl(&["net.ipv4.ip_forward=1"])?;
+            place.netns.ip(&format!(
+                "addr add {}/24 dev outside\naddr add {}/24 dev inside\naddr add {}/24 dev synch\n\
+                 route add default via {}\nroute add 10.20.2.0/24 via {}",
+                place.outside,
+                place.inside,
+                place.synch,
+                addr::ROUTER_OUTSIDE,
+                addr::SERVER_ONE
+            ))?;
+        }
+        self.baseline.sysctl(&["net.ipv4.ip_forward=1"])
+    }
+
+    /// Makes neighbours forget the MAC address of a cluster address (after the baseline has left it).
+    pub fn forget_neighbours(&self) -> Result<()> {
+        self.router.ip("neigh flush all")?;
+        self.server.ip("neigh flush all")
+    }
+
+    /// MAC address of an interface.
+    pub fn mac(netns: &Netns, interface: &str) -> Result<[u8; 6]> {
+        let text = netns.run(&["ip", "-json", "link", "show", "dev", interface])?;
+        let json: serde_json::Value = serde_json::from_str(&text).context("ip -json")?;
+        let mac = json[0]["address"]
+            .as_str()
+            .context("no address in `ip -json link`")?;
+        let mut out = [0u8; 6];
+        for (octet, part) in out.iter_mut().zip(mac.split(':')) {
+            *octet = u8::from_str_radix(part, 16).with_context(|| format!("MAC address {mac}"))?;
+        }
+        Ok(out)
+    }
+}
+
+fn link(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Result<()> {
+    left.ip(&format!(
+        "link add {left_name} type veth peer name {right_name} netns {}",
+        right.name
+    ))?;
+    for (netns, name) in [(left, left_name), (right, right_name)] {
+        let mut argv = vec!["ethtool", "-K", name];
+        argv.extend(NO_OFFLOADS);
+        netns.run(&argv)?;
+        netns.ip(&format!("link set {name} up"))?;
+    }
+    Ok(())
+}
