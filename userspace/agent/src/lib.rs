@@ -1,3 +1,5 @@
 //! Event loop, sockets, configuration, metrics: moves values between the crates that decide.
 
 pub mod config;
+pub mod pki;
+pub mod synch;

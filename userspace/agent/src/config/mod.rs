@@ -3,7 +3,6 @@
 //! [`Config::read`] gives either a configuration that can be run or every problem of the file at once.
 
 mod check;
-mod proposal;
 mod read;
 mod reader;
 mod selector;
@@ -12,9 +11,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ike::{Proposal, Retransmit};
 use model::{MemberId, TrafficSelector};
 
-pub use proposal::{EspProposal, IkeCipher, IkeGroup, IkePrf, IkeProposal};
 pub use reader::Problem;
 
 /// What the owner does when its standby is gone (design: pair engine).
@@ -142,13 +141,19 @@ pub struct ConnectionConfig {
     /// File with the pre-shared key.
     pub psk_file: PathBuf,
     /// IKE proposals, best first.
-    pub ike: Vec<IkeProposal>,
+    pub ike: Vec<Proposal>,
     /// Who begins.
     pub start: Start,
     /// Liveness check after this much silence; none where not given.
     pub dpd_delay: Option<Duration>,
     /// IKE SA rekey; none where not given.
     pub rekey_time: Option<Duration>,
+    /// Rekeys happen up to this much earlier, at random.
+    pub rekey_jitter: Duration,
+    /// Retransmission of requests.
+    pub retransmit: Retransmit,
+    /// UDP encapsulation even without a NAT.
+    pub force_encap: bool,
     /// Child SAs.
     pub children: Vec<ChildConfig>,
 }
@@ -163,7 +168,7 @@ pub struct ChildConfig {
     /// The peer's side.
     pub remote_ts: Vec<TrafficSelector>,
     /// ESP proposals, best first.
-    pub esp: Vec<EspProposal>,
+    pub esp: Vec<Proposal>,
     /// Rekey after this time; none where not given.
     pub rekey_time: Option<Duration>,
 }

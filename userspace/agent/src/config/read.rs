@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ike::proposal::{ProposalError, default_esp, default_ike};
+use ike::{Proposal, Retransmit};
 use model::MemberId;
 use toml::de::DeTable;
 
@@ -11,7 +13,7 @@ use super::check::{self, Files, Policy};
 use super::reader::{At, Problem, Problems, Reader};
 use super::{
     AddressConfig, AttachMode, ChildConfig, ClusterConfig, Config, ConnectionConfig, ControlConfig,
-    DataPlaneConfig, EspProposal, IkeProposal, InterfaceConfig, MemberConfig, Solo, Start, proposal,
+    DataPlaneConfig, InterfaceConfig, MemberConfig, Solo, Start,
     selector,
 };
 
@@ -477,7 +479,7 @@ impl Context<'_> {
                 "pre-shared key file",
             );
         }
-        let ike = self.proposals(&mut t, "ike", proposal::parse_ike, proposal::IKE_SHAPE);
+        let ike = self.proposals(&mut t, "ike", Proposal::parse_ike);
         let start = t
             .word(
                 "start",
@@ -493,6 +495,14 @@ impl Context<'_> {
         }
         let dpd_delay = t.duration("dpd_delay", MS(100)..DAY);
         let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
+        let rekey_jitter = t.duration("rekey_jitter", MS(0)..DAY).unwrap_or(SECOND * 60);
+        let usual = Retransmit::default();
+        let retransmit = Retransmit {
+            initial: t.duration("retransmit_initial", MS(10)..SECOND * 60).unwrap_or(usual.initial),
+            tries: t.integer("retransmit_tries", 0..=30).map_or(usual.tries, |n| n.value as u32),
+            ..usual
+        };
+        let force_encap = t.boolean("force_encap").unwrap_or(false);
         let tables = t.tables("children", "connections.children");
         if tables.is_empty() {
             t.missing("children", "at least one [[connections.children]]");
@@ -514,10 +524,13 @@ impl Context<'_> {
             local_id: local_id?.value,
             remote_id: remote_id?.value,
             psk_file: self.path(&psk_file?.value),
-            ike: default_if_empty::<IkeProposal>(ike, "aes256gcm16-prfsha256-x25519", proposal::parse_ike),
+            ike: if ike.is_empty() { default_ike() } else { ike },
             start,
             dpd_delay,
             rekey_time,
+            rekey_jitter,
+            retransmit,
+            force_encap,
             children,
         })
     }
@@ -533,7 +546,7 @@ impl Context<'_> {
         names.extend(name.clone());
         let local_ts = self.selectors(&mut t, "local_ts");
         let remote_ts = self.selectors(&mut t, "remote_ts");
-        let esp = self.proposals(&mut t, "esp", proposal::parse_esp, proposal::ESP_SHAPE);
+        let esp = self.proposals(&mut t, "esp", Proposal::parse_esp);
         let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
         if let Some(name) = &name {
             policies.push(Policy {
@@ -548,7 +561,7 @@ impl Context<'_> {
             name: name?.value,
             local_ts,
             remote_ts,
-            esp: default_if_empty::<EspProposal>(esp, "chacha20poly1305", proposal::parse_esp),
+            esp: if esp.is_empty() { default_esp() } else { esp },
             rekey_time,
         })
     }
@@ -581,31 +594,24 @@ impl Context<'_> {
         out
     }
 
-    fn proposals<T>(
+    fn proposals(
         &self,
         t: &mut Reader<'_>,
         key: &'static str,
-        parse: fn(&str) -> Option<T>,
-        shape: &str,
-    ) -> Vec<T> {
-        let Some(list) = t.strings(key) else {
-            return Vec::new();
-        };
+        parse: fn(&str) -> Result<Proposal, ProposalError>,
+    ) -> Vec<Proposal> {
+        let Some(list) = t.strings(key) else { return Vec::new() };
         if list.value.is_empty() {
-            self.problems.add(
-                list.span,
-                format!("'{key}' is empty"),
-                "leave it out for the default, or name a proposal",
-            );
+            self.problems.add(list.span, format!("'{key}' is empty"), "leave it out for the default, or name a proposal");
         }
         let mut out = Vec::new();
         for text in list.value {
             match parse(&text.value) {
-                Some(proposal) => out.push(proposal),
-                None => self.problems.add(
+                Ok(proposal) => out.push(proposal),
+                Err(why) => self.problems.add(
                     text.span,
-                    format!("'{}' is no {key} proposal that this version carries", text.value),
-                    format!("give {shape}"),
+                    format!("'{}' is no {key} proposal that this version carries ({why})", text.value),
+                    format!("name algorithms with '-' between, for example \"{}\"", example(key)),
                 ),
             }
         }
@@ -613,14 +619,10 @@ impl Context<'_> {
     }
 }
 
-fn default_socket(name: &str) -> PathBuf {
-    PathBuf::from(format!("/run/espalier/{name}.sock"))
+fn example(key: &str) -> &'static str {
+    if key == "ike" { "aes256gcm16-prfsha256-x25519" } else { "chacha20poly1305-x25519" }
 }
 
-fn default_if_empty<T>(given: Vec<T>, default: &str, parse: fn(&str) -> Option<T>) -> Vec<T> {
-    if given.is_empty() {
-        parse(default).into_iter().collect()
-    } else {
-        given
-    }
+fn default_socket(name: &str) -> PathBuf {
+    PathBuf::from(format!("/run/espalier/{name}.sock"))
 }

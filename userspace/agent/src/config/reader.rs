@@ -248,6 +248,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    pub fn boolean(&mut self, key: &'static str) -> Option<bool> {
+        let value = self.get(key)?;
+        let found = value.get_ref().as_bool();
+        if found.is_none() {
+            self.wrong_type(key, value, "true or false");
+        }
+        found
+    }
+
     /// A list of strings.
     pub fn strings(&mut self, key: &'static str) -> Option<At<Vec<At<String>>>> {
         let value = self.get(key)?;
