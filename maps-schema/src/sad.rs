@@ -31,6 +31,10 @@ pub struct Limits {
     pub limit: u64,
     /// S or H: a count of sequence numbers, at least 1 once the SA is acknowledged.
     pub step: u64,
+    /// Numbers up to here count as used (outbound) or seen (inbound) in every epoch: the highest lower bound that any
+    /// takeover so far gave. 0 for a new SA. Without it a raise in a new epoch would forget what the takeover skipped;
+    /// `datapath::limits::raised` computes it.
+    pub floor: u64,
     /// Low 16 bits of the ownership epoch in which `limit` was acknowledged.
     pub epoch: u32,
     /// Reserved, 0.
@@ -111,6 +115,8 @@ pub struct InboundSaRuntime {
     pub spi: u32,
     /// Low 16 bits of the epoch for which the takeover floor was last applied.
     pub floor_epoch: u32,
+    /// The takeover floor in effect, 0 for none (and once the final window of a planned handover is merged).
+    pub floor: u64,
     /// Right edge: the highest sequence number accepted.
     pub edge: u64,
     /// RFC 6479 ring: bit `seq & 63` of block `(seq / 64) & (REPLAY_BLOCKS - 1)`.
@@ -171,10 +177,43 @@ pub struct OutboundSaRuntime {
     pub bytes: u64,
     /// `CLOCK_MONOTONIC` milliseconds of the last packet.
     pub last_ms: u64,
+    /// One more than the limits version for which an exhausted lease was last reported.
+    pub exhausted_version: u64,
 }
 
+/// The final window of an old owner, input of the program `sa_ctl` (as the data of a test run).
+///
+/// Numbers up to `floor` that the old owner had not seen become acceptable to the new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FinalWindow {
+    /// Slot of the SA.
+    pub slot: u32,
+    /// Our SPI.
+    pub spi: u32,
+    /// Right edge of the old owner's window.
+    pub edge: u64,
+    /// The old owner's ceiling: it accepted nothing above.
+    pub floor: u64,
+    /// The old owner's replay ring.
+    pub blocks: [u64; REPLAY_BLOCKS],
+}
+
+/// Return value of `sa_ctl`: merged.
+pub const SA_CTL_MERGED: u32 = 0;
+/// Return value of `sa_ctl`: no such SA in the slot.
+pub const SA_CTL_NO_SA: u32 = 1;
+/// Return value of `sa_ctl`: this member is not the valid owner of the SA's segment.
+pub const SA_CTL_NOT_OWNER: u32 = 2;
+/// Return value of `sa_ctl`: the window has no floor (any more): nothing to merge, or merged before.
+pub const SA_CTL_NO_FLOOR: u32 = 3;
+/// Return value of `sa_ctl`: run on another CPU than the SA's.
+pub const SA_CTL_WRONG_CPU: u32 = 4;
+/// Return value of `sa_ctl`: the input is no [`FinalWindow`], or a helper failed.
+pub const SA_CTL_BAD_INPUT: u32 = 5;
+
 /// 64-bit words of an expanded key: the largest suite's round keys and hash key.
-pub const KEY_WORDS: usize = 160;
+pub const KEY_WORDS: usize = 136;
 
 /// An expanded ESP key. `datapath::aead::expand` fills it; nothing else reads `schedule`.
 #[derive(Clone, Copy, IntoBytes, FromBytes, Immutable, KnownLayout)]
@@ -193,13 +232,14 @@ pub struct SaKey {
 }
 
 const _: () = {
-    assert!(size_of::<Limits>() == 24);
-    assert!(size_of::<LimitsCell>() == 56);
+    assert!(size_of::<Limits>() == 32);
+    assert!(size_of::<LimitsCell>() == 72);
     assert!(size_of::<SelectorPair>() == 80);
-    assert!(size_of::<InboundSa>() == 80 + SELECTORS_PER_SA * 80);
-    assert!(size_of::<InboundSaRuntime>() == 72 + REPLAY_BLOCKS * 8);
-    assert!(size_of::<OutboundSa>() == 104);
-    assert!(size_of::<OutboundSaRuntime>() == 32);
+    assert!(size_of::<InboundSa>() == 96 + SELECTORS_PER_SA * 80);
+    assert!(size_of::<InboundSaRuntime>() == 80 + REPLAY_BLOCKS * 8);
+    assert!(size_of::<FinalWindow>() == 24 + REPLAY_BLOCKS * 8);
+    assert!(size_of::<OutboundSa>() == 120);
+    assert!(size_of::<OutboundSaRuntime>() == 40);
     assert!(size_of::<SaKey>() == 16 + KEY_WORDS * 8);
     assert!(REPLAY_BLOCKS.is_power_of_two());
 };
