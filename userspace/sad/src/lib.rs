@@ -1,1 +1,22 @@
-//! SAD, SPD, SPI allocation, lifetimes; emits MapPlan.
+//! The only truth about Child SAs on a member: SAD, SPD, SPI allocation, lease and ceiling sizes, lifetimes.
+//!
+//! Changes go in, [`port::MapPlan`]s come out; a [`port::DataPlane`] carries them out. Nothing here reads a clock,
+//! draws randomness or names aya: time, the ownership epoch and the programs' counters are arguments.
+#![forbid(unsafe_code)]
+
+pub mod lifetime;
+pub mod limits;
+pub mod memory;
+pub mod port;
+pub mod prefix;
+pub mod record;
+pub mod snapshot;
+pub mod spd;
+pub mod spi;
+pub mod store;
+
+pub use limits::LimitRaise;
+pub use port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
+pub use snapshot::SnapshotSa;
+pub use spd::{Policy, PolicyAction};
+pub use store::{Context, SaEntry, Sad, SadError, Settings};

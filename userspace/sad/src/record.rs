@@ -1,0 +1,136 @@
+//! From a Child SA's record to what the programs read.
+
+use crate::spd::selector_pairs;
+use crate::store::SadError;
+use maps_schema::sad::{
+    InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_UDP_ENCAP,
+    SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
+};
+use model::{ChildSaRecord, EspSuite, SecretBytes, TrafficSelector, address::mapped};
+
+/// The suite's number in the maps.
+pub const fn suite_number(suite: EspSuite) -> u8 {
+    match suite {
+        EspSuite::Aes128Gcm16 => SUITE_AES128_GCM,
+        EspSuite::Aes256Gcm16 => SUITE_AES256_GCM,
+        EspSuite::ChaCha20Poly1305 => SUITE_CHACHA20_POLY1305,
+    }
+}
+
+/// `SA_*` flags of both directions.
+pub(crate) fn flags(record: &ChildSaRecord, lenient: bool, local_only: bool) -> u8 {
+    let mut flags = 0;
+    if record.esn {
+        flags |= SA_ESN;
+    }
+    if record.udp_encap {
+        flags |= SA_UDP_ENCAP;
+    }
+    if lenient {
+        flags |= SA_LENIENT;
+    }
+    if local_only {
+        flags |= SA_LOCAL_ONLY;
+    }
+    flags
+}
+
+/// Expands cipher key and salt (RFC 4106 8.1: the salt is the last 4 octets of the keying material).
+pub(crate) fn expand(suite: EspSuite, material: &SecretBytes, spi: u32) -> Result<Box<SaKey>, SadError> {
+    let octets = material.expose();
+    let (key, salt) = octets
+        .split_at_checked(suite.key_len())
+        .ok_or(SadError::KeyLength {
+            suite,
+            octets: octets.len(),
+        })?;
+    let salt: [u8; 4] = salt.try_into().map_err(|_| SadError::KeyLength {
+        suite,
+        octets: octets.len(),
+    })?;
+    let expanded =
+        datapath::aead::expand(suite_number(suite), key, salt, spi).map_err(|_| SadError::KeyLength {
+            suite,
+            octets: octets.len(),
+        })?;
+    Ok(Box::new(expanded))
+}
+
+/// The selector pairs of an SA, in order.
+pub(crate) fn pairs(record: &ChildSaRecord) -> Result<Vec<(TrafficSelector, TrafficSelector)>, SadError> {
+    let pairs = selector_pairs(&record.ts_local, &record.ts_remote);
+    if pairs.is_empty() {
+        return Err(SadError::NoSelectors { spi: record.spi_in });
+    }
+    if pairs.len() > SELECTORS_PER_SA {
+        return Err(SadError::TooManySelectors {
+            spi: record.spi_in,
+            pairs: pairs.len(),
+        });
+    }
+    Ok(pairs)
+}
+
+/// The inbound record of an SA.
+pub(crate) fn inbound(
+    record: &ChildSaRecord,
+    pairs: &[(TrafficSelector, TrafficSelector)],
+    connection: u16,
+    flags: u8,
+    ceiling: Limits,
+    reported_edge: u64,
+) -> InboundSa {
+    let mut selectors = [SelectorPair::default(); SELECTORS_PER_SA];
+    for (to, (local, remote)) in selectors.iter_mut().zip(pairs) {
+        *to = SelectorPair {
+            remote_first: mapped(remote.first),
+            remote_last: mapped(remote.last),
+            local_first: mapped(local.first),
+            local_last: mapped(local.last),
+            remote_ports: [remote.first_port, remote.last_port],
+            local_ports: [local.first_port, local.last_port],
+            protocol: u32::from(remote.protocol),
+            reserved: 0,
+        };
+    }
+    InboundSa {
+        spi: record.spi_in.0,
+        connection,
+        suite: suite_number(record.suite),
+        flags,
+        limits: cell(ceiling),
+        reported_edge,
+        selector_count: pairs.len().min(SELECTORS_PER_SA) as u32,
+        reserved: 0,
+        selectors,
+    }
+}
+
+/// The outbound record of an SA.
+pub(crate) fn outbound(
+    record: &ChildSaRecord,
+    connection: u16,
+    flags: u8,
+    lease: Limits,
+    path_mtu: u16,
+) -> OutboundSa {
+    OutboundSa {
+        spi: record.spi_out.0,
+        connection,
+        suite: suite_number(record.suite),
+        flags,
+        limits: cell(lease),
+        outer_src: mapped(record.local.ip()),
+        outer_dst: mapped(record.remote.ip()),
+        encap_ports: [record.local.port(), record.remote.port()],
+        path_mtu,
+        reserved: 0,
+    }
+}
+
+fn cell(limits: Limits) -> LimitsCell {
+    LimitsCell {
+        version: 0,
+        slots: [limits, Limits::default()],
+    }
+}

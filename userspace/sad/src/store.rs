@@ -1,0 +1,792 @@
+//! The SA database: changes in, map plans out.
+
+use crate::lifetime::{LifetimeEvent, LifetimeKind, Lifetimes, due};
+use crate::limits::{HEADROOM_MIN, LEASE_MIN, LimitRaise, Meter, Situation};
+use crate::port::{Direction, MapOp, MapPlan, SaCounters};
+use crate::record;
+use crate::snapshot::{LimitBase, SnapshotSa};
+use crate::spd::{Effect, Holder, Policy, PolicyAction, Spd, SpdError, selector_pairs};
+use crate::spi::{AdoptError, SpiAllocator};
+use datapath::limits::{EpochBehind, raised};
+use maps_schema::sad::{Limits, spi_segment, spi_slot};
+use maps_schema::steer::MAX_CONNECTIONS;
+use model::{
+    ChildSaChange, ChildSaRecord, Epoch, EspSpi, EspSuite, InitialLimits, Instant, MemberId, OutboundUse,
+    SegmentId, TrafficSelector,
+};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use thiserror::Error;
+
+/// What does not change while the store lives.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This member.
+    pub member: MemberId,
+    /// Slots in this member's maps.
+    pub max_slots: u32,
+    /// Where SPI generations start; any octet out of the caller's randomness.
+    pub first_generation: u8,
+    /// MTU of the outside interface, octets.
+    pub outside_mtu: u16,
+    /// Time that the detection of a failed member takes.
+    pub detection: Duration,
+    /// Lifetimes of SAs whose policy has none of its own.
+    pub lifetimes: Lifetimes,
+}
+
+/// Surroundings of a change.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    /// Now.
+    pub now: Instant,
+    /// Ownership epoch of the SA's segment.
+    pub epoch: Epoch,
+    /// No standby acknowledged the change: a new SA has no upper limits until one knows it.
+    pub alone: bool,
+}
+
+/// Why a change was refused. The store is as before.
+#[derive(Debug, Error)]
+pub enum SadError {
+    /// The SPI cannot be used.
+    #[error(transparent)]
+    Spi(#[from] AdoptError),
+    /// The policies do not fit into the map.
+    #[error(transparent)]
+    Spd(#[from] SpdError),
+    /// A second SA with the same SPI.
+    #[error("SPI {0} is installed already")]
+    Installed(EspSpi),
+    /// A change names an SA that does not exist.
+    #[error("no SA with inbound SPI {0}")]
+    Unknown(EspSpi),
+    /// Keying material of the wrong length.
+    #[error("keying material of {octets} octets does not fit {suite:?} (cipher key and 4 octets of salt)")]
+    KeyLength {
+        /// The suite.
+        suite: EspSuite,
+        /// Octets given.
+        octets: usize,
+    },
+    /// Too many pairs of traffic selectors.
+    #[error("SA {spi} has {pairs} pairs of traffic selectors; the maps hold {max}: negotiate several Child SAs", max = maps_schema::sad::SELECTORS_PER_SA)]
+    TooManySelectors {
+        /// Our inbound SPI.
+        spi: EspSpi,
+        /// Pairs of a local and a remote selector.
+        pairs: usize,
+    },
+    /// No pair of traffic selectors.
+    #[error("SA {spi} has no local and remote selector that agree in address family and protocol")]
+    NoSelectors {
+        /// Our inbound SPI.
+        spi: EspSpi,
+    },
+    /// More connections than counters.
+    #[error("{0} connections are configured; counters exist for {max}", max = MAX_CONNECTIONS - 1)]
+    TooManyConnections(usize),
+    /// The SA's limits are of a later epoch than the raise.
+    #[error("raise for SPI {0} is of an earlier epoch than the SA's limits")]
+    EpochBehind(EspSpi),
+}
+
+/// One SA pair in the store.
+pub struct SaEntry {
+    /// The record; its `limits` are those of the installation, the current ones are beside it.
+    pub record: ChildSaRecord,
+    /// Current lease.
+    pub lease: Limits,
+    /// Current ceiling.
+    pub ceiling: Limits,
+    /// Right edge last reported: base of the evidence rule.
+    pub reported_edge: u64,
+    /// No standby knows it.
+    pub local_only: bool,
+    /// Policies point at it.
+    pub outbound_in_use: bool,
+    /// When this member learnt of it, less the age that it had then.
+    pub installed: Instant,
+    flags: u8,
+    connection: u16,
+    pairs: Vec<(TrafficSelector, TrafficSelector)>,
+    switched: u64,
+    lifetimes: Lifetimes,
+    reported: Option<LifetimeKind>,
+    meters: [Meter; 2],
+}
+
+impl SaEntry {
+    /// Slot of both directions.
+    pub fn slot(&self) -> u32 {
+        spi_slot(self.record.spi_in.0)
+    }
+
+    /// Segment that the SA belongs to.
+    pub fn segment(&self) -> SegmentId {
+        SegmentId(spi_segment(self.record.spi_in.0))
+    }
+}
+
+/// The only truth about Child SAs.
+pub struct Sad {
+    settings: Settings,
+    spis: SpiAllocator,
+    spd: Spd,
+    entries: BTreeMap<u32, SaEntry>,
+    policies: Vec<Policy>,
+    connections: Vec<String>,
+    switches: u64,
+}
+
+impl Sad {
+    /// An empty store.
+    pub fn new(settings: Settings) -> Self {
+        let spis = SpiAllocator::new(settings.member, settings.max_slots, settings.first_generation);
+        Self {
+            settings,
+            spis,
+            spd: Spd::default(),
+            entries: BTreeMap::new(),
+            policies: Vec::new(),
+            connections: Vec::new(),
+            switches: 0,
+        }
+    }
+
+    /// Takes the whole list of configured policies; the plan is the difference to what the map holds. SAs that are
+    /// up keep their rules. On an error the former policies stay.
+    pub fn configure(&mut self, policies: Vec<Policy>) -> Result<MapPlan, SadError> {
+        let mut connections = self.connections.clone();
+        for policy in &policies {
+            if !connections.contains(&policy.connection) {
+                connections.push(policy.connection.clone());
+            }
+        }
+        if connections.len() >= MAX_CONNECTIONS {
+            return Err(SadError::TooManyConnections(connections.len()));
+        }
+        let mut spd = Spd::default();
+        for (at, policy) in policies.iter().enumerate() {
+            let at = at as u32;
+            let pairs = selector_pairs(&policy.local, &policy.remote);
+            if pairs.is_empty() {
+                let (connection, child) = (policy.connection.clone(), policy.child.clone());
+                return Err(SpdError::NoSelectors { connection, child }.into());
+            }
+            let connection = index_of(&connections, &policy.connection);
+            spd.put(
+                Holder::Policy(at),
+                Effect::of_policy(policy.action, connection, at),
+                &pairs,
+                &policy.connection,
+            )?;
+        }
+        for entry in self.entries.values().filter(|e| e.outbound_in_use) {
+            let at = policy_of(&policies, &entry.record).map_or(u32::MAX, |(at, _)| at);
+            let connection = index_of(&connections, &entry.record.connection);
+            let effect = Effect::of_sa(entry.slot(), connection, at, entry.switched);
+            spd.put(
+                Holder::Slot(entry.slot()),
+                effect,
+                &entry.pairs,
+                &entry.record.connection,
+            )?;
+        }
+        let plan = spd.difference(&self.spd);
+        self.spd = spd;
+        self.policies = policies;
+        self.connections = connections;
+        Ok(plan)
+    }
+
+    /// Applies a committed change. On an error nothing has changed.
+    pub fn apply(&mut self, change: &ChildSaChange, context: Context) -> Result<MapPlan, SadError> {
+        match change {
+            ChildSaChange::Install {
+                record,
+                outbound,
+                replaces: _,
+            } => {
+                // The replaced SA keeps its rules below those of the new one until it is removed: no gap, and the
+                // old SA serves again should the new one be deleted first.
+                let lease = limits(record.limits.lease, record.limits.lease_step, context.epoch);
+                let ceiling = limits(record.limits.ceiling, record.limits.headroom, context.epoch);
+                self.install(record, lease, ceiling, *outbound == OutboundUse::Now, context)
+            }
+            ChildSaChange::UseOutbound { spi_in } => {
+                self.entry_of(*spi_in)?;
+                self.switch(spi_slot(spi_in.0))
+            }
+            ChildSaChange::MovePeer { spi_in, remote } => {
+                let path_mtu = self.settings.outside_mtu;
+                let entry = self.entry_mut_of(*spi_in)?;
+                entry.record.remote = *remote;
+                let record = record::outbound(
+                    &entry.record,
+                    entry.connection,
+                    entry.flags,
+                    entry.lease,
+                    path_mtu,
+                );
+                let slot = entry.slot();
+                Ok(MapPlan {
+                    ops: vec![MapOp::PutPath {
+                        slot,
+                        spi: record.spi,
+                        outer_dst: record.outer_dst,
+                        encap_ports: record.encap_ports,
+                    }],
+                })
+            }
+            ChildSaChange::MoveIkeSa { spi_in, ike_spi } => {
+                self.entry_mut_of(*spi_in)?.record.ike_spi = *ike_spi;
+                Ok(MapPlan::default())
+            }
+            ChildSaChange::Remove { spi_in } => {
+                self.entry_of(*spi_in)?;
+                Ok(self.remove(*spi_in))
+            }
+        }
+    }
+
+    /// An inbound SPI of this segment, held until it is installed and removed, or released.
+    pub fn reserve_spi(&mut self, segment: SegmentId) -> Option<EspSpi> {
+        self.spis.reserve(segment)
+    }
+
+    /// Gives back an SPI that was reserved but never installed; an installed one is left alone.
+    pub fn release_spi(&mut self, spi: EspSpi) {
+        if self.get(spi).is_none() {
+            self.spis.release(spi);
+        }
+    }
+
+    /// Limits for the journal entry of a new SA.
+    pub fn initial_limits(&self) -> InitialLimits {
+        InitialLimits {
+            lease: LEASE_MIN,
+            lease_step: LEASE_MIN,
+            ceiling: HEADROOM_MIN,
+            headroom: HEADROOM_MIN,
+        }
+    }
+
+    /// The SA with this inbound SPI.
+    pub fn get(&self, spi_in: EspSpi) -> Option<&SaEntry> {
+        self.by_slot(spi_slot(spi_in.0))
+            .filter(|e| e.record.spi_in == spi_in)
+    }
+
+    /// The SA in this slot.
+    pub fn by_slot(&self, slot: u32) -> Option<&SaEntry> {
+        self.entries.get(&slot)
+    }
+
+    /// All SAs by rising slot.
+    pub fn iter(&self) -> impl Iterator<Item = &SaEntry> {
+        self.entries.values()
+    }
+
+    /// Number of SA pairs.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no SA.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Counter index of a configured connection (from 1 on).
+    pub fn connection_index(&self, name: &str) -> Option<u16> {
+        Some(index_of(&self.connections, name)).filter(|i| *i != 0)
+    }
+
+    /// Connection of a counter index.
+    pub fn connection_name(&self, index: u16) -> Option<&str> {
+        self.connections
+            .get(usize::from(index).checked_sub(1)?)
+            .map(String::as_str)
+    }
+
+    /// Looks at every SA and wishes for the raises that are due. Call it a few times a second on the owner.
+    pub fn wants_raises(
+        &mut self,
+        now: Instant,
+        epoch_of: impl Fn(SegmentId) -> Epoch,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LimitRaise> {
+        let detection = self.settings.detection;
+        let mut raises = Vec::new();
+        for (slot, entry) in &mut self.entries {
+            let Some(counters) = counters(*slot).filter(|c| entry.is_runtime(c)) else {
+                continue;
+            };
+            let epoch = epoch_of(entry.segment());
+            for direction in [Direction::Outbound, Direction::Inbound] {
+                raises.extend(entry.wish(direction, None, now, epoch, detection, &counters));
+            }
+        }
+        raises
+    }
+
+    /// Looks at one direction of one SA, on an event or for a slow frame. `needed` is the sequence number of an
+    /// authentic packet that waits above the ceiling.
+    pub fn wants_raise(
+        &mut self,
+        slot: u32,
+        direction: Direction,
+        needed: Option<u64>,
+        now: Instant,
+        epoch: Epoch,
+        counters: &SaCounters,
+    ) -> Option<LimitRaise> {
+        let detection = self.settings.detection;
+        let entry = self.entries.get_mut(&slot)?;
+        if needed.is_none() && !entry.is_runtime(counters) {
+            return None;
+        }
+        entry.wish(direction, needed, now, epoch, detection, counters)
+    }
+
+    /// Takes an acknowledged raise over (a standby: before it acknowledges). A raise for an SA that is gone gives an
+    /// empty plan; one that is below the current limits of the same epoch changes nothing.
+    pub fn apply_raise(&mut self, raise: &LimitRaise, now: Instant) -> Result<MapPlan, SadError> {
+        let Some(entry) = self
+            .entries
+            .get_mut(&raise.slot)
+            .filter(|e| e.record.spi_in == raise.spi)
+        else {
+            return Ok(MapPlan::default());
+        };
+        let (current, spi, meter) = match raise.direction {
+            Direction::Outbound => (&mut entry.lease, entry.record.spi_out.0, &mut entry.meters[0]),
+            Direction::Inbound => (&mut entry.ceiling, entry.record.spi_in.0, &mut entry.meters[1]),
+        };
+        let wanted = &raise.limits;
+        let mut new = raised(current, wanted.limit, wanted.step, wanted.epoch as u16)
+            .map_err(|EpochBehind| SadError::EpochBehind(raise.spi))?;
+        new.floor = new.floor.max(wanted.floor);
+        meter.applied(Some(now));
+        let mut plan = MapPlan::default();
+        if new.epoch != current.epoch || new.limit > current.limit || entry.local_only {
+            *current = new;
+            let (direction, slot) = (raise.direction, raise.slot);
+            plan.ops.push(MapOp::PublishLimits {
+                direction,
+                slot,
+                spi,
+                limits: new,
+            });
+        }
+        Ok(plan)
+    }
+
+    /// Standbys know these SAs now: from here on their limits apply. Call it after `apply_raise` of the caps that a
+    /// joining member acknowledged.
+    pub fn known_to_standby(&mut self, spis: impl IntoIterator<Item = EspSpi>) -> MapPlan {
+        let lenient =
+            |policies: &[Policy], r: &ChildSaRecord| policy_of(policies, r).is_some_and(|(_, p)| p.lenient);
+        let mut plan = MapPlan::default();
+        for spi in spis {
+            let Some(entry) = self
+                .entries
+                .get_mut(&spi_slot(spi.0))
+                .filter(|e| e.record.spi_in == spi && e.local_only)
+            else {
+                continue;
+            };
+            entry.local_only = false;
+            entry.flags = record::flags(&entry.record, lenient(&self.policies, &entry.record), false);
+            let (slot, flags) = (entry.slot(), entry.flags);
+            for (direction, spi) in [
+                (Direction::Outbound, entry.record.spi_out.0),
+                (Direction::Inbound, entry.record.spi_in.0),
+            ] {
+                plan.ops.push(MapOp::PutFlags {
+                    direction,
+                    slot,
+                    spi,
+                    flags,
+                });
+            }
+        }
+        plan
+    }
+
+    /// Limits at the current epochs that cover all current counters: what a joining member has to acknowledge before
+    /// it enters the in-sync set.
+    pub fn cap_for_join(
+        &self,
+        epoch_of: impl Fn(SegmentId) -> Epoch,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LimitRaise> {
+        let mut caps = Vec::new();
+        for (slot, entry) in &self.entries {
+            let counters = counters(*slot)
+                .filter(|c| entry.is_runtime(c))
+                .unwrap_or_default();
+            let now = Instant::default();
+            for (direction, current) in [
+                (Direction::Outbound, &entry.lease),
+                (Direction::Inbound, &entry.ceiling),
+            ] {
+                let situation =
+                    entry.situation(current, now, epoch_of(entry.segment()), self.settings.detection);
+                caps.extend(situation.cap(direction, &counters));
+            }
+        }
+        caps
+    }
+
+    /// Notes the right edge that the owner reported for an inbound SA.
+    pub fn report_edge(&mut self, spi_in: EspSpi, edge: u64) -> MapPlan {
+        match self.entry_mut_of(spi_in) {
+            Ok(entry) if edge > entry.reported_edge => {
+                entry.reported_edge = edge;
+                MapPlan {
+                    ops: vec![MapOp::PutReportedEdge {
+                        slot: entry.slot(),
+                        spi: spi_in.0,
+                        edge,
+                    }],
+                }
+            }
+            _ => MapPlan::default(),
+        }
+    }
+
+    /// Every SA with its current limits, in the order in which outbound traffic was switched to it.
+    pub fn snapshot(&self, now: Instant) -> Vec<SnapshotSa> {
+        let mut entries: Vec<&SaEntry> = self.entries.values().collect();
+        entries.sort_by_key(|e| e.switched);
+        let snapshot_of = |entry: &&SaEntry| {
+            let mut record = entry.record.clone();
+            record.limits = InitialLimits {
+                lease: entry.lease.limit,
+                lease_step: entry.lease.step,
+                ceiling: entry.ceiling.limit,
+                headroom: entry.ceiling.step,
+            };
+            SnapshotSa {
+                record,
+                lease: LimitBase::of(&entry.lease),
+                ceiling: LimitBase::of(&entry.ceiling),
+                reported_edge: entry.reported_edge,
+                outbound_in_use: entry.outbound_in_use,
+                local_only: entry.local_only,
+                age_ms: u64::try_from(now.since(entry.installed).as_millis()).unwrap_or(u64::MAX),
+            }
+        };
+        entries.iter().map(snapshot_of).collect()
+    }
+
+    /// Takes a snapshot in place of all SAs. SAs that are the same stay in the maps untouched, counters included.
+    pub fn restore(&mut self, snapshot: Vec<SnapshotSa>, now: Instant) -> Result<MapPlan, SadError> {
+        let mut plan = MapPlan::default();
+        let kept: std::collections::HashSet<EspSpi> = snapshot.iter().map(|s| s.record.spi_in).collect();
+        let gone: Vec<EspSpi> = self
+            .entries
+            .values()
+            .map(|e| e.record.spi_in)
+            .filter(|s| !kept.contains(s))
+            .collect();
+        for spi in gone {
+            plan.extend(self.remove(spi));
+        }
+        for sa in snapshot {
+            let spi = sa.record.spi_in;
+            if self.get(spi).is_some() {
+                // Its records are written anew below; the executor keeps live counters of an SPI that is there.
+                plan.extend(self.spd.remove(Holder::Slot(spi_slot(spi.0))));
+                self.entries.remove(&spi_slot(spi.0));
+            }
+            let lease = sa.lease.with(sa.record.limits.lease, sa.record.limits.lease_step);
+            let ceiling = sa
+                .ceiling
+                .with(sa.record.limits.ceiling, sa.record.limits.headroom);
+            let context = Context {
+                now,
+                epoch: Epoch::default(),
+                alone: sa.local_only,
+            };
+            plan.extend(self.install(&sa.record, lease, ceiling, sa.outbound_in_use, context)?);
+            if let Some(entry) = self.entries.get_mut(&spi_slot(spi.0)) {
+                entry.installed = Instant(now.0.saturating_sub(sa.age_ms.saturating_mul(1_000_000)));
+                entry.reported_edge = sa.reported_edge;
+                plan.ops.push(MapOp::PutReportedEdge {
+                    slot: spi_slot(spi.0),
+                    spi: spi.0,
+                    edge: sa.reported_edge,
+                });
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Removes every SA; configured policies stay and trap.
+    pub fn clear(&mut self) -> MapPlan {
+        let mut plan = MapPlan::default();
+        let all: Vec<EspSpi> = self.entries.values().map(|e| e.record.spi_in).collect();
+        for spi in all {
+            plan.extend(self.remove(spi));
+        }
+        plan
+    }
+
+    /// SAs that have reached a limit of age or number; each limit is reported once.
+    pub fn due(&mut self, now: Instant, counters: impl Fn(u32) -> Option<SaCounters>) -> Vec<LifetimeEvent> {
+        let mut events = Vec::new();
+        for (slot, entry) in &mut self.entries {
+            let counters = counters(*slot)
+                .filter(|c| entry.is_runtime(c))
+                .unwrap_or_default();
+            let seq = counters.outbound.seq.max(counters.inbound.edge);
+            let age = now.since(entry.installed);
+            let record = &entry.record;
+            let Some(kind) = due(entry.lifetimes, record.spi_in, record.esn, age, seq) else {
+                continue;
+            };
+            if entry.reported == Some(kind) || entry.reported == Some(LifetimeKind::Hard) {
+                continue;
+            }
+            entry.reported = Some(kind);
+            events.push(LifetimeEvent {
+                spi_in: record.spi_in,
+                ike_spi: record.ike_spi,
+                connection: record.connection.clone(),
+                child: record.child.clone(),
+                kind,
+            });
+        }
+        events
+    }
+
+    /// Everything that an empty data plane needs to hold what the store holds.
+    pub fn full_plan(&self) -> Result<MapPlan, SadError> {
+        let mut plan = MapPlan::default();
+        for entry in self.entries.values() {
+            plan.extend(self.records_plan(entry)?);
+        }
+        plan.extend(self.spd.full_plan());
+        Ok(plan)
+    }
+
+    fn install(
+        &mut self,
+        sa: &ChildSaRecord,
+        lease: Limits,
+        ceiling: Limits,
+        outbound_now: bool,
+        context: Context,
+    ) -> Result<MapPlan, SadError> {
+        if self.get(sa.spi_in).is_some() {
+            return Err(SadError::Installed(sa.spi_in));
+        }
+        let policy = policy_of(&self.policies, sa);
+        let lenient = policy.is_some_and(|(_, p)| p.lenient);
+        let entry = SaEntry {
+            lease,
+            ceiling,
+            reported_edge: 0,
+            local_only: context.alone,
+            outbound_in_use: false,
+            installed: context.now,
+            flags: record::flags(sa, lenient, context.alone),
+            connection: index_of(&self.connections, &sa.connection),
+            pairs: record::pairs(sa)?,
+            switched: 0,
+            lifetimes: policy
+                .and_then(|(_, p)| p.lifetimes)
+                .unwrap_or(self.settings.lifetimes),
+            reported: None,
+            meters: [Meter::default(); 2],
+            record: sa.clone(),
+        };
+        let mut plan = self.records_plan(&entry)?;
+        let held = self.spis.holds(sa.spi_in);
+        self.spis.adopt(sa.spi_in)?;
+        let slot = entry.slot();
+        self.entries.insert(slot, entry);
+        if outbound_now {
+            match self.switch(slot) {
+                Ok(rules) => plan.extend(rules),
+                Err(error) => {
+                    self.entries.remove(&slot);
+                    if !held {
+                        self.spis.release(sa.spi_in);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Keys, counters, records: in this order, so that a record that can be seen has all that it needs.
+    fn records_plan(&self, entry: &SaEntry) -> Result<MapPlan, SadError> {
+        let (slot, sa) = (entry.slot(), &entry.record);
+        let inbound = record::inbound(
+            sa,
+            &entry.pairs,
+            entry.connection,
+            entry.flags,
+            entry.ceiling,
+            entry.reported_edge,
+        );
+        let outbound = record::outbound(
+            sa,
+            entry.connection,
+            entry.flags,
+            entry.lease,
+            self.settings.outside_mtu,
+        );
+        Ok(MapPlan {
+            ops: vec![
+                MapOp::ResetRuntime {
+                    slot,
+                    spi: sa.spi_in.0,
+                },
+                MapOp::PutKeyIn {
+                    slot,
+                    key: record::expand(sa.suite, &sa.key_in, sa.spi_in.0)?,
+                },
+                MapOp::PutKeyOut {
+                    slot,
+                    key: record::expand(sa.suite, &sa.key_out, sa.spi_out.0)?,
+                },
+                MapOp::PutOutbound {
+                    slot,
+                    record: Box::new(outbound),
+                },
+                MapOp::PutInbound {
+                    slot,
+                    record: Box::new(inbound),
+                },
+            ],
+        })
+    }
+
+    fn switch(&mut self, slot: u32) -> Result<MapPlan, SadError> {
+        let Some(entry) = self.entries.get(&slot) else {
+            return Ok(MapPlan::default());
+        };
+        let policy = policy_of(&self.policies, &entry.record);
+        if policy.is_some_and(|(_, p)| p.action != PolicyAction::Protect) {
+            return Ok(MapPlan::default());
+        }
+        let at = policy.map_or(u32::MAX, |(at, _)| at);
+        let switched = self.switches + 1;
+        let effect = Effect::of_sa(slot, entry.connection, at, switched);
+        let plan = self
+            .spd
+            .put(Holder::Slot(slot), effect, &entry.pairs, &entry.record.connection)?;
+        self.switches = switched;
+        if let Some(entry) = self.entries.get_mut(&slot) {
+            (entry.outbound_in_use, entry.switched) = (true, switched);
+        }
+        Ok(plan)
+    }
+
+    /// Policy first (the configured one shows again, and traps), then the records.
+    fn remove(&mut self, spi: EspSpi) -> MapPlan {
+        let slot = spi_slot(spi.0);
+        let mut plan = self.spd.remove(Holder::Slot(slot));
+        self.entries.remove(&slot);
+        self.spis.release(spi);
+        plan.ops.push(MapOp::ClearSlot { slot });
+        plan
+    }
+
+    fn entry_of(&self, spi: EspSpi) -> Result<&SaEntry, SadError> {
+        self.get(spi).ok_or(SadError::Unknown(spi))
+    }
+
+    fn entry_mut_of(&mut self, spi: EspSpi) -> Result<&mut SaEntry, SadError> {
+        self.entries
+            .get_mut(&spi_slot(spi.0))
+            .filter(|e| e.record.spi_in == spi)
+            .ok_or(SadError::Unknown(spi))
+    }
+}
+
+impl SaEntry {
+    /// Whether runtime counters are this SA's: those of a slot's former SA mean nothing.
+    fn is_runtime(&self, counters: &SaCounters) -> bool {
+        counters.inbound.spi == self.record.spi_in.0
+    }
+
+    fn situation<'a>(
+        &self,
+        current: &'a Limits,
+        now: Instant,
+        epoch: Epoch,
+        detection: Duration,
+    ) -> Situation<'a> {
+        Situation {
+            slot: self.slot(),
+            spi: self.record.spi_in,
+            flags: self.flags,
+            current,
+            epoch,
+            now,
+            detection,
+        }
+    }
+
+    fn wish(
+        &mut self,
+        direction: Direction,
+        needed: Option<u64>,
+        now: Instant,
+        epoch: Epoch,
+        detection: Duration,
+        counters: &SaCounters,
+    ) -> Option<LimitRaise> {
+        match direction {
+            Direction::Outbound => {
+                let current = self.lease;
+                let mut meter = self.meters[0];
+                let raise = self
+                    .situation(&current, now, epoch, detection)
+                    .lease(&mut meter, counters);
+                self.meters[0] = meter;
+                raise
+            }
+            Direction::Inbound => {
+                let current = self.ceiling;
+                let mut meter = self.meters[1];
+                let raise = self
+                    .situation(&current, now, epoch, detection)
+                    .ceiling(&mut meter, counters, needed);
+                self.meters[1] = meter;
+                raise
+            }
+        }
+    }
+}
+
+fn limits(limit: u64, step: u64, epoch: Epoch) -> Limits {
+    Limits {
+        limit,
+        step,
+        floor: 0,
+        epoch: u32::from(epoch.low16()),
+        reserved: 0,
+    }
+}
+
+fn index_of(connections: &[String], name: &str) -> u16 {
+    connections
+        .iter()
+        .position(|c| c == name)
+        .map_or(0, |at| at as u16 + 1)
+}
+
+fn policy_of<'a>(policies: &'a [Policy], record: &ChildSaRecord) -> Option<(u32, &'a Policy)> {
+    policies
+        .iter()
+        .position(|p| p.connection == record.connection && p.child == record.child)
+        .map(|at| (at as u32, &policies[at]))
+}
