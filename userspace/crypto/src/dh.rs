@@ -153,7 +153,7 @@ impl DhPrivate {
             Key::Curve25519(secret) => {
                 let peer: [u8; 32] = peer_public.try_into().map_err(|_| CryptoError::PeerPublic)?;
                 let shared = secret.diffie_hellman(&PublicKey::from(peer));
-                // RFC 8031 2.3: an all-zero result MAY be checked for; we abort as RFC 7748 6.1 allows.
+                // RFC 7748 6.1: both MAY check whether the shared secret is the all-zero value and abort if so. We do.
                 if !shared.was_contributory() {
                     return Err(CryptoError::NonContributory);
                 }
@@ -163,7 +163,7 @@ impl DhPrivate {
                 let mut point = Vec::with_capacity(1 + expected);
                 point.push(SEC1_UNCOMPRESSED);
                 point.extend_from_slice(peer_public);
-                // RFC 5903 9: the shared secret is the x coordinate; the provider checks that the point is on the curve.
+                // RFC 5903 7: the shared secret is the x coordinate; the provider checks that the point is on the curve.
                 let peer = agreement::UnparsedPublicKey::new(&agreement::ECDH_P256, point);
                 agreement::agree(key, peer, CryptoError::PeerPublic, |x| {
                     Ok(SecretBytes::new(x.to_vec()))

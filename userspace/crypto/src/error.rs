@@ -33,7 +33,7 @@ pub enum CryptoError {
     /// The peer's public value is not a point of the group (RFC 6989 2.3).
     #[error("peer's public value is not valid in its group: faulty or hostile peer")]
     PeerPublic,
-    /// The shared secret is all zero (RFC 8031 2.3, RFC 7748 6.1).
+    /// The shared secret is all zero (RFC 8031, RFC 7748 6.1).
     #[error("shared secret does not depend on our key: hostile peer")]
     NonContributory,
     /// Stored octets are not a private key of the group.

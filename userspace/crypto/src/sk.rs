@@ -178,12 +178,14 @@ enum Protection {
         key: LessSafeKey,
         salt: crate::Secret<SALT_LEN>,
     },
-    CbcHmac {
-        encrypt: cipher::EncryptingKey,
-        decrypt: cipher::DecryptingKey,
-        integrity: Integrity,
-        mac: hmac::Key,
-    },
+    CbcHmac(Box<CbcHmac>),
+}
+
+struct CbcHmac {
+    encrypt: cipher::EncryptingKey,
+    decrypt: cipher::DecryptingKey,
+    integrity: Integrity,
+    mac: hmac::Key,
 }
 
 /// Keys of one direction, ready for use.
@@ -237,18 +239,13 @@ impl SkKey {
                     .map_err(|_| CryptoError::Provider)?;
                 out.extend_from_slice(tag.as_ref());
             }
-            Protection::CbcHmac {
-                encrypt,
-                integrity,
-                mac: key,
-                ..
-            } => {
+            Protection::CbcHmac(keys) => {
                 let context = EncryptionContext::Iv128(fixed_iv(iv)?);
-                encrypt
+                keys.encrypt
                     .less_safe_encrypt(text, context)
                     .map_err(|_| CryptoError::Provider)?;
-                let tag = mac(key, &[prefix, &out]);
-                out.extend_from_slice(&tag.as_ref()[..integrity.icv_len()]);
+                let tag = mac(&keys.mac, &[prefix, &out]);
+                out.extend_from_slice(&tag.as_ref()[..keys.integrity.icv_len()]);
             }
         }
         Ok(out)
@@ -275,22 +272,17 @@ impl SkKey {
                 key.open_in_place_separate_tag(nonce(salt, iv)?, Aad::from(prefix), icv, &mut inner)
                     .map_err(|_| CryptoError::Integrity)?;
             }
-            Protection::CbcHmac {
-                decrypt,
-                integrity,
-                mac: key,
-                ..
-            } => {
+            Protection::CbcHmac(keys) => {
                 // Integrity first, over everything before the ICV (RFC 7296 3.14).
-                let tag = mac(key, &[prefix, iv, text]);
-                if !ct_eq(&tag.as_ref()[..integrity.icv_len()], icv) {
+                let tag = mac(&keys.mac, &[prefix, iv, text]);
+                if !ct_eq(&tag.as_ref()[..keys.integrity.icv_len()], icv) {
                     return Err(CryptoError::Integrity);
                 }
                 if !inner.len().is_multiple_of(AES_BLOCK) {
                     return Err(CryptoError::NotBlockAligned);
                 }
                 let context = DecryptionContext::Iv128(fixed_iv(iv)?);
-                decrypt
+                keys.decrypt
                     .decrypt(&mut inner, context)
                     .map_err(|_| CryptoError::Provider)?;
             }
@@ -345,10 +337,10 @@ fn cbc_keys(
     sk_a: &[u8],
 ) -> Result<Protection, CryptoError> {
     let key = || UnboundCipherKey::new(algorithm, sk_e).map_err(|_| CryptoError::Provider);
-    Ok(Protection::CbcHmac {
+    Ok(Protection::CbcHmac(Box::new(CbcHmac {
         encrypt: cipher::EncryptingKey::cbc(key()?).map_err(|_| CryptoError::Provider)?,
         decrypt: cipher::DecryptingKey::cbc(key()?).map_err(|_| CryptoError::Provider)?,
         integrity,
         mac: hmac::Key::new(integrity.algorithm(), sk_a),
-    })
+    })))
 }
