@@ -1,0 +1,178 @@
+//! The working space of one packet: the value of the per-CPU scratch map in BPF, a local on the host.
+
+use core::mem::{offset_of, size_of};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::ghash::GhashWork;
+use super::poly1305::Poly1305;
+
+/// Octets of text that fit: ciphertext without ICV, or plaintext with ESP trailer.
+pub const TEXT_MAX: usize = 4096;
+/// Octets of the integrity check value of every suite here.
+pub const TAG_LEN: usize = 16;
+/// AAD of a packet with 32-bit sequence numbers: SPI and sequence number.
+pub const AAD_PLAIN: u32 = 8;
+/// AAD of a packet with extended sequence numbers: SPI, high and low half (RFC 4106 5, RFC 7634 2).
+pub const AAD_ESN: u32 = 12;
+
+/// What is authenticated lies in one piece: zeros, the AAD block, the text, the length block.
+#[derive(Clone, Copy, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Message {
+    front: [u64; FRONT_WORDS],
+    text: [u64; TEXT_MAX / 8],
+    back: [u64; 16],
+}
+
+/// Words before the text: up to three zero blocks that fill the first GHASH chunk, and the AAD block.
+pub(super) const FRONT_WORDS: usize = 8;
+/// Words of the whole message area.
+pub(super) const MESSAGE_WORDS: usize = FRONT_WORDS + TEXT_MAX / 8 + 16;
+
+/// Parameters, text and working state of one packet. Zeroed memory is a valid value; no field needs to be cleared
+/// between packets.
+#[derive(Clone, Copy, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Scratch {
+    /// The explicit IV of the packet; the salt comes from the key.
+    pub iv: [u8; 8],
+    /// Additional authenticated data, first `aad_len` octets.
+    pub aad: [u8; 16],
+    /// The ICV: input of `open`, output of `seal`.
+    pub tag: [u8; TAG_LEN],
+    /// [`AAD_PLAIN`] or [`AAD_ESN`].
+    pub aad_len: u32,
+    /// Octets of text in use, at most [`TEXT_MAX`]. What lies behind them has no influence and may be overwritten.
+    pub text_len: u32,
+    pub(super) message: Message,
+    /// ChaCha20's state; its word 12 is the block counter.
+    pub(super) chacha: [u32; 16],
+    /// ChaCha20's block 0.
+    pub(super) block: [u64; 8],
+    /// AES: four blocks, bitsliced.
+    pub(super) aes: [u64; 8],
+    /// AES-CTR: the columns of the counter block that stay, spread for bitslicing, and the counter.
+    pub(super) counter: [u64; 3],
+    /// The authenticator computed for this packet.
+    pub(super) computed: [u64; 2],
+    pub(super) poly: Poly1305,
+    pub(super) ghash: GhashWork,
+}
+
+const _: () = {
+    assert!(size_of::<Message>() == MESSAGE_WORDS * 8);
+    assert!(offset_of!(Scratch, message) == 48);
+    assert!(TEXT_MAX.is_power_of_two());
+};
+
+impl Default for Scratch {
+    fn default() -> Self {
+        zerocopy::FromZeros::new_zeroed()
+    }
+}
+
+impl Scratch {
+    /// The text area; its first `text_len` octets count.
+    #[inline(always)]
+    pub fn text(&self) -> &[u8; TEXT_MAX] {
+        zerocopy::transmute_ref!(&self.message.text)
+    }
+
+    /// The text area, to fill.
+    #[inline(always)]
+    pub fn text_mut(&mut self) -> &mut [u8; TEXT_MAX] {
+        zerocopy::transmute_mut!(&mut self.message.text)
+    }
+
+    /// Whether the lengths are in range.
+    #[inline(always)]
+    pub(super) fn is_sane(&self) -> bool {
+        self.text_len as usize <= TEXT_MAX && (self.aad_len == AAD_PLAIN || self.aad_len == AAD_ESN)
+    }
+
+    /// The text's length, octets; the limit is stated once more for the verifier, which forgets it over memory.
+    #[inline(always)]
+    fn len(&self) -> usize {
+        (self.text_len as usize).min(TEXT_MAX)
+    }
+
+    /// First word behind the text.
+    #[inline(always)]
+    pub(super) fn text_end(&self) -> usize {
+        FRONT_WORDS + self.len().div_ceil(8)
+    }
+
+    /// Blocks of what is authenticated: AAD, text, lengths.
+    #[inline(always)]
+    pub(super) fn blocks(&self) -> u32 {
+        self.len().div_ceil(16) as u32 + 2
+    }
+
+    /// Zeroes what follows the text: up to the block's end because both authenticators pad so, and further because key
+    /// stream was written there.
+    #[inline(always)]
+    pub(super) fn clear_tail(&mut self) {
+        let len = self.len();
+        if let Some(tail) = self
+            .message
+            .words_mut()
+            .get_mut(FRONT_WORDS + len / 8..)
+            .and_then(|w| w.first_chunk_mut::<9>())
+        {
+            tail[0] &= ((1u64 << (8 * (len % 8))) - 1).to_le();
+            for word in &mut tail[1..] {
+                *word = 0;
+            }
+        }
+    }
+
+    /// Puts zeros and the AAD block in front of the text, padding and the block of lengths behind it.
+    #[inline(always)]
+    pub(super) fn frame(&mut self, lengths: [u64; 2]) {
+        self.clear_tail();
+        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = self.aad;
+        let high = if self.aad_len == AAD_ESN {
+            u32::from_ne_bytes([i, j, k, l]).to_le() as u64
+        } else {
+            0
+        };
+        let end = FRONT_WORDS - 2 + 2 * (self.blocks() as usize - 1);
+        let words = self.message.words_mut();
+        words[..FRONT_WORDS].copy_from_slice(&[
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            high.to_le(),
+        ]);
+        if let Some(last) = words.get_mut(end..).and_then(|w| w.first_chunk_mut()) {
+            *last = lengths;
+        }
+    }
+
+    /// Compares the packet's tag with the computed one in constant time.
+    #[inline(always)]
+    pub(super) fn tag_matches(&self) -> bool {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.tag;
+        let difference = (u64::from_ne_bytes([a, b, c, d, e, f, g, h]) ^ self.computed[0])
+            | (u64::from_ne_bytes([i, j, k, l, m, n, o, p]) ^ self.computed[1]);
+        difference == 0
+    }
+
+    /// Makes the computed tag the packet's.
+    #[inline(always)]
+    pub(super) fn store_tag(&mut self) {
+        self.tag = zerocopy::transmute!(self.computed);
+    }
+}
+
+impl Message {
+    /// The message area as words: text begins at [`FRONT_WORDS`], the AAD block two words before.
+    #[inline(always)]
+    pub(super) fn words_mut(&mut self) -> &mut [u64; MESSAGE_WORDS] {
+        zerocopy::transmute_mut!(self)
+    }
+}
