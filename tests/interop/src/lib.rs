@@ -20,3 +20,4 @@ pub mod replay;
 pub mod resources;
 pub mod strongswan;
 pub mod topology;
+pub mod uml;
