@@ -12,7 +12,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use model::{MemberId, SecretBytes};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
@@ -23,7 +24,10 @@ const SECRET_LEN: usize = 32;
 
 /// The name in a member's certificate.
 pub fn member_name(cluster: &str, member: MemberId) -> String {
-    format!("member-{member}.{}.espalier", cluster.replace('_', "-").to_lowercase())
+    format!(
+        "member-{member}.{}.espalier",
+        cluster.replace('_', "-").to_lowercase()
+    )
 }
 
 fn write_new(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
@@ -32,8 +36,14 @@ fn write_new(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
         .create_new(true)
         .mode(mode)
         .open(path)
-        .with_context(|| format!("cannot create {}; existing files are never overwritten", path.display()))?;
-    file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))
+        .with_context(|| {
+            format!(
+                "cannot create {}; existing files are never overwritten",
+                path.display()
+            )
+        })?;
+    file.write_all(bytes)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Makes a CA, a certificate and key for each member, and the cluster secret. Returns the files made.
@@ -51,30 +61,51 @@ pub fn init(dir: &Path, cluster: &str, members: u8) -> Result<Vec<PathBuf>> {
         wanted.push(dir.join(format!("member-{id}.key")));
     }
     if let Some(there) = wanted.iter().find(|path| path.exists()) {
-        bail!("{} exists; name another folder, or remove the old cluster's files first", there.display());
+        bail!(
+            "{} exists; name another folder, or remove the old cluster's files first",
+            there.display()
+        );
     }
 
     let ca_key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a CA key")?;
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    ca.distinguished_name.push(DnType::CommonName, format!("espalier cluster {cluster}"));
-    let ca_cert = ca.self_signed(&ca_key).context("cannot sign the CA certificate")?;
+    ca.distinguished_name
+        .push(DnType::CommonName, format!("espalier cluster {cluster}"));
+    let ca_cert = ca
+        .self_signed(&ca_key)
+        .context("cannot sign the CA certificate")?;
     write_new(&dir.join("ca.crt"), 0o644, ca_cert.pem().as_bytes())?;
     write_new(&dir.join("ca.key"), 0o600, ca_key.serialize_pem().as_bytes())?;
     let issuer = Issuer::new(ca, ca_key);
 
     for id in 1..=members {
         let name = member_name(cluster, MemberId(id));
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a member key")?;
-        let mut params = CertificateParams::new(vec![name.clone()]).context("the cluster's name fits no certificate")?;
+        let key =
+            KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a member key")?;
+        let mut params =
+            CertificateParams::new(vec![name.clone()]).context("the cluster's name fits no certificate")?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
-        let cert = params.signed_by(&key, &issuer).context("cannot sign a member certificate")?;
-        write_new(&dir.join(format!("member-{id}.crt")), 0o644, cert.pem().as_bytes())?;
-        write_new(&dir.join(format!("member-{id}.key")), 0o600, key.serialize_pem().as_bytes())?;
+        let cert = params
+            .signed_by(&key, &issuer)
+            .context("cannot sign a member certificate")?;
+        write_new(
+            &dir.join(format!("member-{id}.crt")),
+            0o644,
+            cert.pem().as_bytes(),
+        )?;
+        write_new(
+            &dir.join(format!("member-{id}.key")),
+            0o600,
+            key.serialize_pem().as_bytes(),
+        )?;
     }
 
     let mut secret = zeroize::Zeroizing::new([0_u8; SECRET_LEN]);
@@ -103,8 +134,12 @@ impl Identity {
     pub fn load(dir: &Path, member: MemberId) -> Result<Self> {
         let file = |name: String| dir.join(name);
         let ca = file("ca.crt".to_owned());
-        let ca = CertificateDer::from_pem_file(&ca)
-            .with_context(|| format!("cannot read the cluster CA {}; run: espalier cluster init", ca.display()))?;
+        let ca = CertificateDer::from_pem_file(&ca).with_context(|| {
+            format!(
+                "cannot read the cluster CA {}; run: espalier cluster init",
+                ca.display()
+            )
+        })?;
         let crt = file(format!("member-{member}.crt"));
         let certificate = CertificateDer::from_pem_file(&crt)
             .with_context(|| format!("cannot read the member certificate {}", crt.display()))?;
@@ -114,12 +149,20 @@ impl Identity {
         let path = file("cluster.secret".to_owned());
         let secret = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         if secret.len() != SECRET_LEN {
-            bail!("{} has {} octets instead of {SECRET_LEN}; copy it from the folder of 'cluster init'",
-                path.display(), secret.len());
+            bail!(
+                "{} has {} octets instead of {SECRET_LEN}; copy it from the folder of 'cluster init'",
+                path.display(),
+                secret.len()
+            );
         }
         let mut roots = RootCertStore::empty();
         roots.add(ca).context("the cluster CA is no usable certificate")?;
-        Ok(Self { certificate, key, roots: Arc::new(roots), secret: SecretBytes::new(secret) })
+        Ok(Self {
+            certificate,
+            key,
+            roots: Arc::new(roots),
+            secret: SecretBytes::new(secret),
+        })
     }
 
     /// A key for one purpose, derived from the cluster secret.
@@ -159,7 +202,10 @@ mod tests {
         assert_eq!(member_of(&two.certificate, "lab", &all), Some(MemberId(2)));
         assert_eq!(member_of(&two.certificate, "lab", &all[..1]), None);
         assert_eq!(member_of(&two.certificate, "other", &all), None);
-        assert_eq!(two.derive("a"), Identity::load(&dir, MemberId(1)).unwrap().derive("a"));
+        assert_eq!(
+            two.derive("a"),
+            Identity::load(&dir, MemberId(1)).unwrap().derive("a")
+        );
         assert_ne!(two.derive("a"), two.derive("b"));
         std::fs::remove_dir_all(&dir).unwrap();
     }
@@ -169,7 +215,11 @@ mod tests {
         let dir = scratch("modes");
         init(&dir, "lab", 1).unwrap();
         for secret in ["ca.key", "member-1.key", "cluster.secret"] {
-            assert_eq!(std::fs::metadata(dir.join(secret)).unwrap().permissions().mode() & 0o777, 0o600, "{secret}");
+            assert_eq!(
+                std::fs::metadata(dir.join(secret)).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{secret}"
+            );
         }
         let before = std::fs::read(dir.join("ca.crt")).unwrap();
         let error = init(&dir, "lab", 1).unwrap_err().to_string();

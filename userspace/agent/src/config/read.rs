@@ -13,8 +13,7 @@ use super::check::{self, Files, Policy};
 use super::reader::{At, Problem, Problems, Reader};
 use super::{
     AddressConfig, AttachMode, ChildConfig, ClusterConfig, Config, ConnectionConfig, ControlConfig,
-    DataPlaneConfig, InterfaceConfig, MemberConfig, Solo, Start,
-    selector,
+    DataPlaneConfig, InterfaceConfig, MemberConfig, Solo, Start, selector,
 };
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -498,8 +497,12 @@ impl Context<'_> {
         let rekey_jitter = t.duration("rekey_jitter", MS(0)..DAY).unwrap_or(SECOND * 60);
         let usual = Retransmit::default();
         let retransmit = Retransmit {
-            initial: t.duration("retransmit_initial", MS(10)..SECOND * 60).unwrap_or(usual.initial),
-            tries: t.integer("retransmit_tries", 0..=30).map_or(usual.tries, |n| n.value as u32),
+            initial: t
+                .duration("retransmit_initial", MS(10)..SECOND * 60)
+                .unwrap_or(usual.initial),
+            tries: t
+                .integer("retransmit_tries", 0..=30)
+                .map_or(usual.tries, |n| n.value as u32),
             ..usual
         };
         let force_encap = t.boolean("force_encap").unwrap_or(false);
@@ -600,9 +603,15 @@ impl Context<'_> {
         key: &'static str,
         parse: fn(&str) -> Result<Proposal, ProposalError>,
     ) -> Vec<Proposal> {
-        let Some(list) = t.strings(key) else { return Vec::new() };
+        let Some(list) = t.strings(key) else {
+            return Vec::new();
+        };
         if list.value.is_empty() {
-            self.problems.add(list.span, format!("'{key}' is empty"), "leave it out for the default, or name a proposal");
+            self.problems.add(
+                list.span,
+                format!("'{key}' is empty"),
+                "leave it out for the default, or name a proposal",
+            );
         }
         let mut out = Vec::new();
         for text in list.value {
@@ -610,8 +619,14 @@ impl Context<'_> {
                 Ok(proposal) => out.push(proposal),
                 Err(why) => self.problems.add(
                     text.span,
-                    format!("'{}' is no {key} proposal that this version carries ({why})", text.value),
-                    format!("name algorithms with '-' between, for example \"{}\"", example(key)),
+                    format!(
+                        "'{}' is no {key} proposal that this version carries ({why})",
+                        text.value
+                    ),
+                    format!(
+                        "name algorithms with '-' between, for example \"{}\"",
+                        example(key)
+                    ),
                 ),
             }
         }
@@ -620,7 +635,11 @@ impl Context<'_> {
 }
 
 fn example(key: &str) -> &'static str {
-    if key == "ike" { "aes256gcm16-prfsha256-x25519" } else { "chacha20poly1305-x25519" }
+    if key == "ike" {
+        "aes256gcm16-prfsha256-x25519"
+    } else {
+        "chacha20poly1305-x25519"
+    }
 }
 
 fn default_socket(name: &str) -> PathBuf {

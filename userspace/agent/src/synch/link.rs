@@ -47,14 +47,19 @@ impl Slot {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(SendError::Down),
             Err(mpsc::error::TrySendError::Full(_)) => {
-                current.connection.close(1_u32.into(), b"the peer does not keep up");
+                current
+                    .connection
+                    .close(1_u32.into(), b"the peer does not keep up");
                 Err(SendError::Backlogged)
             }
         }
     }
 
     pub fn send_datagram(&self, datagram: Bytes) -> bool {
-        self.state().current.as_ref().is_some_and(|c| c.connection.send_datagram(datagram).is_ok())
+        self.state()
+            .current
+            .as_ref()
+            .is_some_and(|c| c.connection.send_datagram(datagram).is_ok())
     }
 
     pub fn close(&self, why: &str) {
@@ -67,9 +72,14 @@ impl Slot {
     fn install(&self, connection: &Connection, records: mpsc::Sender<Vec<u8>>) -> (u64, bool) {
         let mut state = self.state();
         state.generation += 1;
-        let before = state.current.replace(Current { connection: connection.clone(), records });
+        let before = state.current.replace(Current {
+            connection: connection.clone(),
+            records,
+        });
         if let Some(before) = &before {
-            before.connection.close(3_u32.into(), b"replaced by a newer connection");
+            before
+                .connection
+                .close(3_u32.into(), b"replaced by a newer connection");
         }
         (state.generation, before.is_some())
     }
@@ -101,7 +111,12 @@ impl Shared {
         let (sender, records) = mpsc::channel(STREAM_QUEUE);
         let (generation, replaced) = self.slot.install(&connection, sender);
         if replaced {
-            self.tell(SynchEvent::Down(self.peer, self.link, "replaced by a newer connection".to_owned())).await;
+            self.tell(SynchEvent::Down(
+                self.peer,
+                self.link,
+                "replaced by a newer connection".to_owned(),
+            ))
+            .await;
         }
         self.tell(SynchEvent::Up(self.peer, self.link)).await;
         let why = tokio::select! {
@@ -163,7 +178,10 @@ impl Shared {
                 Ok(datagram) => {
                     SynchCounters::add(&self.counters.datagram_received, datagram.len());
                     if self.is_current(generation)
-                        && self.events.try_send(SynchEvent::Datagram(self.peer, self.link, datagram)).is_err()
+                        && self
+                            .events
+                            .try_send(SynchEvent::Datagram(self.peer, self.link, datagram))
+                            .is_err()
                     {
                         SynchCounters::add(&self.counters.datagram_lost, 1);
                     }
@@ -239,7 +257,9 @@ impl Listener {
             .peer_identity()
             .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
             .ok_or("no certificate")?;
-        let member = certificates.first().and_then(|c| pki::member_of(c, &self.cluster, &self.members));
+        let member = certificates
+            .first()
+            .and_then(|c| pki::member_of(c, &self.cluster, &self.members));
         let shared = member.and_then(|m| self.peers.get(&m));
         match shared {
             Some(shared) => Ok((shared.clone(), connection)),

@@ -117,7 +117,11 @@ impl Synch {
     ///
     /// # Errors
     /// A socket cannot be opened or the identity is unusable.
-    pub fn start(config: &SynchConfig, identity: &Identity, events: mpsc::Sender<SynchEvent>) -> Result<Self> {
+    pub fn start(
+        config: &SynchConfig,
+        identity: &Identity,
+        events: mpsc::Sender<SynchEvent>,
+    ) -> Result<Self> {
         let counters = Arc::new(SynchCounters::default());
         let mut slots = HashMap::new();
         let mut endpoints = Vec::new();
@@ -139,7 +143,15 @@ impl Synch {
                 };
                 if config.me < *peer {
                     let name = crate::pki::member_name(&config.cluster, *peer);
-                    tokio::spawn(Dialer { endpoint: endpoint.clone(), address: *address, name, shared }.run());
+                    tokio::spawn(
+                        Dialer {
+                            endpoint: endpoint.clone(),
+                            address: *address,
+                            name,
+                            shared,
+                        }
+                        .run(),
+                    );
                 } else {
                     listening.insert(*peer, shared);
                 }
@@ -154,7 +166,11 @@ impl Synch {
             tokio::spawn(listener.run());
             endpoints.push(endpoint);
         }
-        Ok(Self { slots, counters, endpoints })
+        Ok(Self {
+            slots,
+            counters,
+            endpoints,
+        })
     }
 
     /// Queues a record for the peer's stream.
@@ -162,14 +178,24 @@ impl Synch {
     /// # Errors
     /// The link is down, or the queue is full (then the connection is closed, since a gap cannot be tolerated).
     pub fn send_record(&self, peer: MemberId, link: LinkId, record: Vec<u8>) -> Result<(), SendError> {
-        self.slots.get(&(peer, link)).ok_or(SendError::Down)?.send_record(record)
+        self.slots
+            .get(&(peer, link))
+            .ok_or(SendError::Down)?
+            .send_record(record)
     }
 
     /// Sends a datagram, best effort.
     pub fn send_datagram(&self, peer: MemberId, link: LinkId, datagram: Bytes) {
         let length = datagram.len();
-        let sent = self.slots.get(&(peer, link)).is_some_and(|slot| slot.send_datagram(datagram));
-        let counter = if sent { &self.counters.datagram_sent } else { &self.counters.datagram_lost };
+        let sent = self
+            .slots
+            .get(&(peer, link))
+            .is_some_and(|slot| slot.send_datagram(datagram));
+        let counter = if sent {
+            &self.counters.datagram_sent
+        } else {
+            &self.counters.datagram_lost
+        };
         SynchCounters::add(counter, if sent { length } else { 1 });
     }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{AckFrequencyConfig, ClientConfig, Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    AckFrequencyConfig, ClientConfig, Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt,
+};
 use rustls::server::WebPkiClientVerifier;
 
 use super::SynchConfig;
@@ -22,7 +24,9 @@ fn transport(config: &SynchConfig) -> Arc<TransportConfig> {
     let mut ack = AckFrequencyConfig::default();
     ack.max_ack_delay(Some(Duration::from_millis(2)));
     t.ack_frequency_config(Some(ack));
-    t.max_idle_timeout(Some(config.idle.try_into().unwrap_or(VarInt::from_u32(1000).into())));
+    t.max_idle_timeout(Some(
+        config.idle.try_into().unwrap_or(VarInt::from_u32(1000).into()),
+    ));
     t.keep_alive_interval(Some(config.idle / 4));
     t.max_concurrent_bidi_streams(VarInt::from_u32(0));
     t.max_concurrent_uni_streams(VarInt::from_u32(1));
@@ -64,13 +68,20 @@ pub(super) fn endpoint(listen: SocketAddr, config: &SynchConfig, identity: &Iden
         socket.set_freebind_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    socket.bind(&listen.into()).with_context(|| format!("cannot bind UDP {listen}; is another agent running?"))?;
+    socket
+        .bind(&listen.into())
+        .with_context(|| format!("cannot bind UDP {listen}; is another agent running?"))?;
     // The reset key outlives the process: a restarted member tells its peer at once that the connection is gone.
     let key = identity.derive(&format!("quic reset {}", config.me));
     let reset = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &key);
     let endpoint = EndpointConfig::new(Arc::new(reset));
     let runtime = quinn::default_runtime().context("no async runtime")?;
-    Ok(Endpoint::new(endpoint, Some(server), UdpSocket::from(socket), runtime)?)
+    Ok(Endpoint::new(
+        endpoint,
+        Some(server),
+        UdpSocket::from(socket),
+        runtime,
+    )?)
 }
 
 /// How to dial a member.

@@ -1,0 +1,194 @@
+//! Ethernet frames for the slow path: what is run through the programs looks as if it had arrived on a wire.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// Octets of an Ethernet header.
+pub const ETH_LEN: usize = 14;
+
+/// An IPv4 packet as a frame to `mac`. The sender is a locally administered address that no member has.
+pub fn ethernet(mac: [u8; 6], packet: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(ETH_LEN + packet.len());
+    frame.extend_from_slice(&mac);
+    frame.extend_from_slice(&[2, 0, 0, 0, 0, 0xfe]);
+    frame.extend_from_slice(&[8, 0]);
+    frame.extend_from_slice(packet);
+    frame
+}
+
+fn checksum(header: &[u8]) -> u16 {
+    let mut sum = 0_u32;
+    for pair in header.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn set_checksum(packet: &mut [u8], header_len: usize) {
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..header_len]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8]) -> Option<Vec<u8>> {
+    let total = u16::try_from(20 + payload.len()).ok()?;
+    let mut packet = vec![0x45, 0];
+    packet.extend_from_slice(&total.to_be_bytes());
+    packet.extend_from_slice(&[0, 0, 0x40, 0, 64, protocol, 0, 0]);
+    packet.extend_from_slice(&source.octets());
+    packet.extend_from_slice(&destination.octets());
+    set_checksum(&mut packet, 20);
+    packet.extend_from_slice(payload);
+    Some(packet)
+}
+
+/// An IPv4 packet with UDP around `payload` (checksum 0: RFC 3948 2.1). `None` if it would be too long.
+pub fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(8 + payload.len()).ok()?;
+    let mut datagram = Vec::with_capacity(8 + payload.len());
+    datagram.extend_from_slice(&source.port().to_be_bytes());
+    datagram.extend_from_slice(&destination.port().to_be_bytes());
+    datagram.extend_from_slice(&length.to_be_bytes());
+    datagram.extend_from_slice(&[0, 0]);
+    datagram.extend_from_slice(payload);
+    ipv4(*source.ip(), *destination.ip(), 17, &datagram)
+}
+
+/// A packet that a raw socket gave (reassembled, so its fragment fields are history) with a right header again.
+pub fn reassembled(packet: &[u8]) -> Option<Vec<u8>> {
+    let header_len = header_len(packet)?;
+    let total = u16::try_from(packet.len()).ok()?;
+    let mut packet = packet.to_vec();
+    packet[2..4].copy_from_slice(&total.to_be_bytes());
+    packet[6..8].fill(0);
+    set_checksum(&mut packet, header_len);
+    Some(packet)
+}
+
+fn header_len(packet: &[u8]) -> Option<usize> {
+    let first = *packet.first()?;
+    let length = usize::from(first & 0xf) * 4;
+    (first >> 4 == 4 && length >= 20 && packet.len() >= length).then_some(length)
+}
+
+/// Cuts an IPv4 packet into fragments of at most `mtu` octets (RFC 791 2.3). `None` if it is no IPv4 packet, must not
+/// be cut, or `mtu` leaves no room.
+pub fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
+    let header_len = header_len(packet)?;
+    let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+    let packet = packet.get(..total)?;
+    let field = u16::from_be_bytes([packet[6], packet[7]]);
+    if field & 0x4000 != 0 || total < header_len {
+        return None;
+    }
+    if total <= mtu {
+        return Some(vec![packet.to_vec()]);
+    }
+    let room = mtu.checked_sub(header_len)? / 8 * 8;
+    if room == 0 {
+        return None;
+    }
+    let (more, base) = (field & 0x2000, field & 0x1fff);
+    let mut out = Vec::new();
+    for (i, piece) in packet[header_len..].chunks(room).enumerate() {
+        let at = i * room;
+        let last = header_len + at + piece.len() == total;
+        let mut fragment = packet[..header_len].to_vec();
+        if at > 0 {
+            // Options that are not copied (RFC 791 3.1) become "no operation".
+            blank_uncopied_options(&mut fragment[20..]);
+        }
+        fragment[2..4].copy_from_slice(&((header_len + piece.len()) as u16).to_be_bytes());
+        let flags = if last { more } else { 0x2000 };
+        let offset = base.checked_add(u16::try_from(at / 8).ok()?)?;
+        if offset > 0x1fff {
+            return None;
+        }
+        fragment[6..8].copy_from_slice(&(flags | offset).to_be_bytes());
+        set_checksum(&mut fragment, header_len);
+        fragment.extend_from_slice(piece);
+        out.push(fragment);
+    }
+    Some(out)
+}
+
+fn blank_uncopied_options(options: &mut [u8]) {
+    let mut at = 0;
+    while at < options.len() {
+        let length = match options[at] {
+            0 => return,
+            1 => 1,
+            _ => options.get(at + 1).map_or(0, |l| usize::from(*l)),
+        };
+        if length == 0 || at + length > options.len() {
+            return;
+        }
+        if options[at] & 0x80 == 0 {
+            options[at..at + length].fill(1);
+        }
+        at += length;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(payload: usize) -> Vec<u8> {
+        let bytes = (0..payload).map(|i| i as u8).collect::<Vec<_>>();
+        let mut packet = ipv4(Ipv4Addr::new(10, 2, 0, 5), Ipv4Addr::new(10, 1, 0, 5), 17, &bytes).unwrap();
+        packet[6..8].fill(0);
+        set_checksum(&mut packet, 20);
+        packet
+    }
+
+    #[test]
+    fn fragments_put_together_give_the_packet() {
+        for (size, mtu) in [(3000, 1400), (1380, 1400), (1381, 1400), (4000, 576), (100, 68)] {
+            let whole = packet(size);
+            let pieces = fragments(&whole, mtu).unwrap();
+            let mut again = Vec::new();
+            for (i, piece) in pieces.iter().enumerate() {
+                assert!(piece.len() <= mtu, "{size} {mtu}");
+                assert_eq!(checksum(&piece[..20]), 0, "the header's checksum is right");
+                let field = u16::from_be_bytes([piece[6], piece[7]]);
+                assert_eq!(usize::from(field & 0x1fff) * 8, again.len());
+                assert_eq!(field & 0x2000 != 0, i + 1 < pieces.len());
+                again.extend_from_slice(&piece[20..]);
+            }
+            assert_eq!(again, whole[20..]);
+        }
+    }
+
+    #[test]
+    fn what_must_not_be_cut_is_not() {
+        let mut whole = packet(3000);
+        whole[6] = 0x40;
+        assert!(fragments(&whole, 1400).is_none());
+        assert!(fragments(&packet(3000), 24).is_none());
+        assert!(fragments(&[0x60; 60], 40).is_none());
+        assert!(fragments(&[], 1400).is_none());
+    }
+
+    #[test]
+    fn udp_around_esp_has_no_checksum() {
+        let from = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 10), 4500);
+        let to = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 4500);
+        let packet = udp(from, to, &[1, 2, 3]).unwrap();
+        assert_eq!(packet.len(), 31);
+        assert_eq!(&packet[26..28], &[0, 0]);
+        assert_eq!(checksum(&packet[..20]), 0);
+        assert!(udp(from, to, &vec![0; 65_535]).is_none());
+    }
+
+    #[test]
+    fn a_reassembled_packet_is_no_fragment_any_more() {
+        let mut whole = packet(2000);
+        whole[6] = 0x20;
+        let again = reassembled(&whole).unwrap();
+        assert_eq!(&again[6..8], &[0, 0]);
+        assert_eq!(checksum(&again[..20]), 0);
+    }
+}
