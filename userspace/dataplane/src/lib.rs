@@ -1,1 +1,47 @@
-//! The only crate that names aya: loads programs, executes map plans.
+//! The only crate that names aya: loads the programs, owns pins and links, carries out map plans, reads counters.
+//!
+//! [`Plane::load`] creates (or adopts) the maps and loads the programs; the agent fills the maps; [`Plane::attach`]
+//! puts it all into service in place of a former run. Records, limits, owner words and counters are read and written
+//! in shared memory, without system calls.
+
+mod attach;
+mod btf;
+mod error;
+mod execute;
+mod load;
+mod mapped;
+mod maps;
+mod report;
+mod rings;
+mod runner;
+mod segments;
+mod sys;
+mod tables;
+mod xdp_mode;
+
+pub use attach::{AttachReport, remove_pins};
+pub use error::{LoadError, PlaneError, RunError};
+pub use execute::CounterReader;
+pub use load::{Mode, ObjectSource, Options, Plane};
+pub use report::{ProgramReport, verifier_report};
+pub use rings::{EventReader, LogReader, SlowReader};
+pub use runner::{Entry, Runner};
+pub use segments::Segments;
+pub use tables::VerdictCount;
+pub use xdp_mode::XdpModeUsed;
+
+/// `CLOCK_MONOTONIC` in milliseconds: what owner words and the programs' timestamps are in.
+pub fn monotonic_ms() -> u64 {
+    monotonic_ns() / 1_000_000
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is live and writable; CLOCK_MONOTONIC exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

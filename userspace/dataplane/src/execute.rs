@@ -1,0 +1,303 @@
+//! Carries map plans out on the mapped arrays. It decides nothing; the order within an operation is what the
+//! programs rely on.
+
+use crate::load::Plane;
+use crate::mapped::MappedArray;
+use crate::sys;
+use maps_schema::names::MAP_SPD;
+use maps_schema::sad::{
+    InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
+};
+use maps_schema::spd::SpdKey;
+use sad::port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
+use std::io;
+use std::mem::{offset_of, size_of};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Octets of the first word of both records: SPI, connection, suite, flags.
+const HEAD: usize = 8;
+
+const _: () = {
+    assert!(offset_of!(InboundSa, spi) == 0 && offset_of!(InboundSa, flags) == 7);
+    assert!(offset_of!(OutboundSa, spi) == 0 && offset_of!(OutboundSa, flags) == 7);
+    assert!(offset_of!(InboundSa, limits) == HEAD && offset_of!(OutboundSa, limits) == HEAD);
+    assert!(offset_of!(LimitsCell, version) == 0);
+    assert!(size_of::<Limits>().is_multiple_of(8));
+};
+
+impl DataPlane for Plane {
+    fn execute(&mut self, plan: &MapPlan) -> Result<(), PlanError> {
+        for (done, op) in plan.ops.iter().enumerate() {
+            self.one(op).map_err(|cause| PlanError {
+                done,
+                operation: op.name(),
+                cause,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn counters(&self, slot: u32) -> Option<SaCounters> {
+        self.reader().counters(slot)
+    }
+
+    fn records(&self, slot: u32) -> Option<(InboundSa, OutboundSa)> {
+        let (array, index) = self.sa.sa_in.place(slot)?;
+        let inbound = array.read(index)?;
+        let (array, index) = self.sa.sa_out.place(slot)?;
+        Some((inbound, array.read(index)?))
+    }
+}
+
+/// Reads counters without system calls; clones are cheap and usable from any thread.
+#[derive(Clone)]
+pub struct CounterReader {
+    sa: std::sync::Arc<crate::maps::SaMaps>,
+}
+
+impl CounterReader {
+    /// Counters of a slot; `None` where the slot does not exist.
+    pub fn counters(&self, slot: u32) -> Option<SaCounters> {
+        let (array, index) = self.sa.sa_in_rt.place(slot)?;
+        let inbound = array.read(index)?;
+        let (array, index) = self.sa.sa_out_rt.place(slot)?;
+        Some(SaCounters {
+            inbound,
+            outbound: array.read(index)?,
+        })
+    }
+}
+
+impl Plane {
+    /// A reader of counters that does not borrow the plane.
+    pub fn reader(&self) -> CounterReader {
+        CounterReader { sa: self.sa.clone() }
+    }
+
+    fn one(&self, op: &MapOp) -> Result<(), String> {
+        match op {
+            MapOp::PutKeyIn { slot, key } => self.put_key(&self.sa.key_in.inner, *slot, key),
+            MapOp::PutKeyOut { slot, key } => self.put_key(&self.sa.key_out.inner, *slot, key),
+            MapOp::ResetRuntime { slot, spi } => self.reset(*slot, *spi),
+            MapOp::PutInbound { slot, record } => {
+                let (array, index) = self.sa.sa_in.place(*slot).ok_or_else(|| self.beyond(*slot))?;
+                put_record(array, index, &**record, record.limits).ok_or_else(|| self.beyond(*slot))
+            }
+            MapOp::PutOutbound { slot, record } => {
+                let (array, index) = self.sa.sa_out.place(*slot).ok_or_else(|| self.beyond(*slot))?;
+                put_record(array, index, &**record, record.limits).ok_or_else(|| self.beyond(*slot))
+            }
+            MapOp::PublishLimits {
+                direction,
+                slot,
+                spi,
+                limits,
+            } => self.publish(*direction, *slot, *spi, limits),
+            MapOp::PutReportedEdge { slot, spi, edge } => {
+                let (array, index) = self.sa.sa_in.place(*slot).ok_or_else(|| self.beyond(*slot))?;
+                if spi_of(array, index) == Some(*spi)
+                    && let Some(word) = array.word(index, offset_of!(InboundSa, reported_edge))
+                {
+                    word.store(*edge, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+            MapOp::PutFlags {
+                direction,
+                slot,
+                spi,
+                flags,
+            } => match direction {
+                Direction::Inbound => put_flags(self.sa.sa_in.place(*slot), *spi, *flags),
+                Direction::Outbound => put_flags(self.sa.sa_out.place(*slot), *spi, *flags),
+            }
+            .ok_or_else(|| self.beyond(*slot)),
+            MapOp::PutPath {
+                slot,
+                spi,
+                outer_dst,
+                encap_ports,
+            } => {
+                let (array, index) = self.sa.sa_out.place(*slot).ok_or_else(|| self.beyond(*slot))?;
+                if spi_of(array, index) == Some(*spi)
+                    && let Some(mut record) = array.read(index)
+                {
+                    (record.outer_dst, record.encap_ports) = (*outer_dst, *encap_ports);
+                    array.write(
+                        index,
+                        &record,
+                        offset_of!(OutboundSa, outer_dst),
+                        size_of::<OutboundSa>(),
+                    );
+                }
+                Ok(())
+            }
+            MapOp::ClearSlot { slot } => self.clear(*slot),
+            MapOp::PutSpd {
+                prefix_len,
+                key,
+                entry,
+            } => self.update(MAP_SPD, &lpm_key(*prefix_len, key), entry.as_bytes()),
+            MapOp::DeleteSpd { prefix_len, key } => {
+                let map = self.map(MAP_SPD).map_err(text)?;
+                sys::map_delete(map, &lpm_key(*prefix_len, key)).map_err(text)
+            }
+        }
+    }
+
+    fn put_key(&self, arrays: &[OwnedFd], slot: u32, key: &SaKey) -> Result<(), String> {
+        let (cpu, index) = slot_place(slot, self.options.cpus);
+        let array = arrays.get(cpu as usize).ok_or_else(|| self.beyond(slot))?;
+        sys::map_update(array.as_fd(), &index.to_ne_bytes(), key.as_bytes()).map_err(text)
+    }
+
+    /// Live counters are never written again: an SPI whose record is there keeps its window and its numbers.
+    fn reset(&self, slot: u32, spi: u32) -> Result<(), String> {
+        let (array, index) = self.sa.sa_in.place(slot).ok_or_else(|| self.beyond(slot))?;
+        if spi_of(array, index) == Some(spi) {
+            return Ok(());
+        }
+        let beyond = || self.beyond(slot);
+        let (array, index) = self.sa.sa_out_rt.place(slot).ok_or_else(beyond)?;
+        array
+            .write(
+                index,
+                &OutboundSaRuntime::default(),
+                0,
+                size_of::<OutboundSaRuntime>(),
+            )
+            .ok_or_else(beyond)?;
+        let (array, index) = self.sa.sa_in_rt.place(slot).ok_or_else(beyond)?;
+        let fresh = InboundSaRuntime {
+            spi,
+            ..InboundSaRuntime::default()
+        };
+        array
+            .write(index, &fresh, 0, size_of::<InboundSaRuntime>())
+            .ok_or_else(beyond)?;
+        fence(Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn publish(&self, direction: Direction, slot: u32, spi: u32, limits: &Limits) -> Result<(), String> {
+        match direction {
+            Direction::Inbound => publish_in(self.sa.sa_in.place(slot), spi, limits),
+            Direction::Outbound => publish_in(self.sa.sa_out.place(slot), spi, limits),
+        }
+        .ok_or_else(|| self.beyond(slot))
+    }
+
+    /// Records first, so that no program starts with an SA whose key is going away.
+    fn clear(&self, slot: u32) -> Result<(), String> {
+        let beyond = || self.beyond(slot);
+        let (array, index) = self.sa.sa_out.place(slot).ok_or_else(beyond)?;
+        array
+            .word(index, 0)
+            .ok_or_else(beyond)?
+            .store(0, Ordering::SeqCst);
+        array
+            .write(index, &OutboundSa::default(), HEAD, size_of::<OutboundSa>())
+            .ok_or_else(beyond)?;
+        let (array, index) = self.sa.sa_in.place(slot).ok_or_else(beyond)?;
+        array
+            .word(index, 0)
+            .ok_or_else(beyond)?
+            .store(0, Ordering::SeqCst);
+        array
+            .write(index, &InboundSa::default(), HEAD, size_of::<InboundSa>())
+            .ok_or_else(beyond)?;
+        self.put_key(&self.sa.key_in.inner, slot, &SaKey::EMPTY)?;
+        self.put_key(&self.sa.key_out.inner, slot, &SaKey::EMPTY)
+    }
+
+    pub(crate) fn update(&self, map: &str, key: &[u8], value: &[u8]) -> Result<(), String> {
+        sys::map_update(self.map(map).map_err(text)?, key, value).map_err(text)
+    }
+
+    fn beyond(&self, slot: u32) -> String {
+        format!(
+            "slot {slot} is beyond this member's {} slots: raise `slots` on this member",
+            self.options.slots
+        )
+    }
+}
+
+/// The key of an LPM trie: prefix length, then the address.
+fn lpm_key(prefix_len: u32, key: &SpdKey) -> [u8; 20] {
+    let mut octets = [0u8; 20];
+    octets[..4].copy_from_slice(&prefix_len.to_ne_bytes());
+    octets[4..].copy_from_slice(&key.destination);
+    octets
+}
+
+type Place<'a, T> = Option<(&'a MappedArray<T>, u32)>;
+
+fn spi_of<T: FromBytes + IntoBytes + Immutable>(array: &MappedArray<T>, index: u32) -> Option<u32> {
+    let head = array.word(index, 0)?.load(Ordering::Acquire).to_ne_bytes();
+    Some(u32::from_ne_bytes([head[0], head[1], head[2], head[3]]))
+}
+
+/// All words but the first, then the first, which holds the SPI. A record that is live under the same SPI gets its
+/// limits by publication, so that a reader never sees a cell whose version went back.
+fn put_record<T>(array: &MappedArray<T>, index: u32, record: &T, limits: LimitsCell) -> Option<()>
+where
+    T: FromBytes + IntoBytes + Immutable,
+{
+    let head = u64::from_ne_bytes(record.as_bytes().get(..HEAD)?.try_into().ok()?);
+    let spi = u32::from_ne_bytes(record.as_bytes().get(..4)?.try_into().ok()?);
+    if spi_of(array, index)? == spi {
+        publish_in(
+            Some((array, index)),
+            spi,
+            &limits.slots[(limits.version & 1) as usize],
+        )?;
+    } else {
+        array.word(index, 0)?.store(0, Ordering::SeqCst);
+        array.write(index, record, HEAD, HEAD + size_of::<LimitsCell>())?;
+    }
+    array.write(index, record, HEAD + size_of::<LimitsCell>(), size_of::<T>())?;
+    array.word(index, 0)?.store(head, Ordering::SeqCst);
+    Some(())
+}
+
+/// The slot that no reader uses is filled first; raising the version then puts it into use.
+fn publish_in<T>(place: Place<'_, T>, spi: u32, limits: &Limits) -> Option<()>
+where
+    T: FromBytes + IntoBytes + Immutable,
+{
+    let (array, index) = place?;
+    if spi_of(array, index)? != spi {
+        return Some(());
+    }
+    let version = array.word(index, HEAD)?;
+    let next = version.load(Ordering::Acquire).wrapping_add(1);
+    let slot = HEAD + offset_of!(LimitsCell, slots) + (next & 1) as usize * size_of::<Limits>();
+    for (at, chunk) in limits.as_bytes().chunks_exact(8).enumerate() {
+        array
+            .word(index, slot + at * 8)?
+            .store(u64::from_ne_bytes(chunk.try_into().ok()?), Ordering::Relaxed);
+    }
+    fence(Ordering::SeqCst);
+    version.store(next, Ordering::SeqCst);
+    Some(())
+}
+
+fn put_flags<T>(place: Place<'_, T>, spi: u32, flags: u8) -> Option<()>
+where
+    T: FromBytes + IntoBytes + Immutable,
+{
+    let (array, index) = place?;
+    let word = array.word(index, 0)?;
+    let mut head = word.load(Ordering::Acquire).to_ne_bytes();
+    if head[..4] == spi.to_ne_bytes() {
+        head[7] = flags;
+        word.store(u64::from_ne_bytes(head), Ordering::SeqCst);
+    }
+    Some(())
+}
+
+fn text(error: io::Error) -> String {
+    error.to_string()
+}

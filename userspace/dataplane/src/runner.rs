@@ -1,0 +1,191 @@
+//! Runs frames through the programs on the CPU of their SA (ADR 2): one worker thread per CPU, pinned to it.
+
+use crate::error::{LoadError, RunError};
+use crate::sys;
+use maps_schema::event::SLOW_FRAME_MAX;
+use maps_schema::names::{PROG_INSIDE, PROG_SA_CTL, PROG_STEER};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// Where a frame enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// As if the outside interface had received it.
+    Steer,
+    /// As if the inside interface had received it.
+    Inside,
+}
+
+/// Handle to the workers; clones share them. Calls block until the worker is done (tens of microseconds).
+#[derive(Clone)]
+pub struct Runner {
+    workers: Arc<Vec<Sender<Job>>>,
+}
+
+enum Job {
+    Frame {
+        entry: Entry,
+        ifindex: u32,
+        frame: Vec<u8>,
+        done: Sender<io::Result<()>>,
+    },
+    Control {
+        data: Vec<u8>,
+        done: Sender<io::Result<(u32, Vec<u8>)>>,
+    },
+    Nothing {
+        done: Sender<()>,
+    },
+}
+
+struct Programs {
+    steer: OwnedFd,
+    inside: OwnedFd,
+    control: OwnedFd,
+}
+
+impl Runner {
+    pub(crate) fn start(cpus: u32, programs: &HashMap<String, OwnedFd>) -> Result<Self, LoadError> {
+        let clone = |name: &str| {
+            let missing = || LoadError::Missing {
+                what: "program",
+                name: name.to_owned(),
+            };
+            let fd = programs
+                .get(name)
+                .ok_or_else(missing)?
+                .as_fd()
+                .try_clone_to_owned();
+            fd.map_err(|e| LoadError::kernel("copy a program's descriptor", e))
+        };
+        let mut workers = Vec::new();
+        for cpu in 0..cpus {
+            let programs = Programs {
+                steer: clone(PROG_STEER)?,
+                inside: clone(PROG_INSIDE)?,
+                control: clone(PROG_SA_CTL)?,
+            };
+            let (jobs, queue) = channel();
+            let (ready, started) = channel();
+            std::thread::Builder::new()
+                .name(format!("esp-run-{cpu}"))
+                .spawn(move || {
+                    let pinned = pin_to(cpu);
+                    let go_on = pinned.is_ok();
+                    if ready.send(pinned).is_ok() && go_on {
+                        work(&programs, &queue);
+                    }
+                })
+                .map_err(|e| LoadError::kernel("start a worker thread", e))?;
+            let pinned = started
+                .recv()
+                .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::BrokenPipe)));
+            pinned.map_err(|e| LoadError::kernel(format!("pin a thread to CPU {cpu} (is it online?)"), e))?;
+            workers.push(jobs);
+        }
+        Ok(Self {
+            workers: Arc::new(workers),
+        })
+    }
+
+    /// Runs one Ethernet frame as if `ifindex` had received it on `cpu`. It has all the effects of one from the wire.
+    ///
+    /// # Errors
+    /// [`RunError`]; the frame had no effect then.
+    pub fn run_frame(&self, entry: Entry, cpu: u32, ifindex: u32, frame: &[u8]) -> Result<(), RunError> {
+        if frame.len() > SLOW_FRAME_MAX {
+            return Err(RunError::TooLong(frame.len()));
+        }
+        let (done, result) = channel();
+        self.send(
+            cpu,
+            Job::Frame {
+                entry,
+                ifindex,
+                frame: frame.to_vec(),
+                done,
+            },
+        )?;
+        Ok(result.recv().map_err(|_| RunError::WorkerGone(cpu))??)
+    }
+
+    /// Runs the control program `sa_ctl` on `cpu` over `data`; returns its return value and the data as it left it.
+    ///
+    /// # Errors
+    /// [`RunError`] where the kernel refuses; what the program answers is in the result.
+    pub fn control(&self, cpu: u32, data: &[u8]) -> Result<(u32, Vec<u8>), RunError> {
+        let (done, result) = channel();
+        self.send(
+            cpu,
+            Job::Control {
+                data: data.to_vec(),
+                done,
+            },
+        )?;
+        Ok(result.recv().map_err(|_| RunError::WorkerGone(cpu))??)
+    }
+
+    /// Returns when no program that began before the call is still running on any CPU.
+    ///
+    /// Programs run with bottom halves off, so a thread that gets onto a CPU comes after every program that had
+    /// begun there. Frames that still wait in a cpumap queue are not waited for: `esp_in` and `esp_out` look at the
+    /// owner word again after the hop.
+    ///
+    /// # Errors
+    /// [`RunError::WorkerGone`].
+    pub fn drain_cpus(&self) -> Result<(), RunError> {
+        let mut waiting = Vec::new();
+        for cpu in 0..self.workers.len() as u32 {
+            let (done, result) = channel();
+            self.send(cpu, Job::Nothing { done })?;
+            waiting.push((cpu, result));
+        }
+        for (cpu, result) in waiting {
+            result.recv().map_err(|_| RunError::WorkerGone(cpu))?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, cpu: u32, job: Job) -> Result<(), RunError> {
+        let worker = self.workers.get(cpu as usize).ok_or(RunError::NoSuchCpu(cpu))?;
+        worker.send(job).map_err(|_| RunError::WorkerGone(cpu))
+    }
+}
+
+fn pin_to(cpu: u32) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu as usize)?;
+    sched_setaffinity(Pid::from_raw(0), &set)?;
+    Ok(())
+}
+
+/// Ends when the last [`Runner`] is dropped. A caller that no longer waits for its answer is no error.
+fn work(programs: &Programs, queue: &Receiver<Job>) {
+    while let Ok(job) = queue.recv() {
+        match job {
+            Job::Frame {
+                entry,
+                ifindex,
+                frame,
+                done,
+            } => {
+                let program = match entry {
+                    Entry::Steer => programs.steer.as_fd(),
+                    Entry::Inside => programs.inside.as_fd(),
+                };
+                let _ = done.send(sys::run_live_frame(program, ifindex, &frame));
+            }
+            Job::Control { data, done } => {
+                let _ = done.send(sys::run_once(programs.control.as_fd(), &data));
+            }
+            Job::Nothing { done } => {
+                let _ = done.send(());
+            }
+        }
+    }
+}
