@@ -71,6 +71,8 @@ pub struct Ledger {
     pub flows: HashMap<FlowKey, Flow>,
     /// IKE messages in order.
     pub ike: Vec<IkeMessage>,
+    /// Gratuitous ARPs: time, sender, address.
+    pub announcements: Vec<(u64, [u8; 6], Ipv4Addr)>,
     /// Times of ESP packets that the cluster sent.
     pub esp_out_ns: Vec<u64>,
     /// Times of ESP packets to the cluster.
@@ -125,7 +127,16 @@ impl Ledger {
                 flags,
                 message_id,
             }),
-            Kind::Arp => self.count("arp"),
+            Kind::Arp => {
+                self.count("arp");
+                // A gratuitous ARP names one address as sender and as target.
+                if let (Some(sender), Some(target)) = (frame.get(28..32), frame.get(38..42))
+                    && sender == target
+                {
+                    let address = Ipv4Addr::new(sender[0], sender[1], sender[2], sender[3]);
+                    self.announcements.push((at_ns, headers.from, address));
+                }
+            }
             Kind::NatKeepalive => self.count("nat_keepalive"),
             Kind::Other(ethertype) => self.count(&format!("ethertype_{ethertype:04x}")),
             _ if self.between_members(&headers) => self.count("between_members"),

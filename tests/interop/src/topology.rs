@@ -59,6 +59,17 @@ pub struct Place {
     pub synch: Ipv4Addr,
 }
 
+impl Place {
+    /// The `ip` commands for its routes, which go away when its links go down.
+    pub fn routes(&self) -> String {
+        format!(
+            "route replace default via {}\nroute replace 10.20.2.0/24 via {}",
+            addr::ROUTER_OUTSIDE,
+            addr::SERVER_ONE
+        )
+    }
+}
+
 /// The whole lab, without the programs that run in it.
 #[derive(Debug)]
 pub struct Lab {
@@ -205,13 +216,11 @@ impl Lab {
         for place in &self.members {
             place.netns.sysctl(&["net.ipv4.ip_forward=1"])?;
             place.netns.ip(&format!(
-                "addr add {}/24 dev outside\naddr add {}/24 dev inside\naddr add {}/24 dev synch\n\
-                 route add default via {}\nroute add 10.20.2.0/24 via {}",
+                "addr add {}/24 dev outside\naddr add {}/24 dev inside\naddr add {}/24 dev synch\n{}",
                 place.outside,
                 place.inside,
                 place.synch,
-                addr::ROUTER_OUTSIDE,
-                addr::SERVER_ONE
+                place.routes()
             ))?;
         }
         self.baseline.sysctl(&["net.ipv4.ip_forward=1"])

@@ -51,7 +51,10 @@ impl UmlPeer {
         let guest = Path::new("/run/shared");
         let conf = daemon_conf(guest, Path::new("/run/charon.vici"), "kernel-netlink");
         fs::write(shared.join("strongswan.conf"), conf)?;
-        fs::write(shared.join("swanctl/swanctl.conf"), swanctl_conf(&[connection()], psk))?;
+        fs::write(
+            shared.join("swanctl/swanctl.conf"),
+            swanctl_conf(&[connection()], psk),
+        )?;
         let init = shared.join("init.sh");
         fs::write(&init, init_script(&shared))?;
         fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -59,7 +62,15 @@ impl UmlPeer {
         let process = lab
             .router
             .command(&kernel.to_string_lossy())
-            .args(["mem=256M", "root=none", "rootfstype=hostfs", "rootflags=/", "ro", "con=null", "con0=null,fd:1"])
+            .args([
+                "mem=256M",
+                "root=none",
+                "rootfstype=hostfs",
+                "rootflags=/",
+                "ro",
+                "con=null",
+                "con0=null,fd:1",
+            ])
             .arg(format!("umid={}", lab.resources.name("uml")))
             .arg(format!("uml_dir={}/", lab.sockets().display()))
             .arg(format!("init={}", init.display()))
@@ -70,9 +81,18 @@ impl UmlPeer {
             .spawn()
             .context("User Mode Linux")?;
         lab.resources.note_process(process.id())?;
-        let mut peer = Self { process, shared, next: 0 };
+        let mut peer = Self {
+            process,
+            shared,
+            next: 0,
+        };
         peer.run("charon", "charon-systemd > /run/shared/charon.out 2>&1 &", 30)
-            .with_context(|| format!("the second peer did not boot; see {}/console.log", peer.shared.display()))?;
+            .with_context(|| {
+                format!(
+                    "the second peer did not boot; see {}/console.log",
+                    peer.shared.display()
+                )
+            })?;
         peer.run(
             "swanctl",
             "i=0; until swanctl --stats > /dev/null 2>&1; do i=$((i+1)); [ $i -lt 100 ] || exit 1; sleep 0.1; done; \
@@ -84,7 +104,8 @@ impl UmlPeer {
 
     /// Brings the tunnel up.
     pub fn initiate(&mut self) -> Result<()> {
-        self.run("initiate", "swanctl --initiate --child three --timeout 15", 30).map(drop)
+        self.run("initiate", "swanctl --initiate --child three --timeout 15", 30)
+            .map(drop)
     }
 
     /// Pings the server through the tunnel: packets sent and answered.
@@ -95,9 +116,17 @@ impl UmlPeer {
             addr::SERVER_ONE
         );
         let text = self.run("ping", &command, 30 + u64::from(count) / 50)?;
-        let figures = text.lines().find(|l| l.contains("packets transmitted")).context("ping printed no summary")?;
-        let mut numbers = figures.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u64>().ok());
-        Ok((numbers.next().context("ping: sent")?, numbers.next().context("ping: received")?))
+        let figures = text
+            .lines()
+            .find(|l| l.contains("packets transmitted"))
+            .context("ping printed no summary")?;
+        let mut numbers = figures
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|n| n.parse::<u64>().ok());
+        Ok((
+            numbers.next().context("ping: sent")?,
+            numbers.next().context("ping: received")?,
+        ))
     }
 
     /// `ip -s xfrm state`: the kernel's own account of keys, counters and windows.
@@ -120,7 +149,10 @@ impl UmlPeer {
         match answered {
             Some(0) => Ok(output),
             Some(code) => bail!("{what} in the second peer ended with {code}: {}", output.trim()),
-            None => bail!("{what} in the second peer took more than {seconds} s: {}", output.trim()),
+            None => bail!(
+                "{what} in the second peer took more than {seconds} s: {}",
+                output.trim()
+            ),
         }
     }
 }

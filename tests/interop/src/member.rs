@@ -1,0 +1,447 @@
+//! A member of the cluster: its configuration file, its agent, and its links.
+
+use crate::clock::{now_ns, wait_for};
+use crate::cmd;
+use crate::netns::Netns;
+use crate::resources::{Resources, start_time};
+use crate::topology::{Lab, Place, addr};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+/// Where the binary and the BPF object are.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// The binary `espalier`.
+    pub binary: PathBuf,
+    /// The BPF object.
+    pub object: PathBuf,
+}
+
+const METRICS_PORT: u16 = 9469;
+
+/// A member, running or not.
+#[derive(Debug)]
+pub struct Member {
+    /// Its place in the lab.
+    pub place: Place,
+    /// Its configuration file.
+    pub config: PathBuf,
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// Its bpffs folder.
+    pub pins: PathBuf,
+    log: PathBuf,
+    product: Product,
+    process: Option<Child>,
+    /// A socket in the member's namespace, for taking its links down without starting a program.
+    switch: UdpSocket,
+}
+
+impl Member {
+    /// Writes the configuration.
+    pub fn new(lab: &Lab, place: &Place, product: &Product) -> Result<Self> {
+        let folder = lab.folder.join(place.letter);
+        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        let member = Self {
+            place: place.clone(),
+            config: folder.join("espalier.toml"),
+            socket: lab.sockets().join(format!("{}.sock", place.letter)),
+            pins: PathBuf::from("/sys/fs/bpf").join(lab.resources.name(place.letter)),
+            log: folder.join("espalier.log"),
+            product: product.clone(),
+            process: None,
+            switch: place
+                .netns
+                .inside(|| UdpSocket::bind("127.0.0.1:0").context("switch socket"))?,
+        };
+        lab.resources.note_path(&member.pins)?;
+        fs::write(&member.config, member.configuration(lab))?;
+        Ok(member)
+    }
+
+    /// Starts the agent.
+    pub fn start(&mut self, resources: &Resources) -> Result<()> {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .with_context(|| self.log.display().to_string())?;
+        let process = self
+            .place
+            .netns
+            .command(&self.product.binary.to_string_lossy())
+            .arg("run")
+            .arg("--config")
+            .arg(&self.config)
+            .env(
+                "RUST_LOG",
+                std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()),
+            )
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start espalier")?;
+        resources.note_process(process.id())?;
+        self.process = Some(process);
+        let ready = wait_for(Duration::from_secs(30), Duration::from_millis(20), || {
+            if !self.alive() {
+                return Some(false);
+            }
+            self.status().is_ok().then_some(true)
+        });
+        if ready != Some(true) {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let last: Vec<&str> = log.lines().rev().take(12).collect();
+            let last: Vec<&str> = last.into_iter().rev().collect();
+            bail!(
+                "member {} does not answer; {} ends with:\n{}",
+                self.place.letter,
+                self.log.display(),
+                last.join("\n")
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the agent's process lives.
+    pub fn alive(&self) -> bool {
+        self.process
+            .as_ref()
+            .is_some_and(|p| start_time(p.id()).is_some())
+    }
+
+    /// Kills the agent (SIGKILL). Returns the time just before.
+    pub fn kill_agent(&mut self) -> Result<u64> {
+        let mut process = self.process.take().context("the agent does not run")?;
+        let at = now_ns();
+        kill(Pid::from_raw(process.id() as i32), Signal::SIGKILL).context("kill")?;
+        // Reaped later in the background: waiting here would delay what comes in the same instant.
+        std::thread::spawn(move || process.wait());
+        Ok(at)
+    }
+
+    /// The host dies: the agent is killed and all links go down in the same instant. Returns the time just before.
+    pub fn kill_host(&mut self) -> Result<u64> {
+        let at = self.kill_agent()?;
+        self.links(false)?;
+        Ok(at)
+    }
+
+    /// Links up again, with the routes that went away with them.
+    pub fn revive_links(&self) -> Result<()> {
+        self.links(true)?;
+        self.place.netns.ip(&self.place.routes())
+    }
+
+    /// Ends the agent in an orderly way.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM);
+            let limit = Duration::from_secs(5);
+            if wait_for(limit, Duration::from_millis(10), || {
+                process.try_wait().ok().flatten()
+            })
+            .is_none()
+            {
+                let _ = process.kill();
+                let _ = process.wait();
+            }
+        }
+    }
+
+    /// Runs `espalier <arguments>` against this member.
+    pub fn espalier(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.place.netns.command(&self.product.binary.to_string_lossy());
+        command.args(arguments).arg("--socket").arg(&self.socket);
+        cmd::output(command, "")
+    }
+
+    /// `espalier status --json`.
+    pub fn status(&self) -> Result<Value> {
+        serde_json::from_str(&self.espalier(&["status", "--json"])?).context("espalier status --json")
+    }
+
+    /// `espalier sas --json`.
+    pub fn sas(&self) -> Result<Value> {
+        serde_json::from_str(&self.espalier(&["sas", "--json"])?).context("espalier sas --json")
+    }
+
+    /// The text of /metrics.
+    pub fn metrics(&self) -> Result<String> {
+        self.place.netns.inside(|| {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, METRICS_PORT)).context("/metrics")?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).context("/metrics")?;
+            Ok(text)
+        })
+    }
+
+    /// Packets by verdict, over all connections.
+    pub fn verdicts(&self) -> Result<BTreeMap<String, u64>> {
+        let mut verdicts = BTreeMap::new();
+        for (name, labels, value) in samples(&self.metrics()?) {
+            if name.contains("verdict")
+                && let Some(verdict) = label(&labels, "verdict")
+            {
+                *verdicts.entry(verdict.to_owned()).or_default() += value as u64;
+            }
+        }
+        Ok(verdicts)
+    }
+
+    /// The agent's log so far.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Commands to look at this member by hand.
+    pub fn by_hand(&self) -> Vec<String> {
+        let enter = format!("nsenter --net={}", self.place.netns.path().display());
+        let binary = self.product.binary.display();
+        vec![
+            format!("{enter} {binary} status --socket {}", self.socket.display()),
+            format!("{enter} {binary} sas --socket {}", self.socket.display()),
+            format!("{enter} curl -s http://127.0.0.1:{METRICS_PORT}/metrics"),
+            format!("bpftool map dump pinned {}/SEGMENTS", self.pins.display()),
+            format!("{enter} tcpdump -ni outside"),
+        ]
+    }
+
+    /// Takes links down or up at once: no program is started between the kill and this.
+    fn links(&self, up: bool) -> Result<()> {
+        for interface in ["outside", "inside", "synch"] {
+            set_link(&self.switch, interface, up)
+                .with_context(|| format!("{interface} of member {}", self.place.letter))?;
+        }
+        Ok(())
+    }
+
+    fn configuration(&self, lab: &Lab) -> String {
+        let mut members = String::new();
+        for place in &lab.members {
+            members.push_str(&format!(
+                "\n[[cluster.members]]\nid = {}\nname = \"{}\"\nsynch = \"{}:4700\"\noutside = \"{}:4701\"\n",
+                place.id, place.letter, place.synch, place.outside
+            ));
+        }
+        let mut connections = String::new();
+        for c in connections_of_cluster() {
+            connections.push_str(&format!(
+                "
+[[connections]]
+name = \"{name}\"
+local = \"{local}\"
+remote = \"{remote}\"
+local_id = \"gw-{name}.example\"
+remote_id = \"peer-{name}.example\"
+psk_file = \"../psk\"
+ike = [\"{ike}\"]
+start = \"{start}\"
+
+[[connections.children]]
+name = \"{name}\"
+local_ts = [\"{local_ts}\"]
+remote_ts = [\"{remote_ts}\"]
+esp = [\"{esp}\"]
+",
+                name = c.name,
+                local = addr::CLUSTER_OUTSIDE,
+                remote = c.remote,
+                ike = c.ike,
+                start = c.start,
+                local_ts = c.local_ts,
+                remote_ts = c.remote_ts,
+                esp = c.esp
+            ));
+        }
+        format!(
+            "# Member {letter} of the demo's cluster. All members have the same file but for `member`, `pin_dir` and `socket`.
+
+[cluster]
+name = \"demo\"
+member = {id}
+solo = \"continue\"
+heartbeat = \"20ms\"
+suspicion_floor = \"100ms\"
+dead_man = \"80ms\"
+preferred = 1
+pki = \"../pki\"
+{members}
+[interfaces]
+outside = \"outside\"
+inside = \"inside\"
+tun = \"esp0\"
+
+[addresses]
+outside = [\"{outside}\"]
+inside = [\"{inside}\"]
+
+[data_plane]
+object = \"{object}\"
+pin_dir = \"{pins}\"
+slots = 4096
+mode = \"native\"
+
+[control]
+socket = \"{socket}\"
+metrics = \"127.0.0.1:{METRICS_PORT}\"
+{connections}",
+            letter = self.place.letter,
+            id = self.place.id,
+            outside = addr::CLUSTER_OUTSIDE,
+            inside = addr::CLUSTER_INSIDE,
+            object = self.product.object.display(),
+            pins = self.pins.display(),
+            socket = self.socket.display()
+        )
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Makes what the members share: certificates by `espalier cluster init`, and the pre-shared key.
+pub fn shared_secrets(lab: &Lab, product: &Product, psk: &str) -> Result<()> {
+    let pki = lab.folder.join("pki");
+    let mut command = std::process::Command::new(&product.binary);
+    command
+        .args(["cluster", "init", "--members", "2", "--name", "demo", "--dir"])
+        .arg(&pki);
+    cmd::output(command, "").context("espalier cluster init")?;
+    let mut file = private_file(&lab.folder.join("psk"))?;
+    writeln!(file, "{psk}").context("writing the pre-shared key")
+}
+
+struct ClusterConnection {
+    name: &'static str,
+    remote: Ipv4Addr,
+    ike: &'static str,
+    start: &'static str,
+    local_ts: &'static str,
+    remote_ts: &'static str,
+    esp: &'static str,
+}
+
+fn connections_of_cluster() -> [ClusterConnection; 3] {
+    [
+        ClusterConnection {
+            name: "one",
+            remote: addr::PEER,
+            ike: "chacha20poly1305-prfsha256-x25519",
+            start: "passive",
+            local_ts: "10.20.1.0/24",
+            remote_ts: "10.10.1.0/24",
+            esp: "chacha20poly1305",
+        },
+        ClusterConnection {
+            name: "two",
+            remote: addr::PEER,
+            ike: "aes256gcm16-prfsha256-x25519",
+            start: "initiate",
+            local_ts: "10.20.2.0/24",
+            remote_ts: "10.10.2.0/24",
+            esp: "aes256gcm16",
+        },
+        ClusterConnection {
+            name: "three",
+            remote: addr::PEER_TWO,
+            ike: "aes128gcm16-prfsha256-x25519",
+            start: "passive",
+            local_ts: "10.20.1.0/24",
+            remote_ts: "10.30.1.0/24",
+            esp: "aes128gcm16-esn",
+        },
+    ]
+}
+
+fn private_file(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| path.display().to_string())
+}
+
+/// Samples of the Prometheus text format: name, text between the braces, value.
+pub fn samples(text: &str) -> Vec<(String, String, f64)> {
+    let mut found = Vec::new();
+    for line in text.lines().filter(|l| !l.starts_with('#')) {
+        let Some((head, value)) = line.rsplit_once(' ') else {
+            continue;
+        };
+        let Ok(value) = value.parse::<f64>() else { continue };
+        let (name, labels) = head.split_once('{').unwrap_or((head, ""));
+        found.push((name.to_owned(), labels.trim_end_matches('}').to_owned(), value));
+    }
+    found
+}
+
+/// The value of a label.
+pub fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    labels.split(',').find_map(|pair| {
+        let (key, value) = pair.split_once('=')?;
+        (key.trim() == name).then(|| value.trim_matches('"'))
+    })
+}
+
+fn set_link(socket: &UdpSocket, interface: &str, up: bool) -> Result<()> {
+    // SAFETY: all zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let fd = socket.as_raw_fd();
+    // SAFETY: the request is live and of the type that this ioctl takes.
+    if unsafe { libc::ioctl(fd, libc::SIOCGIFFLAGS, &raw mut request) } < 0 {
+        return Err(std::io::Error::last_os_error()).context("reading link flags");
+    }
+    // SAFETY: the ioctl above has filled this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let bit = libc::IFF_UP as libc::c_short;
+    request.ifr_ifru.ifru_flags = if up { flags | bit } else { flags & !bit };
+    // SAFETY: as above.
+    if unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw mut request) } < 0 {
+        return Err(std::io::Error::last_os_error()).context("setting link flags");
+    }
+    Ok(())
+}
+
+/// The namespace and MAC addresses of the members' interfaces of one name.
+pub fn macs(lab: &Lab, interface: &str) -> Result<Vec<[u8; 6]>> {
+    let of = |n: &Netns| Lab::mac(n, interface);
+    lab.members.iter().map(|p| of(&p.netns)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_read_with_their_labels() {
+        let text = "# HELP x y\nx_total{connection=\"one\",verdict=\"esp_opened\"} 12\nup 1\n";
+        let all = samples(text);
+        assert_eq!(all.len(), 2);
+        assert_eq!(label(&all[0].1, "verdict"), Some("esp_opened"));
+        assert_eq!((all[0].2, label(&all[1].1, "verdict")), (12.0, None));
+    }
+}

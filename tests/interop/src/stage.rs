@@ -1,0 +1,145 @@
+//! The lab with everything that runs in it: the peer, two members, recorders.
+
+use crate::baseline::peer_connections;
+use crate::clock::wait_for;
+use crate::ledger::Roles;
+use crate::member::{Member, Product, macs, shared_secrets};
+use crate::recorder::Recorder;
+use crate::strongswan::{Charon, swanctl_conf};
+use crate::topology::{Lab, addr};
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::time::Duration;
+
+/// The lab, its daemons and its recorders. Fields are dropped in this order: processes first, namespaces last.
+#[derive(Debug)]
+pub struct Stage {
+    /// Members A and B.
+    pub members: [Member; 2],
+    /// The peer at site one.
+    pub peer: Charon,
+    /// What was seen on the outside network.
+    pub outside: Recorder,
+    /// What was seen on the inside network.
+    pub inside: Recorder,
+    /// The namespaces.
+    pub lab: Lab,
+}
+
+/// A pre-shared key for one run.
+pub fn random_psk() -> Result<String> {
+    let mut octets = [0u8; 16];
+    let mut file = std::fs::File::open("/dev/urandom").context("/dev/urandom")?;
+    std::io::Read::read_exact(&mut file, &mut octets).context("/dev/urandom")?;
+    Ok(octets.iter().map(|o| format!("{o:02x}")).collect())
+}
+
+/// Starts the peer's charon.
+pub fn start_peer(lab: &Lab, psk: &str) -> Result<Charon> {
+    let conf = swanctl_conf(&peer_connections(), psk);
+    Charon::start(
+        &lab.peer,
+        &lab.folder.join("peer"),
+        lab.sockets(),
+        &lab.resources,
+        &conf,
+    )
+}
+
+impl Stage {
+    /// Writes configurations, starts recorders and both agents, and waits until the cluster is formed with A active.
+    pub fn up(lab: Lab, peer: Charon, product: &Product, psk: &str) -> Result<Self> {
+        shared_secrets(&lab, product, psk)?;
+        let [a, b] = &lab.members;
+        let members = [Member::new(&lab, a, product)?, Member::new(&lab, b, product)?];
+        let addresses = |p: &crate::topology::Place| [p.outside, p.inside];
+        let member_addresses: Vec<_> = lab.members.iter().flat_map(addresses).collect();
+        let roles = |interface: &str| -> Result<Roles> {
+            Ok(Roles {
+                member_macs: macs(&lab, interface)?,
+                member_addresses: member_addresses.clone(),
+                cluster: Some(addr::CLUSTER_OUTSIDE),
+            })
+        };
+        let outside = Recorder::start(&lab.bridges, "br-out", roles("outside")?)?;
+        let inside = Recorder::start(&lab.bridges, "br-in", roles("inside")?)?;
+        let mut stage = Self {
+            members,
+            peer,
+            outside,
+            inside,
+            lab,
+        };
+        for member in &mut stage.members {
+            member.start(&stage.lab.resources)?;
+        }
+        stage
+            .wait_in_sync(0, Duration::from_secs(20))
+            .context("the cluster did not form")?;
+        Ok(stage)
+    }
+
+    /// Waits until a member is active with the other one in sync.
+    pub fn wait_in_sync(&self, active: usize, limit: Duration) -> Result<()> {
+        let done = wait_for(limit, Duration::from_millis(20), || {
+            let status = self.members[active].status().ok()?;
+            (is_active(&status) && in_sync_members(&status) >= 2).then_some(())
+        });
+        done.with_context(|| {
+            let status = self.members[active]
+                .status()
+                .map_or_else(|e| e.to_string(), |s| s.to_string());
+            format!(
+                "member {} is not active with a standby in sync: {status}",
+                self.members[active].place.letter
+            )
+        })
+    }
+
+    /// Waits until a member is active, with or without a standby.
+    pub fn wait_active(&self, active: usize, limit: Duration) -> Result<()> {
+        let done = wait_for(limit, Duration::from_millis(10), || {
+            is_active(&self.members[active].status().ok()?).then_some(())
+        });
+        done.with_context(|| {
+            format!(
+                "member {} did not become active",
+                self.members[active].place.letter
+            )
+        })
+    }
+
+    /// Brings both connections of site one up: the peer initiates `one`, the cluster has initiated `two`.
+    pub fn connect(&self) -> Result<()> {
+        self.peer
+            .initiate("one")
+            .context("the peer initiates connection one")?;
+        let up = wait_for(Duration::from_secs(15), Duration::from_millis(50), || {
+            let sas = self.peer.swanctl(&["--list-sas"]).ok()?;
+            (sas.contains("one: #") && sas.contains("two: #") && sas.matches("INSTALLED").count() >= 2)
+                .then_some(())
+        });
+        if up.is_none() {
+            bail!(
+                "connection two did not come up from the cluster's side:\n{}",
+                self.peer.swanctl(&["--list-sas"])?
+            );
+        }
+        Ok(())
+    }
+
+    /// Where the run's files are.
+    pub fn folder(&self) -> &Path {
+        &self.lab.folder
+    }
+}
+
+/// Whether a status says that the member is active.
+pub fn is_active(status: &serde_json::Value) -> bool {
+    status["role"].as_str() == Some("active")
+}
+
+/// How many members a status names as in sync, itself included.
+pub fn in_sync_members(status: &serde_json::Value) -> usize {
+    status["in_sync"].as_array().map_or(0, Vec::len)
+}
