@@ -29,6 +29,9 @@ pub enum EventKind {
     NoConnection,
     /// The peer did not answer.
     PeerSilent,
+    /// The peer says that this is its first IKE SA with us; members that own other segments should
+    /// [`crate::Command::Forget`] what they have of it.
+    InitialContact,
     /// The peer's address or port changed.
     PeerMoved,
     /// We are behind a NAT: send the one octet 0xff (RFC 3948 2.3), without marker, from `local` to `peer`.
@@ -60,6 +63,7 @@ impl EventKind {
             Self::NoProposal => "no_proposal",
             Self::NoConnection => "no_connection",
             Self::PeerSilent => "peer_silent",
+            Self::InitialContact => "initial_contact",
             Self::PeerMoved => "peer_moved",
             Self::NatKeepalive => "nat_keepalive",
             Self::PeerMisbehaved => "peer_misbehaved",
@@ -80,6 +84,7 @@ impl EventKind {
                 | Self::ChildUp
                 | Self::ChildRekeyed
                 | Self::ChildDown
+                | Self::InitialContact
                 | Self::PeerMoved
                 | Self::NatKeepalive
         )

@@ -72,6 +72,15 @@ pub enum Command {
         /// Our SPI.
         spi: IkeSpi,
     },
+    /// Drop the IKE SAs with a peer without a word: it began anew with another member (INITIAL_CONTACT).
+    Forget {
+        /// Name of the connection.
+        connection: String,
+        /// The peer's identity as [`crate::IkeSaStatus::remote_id`] shows it.
+        remote_id: String,
+        /// The IKE SA that stays.
+        except: IkeSpi,
+    },
     /// Delete all IKE SAs of a connection.
     Terminate {
         /// Name of the connection.
@@ -83,7 +92,8 @@ pub enum Command {
 pub enum Output {
     /// All changes are journalled and acknowledged before any of the transmits is sent or any change takes effect.
     Commit(Commit),
-    /// Octets already committed (retransmission) or exempt (cookie, stateless error).
+    /// Octets already committed (retransmission) or exempt (cookie, stateless error). One that names an IKE SA must not
+    /// overtake a commit of that IKE SA which is not acknowledged yet.
     Transmit(Transmit),
     /// For logs and metrics.
     Event(Event),
@@ -105,6 +115,8 @@ pub struct Transmit {
     pub local: SocketAddr,
     /// The peer's address and port.
     pub remote: SocketAddr,
+    /// Our SPI of the IKE SA it belongs to; `None`: stateless.
+    pub ike_spi: Option<IkeSpi>,
     /// The octets.
     pub bytes: Vec<u8>,
 }

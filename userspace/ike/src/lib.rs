@@ -6,13 +6,24 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod command;
+mod endpoint;
+mod engine;
 pub mod event;
+mod ike_sa;
 pub mod io;
+mod negotiate;
+mod outbox;
 pub mod proposal;
 pub mod status;
+mod table;
+mod tasks;
+mod timers;
 
 pub use config::{ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, Retransmit};
+pub use engine::Engine;
 pub use event::{Event, EventKind};
+pub use ike_sa::record::AdoptError;
 pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 pub use proposal::{Proposal, ProposalError};
 pub use status::{ChildSaStatus, ConnectionPhase, IkeSaStatus, MessageIdWindows};

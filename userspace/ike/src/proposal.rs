@@ -68,7 +68,6 @@ pub(crate) const ENCR_CHACHA20_POLY1305: u16 = 28;
 pub(crate) const DH_NONE: u16 = 0;
 pub(crate) const DH_X25519: u16 = 31;
 pub(crate) const DH_ECP256: u16 = 19;
-pub(crate) const DH_ECP384: u16 = 20;
 pub(crate) const PRF_SHA256: u16 = 5;
 pub(crate) const PRF_SHA384: u16 = 6;
 pub(crate) const PRF_SHA512: u16 = 7;
@@ -97,7 +96,6 @@ const KEYWORDS: &[(&str, Transform)] = &[
     ("x25519", transform(TransformKind::Dh, DH_X25519, None)),
     ("curve25519", transform(TransformKind::Dh, DH_X25519, None)),
     ("ecp256", transform(TransformKind::Dh, DH_ECP256, None)),
-    ("ecp384", transform(TransformKind::Dh, DH_ECP384, None)),
     ("noesn", transform(TransformKind::Esn, ESN_NO, None)),
     ("esn", transform(TransformKind::Esn, ESN_YES, None)),
 ];
@@ -255,7 +253,7 @@ fn parse_words(text: &str, example: &'static str) -> Result<Proposal, ProposalEr
 
 /// Offers when the configuration names none.
 pub fn default_ike() -> Vec<Proposal> {
-    let all = ["aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-x25519-ecp384-ecp256"];
+    let all = ["aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-x25519-ecp256"];
     all.iter().filter_map(|text| Proposal::parse_ike(text).ok()).collect()
 }
 

@@ -1,0 +1,173 @@
+//! What the operator and the agent want.
+
+use crate::config::EngineConfig;
+use crate::event::EventKind;
+use crate::ike_sa::IkeSa;
+use crate::ike_sa::child::ChildPhase;
+use crate::ike_sa::phase::Phase;
+use crate::ike_sa::windows::Task;
+use crate::io::Command;
+use crate::outbox::Context;
+use crate::status::ConnectionPhase;
+use crate::table::Table;
+use crate::tasks::{Pending, delete, ike_init, start_next};
+use model::{EspSpi, IkeSpi};
+
+pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
+    match command {
+        Command::Initiate { connection } => initiate(ctx, &connection, None),
+        Command::CreateChild { connection, child } => initiate(ctx, &connection, Some(&child)),
+        Command::RekeyChild { spi_in } => on_child(ctx, spi_in, Task::RekeyChild { spi_in }),
+        Command::DeleteChild { spi_in } => on_child(ctx, spi_in, Task::DeleteChild { spi_in }),
+        Command::RekeyIke { spi } => on_ike(ctx, spi, Task::RekeyIke),
+        Command::Liveness { spi } => on_ike(ctx, spi, Task::Liveness),
+        Command::DeleteIke { spi } => on_ike(ctx, spi, Task::DeleteIke),
+        Command::Terminate { connection } => {
+            let spis = ctx.table.of_connection(&connection);
+            if spis.is_empty() {
+                failed(ctx, Some(&connection), "nothing to terminate: no IKE SA is up".to_owned());
+            }
+            for spi in spis {
+                on_ike(ctx, spi, Task::DeleteIke);
+            }
+        }
+        Command::Forget { connection, remote_id, except } => forget(ctx, &connection, &remote_id, except),
+    }
+}
+
+fn failed(ctx: &mut Context<'_>, connection: Option<&str>, text: String) {
+    ctx.event_without_sa(EventKind::CommandFailed, connection, None, text);
+}
+
+/// The connection's IKE SA that new children go to.
+fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
+    let mut candidates: Vec<_> = table
+        .of_connection(name)
+        .into_iter()
+        .filter_map(|spi| table.get(spi))
+        .filter(|sa| {
+            let connecting = matches!(
+                sa.phase,
+                Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::Established(_)
+            );
+            connecting && sa.successor.is_none()
+        })
+        .collect();
+    candidates.sort_by_key(|sa| !matches!(sa.phase, Phase::Established(_)));
+    candidates.first().map(|sa| sa.spi)
+}
+
+fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
+    let config = ctx.config;
+    let Some(connection) = config.connections.iter().find(|connection| connection.name == name) else {
+        return failed(ctx, None, format!("no connection {name:?} in the configuration"));
+    };
+    if let Some(child) = child
+        && connection.child(child).is_none()
+    {
+        return failed(ctx, Some(name), format!("no child {child:?} in this connection"));
+    }
+    let wanted: Vec<&str> = match child {
+        Some(child) => vec![child],
+        None => connection.children.iter().filter(|c| c.start).map(|c| c.name.as_str()).collect(),
+    };
+    if let Some(spi) = usable(ctx.table, name) {
+        if let Some(mut sa) = ctx.table.take(spi) {
+            for child in wanted {
+                if !is_up_or_coming(&sa, child) {
+                    sa.our.push(Task::CreateChild { child: child.to_owned() });
+                }
+            }
+            start_next(&mut sa, ctx);
+            ctx.put_back(sa);
+        }
+        return;
+    }
+    match ike_init::start(ctx, connection) {
+        Ok(mut sa) => {
+            if let Some(child) = child.filter(|child| !is_up_or_coming(&sa, child)) {
+                sa.our.push(Task::CreateChild { child: child.to_owned() });
+            }
+            ctx.put_back(sa);
+        }
+        Err(why) => failed(ctx, Some(name), format!("cannot initiate: {why}")),
+    }
+}
+
+fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
+    let installed = |phase| matches!(phase, ChildPhase::Installed | ChildPhase::AwaitsSwitch { .. });
+    let up = sa.children.iter().any(|c| c.name == child && installed(c.phase));
+    let coming = match (&sa.phase, sa.our.outstanding.as_ref().map(|outstanding| &outstanding.pending)) {
+        (_, Some(Pending::CreateChild(offer))) => offer.name == child,
+        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().is_some_and(|offer| offer.name == child),
+        _ => false,
+    };
+    up || coming
+}
+
+fn on_child(ctx: &mut Context<'_>, spi_in: EspSpi, task: Task) {
+    match ctx.table.by_child(spi_in) {
+        Some(spi) => on_ike(ctx, spi, task),
+        None => failed(ctx, None, format!("no Child SA with our inbound SPI {spi_in}")),
+    }
+}
+
+fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
+    let Some(mut sa) = ctx.table.take(spi) else {
+        return failed(ctx, None, format!("no IKE SA with our SPI {spi}"));
+    };
+    match (&sa.phase, &task) {
+        (Phase::Established(_), Task::DeleteIke) => sa.our.push_front(task),
+        (Phase::Established(_), _) => sa.our.push(task),
+        // Not up yet: there is nobody to tell.
+        (Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::AwaitAuthRequest(_), Task::DeleteIke) => {
+            delete::vanish(&mut sa, ctx, "terminated while it was set up");
+        }
+        (Phase::Rekeyed(_) | Phase::Deleting(_) | Phase::Closed(_), Task::DeleteIke) => {}
+        (phase, _) => {
+            let text = format!("IKE SA {spi} is {}, only an established one can do that", phase.name());
+            ctx.event(&sa, EventKind::CommandFailed, text);
+        }
+    }
+    if !sa.gone {
+        start_next(&mut sa, ctx);
+    }
+    ctx.put_back(sa);
+}
+
+fn forget(ctx: &mut Context<'_>, connection: &str, remote_id: &str, except: IkeSpi) {
+    for spi in ctx.table.of_connection(connection) {
+        let same_peer = ctx
+            .table
+            .get(spi)
+            .is_some_and(|sa| sa.remote_id.as_ref().is_some_and(|id| id.to_string() == remote_id));
+        if spi != except
+            && same_peer
+            && let Some(mut sa) = ctx.table.take(spi)
+        {
+            delete::vanish(&mut sa, ctx, "the peer began anew with another member");
+            ctx.put_back(sa);
+        }
+    }
+}
+
+pub(crate) fn connection_phase(config: &EngineConfig, table: &Table, name: &str) -> ConnectionPhase {
+    let Some(spi) = usable(table, name) else { return ConnectionPhase::Down };
+    let Some(sa) = table.get(spi) else { return ConnectionPhase::Down };
+    if !matches!(sa.phase, Phase::Established(_)) {
+        return ConnectionPhase::Connecting;
+    }
+    let children = config.connections.iter().find(|c| c.name == name).map(|c| c.children.as_slice());
+    let up = |name: &str| {
+        let installed = |phase| matches!(phase, ChildPhase::Installed | ChildPhase::AwaitsSwitch { .. });
+        table.of_connection(name_of(sa)).iter().filter_map(|spi| table.get(*spi)).any(|sa| {
+            sa.children.iter().any(|child| child.name == name && installed(child.phase))
+        })
+    };
+    let complete = children.unwrap_or_default().iter().filter(|child| child.start).all(|child| up(&child.name));
+    if complete { ConnectionPhase::Up } else { ConnectionPhase::Partial }
+}
+
+fn name_of(sa: &IkeSa) -> &str {
+    sa.connection.as_deref().unwrap_or_default()
+}

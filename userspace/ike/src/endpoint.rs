@@ -1,0 +1,129 @@
+//! In front of all IKE SAs: who may begin one, and what is answered without state (RFC 7296 2.6, 2.21).
+
+use crate::config::EndpointConfig;
+use crypto::{ct_eq, hmac_sha256};
+use ike_wire::{Header, Notify, NotifyType, Payload, encode_message};
+use model::{IkeSpi, Instant};
+use std::net::{IpAddr, SocketAddr};
+
+/// Stateless answers per second, all peers together.
+const ANSWERS_PER_SECOND: u64 = 100;
+
+/// What to do with a first message.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Admit,
+    /// Answer with this cookie.
+    Cookie(Vec<u8>),
+    Drop,
+}
+
+/// Counters of the endpoint.
+#[derive(Default)]
+pub(crate) struct Endpoint {
+    tokens: u64,
+    refilled: Instant,
+    /// Whether cookies were asked for last time: the change is reported once.
+    pub cookie_mode: bool,
+    pub flooded: bool,
+}
+
+fn cookie(config: &EndpointConfig, nonce: &[u8], remote: IpAddr, spi_i: IkeSpi) -> [u8; 32] {
+    let address = model::address::mapped(remote);
+    hmac_sha256(config.cookie_secret.expose(), &[b"cookie", nonce, &address, &spi_i.0.to_be_bytes()])
+}
+
+impl Endpoint {
+    /// Decides about a first message. It is cheap: one HMAC at most.
+    pub fn admit(
+        &mut self,
+        config: &EndpointConfig,
+        half_open: usize,
+        remote: SocketAddr,
+        spi_i: IkeSpi,
+        nonce: &[u8],
+        shown: Option<&[u8]>,
+    ) -> Admission {
+        self.flooded = half_open >= config.half_open_max;
+        self.cookie_mode = half_open >= config.cookie_threshold;
+        if self.flooded {
+            return Admission::Drop;
+        }
+        if !self.cookie_mode {
+            return Admission::Admit;
+        }
+        let expected = cookie(config, nonce, remote.ip(), spi_i);
+        match shown {
+            Some(shown) if ct_eq(shown, &expected) => Admission::Admit,
+            _ => Admission::Cookie(expected.to_vec()),
+        }
+    }
+
+    /// Whether a stateless answer may be sent now.
+    pub fn may_answer(&mut self, now: Instant) -> bool {
+        if now.since(self.refilled).as_secs() >= 1 || self.refilled == Instant::default() {
+            self.refilled = now;
+            self.tokens = ANSWERS_PER_SECOND;
+        }
+        let allowed = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        allowed
+    }
+}
+
+/// An unprotected answer with one notification; `None` if it would be longer than what it answers, so that nobody can
+/// use us to amplify.
+pub(crate) fn stateless(request: &Header, request_len: usize, notify: Notify) -> Option<Vec<u8>> {
+    let mut header = *request;
+    header.flags.response = true;
+    header.flags.initiator = !request.flags.initiator;
+    header.flags.version = false;
+    let bytes = encode_message(&header, &[Payload::Notify(notify)]).ok()?;
+    (bytes.len() <= request_len).then_some(bytes)
+}
+
+/// INVALID_IKE_SPI.
+pub(crate) fn unknown_spi(request: &Header, request_len: usize) -> Option<Vec<u8>> {
+    stateless(request, request_len, Notify::status(NotifyType::INVALID_IKE_SPI))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::SecretBytes;
+
+    #[test]
+    fn a_cookie_is_bound_to_nonce_address_and_spi() {
+        let mut config = EndpointConfig::new(SecretBytes::new(vec![7; 32]));
+        config.cookie_threshold = 0;
+        let mut endpoint = Endpoint::default();
+        let remote: SocketAddr = "192.0.2.1:500".parse().unwrap();
+        let mut admit = |remote, spi, nonce: &[u8], shown: Option<&[u8]>| {
+            endpoint.admit(&config, 1, remote, IkeSpi(spi), nonce, shown)
+        };
+        let Admission::Cookie(cookie) = admit(remote, 1, b"nonce", None) else { panic!("no cookie asked for") };
+        assert_eq!(admit(remote, 1, b"nonce", Some(&cookie)), Admission::Admit);
+        let elsewhere = "192.0.2.2:500".parse().unwrap();
+        for (remote, spi, nonce) in [(elsewhere, 1, b"nonce"), (remote, 2, b"nonce"), (remote, 1, b"other")] {
+            assert!(matches!(admit(remote, spi, nonce, Some(&cookie)), Admission::Cookie(_)));
+        }
+    }
+
+    #[test]
+    fn stateless_answers_are_limited_and_never_longer_than_the_question() {
+        let mut endpoint = Endpoint::default();
+        let now = Instant::from_millis(5000);
+        let allowed = (0..1000).filter(|_| endpoint.may_answer(now)).count();
+        assert_eq!(allowed as u64, ANSWERS_PER_SECOND);
+        assert!(endpoint.may_answer(Instant::from_millis(6001)));
+        let header = Header {
+            spi_i: IkeSpi(1),
+            spi_r: IkeSpi(2),
+            exchange: ike_wire::ExchangeType::INFORMATIONAL,
+            flags: Default::default(),
+            message_id: 3,
+        };
+        assert!(unknown_spi(&header, 28).is_none());
+        assert_eq!(unknown_spi(&header, 36).unwrap().len(), 36);
+    }
+}

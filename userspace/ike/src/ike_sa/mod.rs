@@ -1,0 +1,182 @@
+//! An IKE SA: phase x our window x the peer's window, and its Child SAs.
+//!
+//! Everything here but the timers is the record that other members get.
+
+pub(crate) mod child;
+pub(crate) mod message;
+pub(crate) mod phase;
+pub(crate) mod record;
+pub(crate) mod windows;
+
+use crate::config::{Connection, EngineConfig, Identity};
+use crate::status::{ChildSaStatus, IkeSaStatus};
+use child::ChildSa;
+use model::{EspSpi, IkeSpi, Instant};
+use phase::Phase;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::time::Duration;
+use windows::{OurWindow, TheirWindow};
+
+/// Where the messages go, and what lies between.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Path {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// We are behind a NAT.
+    pub nat_local: bool,
+    /// The peer is behind a NAT.
+    pub nat_remote: bool,
+    /// ESP goes in UDP.
+    pub encap: bool,
+}
+
+/// Points in time; they start anew after a takeover, so they are not part of the record.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Timers {
+    pub retransmit: Option<Instant>,
+    /// Transmissions of the outstanding request so far.
+    pub sent: u32,
+    /// Half-open or closed: forget it then.
+    pub expire: Option<Instant>,
+    pub rekey: Option<Instant>,
+    pub liveness: Option<Instant>,
+    pub keepalive: Option<Instant>,
+    /// When an unprotected message last made us check the peer.
+    pub hinted: Instant,
+    /// Since when it is established (on this member).
+    pub since: Instant,
+}
+
+/// An IKE SA. No `Debug`: it holds keys.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct IkeSa {
+    pub spi: IkeSpi,
+    pub peer_spi: IkeSpi,
+    /// Whether we were the original initiator: decides the I flag, whose SPI stands first, and which keys are ours.
+    pub initiator: bool,
+    /// Not known to a responder before IKE_AUTH.
+    pub connection: Option<String>,
+    pub remote_id: Option<Identity>,
+    pub path: Path,
+    pub phase: Phase,
+    pub our: OurWindow,
+    pub their: TheirWindow,
+    pub children: Vec<ChildSa>,
+    /// The IKE SA that replaced this one.
+    pub successor: Option<IkeSpi>,
+    /// Next value of the 40-bit counter in the IVs.
+    pub iv_counter: u64,
+    #[serde(skip)]
+    pub timers: Timers,
+    /// Standbys know it, so its removal has to be told.
+    #[serde(skip)]
+    pub committed: bool,
+    /// Changed while the current input is handled.
+    #[serde(skip)]
+    pub dirty: bool,
+    /// To be removed at the end of the current input.
+    #[serde(skip)]
+    pub gone: bool,
+}
+
+impl IkeSa {
+    /// A new IKE SA in its first phase.
+    pub fn new(spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, path: Path, phase: Phase) -> Self {
+        Self {
+            spi,
+            peer_spi,
+            initiator,
+            connection: None,
+            remote_id: None,
+            path,
+            phase,
+            our: OurWindow::default(),
+            their: TheirWindow::default(),
+            children: Vec::new(),
+            successor: None,
+            iv_counter: 0,
+            timers: Timers::default(),
+            committed: false,
+            dirty: true,
+            gone: false,
+        }
+    }
+
+    /// Initiator's SPI and responder's SPI, as in the header.
+    pub fn header_spis(&self) -> (IkeSpi, IkeSpi) {
+        if self.initiator { (self.spi, self.peer_spi) } else { (self.peer_spi, self.spi) }
+    }
+
+    pub fn connection<'c>(&self, config: &'c EngineConfig) -> Option<&'c Connection> {
+        let name = self.connection.as_deref()?;
+        config.connections.iter().find(|connection| connection.name == name)
+    }
+
+    pub fn child(&self, spi_in: EspSpi) -> Option<&ChildSa> {
+        self.children.iter().find(|child| child.spi_in == spi_in)
+    }
+
+    pub fn child_mut(&mut self, spi_in: EspSpi) -> Option<&mut ChildSa> {
+        self.children.iter_mut().find(|child| child.spi_in == spi_in)
+    }
+
+    /// The Child SA with this SPI of the peer's.
+    pub fn child_by_out(&self, spi_out: EspSpi) -> Option<&ChildSa> {
+        self.children.iter().find(|child| child.spi_out == spi_out)
+    }
+
+    /// When it wants to be woken.
+    pub fn wake(&self) -> Option<Instant> {
+        let t = &self.timers;
+        let own = [t.retransmit, t.expire, t.rekey, t.liveness, t.keepalive];
+        let queued = if self.our.outstanding.is_none() { self.our.earliest_queued() } else { None };
+        let children = self.children.iter().filter_map(|child| child.rekey_at);
+        own.into_iter().flatten().chain(queued).chain(children).min()
+    }
+
+    pub fn is_half_open(&self) -> bool {
+        matches!(self.phase, Phase::AwaitAuthRequest(_))
+    }
+
+    pub fn status(&self, now: Instant) -> IkeSaStatus {
+        IkeSaStatus {
+            connection: self.connection.clone(),
+            spi: self.spi,
+            peer_spi: self.peer_spi,
+            initiator: self.initiator,
+            phase: self.phase.name(),
+            local: self.path.local,
+            remote: self.path.remote,
+            remote_id: self.remote_id.as_ref().map(ToString::to_string),
+            age: now.since(self.timers.since),
+            suite: self.phase.protected().map(|p| p.suite.to_string()).unwrap_or_default(),
+            nat_local: self.path.nat_local,
+            nat_remote: self.path.nat_remote,
+            next_send: self.our.next,
+            next_receive: self.their.next,
+            outstanding: self.our.outstanding.is_some(),
+            children: self.children.iter().map(|child| self.child_status(child, now)).collect(),
+        }
+    }
+
+    fn child_status(&self, child: &ChildSa, now: Instant) -> ChildSaStatus {
+        ChildSaStatus {
+            child: child.name.clone(),
+            spi_in: child.spi_in,
+            spi_out: child.spi_out,
+            phase: child.phase.name(),
+            suite: child.suite.to_string(),
+            udp_encap: self.path.encap,
+            ts_local: child.ts_local.clone(),
+            ts_remote: child.ts_remote.clone(),
+            age: now.since(child.since),
+        }
+    }
+}
+
+/// `base` less a random part of `jitter`, never below half of `base`.
+pub(crate) fn jittered(base: Duration, jitter: Duration, random: u32) -> Duration {
+    let jitter = jitter.min(base / 2);
+    base - jitter.mul_f64(f64::from(random) / f64::from(u32::MAX))
+}

@@ -1,0 +1,95 @@
+//! Phases of an IKE SA, each named for what it waits for and holding only what it has.
+
+use crate::proposal::Proposal;
+use crate::tasks::child_create::ChildOffer;
+use crypto::IkeKeys;
+use model::{IkeSpi, SecretBytes};
+use serde::{Deserialize, Serialize};
+
+/// Keys and the algorithms that were agreed on.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Protected {
+    pub keys: IkeKeys,
+    pub suite: Proposal,
+}
+
+/// What IKE_AUTH signs, besides the identities.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct InitTranscript {
+    pub request: Vec<u8>,
+    pub response: Vec<u8>,
+    pub nonce_i: Vec<u8>,
+    pub nonce_r: Vec<u8>,
+}
+
+/// Initiator: IKE_SA_INIT request is out.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AwaitInitResponse {
+    pub nonce_i: Vec<u8>,
+    pub group: u16,
+    pub dh: SecretBytes,
+    pub offered: Vec<Proposal>,
+    pub cookie: Option<Vec<u8>>,
+    /// Times that a cookie or another group was asked for.
+    pub restarts: u8,
+}
+
+/// Initiator: IKE_AUTH request is out.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AwaitAuthResponse {
+    pub protected: Protected,
+    pub transcript: InitTranscript,
+    pub child: Option<ChildOffer>,
+}
+
+/// Responder: IKE_SA_INIT was answered.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AwaitAuthRequest {
+    pub protected: Protected,
+    pub transcript: InitTranscript,
+}
+
+/// Both sides are authenticated.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Established {
+    pub protected: Protected,
+    /// The peer's rekey of this IKE SA crossed ours: its new IKE SA, and the lower of that exchange's nonces.
+    pub crossing: Option<(IkeSpi, Vec<u8>)>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Phase {
+    AwaitInitResponse(AwaitInitResponse),
+    AwaitAuthResponse(Box<AwaitAuthResponse>),
+    AwaitAuthRequest(Box<AwaitAuthRequest>),
+    Established(Box<Established>),
+    /// The peer replaced this IKE SA and will delete it.
+    Rekeyed(Box<Protected>),
+    /// Our Delete for this IKE SA is out.
+    Deleting(Box<Protected>),
+    /// Over; kept for a while to repeat the last response.
+    Closed(Box<Protected>),
+}
+
+impl Phase {
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::AwaitInitResponse(_) => "connecting",
+            Self::AwaitAuthResponse(_) | Self::AwaitAuthRequest(_) => "authenticating",
+            Self::Established(_) => "established",
+            Self::Rekeyed(_) => "rekeyed",
+            Self::Deleting(_) => "deleting",
+            Self::Closed(_) => "closed",
+        }
+    }
+
+    pub fn protected(&self) -> Option<&Protected> {
+        match self {
+            Self::AwaitInitResponse(_) => None,
+            Self::AwaitAuthResponse(phase) => Some(&phase.protected),
+            Self::AwaitAuthRequest(phase) => Some(&phase.protected),
+            Self::Established(phase) => Some(&phase.protected),
+            Self::Rekeyed(protected) | Self::Deleting(protected) | Self::Closed(protected) => Some(protected),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The record of an IKE SA: all that another member needs to go on.
+
+use super::IkeSa;
+use model::SecretBytes;
+
+/// Raised whenever the meaning of the fields changes; members of different versions do not take over from each other.
+const RECORD_VERSION: u8 = 1;
+
+/// Why a record cannot be taken over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdoptError {
+    /// Another version of the software wrote it.
+    #[error("IKE SA record has version {found}, this member reads {RECORD_VERSION}: bring all members to one version")]
+    Version {
+        /// Version in the record.
+        found: u8,
+    },
+    /// It cannot be read.
+    #[error("IKE SA record is corrupt ({0}): the peer has to connect again")]
+    Corrupt(String),
+    /// The record is of another IKE SA.
+    #[error("IKE SA record is that of SPI {found}, not {asked}")]
+    WrongSpi {
+        /// SPI in the record.
+        found: model::IkeSpi,
+        /// SPI that was asked for.
+        asked: model::IkeSpi,
+    },
+    /// The configuration differs between members.
+    #[error("IKE SA belongs to connection {0:?}, which this member's configuration does not have: align the files")]
+    UnknownConnection(String),
+}
+
+/// Serialises an IKE SA.
+pub(crate) fn write(sa: &IkeSa) -> SecretBytes {
+    // A buffer that is large enough does not grow, so no copies of keys stay behind.
+    let size = postcard::experimental::serialized_size(sa).unwrap_or(4096) + 1;
+    let mut buffer = vec![0; size];
+    buffer[0] = RECORD_VERSION;
+    // The size was computed from the same value: this cannot fail. If it did, the record would be refused as corrupt.
+    let used = postcard::to_slice(sa, &mut buffer[1..]).map(|written| written.len()).unwrap_or(0);
+    buffer.truncate(1 + used);
+    SecretBytes::new(buffer)
+}
+
+/// Reads one back.
+pub(crate) fn read(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
+    let Some((&version, body)) = record.expose().split_first() else {
+        return Err(AdoptError::Corrupt("empty".to_owned()));
+    };
+    if version != RECORD_VERSION {
+        return Err(AdoptError::Version { found: version });
+    }
+    postcard::from_bytes(body).map_err(|error| AdoptError::Corrupt(error.to_string()))
+}

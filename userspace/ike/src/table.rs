@@ -1,0 +1,116 @@
+//! All IKE SAs of this member with the indexes that find them; every look-up and change is logarithmic.
+
+use crate::ike_sa::IkeSa;
+use model::{EspSpi, IkeSpi, Instant};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+
+#[derive(Default)]
+pub(crate) struct Table {
+    sas: HashMap<IkeSpi, IkeSa>,
+    /// Half-open IKE SAs that we respond to, by the initiator's SPI and address: finds repeated first messages.
+    first: HashMap<(IkeSpi, SocketAddr), IkeSpi>,
+    children: HashMap<EspSpi, IkeSpi>,
+    by_connection: BTreeMap<String, BTreeSet<IkeSpi>>,
+    wake: BTreeSet<(Instant, IkeSpi)>,
+}
+
+impl Table {
+    /// Takes an IKE SA out to work on it; it has to be put back or forgotten.
+    pub fn take(&mut self, spi: IkeSpi) -> Option<IkeSa> {
+        let sa = self.sas.remove(&spi)?;
+        if let Some(at) = sa.wake() {
+            self.wake.remove(&(at, spi));
+        }
+        if sa.is_half_open() {
+            self.first.remove(&(sa.peer_spi, sa.path.remote));
+        }
+        for child in &sa.children {
+            if self.children.get(&child.spi_in) == Some(&spi) {
+                self.children.remove(&child.spi_in);
+            }
+        }
+        Some(sa)
+    }
+
+    pub fn put(&mut self, sa: IkeSa) {
+        let spi = sa.spi;
+        if let Some(at) = sa.wake() {
+            self.wake.insert((at, spi));
+        }
+        if sa.is_half_open() {
+            self.first.insert((sa.peer_spi, sa.path.remote), spi);
+        }
+        for child in &sa.children {
+            self.children.insert(child.spi_in, spi);
+        }
+        if let Some(name) = &sa.connection {
+            // The common case, an index entry that is there already, costs no allocation.
+            match self.by_connection.get_mut(name) {
+                Some(spis) => {
+                    spis.insert(spi);
+                }
+                None => {
+                    self.by_connection.insert(name.clone(), BTreeSet::from([spi]));
+                }
+            }
+        }
+        self.sas.insert(spi, sa);
+    }
+
+    /// Removes what [`Table::take`] leaves in the indexes.
+    pub fn forget(&mut self, sa: &IkeSa) {
+        if let Some(name) = &sa.connection
+            && let Some(spis) = self.by_connection.get_mut(name)
+        {
+            spis.remove(&sa.spi);
+            if spis.is_empty() {
+                self.by_connection.remove(name);
+            }
+        }
+    }
+
+    pub fn get(&self, spi: IkeSpi) -> Option<&IkeSa> {
+        self.sas.get(&spi)
+    }
+
+    pub fn contains(&self, spi: IkeSpi) -> bool {
+        self.sas.contains_key(&spi)
+    }
+
+    pub fn by_first(&self, peer_spi: IkeSpi, remote: SocketAddr) -> Option<IkeSpi> {
+        self.first.get(&(peer_spi, remote)).copied()
+    }
+
+    pub fn by_child(&self, spi_in: EspSpi) -> Option<IkeSpi> {
+        self.children.get(&spi_in).copied()
+    }
+
+    /// IKE SAs of a connection, by SPI.
+    pub fn of_connection(&self, name: &str) -> Vec<IkeSpi> {
+        self.by_connection.get(name).map(|spis| spis.iter().copied().collect()).unwrap_or_default()
+    }
+
+    pub fn half_open(&self) -> usize {
+        self.first.len()
+    }
+
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.wake.first().map(|(at, _)| *at)
+    }
+
+    /// IKE SAs that are due, up to `limit`.
+    pub fn due(&self, now: Instant, limit: usize) -> Vec<IkeSpi> {
+        self.wake.iter().take_while(|(at, _)| *at <= now).take(limit).map(|(_, spi)| *spi).collect()
+    }
+
+    pub fn spis(&self) -> Vec<IkeSpi> {
+        let mut spis: Vec<_> = self.sas.keys().copied().collect();
+        spis.sort_unstable();
+        spis
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &IkeSa> {
+        self.sas.values()
+    }
+}

@@ -1,0 +1,587 @@
+//! A new Child SA, in CREATE_CHILD_SA or as part of IKE_AUTH (RFC 7296 1.3.1, 2.9, 2.17).
+
+use super::{Pending, child_rekey, notify, put_off, send_create};
+use crate::config::{ChildConfig, Connection};
+use crate::event::EventKind;
+use crate::ike_sa::child::{ChildPhase, ChildSa};
+use crate::ike_sa::windows::Task;
+use crate::ike_sa::{IkeSa, jittered};
+use crate::negotiate::{self, narrow, show};
+use crate::outbox::Context;
+use crate::proposal::{self, Proposal, TransformKind};
+use crypto::{DhGroup, child_keymat};
+use ike_wire::{DhTransform, KeyExchange, Notify, NotifyType, Payload, PayloadList, ProtocolId};
+use model::{ChildSaChange, ChildSaRecord, EspSpi, OutboundUse, SecretBytes, TrafficSelector};
+use serde::{Deserialize, Serialize};
+
+/// Octets of our nonces: at least half of the key of the largest PRF (RFC 7296 2.10).
+pub(crate) const NONCE_LEN: usize = 32;
+
+/// What we asked for and must remember until the response.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ChildOffer {
+    pub name: String,
+    pub spi_in: EspSpi,
+    pub nonce: Vec<u8>,
+    /// Group and private key, with perfect forward secrecy.
+    pub dh: Option<(u16, SecretBytes)>,
+    pub proposals: Vec<Proposal>,
+    pub ts_local: Vec<TrafficSelector>,
+    pub ts_remote: Vec<TrafficSelector>,
+    /// The SA that it replaces.
+    pub rekeys: Option<EspSpi>,
+    /// The peer's rekey of the same SA crossed ours: its new SA, and the lower of that exchange's nonces.
+    pub crossing: Option<(EspSpi, Vec<u8>)>,
+    pub tries: u8,
+}
+
+/// A Child SA that has been agreed on.
+pub(crate) struct Agreed {
+    pub name: String,
+    pub spi_in: EspSpi,
+    pub spi_out: EspSpi,
+    pub suite: Proposal,
+    pub ts_local: Vec<TrafficSelector>,
+    pub ts_remote: Vec<TrafficSelector>,
+    pub nonce_i: Vec<u8>,
+    pub nonce_r: Vec<u8>,
+    pub g_ir: Option<SecretBytes>,
+    /// Whether we initiated the exchange.
+    pub initiated: bool,
+    pub replaces: Option<EspSpi>,
+    pub outbound: OutboundUse,
+}
+
+/// Makes an offer for a child of the configuration. `group`: the one that the peer asked for.
+pub(crate) fn offer(
+    sa: &IkeSa,
+    ctx: &mut Context<'_>,
+    child: &ChildConfig,
+    proposals: Vec<Proposal>,
+    nonce: Vec<u8>,
+    group: Option<u16>,
+) -> Option<ChildOffer> {
+    let wanted = group.or_else(|| proposals.first().and_then(|p| p.first(TransformKind::Dh)).map(|t| t.id));
+    let dh = match wanted {
+        None => None,
+        Some(id) => {
+            let group = DhGroup::from_transform_id(id)?;
+            Some((id, group.generate(&mut |out| ctx.around.random(out)).ok()?.export()))
+        }
+    };
+    let Some(spi_in) = ctx.around.esp_spi(sa.spi) else {
+        let text = format!("child {}: no free ESP SPI in this segment; delete unused Child SAs", child.name);
+        ctx.event(sa, EventKind::Trouble, text);
+        return None;
+    };
+    Some(ChildOffer {
+        name: child.name.clone(),
+        spi_in,
+        nonce,
+        dh,
+        proposals,
+        ts_local: child.local_ts.clone(),
+        ts_remote: child.remote_ts.clone(),
+        rekeys: None,
+        crossing: None,
+        tries: 0,
+    })
+}
+
+/// SA, TSi and TSr of an offer.
+pub(crate) fn offer_payloads(offer: &ChildOffer) -> (Payload, [Payload; 2]) {
+    let spi = offer.spi_in.0.to_be_bytes();
+    (
+        Payload::SecurityAssociation(negotiate::offer(&offer.proposals, ProtocolId::ESP, &spi)),
+        [
+            Payload::TsInitiator(offer.ts_local.clone().into()),
+            Payload::TsResponder(offer.ts_remote.clone().into()),
+        ],
+    )
+}
+
+/// Sends an offer in CREATE_CHILD_SA.
+pub(crate) fn send_offer(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer) {
+    let (proposals, selectors) = offer_payloads(&offer);
+    let mut payloads = Vec::new();
+    if let Some(old) = offer.rekeys {
+        payloads.push(Payload::Notify(Notify::about_esp(NotifyType::REKEY_SA, old)));
+    }
+    payloads.push(proposals);
+    payloads.push(Payload::Nonce(offer.nonce.clone()));
+    if let Some((group, secret)) = &offer.dh
+        && let Some(public) = public_value(*group, secret)
+    {
+        payloads.push(Payload::KeyExchange(KeyExchange { group: DhTransform(*group), data: public }));
+    }
+    payloads.extend(selectors);
+    let spi_in = offer.spi_in;
+    if !send_create(sa, ctx, &payloads, Pending::CreateChild(Box::new(offer))) {
+        ctx.around.release_esp_spi(spi_in);
+    }
+}
+
+pub(crate) fn public_value(group: u16, secret: &SecretBytes) -> Option<Vec<u8>> {
+    let private = DhGroup::from_transform_id(group)?.restore(secret).ok()?;
+    Some(private.public().to_vec())
+}
+
+/// Asks for a further child of the connection.
+pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, name: &str, tries: u8) {
+    let Some(child) = sa.connection(ctx.config).and_then(|connection| connection.child(name)).cloned() else {
+        ctx.event(sa, EventKind::CommandFailed, format!("no child {name} in the configuration"));
+        return;
+    };
+    if sa.children.iter().any(|up| up.name == name && up.phase == ChildPhase::Installed) {
+        return;
+    }
+    let nonce = ctx.random(NONCE_LEN);
+    if let Some(mut offer) = offer(sa, ctx, &child, child.esp_proposals.clone(), nonce, None) {
+        offer.tries = tries;
+        send_offer(sa, ctx, offer);
+    }
+}
+
+/// The response to our offer.
+pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, payloads: &PayloadList) {
+    if let Some(error) = payloads.error() {
+        ctx.around.release_esp_spi(offer.spi_in);
+        return refused(sa, ctx, offer, error);
+    }
+    let nonce_r = payloads.nonce().map(<[u8]>::to_vec);
+    let agreed = match nonce_r {
+        Some(nonce_r) => read_response(&offer, payloads, offer.nonce.clone(), nonce_r),
+        None => Err("no nonce"),
+    };
+    match agreed {
+        Ok(agreed) if offer.rekeys.is_some() => child_rekey::finish(sa, ctx, offer, agreed),
+        Ok(agreed) => {
+            install(sa, ctx, agreed, ChildPhase::Installed);
+        }
+        Err(why) => {
+            // The peer has installed something that we cannot use: have it deleted again (RFC 7296 2.21.3).
+            ctx.event(sa, EventKind::PeerMisbehaved, format!("child {}: response has {why}", offer.name));
+            abandon(sa, ctx, &offer, payloads);
+        }
+    }
+}
+
+/// Asks the peer to delete what it made out of an offer that failed on our side.
+fn abandon(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildOffer, payloads: &PayloadList) {
+    if payloads.sa().is_none() {
+        ctx.around.release_esp_spi(offer.spi_in);
+        return;
+    }
+    let delete = [Payload::Delete(ike_wire::Delete::Esp(vec![offer.spi_in]))];
+    let pending = Pending::DeleteChild { spi_in: offer.spi_in };
+    crate::ike_sa::message::send_request(sa, ctx, ike_wire::ExchangeType::INFORMATIONAL, &delete, pending);
+    ctx.around.release_esp_spi(offer.spi_in);
+}
+
+fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, error: &Notify) {
+    let task = match offer.rekeys {
+        Some(spi_in) => Task::RekeyChild { spi_in },
+        None => Task::CreateChild { child: offer.name.clone() },
+    };
+    match error.kind {
+        NotifyType::INVALID_KE_PAYLOAD => retry_with_group(sa, ctx, offer, error),
+        NotifyType::TEMPORARY_FAILURE => {
+            // Where the peer's own rekey crossed ours, the SA is being replaced already.
+            if offer.crossing.is_none() {
+                put_off(sa, ctx, task, offer.tries, &format!("child {}", offer.name));
+            }
+        }
+        NotifyType::CHILD_SA_NOT_FOUND => child_rekey::peer_lost_it(sa, ctx, &offer),
+        kind => {
+            let text = format!(
+                "child {}: the peer refused with {kind}{}",
+                offer.name,
+                explain(kind, &offer.proposals, &offer.ts_local, &offer.ts_remote)
+            );
+            let event = if kind == NotifyType::NO_PROPOSAL_CHOSEN { EventKind::NoProposal } else { EventKind::ChildFailed };
+            ctx.event(sa, event, text);
+        }
+    }
+}
+
+/// What an operator should compare.
+pub(crate) fn explain(
+    kind: NotifyType,
+    proposals: &[Proposal],
+    ts_local: &[TrafficSelector],
+    ts_remote: &[TrafficSelector],
+) -> String {
+    match kind {
+        NotifyType::NO_PROPOSAL_CHOSEN => {
+            format!(": we offered {}; compare with the peer's proposals", proposal::list(proposals))
+        }
+        NotifyType::TS_UNACCEPTABLE => format!(
+            ": we asked for {} === {}; compare with the peer's selectors",
+            show(ts_local),
+            show(ts_remote)
+        ),
+        _ => String::new(),
+    }
+}
+
+fn retry_with_group(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, error: &Notify) {
+    let wanted = error.as_invalid_ke().map(|group| group.0);
+    let offered = |id: u16| offer.proposals.iter().any(|p| p.of(TransformKind::Dh).any(|t| t.id == id));
+    let usable = wanted.filter(|id| offered(*id) && offer.dh.as_ref().is_none_or(|(group, _)| group != id));
+    let child = sa.connection(ctx.config).and_then(|connection| connection.child(&offer.name)).cloned();
+    let (Some(group), Some(child), true) = (usable, child, offer.tries == 0) else {
+        let text = format!("child {}: the peer wants key exchange group {wanted:?}, which we do not offer", offer.name);
+        ctx.event(sa, EventKind::NoProposal, text);
+        return;
+    };
+    let nonce = ctx.random(NONCE_LEN);
+    let again = self::offer(sa, ctx, &child, offer.proposals.clone(), nonce, Some(group));
+    if let Some(mut again) = again {
+        again.rekeys = offer.rekeys;
+        again.ts_local = offer.ts_local;
+        again.ts_remote = offer.ts_remote;
+        again.tries = 1;
+        send_offer(sa, ctx, again);
+    }
+}
+
+/// Checks the peer's answer against our offer.
+pub(crate) fn read_response(
+    offer: &ChildOffer,
+    payloads: &PayloadList,
+    nonce_i: Vec<u8>,
+    nonce_r: Vec<u8>,
+) -> Result<Agreed, &'static str> {
+    let answer = payloads.sa().ok_or("no SA payload")?;
+    let theirs = negotiate::read(answer, ProtocolId::ESP);
+    let [their] = theirs.as_slice() else { return Err("not exactly one proposal") };
+    let spi: [u8; 4] = their.spi.as_slice().try_into().map_err(|_| "an SPI of the wrong length")?;
+    let spi_out = EspSpi(u32::from_be_bytes(spi));
+    // RFC 4303 2.1: 0 to 255 are reserved.
+    if spi_out.0 < 256 {
+        return Err("a reserved SPI");
+    }
+    let (_, suite) = proposal::choose(&offer.proposals, std::slice::from_ref(&their.proposal))
+        .ok_or("algorithms that we did not offer")?;
+    let chosen_group = suite.first(TransformKind::Dh).map(|t| t.id);
+    let g_ir = match (chosen_group, &offer.dh, payloads.ke()) {
+        (None, _, _) => None,
+        (Some(group), Some((ours, secret)), Some(ke)) if group == *ours && ke.group.0 == group => {
+            let private = DhGroup::from_transform_id(group).and_then(|g| g.restore(secret).ok());
+            let shared = private.and_then(|private| private.agree(&ke.data).ok());
+            Some(shared.ok_or("a bad public value")?)
+        }
+        _ => return Err("a key exchange that does not fit"),
+    };
+    let selectors = |ts: Option<&ike_wire::TrafficSelectors>| ts.map(|ts| ts.selectors.clone());
+    let ts_local = selectors(payloads.ts_i()).ok_or("no TSi")?;
+    let ts_remote = selectors(payloads.ts_r()).ok_or("no TSr")?;
+    let fits = !ts_local.is_empty()
+        && !ts_remote.is_empty()
+        && negotiate::is_within(&ts_local, &offer.ts_local)
+        && negotiate::is_within(&ts_remote, &offer.ts_remote);
+    if !fits {
+        return Err("selectors beyond what we offered");
+    }
+    Ok(Agreed {
+        name: offer.name.clone(),
+        spi_in: offer.spi_in,
+        spi_out,
+        suite,
+        ts_local,
+        ts_remote,
+        nonce_i,
+        nonce_r,
+        g_ir,
+        initiated: true,
+        replaces: offer.rekeys,
+        outbound: OutboundUse::Now,
+    })
+}
+
+/// Derives the keys, puts the SA into the list and the change into the commit.
+pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, phase: ChildPhase) -> bool {
+    let keys = match (sa.phase.protected(), negotiate::esp_suite(&agreed.suite)) {
+        (Some(protected), Some((suite, esn))) => child_keymat(
+            protected.keys.prf,
+            &protected.keys.sk_d,
+            agreed.g_ir.as_ref(),
+            &agreed.nonce_i,
+            &agreed.nonce_r,
+            suite,
+        )
+        .ok()
+        .map(|keys| (keys, suite, esn)),
+        _ => None,
+    };
+    let Some((keys, suite, esn)) = keys else {
+        ctx.around.release_esp_spi(agreed.spi_in);
+        ctx.event(sa, EventKind::Trouble, format!("child {}: no keys for {}", agreed.name, agreed.suite));
+        return false;
+    };
+    let (key_out, key_in) =
+        if agreed.initiated { (keys.initiator, keys.responder) } else { (keys.responder, keys.initiator) };
+    let record = ChildSaRecord {
+        connection: sa.connection.clone().unwrap_or_default(),
+        child: agreed.name.clone(),
+        ike_spi: sa.spi,
+        spi_in: agreed.spi_in,
+        spi_out: agreed.spi_out,
+        suite,
+        key_in,
+        key_out,
+        esn,
+        udp_encap: sa.path.encap,
+        local: sa.path.local,
+        remote: sa.path.remote,
+        ts_local: agreed.ts_local.clone(),
+        ts_remote: agreed.ts_remote.clone(),
+        limits: ctx.around.initial_limits(),
+    };
+    ctx.out.child_changes.push(ChildSaChange::Install {
+        record: Box::new(record),
+        outbound: agreed.outbound,
+        replaces: agreed.replaces,
+    });
+    let text = format!(
+        "child {} is up: SPI {} in, {} out, {}{}, {} === {}",
+        agreed.name,
+        agreed.spi_in,
+        agreed.spi_out,
+        agreed.suite,
+        if sa.path.encap { " in UDP" } else { "" },
+        show(&agreed.ts_local),
+        show(&agreed.ts_remote)
+    );
+    let kind = if agreed.replaces.is_some() { EventKind::ChildRekeyed } else { EventKind::ChildUp };
+    ctx.child_event(sa, Some(agreed.spi_in), kind, text);
+    sa.dirty = true;
+    let mut child = ChildSa {
+        name: agreed.name,
+        spi_in: agreed.spi_in,
+        spi_out: agreed.spi_out,
+        suite: agreed.suite,
+        ts_local: agreed.ts_local,
+        ts_remote: agreed.ts_remote,
+        phase,
+        rekey_at: None,
+        since: ctx.now,
+    };
+    start_rekey_timer(sa, ctx, &mut child);
+    sa.children.push(child);
+    true
+}
+
+/// The Child SA will be replaced some time before its rekey time.
+pub(crate) fn start_rekey_timer(sa: &IkeSa, ctx: &mut Context<'_>, child: &mut ChildSa) {
+    let times = sa.connection(ctx.config).map(|c| (c.child_rekey_time, c.rekey_jitter));
+    child.rekey_at = match times {
+        Some((Some(time), jitter)) => Some(ctx.now + jittered(time, jitter, ctx.random_u32())),
+        _ => None,
+    };
+}
+
+/// Why a request for a Child SA is refused.
+pub(crate) struct Refusal {
+    pub notify: Notify,
+    pub event: EventKind,
+    pub text: String,
+}
+
+/// The peer's request for a new Child SA.
+pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
+    match answer(sa, ctx, payloads, None, None) {
+        Ok((answer, agreed)) => {
+            install(sa, ctx, agreed, ChildPhase::Installed);
+            answer
+        }
+        Err(refusal) => {
+            ctx.event(sa, refusal.event, refusal.text);
+            vec![Payload::Notify(refusal.notify)]
+        }
+    }
+}
+
+/// Chooses a child of the configuration, algorithms and selectors; gives the answer and what was agreed on. In IKE_AUTH
+/// the nonces are those of IKE_SA_INIT and there is no key exchange of its own.
+pub(crate) fn answer(
+    sa: &IkeSa,
+    ctx: &mut Context<'_>,
+    payloads: &PayloadList,
+    auth_nonces: Option<(&[u8], &[u8])>,
+    rekeyed: Option<&ChildSa>,
+) -> Result<(Vec<Payload>, Agreed), Refusal> {
+    let malformed = |what: &str| Refusal {
+        notify: Notify::status(NotifyType::INVALID_SYNTAX),
+        event: EventKind::PeerMisbehaved,
+        text: format!("request for a Child SA without {what}"),
+    };
+    let offered = payloads.sa().ok_or_else(|| malformed("SA payload"))?;
+    let ts_i = payloads.ts_i().ok_or_else(|| malformed("TSi"))?;
+    let ts_r = payloads.ts_r().ok_or_else(|| malformed("TSr"))?;
+    let nonce_i = match auth_nonces {
+        Some((nonce_i, _)) => nonce_i.to_vec(),
+        None => payloads.nonce().ok_or_else(|| malformed("nonce"))?.to_vec(),
+    };
+    let connection = sa.connection(ctx.config).ok_or_else(|| Refusal {
+        notify: Notify::status(NotifyType::NO_ADDITIONAL_SAS),
+        event: EventKind::ChildFailed,
+        text: "the connection is no longer in the configuration".to_owned(),
+    })?;
+    let mut theirs = negotiate::read(offered, ProtocolId::ESP);
+    let in_auth = auth_nonces.is_some();
+    if in_auth {
+        // RFC 7296 1.2: no key exchange for the first Child SA, whatever is offered.
+        theirs.iter_mut().for_each(|their| their.proposal = their.proposal.without_dh());
+    }
+    let choice = choose_child(connection, &theirs, &ts_i.selectors, &ts_r.selectors, in_auth, rekeyed)?;
+    let (shared, public) = key_exchange(ctx, &choice.suite, payloads)?;
+    let no_spi = || Refusal {
+        notify: Notify::status(NotifyType::NO_ADDITIONAL_SAS),
+        event: EventKind::Trouble,
+        text: format!("child {}: no free ESP SPI in this segment; delete unused Child SAs", choice.name),
+    };
+    let spi_in = ctx.around.esp_spi(sa.spi).ok_or_else(no_spi)?;
+    let nonce_r = match auth_nonces {
+        Some((_, nonce_r)) => nonce_r.to_vec(),
+        None => ctx.random(NONCE_LEN),
+    };
+    let accepted = negotiate::accept(&choice.suite, choice.number, ProtocolId::ESP, &spi_in.0.to_be_bytes());
+    let mut answer = vec![Payload::SecurityAssociation(accepted)];
+    if !in_auth {
+        answer.push(Payload::Nonce(nonce_r.clone()));
+    }
+    answer.extend(public.map(Payload::KeyExchange));
+    answer.push(Payload::TsInitiator(choice.ts_remote.clone().into()));
+    answer.push(Payload::TsResponder(choice.ts_local.clone().into()));
+    let agreed = Agreed {
+        name: choice.name,
+        spi_in,
+        spi_out: choice.spi_out,
+        suite: choice.suite,
+        ts_local: choice.ts_local,
+        ts_remote: choice.ts_remote,
+        nonce_i,
+        nonce_r,
+        g_ir: shared,
+        initiated: false,
+        replaces: rekeyed.map(|old| old.spi_in),
+        outbound: if rekeyed.is_some() { OutboundUse::Later } else { OutboundUse::Now },
+    };
+    Ok((answer, agreed))
+}
+
+struct Choice {
+    name: String,
+    number: u8,
+    spi_out: EspSpi,
+    suite: Proposal,
+    ts_local: Vec<TrafficSelector>,
+    ts_remote: Vec<TrafficSelector>,
+}
+
+/// The first child whose selectors overlap and whose proposals fit; one that fits without narrowing goes first.
+fn choose_child(
+    connection: &Connection,
+    theirs: &[negotiate::TheirProposal],
+    ts_i: &[TrafficSelector],
+    ts_r: &[TrafficSelector],
+    in_auth: bool,
+    rekeyed: Option<&ChildSa>,
+) -> Result<Choice, Refusal> {
+    let their_proposals: Vec<Proposal> = theirs.iter().map(|their| their.proposal.clone()).collect();
+    let mut overlapping = Vec::new();
+    for child in &connection.children {
+        if rekeyed.is_some_and(|old| old.name != child.name) {
+            continue;
+        }
+        let ts_local = narrow(&child.local_ts, ts_r);
+        let ts_remote = narrow(&child.remote_ts, ts_i);
+        if !ts_local.is_empty() && !ts_remote.is_empty() {
+            let exact = ts_local == child.local_ts && ts_remote == child.remote_ts;
+            overlapping.push((!exact, child, ts_local, ts_remote));
+        }
+    }
+    overlapping.sort_by_key(|(narrowed, ..)| *narrowed);
+    if overlapping.is_empty() {
+        let configured = |child: &ChildConfig| format!("{} === {}", show(&child.local_ts), show(&child.remote_ts));
+        let ours: Vec<_> = connection.children.iter().map(configured).collect();
+        return Err(Refusal {
+            notify: Notify::status(NotifyType::TS_UNACCEPTABLE),
+            event: EventKind::ChildFailed,
+            text: format!(
+                "no child has these selectors: the peer asks for {} === {}, configured: {}",
+                show(ts_r),
+                show(ts_i),
+                ours.join(", ")
+            ),
+        });
+    }
+    let mut ours_shown = Vec::new();
+    for (_, child, ts_local, ts_remote) in overlapping {
+        let ours: Vec<Proposal> = if in_auth {
+            child.esp_proposals.iter().map(Proposal::without_dh).collect()
+        } else {
+            child.esp_proposals.clone()
+        };
+        let chosen = proposal::choose(&ours, &their_proposals)
+            .and_then(|(index, suite)| theirs.get(index).map(|their| (their, suite)));
+        if let Some((their, suite)) = chosen
+            && let Ok(spi) = <[u8; 4]>::try_from(their.spi.as_slice())
+            && u32::from_be_bytes(spi) >= 256
+        {
+            let spi_out = EspSpi(u32::from_be_bytes(spi));
+            return Ok(Choice {
+                name: child.name.clone(),
+                number: their.number,
+                spi_out,
+                suite,
+                ts_local,
+                ts_remote,
+            });
+        }
+        ours_shown.extend(ours);
+    }
+    Err(Refusal {
+        notify: Notify::status(NotifyType::NO_PROPOSAL_CHOSEN),
+        event: EventKind::NoProposal,
+        text: format!(
+            "no common ESP proposal: the peer offers {}, we have {}",
+            proposal::list(&their_proposals),
+            proposal::list(&ours_shown)
+        ),
+    })
+}
+
+type Exchanged = (Option<SecretBytes>, Option<KeyExchange>);
+
+/// Our side of the key exchange, if one was chosen.
+pub(crate) fn key_exchange(
+    ctx: &mut Context<'_>,
+    suite: &Proposal,
+    payloads: &PayloadList,
+) -> Result<Exchanged, Refusal> {
+    let Some(chosen) = suite.first(TransformKind::Dh) else { return Ok((None, None)) };
+    let refuse = |notify, text: &str| Refusal { notify, event: EventKind::NoProposal, text: text.to_owned() };
+    let wrong_group = || {
+        let text = format!("asked the peer to use key exchange group {chosen}");
+        refuse(Notify::invalid_ke(DhTransform(chosen.id)), &text)
+    };
+    let bad = || refuse(Notify::status(NotifyType::INVALID_SYNTAX), "the peer's public value is not valid");
+    let group = DhGroup::from_transform_id(chosen.id).ok_or_else(wrong_group)?;
+    let ke = payloads.ke().filter(|ke| ke.group.0 == chosen.id).ok_or_else(wrong_group)?;
+    let private = group.generate(&mut |out| ctx.around.random(out)).map_err(|_| bad())?;
+    let shared = private.agree(&ke.data).map_err(|_| bad())?;
+    let public = KeyExchange { group: DhTransform(chosen.id), data: private.public().to_vec() };
+    Ok((Some(shared), Some(public)))
+}
+
+/// The answer to a request that names a Child SA which we do not have.
+pub(crate) fn not_found(spi: EspSpi) -> Vec<Payload> {
+    vec![Payload::Notify(Notify::about_esp(NotifyType::CHILD_SA_NOT_FOUND, spi))]
+}
+
+/// Not now.
+pub(crate) fn temporary_failure() -> Vec<Payload> {
+    vec![notify(NotifyType::TEMPORARY_FAILURE)]
+}

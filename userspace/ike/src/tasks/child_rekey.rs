@@ -1,0 +1,143 @@
+//! Rekey of a Child SA, also when both sides start it at once (RFC 7296 1.3.3, 2.8, 2.8.1, 2.25.1).
+
+use super::Pending;
+use super::child_create::{self, Agreed, ChildOffer, NONCE_LEN, install, not_found, temporary_failure};
+use crate::config::ChildConfig;
+use crate::event::EventKind;
+use crate::ike_sa::IkeSa;
+use crate::ike_sa::child::ChildPhase;
+use crate::ike_sa::windows::Task;
+use crate::outbox::Context;
+use ike_wire::{Notify, Payload, PayloadList};
+use model::{EspSpi, OutboundUse};
+
+/// Offers a successor with the selectors that the old one ended up with.
+pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries: u8) {
+    let Some(old) = sa.child(spi_in).filter(|child| child.phase == ChildPhase::Installed).cloned() else { return };
+    let configured = sa.connection(ctx.config).and_then(|connection| connection.child(&old.name));
+    let proposals = configured.map_or_else(|| vec![old.suite.clone()], |child| child.esp_proposals.clone());
+    let child = ChildConfig {
+        name: old.name.clone(),
+        local_ts: old.ts_local.clone(),
+        remote_ts: old.ts_remote.clone(),
+        esp_proposals: proposals.clone(),
+        start: false,
+    };
+    let nonce = ctx.random(NONCE_LEN);
+    match child_create::offer(sa, ctx, &child, proposals, nonce, None) {
+        Some(mut offer) => {
+            offer.rekeys = Some(spi_in);
+            offer.tries = tries;
+            child_create::send_offer(sa, ctx, offer);
+        }
+        None => super::put_off(sa, ctx, Task::RekeyChild { spi_in }, tries, &format!("rekey of child {}", old.name)),
+    }
+}
+
+/// Our rekey succeeded: switch, then delete the old one. Where the peer's rekey crossed ours, the SA made with the
+/// lowest of the four nonces is redundant and deleted by the side that made it.
+pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, agreed: Agreed) {
+    let old = offer.rekeys;
+    let ours_lowest = (&agreed.nonce_i).min(&agreed.nonce_r).clone();
+    let new = agreed.spi_in;
+    let ours_is_redundant = offer
+        .crossing
+        .as_ref()
+        .is_some_and(|(other, lowest)| ours_lowest < *lowest && sa.child(*other).is_some());
+    if ours_is_redundant {
+        if let (Some(child), Some((by, _))) = (old.and_then(|spi| sa.child_mut(spi)), &offer.crossing) {
+            child.phase = ChildPhase::Rekeyed { by: *by };
+            child.rekey_at = None;
+        }
+        let mut agreed = agreed;
+        agreed.outbound = OutboundUse::Later;
+        if install(sa, ctx, agreed, ChildPhase::Deleting) {
+            sa.our.push_front(Task::DeleteChild { spi_in: new });
+        }
+        return;
+    }
+    let mut agreed = agreed;
+    let still_there = old.filter(|spi| sa.child(*spi).is_some());
+    agreed.replaces = still_there;
+    if !install(sa, ctx, agreed, ChildPhase::Installed) {
+        return;
+    }
+    if let Some((other, _)) = offer.crossing
+        && let Some(redundant) = sa.child_mut(other)
+    {
+        // The peer made it and will delete it; it never carries our traffic.
+        redundant.phase = ChildPhase::Rekeyed { by: new };
+        redundant.rekey_at = None;
+    }
+    if let Some(spi_in) = still_there {
+        if let Some(child) = sa.child_mut(spi_in) {
+            child.phase = ChildPhase::Deleting;
+            child.rekey_at = None;
+        }
+        sa.our.push_front(Task::DeleteChild { spi_in });
+    }
+}
+
+/// The peer does not know the SA that we wanted to replace: make a new one in its place.
+pub(crate) fn peer_lost_it(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildOffer) {
+    let Some(spi_in) = offer.rekeys else { return };
+    // A crossing rekey, or a crossing deletion, explains it.
+    if offer.crossing.is_some() || sa.child(spi_in).is_none() {
+        return;
+    }
+    ctx.child_event(
+        sa,
+        Some(spi_in),
+        EventKind::ChildFailed,
+        format!("child {}: the peer no longer has the SA with our SPI {spi_in}, making a new one", offer.name),
+    );
+    super::delete::finish_child(sa, ctx, spi_in);
+    sa.our.push(Task::CreateChild { child: offer.name.clone() });
+}
+
+/// The peer replaces a Child SA.
+pub(crate) fn respond(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    payloads: &PayloadList,
+    rekey: &Notify,
+) -> Vec<Payload> {
+    // REKEY_SA carries the SPI that the peer expects in packets to itself.
+    let Some(spi_out) = rekey.esp_spi() else {
+        return vec![super::notify(ike_wire::NotifyType::INVALID_SYNTAX)];
+    };
+    let Some(old) = sa.child_by_out(spi_out).cloned() else { return not_found(spi_out) };
+    match old.phase {
+        ChildPhase::Installed => {}
+        // RFC 7296 2.25.1: being closed, or replaced just now.
+        ChildPhase::Deleting | ChildPhase::Rekeyed { .. } | ChildPhase::AwaitsSwitch { .. } => {
+            return temporary_failure();
+        }
+    }
+    let (answer, agreed) = match child_create::answer(sa, ctx, payloads, None, Some(&old)) {
+        Ok(agreed) => agreed,
+        Err(refusal) => {
+            ctx.event(sa, refusal.event, refusal.text);
+            return vec![Payload::Notify(refusal.notify)];
+        }
+    };
+    let lowest = (&agreed.nonce_i).min(&agreed.nonce_r).clone();
+    let new = agreed.spi_in;
+    if !install(sa, ctx, agreed, ChildPhase::AwaitsSwitch { replaces: old.spi_in }) {
+        return vec![super::notify(ike_wire::NotifyType::NO_ADDITIONAL_SAS)];
+    }
+    let mut crosses = false;
+    if let Some(outstanding) = &mut sa.our.outstanding
+        && let Pending::CreateChild(ours) = &mut outstanding.pending
+        && ours.rekeys == Some(old.spi_in)
+    {
+        ours.crossing = Some((new, lowest));
+        crosses = true;
+    }
+    // In a crossing the old SA stays as it is until it is clear who deletes it.
+    if !crosses && let Some(child) = sa.child_mut(old.spi_in) {
+        child.phase = ChildPhase::Rekeyed { by: new };
+        child.rekey_at = None;
+    }
+    answer
+}

@@ -1,0 +1,350 @@
+//! IKE_SA_INIT, both roles (RFC 7296 1.2, 2.6, 2.23).
+
+use super::{Pending, ike_auth, notify};
+use crate::config::Connection;
+use crate::event::EventKind;
+use crate::ike_sa::message::{register_request, start_retransmission, transmit};
+use crate::ike_sa::phase::{AwaitAuthRequest, AwaitInitResponse, InitTranscript, Phase, Protected};
+use crate::ike_sa::{IkeSa, Path};
+use crate::negotiate;
+use crate::outbox::Context;
+use crate::proposal::{self, Proposal, TransformKind};
+use crate::tasks::child_create::{NONCE_LEN, key_exchange, public_value};
+use crypto::{DhGroup, IkeKeys, KeyInputs, nat_detection_hash};
+use ike_wire::{
+    DhTransform, ExchangeType, Flags, Header, KeyExchange, Message, Notify, NotifyType, Payload, PayloadList,
+    ProtocolId, encode_message,
+};
+use model::IkeSpi;
+use std::net::SocketAddr;
+
+/// UDP ports of IKE (RFC 7296 2.23).
+pub(crate) const PORT_IKE: u16 = 500;
+/// And of IKE and ESP through NATs.
+pub(crate) const PORT_NAT_T: u16 = 4500;
+
+/// A peer may ask for a cookie or another group this often.
+const RESTARTS_MAX: u8 = 5;
+
+/// Begins an IKE SA. `Err`: why it cannot be.
+pub(crate) fn start(ctx: &mut Context<'_>, connection: &Connection) -> Result<IkeSa, String> {
+    let Some(remote) = connection.remotes.first() else {
+        return Err("the peer's address is not configured, so only the peer can initiate".to_owned());
+    };
+    if connection.local.is_unspecified() || connection.local.is_ipv4() != remote.is_ipv4() {
+        return Err(format!("no usable local address ({}) towards {remote}", connection.local));
+    }
+    let group = connection
+        .ike_proposals
+        .iter()
+        .find_map(|p| p.first(TransformKind::Dh))
+        .ok_or_else(|| "no IKE proposal with a key exchange group".to_owned())?
+        .id;
+    let local_port = if connection.remote_port == PORT_NAT_T { PORT_NAT_T } else { PORT_IKE };
+    let path = Path {
+        local: SocketAddr::new(connection.local, local_port),
+        remote: SocketAddr::new(*remote, connection.remote_port),
+        nat_local: false,
+        nat_remote: false,
+        encap: false,
+    };
+    let spi = ctx.around.ike_spi(None, &connection.name);
+    let phase = AwaitInitResponse {
+        nonce_i: ctx.random(NONCE_LEN),
+        group,
+        dh: new_private(ctx, group)?,
+        offered: connection.ike_proposals.clone(),
+        cookie: None,
+        restarts: 0,
+    };
+    let mut sa = IkeSa::new(spi, IkeSpi(0), true, path, Phase::AwaitInitResponse(phase));
+    sa.connection = Some(connection.name.clone());
+    sa.timers.since = ctx.now;
+    send_init(&mut sa, ctx)?;
+    Ok(sa)
+}
+
+fn new_private(ctx: &mut Context<'_>, group: u16) -> Result<model::SecretBytes, String> {
+    let group = DhGroup::from_transform_id(group).ok_or("a key exchange group is not implemented")?;
+    Ok(group.generate(&mut |out| ctx.around.random(out)).map_err(|error| error.to_string())?.export())
+}
+
+/// Sends the first request; after a cookie or INVALID_KE_PAYLOAD again, with the same Message ID 0.
+fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
+    let force = sa.connection(ctx.config).is_some_and(|connection| connection.force_encap);
+    let Phase::AwaitInitResponse(phase) = &sa.phase else { return Err("not connecting".to_owned()) };
+    let public = public_value(phase.group, &phase.dh).ok_or("key exchange failed")?;
+    let mut payloads = Vec::new();
+    if let Some(cookie) = &phase.cookie {
+        // RFC 7296 2.6: the cookie stands first, all else is unchanged.
+        payloads.push(Payload::Notify(Notify::new(NotifyType::COOKIE, cookie.clone())));
+    }
+    payloads.push(Payload::SecurityAssociation(negotiate::offer(&phase.offered, ProtocolId::IKE, &[])));
+    payloads.push(Payload::KeyExchange(KeyExchange { group: DhTransform(phase.group), data: public }));
+    payloads.push(Payload::Nonce(phase.nonce_i.clone()));
+    payloads.extend(nat_detection(sa.spi, IkeSpi(0), sa.path, force));
+    let header = Header {
+        spi_i: sa.spi,
+        spi_r: IkeSpi(0),
+        exchange: ExchangeType::IKE_SA_INIT,
+        flags: Flags { initiator: true, version: false, response: false },
+        message_id: 0,
+    };
+    let bytes = encode_message(&header, &payloads).map_err(|error| error.to_string())?;
+    sa.our.next = 0;
+    register_request(sa, ctx, bytes, Pending::Init);
+    Ok(())
+}
+
+/// The two notifications. Forced encapsulation hides our real source, so that the peer finds a NAT.
+fn nat_detection(spi_i: IkeSpi, spi_r: IkeSpi, path: Path, force: bool) -> [Payload; 2] {
+    let mut source = nat_detection_hash(spi_i, spi_r, path.local);
+    if force {
+        source.iter_mut().for_each(|octet| *octet = !*octet);
+    }
+    let destination = nat_detection_hash(spi_i, spi_r, path.remote);
+    [
+        Payload::Notify(Notify::new(NotifyType::NAT_DETECTION_SOURCE_IP, source.to_vec())),
+        Payload::Notify(Notify::new(NotifyType::NAT_DETECTION_DESTINATION_IP, destination.to_vec())),
+    ]
+}
+
+/// What the peer's notifications say about NATs: (we are behind one, the peer is).
+fn detect_nat(payloads: &PayloadList, spi_i: IkeSpi, spi_r: IkeSpi, path: Path) -> (bool, bool) {
+    let differs = |kind: NotifyType, address: SocketAddr| {
+        let hash = nat_detection_hash(spi_i, spi_r, address);
+        let mut found = payloads.notifies().filter(|n| n.kind == kind).peekable();
+        // Without the notification the peer does not do NAT traversal.
+        found.peek().is_some() && !found.any(|n| n.as_nat_detection() == Some(&hash))
+    };
+    (
+        differs(NotifyType::NAT_DETECTION_DESTINATION_IP, path.local),
+        differs(NotifyType::NAT_DETECTION_SOURCE_IP, path.remote),
+    )
+}
+
+/// Initiator: a response, not protected.
+pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Message, bytes: &[u8]) {
+    let Phase::AwaitInitResponse(phase) = &sa.phase else { return };
+    let payloads = &message.payloads;
+    if let Some(cookie) = payloads.notifies().find_map(Notify::as_cookie) {
+        let cookie = cookie.to_vec();
+        return restart(sa, ctx, |phase| phase.cookie = Some(cookie), "cookies");
+    }
+    if let Some(error) = payloads.error() {
+        return refused(sa, ctx, error);
+    }
+    if message.header.spi_r.0 == 0 {
+        return;
+    }
+    let sizes = (phase.nonce_i.clone(), phase.offered.clone());
+    match read_response(sa, &sizes.0, &sizes.1, message) {
+        Ok((protected, nonce_r)) => {
+            let (nat_local, nat_remote) =
+                detect_nat(payloads, sa.spi, message.header.spi_r, sa.path);
+            let request = sa.our.outstanding.take().map(|outstanding| outstanding.bytes).unwrap_or_default();
+            let transcript =
+                InitTranscript { request, response: bytes.to_vec(), nonce_i: sizes.0, nonce_r };
+            sa.peer_spi = message.header.spi_r;
+            set_nat(sa, ctx, nat_local, nat_remote);
+            sa.timers.retransmit = None;
+            let childless = payloads.notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED).is_some();
+            ike_auth::start(sa, ctx, protected, transcript, childless);
+        }
+        Err(why) => {
+            // Not authentic, so the right response may still come (RFC 7296 2.21.1): keep on.
+            ctx.event(sa, EventKind::PeerMisbehaved, format!("IKE_SA_INIT response has {why}"));
+        }
+    }
+}
+
+/// Takes over what NAT detection found; an initiator changes to port 4500 (RFC 7296 2.23).
+fn set_nat(sa: &mut IkeSa, ctx: &Context<'_>, nat_local: bool, nat_remote: bool) {
+    let connection = sa.connection(ctx.config);
+    let force = connection.is_some_and(|connection| connection.force_encap);
+    let keepalive = connection.map(|connection| connection.keepalive);
+    sa.path.nat_local = nat_local;
+    sa.path.nat_remote = nat_remote;
+    sa.path.encap = nat_local || nat_remote || force;
+    if sa.path.encap && sa.initiator {
+        sa.path.local.set_port(PORT_NAT_T);
+        if sa.path.remote.port() == PORT_IKE {
+            sa.path.remote.set_port(PORT_NAT_T);
+        }
+    }
+    if nat_local && let Some(keepalive) = keepalive {
+        sa.timers.keepalive = Some(ctx.now + keepalive);
+    }
+}
+
+fn read_response(
+    sa: &IkeSa,
+    nonce_i: &[u8],
+    offered: &[Proposal],
+    message: &Message,
+) -> Result<(Protected, Vec<u8>), &'static str> {
+    let Phase::AwaitInitResponse(phase) = &sa.phase else { return Err("no place here") };
+    let payloads = &message.payloads;
+    let theirs = negotiate::read(payloads.sa().ok_or("no SA payload")?, ProtocolId::IKE);
+    let [their] = theirs.as_slice() else { return Err("not exactly one proposal") };
+    let (_, suite) = proposal::choose(offered, std::slice::from_ref(&their.proposal))
+        .ok_or("algorithms that we did not offer")?;
+    let (prf, cipher, group) = negotiate::ike_suite(&suite).ok_or("algorithms that are not implemented")?;
+    let ke = payloads.ke().ok_or("no KE payload")?;
+    if group.transform_id() != phase.group || ke.group.0 != phase.group {
+        return Err("another key exchange group");
+    }
+    let nonce_r = payloads.nonce().ok_or("no nonce")?.to_vec();
+    let shared = group
+        .restore(&phase.dh)
+        .and_then(|private| private.agree(&ke.data))
+        .map_err(|_| "a public value that is not valid")?;
+    let inputs = KeyInputs { nonce_i, nonce_r: &nonce_r, spi_i: sa.spi, spi_r: message.header.spi_r };
+    let keys = IkeKeys::derive(prf, cipher, inputs, &shared).map_err(|_| "no usable keys")?;
+    Ok((Protected { keys, suite }, nonce_r))
+}
+
+/// Begins again with a cookie or another group; our SPI and nonce stay.
+fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>, change: impl FnOnce(&mut AwaitInitResponse), what: &str) {
+    let Phase::AwaitInitResponse(phase) = &mut sa.phase else { return };
+    phase.restarts += 1;
+    if phase.restarts > RESTARTS_MAX {
+        let text = format!("the peer keeps asking for {what}");
+        ctx.event(sa, EventKind::PeerMisbehaved, text.clone());
+        return super::delete::vanish(sa, ctx, &text);
+    }
+    change(phase);
+    sa.our.outstanding = None;
+    if let Err(why) = send_init(sa, ctx) {
+        ctx.event(sa, EventKind::Trouble, why.clone());
+        super::delete::vanish(sa, ctx, &why);
+    }
+}
+
+fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, error: &Notify) {
+    let Phase::AwaitInitResponse(phase) = &sa.phase else { return };
+    if let Some(group) = error.as_invalid_ke() {
+        let offered = phase.offered.iter().any(|p| p.of(TransformKind::Dh).any(|t| t.id == group.0));
+        if offered
+            && phase.group != group.0
+            && let Ok(dh) = new_private(ctx, group.0)
+        {
+            let change = |phase: &mut AwaitInitResponse| (phase.group, phase.dh) = (group.0, dh);
+            return restart(sa, ctx, change, "other key exchange groups");
+        }
+    }
+    let (kind, text) = match error.kind {
+        NotifyType::NO_PROPOSAL_CHOSEN => (
+            EventKind::NoProposal,
+            format!(
+                "the peer accepts none of our IKE proposals: {}; compare with its configuration",
+                proposal::list(&phase.offered)
+            ),
+        ),
+        NotifyType::INVALID_KE_PAYLOAD => (
+            EventKind::NoProposal,
+            format!("the peer wants a key exchange group that is not in {}", proposal::list(&phase.offered)),
+        ),
+        other => (EventKind::PeerMisbehaved, format!("the peer refused the first message with {other}")),
+    };
+    ctx.event(sa, kind, text.clone());
+    super::delete::vanish(sa, ctx, &text);
+}
+
+/// Responder: a first message that has passed the endpoint. `Err`: the stateless answer, if there is one.
+pub(crate) fn respond(
+    ctx: &mut Context<'_>,
+    message: &Message,
+    bytes: &[u8],
+    local: SocketAddr,
+    remote: SocketAddr,
+) -> Result<IkeSa, Option<Notify>> {
+    let payloads = &message.payloads;
+    let (Some(offered), Some(nonce_i)) = (payloads.sa(), payloads.nonce()) else {
+        return Err(Some(Notify::status(NotifyType::INVALID_SYNTAX)));
+    };
+    let config = ctx.config;
+    let candidates: Vec<&Connection> =
+        config.connections.iter().filter(|connection| matches_path(connection, local, remote)).collect();
+    if candidates.is_empty() {
+        let text = format!("first message from {remote} to {local}, but no connection has these addresses");
+        ctx.event_without_sa(EventKind::NoConnection, None, Some(remote), text);
+        return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
+    }
+    let theirs = negotiate::read(offered, ProtocolId::IKE);
+    let their_proposals: Vec<Proposal> = theirs.iter().map(|their| their.proposal.clone()).collect();
+    let chosen = candidates.iter().find_map(|connection| {
+        let (index, suite) = proposal::choose(&connection.ike_proposals, &their_proposals)?;
+        Some((theirs.get(index)?.number, suite, connection.force_encap))
+    });
+    let implemented = chosen.and_then(|(number, suite, force)| {
+        let algorithms = negotiate::ike_suite(&suite)?;
+        Some((number, suite, force, algorithms))
+    });
+    let Some((number, suite, force, (prf, cipher, _))) = implemented else {
+        let ours: Vec<Proposal> = candidates.iter().flat_map(|c| c.ike_proposals.clone()).collect();
+        let text = format!(
+            "no common IKE proposal: the peer offers {}, we have {}",
+            proposal::list(&their_proposals),
+            proposal::list(&ours)
+        );
+        let name = candidates.first().map(|connection| connection.name.as_str());
+        ctx.event_without_sa(EventKind::NoProposal, name, Some(remote), text);
+        return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
+    };
+    // The wrong group is no fault: the initiator guessed, and is told (RFC 7296 1.2).
+    let (shared, public) = key_exchange(ctx, &suite, payloads).map_err(|refusal| Some(refusal.notify))?;
+    let (Some(shared), Some(public)) = (shared, public) else {
+        return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
+    };
+    let peer_spi = message.header.spi_i;
+    let spi = ctx.around.ike_spi(Some(peer_spi), "");
+    let nonce_r = ctx.random(NONCE_LEN);
+    let inputs = KeyInputs { nonce_i, nonce_r: &nonce_r, spi_i: peer_spi, spi_r: spi };
+    let keys = IkeKeys::derive(prf, cipher, inputs, &shared).map_err(|_| None)?;
+    let mut path = Path { local, remote, nat_local: false, nat_remote: false, encap: false };
+    (path.nat_local, path.nat_remote) = detect_nat(payloads, peer_spi, IkeSpi(0), path);
+    path.encap = path.nat_local || path.nat_remote || force;
+
+    let mut answer = vec![
+        Payload::SecurityAssociation(negotiate::accept(&suite, number, ProtocolId::IKE, &[])),
+        Payload::KeyExchange(public),
+        Payload::Nonce(nonce_r.clone()),
+    ];
+    answer.extend(nat_detection(peer_spi, spi, path, force));
+    answer.push(notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED));
+    let header = Header {
+        spi_i: peer_spi,
+        spi_r: spi,
+        exchange: ExchangeType::IKE_SA_INIT,
+        flags: Flags { initiator: false, version: false, response: true },
+        message_id: 0,
+    };
+    let response = encode_message(&header, &answer).map_err(|_| None)?;
+    let transcript =
+        InitTranscript { request: bytes.to_vec(), response: response.clone(), nonce_i: nonce_i.to_vec(), nonce_r };
+    let phase = AwaitAuthRequest { protected: Protected { keys, suite }, transcript };
+    let mut sa = IkeSa::new(spi, peer_spi, false, path, Phase::AwaitAuthRequest(Box::new(phase)));
+    sa.their.next = 1;
+    sa.their.last_response = Some(response.clone());
+    sa.timers.since = ctx.now;
+    sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
+    transmit(&sa, ctx, response);
+    Ok(sa)
+}
+
+/// Whether a connection is meant for these addresses.
+pub(crate) fn matches_path(connection: &Connection, local: SocketAddr, remote: SocketAddr) -> bool {
+    let local_fits = connection.local.is_unspecified() || connection.local == local.ip();
+    let remote_fits = connection.remotes.is_empty()
+        || connection.remotes.iter().any(|address| address.is_unspecified() || *address == remote.ip());
+    local_fits && remote_fits
+}
+
+/// After a takeover: the request is sent again and the clock starts anew.
+pub(crate) fn repeat_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    if let Some(bytes) = sa.our.outstanding.as_ref().map(|outstanding| outstanding.bytes.clone()) {
+        crate::ike_sa::message::repeat(sa, ctx, bytes);
+        start_retransmission(sa, ctx);
+    }
+}

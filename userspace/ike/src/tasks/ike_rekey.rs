@@ -1,0 +1,294 @@
+//! Rekey of the IKE SA, also when both sides start it at once (RFC 7296 1.3.2, 2.8, 2.18, 2.25.2).
+
+use super::child_create::{NONCE_LEN, key_exchange, temporary_failure};
+use super::{Pending, delete, ike_auth, put_off, send_create};
+use crate::event::EventKind;
+use crate::ike_sa::IkeSa;
+use crate::ike_sa::phase::{Established, Phase, Protected};
+use crate::ike_sa::windows::Task;
+use crate::negotiate;
+use crate::outbox::Context;
+use crate::proposal::{self, Proposal, TransformKind};
+use crypto::{DhGroup, KeyInputs};
+use ike_wire::{DhTransform, KeyExchange, Notify, NotifyType, Payload, PayloadList, ProtocolId};
+use model::{ChildSaChange, IkeSpi, SecretBytes};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// The peer deletes an IKE SA that it replaced; if it does not within this time, we forget it.
+pub(crate) const REPLACED_KEPT: Duration = Duration::from_secs(120);
+
+/// What we asked for and must remember until the response.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct IkeOffer {
+    pub spi: IkeSpi,
+    pub nonce: Vec<u8>,
+    pub group: u16,
+    pub dh: SecretBytes,
+    pub proposals: Vec<Proposal>,
+    pub tries: u8,
+    /// Already repeated with the group that the peer asked for.
+    pub regrouped: bool,
+}
+
+pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, tries: u8) {
+    begin(sa, ctx, tries, None);
+}
+
+fn begin(sa: &mut IkeSa, ctx: &mut Context<'_>, tries: u8, group: Option<u16>) {
+    let Some(connection) = sa.connection(ctx.config) else {
+        ctx.event(sa, EventKind::CommandFailed, "not rekeyed: the connection is no longer in the configuration");
+        return;
+    };
+    let proposals = connection.ike_proposals.clone();
+    let id = group.or_else(|| proposals.iter().find_map(|p| p.first(TransformKind::Dh)).map(|t| t.id));
+    let made = id.and_then(|id| {
+        let group = DhGroup::from_transform_id(id)?;
+        let private = group.generate(&mut |out| ctx.around.random(out)).ok()?;
+        Some((id, private.export(), private.public().to_vec()))
+    });
+    let Some((id, dh, public)) = made else {
+        ctx.event(sa, EventKind::Trouble, "not rekeyed: no usable key exchange group");
+        return;
+    };
+    let spi = ctx.around.successor_ike_spi(sa.spi);
+    let nonce = ctx.random(NONCE_LEN);
+    let payloads = [
+        Payload::SecurityAssociation(negotiate::offer(&proposals, ProtocolId::IKE, &spi.0.to_be_bytes())),
+        Payload::Nonce(nonce.clone()),
+        Payload::KeyExchange(KeyExchange { group: DhTransform(id), data: public }),
+    ];
+    let offer = IkeOffer { spi, nonce, group: id, dh, proposals, tries, regrouped: group.is_some() };
+    send_create(sa, ctx, &payloads, Pending::RekeyIke(Box::new(offer)));
+}
+
+/// The response to our offer.
+pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, payloads: &PayloadList) {
+    if let Some(error) = payloads.error() {
+        return refused(sa, ctx, offer, error);
+    }
+    match read_response(sa, &offer, payloads) {
+        Ok((protected, peer_spi, nonce_r)) => {
+            let ours_lowest = (&offer.nonce).min(&nonce_r).clone();
+            let crossing = take_crossing(sa).filter(|(other, _)| ctx.table.contains(*other));
+            let mut new = successor(sa, offer.spi, peer_spi, true, protected);
+            match crossing {
+                Some((other, lowest)) if ours_lowest < lowest => {
+                    // Ours is redundant: the children go to the peer's, and we delete what we made.
+                    new.successor = Some(other);
+                    ike_auth::start_timers(&mut new, ctx);
+                    delete::start_ike(&mut new, ctx);
+                    ctx.put_back(new);
+                    hand_over_to(sa, ctx, other);
+                }
+                _ => {
+                    hand_over(sa, ctx, &mut new);
+                    ctx.put_back(new);
+                    delete::start_ike(sa, ctx);
+                }
+            }
+        }
+        Err(why) => {
+            ctx.event(sa, EventKind::PeerMisbehaved, format!("response to the IKE SA's rekey has {why}"));
+            // The peer has replaced the IKE SA by one that we cannot use.
+            if take_crossing(sa).is_none() {
+                delete::start_ike(sa, ctx);
+            }
+        }
+    }
+}
+
+fn read_response(
+    sa: &IkeSa,
+    offer: &IkeOffer,
+    payloads: &PayloadList,
+) -> Result<(Protected, IkeSpi, Vec<u8>), &'static str> {
+    let old = sa.phase.protected().ok_or("no place here")?;
+    let theirs = negotiate::read(payloads.sa().ok_or("no SA payload")?, ProtocolId::IKE);
+    let [their] = theirs.as_slice() else { return Err("not exactly one proposal") };
+    let peer_spi = ike_spi(&their.spi).ok_or("a bad SPI")?;
+    let (_, suite) = proposal::choose(&offer.proposals, std::slice::from_ref(&their.proposal))
+        .ok_or("algorithms that we did not offer")?;
+    let (prf, cipher, group) = negotiate::ike_suite(&suite).ok_or("algorithms that are not implemented")?;
+    let ke = payloads.ke().ok_or("no KE payload")?;
+    if group.transform_id() != offer.group || ke.group.0 != offer.group {
+        return Err("another key exchange group");
+    }
+    let nonce_r = payloads.nonce().ok_or("no nonce")?.to_vec();
+    let shared = group
+        .restore(&offer.dh)
+        .and_then(|private| private.agree(&ke.data))
+        .map_err(|_| "a public value that is not valid")?;
+    let inputs = KeyInputs { nonce_i: &offer.nonce, nonce_r: &nonce_r, spi_i: offer.spi, spi_r: peer_spi };
+    let keys = old.keys.rekey(prf, cipher, inputs, &shared).map_err(|_| "no usable keys")?;
+    Ok((Protected { keys, suite }, peer_spi, nonce_r))
+}
+
+fn ike_spi(octets: &[u8]) -> Option<IkeSpi> {
+    let spi = u64::from_be_bytes(octets.try_into().ok()?);
+    (spi != 0).then_some(IkeSpi(spi))
+}
+
+fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, error: &Notify) {
+    if yield_to_crossing(sa, ctx) {
+        return;
+    }
+    if let Some(group) = error.as_invalid_ke() {
+        let offered = offer.proposals.iter().any(|p| p.of(TransformKind::Dh).any(|t| t.id == group.0));
+        if offered && !offer.regrouped {
+            return begin(sa, ctx, offer.tries, Some(group.0));
+        }
+    }
+    if error.kind == NotifyType::TEMPORARY_FAILURE {
+        return put_off(sa, ctx, Task::RekeyIke, offer.tries, "rekey of the IKE SA");
+    }
+    let text = format!(
+        "rekey of the IKE SA: the peer refused with {}; we offered {}",
+        error.kind,
+        proposal::list(&offer.proposals)
+    );
+    ctx.event(sa, EventKind::NoProposal, text);
+}
+
+fn take_crossing(sa: &mut IkeSa) -> Option<(IkeSpi, Vec<u8>)> {
+    match &mut sa.phase {
+        Phase::Established(phase) => phase.crossing.take(),
+        _ => None,
+    }
+}
+
+/// If the peer's rekey crossed ours and ours leads nowhere, the peer's IKE SA is the successor.
+pub(crate) fn yield_to_crossing(sa: &mut IkeSa, ctx: &mut Context<'_>) -> bool {
+    let Some((other, _)) = take_crossing(sa).filter(|(other, _)| ctx.table.contains(*other)) else { return false };
+    hand_over_to(sa, ctx, other);
+    true
+}
+
+fn hand_over_to(sa: &mut IkeSa, ctx: &mut Context<'_>, other: IkeSpi) {
+    if let Some(mut new) = ctx.table.take(other) {
+        hand_over(sa, ctx, &mut new);
+        replaced(sa, ctx);
+        ctx.put_back(new);
+    }
+}
+
+/// The peer will delete this IKE SA.
+fn replaced(sa: &mut IkeSa, ctx: &Context<'_>) {
+    if let Some(protected) = sa.phase.protected().cloned() {
+        sa.phase = Phase::Rekeyed(Box::new(protected));
+    }
+    sa.timers.rekey = None;
+    sa.timers.liveness = None;
+    sa.timers.keepalive = None;
+    sa.timers.expire = Some(ctx.now + REPLACED_KEPT);
+}
+
+/// A new IKE SA with the old one's peer and path.
+fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protected: Protected) -> IkeSa {
+    let phase = Phase::Established(Box::new(Established { protected, crossing: None }));
+    let mut new = IkeSa::new(spi, peer_spi, initiator, old.path, phase);
+    new.connection = old.connection.clone();
+    new.remote_id = old.remote_id.clone();
+    new
+}
+
+/// Children and waiting tasks move to the successor.
+fn hand_over(old: &mut IkeSa, ctx: &mut Context<'_>, new: &mut IkeSa) {
+    for child in std::mem::take(&mut old.children) {
+        ctx.out.child_changes.push(ChildSaChange::MoveIkeSa { spi_in: child.spi_in, ike_spi: new.spi });
+        new.children.push(child);
+    }
+    for queued in std::mem::take(&mut old.our.queue) {
+        if !matches!(queued.task, Task::RekeyIke | Task::Liveness) {
+            new.our.queue.push_back(queued);
+        }
+    }
+    old.successor = Some(new.spi);
+    old.dirty = true;
+    new.dirty = true;
+    ike_auth::start_timers(new, ctx);
+    let suite = new.phase.protected().map(|p| p.suite.to_string()).unwrap_or_default();
+    let text = format!("IKE SA {} is replaced by {}: {suite}, {} children moved", old.spi, new.spi, new.children.len());
+    ctx.event(new, EventKind::IkeSaRekeyed, text);
+}
+
+/// The peer replaces the IKE SA.
+pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
+    // RFC 7296 2.25.2: not while children are being made, rekeyed or deleted, nor while we delete the IKE SA.
+    let crosses = match sa.our.outstanding.as_ref().map(|outstanding| &outstanding.pending) {
+        Some(Pending::CreateChild(_) | Pending::DeleteChild { .. } | Pending::DeleteIke) => {
+            return temporary_failure();
+        }
+        Some(Pending::RekeyIke(_)) => true,
+        _ => false,
+    };
+    if matches!(&sa.phase, Phase::Established(phase) if phase.crossing.is_some()) {
+        return temporary_failure();
+    }
+    match answer(sa, ctx, payloads) {
+        Ok((answer, mut new, lowest)) => {
+            if crosses {
+                // Who keeps what is decided with the response to ours.
+                if let Phase::Established(phase) = &mut sa.phase {
+                    phase.crossing = Some((new.spi, lowest));
+                }
+                ike_auth::start_timers(&mut new, ctx);
+            } else {
+                hand_over(sa, ctx, &mut new);
+                replaced(sa, ctx);
+            }
+            ctx.put_back(new);
+            answer
+        }
+        Err((event, text, notify)) => {
+            ctx.event(sa, event, format!("rekey of the IKE SA: {text}"));
+            vec![Payload::Notify(notify)]
+        }
+    }
+}
+
+type Refused = (EventKind, String, Notify);
+
+fn answer(
+    sa: &IkeSa,
+    ctx: &mut Context<'_>,
+    payloads: &PayloadList,
+) -> Result<(Vec<Payload>, IkeSa, Vec<u8>), Refused> {
+    let malformed = |what: &str| {
+        (EventKind::PeerMisbehaved, format!("request without {what}"), Notify::status(NotifyType::INVALID_SYNTAX))
+    };
+    let offered = payloads.sa().ok_or_else(|| malformed("SA payload"))?;
+    let nonce_i = payloads.nonce().ok_or_else(|| malformed("nonce"))?.to_vec();
+    let theirs = negotiate::read(offered, ProtocolId::IKE);
+    let their_proposals: Vec<Proposal> = theirs.iter().map(|their| their.proposal.clone()).collect();
+    let ours = sa.connection(ctx.config).map(|connection| connection.ike_proposals.as_slice()).unwrap_or_default();
+    let no_common = || {
+        let text = format!(
+            "no common proposal: the peer offers {}, we have {}",
+            proposal::list(&their_proposals),
+            proposal::list(ours)
+        );
+        (EventKind::NoProposal, text, Notify::status(NotifyType::NO_PROPOSAL_CHOSEN))
+    };
+    let (index, suite) = proposal::choose(ours, &their_proposals).ok_or_else(no_common)?;
+    let (prf, cipher, _) = negotiate::ike_suite(&suite).ok_or_else(no_common)?;
+    let their = theirs.get(index).ok_or_else(no_common)?;
+    let peer_spi = ike_spi(&their.spi).ok_or_else(|| malformed("a valid SPI"))?;
+    let (shared, public) =
+        key_exchange(ctx, &suite, payloads).map_err(|refusal| (refusal.event, refusal.text, refusal.notify))?;
+    let (Some(shared), Some(public)) = (shared, public) else { return Err(no_common()) };
+    let old = sa.phase.protected().ok_or_else(no_common)?;
+    let spi = ctx.around.successor_ike_spi(sa.spi);
+    let nonce_r = ctx.random(NONCE_LEN);
+    let inputs = KeyInputs { nonce_i: &nonce_i, nonce_r: &nonce_r, spi_i: peer_spi, spi_r: spi };
+    let keys = old.keys.rekey(prf, cipher, inputs, &shared).map_err(|_| malformed("usable keys"))?;
+    let accepted = negotiate::accept(&suite, their.number, ProtocolId::IKE, &spi.0.to_be_bytes());
+    let answer = vec![
+        Payload::SecurityAssociation(accepted),
+        Payload::Nonce(nonce_r.clone()),
+        Payload::KeyExchange(public),
+    ];
+    let new = successor(sa, spi, peer_spi, false, Protected { keys, suite });
+    let lowest = nonce_i.min(nonce_r);
+    Ok((answer, new, lowest))
+}

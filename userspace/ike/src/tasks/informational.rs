@@ -1,0 +1,27 @@
+//! The peer's INFORMATIONAL requests: deletions, notifications, liveness checks (RFC 7296 1.4).
+
+use super::delete;
+use crate::event::EventKind;
+use crate::ike_sa::IkeSa;
+use crate::outbox::Context;
+use ike_wire::{Delete, Payload, PayloadList};
+
+pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
+    if payloads.deletes().any(|delete| *delete == Delete::Ike) {
+        delete::peer_deletes_ike(sa, ctx);
+        return Vec::new();
+    }
+    let mut answer = Vec::new();
+    for delete in payloads.deletes() {
+        if let Delete::Esp(spis) = delete {
+            let deleted = delete::peer_deletes_children(sa, ctx, spis);
+            if !deleted.is_empty() {
+                answer.push(Payload::Delete(Delete::Esp(deleted)));
+            }
+        }
+    }
+    if let Some(error) = payloads.error() {
+        ctx.event(sa, EventKind::PeerMisbehaved, format!("the peer reports {}", error.kind));
+    }
+    answer
+}

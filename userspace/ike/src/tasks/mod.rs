@@ -1,0 +1,180 @@
+//! One operation per file: how its request is made, how the peer's is answered, how the response is used.
+
+pub(crate) mod child_create;
+pub(crate) mod child_rekey;
+pub(crate) mod delete;
+pub(crate) mod ike_auth;
+pub(crate) mod ike_init;
+pub(crate) mod ike_rekey;
+pub(crate) mod informational;
+pub(crate) mod liveness;
+
+use crate::event::EventKind;
+use crate::ike_sa::IkeSa;
+use crate::ike_sa::message::{send_request, send_response};
+use crate::ike_sa::phase::Phase;
+use crate::ike_sa::windows::Task;
+use crate::outbox::Context;
+use child_create::ChildOffer;
+use ike_rekey::IkeOffer;
+use ike_wire::{ExchangeType, Notify, NotifyType, Payload, PayloadList, WireError};
+use model::EspSpi;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// What the outstanding request is about, and what is needed to use its response.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Pending {
+    /// The phase holds the rest.
+    Init,
+    /// The phase holds the rest.
+    Auth,
+    CreateChild(Box<ChildOffer>),
+    RekeyIke(Box<IkeOffer>),
+    DeleteChild { spi_in: EspSpi },
+    DeleteIke,
+    Liveness,
+}
+
+/// A peer that keeps putting us off is asked this often.
+const TRIES_MAX: u8 = 8;
+
+/// A finished IKE SA repeats its last response for this time.
+pub(crate) const CLOSED_KEPT: Duration = Duration::from_secs(20);
+
+/// A notification as a payload.
+pub(crate) fn notify(kind: NotifyType) -> Payload {
+    Payload::Notify(Notify::status(kind))
+}
+
+/// Starts the next queued task if the window is free.
+pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    if !matches!(sa.phase, Phase::Established(_)) {
+        return;
+    }
+    while sa.our.outstanding.is_none() && matches!(sa.phase, Phase::Established(_)) {
+        let Some(queued) = sa.our.pop_ready(ctx.now) else { return };
+        let tries = queued.tries;
+        match queued.task {
+            Task::CreateChild { child } => child_create::start(sa, ctx, &child, tries),
+            Task::RekeyChild { spi_in } => child_rekey::start(sa, ctx, spi_in, tries),
+            Task::DeleteChild { spi_in } => delete::start_child(sa, ctx, spi_in),
+            Task::RekeyIke => ike_rekey::start(sa, ctx, tries),
+            Task::DeleteIke => delete::start_ike(sa, ctx),
+            Task::Liveness => liveness::start(sa, ctx),
+        }
+    }
+}
+
+/// The peer cannot do it now: try again later, a limited number of times.
+pub(crate) fn put_off(sa: &mut IkeSa, ctx: &mut Context<'_>, task: Task, tries: u8, what: &str) {
+    if tries >= TRIES_MAX {
+        let text = format!("{what}: the peer put it off {TRIES_MAX} times, given up until the next rekey time");
+        ctx.event(sa, EventKind::ChildFailed, text);
+        return;
+    }
+    // A random part keeps two peers that collide from colliding again.
+    let millis = 500 * (1 << tries.min(5)) + u64::from(ctx.random_u32() % 1000);
+    sa.our.push_at(task, ctx.now + Duration::from_millis(millis), tries + 1);
+}
+
+/// Handles an authentic request with the expected Message ID.
+pub(crate) fn on_request(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    exchange: ExchangeType,
+    message_id: u32,
+    parsed: Result<PayloadList, WireError>,
+) {
+    let payloads = match parsed {
+        Ok(payloads) => payloads,
+        Err(error) => return refuse_malformed(sa, ctx, exchange, message_id, error),
+    };
+    let answer = match (&sa.phase, exchange) {
+        (Phase::AwaitAuthRequest(_), ExchangeType::IKE_AUTH) => ike_auth::respond(sa, ctx, &payloads),
+        (Phase::Established(_), ExchangeType::CREATE_CHILD_SA) => respond_create(sa, ctx, &payloads),
+        (Phase::Rekeyed(_) | Phase::Deleting(_), ExchangeType::CREATE_CHILD_SA) => {
+            // RFC 7296 2.25.2.
+            vec![notify(NotifyType::TEMPORARY_FAILURE)]
+        }
+        (Phase::Established(_) | Phase::Rekeyed(_) | Phase::Deleting(_), ExchangeType::INFORMATIONAL) => {
+            informational::respond(sa, ctx, &payloads)
+        }
+        (Phase::Established(_) | Phase::Rekeyed(_) | Phase::Deleting(_), _) => {
+            ctx.event(sa, EventKind::PeerMisbehaved, format!("{exchange} request does not belong here"));
+            vec![notify(NotifyType::INVALID_SYNTAX)]
+        }
+        _ => return,
+    };
+    send_response(sa, ctx, exchange, message_id, &answer);
+}
+
+/// CREATE_CHILD_SA has three uses (RFC 7296 1.3).
+fn respond_create(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
+    let is_ike = payloads
+        .sa()
+        .is_some_and(|sa| sa.proposals.iter().any(|p| p.protocol == ike_wire::ProtocolId::IKE));
+    if is_ike {
+        return ike_rekey::respond(sa, ctx, payloads);
+    }
+    // RFC 7296 2.25.2: while our rekey of the IKE SA is under way, children have to wait.
+    if matches!(sa.our.outstanding.as_ref().map(|o| &o.pending), Some(Pending::RekeyIke(_) | Pending::DeleteIke)) {
+        return vec![notify(NotifyType::TEMPORARY_FAILURE)];
+    }
+    match payloads.notify(NotifyType::REKEY_SA) {
+        Some(rekey) => child_rekey::respond(sa, ctx, payloads, rekey),
+        None => child_create::respond(sa, ctx, payloads),
+    }
+}
+
+/// The request is authentic but cannot be read (RFC 7296 2.21.3, 2.5).
+fn refuse_malformed(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    exchange: ExchangeType,
+    message_id: u32,
+    error: WireError,
+) {
+    ctx.event(sa, EventKind::PeerMisbehaved, format!("{exchange} request cannot be read: {error}"));
+    send_response(sa, ctx, exchange, message_id, &[Payload::Notify(error.notify())]);
+    let fatal = !matches!(error, WireError::UnsupportedCritical(_)) || sa.is_half_open();
+    if fatal {
+        delete::close(sa, ctx, "the peer sent a malformed message");
+    }
+}
+
+/// Handles an authentic response to the outstanding request.
+pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<PayloadList, WireError>) {
+    let Some(outstanding) = sa.our.outstanding.take() else { return };
+    sa.timers.retransmit = None;
+    sa.dirty = true;
+    let payloads = match parsed {
+        Ok(payloads) => payloads,
+        Err(error) => {
+            ctx.event(sa, EventKind::PeerMisbehaved, format!("response cannot be read: {error}"));
+            // Whatever was asked for has not happened on our side.
+            PayloadList(vec![Payload::Notify(error.notify())])
+        }
+    };
+    match outstanding.pending {
+        // IKE_SA_INIT responses are not protected and come another way.
+        Pending::Init => {}
+        Pending::Auth => ike_auth::finish(sa, ctx, &payloads),
+        Pending::CreateChild(offer) => child_create::finish(sa, ctx, *offer, &payloads),
+        Pending::RekeyIke(offer) => ike_rekey::finish(sa, ctx, *offer, &payloads),
+        Pending::DeleteChild { spi_in } => delete::finish_child(sa, ctx, spi_in),
+        Pending::DeleteIke => delete::finish_ike(sa, ctx),
+        Pending::Liveness => {}
+    }
+    // RFC 7296 2.21.3: INVALID_SYNTAX in a response means that the peer has dropped the IKE SA.
+    let dropped = payloads.notify(NotifyType::INVALID_SYNTAX).is_some();
+    if dropped && !sa.gone && !matches!(sa.phase, Phase::Closed(_)) {
+        ctx.event(sa, EventKind::PeerMisbehaved, "the peer could not read our request and drops the IKE SA");
+        delete::vanish(sa, ctx, "the peer answered INVALID_SYNTAX");
+    }
+}
+
+/// Sends a request in the exchange of Child SAs.
+pub(crate) fn send_create(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &[Payload], pending: Pending) -> bool {
+    send_request(sa, ctx, ExchangeType::CREATE_CHILD_SA, payloads, pending)
+}

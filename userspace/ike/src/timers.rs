@@ -1,0 +1,122 @@
+//! What happens when time passes.
+
+use crate::event::EventKind;
+use crate::ike_sa::IkeSa;
+use crate::ike_sa::child::ChildPhase;
+use crate::ike_sa::message::repeat;
+use crate::ike_sa::phase::Phase;
+use crate::ike_sa::windows::Task;
+use crate::outbox::Context;
+use crate::tasks::{CLOSED_KEPT, child_create, delete, ike_auth, ike_init, start_next};
+use model::Instant;
+use std::time::Duration;
+
+/// A Child SA that is busy when its rekey time comes is looked at again after this time.
+const BUSY: Duration = Duration::from_secs(10);
+
+fn due(at: Option<Instant>, now: Instant) -> bool {
+    at.is_some_and(|at| at <= now)
+}
+
+/// Serves whatever is due at this IKE SA.
+pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    let now = ctx.now;
+    if due(sa.timers.expire, now) {
+        let why = match sa.phase {
+            Phase::AwaitAuthRequest(_) => "the peer never authenticated",
+            _ => "over",
+        };
+        return delete::vanish(sa, ctx, why);
+    }
+    if due(sa.timers.retransmit, now) {
+        retransmit(sa, ctx);
+        if sa.gone {
+            return;
+        }
+    }
+    if due(sa.timers.keepalive, now) {
+        let interval = sa.connection(ctx.config).map(|connection| connection.keepalive);
+        sa.timers.keepalive = interval.map(|interval| now + interval.max(Duration::from_secs(1)));
+        ctx.event(sa, EventKind::NatKeepalive, "NAT keepalive");
+    }
+    if due(sa.timers.rekey, now) {
+        sa.timers.rekey = Some(now + rekey_again(sa, ctx));
+        sa.our.push(Task::RekeyIke);
+    }
+    rekey_children(sa, ctx);
+    if due(sa.timers.liveness, now) {
+        let delay = sa.connection(ctx.config).and_then(|connection| connection.dpd_delay);
+        sa.timers.liveness = delay.map(|delay| now + delay.max(Duration::from_millis(10)));
+        // While a request is outstanding, its retransmissions show whether the peer lives.
+        if sa.our.outstanding.is_none() && matches!(sa.phase, Phase::Established(_)) {
+            sa.our.push(Task::Liveness);
+        }
+    }
+    start_next(sa, ctx);
+}
+
+/// A rekey that came to nothing is tried again after this time.
+fn rekey_again(sa: &IkeSa, ctx: &Context<'_>) -> Duration {
+    let time = sa.connection(ctx.config).and_then(|connection| connection.ike_rekey_time);
+    time.unwrap_or(Duration::from_secs(3600)).max(Duration::from_secs(1))
+}
+
+fn rekey_children(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    let now = ctx.now;
+    let again = sa
+        .connection(ctx.config)
+        .and_then(|connection| connection.child_rekey_time)
+        .unwrap_or(Duration::from_secs(3600))
+        .max(Duration::from_secs(1));
+    for child in &mut sa.children {
+        if !due(child.rekey_at, now) {
+            continue;
+        }
+        if child.phase == ChildPhase::Installed {
+            child.rekey_at = Some(now + again);
+            sa.our.push(Task::RekeyChild { spi_in: child.spi_in });
+        } else {
+            child.rekey_at = Some(now + BUSY);
+        }
+    }
+}
+
+/// The same octets again, or the end of patience (RFC 7296 2.4).
+fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    let timing = sa.connection(ctx.config).map(|connection| connection.retransmit).unwrap_or_default();
+    let Some(bytes) = sa.our.outstanding.as_ref().map(|outstanding| outstanding.bytes.clone()) else {
+        sa.timers.retransmit = None;
+        return;
+    };
+    if sa.timers.sent >= timing.tries {
+        let silence = format!("no answer to {} transmissions", sa.timers.sent + 1);
+        let text = format!("{silence}: is the peer up, and do UDP ports 500 and 4500 pass in both directions?");
+        ctx.event(sa, EventKind::PeerSilent, text);
+        return delete::vanish(sa, ctx, &silence);
+    }
+    sa.timers.sent += 1;
+    sa.timers.retransmit = Some(ctx.now + timing.wait(sa.timers.sent));
+    repeat(sa, ctx, bytes);
+}
+
+/// After a takeover: all timers start anew, and the outstanding request is sent again.
+pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    match &sa.phase {
+        Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::Deleting(_) => {}
+        Phase::AwaitAuthRequest(_) => {
+            sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
+        }
+        Phase::Established(_) => ike_auth::start_timers(sa, ctx),
+        Phase::Rekeyed(_) => sa.timers.expire = Some(ctx.now + crate::tasks::ike_rekey::REPLACED_KEPT),
+        Phase::Closed(_) => sa.timers.expire = Some(ctx.now + CLOSED_KEPT),
+    }
+    let mut children = std::mem::take(&mut sa.children);
+    for child in &mut children {
+        if !matches!(child.phase, ChildPhase::Deleting | ChildPhase::Rekeyed { .. }) {
+            child_create::start_rekey_timer(sa, ctx, child);
+        }
+    }
+    sa.children = children;
+    ike_init::repeat_outstanding(sa, ctx);
+    start_next(sa, ctx);
+}
