@@ -1,5 +1,19 @@
 #![no_std]
 //! Per-packet rules and ciphers, no_std, compiled for BPF and for the host.
+//!
+//! Rules are generic over [`env::Env`], so that the XDP programs and the host's tests run the same code. No function has a
+//! reachable panic: in BPF one would fail at load.
 
 pub mod aead;
+pub mod arp;
+pub mod bytes;
+pub mod checksum;
+pub mod control;
+pub mod env;
+pub mod esp;
+pub mod headers;
+pub mod icmp;
 pub mod limits;
+pub mod replay;
+pub mod selectors;
+pub mod steer;

@@ -63,7 +63,9 @@ const fn lower_bound(limits: &Limits, k: u16) -> u64 {
     if k == 0 {
         return limits.floor;
     }
-    let taken = limits.limit.saturating_add((k as u64 - 1).saturating_mul(limits.step));
+    let taken = limits
+        .limit
+        .saturating_add((k as u64 - 1).saturating_mul(limits.step));
     if taken > limits.floor { taken } else { limits.floor }
 }
 
@@ -73,13 +75,21 @@ const fn upper_bound(limits: &Limits, flags: u8, alone: bool, k: u16) -> Option<
     if flags & SA_LOCAL_ONLY != 0 || (alone && k > 0) {
         return None;
     }
-    Some(limits.limit.saturating_add((k as u64).saturating_mul(limits.step)))
+    Some(
+        limits
+            .limit
+            .saturating_add((k as u64).saturating_mul(limits.step)),
+    )
 }
 
 /// Highest sequence number an SA with these `SA_*` flags can carry.
 #[inline(always)]
 pub const fn sequence_max(flags: u8) -> u64 {
-    if flags & SA_ESN != 0 { SEQUENCE_MAX_ESN } else { SEQUENCE_MAX }
+    if flags & SA_ESN != 0 {
+        SEQUENCE_MAX_ESN
+    } else {
+        SEQUENCE_MAX
+    }
 }
 
 /// Which outbound numbers the owner in epoch `word_epoch` may use.
@@ -102,8 +112,16 @@ pub const fn outbound_range(
     };
     let first = lower_bound(limits, k).saturating_add(1);
     Ok(match upper_bound(limits, flags, alone, k) {
-        Some(last) => OutboundRange { first, last, soft: last.saturating_sub(limits.step / 2) },
-        None => OutboundRange { first, last: u64::MAX, soft: 0 },
+        Some(last) => OutboundRange {
+            first,
+            last,
+            soft: last.saturating_sub(limits.step / 2),
+        },
+        None => OutboundRange {
+            first,
+            last: u64::MAX,
+            soft: 0,
+        },
     })
 }
 
@@ -124,8 +142,16 @@ pub const fn inbound_range(
     };
     let floor = lower_bound(limits, k);
     Ok(match upper_bound(limits, flags, alone, k) {
-        Some(ceiling) => InboundRange { floor, ceiling, soft: ceiling.saturating_sub(limits.step / 2) },
-        None => InboundRange { floor, ceiling: u64::MAX, soft: u64::MAX },
+        Some(ceiling) => InboundRange {
+            floor,
+            ceiling,
+            soft: ceiling.saturating_sub(limits.step / 2),
+        },
+        None => InboundRange {
+            floor,
+            ceiling: u64::MAX,
+            soft: u64::MAX,
+        },
     })
 }
 
@@ -142,7 +168,13 @@ pub const fn raised(old: &Limits, limit: u64, step: u64, epoch: u16) -> Result<L
         Ok(k) => k,
         Err(e) => return Err(e),
     };
-    Ok(Limits { limit, step, floor: lower_bound(old, k), epoch: epoch as u32, reserved: 0 })
+    Ok(Limits {
+        limit,
+        step,
+        floor: lower_bound(old, k),
+        epoch: epoch as u32,
+        reserved: 0,
+    })
 }
 
 /// Attempts of [`read`] before it gives up.
@@ -160,7 +192,11 @@ pub fn read(cell: &LimitsCell) -> Result<(Limits, u64), Contended> {
     let mut attempt = 0;
     while attempt < READ_ATTEMPTS {
         let version = volatile(&cell.version);
-        let slot = if version & 1 == 0 { &cell.slots[0] } else { &cell.slots[1] };
+        let slot = if version & 1 == 0 {
+            &cell.slots[0]
+        } else {
+            &cell.slots[1]
+        };
         let limits = Limits {
             limit: volatile(&slot.limit),
             step: volatile(&slot.step),
@@ -222,7 +258,11 @@ pub fn take(counter: &AtomicU64, range: &OutboundRange) -> Take {
         return Take::Exhausted;
     }
     let number = counter.fetch_add(1, Ordering::SeqCst).saturating_add(1);
-    if number > range.last || number < range.first { Take::Exhausted } else { Take::Number(number) }
+    if number > range.last || number < range.first {
+        Take::Exhausted
+    } else {
+        Take::Number(number)
+    }
 }
 
 /// A read that the compiler neither repeats, tears nor moves across another one: the other side writes concurrently.
@@ -237,7 +277,13 @@ mod tests {
     use super::*;
 
     fn limits(limit: u64, step: u64, epoch: u32) -> Limits {
-        Limits { limit, step, floor: 0, epoch, reserved: 0 }
+        Limits {
+            limit,
+            step,
+            floor: 0,
+            epoch,
+            reserved: 0,
+        }
     }
 
     #[test]
@@ -269,14 +315,27 @@ mod tests {
 
     #[test]
     fn a_local_sa_has_no_upper_limit() {
-        assert_eq!(outbound_range(&limits(0, 1, 3), SA_LOCAL_ONLY, false, 3).unwrap().last, u64::MAX);
-        assert_eq!(inbound_range(&limits(0, 1, 3), SA_LOCAL_ONLY, false, 3).unwrap().ceiling, u64::MAX);
+        assert_eq!(
+            outbound_range(&limits(0, 1, 3), SA_LOCAL_ONLY, false, 3)
+                .unwrap()
+                .last,
+            u64::MAX
+        );
+        assert_eq!(
+            inbound_range(&limits(0, 1, 3), SA_LOCAL_ONLY, false, 3)
+                .unwrap()
+                .ceiling,
+            u64::MAX
+        );
     }
 
     #[test]
     fn limits_of_a_later_epoch_are_refused() {
         assert_eq!(outbound_range(&limits(1, 1, 8), 0, false, 7), Err(EpochBehind));
-        assert_eq!(inbound_range(&limits(1, 1, 0), 0, false, 0xffff), Err(EpochBehind));
+        assert_eq!(
+            inbound_range(&limits(1, 1, 0), 0, false, 0xffff),
+            Err(EpochBehind)
+        );
         assert_eq!(distance(0, 0x7fff), Ok(0x7fff));
         assert_eq!(distance(0, 0x8000), Err(EpochBehind));
     }
@@ -294,7 +353,11 @@ mod tests {
     #[test]
     fn a_counter_below_the_range_is_raised_and_never_passes_the_lease() {
         let counter = AtomicU64::new(3);
-        let range = OutboundRange { first: 11, last: 12, soft: 0 };
+        let range = OutboundRange {
+            first: 11,
+            last: 12,
+            soft: 0,
+        };
         assert_eq!(take(&counter, &range), Take::Number(11));
         assert_eq!(take(&counter, &range), Take::Number(12));
         assert_eq!(take(&counter, &range), Take::Exhausted);

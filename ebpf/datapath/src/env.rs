@@ -1,0 +1,316 @@
+//! What a packet meets: maps, clock, CPU, its own octets. Implemented by the XDP programs over helpers and by host tests
+//! in memory, so that both run the same rules.
+
+use core::mem::{offset_of, size_of};
+use core::sync::atomic::AtomicU64;
+
+use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
+use maps_schema::spd::SpdEntry;
+use maps_schema::steer::{ClusterAddress, Local, Member};
+use maps_schema::verdict::Verdict;
+
+use crate::aead::{Scratch, TEXT_MAX};
+use crate::bytes::Bounded;
+use crate::headers::Ipv4;
+use crate::selectors::Flow;
+
+/// [`OutboundSaRuntime`] as the programs use it: every field changes by atomic operations only.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct OutboundCounters {
+    /// Last sequence number given out.
+    pub seq: AtomicU64,
+    /// Packets sent.
+    pub packets: AtomicU64,
+    /// Inner octets sent.
+    pub bytes: AtomicU64,
+    /// Milliseconds of the last packet.
+    pub last_ms: AtomicU64,
+    /// One more than the limits version for which an exhausted lease was last reported.
+    pub exhausted_version: AtomicU64,
+}
+
+const _: () = {
+    assert!(size_of::<OutboundCounters>() == size_of::<OutboundSaRuntime>());
+    assert!(offset_of!(OutboundCounters, seq) == offset_of!(OutboundSaRuntime, seq));
+    assert!(offset_of!(OutboundCounters, packets) == offset_of!(OutboundSaRuntime, packets));
+    assert!(offset_of!(OutboundCounters, bytes) == offset_of!(OutboundSaRuntime, bytes));
+    assert!(offset_of!(OutboundCounters, last_ms) == offset_of!(OutboundSaRuntime, last_ms));
+    assert!(
+        offset_of!(OutboundCounters, exhausted_version) == offset_of!(OutboundSaRuntime, exhausted_version)
+    );
+};
+
+/// A question to the routing table.
+pub struct RouteQuery {
+    /// IPv4 source.
+    pub source: u32,
+    /// IPv4 destination.
+    pub destination: u32,
+    /// Octets of the datagram.
+    pub length: u16,
+    /// Type of service.
+    pub tos: u8,
+    /// IP protocol.
+    pub protocol: u8,
+    /// The packet is this host's own and leaves on the outside interface; otherwise it is forwarded.
+    pub own: bool,
+}
+
+/// Where a packet goes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Next hop's MAC address.
+    pub destination: [u8; 6],
+    /// The sending interface's MAC address.
+    pub source: [u8; 6],
+    /// The sending interface.
+    pub ifindex: u32,
+}
+
+/// What a packet meets. All methods take `&self`: the implementations are views of maps that others change too.
+pub trait Env {
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    fn now_ns(&self) -> u64;
+    /// The CPU that runs this.
+    fn cpu(&self) -> u32;
+    /// This host's facts.
+    fn local(&self) -> Option<&Local>;
+    /// Owner word and side word of a segment.
+    fn segment(&self, segment: u8) -> Option<(u64, u64)>;
+    /// A member's addresses.
+    fn member(&self, member: u8) -> Option<&Member>;
+    /// Whether a MAC address is a member's.
+    fn is_member_mac(&self, mac: [u8; 6]) -> bool;
+    /// The cluster address with this value (mapped form).
+    fn address(&self, address: [u8; 16]) -> Option<ClusterAddress>;
+    /// Inbound SA record.
+    fn inbound(&self, cpu: u32, index: u32) -> Option<&InboundSa>;
+    /// Runs `f` on an inbound SA's window. Only on the SA's CPU, and not nested.
+    fn window<R>(&self, cpu: u32, index: u32, f: impl FnOnce(&mut InboundSaRuntime) -> R) -> Option<R>;
+    /// Key of an inbound SA.
+    fn key_in(&self, cpu: u32, index: u32) -> Option<&SaKey>;
+    /// Outbound SA record.
+    fn outbound(&self, cpu: u32, index: u32) -> Option<&OutboundSa>;
+    /// Counters of an outbound SA.
+    fn counters(&self, cpu: u32, index: u32) -> Option<&OutboundCounters>;
+    /// Key of an outbound SA.
+    fn key_out(&self, cpu: u32, index: u32) -> Option<&SaKey>;
+    /// Rules of the longest prefix of a destination (mapped form).
+    fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry>;
+    /// Routing and neighbour look-up; `None` where the host's stack must deal with the packet.
+    fn route(&self, query: &RouteQuery) -> Option<Route>;
+    /// Reports an event (`EVENT_*`).
+    fn event(&self, kind: u32, slot: u32, spi: u32, epoch: u16, seq: u64);
+    /// Gives the whole frame, as it is, to the slow path (`SLOW_*`).
+    ///
+    /// # Errors
+    /// `SlowPathFull`, or `TooBig` for a frame longer than the ring's records.
+    fn slow(&self, kind: u32, slot: u32, spi: u32, seq: u64) -> Result<(), Verdict>;
+    /// Whether a packet without SA may be reported for this connection now (a few per second).
+    fn acquire_due(&self, connection: u16, now_ns: u64) -> bool;
+
+    /// Octets of the frame.
+    fn frame_len(&self) -> usize;
+    /// Copies the frame's first octets to `head` and returns how many.
+    fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize;
+    /// Copies `len` octets (1 to [`TEXT_MAX`]) from `offset` of the frame to the text.
+    fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool;
+    /// Copies 16 octets from `offset` of the frame.
+    fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool;
+    /// Copies `len` octets (1 to [`TEXT_MAX`]) of the text to `offset` of the frame.
+    fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool;
+    /// Writes octets at `offset` of the frame.
+    fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool;
+    /// Removes `delta` octets at the front (adds, where negative).
+    fn cut_head(&self, delta: i32) -> bool;
+    /// Makes the frame end after `len` octets; it is at least as long now.
+    fn truncate(&self, len: usize) -> bool;
+}
+
+/// Octets of a frame's front that rules look at: link, IPv4 with options, UDP, IKE header.
+pub const HEAD_LEN: usize = 128;
+
+/// Leave the frame to the host's stack.
+pub const ACTION_PASS: u32 = 0;
+/// Drop it.
+pub const ACTION_DROP: u32 = 1;
+/// Send it out of the interface that it came from.
+pub const ACTION_TRANSMIT: u32 = 2;
+/// Send it out of interface `target`.
+pub const ACTION_REDIRECT: u32 = 3;
+/// Move it to CPU `target`.
+pub const ACTION_CPU: u32 = 4;
+
+/// What is known of the packet so far. It lies in a per-CPU map: BPF's stack is too small.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Work {
+    /// The frame's front.
+    pub head: [u8; HEAD_LEN],
+    /// Octets of `head` that count.
+    pub head_len: u32,
+    /// Octets of the frame.
+    pub frame_len: u32,
+    /// Outcome: a [`Verdict`]'s number.
+    pub verdict: u32,
+    /// Connection that the verdict is counted for.
+    pub connection: u32,
+    /// Outcome: `ACTION_*`.
+    pub action: u32,
+    /// Interface or CPU that goes with `action`.
+    pub target: u32,
+    /// Octets before the network layer.
+    pub link_len: u32,
+    /// Offset of the ESP header.
+    pub esp_at: u32,
+    /// Octets from the ESP header to the end of the ICV.
+    pub esp_len: u32,
+    /// SPI of the SA.
+    pub spi: u32,
+    /// Slot of the SA.
+    pub slot: u32,
+    /// CPU of the SA.
+    pub cpu: u32,
+    /// Index of the SA in that CPU's arrays.
+    pub index: u32,
+    /// Low half of the sequence number.
+    pub seq_low: u32,
+    /// Sequence number, inferred with ESN.
+    pub seq: u64,
+    /// Ceiling in force.
+    pub ceiling: u64,
+    /// Where `EVENT_CEILING_SOFT` is due.
+    pub soft: u64,
+    /// Time of the packet, nanoseconds.
+    pub now_ns: u64,
+    /// The packet's IPv4 header: of the outer packet, then of the inner one.
+    pub ip: Ipv4,
+    /// What selectors look at.
+    pub flow: Flow,
+    /// Epoch in which the segment is served here.
+    pub epoch: u16,
+    /// Number at or below the floor: `FLOOR_*` of [`crate::esp::inbound`].
+    pub floor_rule: u8,
+    /// The segment's owner is alone.
+    pub alone: u8,
+    /// Role in a planned handover, `ROLE_*` of [`crate::steer`].
+    pub role: u8,
+    /// The other member in a planned handover.
+    pub other: u8,
+    /// Source MAC address of the frame.
+    pub source_mac: [u8; 6],
+}
+
+impl Work {
+    /// All zero.
+    pub const EMPTY: Self = Self {
+        head: [0; HEAD_LEN],
+        head_len: 0,
+        frame_len: 0,
+        verdict: 0,
+        connection: 0,
+        action: 0,
+        target: 0,
+        link_len: 0,
+        esp_at: 0,
+        esp_len: 0,
+        spi: 0,
+        slot: 0,
+        cpu: 0,
+        index: 0,
+        seq_low: 0,
+        seq: 0,
+        ceiling: 0,
+        soft: 0,
+        now_ns: 0,
+        ip: Ipv4 {
+            source: 0,
+            destination: 0,
+            header_len: 0,
+            total_len: 0,
+            fragment: 0,
+            checksum: 0,
+            tos: 0,
+            ttl: 0,
+            protocol: 0,
+            reserved: 0,
+        },
+        flow: Flow {
+            source: 0,
+            destination: 0,
+            ports: [0; 2],
+            protocol: 0,
+            has_ports: 0,
+            reserved: 0,
+        },
+        epoch: 0,
+        floor_rule: 0,
+        alone: 0,
+        role: 0,
+        other: 0,
+        source_mac: [0; 6],
+    };
+
+    /// The frame's front, bounded by what is there.
+    #[inline(always)]
+    pub fn front(&self) -> Bounded<'_, HEAD_LEN> {
+        Bounded {
+            octets: &self.head,
+            len: self.head_len as usize,
+        }
+    }
+
+    /// Sets the outcome. Always `false`, "no further stage", so that a stage can end with it.
+    #[inline(always)]
+    pub fn end(&mut self, verdict: Verdict, action: u32) -> bool {
+        self.verdict = verdict as u32;
+        self.action = action;
+        false
+    }
+
+    /// The outcome is: dropped.
+    #[inline(always)]
+    pub fn drop(&mut self, verdict: Verdict) -> bool {
+        self.end(verdict, ACTION_DROP)
+    }
+
+    /// The outcome is: left to the host's stack.
+    #[inline(always)]
+    pub fn pass(&mut self, verdict: Verdict) -> bool {
+        self.end(verdict, ACTION_PASS)
+    }
+
+    /// The outcome is `verdict` where the slow path took the frame.
+    #[inline(always)]
+    pub fn slow(&mut self, env: &impl Env, kind: u32, verdict: Verdict) -> bool {
+        match env.slow(kind, self.slot, self.spi, self.seq) {
+            Ok(()) => self.drop(verdict),
+            Err(full) => self.drop(full),
+        }
+    }
+}
+
+/// Value of the per-CPU scratch map: the cipher's area and the packet's.
+#[repr(C)]
+pub struct Area {
+    /// Text and state of the cipher.
+    pub cipher: Scratch,
+    /// What is known of the packet.
+    pub work: Work,
+}
+
+const _: () = assert!(size_of::<Area>() % 8 == 0 && size_of::<Area>() <= 32768);
+
+/// Fills `work` for a new frame.
+#[inline(always)]
+pub fn begin(env: &impl Env, work: &mut Work) {
+    work.head_len = env.load_head(&mut work.head) as u32;
+    work.frame_len = env.frame_len() as u32;
+    work.now_ns = env.now_ns();
+    work.connection = 0;
+    work.target = 0;
+    work.slot = 0;
+    work.spi = 0;
+    work.seq = 0;
+}

@@ -1,0 +1,359 @@
+//! An ESP packet's way in (RFC 4303 3.4): admit, [open], accept, forward.
+//!
+//! Order: window check, ICV, ceiling, padding, selectors, window mark. A number above the ceiling is authenticated first and
+//! then waits for a raise; a number up to the takeover floor is authenticated and counted as evidence.
+
+use maps_schema::event::{
+    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_HELD,
+};
+use maps_schema::sad::{
+    InboundSa, SA_ESN, SA_LENIENT, SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305,
+};
+use maps_schema::verdict::Verdict;
+
+use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN};
+use super::pad;
+use crate::aead::{AAD_ESN, AAD_PLAIN, NOT_AUTHENTIC, TEXT_MAX};
+use crate::bytes::{Bounded, PacketRead};
+use crate::checksum;
+use crate::env::{ACTION_REDIRECT, Area, Env, RouteQuery, Work};
+use crate::headers::{self, ETHERNET_LEN, PROTOCOL_IPV4};
+use crate::limits::{self, volatile};
+use crate::replay::{self, IcvVerified};
+use crate::selectors::{self, Flow};
+use crate::steer::{self, ROLE_OLD_OWNER, ROLE_TAKER_HOLDING, ROLE_TAKER_OPEN, millis};
+
+/// The number is above the floor: the window decides.
+pub const FLOOR_ABOVE: u8 = 0;
+/// Up to the floor: evidence, never accepted.
+pub const FLOOR_EVIDENCE: u8 = 1;
+/// Up to the floor: held until the old owner's final window is merged.
+pub const FLOOR_HOLD: u8 = 2;
+/// Up to the floor: the old owner serves it.
+pub const FLOOR_OLD_OWNER: u8 = 3;
+
+/// Packets that make evidence for a rekey.
+const EVIDENCE_PACKETS: u32 = 4;
+/// Milliseconds that they span at least.
+const EVIDENCE_SPAN_MS: u64 = 200;
+/// Set in `evidence_count` once the event was sent.
+const EVIDENCE_REPORTED: u32 = 1 << 31;
+
+/// Looks up the SA, applies limits and window, and lays the packet out for the cipher. `true`: open it.
+#[inline(always)]
+pub fn admit(env: &impl Env, area: &mut Area) -> bool {
+    let work = &mut area.work;
+    let Some(local) = env.local() else {
+        return work.drop(Verdict::InternalError);
+    };
+    let Some(sa) = env.inbound(work.cpu, work.index) else {
+        return work.drop(Verdict::UnknownSpi);
+    };
+    if volatile(&sa.spi) != work.spi || work.spi == 0 {
+        return work.drop(Verdict::UnknownSpi);
+    }
+    work.connection = sa.connection as u32;
+    if sa.suite < SUITE_AES128_GCM || sa.suite > SUITE_CHACHA20_POLY1305 {
+        return work.drop(Verdict::SuiteUnknown);
+    }
+    let Some(text_len) = (work.esp_len as usize).checked_sub(ESP_LEN + IV_LEN + ICV_LEN) else {
+        return work.drop(Verdict::EspTruncated);
+    };
+    if text_len < pad::padded_len(0) {
+        return work.drop(Verdict::EspTruncated);
+    }
+    if text_len > TEXT_MAX {
+        return work.drop(Verdict::TooBig);
+    }
+    let flags = volatile(&sa.flags);
+    let Ok((limits, _)) = limits::read(&sa.limits) else {
+        return work.drop(Verdict::Contended);
+    };
+    let Ok(range) = limits::inbound_range(&limits, flags, work.alone != 0, work.epoch) else {
+        if work.role == ROLE_OLD_OWNER {
+            // The new owner has published limits of its own epoch: everything is its business by now.
+            return steer::second_hop(env, work, local, work.other, false);
+        }
+        return work.drop(Verdict::EpochBehind);
+    };
+    work.ceiling = range.ceiling;
+    work.soft = range.soft;
+    let floor = if flags & SA_LENIENT != 0 {
+        range.floor.min(volatile(&sa.reported_edge))
+    } else {
+        range.floor
+    };
+    let verdict = env.window(work.cpu, work.index, |window| {
+        replay::prepare(window, work.spi, work.epoch, floor);
+        work.seq = if flags & SA_ESN != 0 {
+            replay::infer_under(window.edge, work.seq_low, range.ceiling)
+        } else {
+            work.seq_low as u64
+        };
+        work.floor_rule = FLOOR_ABOVE;
+        if work.role == ROLE_OLD_OWNER && work.seq > range.ceiling {
+            work.floor_rule = FLOOR_OLD_OWNER;
+            return None;
+        }
+        if work.seq <= window.floor && work.seq != 0 {
+            if work.role == ROLE_TAKER_OPEN {
+                work.floor_rule = FLOOR_OLD_OWNER;
+                return None;
+            }
+            if work.role == ROLE_TAKER_HOLDING {
+                work.floor_rule = FLOOR_HOLD;
+                return None;
+            }
+            if window.above_floor == 0 {
+                work.floor_rule = FLOOR_EVIDENCE;
+                return None;
+            }
+        }
+        replay::check(window, work.seq).err()
+    });
+    match verdict {
+        None => return work.drop(Verdict::InternalError),
+        Some(Some(verdict)) => return work.drop(verdict),
+        Some(None) => {}
+    }
+    if work.floor_rule == FLOOR_OLD_OWNER {
+        if work.role == ROLE_TAKER_OPEN && env.is_member_mac(work.source_mac) {
+            // The old owner sent it here: it has closed already.
+            work.floor_rule = FLOOR_HOLD;
+        } else {
+            return steer::second_hop(env, work, local, work.other, false);
+        }
+    }
+    lay_out(env, area, text_len, flags & SA_ESN != 0)
+}
+
+/// Copies IV, ciphertext and ICV to the cipher's area and sets the AAD.
+#[inline(always)]
+fn lay_out(env: &impl Env, area: &mut Area, text_len: usize, esn: bool) -> bool {
+    let Area { cipher, work } = area;
+    let at = work.esp_at as usize;
+    let Some(iv) = work.front().read::<8>(at + ESP_LEN) else {
+        return work.drop(Verdict::EspTruncated);
+    };
+    cipher.iv = iv;
+    cipher.aad = header::aad(work.spi, work.seq, esn);
+    cipher.aad_len = if esn { AAD_ESN } else { AAD_PLAIN };
+    cipher.text_len = text_len as u32;
+    let text_at = at + ESP_LEN + IV_LEN;
+    if !env.load(text_at, cipher.text_mut(), text_len) || !env.load_16(text_at + text_len, &mut cipher.tag) {
+        return work.drop(Verdict::InternalError);
+    }
+    true
+}
+
+/// After the cipher (`status` is that of [`crate::aead::aead_open`]): ceiling, padding, selectors, mark. `true`: the inner
+/// packet, its header in `work.ip`, is to be forwarded.
+#[inline(always)]
+pub fn accept(env: &impl Env, area: &mut Area, status: i32) -> bool {
+    let Area { cipher, work } = area;
+    let Some(proof) = IcvVerified::from_status(status) else {
+        return work.drop(if status == NOT_AUTHENTIC {
+            Verdict::IcvBad
+        } else {
+            Verdict::SuiteUnknown
+        });
+    };
+    if work.floor_rule == FLOOR_HOLD {
+        return work.slow(env, SLOW_HELD, Verdict::HeldForWindow);
+    }
+    let Some(sa) = env.inbound(work.cpu, work.index) else {
+        return work.drop(Verdict::InternalError);
+    };
+    if work.floor_rule == FLOOR_EVIDENCE {
+        evidence(env, work, volatile(&sa.reported_edge));
+        return work.drop(Verdict::BelowTakeoverFloor);
+    }
+    if work.seq > work.ceiling {
+        return work.slow(env, SLOW_ABOVE_CEILING, Verdict::AboveCeiling);
+    }
+    let Some((payload, next_header)) = pad::strip(cipher.text(), cipher.text_len as usize) else {
+        return work.drop(Verdict::PaddingBad);
+    };
+    if next_header != PROTOCOL_IPV4 {
+        // IPv6, and dummy packets of traffic flow confidentiality (RFC 4303 2.6).
+        let known = next_header == headers::PROTOCOL_IPV6 || next_header == headers::PROTOCOL_NONE;
+        return work.drop(if known {
+            Verdict::InnerUnsupported
+        } else {
+            Verdict::PaddingBad
+        });
+    }
+    let text = Bounded {
+        octets: cipher.text(),
+        len: payload,
+    };
+    let Some(ip) = headers::ipv4(&text, 0, payload) else {
+        return work.drop(Verdict::InnerMalformed);
+    };
+    work.ip = ip;
+    work.flow = flow(&text, &ip, 0);
+    if !selected(sa, &work.flow) {
+        return work.drop(Verdict::SelectorMismatch);
+    }
+    mark(env, work, proof)
+}
+
+/// What selectors look at in an inner packet at `offset`.
+#[inline(always)]
+pub(crate) fn flow(packet: &impl PacketRead, ip: &headers::Ipv4, offset: usize) -> Flow {
+    let mut flow = Flow {
+        source: ip.source,
+        destination: ip.destination,
+        protocol: ip.protocol,
+        ..Flow::default()
+    };
+    if !ip.is_later_fragment() {
+        if let Some((source, destination)) =
+            headers::ports(packet, ip.protocol, offset + ip.header_len as usize)
+        {
+            flow.ports = [source, destination];
+            flow.has_ports = 1;
+        }
+    }
+    flow
+}
+
+#[inline(always)]
+fn selected(sa: &InboundSa, flow: &Flow) -> bool {
+    let mut i = 0;
+    while i < SELECTORS_PER_SA {
+        if i as u32 >= sa.selector_count {
+            return false;
+        }
+        if selectors::pair_matches(&sa.selectors[i], flow) {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn mark(env: &impl Env, work: &mut Work, proof: IcvVerified) -> bool {
+    let marked = env.window(work.cpu, work.index, |window| {
+        // The same CPU checked before the cipher ran; nothing can have come between, and the proof costs little.
+        let checked = replay::check(window, work.seq)?;
+        let before = replay::mark(window, checked, proof);
+        let first = window.above_floor == 0;
+        window.above_floor = window.above_floor.wrapping_add(1);
+        window.packets = window.packets.wrapping_add(1);
+        window.bytes = window.bytes.wrapping_add(work.ip.total_len as u64);
+        window.last_ms = millis(work.now_ns);
+        Ok((before, first))
+    });
+    let (before, first) = match marked {
+        None => return work.drop(Verdict::InternalError),
+        Some(Err(verdict)) => return work.drop(verdict),
+        Some(Ok(marked)) => marked,
+    };
+    if first {
+        env.event(EVENT_FIRST_INBOUND, work.slot, work.spi, work.epoch, work.seq);
+    }
+    if before <= work.soft && work.seq > work.soft {
+        env.event(EVENT_CEILING_SOFT, work.slot, work.spi, work.epoch, work.seq);
+    }
+    true
+}
+
+/// Authentic packets whose numbers rise between the last reported edge and the floor, over some time, with nothing
+/// authentic above: the peer lives there and cannot get above by itself. Captures sent again do not rise that far.
+#[inline(always)]
+fn evidence(env: &impl Env, work: &Work, reported_edge: u64) {
+    let now_ms = millis(work.now_ns);
+    let complete = env.window(work.cpu, work.index, |window| {
+        let count = window.evidence_count;
+        if work.seq <= reported_edge || work.seq <= window.evidence_seq || count & EVIDENCE_REPORTED != 0 {
+            return false;
+        }
+        window.evidence_seq = work.seq;
+        if count == 0 {
+            window.evidence_first_ms = now_ms;
+        }
+        let count = if count < EVIDENCE_PACKETS {
+            count + 1
+        } else {
+            count
+        };
+        let complete =
+            count >= EVIDENCE_PACKETS && now_ms.saturating_sub(window.evidence_first_ms) >= EVIDENCE_SPAN_MS;
+        window.evidence_count = if complete {
+            count | EVIDENCE_REPORTED
+        } else {
+            count
+        };
+        complete
+    });
+    if complete == Some(true) {
+        env.event(EVENT_EVIDENCE, work.slot, work.spi, work.epoch, work.seq);
+    }
+}
+
+/// Puts the inner packet in place of the outer one and sends it on: by the routing table, or through the stack.
+#[inline(always)]
+pub fn forward(env: &impl Env, area: &mut Area) {
+    let Area { cipher, work } = area;
+    let ip = work.ip;
+    let inner_len = (ip.total_len as usize).min(TEXT_MAX);
+    let route = env.route(&RouteQuery {
+        source: ip.source,
+        destination: ip.destination,
+        length: inner_len as u16,
+        tos: ip.tos,
+        protocol: ip.protocol,
+        own: false,
+    });
+    let link_len = if route.is_some() {
+        ETHERNET_LEN
+    } else {
+        work.link_len as usize
+    };
+    if route.is_some() {
+        if ip.ttl <= 1 {
+            work.drop(Verdict::TtlExceeded);
+            return;
+        }
+        decrement_ttl(cipher.text_mut(), &ip);
+    }
+    let text_at = work.esp_at as usize + ESP_LEN + IV_LEN;
+    if !env.cut_head(text_at as i32 - link_len as i32)
+        || !env.truncate(link_len + inner_len)
+        || !env.store(link_len, cipher.text(), inner_len)
+    {
+        work.drop(Verdict::InternalError);
+        return;
+    }
+    if let Some(route) = route {
+        let [a, b, c, d, e, f] = route.destination;
+        let [g, h, i, j, k, l] = route.source;
+        env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l, 0x08, 0x00]);
+        work.target = route.ifindex;
+        work.end(Verdict::EspOpened, ACTION_REDIRECT);
+        return;
+    }
+    // The link header as it came, so that the stack sees a frame for itself.
+    if let Some(link) = work.front().read::<ETHERNET_LEN>(0) {
+        env.write(0, &link);
+    }
+    if link_len > ETHERNET_LEN {
+        if let Some(tag) = work.front().read::<4>(ETHERNET_LEN) {
+            env.write(ETHERNET_LEN, &tag);
+        }
+    }
+    work.pass(Verdict::EspOpenedLocal);
+}
+
+/// Decrements the TTL of the datagram in `text` whose header was parsed to `ip`, with its checksum.
+#[inline(always)]
+pub(crate) fn decrement_ttl(text: &mut [u8; TEXT_MAX], ip: &headers::Ipv4) {
+    let old = u16::from_be_bytes([ip.ttl, ip.protocol]);
+    let new = old.wrapping_sub(0x0100);
+    text[8] = (new >> 8) as u8;
+    let [a, b] = checksum::updated(ip.checksum, old, new).to_be_bytes();
+    text[10] = a;
+    text[11] = b;
+}

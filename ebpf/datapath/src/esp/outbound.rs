@@ -1,0 +1,381 @@
+//! A packet's way out: policy, [CPU], admit, [seal], emit (RFC 4303 3.3).
+//!
+//! The number is taken under the lease: checked, added atomically, checked again. It is in the IV with member and epoch, so
+//! that a key never sees a nonce twice, whoever believes to be the owner.
+
+use core::sync::atomic::Ordering;
+
+use maps_schema::event::{EVENT_ACQUIRE, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, SLOW_OUT_FRAGMENT};
+use maps_schema::sad::{
+    OutboundSa, SA_ESN, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305, slot_place,
+};
+use maps_schema::spd::{
+    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_TRAP, RULES_PER_PREFIX, SpdRule,
+};
+use maps_schema::steer::{Local, SIDE_INSIDE};
+use maps_schema::verdict::Verdict;
+
+use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN, outer_len};
+use super::{inbound, nonce, pad};
+use crate::aead::{AAD_ESN, AAD_PLAIN, DONE, TEXT_MAX};
+use crate::checksum;
+use crate::env::{
+    ACTION_CPU, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, OutboundCounters, RouteQuery, Work,
+};
+use crate::headers::{
+    self, DONT_FRAGMENT, ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTOCOL_ICMP,
+};
+use crate::icmp;
+use crate::limits::{self, Take, volatile};
+use crate::selectors;
+use crate::steer::{self, ROLE_OLD_OWNER, answer_arp, millis};
+
+/// TTL of outer packets.
+const OUTER_TTL: u8 = 64;
+
+/// On the inside interface, up to the SA's CPU: `true` where the packet is to be sealed right here, with the SA's slot in
+/// `work`.
+///
+/// `may_move` is false in the cpumap program: there the packet has arrived.
+#[inline(always)]
+pub fn choose(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
+    let Some(local) = env.local() else {
+        return work.pass(Verdict::NotForCluster);
+    };
+    let Some(link) = headers::link(&work.front()) else {
+        return work.pass(Verdict::NotForCluster);
+    };
+    work.link_len = link.len as u32;
+    work.source_mac = link.source;
+    if link.ethertype == ETHERTYPE_ARP {
+        return answer_arp(env, work, local, SIDE_INSIDE);
+    }
+    if link.ethertype != ETHERTYPE_IPV4 || link.destination != local.inside_mac {
+        return work.pass(Verdict::NotForCluster);
+    }
+    let available = (work.frame_len as usize).saturating_sub(link.len);
+    let Some(ip) = headers::ipv4(&work.front(), link.len, available) else {
+        return work.pass(Verdict::NotForCluster);
+    };
+    work.ip = ip;
+    let destination = headers::mapped(ip.destination);
+    if env.address(destination).is_some() {
+        return work.pass(Verdict::LocalTraffic);
+    }
+    let Some(entry) = env.policy(destination) else {
+        return work.pass(Verdict::NoPolicy);
+    };
+    work.flow = inbound::flow(&work.front(), &ip, link.len);
+    let mut i = 0;
+    while i < RULES_PER_PREFIX {
+        let rule = &entry.rules[i];
+        if rule.action == ACTION_NONE {
+            break;
+        }
+        if selectors::rule_matches(rule, &work.flow) {
+            return apply(env, work, local, rule, may_move);
+        }
+        i += 1;
+    }
+    work.pass(Verdict::NoPolicy)
+}
+
+#[inline(always)]
+fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &SpdRule, may_move: bool) -> bool {
+    work.connection = rule.connection as u32;
+    match rule.action {
+        ACTION_BYPASS => work.pass(Verdict::Bypassed),
+        ACTION_DISCARD => work.drop(Verdict::Discarded),
+        ACTION_PROTECT if rule.slot < local.slots => {
+            work.slot = rule.slot;
+            let (cpu, index) = slot_place(rule.slot, local.cpus);
+            work.cpu = cpu;
+            work.index = index;
+            if local.cpus > 1 && env.cpu() != cpu {
+                if may_move {
+                    work.target = cpu;
+                    return work.end(Verdict::OtherCpu, ACTION_CPU);
+                }
+                // The policy moved to an SA of another CPU while the packet was on its way. The counter is atomic:
+                // sealing here costs order for one packet, nothing else.
+            }
+            true
+        }
+        ACTION_TRAP => no_sa(env, work),
+        _ => no_sa(env, work),
+    }
+}
+
+/// A policy without SA drops and asks for one; it never lets the packet pass in clear.
+#[inline(always)]
+fn no_sa(env: &impl Env, work: &mut Work) -> bool {
+    let connection = work.connection as u16;
+    if env.acquire_due(connection, work.now_ns) {
+        let flow = ((work.flow.source as u64) << 32) | work.flow.destination as u64;
+        env.event(EVENT_ACQUIRE, connection as u32, 0, 0, flow);
+    }
+    work.drop(Verdict::NoSa)
+}
+
+/// Owner, SA, size, number; lays the packet out for the cipher. `true`: seal it.
+#[inline(always)]
+pub fn admit(env: &impl Env, area: &mut Area) -> bool {
+    let work = &mut area.work;
+    let Some(local) = env.local() else {
+        return work.drop(Verdict::InternalError);
+    };
+    if !steer::serve_here(env, work, local, work.slot as u8, true) {
+        return false;
+    }
+    if work.role == ROLE_OLD_OWNER {
+        // Its lease ended with the flip: outbound, the new owner alone sends.
+        return steer::second_hop(env, work, local, work.other, true);
+    }
+    let Some(sa) = env.outbound(work.cpu, work.index) else {
+        return no_sa(env, work);
+    };
+    work.spi = volatile(&sa.spi);
+    if work.spi == 0 {
+        return no_sa(env, work);
+    }
+    work.connection = sa.connection as u32;
+    if sa.suite < SUITE_AES128_GCM || sa.suite > SUITE_CHACHA20_POLY1305 {
+        return work.drop(Verdict::SuiteUnknown);
+    }
+    let flags = volatile(&sa.flags);
+    let inner = work.ip.total_len as usize;
+    let mtu = path_mtu(sa, local);
+    if header::sealed_len(inner, flags & SA_UDP_ENCAP != 0) > mtu {
+        return too_big(
+            env,
+            area,
+            local,
+            header::inner_max(mtu, flags & SA_UDP_ENCAP != 0),
+        );
+    }
+    if inner > TEXT_MAX - 8 {
+        return work.drop(Verdict::TooBig);
+    }
+    if work.ip.ttl <= 1 {
+        return work.drop(Verdict::TtlExceeded);
+    }
+    let Some(counters) = env.counters(work.cpu, work.index) else {
+        return work.drop(Verdict::InternalError);
+    };
+    if !take_number(env, work, sa, flags, counters) {
+        return false;
+    }
+    let Area { cipher, work } = area;
+    if !env.load(work.link_len as usize, cipher.text_mut(), inner) {
+        return work.drop(Verdict::InternalError);
+    }
+    let ip = work.ip;
+    inbound::decrement_ttl(cipher.text_mut(), &ip);
+    let Some(text_len) = pad::append(cipher.text_mut(), inner, headers::PROTOCOL_IPV4) else {
+        return work.drop(Verdict::TooBig);
+    };
+    let esn = flags & SA_ESN != 0;
+    cipher.text_len = text_len as u32;
+    cipher.iv = nonce::iv(local.member as u8, work.epoch, work.seq);
+    cipher.aad = header::aad(work.spi, work.seq, esn);
+    cipher.aad_len = if esn { AAD_ESN } else { AAD_PLAIN };
+    true
+}
+
+#[inline(always)]
+fn path_mtu(sa: &OutboundSa, local: &Local) -> usize {
+    let (path, own) = (sa.path_mtu as usize, local.outside_mtu as usize);
+    match (path, own) {
+        (0, 0) => 1500,
+        (0, mtu) | (mtu, 0) => mtu,
+        (path, own) => path.min(own),
+    }
+}
+
+#[inline(always)]
+fn take_number(
+    env: &impl Env,
+    work: &mut Work,
+    sa: &OutboundSa,
+    flags: u8,
+    counters: &OutboundCounters,
+) -> bool {
+    let Ok((limits, version)) = limits::read(&sa.limits) else {
+        return work.drop(Verdict::Contended);
+    };
+    let Ok(mut range) = limits::outbound_range(&limits, flags, work.alone != 0, work.epoch) else {
+        return work.drop(Verdict::EpochBehind);
+    };
+    let max = limits::sequence_max(flags);
+    let at_end = range.last >= max;
+    if at_end {
+        range.last = max;
+    }
+    match limits::take(&counters.seq, &range) {
+        Take::Number(seq) => {
+            work.seq = seq;
+            counters.packets.fetch_add(1, Ordering::Relaxed);
+            counters
+                .bytes
+                .fetch_add(work.ip.total_len as u64, Ordering::Relaxed);
+            counters.last_ms.store(millis(work.now_ns), Ordering::Relaxed);
+            if seq == range.soft {
+                env.event(EVENT_LEASE_SOFT, work.slot, work.spi, work.epoch, seq);
+            }
+            true
+        }
+        Take::Exhausted if at_end => work.drop(Verdict::SequenceExhausted),
+        Take::Exhausted => {
+            // Once per published lease, and once more per epoch: the agent needs no second call.
+            let mark = (version.wrapping_add(1) << 16) | work.epoch as u64;
+            let seen = counters.exhausted_version.load(Ordering::Relaxed);
+            if seen != mark
+                && counters
+                    .exhausted_version
+                    .compare_exchange(seen, mark, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+            {
+                env.event(EVENT_LEASE_EXHAUSTED, work.slot, work.spi, work.epoch, range.last);
+            }
+            work.drop(Verdict::LeaseExhausted)
+        }
+        Take::Contended => work.drop(Verdict::Contended),
+    }
+}
+
+/// RFC 1191 and RFC 4301 8.2.1: with DF the sender learns the size that fits; without, the slow path makes pieces.
+#[inline(always)]
+fn too_big(env: &impl Env, area: &mut Area, local: &Local, mtu: usize) -> bool {
+    let Area { cipher, work } = area;
+    let ip = work.ip;
+    if ip.fragment & DONT_FRAGMENT == 0 {
+        return work.slow(env, SLOW_OUT_FRAGMENT, Verdict::OutFragment);
+    }
+    // RFC 1122 3.2.2: no error about an error, a later fragment, or to what is no single host. Whether an ICMP
+    // message is an error says its type; every ICMP message of that size is treated as one.
+    let single_host = ip.source >> 28 < 0xe && ip.source != 0;
+    if ip.is_later_fragment() || !single_host || ip.protocol == PROTOCOL_ICMP && !is_echo(work) {
+        return work.drop(Verdict::TooBig);
+    }
+    let text = cipher.text_mut();
+    // The quotation lies behind the place of the new headers; the area between is overwritten.
+    if !env.load(work.link_len as usize, text, icmp::QUOTED) {
+        return work.drop(Verdict::InternalError);
+    }
+    text.copy_within(..icmp::QUOTED, icmp::QUOTE_AT);
+    icmp::fragmentation_needed(
+        text,
+        headers::unmapped(&local.inside_address),
+        ip.source,
+        mtu as u16,
+    );
+    let link_len = work.link_len as usize;
+    let [a, b, c, d, e, f] = work.source_mac;
+    let [g, h, i, j, k, l] = local.inside_mac;
+    if !env.truncate(link_len + icmp::ERROR_LEN)
+        || !env.store(link_len, text, icmp::ERROR_LEN)
+        || !env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
+    {
+        return work.drop(Verdict::InternalError);
+    }
+    work.end(Verdict::FragmentNeeded, ACTION_TRANSMIT)
+}
+
+#[inline(always)]
+fn is_echo(work: &Work) -> bool {
+    use crate::bytes::PacketRead;
+    let at = (work.link_len + work.ip.header_len) as usize;
+    matches!(work.front().u8(at), Some(0 | 8))
+}
+
+/// After the cipher (`status` is that of [`crate::aead::aead_seal`]): outer headers, and on its way.
+#[inline(always)]
+pub fn emit(env: &impl Env, area: &mut Area, status: i32) {
+    let Area { cipher, work } = area;
+    if status != DONE {
+        work.drop(Verdict::SuiteUnknown);
+        return;
+    }
+    let (Some(local), Some(sa)) = (env.local(), env.outbound(work.cpu, work.index)) else {
+        work.drop(Verdict::InternalError);
+        return;
+    };
+    let encap = volatile(&sa.flags) & SA_UDP_ENCAP != 0;
+    let text_len = (cipher.text_len as usize).min(TEXT_MAX);
+    let esp_at = ETHERNET_LEN + outer_len(encap);
+    let text_at = esp_at + ESP_LEN + IV_LEN;
+    let frame_len = text_at + text_len + ICV_LEN;
+    if !env.cut_head(work.frame_len as i32 - frame_len as i32) {
+        work.drop(Verdict::InternalError);
+        return;
+    }
+    let source = headers::unmapped(&sa.outer_src);
+    let destination = headers::unmapped(&sa.outer_dst);
+    let protocol = if encap {
+        headers::PROTOCOL_UDP
+    } else {
+        headers::PROTOCOL_ESP
+    };
+    let route = env.route(&RouteQuery {
+        source,
+        destination,
+        length: (frame_len - ETHERNET_LEN) as u16,
+        tos: work.ip.tos,
+        protocol,
+        own: true,
+    });
+    let (to, from) = match &route {
+        Some(route) => (route.destination, route.source),
+        // Nobody to send it to is known yet. It is sealed, so the stack may have it: it asks for the neighbour.
+        None => (local.inside_mac, local.inside_mac),
+    };
+    let ip = outer_ip(work, source, destination, protocol, frame_len - ETHERNET_LEN);
+    let [a, b, c, d, e, f] = to;
+    let [g, h, i, j, k, l] = from;
+    let mut ok = env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l, 0x08, 0x00]);
+    ok &= env.write(ETHERNET_LEN, &ip);
+    if encap {
+        let [s0, s1] = sa.encap_ports[0].to_be_bytes();
+        let [d0, d1] = sa.encap_ports[1].to_be_bytes();
+        let [l0, l1] = ((frame_len - ETHERNET_LEN - IPV4_LEN) as u16).to_be_bytes();
+        // RFC 3948 2.1: the IPv4 UDP checksum SHOULD be zero.
+        ok &= env.write(ETHERNET_LEN + IPV4_LEN, &[s0, s1, d0, d1, l0, l1, 0, 0]);
+    }
+    let [p0, p1, p2, p3] = work.spi.to_be_bytes();
+    let [q0, q1, q2, q3] = (work.seq as u32).to_be_bytes();
+    ok &= env.write(esp_at, &[p0, p1, p2, p3, q0, q1, q2, q3]);
+    ok &= env.write(esp_at + ESP_LEN, &cipher.iv);
+    ok &= env.store(text_at, cipher.text(), text_len);
+    ok &= env.write(text_at + text_len, &cipher.tag);
+    if !ok {
+        work.drop(Verdict::InternalError);
+        return;
+    }
+    match route {
+        Some(route) => {
+            work.target = route.ifindex;
+            work.end(Verdict::EspSealed, ACTION_REDIRECT);
+        }
+        None => {
+            work.pass(Verdict::EspSealed);
+        }
+    }
+}
+
+/// RFC 4301 5.1.2.1: DS field, ECN and DF are copied, the rest is built.
+#[inline(always)]
+fn outer_ip(work: &Work, source: u32, destination: u32, protocol: u8, len: usize) -> [u8; IPV4_LEN] {
+    let [l0, l1] = (len as u16).to_be_bytes();
+    let [i0, i1] = (work.seq as u16).to_be_bytes();
+    let [f0, f1] = (work.ip.fragment & DONT_FRAGMENT).to_be_bytes();
+    let [s0, s1, s2, s3] = source.to_be_bytes();
+    let [d0, d1, d2, d3] = destination.to_be_bytes();
+    let tos = work.ip.tos;
+    let mut ip = [
+        0x45, tos, l0, l1, i0, i1, f0, f1, OUTER_TTL, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
+    ];
+    let [a, b] = checksum::internet(&ip).to_be_bytes();
+    ip[10] = a;
+    ip[11] = b;
+    ip
+}

@@ -1,0 +1,57 @@
+//! ICMP "fragmentation needed and DF set" (RFC 792, RFC 1191 4).
+
+use crate::aead::TEXT_MAX;
+use crate::checksum;
+use crate::headers::{IPV4_LEN, PROTOCOL_ICMP};
+
+/// Octets of the offending datagram that are quoted: a header of any length and its first 64 bits.
+pub const QUOTED: usize = 68;
+/// Octets of the whole IP datagram that carries the error.
+pub const ERROR_LEN: usize = IPV4_LEN + 8 + QUOTED;
+
+/// Turns an area that holds the first [`QUOTED`] octets of a datagram at [`QUOTE_AT`] into the IP datagram, from
+/// octet 0 on, that tells `destination` to send at most `mtu` octets.
+#[inline(always)]
+pub fn fragmentation_needed(area: &mut [u8; TEXT_MAX], source: u32, destination: u32, mtu: u16) {
+    let [s0, s1, s2, s3] = source.to_be_bytes();
+    let [d0, d1, d2, d3] = destination.to_be_bytes();
+    let mut ip = [
+        0x45,
+        0,
+        0,
+        ERROR_LEN as u8,
+        0,
+        0,
+        0,
+        0,
+        64,
+        PROTOCOL_ICMP,
+        0,
+        0,
+        s0,
+        s1,
+        s2,
+        s3,
+        d0,
+        d1,
+        d2,
+        d3,
+    ];
+    let [c0, c1] = checksum::internet(&ip).to_be_bytes();
+    ip[10] = c0;
+    ip[11] = c1;
+    // Type 3, code 4, checksum, 16 unused bits, next-hop MTU.
+    let mut sum = 0x0304 + mtu as u32;
+    let mut at = QUOTE_AT;
+    while at < QUOTE_AT + QUOTED {
+        sum += u16::from_be_bytes([area[at], area[at + 1]]) as u32;
+        at += 2;
+    }
+    let [k0, k1] = checksum::fold(sum).to_be_bytes();
+    let [m0, m1] = mtu.to_be_bytes();
+    area[..IPV4_LEN].copy_from_slice(&ip);
+    area[IPV4_LEN..QUOTE_AT].copy_from_slice(&[3, 4, k0, k1, 0, 0, m0, m1]);
+}
+
+/// Where the quoted octets lie.
+pub const QUOTE_AT: usize = IPV4_LEN + 8;
