@@ -1,2 +1,130 @@
 //! The one binary: `espalier`.
-fn main() {}
+
+mod client;
+mod commands;
+mod tables;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A cluster of Linux hosts that acts as one IPsec gateway.
+#[derive(Parser)]
+#[command(name = "espalier", version, about, long_about = None, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit status: 0 done; 1 it failed (the reason is on standard error); 2 wrong usage; \
+3 the agent cannot be reached.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run this host's member of the cluster in the foreground.
+    Run {
+        /// Configuration file.
+        #[arg(long, short)]
+        config: PathBuf,
+        /// What to log, in the syntax of RUST_LOG (which is heeded where this is not given).
+        #[arg(long)]
+        log: Option<String>,
+    },
+    /// Read a configuration file and say what is wrong, with the line.
+    Check {
+        /// Configuration file.
+        config: PathBuf,
+        /// Print the problems as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Role, epoch, in-sync set, connections, last takeover.
+    Status(Query),
+    /// IKE SAs and Child SAs.
+    Sas(Query),
+    /// What happened, oldest first.
+    Events(Query),
+    /// Counters in the format of Prometheus.
+    Metrics(Target),
+    /// Move the cluster to another member in a planned way: nothing is lost.
+    Takeover {
+        #[command(flatten)]
+        query: Query,
+        /// Member that is to own the segments; the standby where not given.
+        #[arg(long)]
+        to: Option<u8>,
+    },
+    /// Rekey Child SAs or an IKE SA now.
+    Rekey {
+        #[command(flatten)]
+        query: Query,
+        /// Connection whose Child SAs are rekeyed.
+        #[arg(required_unless_present_any = ["spi", "ike"], conflicts_with_all = ["spi", "ike"])]
+        connection: Option<String>,
+        /// The Child SA with this inbound SPI (hexadecimal).
+        #[arg(long, conflicts_with = "ike")]
+        spi: Option<String>,
+        /// The IKE SA of this connection.
+        #[arg(long)]
+        ike: Option<String>,
+    },
+    /// Ask the peer of a connection for a sign of life now, and wait for it.
+    Liveness {
+        #[command(flatten)]
+        query: Query,
+        /// Connection.
+        connection: String,
+    },
+    /// What concerns the cluster as a whole.
+    Cluster {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum ClusterCommand {
+    /// Make the cluster's certificate authority and a certificate for each member. Overwrites nothing.
+    Init {
+        /// Folder to write to.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Number of members, 2 to 16.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
+        members: u8,
+        /// Name of the cluster.
+        #[arg(long)]
+        name: String,
+    },
+}
+
+/// Which agent to ask.
+#[derive(Args, Clone)]
+struct Target {
+    /// Control socket of the agent.
+    #[arg(long, short)]
+    socket: Option<PathBuf>,
+    /// Configuration file that names the control socket.
+    #[arg(long, short, conflicts_with = "socket")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args, Clone)]
+struct Query {
+    #[command(flatten)]
+    target: Target,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match commands::execute(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("espalier: {error:#}");
+            if error.downcast_ref::<client::Unreachable>().is_some() { ExitCode::from(3) } else { ExitCode::from(1) }
+        }
+    }
+}

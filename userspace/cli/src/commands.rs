@@ -1,0 +1,113 @@
+//! What each subcommand does.
+
+use crate::client::Client;
+use crate::{ClusterCommand, Command, Query, tables};
+use agent::api::{Done, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, Status, TakeoverRequest};
+use agent::config::Config;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use std::path::Path;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Runs the command to its end.
+pub fn execute(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run { config, log } => run(&config, log),
+        Command::Check { config, json } => check(&config, json),
+        Command::Status(query) => show::<Status>(&query, "/v1/status", tables::status),
+        Command::Sas(query) => show::<Vec<IkeSa>>(&query, "/v1/sas", |sas| tables::sas(sas)),
+        Command::Events(query) => show::<Vec<LoggedEvent>>(&query, "/v1/events", |events| tables::events(events)),
+        Command::Metrics(target) => {
+            let text = wait(async { Client::new(&target)?.get_text("/metrics").await })?;
+            print!("{text}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Takeover { query, to } => order(&query, "/v1/takeover", &TakeoverRequest { to }),
+        Command::Rekey { query, connection, spi, ike } => {
+            order(&query, "/v1/rekey", &RekeyRequest { connection, spi, ike })
+        }
+        Command::Liveness { query, connection } => order(&query, "/v1/liveness", &LivenessRequest { connection }),
+        Command::Cluster { command: ClusterCommand::Init { dir, members, name } } => init(&dir, members, &name),
+    }
+}
+
+fn run(config: &Path, log: Option<String>) -> Result<ExitCode> {
+    let filter = match log {
+        Some(text) => EnvFilter::try_new(&text).with_context(|| format!("--log {text} is no filter"))?,
+        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    agent::run(Config::load(config)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(path: &Path, json: bool) -> Result<ExitCode> {
+    let source = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read {}: check the path and its mode", path.display()))?;
+    let problems = match Config::read(&source, path.parent().unwrap_or(Path::new("."))) {
+        Ok(config) => {
+            if json {
+                println!("[]");
+            } else {
+                println!(
+                    "{}: correct. Member {} of cluster {}, {} connection(s).",
+                    path.display(),
+                    config.cluster.member,
+                    config.cluster.name,
+                    config.connections.len()
+                );
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(problems) => problems,
+    };
+    if json {
+        let list: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        println!("{}", serde_json::to_string_pretty(&list)?);
+    } else {
+        for problem in &problems {
+            println!("{}:{problem}", path.display());
+        }
+    }
+    eprintln!("espalier: {} problem(s) in {}", problems.len(), path.display());
+    Ok(ExitCode::from(1))
+}
+
+fn init(dir: &Path, members: u8, name: &str) -> Result<ExitCode> {
+    for path in agent::pki::init(dir, name, members)? {
+        println!("wrote {}", path.display());
+    }
+    println!(
+        "Copy ca.crt, cluster.secret and member-N.crt with member-N.key to member N, and name the folder there as `pki` in [cluster]."
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show<T: DeserializeOwned>(query: &Query, path: &str, table: impl Fn(&T) -> String) -> Result<ExitCode> {
+    let text = wait(async { Client::new(&query.target)?.get_text(path).await })?;
+    if query.json {
+        let value: serde_json::Value = serde_json::from_str(&text)?;
+        println!("{}", serde_json::to_string_pretty(&value)?);
+    } else {
+        let value = serde_json::from_str(&text).context("the agent is of another version than this binary")?;
+        println!("{}", table(&value));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn order(query: &Query, path: &str, body: &impl Serialize) -> Result<ExitCode> {
+    let done: Done = wait(async { Client::new(&query.target)?.post(path, body).await })?;
+    if query.json {
+        println!("{}", serde_json::to_string_pretty(&done)?);
+    } else {
+        println!("{} ({:.1} ms)", done.text, done.took_ms);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}

@@ -1,0 +1,209 @@
+//! Answers as tables for people.
+
+use agent::api::{IkeSa, LoggedEvent, Status};
+use comfy_table::{Table, presets};
+use std::fmt::Write;
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header.iter().copied());
+    table
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    if items.is_empty() {
+        return "-".to_owned();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// `espalier status`.
+pub fn status(status: &Status) -> String {
+    let mut out = String::new();
+    let valid = if status.owner == status.member {
+        format!(", valid for {} ms", status.valid_for_ms)
+    } else {
+        String::new()
+    };
+    let _ = writeln!(
+        out,
+        "{} member {} ({}): {}\nepoch {}, owner {}{valid}, in sync {}, journal {} (committed {}), up {} s",
+        status.cluster,
+        status.member,
+        status.name,
+        status.role,
+        status.epoch,
+        status.owner,
+        list(&status.in_sync),
+        status.journal.position,
+        status.journal.committed,
+        status.uptime_s,
+    );
+    let mut members = table(&["member", "name", "state", "in sync", "links", "last heartbeat", "suspected after"]);
+    for member in &status.members {
+        members.add_row([
+            member.id.to_string(),
+            member.name.clone(),
+            member.state.clone(),
+            if member.in_sync { "yes" } else { "no" }.to_owned(),
+            list(&member.links_up),
+            member.last_heartbeat_ms.map_or("never".to_owned(), |ms| format!("{ms} ms ago")),
+            format!("{} ms", member.suspicion_ms),
+        ]);
+    }
+    let _ = writeln!(out, "\n{members}");
+    let mut connections = table(&["connection", "state", "peer", "Child SAs", "reason"]);
+    for connection in &status.connections {
+        connections.add_row([
+            connection.name.clone(),
+            connection.state.clone(),
+            connection.remote.clone(),
+            connection.children.to_string(),
+            connection.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    let _ = writeln!(out, "\n{connections}");
+    for interface in &status.interfaces {
+        let _ = writeln!(
+            out,
+            "{} interface {}: {} XDP, MTU {}",
+            interface.side, interface.name, interface.mode, interface.mtu
+        );
+    }
+    if let Some(takeover) = &status.last_takeover {
+        let mut phases: Vec<_> = takeover.phases_ms.iter().collect();
+        phases.sort_by(|a, b| a.1.total_cmp(b.1));
+        let line = phases.iter().map(|(name, ms)| format!("{name} {ms:.1} ms")).collect::<Vec<_>>().join(" -> ");
+        let _ = writeln!(
+            out,
+            "\nlast takeover: {} from member {} to epoch {} ({})\n  {line}\n  {} IKE SAs, {} Child SAs, {} rekeyed on evidence",
+            takeover.kind,
+            takeover.from,
+            takeover.epoch,
+            takeover.reason,
+            takeover.ike_sas,
+            takeover.child_sas,
+            takeover.evidence_rekeys
+        );
+    }
+    if !status.verdicts.is_empty() {
+        let mut verdicts = table(&["verdict", "packets"]);
+        for (name, packets) in &status.verdicts {
+            verdicts.add_row([name.clone(), packets.to_string()]);
+        }
+        let _ = writeln!(out, "\n{verdicts}");
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+/// `espalier sas`.
+pub fn sas(sas: &[IkeSa]) -> String {
+    if sas.is_empty() {
+        return "no SAs".to_owned();
+    }
+    let mut out = String::new();
+    for ike in sas {
+        let _ = writeln!(
+            out,
+            "{}: {}, {} {} <-> {} [{}], SPIs {} / {}, {}, next request {} / expected {}{}",
+            ike.connection,
+            ike.state,
+            if ike.initiator { "initiator" } else { "responder" },
+            ike.local,
+            ike.remote,
+            ike.remote_id,
+            ike.spi_local,
+            ike.spi_remote,
+            ike.suite,
+            ike.next_request_id,
+            ike.expected_request_id,
+            ike.age_s.map_or(String::new(), |s| format!(", {s} s old")),
+        );
+        let mut children = table(&[
+            "child", "SPI in / out", "suite", "segment", "CPU", "local", "remote", "in: packets, edge / ceiling",
+            "out: packets, seq / lease",
+        ]);
+        for child in &ike.children {
+            let mut suite = child.suite.clone();
+            if child.esn {
+                suite.push_str(", ESN");
+            }
+            if child.udp_encap {
+                suite.push_str(", UDP");
+            }
+            children.add_row([
+                child.name.clone(),
+                format!("{} / {}", child.spi_in, child.spi_out),
+                suite,
+                child.segment.to_string(),
+                child.cpu.to_string(),
+                list(&child.ts_local),
+                list(&child.ts_remote),
+                format!("{}, {} / {}", child.packets_in, child.edge, bound(child.ceiling)),
+                format!("{}, {} / {}", child.packets_out, child.seq, bound(child.lease)),
+            ]);
+        }
+        let _ = writeln!(out, "{children}\n");
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+fn bound(limit: u64) -> String {
+    if limit == u64::MAX { "none".to_owned() } else { limit.to_string() }
+}
+
+/// `espalier events`.
+pub fn events(events: &[LoggedEvent]) -> String {
+    if events.is_empty() {
+        return "nothing has happened yet".to_owned();
+    }
+    let mut table = table(&["monotonic s", "wall clock (UTC)", "event", ""]);
+    for event in events {
+        table.add_row([
+            format!("{:.6}", event.monotonic_ns as f64 / 1e9),
+            utc(event.wall_ns),
+            event.kind.clone(),
+            event.text.clone(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// `YYYY-MM-DDThh:mm:ss.mmmZ`.
+fn utc(wall_ns: u64) -> String {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(wall_ns);
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agent::api::{ChildSa, TakeoverStatus};
+
+    #[test]
+    fn phases_of_a_takeover_are_shown_in_the_order_of_time() {
+        let phases = [("flipped", 104.5), ("suspected", 101.0), ("claimed", 102.0)];
+        let takeover = TakeoverStatus {
+            kind: "failover".to_owned(),
+            phases_ms: phases.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect(),
+            ..TakeoverStatus::default()
+        };
+        let text = status(&Status { last_takeover: Some(takeover), ..Status::default() });
+        assert!(text.contains("suspected 101.0 ms -> claimed 102.0 ms -> flipped 104.5 ms"), "{text}");
+    }
+
+    #[test]
+    fn an_sa_without_upper_limit_shows_none() {
+        let child = ChildSa { lease: u64::MAX, seq: 7, ..ChildSa::default() };
+        let text = sas(&[IkeSa { children: vec![child], ..IkeSa::default() }]);
+        assert!(text.contains("7 / none"), "{text}");
+        assert_eq!(sas(&[]), "no SAs");
+    }
+
+    #[test]
+    fn wall_time_is_shown_in_utc_with_milliseconds() {
+        assert_eq!(utc(1_700_000_000_123_456_789), "2023-11-14T22:13:20.123Z");
+    }
+}
