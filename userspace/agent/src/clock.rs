@@ -1,0 +1,24 @@
+//! The clocks of this host. Everything below the agent gets time as an argument.
+
+use model::Instant;
+
+/// `CLOCK_MONOTONIC`: the clock of the programs and of every core.
+pub fn now() -> Instant {
+    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
+        Ok(time) => Instant(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64),
+        // The call cannot fail for this clock; time standing still stops timers, which is safe.
+        Err(_) => Instant(0),
+    }
+}
+
+/// Wall-clock time, seconds since 1970, for people.
+pub fn wall() -> f64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// Waits until a point of [`now`]'s clock.
+pub async fn sleep_until(at: Instant) {
+    tokio::time::sleep(at.since(now())).await;
+}
