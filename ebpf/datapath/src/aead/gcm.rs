@@ -61,11 +61,12 @@ fn crypt(key: &SaKey, scratch: &mut Scratch, mut at: usize, end: usize) {
 fn hash(scratch: &mut Scratch) -> [u64; 2] {
     let (aad_len, len) = (scratch.aad_len as u64, scratch.text_len as u64);
     scratch.frame([(aad_len * 8).to_be(), (len * 8).to_be()]);
-    let chunks = scratch.blocks().div_ceil(4) as usize;
-    let end = BEFORE_TEXT + 2 * scratch.blocks() as usize;
+    let blocks = scratch.blocks() as usize;
+    let end = BEFORE_TEXT + 2 * blocks;
+    // Not end less the chunks' length: of that the verifier cannot tell that it is positive.
+    let mut at = BEFORE_TEXT - 2 * (blocks.wrapping_neg() & 3);
     let Scratch { ghash, message, .. } = scratch;
     let words = message.words_mut();
-    let mut at = end - 8 * chunks;
     while at < end {
         if let Some(chunk) = words.get(at..).and_then(|w| w.first_chunk()) {
             // SAFETY: two separate fields.
