@@ -67,6 +67,9 @@ pub enum WireError {
         /// Found.
         got: usize,
     },
+    /// A range that ends before it begins.
+    #[error("range of {0} ends before it begins")]
+    Backwards(&'static str),
     /// Text that is not text.
     #[error("{0} is not valid UTF-8")]
     Text(&'static str),

@@ -19,7 +19,7 @@ pub struct Notify {
     pub data: Vec<u8>,
 }
 
-/// Data of IKEV2_MESSAGE_ID_SYNC (RFC 6311 8.1.2 "IKEV2_MESSAGE_ID_SYNC").
+/// Data of IKEV2_MESSAGE_ID_SYNC (RFC 6311).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageIdSync {
     /// Chosen by the cluster, echoed by the peer.

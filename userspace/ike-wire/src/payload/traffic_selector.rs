@@ -84,17 +84,11 @@ impl TrafficSelectors {
         };
         body.end()?;
         if first > last {
-            return Err(WireError::Value {
-                what: "address range of traffic selector, backwards:",
-                value: 0,
-            });
+            return Err(WireError::Backwards("addresses"));
         }
         // Start 65535 with end 0 is OPAQUE (RFC 7296 3.13.1); any other backwards range is an error.
         if first_port > last_port && (first_port, last_port) != (u16::MAX, 0) {
-            return Err(WireError::Value {
-                what: "first port of traffic selector",
-                value: first_port.into(),
-            });
+            return Err(WireError::Backwards("ports"));
         }
         self.selectors.push(TrafficSelector {
             first,
