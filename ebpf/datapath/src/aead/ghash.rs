@@ -97,7 +97,7 @@ fn low_product(operands: &[u64; POWERS], factors: &[[u64; 9]; POWERS]) -> u64 {
 
 /// Product of a number with x in GF(2^128), bits reversed: what makes good the shift of a reversed product.
 fn double(x: u128) -> u128 {
-    (x << 1) ^ (x >> 127) * 0xc200_0000_0000_0000_0000_0000_0000_0001
+    (x << 1) ^ ((x >> 127) * 0xc200_0000_0000_0000_0000_0000_0000_0001)
 }
 
 /// Product in GF(2^128) of blocks read big-endian (SP 800-38D 6.3), bit by bit; for the key schedule only.
@@ -105,7 +105,7 @@ fn multiply(x: u128, mut y: u128) -> u128 {
     let mut z = 0;
     for i in 0..128 {
         z ^= y & (0u128.wrapping_sub((x >> (127 - i)) & 1));
-        y = (y >> 1) ^ (y & 1) * (0xe1 << 120);
+        y = (y >> 1) ^ ((y & 1) * (0xe1 << 120));
     }
     z
 }
