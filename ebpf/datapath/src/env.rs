@@ -2,7 +2,6 @@
 //! in memory, so that both run the same rules.
 
 use core::mem::{offset_of, size_of};
-use core::sync::atomic::AtomicU64;
 
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
 use maps_schema::spd::SpdEntry;
@@ -11,6 +10,7 @@ use maps_schema::verdict::Verdict;
 
 use crate::aead::{Scratch, TEXT_MAX};
 use crate::bytes::Bounded;
+use crate::counter::Counter;
 use crate::headers::Ipv4;
 use crate::selectors::Flow;
 
@@ -19,15 +19,15 @@ use crate::selectors::Flow;
 #[repr(C)]
 pub struct OutboundCounters {
     /// Last sequence number given out.
-    pub seq: AtomicU64,
+    pub seq: Counter,
     /// Packets sent.
-    pub packets: AtomicU64,
+    pub packets: Counter,
     /// Inner octets sent.
-    pub bytes: AtomicU64,
+    pub bytes: Counter,
     /// Milliseconds of the last packet.
-    pub last_ms: AtomicU64,
+    pub last_ms: Counter,
     /// One more than the limits version for which an exhausted lease was last reported.
-    pub exhausted_version: AtomicU64,
+    pub exhausted_version: Counter,
 }
 
 const _: () = {

@@ -1,4 +1,5 @@
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics, adt_const_params), allow(internal_features))]
 //! Per-packet rules and ciphers, no_std, compiled for BPF and for the host.
 //!
 //! Rules are generic over [`env::Env`], so that the XDP programs and the host's tests run the same code. No function has a
@@ -9,6 +10,7 @@ pub mod arp;
 pub mod bytes;
 pub mod checksum;
 pub mod control;
+pub mod counter;
 pub mod env;
 pub mod esp;
 pub mod headers;

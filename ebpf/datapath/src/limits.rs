@@ -6,7 +6,7 @@
 //! can have been: above L + (k-1)S outbound, above C + (k-1)H inbound. `Limits::floor` carries the highest such
 //! bound of earlier epochs, so that a raise in the current epoch does not forget it.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::counter::Counter;
 use maps_schema::sad::{Limits, LimitsCell, SA_ESN, SA_LOCAL_ONLY};
 
 /// Largest distance between epochs that counts as "ahead"; a larger one means that the record is the newer.
@@ -57,15 +57,23 @@ pub const fn distance(record_epoch: u16, word_epoch: u16) -> Result<u16, EpochBe
     if k > MAX_DISTANCE { Err(EpochBehind) } else { Ok(k) }
 }
 
+/// `k * step`, saturating. BPF has no 128-bit product to look for an overflow in, so the factor is bounded instead.
+#[inline(always)]
+const fn steps(k: u16, step: u64) -> u64 {
+    if step > u64::MAX >> 16 {
+        if k == 0 { 0 } else { u64::MAX }
+    } else {
+        k as u64 * step
+    }
+}
+
 /// Lower bound that `limits` give at distance `k`: everything up to it may have been used by somebody.
 #[inline(always)]
 const fn lower_bound(limits: &Limits, k: u16) -> u64 {
     if k == 0 {
         return limits.floor;
     }
-    let taken = limits
-        .limit
-        .saturating_add((k as u64 - 1).saturating_mul(limits.step));
+    let taken = limits.limit.saturating_add(steps(k - 1, limits.step));
     if taken > limits.floor { taken } else { limits.floor }
 }
 
@@ -75,11 +83,7 @@ const fn upper_bound(limits: &Limits, flags: u8, alone: bool, k: u16) -> Option<
     if flags & SA_LOCAL_ONLY != 0 || (alone && k > 0) {
         return None;
     }
-    Some(
-        limits
-            .limit
-            .saturating_add((k as u64).saturating_mul(limits.step)),
-    )
+    Some(limits.limit.saturating_add(steps(k, limits.step)))
 }
 
 /// Highest sequence number an SA with these `SA_*` flags can carry.
@@ -240,24 +244,22 @@ const RAISE_ATTEMPTS: u32 = 4;
 /// The limit is checked before the atomic add, so that an SA without lease does not run its counter away, and again
 /// after it, because other CPUs add at the same time.
 #[inline(always)]
-pub fn take(counter: &AtomicU64, range: &OutboundRange) -> Take {
+pub fn take(counter: &Counter, range: &OutboundRange) -> Take {
     let start = range.first.saturating_sub(1);
     let mut attempt = 0;
-    let mut current = counter.load(Ordering::Relaxed);
+    let mut current = counter.get();
     while current < start {
         if attempt == RAISE_ATTEMPTS {
             return Take::Contended;
         }
         attempt += 1;
-        match counter.compare_exchange(current, start, Ordering::SeqCst, Ordering::SeqCst) {
-            Ok(_) => current = start,
-            Err(seen) => current = seen,
-        }
+        let seen = counter.compare_exchange(current, start);
+        current = if seen == current { start } else { seen };
     }
     if current >= range.last {
         return Take::Exhausted;
     }
-    let number = counter.fetch_add(1, Ordering::SeqCst).saturating_add(1);
+    let number = counter.fetch_add(1).saturating_add(1);
     if number > range.last || number < range.first {
         Take::Exhausted
     } else {
@@ -352,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_counter_below_the_range_is_raised_and_never_passes_the_lease() {
-        let counter = AtomicU64::new(3);
+        let counter = Counter::new(3);
         let range = OutboundRange {
             first: 11,
             last: 12,
@@ -361,7 +363,7 @@ mod tests {
         assert_eq!(take(&counter, &range), Take::Number(11));
         assert_eq!(take(&counter, &range), Take::Number(12));
         assert_eq!(take(&counter, &range), Take::Exhausted);
-        assert_eq!(counter.into_inner(), 12);
+        assert_eq!(counter.get(), 12);
     }
 
     #[test]

@@ -3,8 +3,6 @@
 //! The number is taken under the lease: checked, added atomically, checked again. It is in the IV with member and epoch, so
 //! that a key never sees a nonce twice, whoever believes to be the owner.
 
-use core::sync::atomic::Ordering;
-
 use maps_schema::event::{EVENT_ACQUIRE, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, SLOW_OUT_FRAGMENT};
 use maps_schema::sad::{
     OutboundSa, SA_ESN, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305, slot_place,
@@ -214,11 +212,9 @@ fn take_number(
     match limits::take(&counters.seq, &range) {
         Take::Number(seq) => {
             work.seq = seq;
-            counters.packets.fetch_add(1, Ordering::Relaxed);
-            counters
-                .bytes
-                .fetch_add(work.ip.total_len as u64, Ordering::Relaxed);
-            counters.last_ms.store(millis(work.now_ns), Ordering::Relaxed);
+            counters.packets.fetch_add(1);
+            counters.bytes.fetch_add(work.ip.total_len as u64);
+            counters.last_ms.set(millis(work.now_ns));
             if seq == range.soft {
                 env.event(EVENT_LEASE_SOFT, work.slot, work.spi, work.epoch, seq);
             }
@@ -228,13 +224,8 @@ fn take_number(
         Take::Exhausted => {
             // Once per published lease, and once more per epoch: the agent needs no second call.
             let mark = (version.wrapping_add(1) << 16) | work.epoch as u64;
-            let seen = counters.exhausted_version.load(Ordering::Relaxed);
-            if seen != mark
-                && counters
-                    .exhausted_version
-                    .compare_exchange(seen, mark, Ordering::SeqCst, Ordering::SeqCst)
-                    .is_ok()
-            {
+            let seen = counters.exhausted_version.get();
+            if seen != mark && counters.exhausted_version.compare_exchange(seen, mark) == seen {
                 env.event(EVENT_LEASE_EXHAUSTED, work.slot, work.spi, work.epoch, range.last);
             }
             work.drop(Verdict::LeaseExhausted)

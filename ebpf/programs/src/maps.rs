@@ -1,0 +1,61 @@
+//! Every map, and nowhere else. Names are those of `maps_schema::names`; the loader makes the per-CPU arrays of the SA maps
+//! and sets the sizes that depend on the host.
+
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, CpuMap, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use datapath::env::Area;
+use maps_schema::event::{Event, SlowFrame};
+use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
+use maps_schema::segment::{SEGMENTS as SEGMENT_COUNT, Segment};
+use maps_schema::spd::{SpdEntry, SpdKey};
+use maps_schema::steer::{AddressKey, ClusterAddress, Local, MAX_CONNECTIONS, MAX_MEMBERS, MacKey, Member};
+use maps_schema::verdict::VERDICT_STRIDE;
+
+/// Upper bound of CPUs; the loader sets the real number.
+const CPUS: usize = 64;
+/// `BPF_F_MMAPABLE`.
+const MMAPABLE: usize = 1 << 10;
+/// Octets of the event ring.
+const EVENT_RING: usize = 256 * 1024;
+/// Octets of the slow path's ring: about 600 frames.
+const SLOW_RING: usize = 2 * 1024 * 1024;
+
+#[btf_map]
+pub static SA_IN: ArrayOfMaps<Array<InboundSa, 1, MMAPABLE>, CPUS> = ArrayOfMaps::new();
+#[btf_map]
+pub static SA_IN_RT: ArrayOfMaps<Array<InboundSaRuntime, 1, MMAPABLE>, CPUS> = ArrayOfMaps::new();
+#[btf_map]
+pub static SA_OUT: ArrayOfMaps<Array<OutboundSa, 1, MMAPABLE>, CPUS> = ArrayOfMaps::new();
+#[btf_map]
+pub static SA_OUT_RT: ArrayOfMaps<Array<OutboundSaRuntime, 1, MMAPABLE>, CPUS> = ArrayOfMaps::new();
+#[btf_map]
+pub static KEY_IN: ArrayOfMaps<Array<SaKey, 1>, CPUS> = ArrayOfMaps::new();
+#[btf_map]
+pub static KEY_OUT: ArrayOfMaps<Array<SaKey, 1>, CPUS> = ArrayOfMaps::new();
+#[btf_map]
+pub static SPD: LpmTrie<SpdKey, SpdEntry, 65536> = LpmTrie::new();
+#[btf_map]
+pub static SEGMENTS: Array<Segment, SEGMENT_COUNT, MMAPABLE> = Array::new();
+#[btf_map]
+pub static MEMBERS: Array<Member, { MAX_MEMBERS + 1 }> = Array::new();
+#[btf_map]
+pub static MEMBER_MACS: HashMap<MacKey, u32, 64> = HashMap::new();
+#[btf_map]
+pub static ADDRESSES: HashMap<AddressKey, ClusterAddress, 1024> = HashMap::new();
+#[btf_map]
+pub static LOCAL: Array<Local, 1> = Array::new();
+#[btf_map]
+pub static VERDICTS: PerCpuArray<u64, { MAX_CONNECTIONS * VERDICT_STRIDE }> = PerCpuArray::new();
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Area, 1> = PerCpuArray::new();
+/// When a packet without SA was last reported, per connection, nanoseconds. Not pinned.
+#[btf_map]
+pub static ACQUIRED: PerCpuArray<u64, MAX_CONNECTIONS> = PerCpuArray::new();
+#[btf_map]
+pub static CPUS_IN: CpuMap<CPUS> = CpuMap::new();
+#[btf_map]
+pub static CPUS_OUT: CpuMap<CPUS> = CpuMap::new();
+#[btf_map]
+pub static EVENTS: RingBuf<Event, EVENT_RING> = RingBuf::new();
+#[btf_map]
+pub static SLOW: RingBuf<SlowFrame, SLOW_RING> = RingBuf::new();

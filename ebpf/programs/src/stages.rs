@@ -1,0 +1,154 @@
+//! The stages of a packet, each a function of its own: their stack frames are never there together with the cipher's.
+
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use aya_ebpf::helpers::generated::bpf_redirect;
+use datapath::aead::{aead_open, aead_seal};
+use datapath::env::{self, ACTION_CPU, ACTION_DROP, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, Work};
+use datapath::esp::{inbound, outbound};
+use datapath::steer;
+use maps_schema::steer::MAX_CONNECTIONS;
+use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
+
+use crate::maps;
+use crate::xdp_env::Xdp;
+
+/// Where a program runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Attached to an interface.
+    Interface,
+    /// In a cpumap entry: there is no `XDP_TX`.
+    Cpu,
+}
+
+#[inline(never)]
+fn steer_stage(ctx: *mut xdp_md, area: &mut Area, may_move: bool) -> bool {
+    let env = Xdp::from_raw(ctx);
+    env::begin(&env, &mut area.work);
+    steer::steer(&env, &mut area.work, may_move)
+}
+
+#[inline(never)]
+fn open_admit(ctx: *mut xdp_md, area: &mut Area) -> bool {
+    inbound::admit(&Xdp::from_raw(ctx), area)
+}
+
+#[inline(never)]
+fn open_accept(ctx: *mut xdp_md, area: &mut Area, status: i32) -> bool {
+    inbound::accept(&Xdp::from_raw(ctx), area, status)
+}
+
+#[inline(never)]
+fn open_forward(ctx: *mut xdp_md, area: &mut Area) -> u32 {
+    inbound::forward(&Xdp::from_raw(ctx), area);
+    0
+}
+
+#[inline(never)]
+fn choose_stage(ctx: *mut xdp_md, area: &mut Area, may_move: bool) -> bool {
+    let env = Xdp::from_raw(ctx);
+    env::begin(&env, &mut area.work);
+    outbound::choose(&env, &mut area.work, may_move)
+}
+
+#[inline(never)]
+fn seal_admit(ctx: *mut xdp_md, area: &mut Area) -> bool {
+    outbound::admit(&Xdp::from_raw(ctx), area)
+}
+
+#[inline(never)]
+fn seal_emit(ctx: *mut xdp_md, area: &mut Area, status: i32) -> u32 {
+    outbound::emit(&Xdp::from_raw(ctx), area, status);
+    0
+}
+
+/// Outside: `steer`, and `esp_in` where it need not move.
+#[inline(always)]
+pub fn outside(env: Xdp, place: Place) -> u32 {
+    let Some(area) = maps::SCRATCH.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: this CPU's scratch; XDP programs do not nest on a CPU.
+    let area = unsafe { &mut *area };
+    if steer_stage(env.raw(), area, place == Place::Interface) && open_admit(env.raw(), area) {
+        open(env, area);
+    }
+    finish(env, &mut area.work, place, true)
+}
+
+#[inline(always)]
+fn open(env: Xdp, area: &mut Area) {
+    let Some(key) = env.key_in(area.work.cpu, area.work.index) else {
+        area.work.drop(Verdict::InternalError);
+        return;
+    };
+    if key.spi != area.work.spi {
+        area.work.drop(Verdict::UnknownSpi);
+        return;
+    }
+    // SAFETY: a map value that is read, and this CPU's scratch.
+    let status = unsafe { aead_open(key, &raw mut area.cipher) };
+    if open_accept(env.raw(), area, status) {
+        open_forward(env.raw(), area);
+    }
+}
+
+/// Inside: policy, and `esp_out` where it need not move.
+#[inline(always)]
+pub fn inside(env: Xdp, place: Place) -> u32 {
+    let Some(area) = maps::SCRATCH.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: this CPU's scratch; XDP programs do not nest on a CPU.
+    let area = unsafe { &mut *area };
+    if choose_stage(env.raw(), area, place == Place::Interface) && seal_admit(env.raw(), area) {
+        seal(env, area);
+    }
+    finish(env, &mut area.work, place, false)
+}
+
+#[inline(always)]
+fn seal(env: Xdp, area: &mut Area) {
+    let Some(key) = env.key_out(area.work.cpu, area.work.index) else {
+        area.work.drop(Verdict::InternalError);
+        return;
+    };
+    if key.spi != area.work.spi {
+        area.work.drop(Verdict::NoSa);
+        return;
+    }
+    // SAFETY: a map value that is read, and this CPU's scratch.
+    let status = unsafe { aead_seal(key, &raw mut area.cipher) };
+    seal_emit(env.raw(), area, status);
+}
+
+/// Turns the outcome into the kernel's return value and counts the verdict.
+#[inline(always)]
+fn finish(env: Xdp, work: &mut Work, place: Place, outside: bool) -> u32 {
+    let action = match work.action {
+        ACTION_PASS => xdp_action::XDP_PASS,
+        ACTION_TRANSMIT if place == Place::Interface => xdp_action::XDP_TX,
+        ACTION_TRANSMIT => redirect(env.ifindex()),
+        ACTION_REDIRECT => redirect(work.target),
+        ACTION_CPU => {
+            let to = if outside { maps::CPUS_IN.redirect(work.target, 0) } else { maps::CPUS_OUT.redirect(work.target, 0) };
+            match to {
+                Ok(action) => action,
+                Err(_) => {
+                    work.drop(Verdict::InternalError);
+                    xdp_action::XDP_DROP
+                }
+            }
+        }
+        ACTION_DROP => xdp_action::XDP_DROP,
+        _ => xdp_action::XDP_DROP,
+    };
+    let at = (work.connection as usize & (MAX_CONNECTIONS - 1)) * VERDICT_STRIDE + (work.verdict as usize & (VERDICT_STRIDE - 1));
+    if let Some(count) = maps::VERDICTS.get_ptr_mut(at as u32) {
+        // SAFETY: this CPU's counter.
+        unsafe { *count = (*count).wrapping_add(1) };
+    }
+    action
+}
+
+#[inline(always)]
+fn redirect(ifindex: u32) -> u32 {
+    // SAFETY: a helper without pointers.
+    unsafe { bpf_redirect(ifindex, 0) as u32 }
+}

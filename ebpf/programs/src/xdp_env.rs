@@ -1,0 +1,307 @@
+//! `datapath::env::Env` over helpers and maps. Packets are reached by `bpf_xdp_load_bytes` and `bpf_xdp_store_bytes` only, so
+//! no rule meets a packet pointer, and no bound check has to convince the verifier.
+
+use core::ffi::c_void;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+};
+use aya_ebpf::programs::XdpContext;
+use datapath::aead::TEXT_MAX;
+use datapath::env::{Env, HEAD_LEN, OutboundCounters, Route, RouteQuery};
+use maps_schema::event::{Event, SLOW_FRAME_MAX, SlowFrame};
+use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, SaKey};
+use maps_schema::spd::{SpdEntry, SpdKey};
+use maps_schema::steer::{AddressKey, ClusterAddress, Local, MacKey, Member};
+use maps_schema::verdict::Verdict;
+
+use crate::maps;
+
+/// One run of a program.
+#[derive(Clone, Copy)]
+pub struct Xdp {
+    ctx: *mut xdp_md,
+}
+
+impl Xdp {
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self { ctx: ctx.as_ptr().cast() }
+    }
+
+    #[inline(always)]
+    pub fn from_raw(ctx: *mut xdp_md) -> Self {
+        Self { ctx }
+    }
+
+    #[inline(always)]
+    pub fn raw(self) -> *mut xdp_md {
+        self.ctx
+    }
+
+    /// Interface on which the frame arrived.
+    #[inline(always)]
+    pub fn ifindex(self) -> u32 {
+        // SAFETY: the kernel's context is valid for the run.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    pub fn load_raw(self, offset: usize, to: *mut u8, len: u32) -> bool {
+        // SAFETY: `to` has room for `len` octets, by the callers; the verifier proves it again.
+        unsafe { bpf_xdp_load_bytes(self.ctx, offset as u32, to.cast::<c_void>(), len) == 0 }
+    }
+
+    #[inline(always)]
+    fn store_raw(self, offset: usize, from: *const u8, len: u32) -> bool {
+        // SAFETY: `from` holds `len` octets, by the callers; the verifier proves it again. The helper only reads.
+        unsafe { bpf_xdp_store_bytes(self.ctx, offset as u32, from.cast_mut().cast::<c_void>(), len) == 0 }
+    }
+}
+
+/// `struct bpf_fib_lookup` for IPv4.
+#[repr(C)]
+struct Fib {
+    family: u8,
+    protocol: u8,
+    ports: [u16; 2],
+    length: u16,
+    ifindex: u32,
+    tos: u32,
+    source: [u32; 4],
+    destination: [u32; 4],
+    vlan: u32,
+    source_mac: [u8; 6],
+    destination_mac: [u8; 6],
+}
+const _: () = assert!(size_of::<Fib>() == 64);
+
+const AF_INET: u8 = 2;
+/// Look up as for an own packet that leaves on `ifindex`.
+const FIB_LOOKUP_OUTPUT: u32 = 2;
+/// Least time between two reports of packets without SA, per connection and CPU.
+const ACQUIRE_INTERVAL_NS: u64 = 250_000_000;
+
+/// `len` within `1..=M`, for a power of two `M`, in a way that the verifier sees. Callers checked the length; the compiler
+/// must not know that, or it removes the mask.
+#[inline(always)]
+fn visibly<const M: usize>(len: usize) -> u32 {
+    const { assert!(M.is_power_of_two()) };
+    // SAFETY: a local.
+    let len = unsafe { core::ptr::read_volatile(&len) };
+    ((len.wrapping_sub(1) & (M - 1)) + 1) as u32
+}
+
+impl Env for Xdp {
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: no arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn cpu(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { bpf_get_smp_processor_id() }
+    }
+
+    #[inline(always)]
+    fn local(&self) -> Option<&Local> {
+        maps::LOCAL.get(0)
+    }
+
+    #[inline(always)]
+    fn segment(&self, segment: u8) -> Option<(u64, u64)> {
+        let segment = maps::SEGMENTS.get_ptr(segment as u32)?;
+        // SAFETY: a map value; the agent writes each word at once.
+        unsafe {
+            Some((core::ptr::read_volatile(&raw const (*segment).owner), core::ptr::read_volatile(&raw const (*segment).side)))
+        }
+    }
+
+    #[inline(always)]
+    fn member(&self, member: u8) -> Option<&Member> {
+        maps::MEMBERS.get(member as u32)
+    }
+
+    #[inline(always)]
+    fn is_member_mac(&self, mac: [u8; 6]) -> bool {
+        // SAFETY: the value is not used.
+        unsafe { maps::MEMBER_MACS.get(MacKey { mac, zero: [0; 2] }).is_some() }
+    }
+
+    #[inline(always)]
+    fn address(&self, address: [u8; 16]) -> Option<ClusterAddress> {
+        // SAFETY: copied at once; entries change with the configuration only.
+        unsafe { maps::ADDRESSES.get(AddressKey { address }).copied() }
+    }
+
+    #[inline(always)]
+    fn inbound(&self, cpu: u32, index: u32) -> Option<&InboundSa> {
+        maps::SA_IN.get_value(cpu, &index)
+    }
+
+    #[inline(always)]
+    fn window<R>(&self, cpu: u32, index: u32, f: impl FnOnce(&mut InboundSaRuntime) -> R) -> Option<R> {
+        let window = maps::SA_IN_RT.get_value_ptr_mut(cpu, &index)?;
+        // SAFETY: a map value that only this CPU's programs change, one run at a time.
+        Some(f(unsafe { &mut *window }))
+    }
+
+    #[inline(always)]
+    fn key_in(&self, cpu: u32, index: u32) -> Option<&SaKey> {
+        maps::KEY_IN.get_value(cpu, &index)
+    }
+
+    #[inline(always)]
+    fn outbound(&self, cpu: u32, index: u32) -> Option<&OutboundSa> {
+        maps::SA_OUT.get_value(cpu, &index)
+    }
+
+    #[inline(always)]
+    fn counters(&self, cpu: u32, index: u32) -> Option<&OutboundCounters> {
+        let counters = maps::SA_OUT_RT.get_value_ptr_mut(cpu, &index)?;
+        // SAFETY: same layout (asserted where it is declared), and changed by atomic operations only.
+        Some(unsafe { &*counters.cast::<OutboundCounters>() })
+    }
+
+    #[inline(always)]
+    fn key_out(&self, cpu: u32, index: u32) -> Option<&SaKey> {
+        maps::KEY_OUT.get_value(cpu, &index)
+    }
+
+    #[inline(always)]
+    fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
+        maps::SPD.get(&Key::new(128, SpdKey { destination }))
+    }
+
+    #[inline(always)]
+    fn route(&self, query: &RouteQuery) -> Option<Route> {
+        let local = self.local()?;
+        let mut fib = Fib {
+            family: AF_INET,
+            protocol: query.protocol,
+            ports: [0; 2],
+            length: query.length,
+            ifindex: if query.own { local.outside_ifindex } else { self.ifindex() },
+            tos: query.tos as u32,
+            source: [query.source.to_be(), 0, 0, 0],
+            destination: [query.destination.to_be(), 0, 0, 0],
+            vlan: 0,
+            source_mac: [0; 6],
+            destination_mac: [0; 6],
+        };
+        let flags = if query.own { FIB_LOOKUP_OUTPUT } else { 0 };
+        // SAFETY: `fib` is a `struct bpf_fib_lookup`.
+        let found = unsafe {
+            bpf_fib_lookup(self.ctx.cast(), (&raw mut fib).cast(), size_of::<Fib>() as i32, flags)
+        };
+        // Other interfaces may not take redirected frames (a VLAN device does not): theirs go through the stack.
+        if found != 0 || (fib.ifindex != local.inside_ifindex && fib.ifindex != local.outside_ifindex) {
+            return None;
+        }
+        Some(Route { destination: fib.destination_mac, source: fib.source_mac, ifindex: fib.ifindex })
+    }
+
+    #[inline(always)]
+    fn event(&self, kind: u32, slot: u32, spi: u32, epoch: u16, seq: u64) {
+        let event = Event { kind, slot, spi, epoch: epoch as u32, seq, time_ns: self.now_ns() };
+        // A full ring loses the event; the agent reads the counters as well.
+        let _ = maps::EVENTS.output(event, 0);
+    }
+
+    #[inline(always)]
+    fn slow(&self, kind: u32, slot: u32, spi: u32, seq: u64) -> Result<(), Verdict> {
+        let len = self.frame_len();
+        if len == 0 || len > SLOW_FRAME_MAX {
+            return Err(Verdict::TooBig);
+        }
+        let Some(mut entry) = maps::SLOW.reserve(0) else { return Err(Verdict::SlowPathFull) };
+        let frame: *mut SlowFrame = entry.as_mut_ptr();
+        // SAFETY: a reserved record of that type; every field of the header is written.
+        unsafe {
+            (*frame).kind = kind;
+            (*frame).ifindex = self.ifindex();
+            (*frame).slot = slot;
+            (*frame).spi = spi;
+            (*frame).seq = seq;
+            (*frame).length = len as u32;
+            (*frame).reserved = 0;
+        }
+        // SAFETY: a local. The second bound is for the verifier, which must see it on what the helper gets.
+        let len = unsafe { core::ptr::read_volatile(&len) } & 0xfff;
+        // SAFETY: within the record.
+        let to = unsafe { (&raw mut (*frame).frame).cast::<u8>() };
+        if len == 0 || len > SLOW_FRAME_MAX || !self.load_raw(0, to, len as u32) {
+            entry.discard(0);
+            return Err(Verdict::InternalError);
+        }
+        entry.submit(0);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn acquire_due(&self, connection: u16, now_ns: u64) -> bool {
+        let Some(last) = maps::ACQUIRED.get_ptr_mut(connection as u32) else { return false };
+        // SAFETY: this CPU's value.
+        unsafe {
+            if *last != 0 && now_ns.wrapping_sub(*last) < ACQUIRE_INTERVAL_NS {
+                return false;
+            }
+            *last = now_ns;
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn frame_len(&self) -> usize {
+        // SAFETY: the kernel's context.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
+    }
+
+    #[inline(always)]
+    fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize {
+        let len = self.frame_len().min(HEAD_LEN);
+        if len == 0 || !self.load_raw(0, head.as_mut_ptr(), visibly::<HEAD_LEN>(len)) {
+            return 0;
+        }
+        len
+    }
+
+    #[inline(always)]
+    fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool {
+        self.load_raw(offset, text.as_mut_ptr(), visibly::<TEXT_MAX>(len))
+    }
+
+    #[inline(always)]
+    fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool {
+        self.load_raw(offset, out.as_mut_ptr(), 16)
+    }
+
+    #[inline(always)]
+    fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool {
+        self.store_raw(offset, text.as_ptr(), visibly::<TEXT_MAX>(len))
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool {
+        self.store_raw(offset, octets.as_ptr(), N as u32)
+    }
+
+    #[inline(always)]
+    fn cut_head(&self, delta: i32) -> bool {
+        // SAFETY: the kernel's context; no packet pointer is kept.
+        delta == 0 || unsafe { bpf_xdp_adjust_head(self.ctx, delta) == 0 }
+    }
+
+    #[inline(always)]
+    fn truncate(&self, len: usize) -> bool {
+        let delta = len as i32 - self.frame_len() as i32;
+        // SAFETY: the kernel's context; no packet pointer is kept.
+        delta == 0 || (delta < 0 && unsafe { bpf_xdp_adjust_tail(self.ctx, delta) == 0 })
+    }
+}
