@@ -255,8 +255,8 @@ global_fn! {
 }
 
 global_fn! {
-    /// XORs four blocks of key stream into `chunk` and advances the counter by four. Returns what encryption returns.
-    pub(super) fn aead_aes_ctr_chunk(key: &SaKey; counter: &mut [u64; 3], state: &mut [u64; 8], chunk: &mut [u64; 8];) {
+    /// Bitslices the next four counter blocks into `state` and advances the counter. Returns 0.
+    pub(super) fn aead_aes_ctr_next(; counter: &mut [u64; 3], state: &mut [u64; 8];) {
         let [even, odd, mut n] = *counter;
         for k in 0..4 {
             state[k] = even;
@@ -266,15 +266,20 @@ global_fn! {
         }
         counter[2] = n;
         transpose(state);
-        // SAFETY: both come from references to separate values.
-        let result = unsafe { aead_aes_encrypt(key, state) };
+        0
+    }
+}
+
+global_fn! {
+    /// XORs the four bitsliced blocks in `state` into `chunk`. Returns 0.
+    pub(super) fn aead_aes_xor(; state: &mut [u64; 8], chunk: &mut [u64; 8];) {
         transpose(state);
         for k in 0..4 {
             let [low, high] = block(state[k], state[4 + k]);
             chunk[2 * k] ^= low.to_le();
             chunk[2 * k + 1] ^= high.to_le();
         }
-        result
+        0
     }
 }
 

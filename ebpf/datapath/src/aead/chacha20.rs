@@ -1,5 +1,7 @@
 //! ChaCha20 (RFC 8439 2.3), one block at a time.
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use super::global::global_fn;
 
 /// "expand 32-byte k" (RFC 8439 2.3).
@@ -49,6 +51,8 @@ fn xor_block(state: &mut [u32; 16], chunk: &mut [u64; 8]) {
         quarter!(a2, b3, c0, d1);
         quarter!(a3, b0, c1, d2);
     }
+    // Makes the compiler load the initial state again instead of keeping all of it on BPF's small stack.
+    compiler_fence(Ordering::SeqCst);
     chunk[0] ^= pair(a0.wrapping_add(state[0]), a1.wrapping_add(state[1])).to_le();
     chunk[1] ^= pair(a2.wrapping_add(state[2]), a3.wrapping_add(state[3])).to_le();
     chunk[2] ^= pair(b0.wrapping_add(state[4]), b1.wrapping_add(state[5])).to_le();

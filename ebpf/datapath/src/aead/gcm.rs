@@ -3,7 +3,8 @@
 use maps_schema::sad::{KEY_WORDS, SaKey};
 
 use super::aes::{
-    ROUND_KEY_WORDS, aead_aes_ctr_chunk, aead_aes_encrypt, expand_round_keys, first_block, start_counter,
+    ROUND_KEY_WORDS, aead_aes_ctr_next, aead_aes_encrypt, aead_aes_xor, expand_round_keys, first_block,
+    start_counter,
 };
 use super::ghash::{POWER_WORDS, aead_ghash_chunk, aead_ghash_start, expand_powers};
 use super::scratch::{FRONT_WORDS, Scratch};
@@ -48,8 +49,13 @@ fn crypt(key: &SaKey, scratch: &mut Scratch, mut at: usize, end: usize) {
     let words = message.words_mut();
     while at < end {
         if let Some(chunk) = words.get_mut(at..).and_then(|w| w.first_chunk_mut()) {
+            // One after the other, not one in the other: that would add up their stacks, of which BPF has 512 octets.
             // SAFETY: separate fields, and the key.
-            unsafe { aead_aes_ctr_chunk(key, counter, aes, chunk) };
+            unsafe {
+                aead_aes_ctr_next(counter, aes);
+                aead_aes_encrypt(key, aes);
+                aead_aes_xor(aes, chunk);
+            }
         }
         at += 8;
     }
