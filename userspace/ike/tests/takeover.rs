@@ -1,0 +1,252 @@
+//! A standby with the journal goes on at every point of every exchange.
+
+mod world;
+
+use ike::{ChildConfig, Command};
+use std::time::Duration;
+use world::*;
+
+#[derive(Clone, Copy, Debug)]
+enum Story {
+    Handshake,
+    HandshakeWithCookieAndGroup,
+    CreateChild,
+    RekeyChild,
+    RekeyIke,
+    DeleteChild,
+    DeleteIke,
+    Liveness,
+    CrossingChildRekeys,
+    CrossingIkeRekeys,
+}
+
+const STORIES: [Story; 10] = [
+    Story::Handshake,
+    Story::HandshakeWithCookieAndGroup,
+    Story::CreateChild,
+    Story::RekeyChild,
+    Story::RekeyIke,
+    Story::DeleteChild,
+    Story::DeleteIke,
+    Story::Liveness,
+    Story::CrossingChildRekeys,
+    Story::CrossingIkeRekeys,
+];
+
+/// Begins a story; `who` acts. Gives the number of children that it ends with, `None` for no IKE SA.
+fn begin(story: Story, who: usize, seed: u64) -> (World, Option<usize>) {
+    let with_cookie = matches!(story, Story::HandshakeWithCookieAndGroup);
+    let mut world = World::with_config(seed, |side| {
+        let mut connection = connection(side);
+        connection.retransmit.initial = Duration::from_millis(500);
+        let nets = [net([10, 1, 9]), net([10, 2, 9])];
+        let mut child = ChildConfig::new("d", vec![nets[side].clone()], vec![nets[1 - side].clone()]);
+        child.start = false;
+        child.esp_proposals = esp("chacha20poly1305-x25519");
+        connection.children.push(child);
+        if with_cookie {
+            let texts = ["aes128gcm16-prfsha256-x25519-ecp256", "aes128gcm16-prfsha256-ecp256-x25519"];
+            connection.ike_proposals = ike(texts[side]);
+        }
+        let mut config = config(vec![connection]);
+        if with_cookie {
+            config.endpoint.cookie_threshold = 0;
+        }
+        config
+    });
+    if !matches!(story, Story::Handshake | Story::HandshakeWithCookieAndGroup) {
+        world.initiate(A);
+        world.settle();
+        world.assert_up(1);
+    }
+    let (ike, child) = match story {
+        Story::Handshake | Story::HandshakeWithCookieAndGroup => {
+            world.initiate(who);
+            return (world, Some(1));
+        }
+        _ => ([world.only(A).spi, world.only(B).spi], [world.spi_in(A), world.spi_in(B)]),
+    };
+    let end = match story {
+        Story::CreateChild => {
+            world.command(who, Command::CreateChild { connection: "t".into(), child: "d".into() });
+            Some(2)
+        }
+        Story::RekeyChild => {
+            world.command(who, Command::RekeyChild { spi_in: child[who] });
+            Some(1)
+        }
+        Story::RekeyIke => {
+            world.command(who, Command::RekeyIke { spi: ike[who] });
+            Some(1)
+        }
+        Story::DeleteChild => {
+            world.command(who, Command::DeleteChild { spi_in: child[who] });
+            Some(0)
+        }
+        Story::DeleteIke => {
+            world.command(who, Command::DeleteIke { spi: ike[who] });
+            None
+        }
+        Story::Liveness => {
+            world.command(who, Command::Liveness { spi: ike[who] });
+            Some(1)
+        }
+        Story::CrossingChildRekeys => {
+            world.command(A, Command::RekeyChild { spi_in: child[A] });
+            world.command(B, Command::RekeyChild { spi_in: child[B] });
+            Some(1)
+        }
+        Story::CrossingIkeRekeys => {
+            world.command(A, Command::RekeyIke { spi: ike[A] });
+            world.command(B, Command::RekeyIke { spi: ike[B] });
+            Some(1)
+        }
+        Story::Handshake | Story::HandshakeWithCookieAndGroup => unreachable!("returned above"),
+    };
+    (world, end)
+}
+
+fn finish(mut world: World, end: Option<usize>, what: &str) {
+    // Long enough for retransmissions and for forgetting what is over.
+    world.pass(Duration::from_secs(300));
+    world.trace.push(format!("(this was {what})"));
+    match end {
+        Some(children) => world.assert_up(children),
+        None => world.assert_all_gone(),
+    }
+    for side in &world.sides {
+        let expected = usize::from(end.is_some());
+        assert_eq!(side.journal.len(), expected, "{what}: {} keeps leftovers\n{}", side.name, world.story());
+        let trouble = side.events.iter().find(|event| {
+            matches!(event.kind, ike::EventKind::PeerSilent | ike::EventKind::PeerMisbehaved | ike::EventKind::Trouble)
+        });
+        assert!(trouble.is_none(), "{what}: {trouble:?}\n{}", world.story());
+    }
+}
+
+/// How many messages a story has when nothing goes wrong.
+fn length(story: Story, who: usize, seed: u64) -> usize {
+    let (mut world, _) = begin(story, who, seed);
+    let mut steps = 0;
+    while world.step() {
+        steps += 1;
+    }
+    steps
+}
+
+#[test]
+fn takeover_between_any_two_messages_changes_nothing() {
+    for story in STORIES {
+        for who in [A, B] {
+            for taken in [A, B] {
+                for at in 0..=length(story, who, 1) {
+                    let (mut world, end) = begin(story, who, 1);
+                    for _ in 0..at {
+                        world.step();
+                    }
+                    world.take_over(taken);
+                    let what = format!("{story:?} by {who}, {taken} taken over after {at} messages");
+                    finish(world, end, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn takeover_after_the_commit_and_before_the_send_changes_nothing() {
+    for story in STORIES {
+        for who in [A, B] {
+            for at in 0..length(story, who, 2) {
+                let (mut world, end) = begin(story, who, 2);
+                for _ in 0..at {
+                    world.step();
+                }
+                let Some(packet) = world.net.pop_front() else { continue };
+                let taken = packet.to;
+                // Handled and committed, but the answer dies with the member.
+                world.deliver_then(packet, false);
+                world.take_over(taken);
+                finish(world, end, &format!("{story:?} by {who}, {taken} dies with message {at}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn takeover_with_everything_in_flight_lost_changes_nothing() {
+    for story in STORIES {
+        for who in [A, B] {
+            for taken in [A, B] {
+                for at in 0..=length(story, who, 3) {
+                    let (mut world, end) = begin(story, who, 3);
+                    for _ in 0..at {
+                        world.step();
+                    }
+                    world.net.clear();
+                    world.take_over(taken);
+                    let what = format!("{story:?} by {who}, all lost and {taken} taken over after {at} messages");
+                    finish(world, end, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn after_takeover_the_outstanding_request_is_the_same_octets() {
+    let (mut world, _) = begin(Story::RekeyChild, A, 4);
+    let request = world.net.front().unwrap().bytes.clone();
+    world.take_over(A);
+    assert_eq!(world.net.len(), 2);
+    assert_eq!(world.net.back().unwrap().bytes, request);
+    let ids = world.sides[A].engine.message_ids(world.only(A).spi).unwrap();
+    world.settle();
+    // The Delete of the old Child SA follows: exactly one number further.
+    let after = world.sides[A].engine.message_ids(world.only(A).spi).unwrap();
+    assert_eq!(after.next_send, ids.next_send + 1);
+    world.assert_up(1);
+}
+
+#[test]
+fn the_same_request_to_old_and_new_owner_gives_the_same_octets() {
+    let (mut world, _) = begin(Story::RekeyChild, A, 5);
+    let request = world.net.front().unwrap().clone();
+    world.step();
+    let first = world.net.pop_front().unwrap().bytes;
+    world.take_over(B);
+    world.deliver(request);
+    assert_eq!(world.net.pop_front().unwrap().bytes, first);
+}
+
+#[test]
+fn repeated_takeovers_do_no_harm() {
+    let (mut world, end) = begin(Story::RekeyIke, A, 6);
+    for side in [A, B, A, A, B] {
+        world.take_over(side);
+        world.step();
+        world.take_over(1 - side);
+    }
+    finish(world, end, "a takeover at each message");
+}
+
+#[test]
+fn records_that_do_not_fit_are_refused_with_a_reason() {
+    use ike::AdoptError;
+    use model::{IkeSpi, Instant, SecretBytes};
+    let (mut world, _) = begin(Story::Liveness, A, 7);
+    world.settle();
+    let (spi, record) = world.sides[A].engine.export().remove(0);
+    let now = Instant::from_millis(1);
+    let engine = &mut world.sides[A].engine;
+    let mut octets = record.expose().to_vec();
+    octets[0] = 99;
+    assert_eq!(engine.adopt(now, spi, &SecretBytes::new(octets)), Err(AdoptError::Version { found: 99 }));
+    for cut in 0..record.len() {
+        let cut = SecretBytes::new(record.expose()[..cut].to_vec());
+        assert!(matches!(engine.adopt(now, spi, &cut), Err(AdoptError::Corrupt(_))));
+    }
+    assert!(matches!(engine.adopt(now, IkeSpi(5), &record), Err(AdoptError::WrongSpi { .. })));
+    let mut other = ike::Engine::new(config(vec![]));
+    assert!(matches!(other.adopt(now, spi, &record), Err(AdoptError::UnknownConnection(_))));
+}
