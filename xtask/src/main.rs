@@ -1,2 +1,84 @@
-//! `cargo xtask`.
-fn main() {}
+//! `cargo xtask`: set-up, builds, checks, tests and the demo. `cargo xtask help` lists them.
+
+mod build;
+mod cargo_tools;
+mod demo;
+mod setup;
+mod steps;
+mod svg;
+mod test;
+mod tidy;
+mod verifier;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Set-up, builds, checks, tests and the demo of espalier.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing: Debian packages, the BPF linker, the kernel of the second peer. Needs root.
+    Setup,
+    /// Compile the BPF programs and the `espalier` binary.
+    Build,
+    /// Load every program and print instructions, processed instructions, JITed size and stack.
+    Verifier {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build, then run a member on this host from its configuration file.
+    Run {
+        /// The member's configuration; docs/examples/espalier.toml shows one.
+        #[arg(long, short)]
+        config: PathBuf,
+    },
+    /// Check the rules of the source tree: dependency direction, clocks, file lengths, SAFETY comments.
+    Tidy,
+    /// Everything that has to pass: format, lints, tidy, unit, packet, model and interop tests, one real takeover.
+    Test,
+    /// The main job, live: a strongSwan peer keeps its tunnel while a member of the cluster is killed.
+    Demo(demo::Options),
+    /// Remove labs that `demo --keep` has left running.
+    LabClean,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // Each cause says more than the one before; a backtrace would say nothing to an operator.
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            eprintln!("error: {}", causes.join("\n  because: "));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Setup => setup::run().map(|()| true),
+        Command::Build => setup::run().and_then(|()| build::run()).map(|_| true),
+        Command::Verifier { json } => verifier::run(json).map(|()| true),
+        Command::Run { config } => build::run_member(&config),
+        Command::Tidy => tidy::run(),
+        Command::Test => test::run(),
+        Command::Demo(options) => demo::run(&options),
+        Command::LabClean => {
+            for folder in lab::resources::folders() {
+                println!("clearing {}", folder.display());
+                lab::resources::clear(&folder);
+            }
+            Ok(true)
+        }
+    }
+}

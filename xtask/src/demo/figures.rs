@@ -1,0 +1,82 @@
+//! What a demo found out: every figure, and every invariant with its verdict.
+
+use lab::iperf::Throughput;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// An invariant, and whether it held.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// What must hold, as a claim.
+    pub claim: String,
+    /// Whether it held.
+    pub ok: bool,
+    /// The figures behind it.
+    pub detail: String,
+}
+
+/// Payload figures of both systems in the same lab, with the same peer, in the same run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Throughputs {
+    /// espalier in XDP.
+    pub espalier: Option<Throughput>,
+    /// strongSwan's user-space data path in espalier's place.
+    pub strongswan: Option<Throughput>,
+}
+
+/// Everything that `--json` prints.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Figures {
+    /// Every invariant held.
+    pub ok: bool,
+    /// Phases of the unplanned takeover, each since the one before; `total` is from the kill to the first packet through B.
+    pub takeover_ms: BTreeMap<String, f64>,
+    /// Pings and numbered UDP packets lost in the unplanned takeover.
+    pub packets_lost: u64,
+    /// The same, by flow.
+    pub packets_lost_by_flow: BTreeMap<String, u64>,
+    /// Pings and UDP packets lost in the planned takeover.
+    pub planned_packets_lost: u64,
+    /// From the kill of A's agent alone to the first packet through B.
+    pub dead_man_ms: Option<f64>,
+    /// Packets lost when the agent of A alone was killed.
+    pub dead_man_packets_lost: u64,
+    /// (SPI, sequence number) pairs that the cluster sent twice, over the whole run.
+    pub dup_seq: u64,
+    /// (SPI, IV) pairs that the cluster sent twice.
+    pub dup_iv: u64,
+    /// ESP packets of the cluster that the recorder has judged.
+    pub recorded: u64,
+    /// Frames replayed at B.
+    pub replayed: u64,
+    /// Replayed frames that were accepted.
+    pub replays_accepted: u64,
+    /// CREATE_CHILD_SA requests on the wire from the kill to the end of that traffic.
+    pub rekeys_during_takeover: u64,
+    /// Megabits a second.
+    pub throughput: Throughputs,
+    /// Packets by verdict, by member.
+    pub verdicts: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Invariants.
+    pub checks: Vec<Check>,
+    /// Folder with configurations, logs and the timeline.
+    pub folder: String,
+}
+
+impl Figures {
+    /// Enters an invariant.
+    pub fn check(&mut self, claim: &str, ok: bool, detail: impl Into<String>) {
+        let check = Check {
+            claim: claim.to_owned(),
+            ok,
+            detail: detail.into(),
+        };
+        crate::steps::detail(&format!(
+            "{} {} ({})",
+            if ok { "ok    " } else { "FAILED" },
+            check.claim,
+            check.detail
+        ));
+        self.checks.push(check);
+    }
+}

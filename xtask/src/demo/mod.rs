@@ -1,0 +1,279 @@
+//! `cargo xtask demo`: the main job, end to end.
+
+mod afterwards;
+mod figures;
+mod report;
+mod takeover;
+pub mod timeline;
+mod traffic;
+
+use crate::steps::{detail, say, step};
+use crate::{build, cargo_tools, setup, svg};
+use anyhow::{Context, Result};
+use figures::Figures;
+use lab::iperf::{Server, Throughput};
+use lab::member::Product;
+use lab::ping;
+use lab::stage::{Stage, random_psk, start_peer};
+use lab::strongswan::Charon;
+use lab::topology::{Lab, addr};
+use lab::uml::UmlPeer;
+use std::fs;
+use std::time::Duration;
+
+/// How the demo runs.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Options {
+    /// Print one JSON object with every figure on standard output, and nothing else there.
+    #[arg(long)]
+    pub json: bool,
+    /// Leave the lab running and print the commands to enter it.
+    #[arg(long)]
+    pub keep: bool,
+    /// Only the takeover: no throughput, no second peer.
+    #[arg(long)]
+    pub short: bool,
+}
+
+impl Options {
+    /// What `cargo xtask test` runs.
+    pub fn short() -> Self {
+        Self {
+            short: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// Runs it; true if every invariant held.
+pub fn run(options: &Options) -> Result<bool> {
+    // Before any thread: a signal must find the lab's ledger.
+    lab::resources::clear_on_signal()?;
+    setup::run()?;
+    let built = build::run()?;
+    let product = Product {
+        binary: built.espalier,
+        object: built.object,
+    };
+    let mut figures = Figures::default();
+    let mut kept = None;
+    if let Err(error) = play(options, &product, &mut figures, &mut kept) {
+        figures.check("the demo ran to its end", false, format!("{error:#}"));
+    }
+    figures.ok = !figures.checks.is_empty() && figures.checks.iter().all(|c| c.ok);
+    if !figures.folder.is_empty() {
+        fs::write(
+            format!("{}/figures.json", figures.folder),
+            serde_json::to_string_pretty(&figures)?,
+        )?;
+    }
+    if options.json {
+        println!("{}", serde_json::to_string(&figures)?);
+    } else {
+        report::print(&figures);
+    }
+    if let Some(stage) = kept {
+        report::print_entrances(&stage);
+        // The processes go on: nothing of the stage may be dropped.
+        std::mem::forget(stage);
+    }
+    Ok(figures.ok)
+}
+
+fn play(
+    options: &Options,
+    product: &Product,
+    figures: &mut Figures,
+    kept: &mut Option<Box<Stage>>,
+) -> Result<()> {
+    let psk = random_psk()?;
+    let lab = step("building the lab", || {
+        Lab::new(&cargo_tools::root().join("target/lab"))
+    })?;
+    figures.folder = lab.folder.display().to_string();
+    detail(&format!("configurations and logs: {}", figures.folder));
+    let peer = step("starting the peer (strongSwan)", || start_peer(&lab, &psk))?;
+    if !options.short {
+        figures.throughput.strongswan = Some(baseline(&lab, &peer, &psk)?);
+    }
+    let mut stage = step("starting members A and B", || Stage::up(lab, peer, product, &psk))?;
+    let result = acts(options, &psk, &mut stage, figures);
+    judge(&stage, figures);
+    if options.keep {
+        stage.lab.resources.keep()?;
+        *kept = Some(Box::new(stage));
+    }
+    result
+}
+
+/// The acts in order.
+fn acts(options: &Options, psk: &str, stage: &mut Stage, figures: &mut Figures) -> Result<()> {
+    step(
+        "connecting: one by the peer (x25519, ChaCha20-Poly1305), two by the cluster (AES-256-GCM)",
+        || stage.connect(),
+    )?;
+    step("pinging both ways", || plain_sailing(stage, figures))?;
+    if !options.short {
+        figures.throughput.espalier = Some(step("measuring espalier's throughput", || throughput(stage))?);
+        step("the second peer: a Linux kernel with plain ESP and ESN", || {
+            second_peer(stage, psk, figures)
+        })?;
+    }
+    let killed = step("killing A: agent and links, under traffic", || {
+        takeover::kill_host(stage, figures)
+    })?;
+    let picture = svg::draw(&killed.timeline, &figures.takeover_ms, figures.packets_lost);
+    fs::write(stage.folder().join("takeover.svg"), picture).context("writing the timeline")?;
+    step("replaying at B everything captured before the kill", || {
+        afterwards::replay(stage, killed.at_ns, figures)
+    })?;
+    step("liveness checks and rekeys after the takeover", || {
+        afterwards::ike_goes_on(stage, 1, figures)
+    })?;
+    step("A comes back and rejoins", || rejoin(stage, 0, 1, figures))?;
+    step("moving the cluster back to A, planned", || {
+        takeover::planned(stage, 1, 0, figures)
+    })?;
+    stage.wait_in_sync(0, Duration::from_secs(15))?;
+    step("killing A's agent alone, on its living host", || {
+        takeover::kill_agent(stage, 0, 1, figures)
+    })?;
+    afterwards::message_ids(stage, figures);
+    if options.keep {
+        step("A comes back", || rejoin(stage, 0, 1, figures))?;
+    }
+    Ok(())
+}
+
+/// strongSwan in the cluster's place.
+fn baseline(lab: &Lab, peer: &Charon, psk: &str) -> Result<Throughput> {
+    step(
+        "measuring strongSwan's user-space data path in espalier's place",
+        || {
+            let charon = lab::baseline::start(lab, psk)?;
+            peer.initiate("one")?;
+            let server = Server::start(&lab.server, addr::SERVER_ONE, &lab.resources)?;
+            let figures = server.measure(&lab.host, addr::HOST_ONE, 3)?;
+            peer.swanctl(&["--terminate", "--ike", "one", "--timeout", "3"])?;
+            lab::baseline::stop(lab, charon)?;
+            Ok(figures)
+        },
+    )
+}
+
+fn throughput(stage: &Stage) -> Result<Throughput> {
+    let server = Server::start(&stage.lab.server, addr::SERVER_ONE, &stage.lab.resources)?;
+    server.measure(&stage.lab.host, addr::HOST_ONE, 3)
+}
+
+fn plain_sailing(stage: &Stage, figures: &mut Figures) -> Result<()> {
+    let (host, server) = (&stage.lab.host, &stage.lab.server);
+    let before = stage.members[0].verdicts()?;
+    let one = ping::short(host, addr::HOST_ONE, addr::SERVER_ONE, 10_000, 100)?;
+    let two = ping::short(server, addr::SERVER_TWO, addr::HOST_TWO, 10_000, 100)?;
+    let lost = one.lost() + two.lost();
+    let text = format!(
+        "{lost} of {} lost, {:.2} and {:.2} ms",
+        one.sent() + two.sent(),
+        one.median_ms(),
+        two.median_ms()
+    );
+    figures.check("pings run both ways over both connections", lost == 0, text);
+    let after = stage.members[0].verdicts()?;
+    let opened = afterwards::moved(&before, &after, &["esp_opened"]);
+    let sealed = afterwards::moved(&before, &after, &["esp_sealed"]);
+    let all = one.sent() + two.sent();
+    let text = format!("{opened} opened, {sealed} sealed in XDP for {all} pings");
+    // The first packets of an SA may be raised through the slow path; after that XDP carries all.
+    figures.check("XDP decrypts and encrypts", opened >= all && sealed >= all, text);
+    Ok(())
+}
+
+fn second_peer(stage: &Stage, psk: &str, figures: &mut Figures) -> Result<()> {
+    let mut peer = UmlPeer::boot(&stage.lab, &setup::uml_folder(), psk)?;
+    peer.initiate()?;
+    let (sent, back) = peer.ping(300)?;
+    figures.check(
+        "a Linux kernel's plain ESP runs through the cluster",
+        sent == back,
+        format!("{back} of {sent} pings answered"),
+    );
+    let state = peer.xfrm_state()?;
+    let esn = state.contains("flag") && state.contains("esn");
+    let clean = !state.lines().any(|l| {
+        l.trim().starts_with("replay-window") && l.contains("failed") && !l.contains("replay 0 failed 0")
+    });
+    figures.check(
+        "it uses ESN, and its kernel has no complaint",
+        esn && clean,
+        "ip -s xfrm state",
+    );
+    fs::write(stage.folder().join("peer-two.xfrm"), state)?;
+    Ok(())
+}
+
+fn rejoin(stage: &mut Stage, member: usize, active: usize, figures: &mut Figures) -> Result<()> {
+    stage.members[member].revive_links()?;
+    stage.members[member].start(&stage.lab.resources)?;
+    let joined = stage.wait_in_sync(active, Duration::from_secs(20));
+    let text = joined
+        .as_ref()
+        .map_or_else(|e| format!("{e:#}"), |()| "in sync".to_owned());
+    figures.check(
+        "a restarted member rejoins from a snapshot as standby",
+        joined.is_ok(),
+        text,
+    );
+    joined
+}
+
+/// The invariants of the whole run, from the recorders.
+fn judge(stage: &Stage, figures: &mut Figures) {
+    let (dup_seq, dup_iv) = stage.outside.read(lab::ledger::Ledger::duplicates);
+    figures.dup_seq = dup_seq;
+    figures.dup_iv = dup_iv;
+    figures.recorded = stage.outside.read(lab::ledger::Ledger::sent_by_cluster);
+    let recorded = format!("{} ESP packets of the cluster judged", figures.recorded);
+    figures.check(
+        "no (SPI, sequence number) sent twice",
+        dup_seq == 0 && figures.recorded > 0,
+        recorded.clone(),
+    );
+    figures.check(
+        "no (SPI, IV) sent twice",
+        dup_iv == 0 && figures.recorded > 0,
+        recorded,
+    );
+    let leaks = stage.outside.read(|l| l.plain);
+    let others = stage.outside.read(|l| format!("{:?}", l.other));
+    figures.check(
+        "outside there is ESP only",
+        leaks == 0,
+        format!("{leaks} in clear; named exceptions: {others}"),
+    );
+    let esp_inside = stage
+        .inside
+        .read(|l| l.flows.values().map(|f| f.packets).sum::<u64>());
+    figures.check(
+        "inside there is no ESP",
+        esp_inside == 0,
+        format!("{esp_inside} ESP packets"),
+    );
+    let missed = stage.outside.lost() + stage.inside.lost();
+    let not_kept = stage.outside.read(|l| l.not_kept);
+    figures.check(
+        "the recorders saw every packet",
+        missed + not_kept == 0,
+        format!("{missed} missed, {not_kept} not kept"),
+    );
+    for member in &stage.members {
+        if let Ok(verdicts) = member.verdicts() {
+            figures
+                .verdicts
+                .insert(member.place.letter.to_uppercase(), verdicts);
+        }
+    }
+    if figures.checks.iter().any(|c| !c.ok) {
+        say("something did not hold; the logs are in the run's folder");
+    }
+}

@@ -1,0 +1,111 @@
+//! The summary that a person reads.
+
+use super::figures::Figures;
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use lab::iperf::Throughput;
+use lab::stage::Stage;
+
+/// Prints the summary.
+pub fn print(figures: &Figures) {
+    println!();
+    let mut checks = Table::new();
+    checks
+        .load_style(UTF8_FULL_CONDENSED)
+        .set_header(["", "invariant", "figures"]);
+    for check in &figures.checks {
+        let mark = if check.ok { "held" } else { "FAILED" };
+        checks.add_row([mark.to_owned(), check.claim.clone(), shortened(&check.detail)]);
+    }
+    println!("{checks}");
+
+    let mut takeover = Table::new();
+    takeover
+        .load_style(UTF8_FULL_CONDENSED)
+        .set_header(["takeover", ""]);
+    for phase in ["detect", "claim", "flip", "announce", "first_packet", "total"] {
+        if let Some(ms) = figures.takeover_ms.get(phase) {
+            takeover.add_row([phase.to_owned(), format!("{ms:.1} ms")]);
+        }
+    }
+    takeover.add_row(["packets lost".to_owned(), figures.packets_lost.to_string()]);
+    takeover.add_row(["rekeys".to_owned(), figures.rekeys_during_takeover.to_string()]);
+    takeover.add_row([
+        "lost in the planned takeover".to_owned(),
+        figures.planned_packets_lost.to_string(),
+    ]);
+    if let Some(ms) = figures.dead_man_ms {
+        takeover.add_row([
+            "dead agent: first packet through B".to_owned(),
+            format!("{ms:.1} ms"),
+        ]);
+        takeover.add_row([
+            "dead agent: packets lost".to_owned(),
+            figures.dead_man_packets_lost.to_string(),
+        ]);
+    }
+    println!("{takeover}");
+
+    if let (Some(ours), Some(theirs)) = (figures.throughput.espalier, figures.throughput.strongswan) {
+        print_throughput(ours, theirs);
+    }
+    println!("files: {}", figures.folder);
+    println!("picture: {}/takeover.svg", figures.folder);
+    println!(
+        "{}",
+        if figures.ok {
+            "every invariant held"
+        } else {
+            "NOT every invariant held"
+        }
+    );
+}
+
+/// Prints the commands that enter a lab that was kept.
+pub fn print_entrances(stage: &Stage) {
+    eprintln!("\nThe lab runs on. To look at it:");
+    for member in &stage.members {
+        eprintln!("  member {}", member.place.letter.to_uppercase());
+        for line in member.by_hand() {
+            eprintln!("    {line}");
+        }
+    }
+    eprintln!("  the peer\n    {}", stage.peer.by_hand("--list-sas"));
+    eprintln!(
+        "  ping from behind the peer\n    nsenter --net={} -- ping -I 10.10.1.2 10.20.1.100",
+        stage.lab.host.path().display()
+    );
+    eprintln!("To take it down: cargo xtask lab-clean");
+}
+
+fn print_throughput(ours: Throughput, theirs: Throughput) {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header([
+        "Mbit/s",
+        "espalier (XDP)",
+        "strongSwan (user space)",
+        "ratio",
+    ]);
+    let rows = [
+        ("TCP to the server", ours.tcp_in_mbit, theirs.tcp_in_mbit),
+        ("TCP to the peer", ours.tcp_out_mbit, theirs.tcp_out_mbit),
+        ("UDP to the server", ours.udp_in_mbit, theirs.udp_in_mbit),
+        ("UDP to the peer", ours.udp_out_mbit, theirs.udp_out_mbit),
+    ];
+    for (what, a, b) in rows {
+        table.add_row([
+            what.to_owned(),
+            format!("{a:.0}"),
+            format!("{b:.0}"),
+            format!("{:.2}", a / b),
+        ]);
+    }
+    println!("{table}");
+}
+
+fn shortened(text: &str) -> String {
+    if text.chars().count() <= 90 {
+        text.to_owned()
+    } else {
+        text.chars().take(87).chain("...".chars()).collect()
+    }
+}
