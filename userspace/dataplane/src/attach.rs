@@ -2,6 +2,7 @@
 
 use crate::error::LoadError;
 use crate::load::{Mode, Plane, SCHEMA};
+use crate::maps::SHOWN;
 use crate::sys;
 use crate::xdp_mode::{self, XdpModeUsed};
 use maps_schema::names::{PINNED_MAPS, PROG_INSIDE, PROG_STEER};
@@ -67,6 +68,22 @@ impl Plane {
             }
             std::fs::rename(&staged, &pinned).map_err(|e| LoadError::kernel(action(), e))?;
         }
+        self.pin_arrays(&stage.0)
+    }
+
+    /// The arrays of each CPU get pins too, `SA_IN_0` and so on: an outer map's dump shows ids only.
+    fn pin_arrays(&self, stage: &Path) -> Result<(), LoadError> {
+        remove_array_pins(&self.options.pin_dir, self.options.cpus)
+            .map_err(|e| LoadError::kernel("remove pins of CPUs that serve no longer", e))?;
+        for (name, arrays) in self.sa.shown() {
+            for (cpu, array) in arrays.iter().enumerate() {
+                let name = format!("{name}_{cpu}");
+                let (staged, pinned) = (stage.join(&name), self.options.pin_dir.join(&name));
+                sys::pin(array.as_fd(), &staged)
+                    .and_then(|()| std::fs::rename(&staged, &pinned))
+                    .map_err(|e| LoadError::kernel(format!("pin {}", pinned.display()), e))?;
+            }
+        }
         Ok(())
     }
 
@@ -76,6 +93,14 @@ impl Plane {
             name: program.to_owned(),
         };
         let program = self.programs.get(program).ok_or_else(missing)?.as_fd();
+        // The kernel answers EINVAL for an unknown index, as it does for a driver without XDP.
+        let mut interface = [0; libc::IF_NAMESIZE];
+        // SAFETY: the buffer has the length that the call asks for.
+        if unsafe { libc::if_indextoname(ifindex, interface.as_mut_ptr()) }.is_null() {
+            return Err(LoadError::Options(format!(
+                "interface {ifindex} does not exist in this network namespace"
+            )));
+        }
         let path = self.options.pin_dir.join(name);
         if replace(&path, ifindex, program)? {
             let mode = xdp_mode::query(ifindex).map_err(|e| LoadError::kernel("ask for the XDP mode", e))?;
@@ -101,11 +126,6 @@ impl Plane {
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EBUSY | libc::EEXIST) => return Err(LoadError::Busy { ifindex }),
-                    Some(libc::ENODEV) => {
-                        return Err(LoadError::Options(format!(
-                            "interface {ifindex} does not exist in this network namespace"
-                        )));
-                    }
                     Some(libc::EPERM) => return Err(LoadError::kernel("attach an XDP program", error)),
                     _ => refused = Some(error),
                 },
@@ -155,8 +175,28 @@ pub fn remove_pins(folder: &Path) -> io::Result<()> {
             _ => {}
         }
     }
+    match remove_array_pins(folder, 0) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound && first.is_ok() => first = Err(error),
+        _ => {}
+    }
     match std::fs::remove_dir(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound && first.is_ok() => Err(error),
         _ => first,
     }
+}
+
+/// Removes the pins of single CPUs' arrays from CPU `from` on.
+fn remove_array_pins(folder: &Path, from: u32) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let cpu = name.to_str().and_then(|n| {
+            let (map, cpu) = n.rsplit_once('_')?;
+            SHOWN.contains(&map).then(|| cpu.parse::<u32>().ok())?
+        });
+        if cpu.is_some_and(|cpu| cpu >= from) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }

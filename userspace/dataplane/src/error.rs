@@ -148,6 +148,6 @@ pub enum RunError {
     )]
     Kernel(#[from] io::Error),
     /// The control program refused.
-    #[error("the control program answered {0}")]
-    Refused(u32),
+    #[error("the final window was not merged: {0}")]
+    Refused(&'static str),
 }

@@ -336,6 +336,12 @@ fn object_btf(object: &[u8]) -> Result<Option<ObjectBtf>, LoadError> {
     Ok(Some(ObjectBtf { fd, blob }))
 }
 
+/// CPUs that a cpumap can have at most.
+pub(crate) fn possible_cpus() -> Result<u32, LoadError> {
+    let count = aya::util::nr_cpus().map_err(|(_, cause)| LoadError::kernel("count the CPUs", cause))?;
+    Ok(count as u32)
+}
+
 type Loaded = (HashMap<String, OwnedFd>, Vec<crate::ProgramReport>);
 
 pub(crate) fn load_programs(ebpf: &mut Ebpf) -> Result<Loaded, LoadError> {

@@ -40,8 +40,8 @@ pub(crate) struct Nested {
 /// An array of arrays whose inner arrays are mapped into this process.
 pub(crate) struct NestedMapped<T> {
     pub arrays: Vec<MappedArray<T>>,
-    /// Keeps the maps alive, and names them for readers of /proc.
-    _inner: Vec<OwnedFd>,
+    /// The arrays' descriptors, for pins.
+    inner: Vec<OwnedFd>,
 }
 
 /// Every SA array.
@@ -65,6 +65,21 @@ pub(crate) const MADE_BY_HAND: [&str; 7] = [
     MAP_KEY_OUT,
     MAP_SEGMENTS,
 ];
+
+/// Maps whose inner arrays are pinned for operators to look at; never those with keys.
+pub(crate) const SHOWN: [&str; 4] = [MAP_SA_IN, MAP_SA_IN_RT, MAP_SA_OUT, MAP_SA_OUT_RT];
+
+impl SaMaps {
+    /// The inner arrays of [`SHOWN`].
+    pub(crate) fn shown(&self) -> [(&'static str, &[OwnedFd]); 4] {
+        [
+            (MAP_SA_IN, &self.sa_in.inner),
+            (MAP_SA_IN_RT, &self.sa_in_rt.inner),
+            (MAP_SA_OUT, &self.sa_out.inner),
+            (MAP_SA_OUT_RT, &self.sa_out_rt.inner),
+        ]
+    }
+}
 
 /// Entries of one CPU's inner array.
 pub(crate) fn slots_per_cpu(slots: u32, cpus: u32) -> u32 {
@@ -215,10 +230,7 @@ where
             .map_err(|e| LoadError::kernel(format!("map {name} into memory"), e))?;
         arrays.push(array);
     }
-    Ok(NestedMapped {
-        arrays,
-        _inner: inner,
-    })
+    Ok(NestedMapped { arrays, inner })
 }
 
 impl<T: FromBytes + IntoBytes + Immutable> NestedMapped<T> {

@@ -1,9 +1,10 @@
 //! What the kernel says about the programs: tracked numbers, for `cargo xtask verifier-report`.
 
 use crate::error::LoadError;
-use crate::load::{chain, load_programs};
+use crate::load::{chain, load_programs, possible_cpus};
 use aya::programs::ProgramInfo;
 use aya::{EbpfLoader, VerifierLogLevel};
+use maps_schema::names::{MAP_CPUS_IN, MAP_CPUS_OUT};
 use std::path::Path;
 
 /// One program after verification.
@@ -42,7 +43,10 @@ pub fn verifier_report(object: &Path) -> Result<Vec<ProgramReport>, LoadError> {
         path: object.to_owned(),
         cause,
     })?;
+    let cpus = possible_cpus()?;
     let mut ebpf = EbpfLoader::new()
+        .map_max_entries(MAP_CPUS_IN, cpus)
+        .map_max_entries(MAP_CPUS_OUT, cpus)
         .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
         .load(&bytes)
         .map_err(|e| LoadError::Aya {

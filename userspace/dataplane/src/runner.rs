@@ -4,6 +4,9 @@ use crate::error::{LoadError, RunError};
 use crate::sys;
 use maps_schema::event::SLOW_FRAME_MAX;
 use maps_schema::names::{PROG_INSIDE, PROG_SA_CTL, PROG_STEER};
+use maps_schema::sad::{
+    FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR, SA_CTL_NO_SA, SA_CTL_NOT_OWNER, SA_CTL_WRONG_CPU, slot_place,
+};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::collections::HashMap;
@@ -11,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use zerocopy::IntoBytes;
 
 /// Where a frame enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +132,30 @@ impl Runner {
             },
         )?;
         Ok(result.recv().map_err(|_| RunError::WorkerGone(cpu))??)
+    }
+
+    /// Merges an old owner's final window on the SA's CPU: what it had not seen up to its ceiling becomes acceptable.
+    ///
+    /// # Errors
+    /// [`RunError::Refused`] with what the program found wrong; the window is as before then.
+    pub fn merge_window(&self, window: &FinalWindow) -> Result<(), RunError> {
+        let (cpu, _) = slot_place(window.slot, self.workers.len() as u32);
+        match self.control(cpu, window.as_bytes())?.0 {
+            SA_CTL_MERGED => Ok(()),
+            SA_CTL_NO_SA => Err(RunError::Refused("no such SA in the slot")),
+            SA_CTL_NOT_OWNER => Err(RunError::Refused(
+                "this member is not the valid owner of the segment",
+            )),
+            SA_CTL_NO_FLOOR => Err(RunError::Refused(
+                "the window has no floor: nothing to merge, or merged before",
+            )),
+            SA_CTL_WRONG_CPU => Err(RunError::Refused(
+                "the SA belongs to another CPU: do the maps have another count?",
+            )),
+            _ => Err(RunError::Refused(
+                "the input was not understood: programs and agent are of different versions",
+            )),
+        }
     }
 
     /// Returns when no program that began before the call is still running on any CPU.

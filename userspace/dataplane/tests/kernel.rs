@@ -1,0 +1,472 @@
+//! The loader against a real kernel: load, attach to a veth, plans, counters, flips, live frames, restart.
+//!
+//! Needs root, bpffs and the program object (`cargo xtask build`, or `ESPALIER_OBJECT`), hence `#[ignore]`; run it by
+//! `cargo xtask test-kernel` or `cargo test -p dataplane -- --ignored`.
+
+use dataplane::{Entry, Mode, ObjectSource, Options, Plane, XdpModeUsed};
+use maps_schema::sad::{InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, SaKey};
+use maps_schema::segment::{OwnerWord, SideWord};
+use maps_schema::spd::{ACTION_DISCARD, SpdEntry, SpdKey};
+use maps_schema::steer::{AddressKey, ClusterAddress, Local, Member};
+use sad::port::{DataPlane, Direction, MapOp, MapPlan};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const SLOTS: u32 = 64;
+
+/// A namespace with two veth pairs, and a pin folder; all of it is gone when the test ends.
+struct Lab {
+    name: String,
+    pin_dir: PathBuf,
+    outside: u32,
+    inside: u32,
+}
+
+impl Lab {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "esp-dp{}x{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        let mut lab = Self {
+            pin_dir: Path::new("/sys/fs/bpf").join(&name),
+            name: name.clone(),
+            outside: 0,
+            inside: 0,
+        };
+        run(&["ip", "netns", "add", &name]);
+        for (here, there) in [("esp-out", "esp-outfar"), ("esp-in", "esp-infar")] {
+            run(&[
+                "ip", "-n", &name, "link", "add", here, "type", "veth", "peer", "name", there,
+            ]);
+            for side in [here, there] {
+                run(&["ip", "-n", &name, "link", "set", side, "up"]);
+            }
+        }
+        // This thread, and the workers that the plane starts from it, live in the namespace.
+        let file = std::fs::File::open(Path::new("/run/netns").join(&name)).expect("namespace exists");
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter namespace");
+        lab.outside = nix::net::if_::if_nametoindex("esp-out").expect("interface exists");
+        lab.inside = nix::net::if_::if_nametoindex("esp-in").expect("interface exists");
+        lab
+    }
+
+    fn options(&self) -> Options {
+        let object = std::env::var_os("ESPALIER_OBJECT").map_or_else(
+            || {
+                Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join("../../ebpf/programs/target/bpfel-unknown-none/release/espalier")
+            },
+            PathBuf::from,
+        );
+        let mut options = Options::new(
+            ObjectSource::Path(object),
+            &self.pin_dir,
+            self.outside,
+            self.inside,
+        );
+        (options.slots, options.mode) = (SLOTS, Mode::Driver);
+        options
+    }
+
+    fn bpftool(&self, map: &str) -> String {
+        run(&[
+            "bpftool",
+            "map",
+            "dump",
+            "pinned",
+            &self.pin_dir.join(map).to_string_lossy(),
+        ])
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = dataplane::remove_pins(&self.pin_dir);
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+fn run(command: &[&str]) -> String {
+    let output = Command::new(command[0])
+        .args(&command[1..])
+        .output()
+        .expect("command runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+fn limits(limit: u64, epoch: u32) -> Limits {
+    Limits {
+        limit,
+        step: 100,
+        floor: 0,
+        epoch,
+        reserved: 0,
+    }
+}
+
+/// Key, runtime and records of one SA pair with the inbound SPI `spi`.
+fn install(slot: u32, spi: u32) -> MapPlan {
+    let cell = |l| LimitsCell {
+        version: 0,
+        slots: [l, Limits::default()],
+    };
+    let inbound = InboundSa {
+        spi,
+        connection: 3,
+        suite: 3,
+        limits: cell(limits(7, 1)),
+        ..InboundSa::default()
+    };
+    let outbound = OutboundSa {
+        spi: 0xabc,
+        connection: 3,
+        limits: cell(limits(4096, 1)),
+        ..OutboundSa::default()
+    };
+    let key = |spi| {
+        Box::new(SaKey {
+            spi,
+            suite: 3,
+            ..SaKey::EMPTY
+        })
+    };
+    MapPlan {
+        ops: vec![
+            MapOp::ResetRuntime { slot, spi },
+            MapOp::PutKeyIn { slot, key: key(spi) },
+            MapOp::PutKeyOut {
+                slot,
+                key: key(0xabc),
+            },
+            MapOp::PutOutbound {
+                slot,
+                record: Box::new(outbound),
+            },
+            MapOp::PutInbound {
+                slot,
+                record: Box::new(inbound),
+            },
+        ],
+    }
+}
+
+#[test]
+#[ignore = "needs root and the program object"]
+fn programs_attach_in_driver_mode_and_maps_show_named_fields() {
+    let lab = Lab::new();
+    let mut plane = Plane::load(&lab.options()).expect("load");
+    plane.execute(&install(5, 0x0100_0005)).expect("execute");
+    let report = plane.attach().expect("attach");
+    assert_eq!(
+        (report.outside, report.inside, report.replaced),
+        (XdpModeUsed::Driver, XdpModeUsed::Driver, false)
+    );
+    for program in plane.programs() {
+        assert!(program.jited_bytes > 0, "{program:?}");
+    }
+
+    let inner = lab.bpftool(&format!("SA_IN_{}", plane.cpu_of(5)));
+    for field in [
+        "\"spi\": 16777221",
+        "\"connection\": 3",
+        "\"limit\": 7",
+        "\"reported_edge\": 0",
+        "\"remote_first\"",
+    ] {
+        assert!(inner.contains(field), "no {field} in {inner}");
+    }
+    assert!(lab.bpftool("SEGMENTS").contains("\"owner\""));
+    assert!(lab.bpftool("SA_OUT_RT_0").contains("\"seq\": 0"));
+    assert!(lab.bpftool("SA_IN").contains("value"), "the outer map is pinned");
+    assert!(lab.bpftool("LOCAL").contains("\"outside_ifindex\""));
+    plane.detach().expect("detach");
+    assert!(!lab.pin_dir.exists());
+}
+
+#[test]
+#[ignore = "needs root and the program object"]
+fn limits_are_published_by_version_and_live_counters_are_never_reset() {
+    let lab = Lab::new();
+    let mut plane = Plane::load(&lab.options()).expect("load");
+    let spi = 0x0100_0007;
+    plane.execute(&install(7, spi)).expect("execute");
+    let publish = |limit| MapPlan {
+        ops: vec![MapOp::PublishLimits {
+            direction: Direction::Inbound,
+            slot: 7,
+            spi,
+            limits: limits(limit, 2),
+        }],
+    };
+    for (version, limit) in [(1u64, 50), (2, 60), (3, 70)] {
+        plane.execute(&publish(limit)).expect("publish");
+        let (inbound, _) = plane.records(7).expect("slot exists");
+        assert_eq!(inbound.limits.version, version);
+        assert_eq!(
+            datapath::limits::read(&inbound.limits).expect("quiet").0,
+            limits(limit, 2)
+        );
+    }
+    // Limits for an SPI that is not there any more go nowhere.
+    let stale = MapOp::PublishLimits {
+        direction: Direction::Inbound,
+        slot: 7,
+        spi: 1,
+        limits: limits(999, 2),
+    };
+    plane.execute(&MapPlan { ops: vec![stale] }).expect("skipped");
+    assert_eq!(plane.records(7).expect("slot exists").0.limits.version, 3);
+
+    // The plan again: the window's SPI stays, the limits become the record's by publication, not by going back.
+    plane.execute(&install(7, spi)).expect("execute again");
+    let (inbound, _) = plane.records(7).expect("slot exists");
+    assert_eq!(inbound.limits.version, 4);
+    assert_eq!(
+        plane.counters(7).expect("slot exists").inbound,
+        InboundSaRuntime {
+            spi,
+            ..InboundSaRuntime::default()
+        }
+    );
+
+    plane
+        .execute(&MapPlan {
+            ops: vec![MapOp::ClearSlot { slot: 7 }],
+        })
+        .expect("clear");
+    let (inbound, outbound) = plane.records(7).expect("slot exists");
+    assert_eq!((inbound, outbound), (InboundSa::default(), OutboundSa::default()));
+
+    let error = plane
+        .execute(&install(SLOTS + 1000, spi))
+        .expect_err("beyond the maps");
+    assert!(error.cause.contains("raise `slots`"), "{error}");
+    plane.detach().expect("detach");
+}
+
+#[test]
+#[ignore = "needs root and the program object"]
+fn owner_words_flip_at_once_and_are_extended_by_compare_and_swap_only() {
+    let lab = Lab::new();
+    let mut plane = Plane::load(&lab.options()).expect("load");
+    plane.attach().expect("attach");
+    let segments = plane.segments();
+    let word = OwnerWord {
+        owner: 2,
+        epoch: 9,
+        valid_until_ms: 1000,
+    };
+    let side = SideWord {
+        successor: 1,
+        ..SideWord::default()
+    };
+    segments.flip(200, word, side);
+    assert_eq!(segments.get(200), (word, side));
+    let seen = run(&[
+        "bpftool",
+        "map",
+        "lookup",
+        "pinned",
+        &lab.pin_dir.join("SEGMENTS").to_string_lossy(),
+        "key",
+        "200",
+        "0",
+        "0",
+        "0",
+    ]);
+    assert!(seen.contains(&format!("\"owner\": {}", word.pack())), "{seen}");
+
+    assert_eq!(segments.extend_validity(200, 2, 9, 5000), Ok(()));
+    assert_eq!(segments.get(200).0.valid_until_ms, 5000);
+    assert_eq!(
+        segments.extend_validity(200, 2, 9, 4000),
+        Ok(()),
+        "never shortened"
+    );
+    assert_eq!(segments.get(200).0.valid_until_ms, 5000);
+    let other = OwnerWord {
+        owner: 1,
+        epoch: 10,
+        valid_until_ms: 1,
+    };
+    segments.flip(200, other, SideWord::default());
+    assert_eq!(segments.extend_validity(200, 2, 9, 6000), Err(other));
+    assert_eq!(segments.get(200).0, other);
+    assert_eq!(segments.get(199), (OwnerWord::default(), SideWord::default()));
+    plane.detach().expect("detach");
+}
+
+#[test]
+#[ignore = "needs root and the program object"]
+fn a_live_frame_runs_on_every_cpu_and_is_counted() {
+    let lab = Lab::new();
+    let mut plane = Plane::load(&lab.options()).expect("load");
+    plane.attach().expect("attach");
+    let local = Local {
+        member: 1,
+        outside_ifindex: lab.outside,
+        inside_ifindex: lab.inside,
+        ..Local::default()
+    };
+    plane.set_local(&local).expect("local");
+    plane.set_member(2, &Member::default()).expect("member");
+    assert!(plane.set_member(0, &Member::default()).is_err());
+    plane.put_member_mac([2, 0, 0, 0, 0, 9], 2).expect("mac");
+    plane.delete_member_mac([2, 0, 0, 0, 0, 9]).expect("mac");
+    let address = AddressKey { address: [9; 16] };
+    plane
+        .put_address(
+            &address,
+            &ClusterAddress {
+                side: 1,
+                segment: 5,
+                reserved: [0; 2],
+            },
+        )
+        .expect("address");
+    plane.clear_tables().expect("tables");
+    plane.segments().flip(
+        5,
+        OwnerWord {
+            owner: 1,
+            epoch: 1,
+            valid_until_ms: (1 << 40) - 1,
+        },
+        SideWord::default(),
+    );
+    let total = |plane: &Plane| {
+        plane
+            .verdicts()
+            .expect("verdicts")
+            .iter()
+            .map(|v| v.packets)
+            .sum::<u64>()
+    };
+
+    // An IPv4 packet that is for nobody here: some verdict counts it.
+    let mut frame = [0u8; 64];
+    frame[12..14].copy_from_slice(&0x0800u16.to_be_bytes());
+    frame[14] = 0x45;
+    frame[16..18].copy_from_slice(&50u16.to_be_bytes());
+    (frame[22], frame[23]) = (64, 17);
+    frame[26..30].copy_from_slice(&[192, 0, 2, 1]);
+    frame[30..34].copy_from_slice(&[192, 0, 2, 2]);
+    let runner = plane.runner();
+    let before = total(&plane);
+    let cpus = lab.options().cpus;
+    for cpu in 0..cpus {
+        runner
+            .run_frame(Entry::Steer, cpu, lab.outside, &frame)
+            .expect("runs");
+    }
+    assert!(
+        total(&plane) >= before + u64::from(cpus),
+        "verdicts {:?}",
+        plane.verdicts()
+    );
+    runner.drain_cpus().expect("drained");
+    assert!(
+        runner.run_frame(Entry::Steer, cpus, lab.outside, &frame).is_err(),
+        "no such CPU"
+    );
+    assert!(
+        runner.run_frame(Entry::Steer, 0, 0x7fff_fff0, &frame).is_err(),
+        "no such interface"
+    );
+    assert!(
+        runner
+            .run_frame(Entry::Steer, 0, lab.outside, &[0; 4000])
+            .is_err(),
+        "too long"
+    );
+    let mut events = plane.take_events().expect("first take");
+    assert!(plane.take_events().is_none());
+    events.drain(|_| {});
+    plane.detach().expect("detach");
+}
+
+#[test]
+#[ignore = "needs root and the program object"]
+fn a_restart_replaces_programs_in_place_and_adopts_the_maps() {
+    let lab = Lab::new();
+    let mut first = Plane::load(&lab.options()).expect("load");
+    first.execute(&install(5, 0x0100_0005)).expect("execute");
+    first.attach().expect("attach");
+    let entry = SpdEntry::default();
+    let key = SpdKey { destination: [0; 16] };
+    let mut entry_discard = entry;
+    entry_discard.rules[0].action = ACTION_DISCARD;
+    let put = MapOp::PutSpd {
+        prefix_len: 0,
+        key,
+        entry: Box::new(entry_discard),
+    };
+    first
+        .execute(&MapPlan {
+            ops: vec![put, MapOp::DeleteSpd { prefix_len: 7, key }],
+        })
+        .expect("policy");
+    drop(first);
+    assert!(
+        run(&["bpftool", "net"]).contains("esp-out"),
+        "programs stay attached without the process"
+    );
+
+    let mut options = lab.options();
+    options.adopt = true;
+    let mut second = Plane::load(&options).expect("adopt");
+    assert!(second.attach().expect("attach").replaced);
+    assert_eq!(
+        second.records(5).expect("slot exists").0.spi,
+        0x0100_0005,
+        "the SA is still there"
+    );
+    drop(second);
+
+    options.slots = SLOTS * 2;
+    let refused = Plane::load(&options)
+        .err()
+        .expect("another size is not adopted")
+        .to_string();
+    assert!(refused.contains("start without adopting"), "{refused}");
+
+    options.adopt = false;
+    let mut third = Plane::load(&options).expect("load fresh");
+    assert!(
+        lab.bpftool("SPD").contains("\"action\": 4"),
+        "old maps are in service until the attach"
+    );
+    assert!(third.attach().expect("attach").replaced);
+    assert_eq!(third.records(5).expect("slot exists").0.spi, 0);
+    assert!(
+        !lab.bpftool("SPD").contains("\"action\": 4"),
+        "new maps are pinned"
+    );
+    third.detach().expect("detach");
+    assert!(!run(&["bpftool", "net"]).contains("esp-out"));
+}
+
+#[test]
+#[ignore = "needs root and the program object"]
+fn a_missing_interface_is_named() {
+    let lab = Lab::new();
+    let mut options = lab.options();
+    options.outside_ifindex = 0x7fff_fff0;
+    let mut plane = Plane::load(&options).expect("load");
+    let error = plane.attach().expect_err("no such interface").to_string();
+    assert!(
+        error.contains("does not exist in this network namespace"),
+        "{error}"
+    );
+    plane.detach().expect("detach");
+}
