@@ -3,13 +3,12 @@
 use maps_schema::sad::SaKey;
 
 use super::chacha20::{CONSTANTS, COUNTER, aead_chacha_xor};
-use super::poly1305::aead_poly1305_chunk;
-use super::scratch::{FRONT_WORDS, Scratch};
+use super::poly1305::{aead_poly1305_chunk, aead_poly1305_finish, aead_poly1305_start};
+use super::scratch::{FRONT_WORDS, Scratch, aead_frame};
 
-/// Sets up the cipher and derives the packet's Poly1305 key from block 0 (RFC 8439 2.6).
+/// Puts key and nonce in place (RFC 8439 2.3).
 #[inline(always)]
-pub(super) fn start(key: &SaKey, scratch: &mut Scratch, nonce: [u32; 3]) {
-    let state = &mut scratch.chacha;
+pub(super) fn load(key: &SaKey, state: &mut [u32; 16], nonce: [u32; 3]) {
     state[..4].copy_from_slice(&CONSTANTS);
     for i in 0..4 {
         state[4 + 2 * i] = key.schedule[i] as u32;
@@ -17,13 +16,17 @@ pub(super) fn start(key: &SaKey, scratch: &mut Scratch, nonce: [u32; 3]) {
     }
     state[COUNTER] = 0;
     state[13..].copy_from_slice(&nonce);
+}
+
+/// Derives the packet's Poly1305 key from block 0 (RFC 8439 2.6). Key and nonce are in place.
+#[inline(always)]
+pub(super) fn start(scratch: &mut Scratch) {
     scratch.block = [0; 8];
-    // SAFETY: two separate fields.
-    unsafe { aead_chacha_xor(&mut scratch.chacha, &mut scratch.block) };
-    let b = &scratch.block;
-    scratch
-        .poly
-        .start([b[0].to_le(), b[1].to_le(), b[2].to_le(), b[3].to_le()]);
+    // SAFETY: separate fields.
+    unsafe {
+        aead_chacha_xor(&mut scratch.chacha, &mut scratch.block);
+        aead_poly1305_start(&scratch.block, &mut scratch.poly);
+    }
 }
 
 /// XORs the key stream into the text, from block 1 on. The octets behind the text come out as key stream.
@@ -45,10 +48,15 @@ pub(super) fn crypt(scratch: &mut Scratch) {
 /// Computes the authenticator over AAD, ciphertext and lengths (RFC 8439 2.8).
 #[inline(always)]
 pub(super) fn authenticate(scratch: &mut Scratch) {
-    let (aad_len, len) = (scratch.aad_len as u64, scratch.text_len as u64);
-    scratch.frame([aad_len.to_le(), len.to_le()]);
+    // SAFETY: a reference.
+    unsafe { aead_frame(scratch, 0) };
     let mut blocks = scratch.blocks();
-    let Scratch { poly, message, .. } = scratch;
+    let Scratch {
+        poly,
+        message,
+        computed,
+        ..
+    } = scratch;
     let words = message.words_mut();
     let mut at = FRONT_WORDS - 2;
     while blocks > 0 {
@@ -59,6 +67,6 @@ pub(super) fn authenticate(scratch: &mut Scratch) {
         at += 8;
         blocks = blocks.saturating_sub(4);
     }
-    let tag = poly.finish();
-    scratch.computed = [tag[0].to_le(), tag[1].to_le()];
+    // SAFETY: two separate fields.
+    unsafe { aead_poly1305_finish(poly, computed) };
 }

@@ -4,10 +4,9 @@ use maps_schema::sad::{KEY_WORDS, SaKey};
 
 use super::aes::{
     ROUND_KEY_WORDS, aead_aes_ctr_next, aead_aes_encrypt, aead_aes_xor, expand_round_keys, first_block,
-    start_counter,
 };
 use super::ghash::{POWER_WORDS, aead_ghash_chunk, aead_ghash_start, expand_powers};
-use super::scratch::{FRONT_WORDS, Scratch};
+use super::scratch::{FRONT_WORDS, Scratch, aead_frame};
 
 const _: () = assert!(KEY_WORDS == ROUND_KEY_WORDS + POWER_WORDS);
 
@@ -27,10 +26,9 @@ pub(super) fn expand(key: &[u8], out: &mut SaKey) {
     );
 }
 
-/// Sets up both halves of the cipher.
+/// Sets up both halves of the cipher. The nonce is in place.
 #[inline(always)]
-pub(super) fn start(key: &SaKey, scratch: &mut Scratch, nonce: [u32; 3]) {
-    start_counter(&mut scratch.counter, nonce);
+pub(super) fn start(key: &SaKey, scratch: &mut Scratch) {
     if let Some(powers) = key.schedule.last_chunk::<POWER_WORDS>() {
         // SAFETY: the key and a field of the scratch area.
         unsafe { aead_ghash_start(powers, &mut scratch.ghash) };
@@ -65,8 +63,8 @@ fn crypt(key: &SaKey, scratch: &mut Scratch, mut at: usize, end: usize) {
 /// do not change a hash that begins with zero.
 #[inline(always)]
 fn hash(scratch: &mut Scratch) -> [u64; 2] {
-    let (aad_len, len) = (scratch.aad_len as u64, scratch.text_len as u64);
-    scratch.frame([(aad_len * 8).to_be(), (len * 8).to_be()]);
+    // SAFETY: a reference.
+    unsafe { aead_frame(scratch, 1) };
     let blocks = scratch.blocks() as usize;
     let end = BEFORE_TEXT + 2 * blocks;
     // Not end less the chunks' length: of that the verifier cannot tell that it is positive.

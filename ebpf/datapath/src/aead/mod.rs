@@ -112,33 +112,41 @@ pub fn open(key: &SaKey, scratch: &mut Scratch) -> Opened {
     unsafe { Opened(aead_open(key, scratch) == DONE) }
 }
 
-/// The nonce as it lies in memory: salt, then IV (RFC 4106 4, RFC 7634 2).
-#[inline(always)]
-fn nonce(key: &SaKey, scratch: &Scratch) -> [u32; 3] {
-    let [a, b, c, d, e, f, g, h] = scratch.iv;
-    [
-        u32::from_le_bytes(key.salt),
-        u32::from_le_bytes([a, b, c, d]),
-        u32::from_le_bytes([e, f, g, h]),
-    ]
+global_fn! {
+    /// Checks the parameters and puts the nonce in place: salt, then IV (RFC 4106 4, RFC 7634 2). Returns [`DONE`] or
+    /// [`BAD_PARAMETER`].
+    fn aead_prepare(key: &SaKey; scratch: &mut Scratch;) {
+        if !scratch.is_sane() {
+            return BAD_PARAMETER;
+        }
+        let [a, b, c, d, e, f, g, h] = scratch.iv;
+        let nonce =
+            [u32::from_le_bytes(key.salt), u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])];
+        if key.suite == SUITE_CHACHA20_POLY1305 as u32 {
+            chacha20_poly1305::load(key, &mut scratch.chacha, nonce);
+        } else if key.suite == SUITE_AES128_GCM as u32 || key.suite == SUITE_AES256_GCM as u32 {
+            aes::start_counter(&mut scratch.counter, nonce);
+        } else {
+            return BAD_PARAMETER;
+        }
+        DONE
+    }
 }
 
 global_fn! {
     /// Encrypts and authenticates `scratch`'s text in place. Returns [`DONE`], [`BAD_PARAMETER`] or [`NULL_POINTER`].
     pub fn aead_seal(key: &SaKey; scratch: &mut Scratch;) {
-        if !scratch.is_sane() {
+        // SAFETY: both come from references to separate values.
+        if unsafe { aead_prepare(key, scratch) } != DONE {
             return BAD_PARAMETER;
         }
-        let nonce = nonce(key, scratch);
         if key.suite == SUITE_CHACHA20_POLY1305 as u32 {
-            chacha20_poly1305::start(key, scratch, nonce);
+            chacha20_poly1305::start(scratch);
             chacha20_poly1305::crypt(scratch);
             chacha20_poly1305::authenticate(scratch);
-        } else if is_gcm(key.suite) {
-            gcm::start(key, scratch, nonce);
-            gcm::seal(key, scratch);
         } else {
-            return BAD_PARAMETER;
+            gcm::start(key, scratch);
+            gcm::seal(key, scratch);
         }
         scratch.store_tag();
         DONE
@@ -149,31 +157,24 @@ global_fn! {
     /// Verifies and decrypts `scratch`'s text in place. Returns [`DONE`], [`NOT_AUTHENTIC`], [`BAD_PARAMETER`] or
     /// [`NULL_POINTER`]; the text may be used with [`DONE`] only.
     pub fn aead_open(key: &SaKey; scratch: &mut Scratch;) {
-        if !scratch.is_sane() {
+        // SAFETY: both come from references to separate values.
+        if unsafe { aead_prepare(key, scratch) } != DONE {
             return BAD_PARAMETER;
         }
-        let nonce = nonce(key, scratch);
         if key.suite == SUITE_CHACHA20_POLY1305 as u32 {
-            chacha20_poly1305::start(key, scratch, nonce);
+            chacha20_poly1305::start(scratch);
             chacha20_poly1305::authenticate(scratch);
             if !scratch.tag_matches() {
                 return NOT_AUTHENTIC;
             }
             chacha20_poly1305::crypt(scratch);
-        } else if is_gcm(key.suite) {
-            gcm::start(key, scratch, nonce);
+        } else {
+            gcm::start(key, scratch);
             if !gcm::open(key, scratch) {
                 return NOT_AUTHENTIC;
             }
-        } else {
-            return BAD_PARAMETER;
         }
         scratch.clear_tail();
         DONE
     }
-}
-
-#[inline(always)]
-fn is_gcm(suite: u32) -> bool {
-    suite == SUITE_AES128_GCM as u32 || suite == SUITE_AES256_GCM as u32
 }

@@ -16,15 +16,6 @@ pub struct Poly1305 {
 }
 
 impl Poly1305 {
-    /// Starts a message under the one-time key, given as four little-endian words (RFC 8439 2.5.1: r is clamped).
-    #[inline(always)]
-    pub(super) fn start(&mut self, key: [u64; 4]) {
-        let r = [key[0] & 0x0fff_fffc_0fff_ffff, key[1] & 0x0fff_fffc_0fff_fffc];
-        self.h = [0; 5];
-        self.r = [r[0] & LOW, r[0] >> 32, r[1] & LOW, r[1] >> 32];
-        self.s = [key[2] & LOW, key[2] >> 32, key[3] & LOW, key[3] >> 32];
-    }
-
     /// One full block, low word first. A limb stays under 2^32 (the top one under 8), r under 2^28 by its clamping, so
     /// that a sum of four products (one of them by at most 5/4 r) stays under 2^64 without a carry in between.
     #[inline(always)]
@@ -47,24 +38,38 @@ impl Poly1305 {
         let u3 = (x3 & LOW) + (x2 >> 32) + (u2 >> 32);
         *h = [u0 & LOW, u1 & LOW, u2 & LOW, u3 & LOW, (u3 >> 32) + (top & 3)];
     }
+}
 
-    /// The authenticator as two little-endian words.
-    #[inline(always)]
-    pub(super) fn finish(&self) -> [u64; 2] {
-        let h = &self.h;
+global_fn! {
+    /// Starts a message under the one-time key in the first half of `block` (RFC 8439 2.5.1: r is clamped). Returns 0.
+    pub(super) fn aead_poly1305_start(block: &[u64; 8]; state: &mut Poly1305;) {
+        let key = [block[0].to_le(), block[1].to_le(), block[2].to_le(), block[3].to_le()];
+        let r = [key[0] & 0x0fff_fffc_0fff_ffff, key[1] & 0x0fff_fffc_0fff_fffc];
+        state.h = [0; 5];
+        state.r = [r[0] & LOW, r[0] >> 32, r[1] & LOW, r[1] >> 32];
+        state.s = [key[2] & LOW, key[2] >> 32, key[3] & LOW, key[3] >> 32];
+        0
+    }
+}
+
+global_fn! {
+    /// Writes the authenticator, as two words in memory order, to `out`. Returns 0.
+    pub(super) fn aead_poly1305_finish(state: &Poly1305; out: &mut [u64; 2];) {
+        let h = &state.h;
         // How often p goes into h, by the carry of h + 5 beyond 2^130; each time counts as + 5 in the low 128 bits.
         let mut carry = 5;
         for limb in &h[..4] {
             carry = (carry + limb) >> 32;
         }
         carry = ((carry + h[4]) >> 2) * 5;
-        let mut out = [0; 4];
+        let mut limbs = [0; 4];
         for i in 0..4 {
-            carry += h[i] + self.s[i];
-            out[i] = carry & LOW;
+            carry += h[i] + state.s[i];
+            limbs[i] = carry & LOW;
             carry >>= 32;
         }
-        [out[0] | out[1] << 32, out[2] | out[3] << 32]
+        *out = [(limbs[0] | limbs[1] << 32).to_le(), (limbs[2] | limbs[3] << 32).to_le()];
+        0
     }
 }
 

@@ -4,6 +4,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::ghash::GhashWork;
+use super::global::global_fn;
 use super::poly1305::Poly1305;
 
 /// Octets of text that fit: ciphertext without ICV, or plaintext with ESP trailer.
@@ -126,33 +127,6 @@ impl Scratch {
         }
     }
 
-    /// Puts zeros and the AAD block in front of the text, padding and the block of lengths behind it.
-    #[inline(always)]
-    pub(super) fn frame(&mut self, lengths: [u64; 2]) {
-        self.clear_tail();
-        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = self.aad;
-        let high = if self.aad_len == AAD_ESN {
-            u32::from_ne_bytes([i, j, k, l]).to_le() as u64
-        } else {
-            0
-        };
-        let end = FRONT_WORDS - 2 + 2 * (self.blocks() as usize - 1);
-        let words = self.message.words_mut();
-        words[..FRONT_WORDS].copy_from_slice(&[
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            high.to_le(),
-        ]);
-        if let Some(last) = words.get_mut(end..).and_then(|w| w.first_chunk_mut()) {
-            *last = lengths;
-        }
-    }
-
     /// Compares the packet's tag with the computed one in constant time.
     #[inline(always)]
     pub(super) fn tag_matches(&self) -> bool {
@@ -166,6 +140,27 @@ impl Scratch {
     #[inline(always)]
     pub(super) fn store_tag(&mut self) {
         self.tag = zerocopy::transmute!(self.computed);
+    }
+}
+
+global_fn! {
+    /// Puts zeros and the AAD block in front of the text, padding and the block of lengths behind it: counted in bits and
+    /// big-endian for GCM (SP 800-38D 7.1), else in octets and little-endian (RFC 8439 2.8). Returns 0.
+    pub(super) fn aead_frame(; scratch: &mut Scratch; gcm: u32) {
+        scratch.clear_tail();
+        let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = scratch.aad;
+        let low = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        let high = if scratch.aad_len == AAD_ESN { u32::from_le_bytes([i, j, k, l]) as u64 } else { 0 };
+        let (aad_len, len) = (scratch.aad_len as u64, scratch.len() as u64);
+        let lengths =
+            if gcm != 0 { [(aad_len * 8).to_be(), (len * 8).to_be()] } else { [aad_len.to_le(), len.to_le()] };
+        let end = FRONT_WORDS - 2 + 2 * (scratch.blocks() as usize - 1);
+        let words = scratch.message.words_mut();
+        words[..FRONT_WORDS].copy_from_slice(&[0, 0, 0, 0, 0, 0, low, high.to_le()]);
+        if let Some(last) = words.get_mut(end..).and_then(|w| w.first_chunk_mut()) {
+            *last = lengths;
+        }
+        0
     }
 }
 
