@@ -38,6 +38,10 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
 /// lowest of the four nonces is redundant and deleted by the side that made it.
 pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, agreed: Agreed) {
     let old = offer.rekeys;
+    // The peer may have deleted it in the meantime.
+    let still_there = old.filter(|spi| sa.child(*spi).is_some());
+    let mut agreed = agreed;
+    agreed.replaces = still_there;
     let ours_lowest = (&agreed.nonce_i).min(&agreed.nonce_r).clone();
     let new = agreed.spi_in;
     let ours_is_redundant = offer
@@ -49,16 +53,12 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, a
             child.phase = ChildPhase::Rekeyed { by: *by };
             child.rekey_at = None;
         }
-        let mut agreed = agreed;
         agreed.outbound = OutboundUse::Later;
         if install(sa, ctx, agreed, ChildPhase::Deleting) {
             sa.our.push_front(Task::DeleteChild { spi_in: new });
         }
         return;
     }
-    let mut agreed = agreed;
-    let still_there = old.filter(|spi| sa.child(*spi).is_some());
-    agreed.replaces = still_there;
     if !install(sa, ctx, agreed, ChildPhase::Installed) {
         return;
     }

@@ -128,6 +128,10 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
     let Phase::AwaitInitResponse(phase) = &sa.phase else { return };
     let payloads = &message.payloads;
     if let Some(cookie) = payloads.notifies().find_map(Notify::as_cookie) {
+        // A second copy of the answer that we followed already.
+        if phase.cookie.as_deref() == Some(cookie) {
+            return;
+        }
         let cookie = cookie.to_vec();
         return restart(sa, ctx, |phase| phase.cookie = Some(cookie), "cookies");
     }
@@ -224,9 +228,12 @@ fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>, change: impl FnOnce(&mut Await
 fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, error: &Notify) {
     let Phase::AwaitInitResponse(phase) = &sa.phase else { return };
     if let Some(group) = error.as_invalid_ke() {
+        // A second copy of the answer that we followed already.
+        if phase.group == group.0 {
+            return;
+        }
         let offered = phase.offered.iter().any(|p| p.of(TransformKind::Dh).any(|t| t.id == group.0));
         if offered
-            && phase.group != group.0
             && let Ok(dh) = new_private(ctx, group.0)
         {
             let change = |phase: &mut AwaitInitResponse| (phase.group, phase.dh) = (group.0, dh);

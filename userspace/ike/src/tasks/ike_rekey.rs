@@ -81,7 +81,15 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, pay
                     ctx.put_back(new);
                     hand_over_to(sa, ctx, other);
                 }
-                _ => {
+                crossing => {
+                    if let Some(mut redundant) = crossing.and_then(|(other, _)| ctx.table.take(other)) {
+                        // The peer made it and deletes it, unless our Delete of the old one overtakes our answer: then
+                        // the peer never gets to know it, and it ends with the time set here.
+                        redundant.successor = Some(new.spi);
+                        replaced(&mut redundant, ctx);
+                        redundant.dirty = true;
+                        ctx.put_back(redundant);
+                    }
                     hand_over(sa, ctx, &mut new);
                     ctx.put_back(new);
                     delete::start_ike(sa, ctx);
