@@ -1,6 +1,8 @@
 //! Octets behind a trait. The verifier must see every bound, so rules never hold a plain slice of a packet: they read
 //! fixed arrays at an offset, and get nothing where the octets are not there.
 
+use crate::opaque::opaque;
+
 /// Reading fixed-size pieces.
 pub trait PacketRead {
     /// The `N` octets at `offset`, if all of them are there.
@@ -63,6 +65,7 @@ pub struct Bounded<'a, const M: usize> {
 impl<const M: usize> PacketRead for Bounded<'_, M> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let offset = opaque(offset as u64) as usize;
         // The first comparison is on `offset` itself: the verifier does not derive it from the second.
         if offset > M.checked_sub(N)? || offset + N > self.len {
             return None;

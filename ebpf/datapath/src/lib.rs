@@ -1,5 +1,9 @@
 #![no_std]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics, adt_const_params), allow(internal_features))]
+#![cfg_attr(
+    target_arch = "bpf",
+    feature(core_intrinsics, adt_const_params, asm_experimental_arch),
+    allow(internal_features)
+)]
 //! Per-packet rules and ciphers, no_std, compiled for BPF and for the host.
 //!
 //! Rules are generic over [`env::Env`], so that the XDP programs and the host's tests run the same code. No function has a
@@ -16,6 +20,7 @@ pub mod esp;
 pub mod headers;
 pub mod icmp;
 pub mod limits;
+pub mod opaque;
 pub mod replay;
 pub mod selectors;
 pub mod steer;

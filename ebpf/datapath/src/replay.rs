@@ -6,6 +6,8 @@
 use maps_schema::sad::{FinalWindow, InboundSaRuntime, REPLAY_BLOCKS, REPLAY_WINDOW};
 use maps_schema::verdict::Verdict;
 
+use crate::opaque::opaque;
+
 const MASK: u64 = REPLAY_BLOCKS as u64 - 1;
 const _: () = assert!(REPLAY_BLOCKS.is_power_of_two());
 
@@ -72,10 +74,15 @@ pub fn mark(window: &mut InboundSaRuntime, checked: ReplayChecked, _proof: IcvVe
     before
 }
 
-/// Bits of the block of `number` that stand for numbers up to it.
+/// Bits of a block that stand for numbers up to `number`.
+///
+/// Without branches: the verifier would follow every combination of "left of", "in" and "right of" over all blocks.
 #[inline(always)]
-const fn up_to(number: u64) -> u64 {
-    u64::MAX >> (63 - (number & 63))
+fn seen_up_to(block: u64, number: u64) -> u64 {
+    let distance = number.wrapping_sub(block << 6) as i64;
+    let before = opaque((distance >> 63) as u64);
+    let beyond = opaque(((62 - distance) >> 63) as u64);
+    !before & (beyond | (u64::MAX >> (63 - distance as u64 & 63)))
 }
 
 /// Makes the window that of SA `spi` in epoch `epoch`: a fresh one where the slot was another SA's, and with everything
@@ -113,26 +120,17 @@ fn apply_floor(window: &mut InboundSaRuntime, floor: u64) {
     if floor == 0 {
         return;
     }
-    let floor_block = floor >> 6;
+    let mut keep = u64::MAX;
     if window.edge < floor {
-        let mut i = 0;
-        while i < REPLAY_BLOCKS {
-            window.blocks[i] = u64::MAX;
-            i += 1;
-        }
-        window.blocks[(floor_block & MASK) as usize] = up_to(floor);
+        keep = 0;
         window.edge = floor;
-        return;
     }
     let edge_block = window.edge >> 6;
     let mut age = 0;
     while age < REPLAY_BLOCKS as u64 {
         let block = edge_block.wrapping_sub(age);
-        if block < floor_block {
-            window.blocks[(block & MASK) as usize] = u64::MAX;
-        } else if block == floor_block {
-            window.blocks[(block & MASK) as usize] |= up_to(floor);
-        }
+        let at = (block & MASK) as usize;
+        window.blocks[at] = (window.blocks[at] & keep) | seen_up_to(block, floor);
         age += 1;
     }
 }
@@ -150,33 +148,17 @@ pub fn merge(window: &mut InboundSaRuntime, old: &FinalWindow) -> bool {
         window.floor
     };
     window.floor = 0;
-    let (edge_block, floor_block) = (window.edge >> 6, floor >> 6);
-    let old_block = old.edge >> 6;
+    let edge_block = window.edge >> 6;
     // Numbers up to here are left of the old owner's window: seen.
     let old_bottom = old.edge.saturating_sub(REPLAY_WINDOW);
     let mut age = 0;
     while age < REPLAY_BLOCKS as u64 {
-        if age > edge_block {
-            break;
-        }
-        let block = edge_block - age;
-        age += 1;
-        if block > floor_block {
-            continue;
-        }
+        let block = edge_block.wrapping_sub(age);
         let at = (block & MASK) as usize;
-        let mut seen = if block > old_block { 0 } else { old.blocks[at] };
-        if block < old_bottom >> 6 {
-            seen = u64::MAX;
-        } else if block == old_bottom >> 6 {
-            seen |= up_to(old_bottom);
-        }
-        let mine = if block == floor_block {
-            up_to(floor)
-        } else {
-            u64::MAX
-        };
+        let seen = (old.blocks[at] & seen_up_to(block, old.edge)) | seen_up_to(block, old_bottom);
+        let mine = seen_up_to(block, floor);
         window.blocks[at] = (window.blocks[at] & !mine) | (seen & mine);
+        age += 1;
     }
     true
 }

@@ -3,7 +3,9 @@
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use datapath::aead::{aead_open, aead_seal};
-use datapath::env::{self, ACTION_CPU, ACTION_DROP, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, Work};
+use datapath::env::{
+    self, ACTION_CPU, ACTION_DROP, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, Work,
+};
 use datapath::esp::{inbound, outbound};
 use datapath::steer;
 use maps_schema::steer::MAX_CONNECTIONS;
@@ -65,7 +67,9 @@ fn seal_emit(ctx: *mut xdp_md, area: &mut Area, status: i32) -> u32 {
 /// Outside: `steer`, and `esp_in` where it need not move.
 #[inline(always)]
 pub fn outside(env: Xdp, place: Place) -> u32 {
-    let Some(area) = maps::SCRATCH.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    let Some(area) = maps::SCRATCH.get_ptr_mut(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
     // SAFETY: this CPU's scratch; XDP programs do not nest on a CPU.
     let area = unsafe { &mut *area };
     if steer_stage(env.raw(), area, place == Place::Interface) && open_admit(env.raw(), area) {
@@ -94,7 +98,9 @@ fn open(env: Xdp, area: &mut Area) {
 /// Inside: policy, and `esp_out` where it need not move.
 #[inline(always)]
 pub fn inside(env: Xdp, place: Place) -> u32 {
-    let Some(area) = maps::SCRATCH.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    let Some(area) = maps::SCRATCH.get_ptr_mut(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
     // SAFETY: this CPU's scratch; XDP programs do not nest on a CPU.
     let area = unsafe { &mut *area };
     if choose_stage(env.raw(), area, place == Place::Interface) && seal_admit(env.raw(), area) {
@@ -127,7 +133,11 @@ fn finish(env: Xdp, work: &mut Work, place: Place, outside: bool) -> u32 {
         ACTION_TRANSMIT => redirect(env.ifindex()),
         ACTION_REDIRECT => redirect(work.target),
         ACTION_CPU => {
-            let to = if outside { maps::CPUS_IN.redirect(work.target, 0) } else { maps::CPUS_OUT.redirect(work.target, 0) };
+            let to = if outside {
+                maps::CPUS_IN.redirect(work.target, 0)
+            } else {
+                maps::CPUS_OUT.redirect(work.target, 0)
+            };
             match to {
                 Ok(action) => action,
                 Err(_) => {
@@ -139,7 +149,8 @@ fn finish(env: Xdp, work: &mut Work, place: Place, outside: bool) -> u32 {
         ACTION_DROP => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_DROP,
     };
-    let at = (work.connection as usize & (MAX_CONNECTIONS - 1)) * VERDICT_STRIDE + (work.verdict as usize & (VERDICT_STRIDE - 1));
+    let at = (work.connection as usize & (MAX_CONNECTIONS - 1)) * VERDICT_STRIDE
+        + (work.verdict as usize & (VERDICT_STRIDE - 1));
     if let Some(count) = maps::VERDICTS.get_ptr_mut(at as u32) {
         // SAFETY: this CPU's counter.
         unsafe { *count = (*count).wrapping_add(1) };

@@ -13,6 +13,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::XdpContext;
 use datapath::aead::TEXT_MAX;
 use datapath::env::{Env, HEAD_LEN, OutboundCounters, Route, RouteQuery};
+use datapath::opaque::opaque;
 use maps_schema::event::{Event, SLOW_FRAME_MAX, SlowFrame};
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, SaKey};
 use maps_schema::spd::{SpdEntry, SpdKey};
@@ -30,7 +31,9 @@ pub struct Xdp {
 impl Xdp {
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
-        Self { ctx: ctx.as_ptr().cast() }
+        Self {
+            ctx: ctx.as_ptr().cast(),
+        }
     }
 
     #[inline(always)]
@@ -91,9 +94,8 @@ const ACQUIRE_INTERVAL_NS: u64 = 250_000_000;
 #[inline(always)]
 fn visibly<const M: usize>(len: usize) -> u32 {
     const { assert!(M.is_power_of_two()) };
-    // SAFETY: a local.
-    let len = unsafe { core::ptr::read_volatile(&len) };
-    ((len.wrapping_sub(1) & (M - 1)) + 1) as u32
+    let masked = opaque(len as u64).wrapping_sub(1) & (M as u64 - 1);
+    (opaque(masked) + 1) as u32
 }
 
 impl Env for Xdp {
@@ -119,7 +121,10 @@ impl Env for Xdp {
         let segment = maps::SEGMENTS.get_ptr(segment as u32)?;
         // SAFETY: a map value; the agent writes each word at once.
         unsafe {
-            Some((core::ptr::read_volatile(&raw const (*segment).owner), core::ptr::read_volatile(&raw const (*segment).side)))
+            Some((
+                core::ptr::read_volatile(&raw const (*segment).owner),
+                core::ptr::read_volatile(&raw const (*segment).side),
+            ))
         }
     }
 
@@ -187,7 +192,11 @@ impl Env for Xdp {
             protocol: query.protocol,
             ports: [0; 2],
             length: query.length,
-            ifindex: if query.own { local.outside_ifindex } else { self.ifindex() },
+            ifindex: if query.own {
+                local.outside_ifindex
+            } else {
+                self.ifindex()
+            },
             tos: query.tos as u32,
             source: [query.source.to_be(), 0, 0, 0],
             destination: [query.destination.to_be(), 0, 0, 0],
@@ -198,18 +207,34 @@ impl Env for Xdp {
         let flags = if query.own { FIB_LOOKUP_OUTPUT } else { 0 };
         // SAFETY: `fib` is a `struct bpf_fib_lookup`.
         let found = unsafe {
-            bpf_fib_lookup(self.ctx.cast(), (&raw mut fib).cast(), size_of::<Fib>() as i32, flags)
+            bpf_fib_lookup(
+                self.ctx.cast(),
+                (&raw mut fib).cast(),
+                size_of::<Fib>() as i32,
+                flags,
+            )
         };
         // Other interfaces may not take redirected frames (a VLAN device does not): theirs go through the stack.
         if found != 0 || (fib.ifindex != local.inside_ifindex && fib.ifindex != local.outside_ifindex) {
             return None;
         }
-        Some(Route { destination: fib.destination_mac, source: fib.source_mac, ifindex: fib.ifindex })
+        Some(Route {
+            destination: fib.destination_mac,
+            source: fib.source_mac,
+            ifindex: fib.ifindex,
+        })
     }
 
     #[inline(always)]
     fn event(&self, kind: u32, slot: u32, spi: u32, epoch: u16, seq: u64) {
-        let event = Event { kind, slot, spi, epoch: epoch as u32, seq, time_ns: self.now_ns() };
+        let event = Event {
+            kind,
+            slot,
+            spi,
+            epoch: epoch as u32,
+            seq,
+            time_ns: self.now_ns(),
+        };
         // A full ring loses the event; the agent reads the counters as well.
         let _ = maps::EVENTS.output(event, 0);
     }
@@ -220,7 +245,9 @@ impl Env for Xdp {
         if len == 0 || len > SLOW_FRAME_MAX {
             return Err(Verdict::TooBig);
         }
-        let Some(mut entry) = maps::SLOW.reserve(0) else { return Err(Verdict::SlowPathFull) };
+        let Some(mut entry) = maps::SLOW.reserve(0) else {
+            return Err(Verdict::SlowPathFull);
+        };
         let frame: *mut SlowFrame = entry.as_mut_ptr();
         // SAFETY: a reserved record of that type; every field of the header is written.
         unsafe {
@@ -232,8 +259,8 @@ impl Env for Xdp {
             (*frame).length = len as u32;
             (*frame).reserved = 0;
         }
-        // SAFETY: a local. The second bound is for the verifier, which must see it on what the helper gets.
-        let len = unsafe { core::ptr::read_volatile(&len) } & 0xfff;
+        // The second bound is for the verifier, which must see it on what the helper gets.
+        let len = opaque(len as u64 & 0xfff) as usize;
         // SAFETY: within the record.
         let to = unsafe { (&raw mut (*frame).frame).cast::<u8>() };
         if len == 0 || len > SLOW_FRAME_MAX || !self.load_raw(0, to, len as u32) {
@@ -246,7 +273,9 @@ impl Env for Xdp {
 
     #[inline(always)]
     fn acquire_due(&self, connection: u16, now_ns: u64) -> bool {
-        let Some(last) = maps::ACQUIRED.get_ptr_mut(connection as u32) else { return false };
+        let Some(last) = maps::ACQUIRED.get_ptr_mut(connection as u32) else {
+            return false;
+        };
         // SAFETY: this CPU's value.
         unsafe {
             if *last != 0 && now_ns.wrapping_sub(*last) < ACQUIRE_INTERVAL_NS {

@@ -3,6 +3,7 @@
 use super::header::TRAILER_LEN;
 use crate::aead::TEXT_MAX;
 use crate::bytes::{Bounded, PacketRead};
+use crate::opaque::opaque;
 
 /// Octets of inner packet, padding and trailer: a multiple of four.
 #[inline(always)]
@@ -14,6 +15,7 @@ pub const fn padded_len(inner: usize) -> usize {
 /// `None` where it does not fit.
 #[inline(always)]
 pub fn append(text: &mut [u8; TEXT_MAX], inner: usize, next_header: u8) -> Option<usize> {
+    let inner = opaque(inner as u64) as usize;
     if inner > TEXT_MAX - 8 {
         return None;
     }
