@@ -73,10 +73,12 @@ pub struct Ledger {
     pub ike: Vec<IkeMessage>,
     /// Gratuitous ARPs: time, sender, address.
     pub announcements: Vec<(u64, [u8; 6], Ipv4Addr)>,
-    /// Times of ESP packets that the cluster sent.
-    pub esp_out_ns: Vec<u64>,
-    /// Times of ESP packets to the cluster.
-    pub esp_in_ns: Vec<u64>,
+    /// ESP packets that the cluster sent: time and the member's MAC address.
+    pub esp_out: Vec<(u64, [u8; 6])>,
+    /// ESP packets to the cluster: time and the router's MAC address.
+    pub esp_in: Vec<(u64, [u8; 6])>,
+    /// Packets in clear with a private address: time and the sender's MAC address.
+    pub clear: Vec<(u64, [u8; 6])>,
     /// Frames from one member to another (second hop), heartbeats not counted.
     pub second_hops: u64,
     /// Packets with a private address in clear: a leak on the outside, the normal thing on the inside.
@@ -140,7 +142,10 @@ impl Ledger {
             Kind::NatKeepalive => self.count("nat_keepalive"),
             Kind::Other(ethertype) => self.count(&format!("ethertype_{ethertype:04x}")),
             _ if self.between_members(&headers) => self.count("between_members"),
-            _ if headers.src.is_private() || headers.dst.is_private() => self.plain += 1,
+            _ if headers.src.is_private() || headers.dst.is_private() => {
+                self.plain += 1;
+                self.clear.push((at_ns, headers.from));
+            }
             Kind::Icmp(kind) => self.count(&format!("icmp_{kind}")),
             Kind::Udp(_, port) => self.count(&format!("udp_{port}")),
             Kind::Fragment(_) => self.count("fragment"),
@@ -250,10 +255,10 @@ impl Ledger {
         flow.dup_seq += u64::from(!flow.seqs.insert(seq));
         flow.dup_iv += u64::from(!flow.ivs.insert(iv));
         if Some(headers.src) == self.roles.cluster {
-            self.esp_out_ns.push(at_ns);
+            self.esp_out.push((at_ns, headers.from));
         }
         if Some(headers.dst) == self.roles.cluster {
-            self.esp_in_ns.push(at_ns);
+            self.esp_in.push((at_ns, headers.from));
             if self.kept.len() + frame.len() > KEEP_OCTETS {
                 self.not_kept += 1;
             } else {

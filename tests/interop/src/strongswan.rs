@@ -237,6 +237,7 @@ pub fn swanctl_conf(connections: &[Connection], psk: &str) -> String {
       }}
     }}
     rekey_time = 0
+    dpd_delay = 3s
   }}
 ",
             name = c.name,
