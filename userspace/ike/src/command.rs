@@ -25,13 +25,21 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
         Command::Terminate { connection } => {
             let spis = ctx.table.of_connection(&connection);
             if spis.is_empty() {
-                failed(ctx, Some(&connection), "nothing to terminate: no IKE SA is up".to_owned());
+                failed(
+                    ctx,
+                    Some(&connection),
+                    "nothing to terminate: no IKE SA is up".to_owned(),
+                );
             }
             for spi in spis {
                 on_ike(ctx, spi, Task::DeleteIke);
             }
         }
-        Command::Forget { connection, remote_id, except } => forget(ctx, &connection, &remote_id, except),
+        Command::Forget {
+            connection,
+            remote_id,
+            except,
+        } => forget(ctx, &connection, &remote_id, except),
     }
 }
 
@@ -59,7 +67,11 @@ fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
 
 fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
     let config = ctx.config;
-    let Some(connection) = config.connections.iter().find(|connection| connection.name == name) else {
+    let Some(connection) = config
+        .connections
+        .iter()
+        .find(|connection| connection.name == name)
+    else {
         return failed(ctx, None, format!("no connection {name:?} in the configuration"));
     };
     if let Some(child) = child
@@ -69,13 +81,20 @@ fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
     }
     let wanted: Vec<&str> = match child {
         Some(child) => vec![child],
-        None => connection.children.iter().filter(|c| c.start).map(|c| c.name.as_str()).collect(),
+        None => connection
+            .children
+            .iter()
+            .filter(|c| c.start)
+            .map(|c| c.name.as_str())
+            .collect(),
     };
     if let Some(spi) = usable(ctx.table, name) {
         if let Some(mut sa) = ctx.table.take(spi) {
             for child in wanted {
                 if !is_up_or_coming(&sa, child) {
-                    sa.our.push(Task::CreateChild { child: child.to_owned() });
+                    sa.our.push(Task::CreateChild {
+                        child: child.to_owned(),
+                    });
                 }
             }
             start_next(&mut sa, ctx);
@@ -86,7 +105,9 @@ fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
     match ike_init::start(ctx, connection) {
         Ok(mut sa) => {
             if let Some(child) = child.filter(|child| !is_up_or_coming(&sa, child)) {
-                sa.our.push(Task::CreateChild { child: child.to_owned() });
+                sa.our.push(Task::CreateChild {
+                    child: child.to_owned(),
+                });
             }
             ctx.put_back(sa);
         }
@@ -97,7 +118,13 @@ fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
 fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
     let installed = |phase| matches!(phase, ChildPhase::Installed | ChildPhase::AwaitsSwitch { .. });
     let up = sa.children.iter().any(|c| c.name == child && installed(c.phase));
-    let coming = match (&sa.phase, sa.our.outstanding.as_ref().map(|outstanding| &outstanding.pending)) {
+    let coming = match (
+        &sa.phase,
+        sa.our
+            .outstanding
+            .as_ref()
+            .map(|outstanding| &outstanding.pending),
+    ) {
         (_, Some(Pending::CreateChild(offer))) => offer.name == child,
         (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().is_some_and(|offer| offer.name == child),
         _ => false,
@@ -120,12 +147,18 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
         (Phase::Established(_), Task::DeleteIke) => sa.our.push_front(task),
         (Phase::Established(_), _) => sa.our.push(task),
         // Not up yet: there is nobody to tell.
-        (Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::AwaitAuthRequest(_), Task::DeleteIke) => {
+        (
+            Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::AwaitAuthRequest(_),
+            Task::DeleteIke,
+        ) => {
             delete::vanish(&mut sa, ctx, "terminated while it was set up");
         }
         (Phase::Rekeyed(_) | Phase::Deleting(_) | Phase::Closed(_), Task::DeleteIke) => {}
         (phase, _) => {
-            let text = format!("IKE SA {spi} is {}, only an established one can do that", phase.name());
+            let text = format!(
+                "IKE SA {spi} is {}, only an established one can do that",
+                phase.name()
+            );
             ctx.event(&sa, EventKind::CommandFailed, text);
         }
     }
@@ -137,10 +170,11 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
 
 fn forget(ctx: &mut Context<'_>, connection: &str, remote_id: &str, except: IkeSpi) {
     for spi in ctx.table.of_connection(connection) {
-        let same_peer = ctx
-            .table
-            .get(spi)
-            .is_some_and(|sa| sa.remote_id.as_ref().is_some_and(|id| id.to_string() == remote_id));
+        let same_peer = ctx.table.get(spi).is_some_and(|sa| {
+            sa.remote_id
+                .as_ref()
+                .is_some_and(|id| id.to_string() == remote_id)
+        });
         if spi != except
             && same_peer
             && let Some(mut sa) = ctx.table.take(spi)
@@ -152,20 +186,42 @@ fn forget(ctx: &mut Context<'_>, connection: &str, remote_id: &str, except: IkeS
 }
 
 pub(crate) fn connection_phase(config: &EngineConfig, table: &Table, name: &str) -> ConnectionPhase {
-    let Some(spi) = usable(table, name) else { return ConnectionPhase::Down };
-    let Some(sa) = table.get(spi) else { return ConnectionPhase::Down };
+    let Some(spi) = usable(table, name) else {
+        return ConnectionPhase::Down;
+    };
+    let Some(sa) = table.get(spi) else {
+        return ConnectionPhase::Down;
+    };
     if !matches!(sa.phase, Phase::Established(_)) {
         return ConnectionPhase::Connecting;
     }
-    let children = config.connections.iter().find(|c| c.name == name).map(|c| c.children.as_slice());
+    let children = config
+        .connections
+        .iter()
+        .find(|c| c.name == name)
+        .map(|c| c.children.as_slice());
     let up = |name: &str| {
         let installed = |phase| matches!(phase, ChildPhase::Installed | ChildPhase::AwaitsSwitch { .. });
-        table.of_connection(name_of(sa)).iter().filter_map(|spi| table.get(*spi)).any(|sa| {
-            sa.children.iter().any(|child| child.name == name && installed(child.phase))
-        })
+        table
+            .of_connection(name_of(sa))
+            .iter()
+            .filter_map(|spi| table.get(*spi))
+            .any(|sa| {
+                sa.children
+                    .iter()
+                    .any(|child| child.name == name && installed(child.phase))
+            })
     };
-    let complete = children.unwrap_or_default().iter().filter(|child| child.start).all(|child| up(&child.name));
-    if complete { ConnectionPhase::Up } else { ConnectionPhase::Partial }
+    let complete = children
+        .unwrap_or_default()
+        .iter()
+        .filter(|child| child.start)
+        .all(|child| up(&child.name));
+    if complete {
+        ConnectionPhase::Up
+    } else {
+        ConnectionPhase::Partial
+    }
 }
 
 fn name_of(sa: &IkeSa) -> &str {

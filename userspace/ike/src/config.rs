@@ -151,7 +151,11 @@ pub struct Retransmit {
 impl Default for Retransmit {
     /// 1 s, 1.8 s, 3.2 s ... given up after about 41 s.
     fn default() -> Self {
-        Self { initial: Duration::from_secs(1), factor_percent: 180, tries: 5 }
+        Self {
+            initial: Duration::from_secs(1),
+            factor_percent: 180,
+            tries: 5,
+        }
     }
 }
 
@@ -193,7 +197,11 @@ impl Identity {
         if let Some(name) = text.strip_prefix('@') {
             return Self::Fqdn(name.to_owned());
         }
-        if text.contains('@') { Self::Email(text.to_owned()) } else { Self::Fqdn(text.to_owned()) }
+        if text.contains('@') {
+            Self::Email(text.to_owned())
+        } else {
+            Self::Fqdn(text.to_owned())
+        }
     }
 
     /// ID type and identification data as on the wire.
@@ -212,8 +220,12 @@ impl Identity {
     pub fn from_wire(kind: u8, data: &[u8]) -> Self {
         let text = || std::str::from_utf8(data).ok().map(str::to_owned);
         let parsed = match kind {
-            1 => <[u8; 4]>::try_from(data).ok().map(|octets| Self::Address(IpAddr::from(octets))),
-            5 => <[u8; 16]>::try_from(data).ok().map(|octets| Self::Address(IpAddr::from(octets))),
+            1 => <[u8; 4]>::try_from(data)
+                .ok()
+                .map(|octets| Self::Address(IpAddr::from(octets))),
+            5 => <[u8; 16]>::try_from(data)
+                .ok()
+                .map(|octets| Self::Address(IpAddr::from(octets))),
             2 => text().map(Self::Fqdn),
             3 => text().map(Self::Email),
             11 => Some(Self::KeyId(data.to_vec())),
@@ -246,7 +258,14 @@ mod tests {
 
     #[test]
     fn identities_survive_the_wire() {
-        for text in ["192.0.2.1", "2001:db8::1", "gw.example", "@gw", "a@b.example", "keyid:x1"] {
+        for text in [
+            "192.0.2.1",
+            "2001:db8::1",
+            "gw.example",
+            "@gw",
+            "a@b.example",
+            "keyid:x1",
+        ] {
             let id = Identity::parse(text);
             let (kind, data) = id.to_wire();
             assert_eq!(Identity::from_wire(kind, &data), id);

@@ -30,7 +30,10 @@ pub(crate) struct Endpoint {
 
 fn cookie(config: &EndpointConfig, nonce: &[u8], remote: IpAddr, spi_i: IkeSpi) -> [u8; 32] {
     let address = model::address::mapped(remote);
-    hmac_sha256(config.cookie_secret.expose(), &[b"cookie", nonce, &address, &spi_i.0.to_be_bytes()])
+    hmac_sha256(
+        config.cookie_secret.expose(),
+        &[b"cookie", nonce, &address, &spi_i.0.to_be_bytes()],
+    )
 }
 
 impl Endpoint {
@@ -101,11 +104,20 @@ mod tests {
         let mut admit = |remote, spi, nonce: &[u8], shown: Option<&[u8]>| {
             endpoint.admit(&config, 1, remote, IkeSpi(spi), nonce, shown)
         };
-        let Admission::Cookie(cookie) = admit(remote, 1, b"nonce", None) else { panic!("no cookie asked for") };
+        let Admission::Cookie(cookie) = admit(remote, 1, b"nonce", None) else {
+            panic!("no cookie asked for")
+        };
         assert_eq!(admit(remote, 1, b"nonce", Some(&cookie)), Admission::Admit);
         let elsewhere = "192.0.2.2:500".parse().unwrap();
-        for (remote, spi, nonce) in [(elsewhere, 1, b"nonce"), (remote, 2, b"nonce"), (remote, 1, b"other")] {
-            assert!(matches!(admit(remote, spi, nonce, Some(&cookie)), Admission::Cookie(_)));
+        for (remote, spi, nonce) in [
+            (elsewhere, 1, b"nonce"),
+            (remote, 2, b"nonce"),
+            (remote, 1, b"other"),
+        ] {
+            assert!(matches!(
+                admit(remote, spi, nonce, Some(&cookie)),
+                Admission::Cookie(_)
+            ));
         }
     }
 

@@ -58,9 +58,16 @@ impl Engine {
     /// Handles one input. Its outcome is fetched by [`Engine::poll`].
     pub fn handle(&mut self, input: Input<'_>, around: &mut dyn Surroundings) {
         match input {
-            Input::Datagram { now, local, remote, bytes } => {
+            Input::Datagram {
+                now,
+                local,
+                remote,
+                bytes,
+            } => {
                 self.now = now;
-                self.run(around, |engine, ctx| datagram(ctx, &mut engine.endpoint, local, remote, bytes));
+                self.run(around, |engine, ctx| {
+                    datagram(ctx, &mut engine.endpoint, local, remote, bytes)
+                });
             }
             Input::Timeout { now } => {
                 self.now = now;
@@ -93,7 +100,10 @@ impl Engine {
     pub fn adopt(&mut self, now: Instant, spi: IkeSpi, record: &SecretBytes) -> Result<(), AdoptError> {
         let mut sa = record::read(record)?;
         if sa.spi != spi {
-            return Err(AdoptError::WrongSpi { found: sa.spi, asked: spi });
+            return Err(AdoptError::WrongSpi {
+                found: sa.spi,
+                asked: spi,
+            });
         }
         if let Some(name) = sa.connection.as_deref()
             && sa.connection(&self.config).is_none()
@@ -145,8 +155,17 @@ impl Engine {
 
     /// All IKE SAs but those that only wait to be forgotten, by SPI. Ages are as of the latest input.
     pub fn status(&self) -> Vec<IkeSaStatus> {
-        let shown = |spi| self.table.get(spi).filter(|sa| !matches!(sa.phase, Phase::Closed(_)));
-        self.table.spis().into_iter().filter_map(shown).map(|sa| sa.status(self.now)).collect()
+        let shown = |spi| {
+            self.table
+                .get(spi)
+                .filter(|sa| !matches!(sa.phase, Phase::Closed(_)))
+        };
+        self.table
+            .spis()
+            .into_iter()
+            .filter_map(shown)
+            .map(|sa| sa.status(self.now))
+            .collect()
     }
 
     /// How far a connection is.
@@ -176,9 +195,16 @@ impl Engine {
 
     fn run(&mut self, around: &mut dyn Surroundings, work: impl FnOnce(&mut EngineParts, &mut Context<'_>)) {
         let mut out = Outbox::default();
-        let mut parts = EngineParts { endpoint: std::mem::take(&mut self.endpoint) };
-        let mut ctx =
-            Context { now: self.now, config: &self.config, around, out: &mut out, table: &mut self.table };
+        let mut parts = EngineParts {
+            endpoint: std::mem::take(&mut self.endpoint),
+        };
+        let mut ctx = Context {
+            now: self.now,
+            config: &self.config,
+            around,
+            out: &mut out,
+            table: &mut self.table,
+        };
         work(&mut parts, &mut ctx);
         // IKE SAs whose window became free go on with what waits. Each starts one request at most.
         for spi in ctx.out.dirty.clone() {
@@ -193,10 +219,15 @@ impl Engine {
         let mut commit = Commit::default();
         for spi in out.dirty {
             if let Some(sa) = self.table.get(spi) {
-                commit.changes.push(Change::IkeSa(IkeSaChange::Put { spi, record: record::write(sa) }));
+                commit.changes.push(Change::IkeSa(IkeSaChange::Put {
+                    spi,
+                    record: record::write(sa),
+                }));
             }
         }
-        commit.changes.extend(out.child_changes.into_iter().map(Change::ChildSa));
+        commit
+            .changes
+            .extend(out.child_changes.into_iter().map(Change::ChildSa));
         for spi in out.removed {
             commit.changes.push(Change::IkeSa(IkeSaChange::Remove { spi }));
         }
@@ -204,7 +235,13 @@ impl Engine {
         self.outputs.extend(out.plain.into_iter().map(Output::Transmit));
         if commit.changes.is_empty() {
             // Nothing to commit: a final word about an IKE SA that no standby ever knew.
-            self.outputs.extend(commit.transmits.drain(..).chain(out.transmits).map(Output::Transmit));
+            self.outputs.extend(
+                commit
+                    .transmits
+                    .drain(..)
+                    .chain(out.transmits)
+                    .map(Output::Transmit),
+            );
         } else {
             commit.transmits = out.transmits;
             self.outputs.push_back(Output::Commit(commit));
@@ -243,13 +280,22 @@ fn datagram(
         return first_message(ctx, endpoint, local, remote, bytes, &message);
     }
     // The I flag says whose SPI stands where: the original initiator sets it in all its messages.
-    let ours = if header.flags.initiator { header.spi_r } else { header.spi_i };
+    let ours = if header.flags.initiator {
+        header.spi_r
+    } else {
+        header.spi_i
+    };
     if !ctx.table.contains(ours) {
         if !header.flags.response
             && endpoint.may_answer(ctx.now)
             && let Some(answer) = endpoint::unknown_spi(&header, bytes.len())
         {
-            ctx.out.plain.push(Transmit { local, remote, ike_spi: None, bytes: answer });
+            ctx.out.plain.push(Transmit {
+                local,
+                remote,
+                ike_spi: None,
+                bytes: answer,
+            });
         }
         return;
     }
@@ -271,16 +317,26 @@ fn unreadable(
     error: &WireError,
 ) {
     // Only what a well-meaning peer could learn from is answered, and only its requests.
-    if !matches!(error, WireError::MajorVersion(_) | WireError::UnsupportedCritical(_)) {
+    if !matches!(
+        error,
+        WireError::MajorVersion(_) | WireError::UnsupportedCritical(_)
+    ) {
         return;
     }
-    let Ok(header) = Header::parse_lenient(bytes) else { return };
+    let Ok(header) = Header::parse_lenient(bytes) else {
+        return;
+    };
     let known = ctx.table.contains(header.spi_i) || ctx.table.contains(header.spi_r);
     if header.flags.response || known || !endpoint.may_answer(ctx.now) {
         return;
     }
     if let Some(answer) = endpoint::stateless(&header, bytes.len(), error.notify()) {
-        ctx.out.plain.push(Transmit { local, remote, ike_spi: None, bytes: answer });
+        ctx.out.plain.push(Transmit {
+            local,
+            remote,
+            ike_spi: None,
+            bytes: answer,
+        });
     }
 }
 
@@ -293,20 +349,27 @@ fn first_message(
     message: &Message,
 ) {
     let header = message.header;
-    let flags = Flags { initiator: true, version: header.flags.version, response: false };
+    let flags = Flags {
+        initiator: true,
+        version: header.flags.version,
+        response: false,
+    };
     if header.spi_i.0 == 0 || header.spi_r.0 != 0 || header.message_id != 0 || header.flags != flags {
         return;
     }
     if let Some(spi) = ctx.table.by_first(header.spi_i, remote) {
         return with_sa(ctx, spi, |sa, ctx| {
             // A repetition is the same octet for octet (RFC 7296 2.1); anything else from there is none of ours.
-            let same = matches!(&sa.phase, Phase::AwaitAuthRequest(phase) if phase.transcript.request == bytes);
+            let same =
+                matches!(&sa.phase, Phase::AwaitAuthRequest(phase) if phase.transcript.request == bytes);
             if same && let Some(response) = sa.their.last_response.clone() {
                 message::repeat(sa, ctx, response);
             }
         });
     }
-    let Some(nonce) = message.payloads.nonce() else { return };
+    let Some(nonce) = message.payloads.nonce() else {
+        return;
+    };
     let shown = message.payloads.notifies().find_map(Notify::as_cookie);
     let (was_cookie, was_flooded) = (endpoint.cookie_mode, endpoint.flooded);
     let config = ctx.config;
@@ -326,7 +389,12 @@ fn first_message(
         return;
     }
     if let Some(answer) = endpoint::stateless(&header, bytes.len(), refusal) {
-        ctx.out.plain.push(Transmit { local, remote, ike_spi: None, bytes: answer });
+        ctx.out.plain.push(Transmit {
+            local,
+            remote,
+            ike_spi: None,
+            bytes: answer,
+        });
     }
 }
 
@@ -371,7 +439,11 @@ fn protected(
 ) {
     let header = message.header;
     // Fragments (RFC 7383) are not announced, so no peer sends any.
-    let Some(sealed) = message.protected.as_ref().filter(|sealed| sealed.fragment.is_none()) else {
+    let Some(sealed) = message
+        .protected
+        .as_ref()
+        .filter(|sealed| sealed.fragment.is_none())
+    else {
         return unprotected_hint(sa, ctx, message);
     };
     if header.flags.initiator == sa.initiator || sa.header_spis() != (header.spi_i, header.spi_r) {
@@ -381,7 +453,9 @@ fn protected(
     let order = if header.flags.response {
         // Cheap checks first: only the awaited response is worth a decryption.
         match &sa.our.outstanding {
-            Some(outstanding) if outstanding.id == id && !matches!(outstanding.pending, Pending::Init) => Order::New,
+            Some(outstanding) if outstanding.id == id && !matches!(outstanding.pending, Pending::Init) => {
+                Order::New
+            }
             _ => Order::OutOfWindow,
         }
     } else {
@@ -390,7 +464,9 @@ fn protected(
     if order == Order::OutOfWindow {
         return;
     }
-    let Ok(inner) = message::open(sa, bytes, sealed) else { return };
+    let Ok(inner) = message::open(sa, bytes, sealed) else {
+        return;
+    };
     if order == Order::Repeated {
         if let Some(response) = sa.their.last_response.clone() {
             message::repeat(sa, ctx, response);
@@ -412,7 +488,9 @@ fn protected(
 /// The peer lives, and this is where.
 fn heard(sa: &mut IkeSa, ctx: &mut Context<'_>, local: SocketAddr, remote: SocketAddr) {
     if sa.timers.liveness.is_some() {
-        let delay = sa.connection(ctx.config).and_then(|connection| connection.dpd_delay);
+        let delay = sa
+            .connection(ctx.config)
+            .and_then(|connection| connection.dpd_delay);
         sa.timers.liveness = delay.map(|delay| ctx.now + delay);
     }
     let authenticating = matches!(sa.phase, Phase::AwaitAuthRequest(_));
@@ -431,18 +509,40 @@ fn heard(sa: &mut IkeSa, ctx: &mut Context<'_>, local: SocketAddr, remote: Socke
     sa.dirty = true;
     if moved && !authenticating {
         for child in &sa.children {
-            let change = model::ChildSaChange::MovePeer { spi_in: child.spi_in, remote };
+            let change = model::ChildSaChange::MovePeer {
+                spi_in: child.spi_in,
+                remote,
+            };
             ctx.out.child_changes.push(change);
         }
-        ctx.event(sa, EventKind::PeerMoved, format!("the peer moved from {old} to {remote}"));
+        ctx.event(
+            sa,
+            EventKind::PeerMoved,
+            format!("the peer moved from {old} to {remote}"),
+        );
     }
 }
 
 /// Something unprotected for an IKE SA: it proves nothing, but may be a reason to ask the peer (RFC 7296 2.21.4).
 fn unprotected_hint(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Message) {
-    let hint = message.payloads.notifies().any(|notify| {
-        matches!(notify.kind, NotifyType::INVALID_IKE_SPI | NotifyType::INVALID_SPI)
-    });
+    let hint = message
+        .payloads
+        .notifies()
+        .any(|notify| matches!(notify.kind, NotifyType::INVALID_IKE_SPI | NotifyType::INVALID_SPI));
+    // Our Delete came too late: the peer has forgotten the IKE SA. Believing it harms nobody.
+    let id = message.header.message_id;
+    let deleting = matches!(sa.phase, Phase::Deleting(_))
+        && sa.header_spis() == (message.header.spi_i, message.header.spi_r);
+    if hint
+        && deleting
+        && sa
+            .our
+            .outstanding
+            .as_ref()
+            .is_some_and(|outstanding| outstanding.id == id)
+    {
+        return tasks::delete::finish_ike(sa, ctx);
+    }
     let idle = matches!(sa.phase, Phase::Established(_)) && sa.our.outstanding.is_none();
     // One check per second at most, whoever sends what.
     let recently = ctx.now.since(sa.timers.hinted).as_secs() < 1 && sa.timers.hinted != Instant::default();

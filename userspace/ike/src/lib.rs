@@ -5,8 +5,8 @@
 //! whom it likes before it releases the messages.
 #![forbid(unsafe_code)]
 
-pub mod config;
 mod command;
+pub mod config;
 mod endpoint;
 mod engine;
 pub mod event;

@@ -38,18 +38,29 @@ fn to_wire(proposal: &Proposal, number: u8, protocol: ProtocolId, spi: &[u8]) ->
             None => ike_wire::Transform::new(wire_kind(t.kind), t.id),
         })
         .collect();
-    ike_wire::Proposal { number, protocol, spi: spi.to_vec(), transforms }
+    ike_wire::Proposal {
+        number,
+        protocol,
+        spi: spi.to_vec(),
+        transforms,
+    }
 }
 
 /// An SA payload that offers all of these.
 pub(crate) fn offer(proposals: &[Proposal], protocol: ProtocolId, spi: &[u8]) -> SecurityAssociation {
-    let proposals = proposals.iter().zip(1..=u8::MAX).map(|(p, n)| to_wire(p, n, protocol, spi)).collect();
+    let proposals = proposals
+        .iter()
+        .zip(1..=u8::MAX)
+        .map(|(p, n)| to_wire(p, n, protocol, spi))
+        .collect();
     SecurityAssociation { proposals }
 }
 
 /// An SA payload that accepts one.
 pub(crate) fn accept(chosen: &Proposal, number: u8, protocol: ProtocolId, spi: &[u8]) -> SecurityAssociation {
-    SecurityAssociation { proposals: vec![to_wire(chosen, number, protocol, spi)] }
+    SecurityAssociation {
+        proposals: vec![to_wire(chosen, number, protocol, spi)],
+    }
 }
 
 /// A proposal of the peer's that we can read: its number, SPI and algorithms.
@@ -68,9 +79,19 @@ pub(crate) fn read(sa: &SecurityAssociation, protocol: ProtocolId) -> Vec<TheirP
     let read_one = |proposal: &ike_wire::Proposal| {
         let understood = proposal.transforms.iter().filter(|t| t.is_understood());
         let transforms = understood
-            .filter_map(|t| Some(Transform { kind: engine_kind(t.kind)?, id: t.id, key_bits: t.key_bits() }))
+            .filter_map(|t| {
+                Some(Transform {
+                    kind: engine_kind(t.kind)?,
+                    id: t.id,
+                    key_bits: t.key_bits(),
+                })
+            })
             .collect();
-        TheirProposal { number: proposal.number, spi: proposal.spi.clone(), proposal: Proposal { transforms } }
+        TheirProposal {
+            number: proposal.number,
+            spi: proposal.spi.clone(),
+            proposal: Proposal { transforms },
+        }
     };
     sa.proposals.iter().filter(usable).map(read_one).collect()
 }
@@ -121,7 +142,13 @@ fn intersect(a: &TrafficSelector, b: &TrafficSelector) -> Option<TrafficSelector
         _ => return None,
     };
     let empty = first > last || (first_port > last_port && !(opaque(a) || opaque(b)));
-    (!empty).then_some(TrafficSelector { first, last, protocol, first_port, last_port })
+    (!empty).then_some(TrafficSelector {
+        first,
+        last,
+        protocol,
+        first_port,
+        last_port,
+    })
 }
 
 /// Narrowing (RFC 7296 2.9): all that both sides allow; empty where nothing is.
@@ -142,7 +169,9 @@ pub(crate) fn narrow(ours: &[TrafficSelector], theirs: &[TrafficSelector]) -> Ve
 
 /// Whether each of `inner` lies within one of `outer`.
 pub(crate) fn is_within(inner: &[TrafficSelector], outer: &[TrafficSelector]) -> bool {
-    inner.iter().all(|ts| outer.iter().any(|o| intersect(ts, o).as_ref() == Some(ts)))
+    inner
+        .iter()
+        .all(|ts| outer.iter().any(|o| intersect(ts, o).as_ref() == Some(ts)))
 }
 
 /// Readable selectors.
@@ -175,7 +204,11 @@ fn prefix_len(ts: &TrafficSelector) -> Option<u32> {
     };
     let span = first ^ last;
     let host_bits = 128 - span.leading_zeros();
-    let mask = if host_bits == 128 { u128::MAX } else { (1u128 << host_bits) - 1 };
+    let mask = if host_bits == 128 {
+        u128::MAX
+    } else {
+        (1u128 << host_bits) - 1
+    };
     (span == mask && first & mask == 0).then_some(bits - host_bits)
 }
 
@@ -189,21 +222,47 @@ mod tests {
         let (first, last) = (address(), address());
         let mut number = |default: u16| words.next().map_or(default, |w| w.parse().unwrap());
         let (protocol, first_port, last_port) = (number(0) as u8, number(0), number(u16::MAX));
-        TrafficSelector { first, last, protocol, first_port, last_port }
+        TrafficSelector {
+            first,
+            last,
+            protocol,
+            first_port,
+            last_port,
+        }
     }
 
     #[test]
     fn narrowing_gives_what_both_allow() {
         let rows = [
-            ("10.0.0.0 10.0.255.255", "10.0.1.0 10.0.1.255", Some("10.0.1.0 10.0.1.255")),
-            ("10.0.0.0 10.0.0.9", "10.0.0.5 10.0.0.20", Some("10.0.0.5 10.0.0.9")),
+            (
+                "10.0.0.0 10.0.255.255",
+                "10.0.1.0 10.0.1.255",
+                Some("10.0.1.0 10.0.1.255"),
+            ),
+            (
+                "10.0.0.0 10.0.0.9",
+                "10.0.0.5 10.0.0.20",
+                Some("10.0.0.5 10.0.0.9"),
+            ),
             ("10.0.0.0 10.0.0.9", "10.0.0.10 10.0.0.20", None),
             ("10.0.0.0 10.0.0.9", "2001:db8:: 2001:db8::f", None),
-            ("10.0.0.0 10.0.0.9 6", "10.0.0.0 10.0.0.9", Some("10.0.0.0 10.0.0.9 6")),
+            (
+                "10.0.0.0 10.0.0.9 6",
+                "10.0.0.0 10.0.0.9",
+                Some("10.0.0.0 10.0.0.9 6"),
+            ),
             ("10.0.0.0 10.0.0.9 6", "10.0.0.0 10.0.0.9 17", None),
-            ("10.0.0.0 10.0.0.9 6 80 90", "10.0.0.0 10.0.0.9 0 85 99", Some("10.0.0.0 10.0.0.9 6 85 90")),
+            (
+                "10.0.0.0 10.0.0.9 6 80 90",
+                "10.0.0.0 10.0.0.9 0 85 99",
+                Some("10.0.0.0 10.0.0.9 6 85 90"),
+            ),
             ("10.0.0.0 10.0.0.9 6 80 90", "10.0.0.0 10.0.0.9 6 91 99", None),
-            ("10.0.0.0 10.0.0.9 6 65535 0", "10.0.0.0 10.0.0.9", Some("10.0.0.0 10.0.0.9 6 65535 0")),
+            (
+                "10.0.0.0 10.0.0.9 6 65535 0",
+                "10.0.0.0 10.0.0.9",
+                Some("10.0.0.0 10.0.0.9 6 65535 0"),
+            ),
             ("10.0.0.0 10.0.0.9 6 65535 0", "10.0.0.0 10.0.0.9 6 80 80", None),
         ];
         for (a, b, want) in rows {

@@ -53,7 +53,13 @@ impl Context<'_> {
     }
 
     /// Reports something about a Child SA.
-    pub fn child_event(&mut self, sa: &IkeSa, spi_in: Option<EspSpi>, kind: EventKind, text: impl Into<String>) {
+    pub fn child_event(
+        &mut self,
+        sa: &IkeSa,
+        spi_in: Option<EspSpi>,
+        kind: EventKind,
+        text: impl Into<String>,
+    ) {
         self.out.events.push(Event {
             kind,
             connection: sa.connection.clone(),

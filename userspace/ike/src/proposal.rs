@@ -80,11 +80,26 @@ const fn transform(kind: TransformKind, id: u16, key_bits: Option<u16>) -> Trans
 
 /// Keywords and what they stand for; the first keyword of a transform is the one that is shown.
 const KEYWORDS: &[(&str, Transform)] = &[
-    ("aes128gcm16", transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(128))),
-    ("aes128gcm", transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(128))),
-    ("aes256gcm16", transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(256))),
-    ("aes256gcm", transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(256))),
-    ("chacha20poly1305", transform(TransformKind::Encr, ENCR_CHACHA20_POLY1305, None)),
+    (
+        "aes128gcm16",
+        transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(128)),
+    ),
+    (
+        "aes128gcm",
+        transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(128)),
+    ),
+    (
+        "aes256gcm16",
+        transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(256)),
+    ),
+    (
+        "aes256gcm",
+        transform(TransformKind::Encr, ENCR_AES_GCM_16, Some(256)),
+    ),
+    (
+        "chacha20poly1305",
+        transform(TransformKind::Encr, ENCR_CHACHA20_POLY1305, None),
+    ),
     ("aes128", transform(TransformKind::Encr, ENCR_AES_CBC, Some(128))),
     ("aes256", transform(TransformKind::Encr, ENCR_AES_CBC, Some(256))),
     ("prfsha256", transform(TransformKind::Prf, PRF_SHA256, None)),
@@ -139,7 +154,11 @@ impl fmt::Display for Proposal {
 
 /// Several proposals as one readable list.
 pub fn list(proposals: &[Proposal]) -> String {
-    proposals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    proposals
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 const IKE_EXAMPLE: &str = "aes256gcm16-prfsha384-x25519";
@@ -149,7 +168,12 @@ impl Proposal {
     /// Parses a proposal for IKE SAs, for example `aes256gcm16-prfsha384-x25519`.
     pub fn parse_ike(text: &str) -> Result<Self, ProposalError> {
         let mut proposal = parse_words(text, IKE_EXAMPLE)?;
-        let unusable = |why| Err(ProposalError::Unusable { proposal: text.to_owned(), why });
+        let unusable = |why| {
+            Err(ProposalError::Unusable {
+                proposal: text.to_owned(),
+                why,
+            })
+        };
         if proposal.has(TransformKind::Esn) {
             return unusable("esn belongs into an ESP proposal");
         }
@@ -190,18 +214,27 @@ impl Proposal {
     /// only where it stands there as well.
     pub fn parse_esp(text: &str) -> Result<Self, ProposalError> {
         let mut proposal = parse_words(text, ESP_EXAMPLE)?;
-        let unusable = |why| Err(ProposalError::Unusable { proposal: text.to_owned(), why });
+        let unusable = |why| {
+            Err(ProposalError::Unusable {
+                proposal: text.to_owned(),
+                why,
+            })
+        };
         if proposal.has(TransformKind::Prf) {
             return unusable("a PRF belongs into an IKE proposal");
         }
-        if proposal.has(TransformKind::Integ) || proposal.of(TransformKind::Encr).any(|t| t.id == ENCR_AES_CBC) {
+        if proposal.has(TransformKind::Integ)
+            || proposal.of(TransformKind::Encr).any(|t| t.id == ENCR_AES_CBC)
+        {
             return unusable("ESP needs an AEAD cipher: aes128gcm16, aes256gcm16 or chacha20poly1305");
         }
         if !proposal.has(TransformKind::Encr) {
             return unusable("no cipher; add one, for example aes256gcm16");
         }
         if !proposal.has(TransformKind::Esn) {
-            proposal.transforms.push(transform(TransformKind::Esn, ESN_NO, None));
+            proposal
+                .transforms
+                .push(transform(TransformKind::Esn, ESN_NO, None));
         }
         proposal.transforms.sort_by_key(|t| t.kind);
         Ok(proposal)
@@ -224,7 +257,14 @@ impl Proposal {
 
     /// The same without key exchange groups: the first Child SA has none (RFC 7296 1.2).
     pub(crate) fn without_dh(&self) -> Self {
-        Self { transforms: self.transforms.iter().filter(|t| t.kind != TransformKind::Dh).copied().collect() }
+        Self {
+            transforms: self
+                .transforms
+                .iter()
+                .filter(|t| t.kind != TransformKind::Dh)
+                .copied()
+                .collect(),
+        }
     }
 }
 
@@ -237,7 +277,10 @@ fn parse_words(text: &str, example: &'static str) -> Result<Proposal, ProposalEr
                 why: "implicit-IV transforms (RFC 8750) are refused: the IV keeps members of a cluster apart",
             });
         }
-        let Some((_, found)) = KEYWORDS.iter().find(|(keyword, _)| keyword.eq_ignore_ascii_case(word)) else {
+        let Some((_, found)) = KEYWORDS
+            .iter()
+            .find(|(keyword, _)| keyword.eq_ignore_ascii_case(word))
+        else {
             return Err(ProposalError::UnknownKeyword {
                 proposal: text.to_owned(),
                 keyword: word.to_owned(),
@@ -254,13 +297,17 @@ fn parse_words(text: &str, example: &'static str) -> Result<Proposal, ProposalEr
 /// Offers when the configuration names none.
 pub fn default_ike() -> Vec<Proposal> {
     let all = ["aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-x25519-ecp256"];
-    all.iter().filter_map(|text| Proposal::parse_ike(text).ok()).collect()
+    all.iter()
+        .filter_map(|text| Proposal::parse_ike(text).ok())
+        .collect()
 }
 
 /// Offers when the configuration names none.
 pub fn default_esp() -> Vec<Proposal> {
     let all = ["aes256gcm16-aes128gcm16-chacha20poly1305"];
-    all.iter().filter_map(|text| Proposal::parse_esp(text).ok()).collect()
+    all.iter()
+        .filter_map(|text| Proposal::parse_esp(text).ok())
+        .collect()
 }
 
 /// Chooses one proposal: our order of proposals and of algorithms decides (RFC 7296 2.7). The result has exactly one
@@ -281,8 +328,13 @@ pub(crate) fn choose(ours: &[Proposal], theirs: &[Proposal]) -> Option<(usize, P
 
 fn choose_one(our: &Proposal, their: &Proposal) -> Option<Proposal> {
     let mut transforms = Vec::new();
-    let kinds =
-        [TransformKind::Encr, TransformKind::Prf, TransformKind::Integ, TransformKind::Dh, TransformKind::Esn];
+    let kinds = [
+        TransformKind::Encr,
+        TransformKind::Prf,
+        TransformKind::Integ,
+        TransformKind::Dh,
+        TransformKind::Esn,
+    ];
     for kind in kinds {
         match (our.has(kind), their.has(kind)) {
             (false, false) => {}
@@ -316,7 +368,10 @@ mod tests {
 
     #[test]
     fn familiar_notation_is_understood_and_shown_again() {
-        for text in ["aes256gcm16-prfsha384-x25519", "chacha20poly1305-prfsha256-x25519"] {
+        for text in [
+            "aes256gcm16-prfsha384-x25519",
+            "chacha20poly1305-prfsha256-x25519",
+        ] {
             assert_eq!(Proposal::parse_ike(text).unwrap().to_string(), text);
         }
         for text in ["aes128gcm16", "aes256gcm16-esn", "chacha20poly1305-x25519"] {
@@ -342,19 +397,33 @@ mod tests {
             let error = Proposal::parse_ike(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
-        assert!(Proposal::parse_esp("aes128gcm16iiv").unwrap_err().to_string().contains("implicit-IV"));
-        assert!(Proposal::parse_esp("aes128-sha256").unwrap_err().to_string().contains("AEAD"));
+        assert!(
+            Proposal::parse_esp("aes128gcm16iiv")
+                .unwrap_err()
+                .to_string()
+                .contains("implicit-IV")
+        );
+        assert!(
+            Proposal::parse_esp("aes128-sha256")
+                .unwrap_err()
+                .to_string()
+                .contains("AEAD")
+        );
     }
 
     #[test]
     fn our_order_decides_among_what_both_have() {
-        let ours = [Proposal::parse_ike("aes256gcm16-aes128gcm16-prfsha384-prfsha256-x25519-ecp256").unwrap()];
+        let ours =
+            [Proposal::parse_ike("aes256gcm16-aes128gcm16-prfsha384-prfsha256-x25519-ecp256").unwrap()];
         let theirs = [
             Proposal::parse_ike("chacha20poly1305-prfsha256-x25519").unwrap(),
             Proposal::parse_ike("aes128gcm16-aes256gcm16-prfsha256-ecp256-x25519").unwrap(),
         ];
         let (index, chosen) = choose(&ours, &theirs).unwrap();
-        assert_eq!((index, chosen.to_string().as_str()), (1, "aes256gcm16-prfsha256-x25519"));
+        assert_eq!(
+            (index, chosen.to_string().as_str()),
+            (1, "aes256gcm16-prfsha256-x25519")
+        );
         assert!(choose(&ours, &theirs[..1]).is_none());
     }
 
@@ -364,8 +433,24 @@ mod tests {
         let no = [Proposal::parse_esp("aes128gcm16").unwrap()];
         let either = [Proposal::parse_esp("aes128gcm16-esn-noesn").unwrap()];
         assert!(choose(&esn, &no).is_none());
-        assert_eq!(choose(&either, &no).unwrap().1.first(TransformKind::Esn).unwrap().id, ESN_NO);
-        assert_eq!(choose(&either, &either).unwrap().1.first(TransformKind::Esn).unwrap().id, ESN_YES);
+        assert_eq!(
+            choose(&either, &no)
+                .unwrap()
+                .1
+                .first(TransformKind::Esn)
+                .unwrap()
+                .id,
+            ESN_NO
+        );
+        assert_eq!(
+            choose(&either, &either)
+                .unwrap()
+                .1
+                .first(TransformKind::Esn)
+                .unwrap()
+                .id,
+            ESN_YES
+        );
     }
 
     #[test]

@@ -88,7 +88,10 @@ impl Table {
 
     /// IKE SAs of a connection, by SPI.
     pub fn of_connection(&self, name: &str) -> Vec<IkeSpi> {
-        self.by_connection.get(name).map(|spis| spis.iter().copied().collect()).unwrap_or_default()
+        self.by_connection
+            .get(name)
+            .map(|spis| spis.iter().copied().collect())
+            .unwrap_or_default()
     }
 
     pub fn half_open(&self) -> usize {
@@ -101,7 +104,12 @@ impl Table {
 
     /// IKE SAs that are due, up to `limit`.
     pub fn due(&self, now: Instant, limit: usize) -> Vec<IkeSpi> {
-        self.wake.iter().take_while(|(at, _)| *at <= now).take(limit).map(|(_, spi)| *spi).collect()
+        self.wake
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .take(limit)
+            .map(|(_, spi)| *spi)
+            .collect()
     }
 
     pub fn spis(&self) -> Vec<IkeSpi> {

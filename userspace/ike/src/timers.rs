@@ -45,7 +45,9 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     }
     rekey_children(sa, ctx);
     if due(sa.timers.liveness, now) {
-        let delay = sa.connection(ctx.config).and_then(|connection| connection.dpd_delay);
+        let delay = sa
+            .connection(ctx.config)
+            .and_then(|connection| connection.dpd_delay);
         sa.timers.liveness = delay.map(|delay| now + delay.max(Duration::from_millis(10)));
         // While a request is outstanding, its retransmissions show whether the peer lives.
         if sa.our.outstanding.is_none() && matches!(sa.phase, Phase::Established(_)) {
@@ -57,8 +59,11 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 
 /// A rekey that came to nothing is tried again after this time.
 fn rekey_again(sa: &IkeSa, ctx: &Context<'_>) -> Duration {
-    let time = sa.connection(ctx.config).and_then(|connection| connection.ike_rekey_time);
-    time.unwrap_or(Duration::from_secs(3600)).max(Duration::from_secs(1))
+    let time = sa
+        .connection(ctx.config)
+        .and_then(|connection| connection.ike_rekey_time);
+    time.unwrap_or(Duration::from_secs(3600))
+        .max(Duration::from_secs(1))
 }
 
 fn rekey_children(sa: &mut IkeSa, ctx: &mut Context<'_>) {
@@ -83,14 +88,23 @@ fn rekey_children(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 
 /// The same octets again, or the end of patience (RFC 7296 2.4).
 fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
-    let timing = sa.connection(ctx.config).map(|connection| connection.retransmit).unwrap_or_default();
-    let Some(bytes) = sa.our.outstanding.as_ref().map(|outstanding| outstanding.bytes.clone()) else {
+    let timing = sa
+        .connection(ctx.config)
+        .map(|connection| connection.retransmit)
+        .unwrap_or_default();
+    let Some(bytes) = sa
+        .our
+        .outstanding
+        .as_ref()
+        .map(|outstanding| outstanding.bytes.clone())
+    else {
         sa.timers.retransmit = None;
         return;
     };
     if sa.timers.sent >= timing.tries {
         let silence = format!("no answer to {} transmissions", sa.timers.sent + 1);
-        let text = format!("{silence}: is the peer up, and do UDP ports 500 and 4500 pass in both directions?");
+        let text =
+            format!("{silence}: is the peer up, and do UDP ports 500 and 4500 pass in both directions?");
         ctx.event(sa, EventKind::PeerSilent, text);
         return delete::vanish(sa, ctx, &silence);
     }

@@ -25,17 +25,29 @@ fn psk_handshake_brings_up_ike_and_child_sa() {
     assert_eq!(world.sides[A].engine.connection_phase("t"), ConnectionPhase::Up);
     assert!(world.has_event(A, EventKind::Established) && world.has_event(B, EventKind::ChildUp));
     let text = world.event(A, EventKind::Established).to_string();
-    assert!(text.starts_with("t (198.51.100.1:500): ") && text.contains("b.example"), "{text}");
+    assert!(
+        text.starts_with("t (198.51.100.1:500): ") && text.contains("b.example"),
+        "{text}"
+    );
 }
 
 #[test]
 fn every_suite_works() {
-    let ciphers = ["aes128gcm16", "aes256gcm16", "chacha20poly1305", "aes128-sha256", "aes256-sha512"];
+    let ciphers = [
+        "aes128gcm16",
+        "aes256gcm16",
+        "chacha20poly1305",
+        "aes128-sha256",
+        "aes256-sha512",
+    ];
     let prfs = ["prfsha256", "prfsha384", "prfsha512"];
     let groups = ["x25519", "ecp256"];
     let esps = ["aes128gcm16", "aes256gcm16-esn", "chacha20poly1305-noesn-esn"];
     for (index, cipher) in ciphers.iter().enumerate() {
-        for (prf, group) in prfs.iter().flat_map(|prf| groups.iter().map(move |group| (prf, group))) {
+        for (prf, group) in prfs
+            .iter()
+            .flat_map(|prf| groups.iter().map(move |group| (prf, group)))
+        {
             let text = format!("{cipher}-{prf}-{group}");
             let mut world = World::with(2, |_, connection| {
                 connection.ike_proposals = ike(&text);
@@ -44,7 +56,10 @@ fn every_suite_works() {
             world.initiate(A);
             world.settle();
             world.assert_up(1);
-            assert_eq!(world.sides[B].children.values().next().unwrap().esn, index % 3 == 1);
+            assert_eq!(
+                world.sides[B].children.values().next().unwrap().esn,
+                index % 3 == 1
+            );
         }
     }
 }
@@ -59,7 +74,10 @@ fn under_load_a_cookie_is_asked_for_first() {
     world.initiate(A);
     // a ---> b  HDR, SAi1, KEi, Ni
     world.step();
-    assert!(world.sides[B].journal.is_empty() && world.sides[B].engine.ike_sa_count() == 0, "a cookie needs no state");
+    assert!(
+        world.sides[B].journal.is_empty() && world.sides[B].engine.ike_sa_count() == 0,
+        "a cookie needs no state"
+    );
     // a <--- b  HDR, N(COOKIE)
     // a ---> b  HDR, N(COOKIE), SAi1, KEi, Ni
     let asked = world.sides[B].sent[0].len();
@@ -85,8 +103,10 @@ fn first_messages_are_dropped_when_too_many_are_half_open() {
 #[test]
 fn the_initiator_tries_the_group_that_the_responder_wants() {
     let mut world = World::with(5, |side, connection| {
-        connection.ike_proposals =
-            ike(["aes128gcm16-prfsha256-x25519-ecp256", "aes128gcm16-prfsha256-ecp256-x25519"][side]);
+        connection.ike_proposals = ike([
+            "aes128gcm16-prfsha256-x25519-ecp256",
+            "aes128gcm16-prfsha256-ecp256-x25519",
+        ][side]);
     });
     world.initiate(A);
     // a ---> b  HDR, SAi1, KEi(31), Ni
@@ -101,13 +121,17 @@ fn the_initiator_tries_the_group_that_the_responder_wants() {
 #[test]
 fn a_group_that_was_not_offered_ends_the_attempt() {
     let mut world = World::with(6, |side, connection| {
-        connection.ike_proposals = ike(["aes128gcm16-prfsha256-x25519", "aes128gcm16-prfsha256-ecp256"][side]);
+        connection.ike_proposals =
+            ike(["aes128gcm16-prfsha256-x25519", "aes128gcm16-prfsha256-ecp256"][side]);
     });
     world.initiate(A);
     world.settle();
     world.assert_all_gone();
     let text = world.event(B, EventKind::NoProposal).to_string();
-    assert!(text.contains("aes128gcm16-prfsha256-x25519") && text.contains("aes128gcm16-prfsha256-ecp256"), "{text}");
+    assert!(
+        text.contains("aes128gcm16-prfsha256-x25519") && text.contains("aes128gcm16-prfsha256-ecp256"),
+        "{text}"
+    );
     assert!(world.has_event(A, EventKind::NoProposal) && world.has_event(A, EventKind::IkeSaDown));
     assert_eq!(world.sides[A].engine.connection_phase("t"), ConnectionPhase::Down);
 }
@@ -115,12 +139,21 @@ fn a_group_that_was_not_offered_ends_the_attempt() {
 #[test]
 fn behind_a_nat_both_change_to_port_4500_and_udp_encapsulation() {
     let mut world = World::new(7);
-    for (inside, outside) in [("192.0.2.1:500", "203.0.113.9:1111"), ("192.0.2.1:4500", "203.0.113.9:2222")] {
-        world.nat.insert(inside.parse().unwrap(), outside.parse().unwrap());
+    for (inside, outside) in [
+        ("192.0.2.1:500", "203.0.113.9:1111"),
+        ("192.0.2.1:4500", "203.0.113.9:2222"),
+    ] {
+        world
+            .nat
+            .insert(inside.parse().unwrap(), outside.parse().unwrap());
     }
     for side in &mut world.sides {
         let mut config = side.engine.config().clone();
-        config.connections[0].remotes = if side.name == "b" { vec![] } else { config.connections[0].remotes.clone() };
+        config.connections[0].remotes = if side.name == "b" {
+            vec![]
+        } else {
+            config.connections[0].remotes.clone()
+        };
         side.engine.set_config(config);
     }
     world.initiate(A);
@@ -128,18 +161,28 @@ fn behind_a_nat_both_change_to_port_4500_and_udp_encapsulation() {
     world.assert_up(1);
     let (a, b) = (world.only(A), world.only(B));
     assert!(a.nat_local && !a.nat_remote && b.nat_remote && !b.nat_local);
-    assert_eq!((a.local.port(), a.remote.port(), b.local.port()), (4500, 4500, 4500));
+    assert_eq!(
+        (a.local.port(), a.remote.port(), b.local.port()),
+        (4500, 4500, 4500)
+    );
     assert_eq!(b.remote, "203.0.113.9:2222".parse().unwrap());
     let child = world.sides[B].children.values().next().unwrap();
     assert!(child.udp_encap && child.remote == b.remote && child.local.port() == 4500);
     // The one behind the NAT keeps the mapping alive.
     world.pass(Duration::from_secs(50));
-    let keepalives = world.sides[A].events.iter().filter(|event| event.kind == EventKind::NatKeepalive).count();
+    let keepalives = world.sides[A]
+        .events
+        .iter()
+        .filter(|event| event.kind == EventKind::NatKeepalive)
+        .count();
     assert_eq!(keepalives, 2);
     assert!(!world.has_event(B, EventKind::NatKeepalive));
 
     // The NAT forgets the mapping and makes a new one: the next authentic message moves the peer.
-    world.nat.insert("192.0.2.1:4500".parse().unwrap(), "203.0.113.9:3333".parse().unwrap());
+    world.nat.insert(
+        "192.0.2.1:4500".parse().unwrap(),
+        "203.0.113.9:3333".parse().unwrap(),
+    );
     let spi = world.only(A).spi;
     world.command(A, Command::Liveness { spi });
     world.settle();
@@ -158,7 +201,12 @@ fn forced_encapsulation_works_from_either_side() {
         world.settle();
         world.assert_up(1);
         assert_eq!(world.only(A).remote.port(), 4500);
-        assert!(world.sides.iter().all(|side| side.children.values().all(|child| child.udp_encap)));
+        assert!(
+            world
+                .sides
+                .iter()
+                .all(|side| side.children.values().all(|child| child.udp_encap))
+        );
         assert!(!world.only(forcing).nat_local);
     }
 }
@@ -172,12 +220,27 @@ fn a_wrong_key_is_refused_and_both_sides_say_what_to_compare() {
     });
     world.initiate(A);
     world.settle();
-    assert!(world.event(A, EventKind::AuthFailed).text.contains("pre-shared key"));
-    assert!(world.event(B, EventKind::AuthFailed).text.contains("pre-shared key"));
+    assert!(
+        world
+            .event(A, EventKind::AuthFailed)
+            .text
+            .contains("pre-shared key")
+    );
+    assert!(
+        world
+            .event(B, EventKind::AuthFailed)
+            .text
+            .contains("pre-shared key")
+    );
     world.assert_all_gone();
     // The responder repeats its refusal for a while, then forgets all.
-    world.pass(Duration::from_secs(60));
-    assert!(world.sides.iter().all(|side| side.journal.is_empty() && side.engine.ike_sa_count() == 0));
+    world.pass(Duration::from_secs(61));
+    assert!(
+        world
+            .sides
+            .iter()
+            .all(|side| side.journal.is_empty() && side.engine.ike_sa_count() == 0)
+    );
 }
 
 #[test]
@@ -201,7 +264,11 @@ fn a_responder_that_lies_about_its_identity_is_told_to_go() {
     });
     world.initiate(A);
     world.settle();
-    assert!(world.event(B, EventKind::AuthFailed).text.contains("identities"), "{}", world.story());
+    assert!(
+        world.event(B, EventKind::AuthFailed).text.contains("identities"),
+        "{}",
+        world.story()
+    );
     world.assert_all_gone();
 }
 
@@ -245,7 +312,10 @@ fn unknown_addresses_are_told_apart_from_unknown_proposals() {
 #[test]
 fn selectors_are_narrowed_to_what_both_have() {
     let mut world = World::with(13, |side, connection| {
-        let wide = model::TrafficSelector { last: [10, 2, 255, 255].into(), ..net([10, 2, 0]) };
+        let wide = model::TrafficSelector {
+            last: [10, 2, 255, 255].into(),
+            ..net([10, 2, 0])
+        };
         let narrow = net([10, 2, 7]);
         let child = &mut connection.children[0];
         if side == A {
@@ -257,7 +327,10 @@ fn selectors_are_narrowed_to_what_both_have() {
     world.initiate(A);
     world.settle();
     world.assert_up(1);
-    assert_eq!(world.sides[A].children.values().next().unwrap().ts_remote, vec![net([10, 2, 7])]);
+    assert_eq!(
+        world.sides[A].children.values().next().unwrap().ts_remote,
+        vec![net([10, 2, 7])]
+    );
 }
 
 #[test]
@@ -270,10 +343,21 @@ fn without_common_selectors_the_ike_sa_stays_up_without_child() {
     world.initiate(A);
     world.settle();
     world.assert_up(0);
-    assert!(world.event(A, EventKind::ChildFailed).text.contains("TS_UNACCEPTABLE"));
+    assert!(
+        world
+            .event(A, EventKind::ChildFailed)
+            .text
+            .contains("TS_UNACCEPTABLE")
+    );
     let text = &world.event(B, EventKind::ChildFailed).text;
-    assert!(text.contains("10.2.0.0/24") && text.contains("10.99.0.0/24"), "{text}");
-    assert_eq!(world.sides[A].engine.connection_phase("t"), ConnectionPhase::Partial);
+    assert!(
+        text.contains("10.2.0.0/24") && text.contains("10.99.0.0/24"),
+        "{text}"
+    );
+    assert_eq!(
+        world.sides[A].engine.connection_phase("t"),
+        ConnectionPhase::Partial
+    );
 }
 
 #[test]
@@ -285,7 +369,10 @@ fn without_common_esp_proposal_both_are_shown() {
     world.settle();
     world.assert_up(0);
     let text = &world.event(B, EventKind::NoProposal).text;
-    assert!(text.contains("aes128gcm16") && text.contains("chacha20poly1305"), "{text}");
+    assert!(
+        text.contains("aes128gcm16") && text.contains("chacha20poly1305"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -298,7 +385,13 @@ fn without_children_the_ike_sa_alone_comes_up() {
     world.initiate(A);
     world.settle();
     world.assert_up(0);
-    world.command(A, Command::CreateChild { connection: "t".into(), child: "c".into() });
+    world.command(
+        A,
+        Command::CreateChild {
+            connection: "t".into(),
+            child: "c".into(),
+        },
+    );
     world.settle();
     world.assert_up(1);
 }
@@ -309,7 +402,9 @@ fn several_children_come_up_one_after_the_other() {
         for index in 1..5u8 {
             let nets = [net([10, 1, index]), net([10, 2, index])];
             let (local, remote) = (nets[side].clone(), nets[1 - side].clone());
-            connection.children.push(ChildConfig::new(&format!("c{index}"), vec![local], vec![remote]));
+            connection
+                .children
+                .push(ChildConfig::new(&format!("c{index}"), vec![local], vec![remote]));
         }
     });
     world.initiate(A);
@@ -366,7 +461,10 @@ fn without_an_answer_the_initiator_backs_off_and_gives_up() {
     }
     assert_eq!(at, [1000, 2800, 6040, 11872, 22369, 41265]);
     let sent = &world.sides[A].sent;
-    assert!(sent.len() == 6 && sent.iter().all(|bytes| *bytes == sent[0]), "the same octets each time");
+    assert!(
+        sent.len() == 6 && sent.iter().all(|bytes| *bytes == sent[0]),
+        "the same octets each time"
+    );
     assert!(world.has_event(A, EventKind::PeerSilent) && world.has_event(A, EventKind::IkeSaDown));
     world.assert_all_gone();
 }

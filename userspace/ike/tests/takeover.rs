@@ -45,7 +45,10 @@ fn begin(story: Story, who: usize, seed: u64) -> (World, Option<usize>) {
         child.esp_proposals = esp("chacha20poly1305-x25519");
         connection.children.push(child);
         if with_cookie {
-            let texts = ["aes128gcm16-prfsha256-x25519-ecp256", "aes128gcm16-prfsha256-ecp256-x25519"];
+            let texts = [
+                "aes128gcm16-prfsha256-x25519-ecp256",
+                "aes128gcm16-prfsha256-ecp256-x25519",
+            ];
             connection.ike_proposals = ike(texts[side]);
         }
         let mut config = config(vec![connection]);
@@ -64,11 +67,20 @@ fn begin(story: Story, who: usize, seed: u64) -> (World, Option<usize>) {
             world.initiate(who);
             return (world, Some(1));
         }
-        _ => ([world.only(A).spi, world.only(B).spi], [world.spi_in(A), world.spi_in(B)]),
+        _ => (
+            [world.only(A).spi, world.only(B).spi],
+            [world.spi_in(A), world.spi_in(B)],
+        ),
     };
     let end = match story {
         Story::CreateChild => {
-            world.command(who, Command::CreateChild { connection: "t".into(), child: "d".into() });
+            world.command(
+                who,
+                Command::CreateChild {
+                    connection: "t".into(),
+                    child: "d".into(),
+                },
+            );
             Some(2)
         }
         Story::RekeyChild => {
@@ -116,9 +128,18 @@ fn finish(mut world: World, end: Option<usize>, what: &str) {
     }
     for side in &world.sides {
         let expected = usize::from(end.is_some());
-        assert_eq!(side.journal.len(), expected, "{what}: {} keeps leftovers\n{}", side.name, world.story());
+        assert_eq!(
+            side.journal.len(),
+            expected,
+            "{what}: {} keeps leftovers\n{}",
+            side.name,
+            world.story()
+        );
         let trouble = side.events.iter().find(|event| {
-            matches!(event.kind, ike::EventKind::PeerSilent | ike::EventKind::PeerMisbehaved | ike::EventKind::Trouble)
+            matches!(
+                event.kind,
+                ike::EventKind::PeerSilent | ike::EventKind::PeerMisbehaved | ike::EventKind::Trouble
+            )
         });
         assert!(trouble.is_none(), "{what}: {trouble:?}\n{}", world.story());
     }
@@ -162,12 +183,18 @@ fn takeover_after_the_commit_and_before_the_send_changes_nothing() {
                 for _ in 0..at {
                     world.step();
                 }
-                let Some(packet) = world.net.pop_front() else { continue };
+                let Some(packet) = world.net.pop_front() else {
+                    continue;
+                };
                 let taken = packet.to;
                 // Handled and committed, but the answer dies with the member.
                 world.deliver_then(packet, false);
                 world.take_over(taken);
-                finish(world, end, &format!("{story:?} by {who}, {taken} dies with message {at}"));
+                finish(
+                    world,
+                    end,
+                    &format!("{story:?} by {who}, {taken} dies with message {at}"),
+                );
             }
         }
     }
@@ -185,7 +212,8 @@ fn takeover_with_everything_in_flight_lost_changes_nothing() {
                     }
                     world.net.clear();
                     world.take_over(taken);
-                    let what = format!("{story:?} by {who}, all lost and {taken} taken over after {at} messages");
+                    let what =
+                        format!("{story:?} by {who}, all lost and {taken} taken over after {at} messages");
                     finish(world, end, &what);
                 }
             }
@@ -241,12 +269,24 @@ fn records_that_do_not_fit_are_refused_with_a_reason() {
     let engine = &mut world.sides[A].engine;
     let mut octets = record.expose().to_vec();
     octets[0] = 99;
-    assert_eq!(engine.adopt(now, spi, &SecretBytes::new(octets)), Err(AdoptError::Version { found: 99 }));
+    assert_eq!(
+        engine.adopt(now, spi, &SecretBytes::new(octets)),
+        Err(AdoptError::Version { found: 99 })
+    );
     for cut in 0..record.len() {
         let cut = SecretBytes::new(record.expose()[..cut].to_vec());
-        assert!(matches!(engine.adopt(now, spi, &cut), Err(AdoptError::Corrupt(_))));
+        assert!(matches!(
+            engine.adopt(now, spi, &cut),
+            Err(AdoptError::Corrupt(_))
+        ));
     }
-    assert!(matches!(engine.adopt(now, IkeSpi(5), &record), Err(AdoptError::WrongSpi { .. })));
+    assert!(matches!(
+        engine.adopt(now, IkeSpi(5), &record),
+        Err(AdoptError::WrongSpi { .. })
+    ));
     let mut other = ike::Engine::new(config(vec![]));
-    assert!(matches!(other.adopt(now, spi, &record), Err(AdoptError::UnknownConnection(_))));
+    assert!(matches!(
+        other.adopt(now, spi, &record),
+        Err(AdoptError::UnknownConnection(_))
+    ));
 }

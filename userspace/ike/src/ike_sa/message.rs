@@ -27,7 +27,17 @@ pub(crate) enum SealError {
 
 fn header(sa: &IkeSa, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
     let (spi_i, spi_r) = sa.header_spis();
-    Header { spi_i, spi_r, exchange, flags: Flags { initiator: sa.initiator, version: false, response }, message_id }
+    Header {
+        spi_i,
+        spi_r,
+        exchange,
+        flags: Flags {
+            initiator: sa.initiator,
+            version: false,
+            response,
+        },
+        message_id,
+    }
 }
 
 fn seal(
@@ -37,7 +47,11 @@ fn seal(
     payloads: &[Payload],
 ) -> Result<Vec<u8>, SealError> {
     let keys = &sa.phase.protected().ok_or(SealError::NoKeys)?.keys;
-    let key = if sa.initiator { keys.initiator_key()? } else { keys.responder_key()? };
+    let key = if sa.initiator {
+        keys.initiator_key()?
+    } else {
+        keys.responder_key()?
+    };
     let (first, inner) = encode_chain(payloads)?;
     let cipher = key.cipher();
     let iv = if cipher.is_aead() {
@@ -62,8 +76,14 @@ fn seal(
 
 /// Decrypts what the peer protected.
 pub(crate) fn open(sa: &IkeSa, bytes: &[u8], protected: &Protected) -> Result<Vec<u8>, CryptoError> {
-    let Some(agreed) = sa.phase.protected() else { return Err(CryptoError::Integrity) };
-    let key = if sa.initiator { agreed.keys.responder_key()? } else { agreed.keys.initiator_key()? };
+    let Some(agreed) = sa.phase.protected() else {
+        return Err(CryptoError::Integrity);
+    };
+    let key = if sa.initiator {
+        agreed.keys.responder_key()?
+    } else {
+        agreed.keys.initiator_key()?
+    };
     key.open(protected.prefix(bytes), protected.sealed(bytes))
 }
 
@@ -103,7 +123,10 @@ pub(crate) fn register_request(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: Vec
 /// Starts the clock of the outstanding request.
 pub(crate) fn start_retransmission(sa: &mut IkeSa, ctx: &Context<'_>) {
     sa.timers.sent = 0;
-    let timing = sa.connection(ctx.config).map(|connection| connection.retransmit).unwrap_or_default();
+    let timing = sa
+        .connection(ctx.config)
+        .map(|connection| connection.retransmit)
+        .unwrap_or_default();
     sa.timers.retransmit = Some(ctx.now + timing.wait(0));
 }
 
@@ -141,5 +164,10 @@ pub(crate) fn repeat(sa: &IkeSa, ctx: &mut Context<'_>, bytes: Vec<u8>) {
 }
 
 fn addressed(sa: &IkeSa, bytes: Vec<u8>) -> Transmit {
-    Transmit { local: sa.path.local, remote: sa.path.remote, ike_spi: Some(sa.spi), bytes }
+    Transmit {
+        local: sa.path.local,
+        remote: sa.path.remote,
+        ike_spi: Some(sa.spi),
+        bytes,
+    }
 }

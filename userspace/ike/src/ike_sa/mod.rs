@@ -105,12 +105,19 @@ impl IkeSa {
 
     /// Initiator's SPI and responder's SPI, as in the header.
     pub fn header_spis(&self) -> (IkeSpi, IkeSpi) {
-        if self.initiator { (self.spi, self.peer_spi) } else { (self.peer_spi, self.spi) }
+        if self.initiator {
+            (self.spi, self.peer_spi)
+        } else {
+            (self.peer_spi, self.spi)
+        }
     }
 
     pub fn connection<'c>(&self, config: &'c EngineConfig) -> Option<&'c Connection> {
         let name = self.connection.as_deref()?;
-        config.connections.iter().find(|connection| connection.name == name)
+        config
+            .connections
+            .iter()
+            .find(|connection| connection.name == name)
     }
 
     pub fn child(&self, spi_in: EspSpi) -> Option<&ChildSa> {
@@ -130,7 +137,11 @@ impl IkeSa {
     pub fn wake(&self) -> Option<Instant> {
         let t = &self.timers;
         let own = [t.retransmit, t.expire, t.rekey, t.liveness, t.keepalive];
-        let queued = if self.our.outstanding.is_none() { self.our.earliest_queued() } else { None };
+        let queued = if self.our.outstanding.is_none() {
+            self.our.earliest_queued()
+        } else {
+            None
+        };
         let children = self.children.iter().filter_map(|child| child.rekey_at);
         own.into_iter().flatten().chain(queued).chain(children).min()
     }
@@ -150,13 +161,21 @@ impl IkeSa {
             remote: self.path.remote,
             remote_id: self.remote_id.as_ref().map(ToString::to_string),
             age: now.since(self.timers.since),
-            suite: self.phase.protected().map(|p| p.suite.to_string()).unwrap_or_default(),
+            suite: self
+                .phase
+                .protected()
+                .map(|p| p.suite.to_string())
+                .unwrap_or_default(),
             nat_local: self.path.nat_local,
             nat_remote: self.path.nat_remote,
             next_send: self.our.next,
             next_receive: self.their.next,
             outstanding: self.our.outstanding.is_some(),
-            children: self.children.iter().map(|child| self.child_status(child, now)).collect(),
+            children: self
+                .children
+                .iter()
+                .map(|child| self.child_status(child, now))
+                .collect(),
         }
     }
 

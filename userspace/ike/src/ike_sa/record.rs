@@ -10,7 +10,9 @@ const RECORD_VERSION: u8 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdoptError {
     /// Another version of the software wrote it.
-    #[error("IKE SA record has version {found}, this member reads {RECORD_VERSION}: bring all members to one version")]
+    #[error(
+        "IKE SA record has version {found}, this member reads {RECORD_VERSION}: bring all members to one version"
+    )]
     Version {
         /// Version in the record.
         found: u8,
@@ -27,7 +29,9 @@ pub enum AdoptError {
         asked: model::IkeSpi,
     },
     /// The configuration differs between members.
-    #[error("IKE SA belongs to connection {0:?}, which this member's configuration does not have: align the files")]
+    #[error(
+        "IKE SA belongs to connection {0:?}, which this member's configuration does not have: align the files"
+    )]
     UnknownConnection(String),
 }
 
@@ -38,7 +42,9 @@ pub(crate) fn write(sa: &IkeSa) -> SecretBytes {
     let mut buffer = vec![0; size];
     buffer[0] = RECORD_VERSION;
     // The size was computed from the same value: this cannot fail. If it did, the record would be refused as corrupt.
-    let used = postcard::to_slice(sa, &mut buffer[1..]).map(|written| written.len()).unwrap_or(0);
+    let used = postcard::to_slice(sa, &mut buffer[1..])
+        .map(|written| written.len())
+        .unwrap_or(0);
     buffer.truncate(1 + used);
     SecretBytes::new(buffer)
 }

@@ -56,14 +56,22 @@ impl OurWindow {
 
     pub fn push_at(&mut self, task: Task, not_before: Instant, tries: u8) {
         if self.queue.len() < QUEUE_MAX && !self.queue.iter().any(|queued| queued.task == task) {
-            self.queue.push_back(Queued { task, not_before, tries });
+            self.queue.push_back(Queued {
+                task,
+                not_before,
+                tries,
+            });
         }
     }
 
     /// Deletes go first: they make room, and nothing else matters for what is being deleted.
     pub fn push_front(&mut self, task: Task) {
         self.queue.retain(|queued| queued.task != task);
-        self.queue.push_front(Queued { task, not_before: Instant::default(), tries: 0 });
+        self.queue.push_front(Queued {
+            task,
+            not_before: Instant::default(),
+            tries: 0,
+        });
     }
 
     pub fn pop_ready(&mut self, now: Instant) -> Option<Queued> {
@@ -111,7 +119,10 @@ mod tests {
 
     #[test]
     fn only_the_next_and_the_last_request_count() {
-        let window = TheirWindow { next: 5, last_response: Some(vec![1]) };
+        let window = TheirWindow {
+            next: 5,
+            last_response: Some(vec![1]),
+        };
         assert_eq!(window.order(5), Order::New);
         assert_eq!(window.order(4), Order::Repeated);
         for id in [0, 3, 6, u32::MAX] {

@@ -61,16 +61,27 @@ pub(crate) fn offer(
     nonce: Vec<u8>,
     group: Option<u16>,
 ) -> Option<ChildOffer> {
-    let wanted = group.or_else(|| proposals.first().and_then(|p| p.first(TransformKind::Dh)).map(|t| t.id));
+    let wanted = group.or_else(|| {
+        proposals
+            .first()
+            .and_then(|p| p.first(TransformKind::Dh))
+            .map(|t| t.id)
+    });
     let dh = match wanted {
         None => None,
         Some(id) => {
             let group = DhGroup::from_transform_id(id)?;
-            Some((id, group.generate(&mut |out| ctx.around.random(out)).ok()?.export()))
+            Some((
+                id,
+                group.generate(&mut |out| ctx.around.random(out)).ok()?.export(),
+            ))
         }
     };
     let Some(spi_in) = ctx.around.esp_spi(sa.spi) else {
-        let text = format!("child {}: no free ESP SPI in this segment; delete unused Child SAs", child.name);
+        let text = format!(
+            "child {}: no free ESP SPI in this segment; delete unused Child SAs",
+            child.name
+        );
         ctx.event(sa, EventKind::Trouble, text);
         return None;
     };
@@ -112,7 +123,10 @@ pub(crate) fn send_offer(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffe
     if let Some((group, secret)) = &offer.dh
         && let Some(public) = public_value(*group, secret)
     {
-        payloads.push(Payload::KeyExchange(KeyExchange { group: DhTransform(*group), data: public }));
+        payloads.push(Payload::KeyExchange(KeyExchange {
+            group: DhTransform(*group),
+            data: public,
+        }));
     }
     payloads.extend(selectors);
     let spi_in = offer.spi_in;
@@ -128,11 +142,23 @@ pub(crate) fn public_value(group: u16, secret: &SecretBytes) -> Option<Vec<u8>> 
 
 /// Asks for a further child of the connection.
 pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, name: &str, tries: u8) {
-    let Some(child) = sa.connection(ctx.config).and_then(|connection| connection.child(name)).cloned() else {
-        ctx.event(sa, EventKind::CommandFailed, format!("no child {name} in the configuration"));
+    let Some(child) = sa
+        .connection(ctx.config)
+        .and_then(|connection| connection.child(name))
+        .cloned()
+    else {
+        ctx.event(
+            sa,
+            EventKind::CommandFailed,
+            format!("no child {name} in the configuration"),
+        );
         return;
     };
-    if sa.children.iter().any(|up| up.name == name && up.phase == ChildPhase::Installed) {
+    if sa
+        .children
+        .iter()
+        .any(|up| up.name == name && up.phase == ChildPhase::Installed)
+    {
         return;
     }
     let nonce = ctx.random(NONCE_LEN);
@@ -160,7 +186,11 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, p
         }
         Err(why) => {
             // The peer has installed something that we cannot use: have it deleted again (RFC 7296 2.21.3).
-            ctx.event(sa, EventKind::PeerMisbehaved, format!("child {}: response has {why}", offer.name));
+            ctx.event(
+                sa,
+                EventKind::PeerMisbehaved,
+                format!("child {}: response has {why}", offer.name),
+            );
             abandon(sa, ctx, &offer, payloads);
         }
     }
@@ -181,7 +211,9 @@ fn abandon(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildOffer, payloads: 
 fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, error: &Notify) {
     let task = match offer.rekeys {
         Some(spi_in) => Task::RekeyChild { spi_in },
-        None => Task::CreateChild { child: offer.name.clone() },
+        None => Task::CreateChild {
+            child: offer.name.clone(),
+        },
     };
     match error.kind {
         NotifyType::INVALID_KE_PAYLOAD => retry_with_group(sa, ctx, offer, error),
@@ -198,7 +230,11 @@ fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, error: &Not
                 offer.name,
                 explain(kind, &offer.proposals, &offer.ts_local, &offer.ts_remote)
             );
-            let event = if kind == NotifyType::NO_PROPOSAL_CHOSEN { EventKind::NoProposal } else { EventKind::ChildFailed };
+            let event = if kind == NotifyType::NO_PROPOSAL_CHOSEN {
+                EventKind::NoProposal
+            } else {
+                EventKind::ChildFailed
+            };
             ctx.event(sa, event, text);
         }
     }
@@ -213,7 +249,10 @@ pub(crate) fn explain(
 ) -> String {
     match kind {
         NotifyType::NO_PROPOSAL_CHOSEN => {
-            format!(": we offered {}; compare with the peer's proposals", proposal::list(proposals))
+            format!(
+                ": we offered {}; compare with the peer's proposals",
+                proposal::list(proposals)
+            )
         }
         NotifyType::TS_UNACCEPTABLE => format!(
             ": we asked for {} === {}; compare with the peer's selectors",
@@ -226,11 +265,22 @@ pub(crate) fn explain(
 
 fn retry_with_group(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, error: &Notify) {
     let wanted = error.as_invalid_ke().map(|group| group.0);
-    let offered = |id: u16| offer.proposals.iter().any(|p| p.of(TransformKind::Dh).any(|t| t.id == id));
+    let offered = |id: u16| {
+        offer
+            .proposals
+            .iter()
+            .any(|p| p.of(TransformKind::Dh).any(|t| t.id == id))
+    };
     let usable = wanted.filter(|id| offered(*id) && offer.dh.as_ref().is_none_or(|(group, _)| group != id));
-    let child = sa.connection(ctx.config).and_then(|connection| connection.child(&offer.name)).cloned();
+    let child = sa
+        .connection(ctx.config)
+        .and_then(|connection| connection.child(&offer.name))
+        .cloned();
     let (Some(group), Some(child), true) = (usable, child, offer.tries == 0) else {
-        let text = format!("child {}: the peer wants key exchange group {wanted:?}, which we do not offer", offer.name);
+        let text = format!(
+            "child {}: the peer wants key exchange group {wanted:?}, which we do not offer",
+            offer.name
+        );
         ctx.event(sa, EventKind::NoProposal, text);
         return;
     };
@@ -254,8 +304,14 @@ pub(crate) fn read_response(
 ) -> Result<Agreed, &'static str> {
     let answer = payloads.sa().ok_or("no SA payload")?;
     let theirs = negotiate::read(answer, ProtocolId::ESP);
-    let [their] = theirs.as_slice() else { return Err("not exactly one proposal") };
-    let spi: [u8; 4] = their.spi.as_slice().try_into().map_err(|_| "an SPI of the wrong length")?;
+    let [their] = theirs.as_slice() else {
+        return Err("not exactly one proposal");
+    };
+    let spi: [u8; 4] = their
+        .spi
+        .as_slice()
+        .try_into()
+        .map_err(|_| "an SPI of the wrong length")?;
     let spi_out = EspSpi(u32::from_be_bytes(spi));
     // RFC 4303 2.1: 0 to 255 are reserved.
     if spi_out.0 < 256 {
@@ -316,11 +372,18 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
     };
     let Some((keys, suite, esn)) = keys else {
         ctx.around.release_esp_spi(agreed.spi_in);
-        ctx.event(sa, EventKind::Trouble, format!("child {}: no keys for {}", agreed.name, agreed.suite));
+        ctx.event(
+            sa,
+            EventKind::Trouble,
+            format!("child {}: no keys for {}", agreed.name, agreed.suite),
+        );
         return false;
     };
-    let (key_out, key_in) =
-        if agreed.initiated { (keys.initiator, keys.responder) } else { (keys.responder, keys.initiator) };
+    let (key_out, key_in) = if agreed.initiated {
+        (keys.initiator, keys.responder)
+    } else {
+        (keys.responder, keys.initiator)
+    };
     let record = ChildSaRecord {
         connection: sa.connection.clone().unwrap_or_default(),
         child: agreed.name.clone(),
@@ -353,7 +416,11 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
         show(&agreed.ts_local),
         show(&agreed.ts_remote)
     );
-    let kind = if agreed.replaces.is_some() { EventKind::ChildRekeyed } else { EventKind::ChildUp };
+    let kind = if agreed.replaces.is_some() {
+        EventKind::ChildRekeyed
+    } else {
+        EventKind::ChildUp
+    };
     ctx.child_event(sa, Some(agreed.spi_in), kind, text);
     sa.dirty = true;
     let mut child = ChildSa {
@@ -374,7 +441,9 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
 
 /// The Child SA will be replaced some time before its rekey time.
 pub(crate) fn start_rekey_timer(sa: &IkeSa, ctx: &mut Context<'_>, child: &mut ChildSa) {
-    let times = sa.connection(ctx.config).map(|c| (c.child_rekey_time, c.rekey_jitter));
+    let times = sa
+        .connection(ctx.config)
+        .map(|c| (c.child_rekey_time, c.rekey_jitter));
     child.rekey_at = match times {
         Some((Some(time), jitter)) => Some(ctx.now + jittered(time, jitter, ctx.random_u32())),
         _ => None,
@@ -432,21 +501,38 @@ pub(crate) fn answer(
     let in_auth = auth_nonces.is_some();
     if in_auth {
         // RFC 7296 1.2: no key exchange for the first Child SA, whatever is offered.
-        theirs.iter_mut().for_each(|their| their.proposal = their.proposal.without_dh());
+        theirs
+            .iter_mut()
+            .for_each(|their| their.proposal = their.proposal.without_dh());
     }
-    let choice = choose_child(connection, &theirs, &ts_i.selectors, &ts_r.selectors, in_auth, rekeyed)?;
+    let choice = choose_child(
+        connection,
+        &theirs,
+        &ts_i.selectors,
+        &ts_r.selectors,
+        in_auth,
+        rekeyed,
+    )?;
     let (shared, public) = key_exchange(ctx, &choice.suite, payloads)?;
     let no_spi = || Refusal {
         notify: Notify::status(NotifyType::NO_ADDITIONAL_SAS),
         event: EventKind::Trouble,
-        text: format!("child {}: no free ESP SPI in this segment; delete unused Child SAs", choice.name),
+        text: format!(
+            "child {}: no free ESP SPI in this segment; delete unused Child SAs",
+            choice.name
+        ),
     };
     let spi_in = ctx.around.esp_spi(sa.spi).ok_or_else(no_spi)?;
     let nonce_r = match auth_nonces {
         Some((_, nonce_r)) => nonce_r.to_vec(),
         None => ctx.random(NONCE_LEN),
     };
-    let accepted = negotiate::accept(&choice.suite, choice.number, ProtocolId::ESP, &spi_in.0.to_be_bytes());
+    let accepted = negotiate::accept(
+        &choice.suite,
+        choice.number,
+        ProtocolId::ESP,
+        &spi_in.0.to_be_bytes(),
+    );
     let mut answer = vec![Payload::SecurityAssociation(accepted)];
     if !in_auth {
         answer.push(Payload::Nonce(nonce_r.clone()));
@@ -466,7 +552,11 @@ pub(crate) fn answer(
         g_ir: shared,
         initiated: false,
         replaces: rekeyed.map(|old| old.spi_in),
-        outbound: if rekeyed.is_some() { OutboundUse::Later } else { OutboundUse::Now },
+        outbound: if rekeyed.is_some() {
+            OutboundUse::Later
+        } else {
+            OutboundUse::Now
+        },
     };
     Ok((answer, agreed))
 }
@@ -504,7 +594,8 @@ fn choose_child(
     }
     overlapping.sort_by_key(|(narrowed, ..)| *narrowed);
     if overlapping.is_empty() {
-        let configured = |child: &ChildConfig| format!("{} === {}", show(&child.local_ts), show(&child.remote_ts));
+        let configured =
+            |child: &ChildConfig| format!("{} === {}", show(&child.local_ts), show(&child.remote_ts));
         let ours: Vec<_> = connection.children.iter().map(configured).collect();
         return Err(Refusal {
             notify: Notify::status(NotifyType::TS_UNACCEPTABLE),
@@ -561,24 +652,46 @@ pub(crate) fn key_exchange(
     suite: &Proposal,
     payloads: &PayloadList,
 ) -> Result<Exchanged, Refusal> {
-    let Some(chosen) = suite.first(TransformKind::Dh) else { return Ok((None, None)) };
-    let refuse = |notify, text: &str| Refusal { notify, event: EventKind::NoProposal, text: text.to_owned() };
+    let Some(chosen) = suite.first(TransformKind::Dh) else {
+        return Ok((None, None));
+    };
+    let refuse = |notify, text: &str| Refusal {
+        notify,
+        event: EventKind::NoProposal,
+        text: text.to_owned(),
+    };
     let wrong_group = || {
         let text = format!("asked the peer to use key exchange group {chosen}");
         refuse(Notify::invalid_ke(DhTransform(chosen.id)), &text)
     };
-    let bad = || refuse(Notify::status(NotifyType::INVALID_SYNTAX), "the peer's public value is not valid");
+    let bad = || {
+        refuse(
+            Notify::status(NotifyType::INVALID_SYNTAX),
+            "the peer's public value is not valid",
+        )
+    };
     let group = DhGroup::from_transform_id(chosen.id).ok_or_else(wrong_group)?;
-    let ke = payloads.ke().filter(|ke| ke.group.0 == chosen.id).ok_or_else(wrong_group)?;
-    let private = group.generate(&mut |out| ctx.around.random(out)).map_err(|_| bad())?;
+    let ke = payloads
+        .ke()
+        .filter(|ke| ke.group.0 == chosen.id)
+        .ok_or_else(wrong_group)?;
+    let private = group
+        .generate(&mut |out| ctx.around.random(out))
+        .map_err(|_| bad())?;
     let shared = private.agree(&ke.data).map_err(|_| bad())?;
-    let public = KeyExchange { group: DhTransform(chosen.id), data: private.public().to_vec() };
+    let public = KeyExchange {
+        group: DhTransform(chosen.id),
+        data: private.public().to_vec(),
+    };
     Ok((Some(shared), Some(public)))
 }
 
 /// The answer to a request that names a Child SA which we do not have.
 pub(crate) fn not_found(spi: EspSpi) -> Vec<Payload> {
-    vec![Payload::Notify(Notify::about_esp(NotifyType::CHILD_SA_NOT_FOUND, spi))]
+    vec![Payload::Notify(Notify::about_esp(
+        NotifyType::CHILD_SA_NOT_FOUND,
+        spi,
+    ))]
 }
 
 /// Not now.

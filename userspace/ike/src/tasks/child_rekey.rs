@@ -13,8 +13,16 @@ use model::{EspSpi, OutboundUse};
 
 /// Offers a successor with the selectors that the old one ended up with.
 pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries: u8) {
-    let Some(old) = sa.child(spi_in).filter(|child| child.phase == ChildPhase::Installed).cloned() else { return };
-    let configured = sa.connection(ctx.config).and_then(|connection| connection.child(&old.name));
+    let Some(old) = sa
+        .child(spi_in)
+        .filter(|child| child.phase == ChildPhase::Installed)
+        .cloned()
+    else {
+        return;
+    };
+    let configured = sa
+        .connection(ctx.config)
+        .and_then(|connection| connection.child(&old.name));
     let proposals = configured.map_or_else(|| vec![old.suite.clone()], |child| child.esp_proposals.clone());
     let child = ChildConfig {
         name: old.name.clone(),
@@ -30,7 +38,13 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
             offer.tries = tries;
             child_create::send_offer(sa, ctx, offer);
         }
-        None => super::put_off(sa, ctx, Task::RekeyChild { spi_in }, tries, &format!("rekey of child {}", old.name)),
+        None => super::put_off(
+            sa,
+            ctx,
+            Task::RekeyChild { spi_in },
+            tries,
+            &format!("rekey of child {}", old.name),
+        ),
     }
 }
 
@@ -89,10 +103,15 @@ pub(crate) fn peer_lost_it(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildO
         sa,
         Some(spi_in),
         EventKind::ChildFailed,
-        format!("child {}: the peer no longer has the SA with our SPI {spi_in}, making a new one", offer.name),
+        format!(
+            "child {}: the peer no longer has the SA with our SPI {spi_in}, making a new one",
+            offer.name
+        ),
     );
     super::delete::finish_child(sa, ctx, spi_in);
-    sa.our.push(Task::CreateChild { child: offer.name.clone() });
+    sa.our.push(Task::CreateChild {
+        child: offer.name.clone(),
+    });
 }
 
 /// The peer replaces a Child SA.
@@ -106,7 +125,9 @@ pub(crate) fn respond(
     let Some(spi_out) = rekey.esp_spi() else {
         return vec![super::notify(ike_wire::NotifyType::INVALID_SYNTAX)];
     };
-    let Some(old) = sa.child_by_out(spi_out).cloned() else { return not_found(spi_out) };
+    let Some(old) = sa.child_by_out(spi_out).cloned() else {
+        return not_found(spi_out);
+    };
     match old.phase {
         ChildPhase::Installed => {}
         // RFC 7296 2.25.1: being closed, or replaced just now.

@@ -16,7 +16,13 @@ pub(crate) fn start_child(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi)
     child.phase = ChildPhase::Deleting;
     child.rekey_at = None;
     let payloads = [Payload::Delete(Delete::Esp(vec![spi_in]))];
-    send_request(sa, ctx, ExchangeType::INFORMATIONAL, &payloads, Pending::DeleteChild { spi_in });
+    send_request(
+        sa,
+        ctx,
+        ExchangeType::INFORMATIONAL,
+        &payloads,
+        Pending::DeleteChild { spi_in },
+    );
 }
 
 /// The peer has answered: whatever it said, the Child SA is gone.
@@ -31,7 +37,9 @@ pub(crate) fn finish_child(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi
 pub(crate) fn peer_deletes_children(sa: &mut IkeSa, ctx: &mut Context<'_>, spis: &[EspSpi]) -> Vec<EspSpi> {
     let mut answered = Vec::new();
     for spi_out in spis {
-        let Some(index) = sa.children.iter().position(|child| child.spi_out == *spi_out) else { continue };
+        let Some(index) = sa.children.iter().position(|child| child.spi_out == *spi_out) else {
+            continue;
+        };
         let spi_in = sa.children[index].spi_in;
         let ours_is_out = matches!(
             sa.our.outstanding.as_ref().map(|o| &o.pending),
@@ -54,17 +62,27 @@ fn switch_successor(sa: &mut IkeSa, ctx: &mut Context<'_>, old: EspSpi) {
     let waiting = ChildPhase::AwaitsSwitch { replaces: old };
     if let Some(new) = sa.children.iter_mut().find(|child| child.phase == waiting) {
         new.phase = ChildPhase::Installed;
-        ctx.out.child_changes.push(ChildSaChange::UseOutbound { spi_in: new.spi_in });
+        ctx.out
+            .child_changes
+            .push(ChildSaChange::UseOutbound { spi_in: new.spi_in });
     }
 }
 
 /// Takes a Child SA out of the database; it is no longer in the list.
 fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) {
-    ctx.out.child_changes.push(ChildSaChange::Remove { spi_in: child.spi_in });
+    ctx.out
+        .child_changes
+        .push(ChildSaChange::Remove { spi_in: child.spi_in });
     let replaced = matches!(child.phase, ChildPhase::Rekeyed { .. })
-        || sa.children.iter().any(|other| other.name == child.name && other.phase == ChildPhase::Installed);
+        || sa
+            .children
+            .iter()
+            .any(|other| other.name == child.name && other.phase == ChildPhase::Installed);
     if !replaced {
-        let text = format!("child {} (SPI {} in, {} out) {why}", child.name, child.spi_in, child.spi_out);
+        let text = format!(
+            "child {} (SPI {} in, {} out) {why}",
+            child.name, child.spi_in, child.spi_out
+        );
         ctx.child_event(sa, Some(child.spi_in), EventKind::ChildDown, text);
     }
 }
@@ -72,7 +90,13 @@ fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) {
 /// Asks the peer to delete the IKE SA. Children go with the answer.
 pub(crate) fn start_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     let payloads = [Payload::Delete(Delete::Ike)];
-    if send_request(sa, ctx, ExchangeType::INFORMATIONAL, &payloads, Pending::DeleteIke) {
+    if send_request(
+        sa,
+        ctx,
+        ExchangeType::INFORMATIONAL,
+        &payloads,
+        Pending::DeleteIke,
+    ) {
         if let Some(protected) = sa.phase.protected().cloned() {
             sa.phase = Phase::Deleting(Box::new(protected));
         }
@@ -102,7 +126,10 @@ pub(crate) fn close(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
     match sa.phase.protected().cloned() {
         Some(protected) => {
             sa.phase = Phase::Closed(Box::new(protected));
-            sa.timers = crate::ike_sa::Timers { expire: Some(ctx.now + CLOSED_KEPT), ..Default::default() };
+            sa.timers = crate::ike_sa::Timers {
+                expire: Some(ctx.now + CLOSED_KEPT),
+                ..Default::default()
+            };
             sa.dirty = true;
         }
         None => sa.gone = true,
@@ -117,8 +144,13 @@ pub(crate) fn vanish(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
 
 fn end(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
     for child in std::mem::take(&mut sa.children) {
-        ctx.out.child_changes.push(ChildSaChange::Remove { spi_in: child.spi_in });
-        let text = format!("child {} (SPI {} in) went with its IKE SA", child.name, child.spi_in);
+        ctx.out
+            .child_changes
+            .push(ChildSaChange::Remove { spi_in: child.spi_in });
+        let text = format!(
+            "child {} (SPI {} in) went with its IKE SA",
+            child.name, child.spi_in
+        );
         ctx.child_event(sa, Some(child.spi_in), EventKind::ChildDown, text);
     }
     release_offers(sa, ctx);
@@ -127,7 +159,11 @@ fn end(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
     let unknown = matches!(sa.phase, Phase::Closed(_) | Phase::AwaitAuthRequest(_));
     let news = sa.successor.is_none() && !unknown;
     if news {
-        ctx.event(sa, EventKind::IkeSaDown, format!("IKE SA {} is gone: {why}", sa.spi));
+        ctx.event(
+            sa,
+            EventKind::IkeSaDown,
+            format!("IKE SA {} is gone: {why}", sa.spi),
+        );
     }
 }
 

@@ -12,7 +12,8 @@ use crate::outbox::Context;
 use crate::proposal::{self, Proposal};
 use crypto::{AuthInput, psk_auth, verify_psk_auth};
 use ike_wire::{
-    AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, NotifyType, Payload, PayloadList,
+    AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, NotifyType, Payload,
+    PayloadList,
 };
 use model::IkeSpi;
 
@@ -25,7 +26,10 @@ fn wire_identity(id: &Identity) -> Identification {
         Identity::Fqdn(name) => Wire::Fqdn(name.clone()),
         Identity::Email(name) => Wire::Rfc822(name.clone()),
         Identity::KeyId(octets) => Wire::KeyId(octets.clone()),
-        Identity::Other(kind, data) => Wire::Other { kind: IdType(*kind), data: data.clone() },
+        Identity::Other(kind, data) => Wire::Other {
+            kind: IdType(*kind),
+            data: data.clone(),
+        },
     })
 }
 
@@ -57,19 +61,28 @@ pub(crate) fn start(
     );
     let mut payloads = vec![Payload::IdInitiator(own_id)];
     let others = ctx.table.of_connection(&connection.name);
-    let is_first = !others
-        .iter()
-        .any(|spi| ctx.table.get(*spi).is_some_and(|other| matches!(other.phase, Phase::Established(_))));
+    let is_first = !others.iter().any(|spi| {
+        ctx.table
+            .get(*spi)
+            .is_some_and(|other| matches!(other.phase, Phase::Established(_)))
+    });
     if is_first {
         payloads.push(notify(NotifyType::INITIAL_CONTACT));
     }
     if let Some(remote_id) = &connection.remote_id {
         payloads.push(Payload::IdResponder(wire_identity(remote_id)));
     }
-    payloads.push(Payload::Authentication(Authentication { method: AuthMethod::SHARED_KEY_MIC, data: auth }));
+    payloads.push(Payload::Authentication(Authentication {
+        method: AuthMethod::SHARED_KEY_MIC,
+        data: auth,
+    }));
 
     let wanted: Vec<_> = connection.children.iter().filter(|child| child.start).collect();
-    let first = wanted.first().copied().or(if childless_allowed { None } else { connection.children.first() });
+    let first = wanted.first().copied().or(if childless_allowed {
+        None
+    } else {
+        connection.children.first()
+    });
     let mut offer = None;
     if let Some(child) = first {
         let proposals: Vec<Proposal> = child.esp_proposals.iter().map(Proposal::without_dh).collect();
@@ -81,10 +94,19 @@ pub(crate) fn start(
         payloads.push(proposals);
         payloads.extend(selectors);
     }
-    for child in wanted.into_iter().filter(|child| offer.as_ref().is_none_or(|offer| offer.name != child.name)) {
-        sa.our.push(Task::CreateChild { child: child.name.clone() });
+    for child in wanted
+        .into_iter()
+        .filter(|child| offer.as_ref().is_none_or(|offer| offer.name != child.name))
+    {
+        sa.our.push(Task::CreateChild {
+            child: child.name.clone(),
+        });
     }
-    sa.phase = Phase::AwaitAuthResponse(Box::new(AwaitAuthResponse { protected, transcript, child: offer }));
+    sa.phase = Phase::AwaitAuthResponse(Box::new(AwaitAuthResponse {
+        protected,
+        transcript,
+        child: offer,
+    }));
     if !send_request(sa, ctx, ExchangeType::IKE_AUTH, &payloads, Pending::Auth) {
         delete::vanish(sa, ctx, "IKE_AUTH could not be sent");
     }
@@ -95,14 +117,23 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     let Some(connection) = sa.connection(ctx.config) else {
         return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
     };
-    let Phase::AwaitAuthResponse(phase) = &mut sa.phase else { return };
+    let Phase::AwaitAuthResponse(phase) = &mut sa.phase else {
+        return;
+    };
     let (Some(id), Some(auth)) = (payloads.id_r(), payloads.auth()) else {
-        let reason = payloads.error().map_or("an answer without AUTH".to_owned(), |error| error.kind.to_string());
+        let reason = payloads
+            .error()
+            .map_or("an answer without AUTH".to_owned(), |error| {
+                error.kind.to_string()
+            });
         let text = format!(
             "the peer refused us with {reason}: check that both sides have the same pre-shared key and that it knows \
              us as {} (we expect it as {})",
             connection.local_id,
-            connection.remote_id.as_ref().map_or("anyone".to_owned(), ToString::to_string)
+            connection
+                .remote_id
+                .as_ref()
+                .map_or("anyone".to_owned(), ToString::to_string)
         );
         ctx.event(sa, EventKind::AuthFailed, text.clone());
         return delete::vanish(sa, ctx, &text);
@@ -117,10 +148,15 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     };
     let proved = auth.method == AuthMethod::SHARED_KEY_MIC
         && verify_psk_auth(keys.prf, &connection.psk, input, &auth.data);
-    let expected = connection.remote_id.as_ref().is_none_or(|expected| *expected == remote_id);
+    let expected = connection
+        .remote_id
+        .as_ref()
+        .is_none_or(|expected| *expected == remote_id);
     if !proved || !expected {
         let text = if expected {
-            format!("the peer {remote_id} does not prove that it has our pre-shared key: compare the keys of both sides")
+            format!(
+                "the peer {remote_id} does not prove that it has our pre-shared key: compare the keys of both sides"
+            )
         } else {
             format!("the peer says it is {remote_id}, but remote_id of the connection is another: align them")
         };
@@ -145,7 +181,11 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
         }
         Err(why) => {
             ctx.around.release_esp_spi(offer.spi_in);
-            ctx.event(sa, EventKind::PeerMisbehaved, format!("child {}: IKE_AUTH response has {why}", offer.name));
+            ctx.event(
+                sa,
+                EventKind::PeerMisbehaved,
+                format!("child {}: IKE_AUTH response has {why}", offer.name),
+            );
             let delete = [Payload::Delete(Delete::Esp(vec![offer.spi_in]))];
             let pending = Pending::DeleteChild { spi_in: offer.spi_in };
             send_request(sa, ctx, ExchangeType::INFORMATIONAL, &delete, pending);
@@ -168,7 +208,9 @@ pub(crate) fn establish(sa: &mut IkeSa, ctx: &mut Context<'_>, protected: Protec
     let text = format!(
         "IKE SA {} is up with {}: {}{}",
         sa.spi,
-        sa.remote_id.as_ref().map_or("unknown".to_owned(), ToString::to_string),
+        sa.remote_id
+            .as_ref()
+            .map_or("unknown".to_owned(), ToString::to_string),
         protected.suite,
         match (sa.path.nat_local, sa.path.nat_remote) {
             (true, true) => ", both sides behind a NAT",
@@ -177,7 +219,10 @@ pub(crate) fn establish(sa: &mut IkeSa, ctx: &mut Context<'_>, protected: Protec
             (false, false) => "",
         }
     );
-    sa.phase = Phase::Established(Box::new(Established { protected, crossing: None }));
+    sa.phase = Phase::Established(Box::new(Established {
+        protected,
+        crossing: None,
+    }));
     sa.dirty = true;
     start_timers(sa, ctx);
     ctx.event(sa, EventKind::Established, text);
@@ -188,10 +233,16 @@ pub(crate) fn start_timers(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     let keepalive = sa.timers.keepalive;
     sa.timers.expire = None;
     sa.timers.since = ctx.now;
-    let Some(connection) = sa.connection(ctx.config) else { return };
+    let Some(connection) = sa.connection(ctx.config) else {
+        return;
+    };
     let (rekey, jitter) = (connection.ike_rekey_time, connection.rekey_jitter);
     sa.timers.liveness = connection.dpd_delay.map(|delay| ctx.now + delay);
-    sa.timers.keepalive = if sa.path.nat_local { keepalive.or(Some(ctx.now + connection.keepalive)) } else { None };
+    sa.timers.keepalive = if sa.path.nat_local {
+        keepalive.or(Some(ctx.now + connection.keepalive))
+    } else {
+        None
+    };
     sa.timers.rekey = rekey.map(|time| ctx.now + jittered(time, jitter, ctx.random_u32()));
 }
 
@@ -207,7 +258,9 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
             return vec![notify(NotifyType::AUTHENTICATION_FAILED)];
         }
     };
-    let Phase::AwaitAuthRequest(phase) = &sa.phase else { return Vec::new() };
+    let Phase::AwaitAuthRequest(phase) = &sa.phase else {
+        return Vec::new();
+    };
     let protected = phase.protected.clone();
     let own_id = wire_identity(&connection.local_id);
     let auth = psk_auth(
@@ -229,7 +282,10 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     }
     let mut answer = vec![
         Payload::IdResponder(own_id),
-        Payload::Authentication(Authentication { method: AuthMethod::SHARED_KEY_MIC, data: auth }),
+        Payload::Authentication(Authentication {
+            method: AuthMethod::SHARED_KEY_MIC,
+            data: auth,
+        }),
     ];
     // RFC 6023: without SA payload the initiator wants no child now.
     if payloads.sa().is_some() {
@@ -253,15 +309,21 @@ fn authenticate<'c>(
     ctx: &Context<'c>,
     payloads: &PayloadList,
 ) -> Result<(&'c Connection, Identity), String> {
-    let Phase::AwaitAuthRequest(phase) = &sa.phase else { return Err("not expected".to_owned()) };
+    let Phase::AwaitAuthRequest(phase) = &sa.phase else {
+        return Err("not expected".to_owned());
+    };
     let id = payloads.id_i().ok_or("IKE_AUTH request without IDi")?;
     let remote_id = identity_of(id);
     let Some(auth) = payloads.auth() else {
-        return Err(format!("{remote_id} wants to authenticate by EAP; configure the peer for a pre-shared key"));
+        return Err(format!(
+            "{remote_id} wants to authenticate by EAP; configure the peer for a pre-shared key"
+        ));
     };
     if auth.method != AuthMethod::SHARED_KEY_MIC {
         let method = auth.method;
-        return Err(format!("{remote_id} authenticates by {method}; configure the peer for a pre-shared key"));
+        return Err(format!(
+            "{remote_id} authenticates by {method}; configure the peer for a pre-shared key"
+        ));
     }
     let asked = payloads.id_r().map(identity_of);
     let suite = std::slice::from_ref(&phase.protected.suite);
@@ -273,10 +335,18 @@ fn authenticate<'c>(
         .filter(|connection| proposal::choose(&connection.ike_proposals, suite).is_some())
         .peekable();
     if by_address.peek().is_none() {
-        return Err(format!("{remote_id}: no connection has these addresses and {}", phase.protected.suite));
+        return Err(format!(
+            "{remote_id}: no connection has these addresses and {}",
+            phase.protected.suite
+        ));
     }
     let by_ids: Vec<&Connection> = by_address
-        .filter(|connection| connection.remote_id.as_ref().is_none_or(|expected| *expected == remote_id))
+        .filter(|connection| {
+            connection
+                .remote_id
+                .as_ref()
+                .is_none_or(|expected| *expected == remote_id)
+        })
         .filter(|connection| asked.as_ref().is_none_or(|asked| *asked == connection.local_id))
         .collect();
     // A connection for this very identity goes before one for anyone.
@@ -309,13 +379,19 @@ fn authenticate<'c>(
 
 /// The peer says that this is its only IKE SA with us: older ones are leftovers (RFC 7296 2.4).
 fn initial_contact(sa: &IkeSa, ctx: &mut Context<'_>) {
-    let (Some(connection), Some(remote_id)) = (&sa.connection, &sa.remote_id) else { return };
+    let (Some(connection), Some(remote_id)) = (&sa.connection, &sa.remote_id) else {
+        return;
+    };
     let older: Vec<IkeSpi> = ctx
         .table
         .of_connection(connection)
         .into_iter()
         .filter(|spi| *spi != sa.spi)
-        .filter(|spi| ctx.table.get(*spi).is_some_and(|other| other.remote_id.as_ref() == Some(remote_id)))
+        .filter(|spi| {
+            ctx.table
+                .get(*spi)
+                .is_some_and(|other| other.remote_id.as_ref() == Some(remote_id))
+        })
         .collect();
     for spi in older {
         if let Some(mut other) = ctx.table.take(spi) {

@@ -32,7 +32,10 @@ pub(crate) fn start(ctx: &mut Context<'_>, connection: &Connection) -> Result<Ik
         return Err("the peer's address is not configured, so only the peer can initiate".to_owned());
     };
     if connection.local.is_unspecified() || connection.local.is_ipv4() != remote.is_ipv4() {
-        return Err(format!("no usable local address ({}) towards {remote}", connection.local));
+        return Err(format!(
+            "no usable local address ({}) towards {remote}",
+            connection.local
+        ));
     }
     let group = connection
         .ike_proposals
@@ -40,7 +43,11 @@ pub(crate) fn start(ctx: &mut Context<'_>, connection: &Connection) -> Result<Ik
         .find_map(|p| p.first(TransformKind::Dh))
         .ok_or_else(|| "no IKE proposal with a key exchange group".to_owned())?
         .id;
-    let local_port = if connection.remote_port == PORT_NAT_T { PORT_NAT_T } else { PORT_IKE };
+    let local_port = if connection.remote_port == PORT_NAT_T {
+        PORT_NAT_T
+    } else {
+        PORT_IKE
+    };
     let path = Path {
         local: SocketAddr::new(connection.local, local_port),
         remote: SocketAddr::new(*remote, connection.remote_port),
@@ -66,28 +73,46 @@ pub(crate) fn start(ctx: &mut Context<'_>, connection: &Connection) -> Result<Ik
 
 fn new_private(ctx: &mut Context<'_>, group: u16) -> Result<model::SecretBytes, String> {
     let group = DhGroup::from_transform_id(group).ok_or("a key exchange group is not implemented")?;
-    Ok(group.generate(&mut |out| ctx.around.random(out)).map_err(|error| error.to_string())?.export())
+    Ok(group
+        .generate(&mut |out| ctx.around.random(out))
+        .map_err(|error| error.to_string())?
+        .export())
 }
 
 /// Sends the first request; after a cookie or INVALID_KE_PAYLOAD again, with the same Message ID 0.
 fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
-    let force = sa.connection(ctx.config).is_some_and(|connection| connection.force_encap);
-    let Phase::AwaitInitResponse(phase) = &sa.phase else { return Err("not connecting".to_owned()) };
+    let force = sa
+        .connection(ctx.config)
+        .is_some_and(|connection| connection.force_encap);
+    let Phase::AwaitInitResponse(phase) = &sa.phase else {
+        return Err("not connecting".to_owned());
+    };
     let public = public_value(phase.group, &phase.dh).ok_or("key exchange failed")?;
     let mut payloads = Vec::new();
     if let Some(cookie) = &phase.cookie {
         // RFC 7296 2.6: the cookie stands first, all else is unchanged.
         payloads.push(Payload::Notify(Notify::new(NotifyType::COOKIE, cookie.clone())));
     }
-    payloads.push(Payload::SecurityAssociation(negotiate::offer(&phase.offered, ProtocolId::IKE, &[])));
-    payloads.push(Payload::KeyExchange(KeyExchange { group: DhTransform(phase.group), data: public }));
+    payloads.push(Payload::SecurityAssociation(negotiate::offer(
+        &phase.offered,
+        ProtocolId::IKE,
+        &[],
+    )));
+    payloads.push(Payload::KeyExchange(KeyExchange {
+        group: DhTransform(phase.group),
+        data: public,
+    }));
     payloads.push(Payload::Nonce(phase.nonce_i.clone()));
     payloads.extend(nat_detection(sa.spi, IkeSpi(0), sa.path, force));
     let header = Header {
         spi_i: sa.spi,
         spi_r: IkeSpi(0),
         exchange: ExchangeType::IKE_SA_INIT,
-        flags: Flags { initiator: true, version: false, response: false },
+        flags: Flags {
+            initiator: true,
+            version: false,
+            response: false,
+        },
         message_id: 0,
     };
     let bytes = encode_message(&header, &payloads).map_err(|error| error.to_string())?;
@@ -105,7 +130,10 @@ fn nat_detection(spi_i: IkeSpi, spi_r: IkeSpi, path: Path, force: bool) -> [Payl
     let destination = nat_detection_hash(spi_i, spi_r, path.remote);
     [
         Payload::Notify(Notify::new(NotifyType::NAT_DETECTION_SOURCE_IP, source.to_vec())),
-        Payload::Notify(Notify::new(NotifyType::NAT_DETECTION_DESTINATION_IP, destination.to_vec())),
+        Payload::Notify(Notify::new(
+            NotifyType::NAT_DETECTION_DESTINATION_IP,
+            destination.to_vec(),
+        )),
     ]
 }
 
@@ -125,7 +153,9 @@ fn detect_nat(payloads: &PayloadList, spi_i: IkeSpi, spi_r: IkeSpi, path: Path) 
 
 /// Initiator: a response, not protected.
 pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Message, bytes: &[u8]) {
-    let Phase::AwaitInitResponse(phase) = &sa.phase else { return };
+    let Phase::AwaitInitResponse(phase) = &sa.phase else {
+        return;
+    };
     let payloads = &message.payloads;
     if let Some(cookie) = payloads.notifies().find_map(Notify::as_cookie) {
         // A second copy of the answer that we followed already.
@@ -144,11 +174,19 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
     let sizes = (phase.nonce_i.clone(), phase.offered.clone());
     match read_response(sa, &sizes.0, &sizes.1, message) {
         Ok((protected, nonce_r)) => {
-            let (nat_local, nat_remote) =
-                detect_nat(payloads, sa.spi, message.header.spi_r, sa.path);
-            let request = sa.our.outstanding.take().map(|outstanding| outstanding.bytes).unwrap_or_default();
-            let transcript =
-                InitTranscript { request, response: bytes.to_vec(), nonce_i: sizes.0, nonce_r };
+            let (nat_local, nat_remote) = detect_nat(payloads, sa.spi, message.header.spi_r, sa.path);
+            let request = sa
+                .our
+                .outstanding
+                .take()
+                .map(|outstanding| outstanding.bytes)
+                .unwrap_or_default();
+            let transcript = InitTranscript {
+                request,
+                response: bytes.to_vec(),
+                nonce_i: sizes.0,
+                nonce_r,
+            };
             sa.peer_spi = message.header.spi_r;
             set_nat(sa, ctx, nat_local, nat_remote);
             sa.timers.retransmit = None;
@@ -157,7 +195,11 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
         }
         Err(why) => {
             // Not authentic, so the right response may still come (RFC 7296 2.21.1): keep on.
-            ctx.event(sa, EventKind::PeerMisbehaved, format!("IKE_SA_INIT response has {why}"));
+            ctx.event(
+                sa,
+                EventKind::PeerMisbehaved,
+                format!("IKE_SA_INIT response has {why}"),
+            );
         }
     }
 }
@@ -187,10 +229,14 @@ fn read_response(
     offered: &[Proposal],
     message: &Message,
 ) -> Result<(Protected, Vec<u8>), &'static str> {
-    let Phase::AwaitInitResponse(phase) = &sa.phase else { return Err("no place here") };
+    let Phase::AwaitInitResponse(phase) = &sa.phase else {
+        return Err("no place here");
+    };
     let payloads = &message.payloads;
     let theirs = negotiate::read(payloads.sa().ok_or("no SA payload")?, ProtocolId::IKE);
-    let [their] = theirs.as_slice() else { return Err("not exactly one proposal") };
+    let [their] = theirs.as_slice() else {
+        return Err("not exactly one proposal");
+    };
     let (_, suite) = proposal::choose(offered, std::slice::from_ref(&their.proposal))
         .ok_or("algorithms that we did not offer")?;
     let (prf, cipher, group) = negotiate::ike_suite(&suite).ok_or("algorithms that are not implemented")?;
@@ -203,14 +249,21 @@ fn read_response(
         .restore(&phase.dh)
         .and_then(|private| private.agree(&ke.data))
         .map_err(|_| "a public value that is not valid")?;
-    let inputs = KeyInputs { nonce_i, nonce_r: &nonce_r, spi_i: sa.spi, spi_r: message.header.spi_r };
+    let inputs = KeyInputs {
+        nonce_i,
+        nonce_r: &nonce_r,
+        spi_i: sa.spi,
+        spi_r: message.header.spi_r,
+    };
     let keys = IkeKeys::derive(prf, cipher, inputs, &shared).map_err(|_| "no usable keys")?;
     Ok((Protected { keys, suite }, nonce_r))
 }
 
 /// Begins again with a cookie or another group; our SPI and nonce stay.
 fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>, change: impl FnOnce(&mut AwaitInitResponse), what: &str) {
-    let Phase::AwaitInitResponse(phase) = &mut sa.phase else { return };
+    let Phase::AwaitInitResponse(phase) = &mut sa.phase else {
+        return;
+    };
     phase.restarts += 1;
     if phase.restarts > RESTARTS_MAX {
         let text = format!("the peer keeps asking for {what}");
@@ -226,16 +279,19 @@ fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>, change: impl FnOnce(&mut Await
 }
 
 fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, error: &Notify) {
-    let Phase::AwaitInitResponse(phase) = &sa.phase else { return };
+    let Phase::AwaitInitResponse(phase) = &sa.phase else {
+        return;
+    };
     if let Some(group) = error.as_invalid_ke() {
         // A second copy of the answer that we followed already.
         if phase.group == group.0 {
             return;
         }
-        let offered = phase.offered.iter().any(|p| p.of(TransformKind::Dh).any(|t| t.id == group.0));
-        if offered
-            && let Ok(dh) = new_private(ctx, group.0)
-        {
+        let offered = phase
+            .offered
+            .iter()
+            .any(|p| p.of(TransformKind::Dh).any(|t| t.id == group.0));
+        if offered && let Ok(dh) = new_private(ctx, group.0) {
             let change = |phase: &mut AwaitInitResponse| (phase.group, phase.dh) = (group.0, dh);
             return restart(sa, ctx, change, "other key exchange groups");
         }
@@ -250,9 +306,15 @@ fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, error: &Notify) {
         ),
         NotifyType::INVALID_KE_PAYLOAD => (
             EventKind::NoProposal,
-            format!("the peer wants a key exchange group that is not in {}", proposal::list(&phase.offered)),
+            format!(
+                "the peer wants a key exchange group that is not in {}",
+                proposal::list(&phase.offered)
+            ),
         ),
-        other => (EventKind::PeerMisbehaved, format!("the peer refused the first message with {other}")),
+        other => (
+            EventKind::PeerMisbehaved,
+            format!("the peer refused the first message with {other}"),
+        ),
     };
     ctx.event(sa, kind, text.clone());
     super::delete::vanish(sa, ctx, &text);
@@ -271,8 +333,11 @@ pub(crate) fn respond(
         return Err(Some(Notify::status(NotifyType::INVALID_SYNTAX)));
     };
     let config = ctx.config;
-    let candidates: Vec<&Connection> =
-        config.connections.iter().filter(|connection| matches_path(connection, local, remote)).collect();
+    let candidates: Vec<&Connection> = config
+        .connections
+        .iter()
+        .filter(|connection| matches_path(connection, local, remote))
+        .collect();
     if candidates.is_empty() {
         let text = format!("first message from {remote} to {local}, but no connection has these addresses");
         ctx.event_without_sa(EventKind::NoConnection, None, Some(remote), text);
@@ -307,9 +372,20 @@ pub(crate) fn respond(
     let peer_spi = message.header.spi_i;
     let spi = ctx.around.ike_spi(Some(peer_spi), "");
     let nonce_r = ctx.random(NONCE_LEN);
-    let inputs = KeyInputs { nonce_i, nonce_r: &nonce_r, spi_i: peer_spi, spi_r: spi };
+    let inputs = KeyInputs {
+        nonce_i,
+        nonce_r: &nonce_r,
+        spi_i: peer_spi,
+        spi_r: spi,
+    };
     let keys = IkeKeys::derive(prf, cipher, inputs, &shared).map_err(|_| None)?;
-    let mut path = Path { local, remote, nat_local: false, nat_remote: false, encap: false };
+    let mut path = Path {
+        local,
+        remote,
+        nat_local: false,
+        nat_remote: false,
+        encap: false,
+    };
     (path.nat_local, path.nat_remote) = detect_nat(payloads, peer_spi, IkeSpi(0), path);
     path.encap = path.nat_local || path.nat_remote || force;
 
@@ -324,14 +400,31 @@ pub(crate) fn respond(
         spi_i: peer_spi,
         spi_r: spi,
         exchange: ExchangeType::IKE_SA_INIT,
-        flags: Flags { initiator: false, version: false, response: true },
+        flags: Flags {
+            initiator: false,
+            version: false,
+            response: true,
+        },
         message_id: 0,
     };
     let response = encode_message(&header, &answer).map_err(|_| None)?;
-    let transcript =
-        InitTranscript { request: bytes.to_vec(), response: response.clone(), nonce_i: nonce_i.to_vec(), nonce_r };
-    let phase = AwaitAuthRequest { protected: Protected { keys, suite }, transcript };
-    let mut sa = IkeSa::new(spi, peer_spi, false, path, Phase::AwaitAuthRequest(Box::new(phase)));
+    let transcript = InitTranscript {
+        request: bytes.to_vec(),
+        response: response.clone(),
+        nonce_i: nonce_i.to_vec(),
+        nonce_r,
+    };
+    let phase = AwaitAuthRequest {
+        protected: Protected { keys, suite },
+        transcript,
+    };
+    let mut sa = IkeSa::new(
+        spi,
+        peer_spi,
+        false,
+        path,
+        Phase::AwaitAuthRequest(Box::new(phase)),
+    );
     sa.their.next = 1;
     sa.their.last_response = Some(response.clone());
     sa.timers.since = ctx.now;
@@ -344,13 +437,21 @@ pub(crate) fn respond(
 pub(crate) fn matches_path(connection: &Connection, local: SocketAddr, remote: SocketAddr) -> bool {
     let local_fits = connection.local.is_unspecified() || connection.local == local.ip();
     let remote_fits = connection.remotes.is_empty()
-        || connection.remotes.iter().any(|address| address.is_unspecified() || *address == remote.ip());
+        || connection
+            .remotes
+            .iter()
+            .any(|address| address.is_unspecified() || *address == remote.ip());
     local_fits && remote_fits
 }
 
 /// After a takeover: the request is sent again and the clock starts anew.
 pub(crate) fn repeat_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
-    if let Some(bytes) = sa.our.outstanding.as_ref().map(|outstanding| outstanding.bytes.clone()) {
+    if let Some(bytes) = sa
+        .our
+        .outstanding
+        .as_ref()
+        .map(|outstanding| outstanding.bytes.clone())
+    {
         crate::ike_sa::message::repeat(sa, ctx, bytes);
         start_retransmission(sa, ctx);
     }

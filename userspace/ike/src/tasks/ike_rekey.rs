@@ -37,28 +37,56 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, tries: u8) {
 
 fn begin(sa: &mut IkeSa, ctx: &mut Context<'_>, tries: u8, group: Option<u16>) {
     let Some(connection) = sa.connection(ctx.config) else {
-        ctx.event(sa, EventKind::CommandFailed, "not rekeyed: the connection is no longer in the configuration");
+        ctx.event(
+            sa,
+            EventKind::CommandFailed,
+            "not rekeyed: the connection is no longer in the configuration",
+        );
         return;
     };
     let proposals = connection.ike_proposals.clone();
-    let id = group.or_else(|| proposals.iter().find_map(|p| p.first(TransformKind::Dh)).map(|t| t.id));
+    let id = group.or_else(|| {
+        proposals
+            .iter()
+            .find_map(|p| p.first(TransformKind::Dh))
+            .map(|t| t.id)
+    });
     let made = id.and_then(|id| {
         let group = DhGroup::from_transform_id(id)?;
         let private = group.generate(&mut |out| ctx.around.random(out)).ok()?;
         Some((id, private.export(), private.public().to_vec()))
     });
     let Some((id, dh, public)) = made else {
-        ctx.event(sa, EventKind::Trouble, "not rekeyed: no usable key exchange group");
+        ctx.event(
+            sa,
+            EventKind::Trouble,
+            "not rekeyed: no usable key exchange group",
+        );
         return;
     };
     let spi = ctx.around.successor_ike_spi(sa.spi);
     let nonce = ctx.random(NONCE_LEN);
     let payloads = [
-        Payload::SecurityAssociation(negotiate::offer(&proposals, ProtocolId::IKE, &spi.0.to_be_bytes())),
+        Payload::SecurityAssociation(negotiate::offer(
+            &proposals,
+            ProtocolId::IKE,
+            &spi.0.to_be_bytes(),
+        )),
         Payload::Nonce(nonce.clone()),
-        Payload::KeyExchange(KeyExchange { group: DhTransform(id), data: public }),
+        Payload::KeyExchange(KeyExchange {
+            group: DhTransform(id),
+            data: public,
+        }),
     ];
-    let offer = IkeOffer { spi, nonce, group: id, dh, proposals, tries, regrouped: group.is_some() };
+    let offer = IkeOffer {
+        spi,
+        nonce,
+        group: id,
+        dh,
+        proposals,
+        tries,
+        regrouped: group.is_some(),
+    };
     send_create(sa, ctx, &payloads, Pending::RekeyIke(Box::new(offer)));
 }
 
@@ -97,7 +125,11 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, pay
             }
         }
         Err(why) => {
-            ctx.event(sa, EventKind::PeerMisbehaved, format!("response to the IKE SA's rekey has {why}"));
+            ctx.event(
+                sa,
+                EventKind::PeerMisbehaved,
+                format!("response to the IKE SA's rekey has {why}"),
+            );
             // The peer has replaced the IKE SA by one that we cannot use.
             if take_crossing(sa).is_none() {
                 delete::start_ike(sa, ctx);
@@ -113,7 +145,9 @@ fn read_response(
 ) -> Result<(Protected, IkeSpi, Vec<u8>), &'static str> {
     let old = sa.phase.protected().ok_or("no place here")?;
     let theirs = negotiate::read(payloads.sa().ok_or("no SA payload")?, ProtocolId::IKE);
-    let [their] = theirs.as_slice() else { return Err("not exactly one proposal") };
+    let [their] = theirs.as_slice() else {
+        return Err("not exactly one proposal");
+    };
     let peer_spi = ike_spi(&their.spi).ok_or("a bad SPI")?;
     let (_, suite) = proposal::choose(&offer.proposals, std::slice::from_ref(&their.proposal))
         .ok_or("algorithms that we did not offer")?;
@@ -127,8 +161,16 @@ fn read_response(
         .restore(&offer.dh)
         .and_then(|private| private.agree(&ke.data))
         .map_err(|_| "a public value that is not valid")?;
-    let inputs = KeyInputs { nonce_i: &offer.nonce, nonce_r: &nonce_r, spi_i: offer.spi, spi_r: peer_spi };
-    let keys = old.keys.rekey(prf, cipher, inputs, &shared).map_err(|_| "no usable keys")?;
+    let inputs = KeyInputs {
+        nonce_i: &offer.nonce,
+        nonce_r: &nonce_r,
+        spi_i: offer.spi,
+        spi_r: peer_spi,
+    };
+    let keys = old
+        .keys
+        .rekey(prf, cipher, inputs, &shared)
+        .map_err(|_| "no usable keys")?;
     Ok((Protected { keys, suite }, peer_spi, nonce_r))
 }
 
@@ -142,7 +184,10 @@ fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, error: &Notif
         return;
     }
     if let Some(group) = error.as_invalid_ke() {
-        let offered = offer.proposals.iter().any(|p| p.of(TransformKind::Dh).any(|t| t.id == group.0));
+        let offered = offer
+            .proposals
+            .iter()
+            .any(|p| p.of(TransformKind::Dh).any(|t| t.id == group.0));
         if offered && !offer.regrouped {
             return begin(sa, ctx, offer.tries, Some(group.0));
         }
@@ -167,7 +212,9 @@ fn take_crossing(sa: &mut IkeSa) -> Option<(IkeSpi, Vec<u8>)> {
 
 /// If the peer's rekey crossed ours and ours leads nowhere, the peer's IKE SA is the successor.
 pub(crate) fn yield_to_crossing(sa: &mut IkeSa, ctx: &mut Context<'_>) -> bool {
-    let Some((other, _)) = take_crossing(sa).filter(|(other, _)| ctx.table.contains(*other)) else { return false };
+    let Some((other, _)) = take_crossing(sa).filter(|(other, _)| ctx.table.contains(*other)) else {
+        return false;
+    };
     hand_over_to(sa, ctx, other);
     true
 }
@@ -193,7 +240,10 @@ fn replaced(sa: &mut IkeSa, ctx: &Context<'_>) {
 
 /// A new IKE SA with the old one's peer and path.
 fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protected: Protected) -> IkeSa {
-    let phase = Phase::Established(Box::new(Established { protected, crossing: None }));
+    let phase = Phase::Established(Box::new(Established {
+        protected,
+        crossing: None,
+    }));
     let mut new = IkeSa::new(spi, peer_spi, initiator, old.path, phase);
     new.connection = old.connection.clone();
     new.remote_id = old.remote_id.clone();
@@ -203,7 +253,10 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
 /// Children and waiting tasks move to the successor.
 fn hand_over(old: &mut IkeSa, ctx: &mut Context<'_>, new: &mut IkeSa) {
     for child in std::mem::take(&mut old.children) {
-        ctx.out.child_changes.push(ChildSaChange::MoveIkeSa { spi_in: child.spi_in, ike_spi: new.spi });
+        ctx.out.child_changes.push(ChildSaChange::MoveIkeSa {
+            spi_in: child.spi_in,
+            ike_spi: new.spi,
+        });
         new.children.push(child);
     }
     for queued in std::mem::take(&mut old.our.queue) {
@@ -215,15 +268,29 @@ fn hand_over(old: &mut IkeSa, ctx: &mut Context<'_>, new: &mut IkeSa) {
     old.dirty = true;
     new.dirty = true;
     ike_auth::start_timers(new, ctx);
-    let suite = new.phase.protected().map(|p| p.suite.to_string()).unwrap_or_default();
-    let text = format!("IKE SA {} is replaced by {}: {suite}, {} children moved", old.spi, new.spi, new.children.len());
+    let suite = new
+        .phase
+        .protected()
+        .map(|p| p.suite.to_string())
+        .unwrap_or_default();
+    let text = format!(
+        "IKE SA {} is replaced by {}: {suite}, {} children moved",
+        old.spi,
+        new.spi,
+        new.children.len()
+    );
     ctx.event(new, EventKind::IkeSaRekeyed, text);
 }
 
 /// The peer replaces the IKE SA.
 pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
     // RFC 7296 2.25.2: not while children are being made, rekeyed or deleted, nor while we delete the IKE SA.
-    let crosses = match sa.our.outstanding.as_ref().map(|outstanding| &outstanding.pending) {
+    let crosses = match sa
+        .our
+        .outstanding
+        .as_ref()
+        .map(|outstanding| &outstanding.pending)
+    {
         Some(Pending::CreateChild(_) | Pending::DeleteChild { .. } | Pending::DeleteIke) => {
             return temporary_failure();
         }
@@ -263,33 +330,54 @@ fn answer(
     payloads: &PayloadList,
 ) -> Result<(Vec<Payload>, IkeSa, Vec<u8>), Refused> {
     let malformed = |what: &str| {
-        (EventKind::PeerMisbehaved, format!("request without {what}"), Notify::status(NotifyType::INVALID_SYNTAX))
+        (
+            EventKind::PeerMisbehaved,
+            format!("request without {what}"),
+            Notify::status(NotifyType::INVALID_SYNTAX),
+        )
     };
     let offered = payloads.sa().ok_or_else(|| malformed("SA payload"))?;
     let nonce_i = payloads.nonce().ok_or_else(|| malformed("nonce"))?.to_vec();
     let theirs = negotiate::read(offered, ProtocolId::IKE);
     let their_proposals: Vec<Proposal> = theirs.iter().map(|their| their.proposal.clone()).collect();
-    let ours = sa.connection(ctx.config).map(|connection| connection.ike_proposals.as_slice()).unwrap_or_default();
+    let ours = sa
+        .connection(ctx.config)
+        .map(|connection| connection.ike_proposals.as_slice())
+        .unwrap_or_default();
     let no_common = || {
         let text = format!(
             "no common proposal: the peer offers {}, we have {}",
             proposal::list(&their_proposals),
             proposal::list(ours)
         );
-        (EventKind::NoProposal, text, Notify::status(NotifyType::NO_PROPOSAL_CHOSEN))
+        (
+            EventKind::NoProposal,
+            text,
+            Notify::status(NotifyType::NO_PROPOSAL_CHOSEN),
+        )
     };
     let (index, suite) = proposal::choose(ours, &their_proposals).ok_or_else(no_common)?;
     let (prf, cipher, _) = negotiate::ike_suite(&suite).ok_or_else(no_common)?;
     let their = theirs.get(index).ok_or_else(no_common)?;
     let peer_spi = ike_spi(&their.spi).ok_or_else(|| malformed("a valid SPI"))?;
-    let (shared, public) =
-        key_exchange(ctx, &suite, payloads).map_err(|refusal| (refusal.event, refusal.text, refusal.notify))?;
-    let (Some(shared), Some(public)) = (shared, public) else { return Err(no_common()) };
+    let (shared, public) = key_exchange(ctx, &suite, payloads)
+        .map_err(|refusal| (refusal.event, refusal.text, refusal.notify))?;
+    let (Some(shared), Some(public)) = (shared, public) else {
+        return Err(no_common());
+    };
     let old = sa.phase.protected().ok_or_else(no_common)?;
     let spi = ctx.around.successor_ike_spi(sa.spi);
     let nonce_r = ctx.random(NONCE_LEN);
-    let inputs = KeyInputs { nonce_i: &nonce_i, nonce_r: &nonce_r, spi_i: peer_spi, spi_r: spi };
-    let keys = old.keys.rekey(prf, cipher, inputs, &shared).map_err(|_| malformed("usable keys"))?;
+    let inputs = KeyInputs {
+        nonce_i: &nonce_i,
+        nonce_r: &nonce_r,
+        spi_i: peer_spi,
+        spi_r: spi,
+    };
+    let keys = old
+        .keys
+        .rekey(prf, cipher, inputs, &shared)
+        .map_err(|_| malformed("usable keys"))?;
     let accepted = negotiate::accept(&suite, their.number, ProtocolId::IKE, &spi.0.to_be_bytes());
     let answer = vec![
         Payload::SecurityAssociation(accepted),

@@ -21,7 +21,11 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         }
     }
     if let Some(error) = payloads.error() {
-        ctx.event(sa, EventKind::PeerMisbehaved, format!("the peer reports {}", error.kind));
+        ctx.event(
+            sa,
+            EventKind::PeerMisbehaved,
+            format!("the peer reports {}", error.kind),
+        );
     }
     answer
 }

@@ -31,7 +31,9 @@ pub(crate) enum Pending {
     Auth,
     CreateChild(Box<ChildOffer>),
     RekeyIke(Box<IkeOffer>),
-    DeleteChild { spi_in: EspSpi },
+    DeleteChild {
+        spi_in: EspSpi,
+    },
     DeleteIke,
     Liveness,
 }
@@ -39,8 +41,8 @@ pub(crate) enum Pending {
 /// A peer that keeps putting us off is asked this often.
 const TRIES_MAX: u8 = 8;
 
-/// A finished IKE SA repeats its last response for this time.
-pub(crate) const CLOSED_KEPT: Duration = Duration::from_secs(20);
+/// A finished IKE SA repeats its last response for this time: longer than peers repeat their requests.
+pub(crate) const CLOSED_KEPT: Duration = Duration::from_secs(60);
 
 /// A notification as a payload.
 pub(crate) fn notify(kind: NotifyType) -> Payload {
@@ -53,7 +55,9 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         return;
     }
     while sa.our.outstanding.is_none() && matches!(sa.phase, Phase::Established(_)) {
-        let Some(queued) = sa.our.pop_ready(ctx.now) else { return };
+        let Some(queued) = sa.our.pop_ready(ctx.now) else {
+            return;
+        };
         let tries = queued.tries;
         match queued.task {
             Task::CreateChild { child } => child_create::start(sa, ctx, &child, tries),
@@ -69,13 +73,15 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 /// The peer cannot do it now: try again later, a limited number of times.
 pub(crate) fn put_off(sa: &mut IkeSa, ctx: &mut Context<'_>, task: Task, tries: u8, what: &str) {
     if tries >= TRIES_MAX {
-        let text = format!("{what}: the peer put it off {TRIES_MAX} times, given up until the next rekey time");
+        let text =
+            format!("{what}: the peer put it off {TRIES_MAX} times, given up until the next rekey time");
         ctx.event(sa, EventKind::ChildFailed, text);
         return;
     }
     // A random part keeps two peers that collide from colliding again.
     let millis = 500 * (1 << tries.min(5)) + u64::from(ctx.random_u32() % 1000);
-    sa.our.push_at(task, ctx.now + Duration::from_millis(millis), tries + 1);
+    sa.our
+        .push_at(task, ctx.now + Duration::from_millis(millis), tries + 1);
 }
 
 /// Handles an authentic request with the expected Message ID.
@@ -101,7 +107,11 @@ pub(crate) fn on_request(
             informational::respond(sa, ctx, &payloads)
         }
         (Phase::Established(_) | Phase::Rekeyed(_) | Phase::Deleting(_), _) => {
-            ctx.event(sa, EventKind::PeerMisbehaved, format!("{exchange} request does not belong here"));
+            ctx.event(
+                sa,
+                EventKind::PeerMisbehaved,
+                format!("{exchange} request does not belong here"),
+            );
             vec![notify(NotifyType::INVALID_SYNTAX)]
         }
         _ => return,
@@ -111,14 +121,19 @@ pub(crate) fn on_request(
 
 /// CREATE_CHILD_SA has three uses (RFC 7296 1.3).
 fn respond_create(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
-    let is_ike = payloads
-        .sa()
-        .is_some_and(|sa| sa.proposals.iter().any(|p| p.protocol == ike_wire::ProtocolId::IKE));
+    let is_ike = payloads.sa().is_some_and(|sa| {
+        sa.proposals
+            .iter()
+            .any(|p| p.protocol == ike_wire::ProtocolId::IKE)
+    });
     if is_ike {
         return ike_rekey::respond(sa, ctx, payloads);
     }
     // RFC 7296 2.25.2: while our rekey of the IKE SA is under way, children have to wait.
-    if matches!(sa.our.outstanding.as_ref().map(|o| &o.pending), Some(Pending::RekeyIke(_) | Pending::DeleteIke)) {
+    if matches!(
+        sa.our.outstanding.as_ref().map(|o| &o.pending),
+        Some(Pending::RekeyIke(_) | Pending::DeleteIke)
+    ) {
         return vec![notify(NotifyType::TEMPORARY_FAILURE)];
     }
     match payloads.notify(NotifyType::REKEY_SA) {
@@ -135,7 +150,11 @@ fn refuse_malformed(
     message_id: u32,
     error: WireError,
 ) {
-    ctx.event(sa, EventKind::PeerMisbehaved, format!("{exchange} request cannot be read: {error}"));
+    ctx.event(
+        sa,
+        EventKind::PeerMisbehaved,
+        format!("{exchange} request cannot be read: {error}"),
+    );
     send_response(sa, ctx, exchange, message_id, &[Payload::Notify(error.notify())]);
     let fatal = !matches!(error, WireError::UnsupportedCritical(_)) || sa.is_half_open();
     if fatal {
@@ -145,13 +164,19 @@ fn refuse_malformed(
 
 /// Handles an authentic response to the outstanding request.
 pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<PayloadList, WireError>) {
-    let Some(outstanding) = sa.our.outstanding.take() else { return };
+    let Some(outstanding) = sa.our.outstanding.take() else {
+        return;
+    };
     sa.timers.retransmit = None;
     sa.dirty = true;
     let payloads = match parsed {
         Ok(payloads) => payloads,
         Err(error) => {
-            ctx.event(sa, EventKind::PeerMisbehaved, format!("response cannot be read: {error}"));
+            ctx.event(
+                sa,
+                EventKind::PeerMisbehaved,
+                format!("response cannot be read: {error}"),
+            );
             // Whatever was asked for has not happened on our side.
             PayloadList(vec![Payload::Notify(error.notify())])
         }
@@ -169,12 +194,21 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
     // RFC 7296 2.21.3: INVALID_SYNTAX in a response means that the peer has dropped the IKE SA.
     let dropped = payloads.notify(NotifyType::INVALID_SYNTAX).is_some();
     if dropped && !sa.gone && !matches!(sa.phase, Phase::Closed(_)) {
-        ctx.event(sa, EventKind::PeerMisbehaved, "the peer could not read our request and drops the IKE SA");
+        ctx.event(
+            sa,
+            EventKind::PeerMisbehaved,
+            "the peer could not read our request and drops the IKE SA",
+        );
         delete::vanish(sa, ctx, "the peer answered INVALID_SYNTAX");
     }
 }
 
 /// Sends a request in the exchange of Child SAs.
-pub(crate) fn send_create(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &[Payload], pending: Pending) -> bool {
+pub(crate) fn send_create(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    payloads: &[Payload],
+    pending: Pending,
+) -> bool {
     send_request(sa, ctx, ExchangeType::CREATE_CHILD_SA, payloads, pending)
 }

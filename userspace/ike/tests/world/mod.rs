@@ -2,12 +2,12 @@
 #![allow(dead_code)]
 
 use ike::{
-    Change, ChildConfig, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind, IkeSaChange,
-    IkeSaStatus, Identity, Input, Output, Proposal, Surroundings, Transmit,
+    Change, ChildConfig, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind,
+    Identity, IkeSaChange, IkeSaStatus, Input, Output, Proposal, Surroundings, Transmit,
 };
 use model::{
-    ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, OutboundUse, SecretBytes,
-    TrafficSelector,
+    ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, OutboundUse,
+    SecretBytes, TrafficSelector,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -67,10 +67,18 @@ impl Surroundings for Around {
         Some(spi)
     }
     fn release_esp_spi(&mut self, spi: EspSpi) {
-        assert!(self.allocated.remove(&spi), "SPI {spi} released twice or never allocated");
+        assert!(
+            self.allocated.remove(&spi),
+            "SPI {spi} released twice or never allocated"
+        );
     }
     fn initial_limits(&mut self) -> InitialLimits {
-        InitialLimits { lease: 4096, lease_step: 4096, ceiling: 64, headroom: 64 }
+        InitialLimits {
+            lease: 4096,
+            lease_step: 4096,
+            ceiling: 64,
+            headroom: 64,
+        }
     }
     fn iv_prefix(&self) -> (MemberId, Epoch) {
         (MemberId(self.member), Epoch(self.epoch))
@@ -141,20 +149,31 @@ pub fn connection(side: usize) -> Connection {
     connection.ike_rekey_time = None;
     connection.child_rekey_time = None;
     connection.rekey_jitter = Duration::ZERO;
-    connection.children = vec![ChildConfig::new("c", vec![nets[side].clone()], vec![nets[1 - side].clone()])];
+    connection.children = vec![ChildConfig::new(
+        "c",
+        vec![nets[side].clone()],
+        vec![nets[1 - side].clone()],
+    )];
     connection
 }
 
 pub fn config(connections: Vec<Connection>) -> EngineConfig {
-    EngineConfig { connections, endpoint: EndpointConfig::new(SecretBytes::new(vec![9; 32])) }
+    EngineConfig {
+        connections,
+        endpoint: EndpointConfig::new(SecretBytes::new(vec![9; 32])),
+    }
 }
 
 pub fn ike(text: &str) -> Vec<Proposal> {
-    text.split(',').map(|one| Proposal::parse_ike(one).unwrap()).collect()
+    text.split(',')
+        .map(|one| Proposal::parse_ike(one).unwrap())
+        .collect()
 }
 
 pub fn esp(text: &str) -> Vec<Proposal> {
-    text.split(',').map(|one| Proposal::parse_esp(one).unwrap()).collect()
+    text.split(',')
+        .map(|one| Proposal::parse_esp(one).unwrap())
+        .collect()
 }
 
 impl World {
@@ -203,12 +222,23 @@ impl World {
 
     pub fn command(&mut self, side: usize, command: Command) {
         let s = &mut self.sides[side];
-        s.engine.handle(Input::Command { now: self.now, command }, &mut s.around);
+        s.engine.handle(
+            Input::Command {
+                now: self.now,
+                command,
+            },
+            &mut s.around,
+        );
         self.drain(side, true);
     }
 
     pub fn initiate(&mut self, side: usize) {
-        self.command(side, Command::Initiate { connection: "t".into() });
+        self.command(
+            side,
+            Command::Initiate {
+                connection: "t".into(),
+            },
+        );
     }
 
     /// Moves outputs to journal and network. `send` false: the member dies after the commit, before the send.
@@ -226,7 +256,11 @@ impl World {
                 }
                 Output::Transmit(transmit) => self.transmit(side, transmit, send),
                 Output::Event(event) => {
-                    self.trace.push(format!("   {}: [{}] {event}", self.sides[side].name, event.kind.name()));
+                    self.trace.push(format!(
+                        "   {}: [{}] {event}",
+                        self.sides[side].name,
+                        event.kind.name()
+                    ));
                     self.sides[side].events.push(event);
                 }
             }
@@ -236,7 +270,11 @@ impl World {
     fn transmit(&mut self, side: usize, transmit: Transmit, send: bool) {
         self.sides[side].remember_iv(&transmit.bytes);
         if !send {
-            self.trace.push(format!("   {} dies before it sends {}", self.sides[side].name, show(&transmit.bytes)));
+            self.trace.push(format!(
+                "   {} dies before it sends {}",
+                self.sides[side].name,
+                show(&transmit.bytes)
+            ));
             return;
         }
         let arrow = if side == A { "a ---> b" } else { "a <--- b" };
@@ -244,10 +282,18 @@ impl World {
         self.sides[side].sent.push(transmit.bytes.clone());
         let seen = self.nat.get(&transmit.local).copied().unwrap_or(transmit.local);
         let back = |address: SocketAddr| {
-            self.nat.iter().find(|(_, outside)| **outside == address).map_or(address, |(inside, _)| *inside)
+            self.nat
+                .iter()
+                .find(|(_, outside)| **outside == address)
+                .map_or(address, |(inside, _)| *inside)
         };
         let local = back(transmit.remote);
-        self.net.push_back(Packet { to: 1 - side, local, remote: seen, bytes: transmit.bytes });
+        self.net.push_back(Packet {
+            to: 1 - side,
+            local,
+            remote: seen,
+            bytes: transmit.bytes,
+        });
     }
 
     pub fn deliver(&mut self, packet: Packet) {
@@ -256,8 +302,12 @@ impl World {
 
     pub fn deliver_then(&mut self, packet: Packet, send: bool) {
         let s = &mut self.sides[packet.to];
-        let input =
-            Input::Datagram { now: self.now, local: packet.local, remote: packet.remote, bytes: &packet.bytes };
+        let input = Input::Datagram {
+            now: self.now,
+            local: packet.local,
+            remote: packet.remote,
+            bytes: &packet.bytes,
+        };
         s.engine.handle(input, &mut s.around);
         self.drain(packet.to, send);
     }
@@ -278,7 +328,11 @@ impl World {
         let mut steps = 0;
         while self.step() {
             steps += 1;
-            assert!(steps < 10_000, "the two sides never stop talking\n{}", self.story());
+            assert!(
+                steps < 10_000,
+                "the two sides never stop talking\n{}",
+                self.story()
+            );
         }
     }
 
@@ -287,7 +341,11 @@ impl World {
         let end = self.now + time;
         for _ in 0..100_000 {
             self.settle();
-            let next = self.sides.iter().filter_map(|side| side.engine.next_timeout()).min();
+            let next = self
+                .sides
+                .iter()
+                .filter_map(|side| side.engine.next_timeout())
+                .min();
             match next {
                 Some(at) if at <= end => {
                     self.now = self.now.max(at);
@@ -317,7 +375,9 @@ impl World {
         let s = &mut self.sides[side];
         let mut engine = Engine::new(s.engine.config().clone());
         for (spi, record) in &s.journal {
-            engine.adopt(now, *spi, record).expect("a record that was just committed");
+            engine
+                .adopt(now, *spi, record)
+                .expect("a record that was just committed");
         }
         s.engine = engine;
         s.around.epoch += 1;
@@ -360,7 +420,12 @@ impl World {
     /// One IKE SA and the expected Child SAs on both sides, with the same keys, and traffic on the same pair.
     pub fn assert_up(&self, children: usize) {
         let (a, b) = (self.only(A), self.only(B));
-        assert_eq!((a.phase, b.phase), ("established", "established"), "{}", self.story());
+        assert_eq!(
+            (a.phase, b.phase),
+            ("established", "established"),
+            "{}",
+            self.story()
+        );
         assert_eq!((a.spi, a.peer_spi), (b.peer_spi, b.spi));
         assert_eq!(a.suite, b.suite);
         assert_eq!(a.next_send, b.next_receive, "{}", self.story());
@@ -373,21 +438,46 @@ impl World {
         let [a, b] = &self.sides;
         assert_eq!(a.children.len(), b.children.len(), "{}", self.story());
         for ours in a.children.values() {
-            let theirs = b.children.get(&ours.spi_out).unwrap_or_else(|| panic!("no pair\n{}", self.story()));
+            let theirs = b
+                .children
+                .get(&ours.spi_out)
+                .unwrap_or_else(|| panic!("no pair\n{}", self.story()));
             assert_eq!(theirs.spi_out, ours.spi_in);
             assert!(ours.key_in.expose() == theirs.key_out.expose(), "keys differ");
             assert!(ours.key_out.expose() == theirs.key_in.expose(), "keys differ");
             assert!(ours.key_in.expose() != ours.key_out.expose());
             assert_eq!(ours.key_in.len(), ours.suite.key_len() + 4);
-            assert_eq!((ours.suite, ours.esn, ours.udp_encap), (theirs.suite, theirs.esn, theirs.udp_encap));
-            assert_eq!((&ours.ts_local, &ours.ts_remote), (&theirs.ts_remote, &theirs.ts_local));
+            assert_eq!(
+                (ours.suite, ours.esn, ours.udp_encap),
+                (theirs.suite, theirs.esn, theirs.udp_encap)
+            );
+            assert_eq!(
+                (&ours.ts_local, &ours.ts_remote),
+                (&theirs.ts_remote, &theirs.ts_local)
+            );
         }
         for side in &self.sides {
-            let listed: BTreeSet<EspSpi> =
-                side.engine.status().iter().flat_map(|sa| sa.children.iter().map(|c| c.spi_in)).collect();
+            let listed: BTreeSet<EspSpi> = side
+                .engine
+                .status()
+                .iter()
+                .flat_map(|sa| sa.children.iter().map(|c| c.spi_in))
+                .collect();
             let installed: BTreeSet<EspSpi> = side.children.keys().copied().collect();
-            assert_eq!(listed, installed, "{}: engine and database differ\n{}", side.name, self.story());
-            assert_eq!(side.around.allocated, installed, "{}: SPIs leak\n{}", side.name, self.story());
+            assert_eq!(
+                listed,
+                installed,
+                "{}: engine and database differ\n{}",
+                side.name,
+                self.story()
+            );
+            assert_eq!(
+                side.around.allocated,
+                installed,
+                "{}: SPIs leak\n{}",
+                side.name,
+                self.story()
+            );
             for child in side.children.values() {
                 let outbound = side.outbound.get(&child.child);
                 assert!(
@@ -400,15 +490,30 @@ impl World {
             }
             let known: BTreeSet<IkeSpi> = side.engine.export().iter().map(|(spi, _)| *spi).collect();
             let journalled: BTreeSet<IkeSpi> = side.journal.keys().copied().collect();
-            assert_eq!(known, journalled, "{}: engine and journal differ\n{}", side.name, self.story());
+            assert_eq!(
+                known,
+                journalled,
+                "{}: engine and journal differ\n{}",
+                side.name,
+                self.story()
+            );
         }
     }
 
     pub fn assert_all_gone(&self) {
         for side in [A, B] {
-            assert!(self.status(side).is_empty(), "{:#?}\n{}", self.status(side), self.story());
+            assert!(
+                self.status(side).is_empty(),
+                "{:#?}\n{}",
+                self.status(side),
+                self.story()
+            );
             assert!(self.sides[side].children.is_empty(), "{}", self.story());
-            assert!(self.sides[side].around.allocated.is_empty(), "SPIs leak\n{}", self.story());
+            assert!(
+                self.sides[side].around.allocated.is_empty(),
+                "SPIs leak\n{}",
+                self.story()
+            );
         }
     }
 }
@@ -420,14 +525,27 @@ impl Side {
                 self.journal.insert(spi, record);
             }
             Change::IkeSa(IkeSaChange::Remove { spi }) => {
-                assert!(self.journal.remove(&spi).is_some(), "{}: removed an IKE SA that was never put", self.name);
+                assert!(
+                    self.journal.remove(&spi).is_some(),
+                    "{}: removed an IKE SA that was never put",
+                    self.name
+                );
             }
-            Change::ChildSa(ChildSaChange::Install { record, outbound, replaces }) => {
+            Change::ChildSa(ChildSaChange::Install {
+                record,
+                outbound,
+                replaces,
+            }) => {
                 assert!(self.around.allocated.contains(&record.spi_in));
                 if let Some(old) = replaces {
-                    assert!(self.children.contains_key(&old), "{}: replaces nothing", self.name);
+                    assert!(
+                        self.children.contains_key(&old),
+                        "{}: replaces nothing",
+                        self.name
+                    );
                 }
-                self.changes.push(format!("install {} {outbound:?}", record.spi_in));
+                self.changes
+                    .push(format!("install {} {outbound:?}", record.spi_in));
                 if outbound == OutboundUse::Now {
                     self.outbound.insert(record.child.clone(), record.spi_in);
                 }
@@ -466,10 +584,25 @@ impl Side {
 
 /// One line about a message.
 pub fn show(bytes: &[u8]) -> String {
-    let Ok(message) = ike_wire::Message::parse(bytes) else { return format!("{} octets", bytes.len()) };
+    let Ok(message) = ike_wire::Message::parse(bytes) else {
+        return format!("{} octets", bytes.len());
+    };
     let header = message.header;
-    let kind = if header.flags.response { "response" } else { "request" };
-    let notifies: Vec<_> = message.payloads.notifies().filter(|n| n.kind.0 < 16384 || n.kind.0 == 16390).collect();
+    let kind = if header.flags.response {
+        "response"
+    } else {
+        "request"
+    };
+    let notifies: Vec<_> = message
+        .payloads
+        .notifies()
+        .filter(|n| n.kind.0 < 16384 || n.kind.0 == 16390)
+        .collect();
     let notifies: String = notifies.iter().map(|n| format!(" N({})", n.kind)).collect();
-    format!("{} {kind} {}{notifies} [{} octets]", header.exchange, header.message_id, bytes.len())
+    format!(
+        "{} {kind} {}{notifies} [{} octets]",
+        header.exchange,
+        header.message_id,
+        bytes.len()
+    )
 }
