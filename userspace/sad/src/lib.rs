@@ -9,6 +9,7 @@ pub mod limits;
 pub mod memory;
 pub mod port;
 pub mod prefix;
+mod raises;
 pub mod record;
 pub mod snapshot;
 pub mod spd;

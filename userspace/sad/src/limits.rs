@@ -1,7 +1,7 @@
 //! Sizes of leases and ceilings, and when to raise them. The meaning of the numbers is in [`datapath::limits`].
 
 use crate::port::{Direction, SaCounters};
-use datapath::limits::{EpochBehind, inbound_range, outbound_range, raised, sequence_max};
+use datapath::limits::{inbound_range, outbound_range, raised, sequence_max};
 use maps_schema::sad::{Limits, SA_LOCAL_ONLY};
 use model::{Epoch, EspSpi, Instant};
 use std::time::Duration;
@@ -187,35 +187,33 @@ impl Situation<'_> {
         self.raise(meter, Direction::Inbound, needed, limit, step)
     }
 
-    /// Limits in the current epoch that cover all that was used: what a joining member has to acknowledge.
-    pub(crate) fn cap(&self, direction: Direction, counters: &SaCounters) -> Result<LimitRaise, EpochBehind> {
+    /// Limits in the current epoch for a direction that has none now; `None` where there are limits.
+    pub(crate) fn cap(&self, direction: Direction, alone: bool, counters: &SaCounters) -> Option<LimitRaise> {
         let epoch = self.epoch.low16();
-        let (used, minimum) = match direction {
+        let (used, unlimited, minimum) = match direction {
             Direction::Outbound => {
-                let range = outbound_range(self.current, 0, false, epoch)?;
-                (counters.outbound.seq.max(range.first - 1), LEASE_MIN)
+                let range = outbound_range(self.current, self.flags, alone, epoch).ok()?;
+                (
+                    counters.outbound.seq.max(range.first - 1),
+                    range.last == u64::MAX,
+                    LEASE_MIN,
+                )
             }
-            Direction::Inbound => (
-                counters
-                    .inbound
-                    .edge
-                    .max(inbound_range(self.current, 0, false, epoch)?.floor),
-                HEADROOM_MIN,
-            ),
+            Direction::Inbound => {
+                let range = inbound_range(self.current, self.flags, alone, epoch).ok()?;
+                (
+                    counters.inbound.edge.max(range.floor),
+                    range.ceiling == u64::MAX,
+                    HEADROOM_MIN,
+                )
+            }
         };
+        if !unlimited {
+            return None;
+        }
         let step = self.current.step.max(minimum);
-        // Acknowledged limits are never lowered here: numbers under them may be in use on the wire by now.
-        let k = datapath::limits::distance(self.current.epoch as u16, epoch)?;
-        let acknowledged = match self.flags & SA_LOCAL_ONLY {
-            0 => self
-                .current
-                .limit
-                .saturating_add(u64::from(k).saturating_mul(self.current.step)),
-            _ => 0,
-        };
-        let limit = used.saturating_add(step).max(acknowledged);
-        let limits = raised(self.current, limit, step, epoch)?;
-        Ok(LimitRaise {
+        let limits = raised(self.current, used.saturating_add(step), step, epoch).ok()?;
+        Some(LimitRaise {
             slot: self.slot,
             spi: self.spi,
             direction,

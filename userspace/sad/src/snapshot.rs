@@ -1,7 +1,10 @@
 //! What a joining member gets: every SA with its current limits.
 
-use maps_schema::sad::Limits;
-use model::ChildSaRecord;
+use crate::port::{MapOp, MapPlan};
+use crate::spd::Holder;
+use crate::store::{Context, SaEntry, Sad, SadError};
+use maps_schema::sad::{Limits, spi_slot};
+use model::{ChildSaRecord, Epoch, EspSpi, InitialLimits, Instant};
 use serde::{Deserialize, Serialize};
 
 /// One SA of a snapshot. No `Debug`: it holds keys.
@@ -48,5 +51,75 @@ impl LimitBase {
             epoch: u32::from(self.epoch),
             reserved: 0,
         }
+    }
+}
+
+impl Sad {
+    /// Every SA with its current limits, in the order in which outbound traffic was switched to it.
+    pub fn snapshot(&self, now: Instant) -> Vec<SnapshotSa> {
+        let mut entries: Vec<&SaEntry> = self.entries.values().collect();
+        entries.sort_by_key(|e| e.switched);
+        let snapshot_of = |entry: &&SaEntry| {
+            let mut record = entry.record.clone();
+            record.limits = InitialLimits {
+                lease: entry.lease.limit,
+                lease_step: entry.lease.step,
+                ceiling: entry.ceiling.limit,
+                headroom: entry.ceiling.step,
+            };
+            SnapshotSa {
+                record,
+                lease: LimitBase::of(&entry.lease),
+                ceiling: LimitBase::of(&entry.ceiling),
+                reported_edge: entry.reported_edge,
+                outbound_in_use: entry.outbound_in_use,
+                local_only: entry.local_only,
+                age_ms: u64::try_from(now.since(entry.installed).as_millis()).unwrap_or(u64::MAX),
+            }
+        };
+        entries.iter().map(snapshot_of).collect()
+    }
+
+    /// Takes a snapshot in place of all SAs. SAs that are the same stay in the maps untouched, counters included.
+    pub fn restore(&mut self, snapshot: Vec<SnapshotSa>, now: Instant) -> Result<MapPlan, SadError> {
+        let mut plan = MapPlan::default();
+        let kept: std::collections::HashSet<EspSpi> = snapshot.iter().map(|s| s.record.spi_in).collect();
+        let gone: Vec<EspSpi> = self
+            .entries
+            .values()
+            .map(|e| e.record.spi_in)
+            .filter(|s| !kept.contains(s))
+            .collect();
+        for spi in gone {
+            plan.extend(self.remove(spi));
+        }
+        for sa in snapshot {
+            let spi = sa.record.spi_in;
+            if self.get(spi).is_some() {
+                // Its records are written anew below; the executor keeps live counters of an SPI that is there.
+                plan.extend(self.spd.remove(Holder::Slot(spi_slot(spi.0))));
+                self.entries.remove(&spi_slot(spi.0));
+            }
+            let lease = sa.lease.with(sa.record.limits.lease, sa.record.limits.lease_step);
+            let ceiling = sa
+                .ceiling
+                .with(sa.record.limits.ceiling, sa.record.limits.headroom);
+            let context = Context {
+                now,
+                epoch: Epoch::default(),
+                alone: sa.local_only,
+            };
+            plan.extend(self.install(&sa.record, lease, ceiling, sa.outbound_in_use, context)?);
+            if let Some(entry) = self.entries.get_mut(&spi_slot(spi.0)) {
+                entry.installed = Instant(now.0.saturating_sub(sa.age_ms.saturating_mul(1_000_000)));
+                entry.reported_edge = sa.reported_edge;
+                plan.ops.push(MapOp::PutReportedEdge {
+                    slot: spi_slot(spi.0),
+                    spi: spi.0,
+                    edge: sa.reported_edge,
+                });
+            }
+        }
+        Ok(plan)
     }
 }

@@ -1,13 +1,11 @@
 //! The SA database: changes in, map plans out.
 
-use crate::lifetime::{LifetimeEvent, LifetimeKind, Lifetimes, due};
-use crate::limits::{HEADROOM_MIN, LEASE_MIN, LimitRaise, Meter, Situation};
-use crate::port::{Direction, MapOp, MapPlan, SaCounters};
+use crate::lifetime::{LifetimeKind, Lifetimes};
+use crate::limits::{HEADROOM_MIN, LEASE_MIN, Meter};
+use crate::port::{MapOp, MapPlan};
 use crate::record;
-use crate::snapshot::{LimitBase, SnapshotSa};
 use crate::spd::{Effect, Holder, Policy, PolicyAction, Spd, SpdError, selector_pairs};
 use crate::spi::{AdoptError, SpiAllocator};
-use datapath::limits::{EpochBehind, raised};
 use maps_schema::sad::{Limits, spi_segment, spi_slot};
 use maps_schema::steer::MAX_CONNECTIONS;
 use model::{
@@ -107,13 +105,13 @@ pub struct SaEntry {
     pub outbound_in_use: bool,
     /// When this member learnt of it, less the age that it had then.
     pub installed: Instant,
-    flags: u8,
-    connection: u16,
-    pairs: Vec<(TrafficSelector, TrafficSelector)>,
-    switched: u64,
-    lifetimes: Lifetimes,
-    reported: Option<LifetimeKind>,
-    meters: [Meter; 2],
+    pub(crate) flags: u8,
+    pub(crate) connection: u16,
+    pub(crate) pairs: Vec<(TrafficSelector, TrafficSelector)>,
+    pub(crate) switched: u64,
+    pub(crate) lifetimes: Lifetimes,
+    pub(crate) reported: Option<LifetimeKind>,
+    pub(crate) meters: [Meter; 2],
 }
 
 impl SaEntry {
@@ -130,11 +128,11 @@ impl SaEntry {
 
 /// The only truth about Child SAs.
 pub struct Sad {
-    settings: Settings,
+    pub(crate) settings: Settings,
     spis: SpiAllocator,
-    spd: Spd,
-    entries: BTreeMap<u32, SaEntry>,
-    policies: Vec<Policy>,
+    pub(crate) spd: Spd,
+    pub(crate) entries: BTreeMap<u32, SaEntry>,
+    pub(crate) policies: Vec<Policy>,
     connections: Vec<String>,
     switches: u64,
 }
@@ -310,221 +308,6 @@ impl Sad {
             .map(String::as_str)
     }
 
-    /// Looks at every SA and wishes for the raises that are due. Call it a few times a second on the owner.
-    pub fn wants_raises(
-        &mut self,
-        now: Instant,
-        epoch_of: impl Fn(SegmentId) -> Epoch,
-        counters: impl Fn(u32) -> Option<SaCounters>,
-    ) -> Vec<LimitRaise> {
-        let detection = self.settings.detection;
-        let mut raises = Vec::new();
-        for (slot, entry) in &mut self.entries {
-            let Some(counters) = counters(*slot).filter(|c| entry.is_runtime(c)) else {
-                continue;
-            };
-            let epoch = epoch_of(entry.segment());
-            for direction in [Direction::Outbound, Direction::Inbound] {
-                raises.extend(entry.wish(direction, None, now, epoch, detection, &counters));
-            }
-        }
-        raises
-    }
-
-    /// Looks at one direction of one SA, on an event or for a slow frame. `needed` is the sequence number of an
-    /// authentic packet that waits above the ceiling.
-    pub fn wants_raise(
-        &mut self,
-        slot: u32,
-        direction: Direction,
-        needed: Option<u64>,
-        now: Instant,
-        epoch: Epoch,
-        counters: &SaCounters,
-    ) -> Option<LimitRaise> {
-        let detection = self.settings.detection;
-        let entry = self.entries.get_mut(&slot)?;
-        if needed.is_none() && !entry.is_runtime(counters) {
-            return None;
-        }
-        entry.wish(direction, needed, now, epoch, detection, counters)
-    }
-
-    /// Takes an acknowledged raise over (a standby: before it acknowledges). A raise for an SA that is gone gives an
-    /// empty plan; one that is below the current limits of the same epoch changes nothing.
-    pub fn apply_raise(&mut self, raise: &LimitRaise, now: Instant) -> Result<MapPlan, SadError> {
-        let Some(entry) = self
-            .entries
-            .get_mut(&raise.slot)
-            .filter(|e| e.record.spi_in == raise.spi)
-        else {
-            return Ok(MapPlan::default());
-        };
-        let (current, spi, meter) = match raise.direction {
-            Direction::Outbound => (&mut entry.lease, entry.record.spi_out.0, &mut entry.meters[0]),
-            Direction::Inbound => (&mut entry.ceiling, entry.record.spi_in.0, &mut entry.meters[1]),
-        };
-        let wanted = &raise.limits;
-        let mut new = raised(current, wanted.limit, wanted.step, wanted.epoch as u16)
-            .map_err(|EpochBehind| SadError::EpochBehind(raise.spi))?;
-        new.floor = new.floor.max(wanted.floor);
-        meter.applied(Some(now));
-        let mut plan = MapPlan::default();
-        if new.epoch != current.epoch || new.limit > current.limit || entry.local_only {
-            *current = new;
-            let (direction, slot) = (raise.direction, raise.slot);
-            plan.ops.push(MapOp::PublishLimits {
-                direction,
-                slot,
-                spi,
-                limits: new,
-            });
-        }
-        Ok(plan)
-    }
-
-    /// Standbys know these SAs now: from here on their limits apply. Call it after `apply_raise` of the caps that a
-    /// joining member acknowledged.
-    pub fn known_to_standby(&mut self, spis: impl IntoIterator<Item = EspSpi>) -> MapPlan {
-        let lenient =
-            |policies: &[Policy], r: &ChildSaRecord| policy_of(policies, r).is_some_and(|(_, p)| p.lenient);
-        let mut plan = MapPlan::default();
-        for spi in spis {
-            let Some(entry) = self
-                .entries
-                .get_mut(&spi_slot(spi.0))
-                .filter(|e| e.record.spi_in == spi && e.local_only)
-            else {
-                continue;
-            };
-            entry.local_only = false;
-            entry.flags = record::flags(&entry.record, lenient(&self.policies, &entry.record), false);
-            let (slot, flags) = (entry.slot(), entry.flags);
-            for (direction, spi) in [
-                (Direction::Outbound, entry.record.spi_out.0),
-                (Direction::Inbound, entry.record.spi_in.0),
-            ] {
-                plan.ops.push(MapOp::PutFlags {
-                    direction,
-                    slot,
-                    spi,
-                    flags,
-                });
-            }
-        }
-        plan
-    }
-
-    /// Limits at the current epochs that cover all current counters: what a joining member has to acknowledge before
-    /// it enters the in-sync set.
-    pub fn cap_for_join(
-        &self,
-        epoch_of: impl Fn(SegmentId) -> Epoch,
-        counters: impl Fn(u32) -> Option<SaCounters>,
-    ) -> Vec<LimitRaise> {
-        let mut caps = Vec::new();
-        for (slot, entry) in &self.entries {
-            let counters = counters(*slot)
-                .filter(|c| entry.is_runtime(c))
-                .unwrap_or_default();
-            let now = Instant::default();
-            for (direction, current) in [
-                (Direction::Outbound, &entry.lease),
-                (Direction::Inbound, &entry.ceiling),
-            ] {
-                let situation =
-                    entry.situation(current, now, epoch_of(entry.segment()), self.settings.detection);
-                caps.extend(situation.cap(direction, &counters));
-            }
-        }
-        caps
-    }
-
-    /// Notes the right edge that the owner reported for an inbound SA.
-    pub fn report_edge(&mut self, spi_in: EspSpi, edge: u64) -> MapPlan {
-        match self.entry_mut_of(spi_in) {
-            Ok(entry) if edge > entry.reported_edge => {
-                entry.reported_edge = edge;
-                MapPlan {
-                    ops: vec![MapOp::PutReportedEdge {
-                        slot: entry.slot(),
-                        spi: spi_in.0,
-                        edge,
-                    }],
-                }
-            }
-            _ => MapPlan::default(),
-        }
-    }
-
-    /// Every SA with its current limits, in the order in which outbound traffic was switched to it.
-    pub fn snapshot(&self, now: Instant) -> Vec<SnapshotSa> {
-        let mut entries: Vec<&SaEntry> = self.entries.values().collect();
-        entries.sort_by_key(|e| e.switched);
-        let snapshot_of = |entry: &&SaEntry| {
-            let mut record = entry.record.clone();
-            record.limits = InitialLimits {
-                lease: entry.lease.limit,
-                lease_step: entry.lease.step,
-                ceiling: entry.ceiling.limit,
-                headroom: entry.ceiling.step,
-            };
-            SnapshotSa {
-                record,
-                lease: LimitBase::of(&entry.lease),
-                ceiling: LimitBase::of(&entry.ceiling),
-                reported_edge: entry.reported_edge,
-                outbound_in_use: entry.outbound_in_use,
-                local_only: entry.local_only,
-                age_ms: u64::try_from(now.since(entry.installed).as_millis()).unwrap_or(u64::MAX),
-            }
-        };
-        entries.iter().map(snapshot_of).collect()
-    }
-
-    /// Takes a snapshot in place of all SAs. SAs that are the same stay in the maps untouched, counters included.
-    pub fn restore(&mut self, snapshot: Vec<SnapshotSa>, now: Instant) -> Result<MapPlan, SadError> {
-        let mut plan = MapPlan::default();
-        let kept: std::collections::HashSet<EspSpi> = snapshot.iter().map(|s| s.record.spi_in).collect();
-        let gone: Vec<EspSpi> = self
-            .entries
-            .values()
-            .map(|e| e.record.spi_in)
-            .filter(|s| !kept.contains(s))
-            .collect();
-        for spi in gone {
-            plan.extend(self.remove(spi));
-        }
-        for sa in snapshot {
-            let spi = sa.record.spi_in;
-            if self.get(spi).is_some() {
-                // Its records are written anew below; the executor keeps live counters of an SPI that is there.
-                plan.extend(self.spd.remove(Holder::Slot(spi_slot(spi.0))));
-                self.entries.remove(&spi_slot(spi.0));
-            }
-            let lease = sa.lease.with(sa.record.limits.lease, sa.record.limits.lease_step);
-            let ceiling = sa
-                .ceiling
-                .with(sa.record.limits.ceiling, sa.record.limits.headroom);
-            let context = Context {
-                now,
-                epoch: Epoch::default(),
-                alone: sa.local_only,
-            };
-            plan.extend(self.install(&sa.record, lease, ceiling, sa.outbound_in_use, context)?);
-            if let Some(entry) = self.entries.get_mut(&spi_slot(spi.0)) {
-                entry.installed = Instant(now.0.saturating_sub(sa.age_ms.saturating_mul(1_000_000)));
-                entry.reported_edge = sa.reported_edge;
-                plan.ops.push(MapOp::PutReportedEdge {
-                    slot: spi_slot(spi.0),
-                    spi: spi.0,
-                    edge: sa.reported_edge,
-                });
-            }
-        }
-        Ok(plan)
-    }
-
     /// Removes every SA; configured policies stay and trap.
     pub fn clear(&mut self) -> MapPlan {
         let mut plan = MapPlan::default();
@@ -533,34 +316,6 @@ impl Sad {
             plan.extend(self.remove(spi));
         }
         plan
-    }
-
-    /// SAs that have reached a limit of age or number; each limit is reported once.
-    pub fn due(&mut self, now: Instant, counters: impl Fn(u32) -> Option<SaCounters>) -> Vec<LifetimeEvent> {
-        let mut events = Vec::new();
-        for (slot, entry) in &mut self.entries {
-            let counters = counters(*slot)
-                .filter(|c| entry.is_runtime(c))
-                .unwrap_or_default();
-            let seq = counters.outbound.seq.max(counters.inbound.edge);
-            let age = now.since(entry.installed);
-            let record = &entry.record;
-            let Some(kind) = due(entry.lifetimes, record.spi_in, record.esn, age, seq) else {
-                continue;
-            };
-            if entry.reported == Some(kind) || entry.reported == Some(LifetimeKind::Hard) {
-                continue;
-            }
-            entry.reported = Some(kind);
-            events.push(LifetimeEvent {
-                spi_in: record.spi_in,
-                ike_spi: record.ike_spi,
-                connection: record.connection.clone(),
-                child: record.child.clone(),
-                kind,
-            });
-        }
-        events
     }
 
     /// Everything that an empty data plane needs to hold what the store holds.
@@ -573,7 +328,7 @@ impl Sad {
         Ok(plan)
     }
 
-    fn install(
+    pub(crate) fn install(
         &mut self,
         sa: &ChildSaRecord,
         lease: Limits,
@@ -690,7 +445,7 @@ impl Sad {
     }
 
     /// Policy first (the configured one shows again, and traps), then the records.
-    fn remove(&mut self, spi: EspSpi) -> MapPlan {
+    pub(crate) fn remove(&mut self, spi: EspSpi) -> MapPlan {
         let slot = spi_slot(spi.0);
         let mut plan = self.spd.remove(Holder::Slot(slot));
         self.entries.remove(&slot);
@@ -703,67 +458,11 @@ impl Sad {
         self.get(spi).ok_or(SadError::Unknown(spi))
     }
 
-    fn entry_mut_of(&mut self, spi: EspSpi) -> Result<&mut SaEntry, SadError> {
+    pub(crate) fn entry_mut_of(&mut self, spi: EspSpi) -> Result<&mut SaEntry, SadError> {
         self.entries
             .get_mut(&spi_slot(spi.0))
             .filter(|e| e.record.spi_in == spi)
             .ok_or(SadError::Unknown(spi))
-    }
-}
-
-impl SaEntry {
-    /// Whether runtime counters are this SA's: those of a slot's former SA mean nothing.
-    fn is_runtime(&self, counters: &SaCounters) -> bool {
-        counters.inbound.spi == self.record.spi_in.0
-    }
-
-    fn situation<'a>(
-        &self,
-        current: &'a Limits,
-        now: Instant,
-        epoch: Epoch,
-        detection: Duration,
-    ) -> Situation<'a> {
-        Situation {
-            slot: self.slot(),
-            spi: self.record.spi_in,
-            flags: self.flags,
-            current,
-            epoch,
-            now,
-            detection,
-        }
-    }
-
-    fn wish(
-        &mut self,
-        direction: Direction,
-        needed: Option<u64>,
-        now: Instant,
-        epoch: Epoch,
-        detection: Duration,
-        counters: &SaCounters,
-    ) -> Option<LimitRaise> {
-        match direction {
-            Direction::Outbound => {
-                let current = self.lease;
-                let mut meter = self.meters[0];
-                let raise = self
-                    .situation(&current, now, epoch, detection)
-                    .lease(&mut meter, counters);
-                self.meters[0] = meter;
-                raise
-            }
-            Direction::Inbound => {
-                let current = self.ceiling;
-                let mut meter = self.meters[1];
-                let raise = self
-                    .situation(&current, now, epoch, detection)
-                    .ceiling(&mut meter, counters, needed);
-                self.meters[1] = meter;
-                raise
-            }
-        }
     }
 }
 
@@ -784,7 +483,7 @@ fn index_of(connections: &[String], name: &str) -> u16 {
         .map_or(0, |at| at as u16 + 1)
 }
 
-fn policy_of<'a>(policies: &'a [Policy], record: &ChildSaRecord) -> Option<(u32, &'a Policy)> {
+pub(crate) fn policy_of<'a>(policies: &'a [Policy], record: &ChildSaRecord) -> Option<(u32, &'a Policy)> {
     policies
         .iter()
         .position(|p| p.connection == record.connection && p.child == record.child)

@@ -1,0 +1,253 @@
+//! What the store wishes for and takes over: raises of limits, caps for a join, lifetimes that are due.
+
+use crate::lifetime::{LifetimeEvent, LifetimeKind, due};
+use crate::limits::{LimitRaise, Situation};
+use crate::port::{Direction, MapOp, MapPlan, SaCounters};
+use crate::record;
+use crate::spd::Policy;
+use crate::store::{SaEntry, Sad, SadError, policy_of};
+use datapath::limits::{EpochBehind, raised};
+use maps_schema::sad::{Limits, spi_slot};
+use model::{ChildSaRecord, Epoch, EspSpi, Instant, SegmentId};
+use std::time::Duration;
+
+impl Sad {
+    /// Looks at every SA and wishes for the raises that are due. Call it a few times a second; `epoch_of` gives the
+    /// epoch of a segment that this member owns, `None` for the others.
+    pub fn wants_raises(
+        &mut self,
+        now: Instant,
+        epoch_of: impl Fn(SegmentId) -> Option<Epoch>,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LimitRaise> {
+        let detection = self.settings.detection;
+        let mut raises = Vec::new();
+        for (slot, entry) in &mut self.entries {
+            let Some(epoch) = epoch_of(entry.segment()) else {
+                continue;
+            };
+            let Some(counters) = counters(*slot).filter(|c| entry.is_runtime(c)) else {
+                continue;
+            };
+            for direction in [Direction::Outbound, Direction::Inbound] {
+                raises.extend(entry.wish(direction, None, now, epoch, detection, &counters));
+            }
+        }
+        raises
+    }
+
+    /// Looks at one direction of one SA, on an event or for a slow frame. `needed` is the sequence number of an
+    /// authentic packet that waits above the ceiling.
+    pub fn wants_raise(
+        &mut self,
+        slot: u32,
+        direction: Direction,
+        needed: Option<u64>,
+        now: Instant,
+        epoch: Epoch,
+        counters: &SaCounters,
+    ) -> Option<LimitRaise> {
+        let detection = self.settings.detection;
+        let entry = self.entries.get_mut(&slot)?;
+        if needed.is_none() && !entry.is_runtime(counters) {
+            return None;
+        }
+        entry.wish(direction, needed, now, epoch, detection, counters)
+    }
+
+    /// Takes an acknowledged raise over (a standby: before it acknowledges). A raise for an SA that is gone gives an
+    /// empty plan; one that is below the current limits of the same epoch changes nothing.
+    pub fn apply_raise(&mut self, raise: &LimitRaise, now: Instant) -> Result<MapPlan, SadError> {
+        let Some(entry) = self
+            .entries
+            .get_mut(&raise.slot)
+            .filter(|e| e.record.spi_in == raise.spi)
+        else {
+            return Ok(MapPlan::default());
+        };
+        let (current, spi, meter) = match raise.direction {
+            Direction::Outbound => (&mut entry.lease, entry.record.spi_out.0, &mut entry.meters[0]),
+            Direction::Inbound => (&mut entry.ceiling, entry.record.spi_in.0, &mut entry.meters[1]),
+        };
+        let wanted = &raise.limits;
+        let mut new = raised(current, wanted.limit, wanted.step, wanted.epoch as u16)
+            .map_err(|EpochBehind| SadError::EpochBehind(raise.spi))?;
+        new.floor = new.floor.max(wanted.floor);
+        meter.applied(Some(now));
+        let mut plan = MapPlan::default();
+        if new.epoch != current.epoch || new.limit > current.limit || entry.local_only {
+            *current = new;
+            let (direction, slot) = (raise.direction, raise.slot);
+            plan.ops.push(MapOp::PublishLimits {
+                direction,
+                slot,
+                spi,
+                limits: new,
+            });
+        }
+        Ok(plan)
+    }
+
+    /// These SAs are about to be known to a standby: from here on their limits apply. Call it after `apply_raise` of
+    /// the caps of [`Sad::cap_for_join`].
+    pub fn known_to_standby(&mut self, spis: impl IntoIterator<Item = EspSpi>) -> MapPlan {
+        let lenient =
+            |policies: &[Policy], r: &ChildSaRecord| policy_of(policies, r).is_some_and(|(_, p)| p.lenient);
+        let mut plan = MapPlan::default();
+        for spi in spis {
+            let Some(entry) = self
+                .entries
+                .get_mut(&spi_slot(spi.0))
+                .filter(|e| e.record.spi_in == spi && e.local_only)
+            else {
+                continue;
+            };
+            entry.local_only = false;
+            entry.flags = record::flags(&entry.record, lenient(&self.policies, &entry.record), false);
+            let (slot, flags) = (entry.slot(), entry.flags);
+            for (direction, spi) in [
+                (Direction::Outbound, entry.record.spi_out.0),
+                (Direction::Inbound, entry.record.spi_in.0),
+            ] {
+                plan.ops.push(MapOp::PutFlags {
+                    direction,
+                    slot,
+                    spi,
+                    flags,
+                });
+            }
+        }
+        plan
+    }
+
+    /// For every SA that has no upper limits (made while alone, or taken over while alone): limits at the current
+    /// epoch that cover its counters, L = counter + S and C = edge + H. `epoch_of` gives a segment's epoch and
+    /// whether its owner is alone. SAs that have limits need none: the snapshot carries theirs.
+    ///
+    /// An owner without standbys does this before a member joins: apply these raises at once (it only restricts
+    /// itself), then [`Sad::known_to_standby`], drain the CPUs, and repeat until nothing comes out; then take the
+    /// snapshot. So no number above what the snapshot says is used before the joining member has acknowledged it.
+    pub fn cap_for_join(
+        &self,
+        epoch_of: impl Fn(SegmentId) -> (Epoch, bool),
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LimitRaise> {
+        let mut caps = Vec::new();
+        for (slot, entry) in &self.entries {
+            // Counters that cannot be read give no cap: the SA keeps its flag, and the join is not complete.
+            let Some(counters) = counters(*slot).filter(|c| entry.is_runtime(c)) else {
+                continue;
+            };
+            let (epoch, alone) = epoch_of(entry.segment());
+            for (direction, current) in [
+                (Direction::Outbound, &entry.lease),
+                (Direction::Inbound, &entry.ceiling),
+            ] {
+                let situation = entry.situation(current, Instant::default(), epoch, self.settings.detection);
+                caps.extend(situation.cap(direction, alone, &counters));
+            }
+        }
+        caps
+    }
+
+    /// Notes the right edge that the owner reported for an inbound SA.
+    pub fn report_edge(&mut self, spi_in: EspSpi, edge: u64) -> MapPlan {
+        match self.entry_mut_of(spi_in) {
+            Ok(entry) if edge > entry.reported_edge => {
+                entry.reported_edge = edge;
+                MapPlan {
+                    ops: vec![MapOp::PutReportedEdge {
+                        slot: entry.slot(),
+                        spi: spi_in.0,
+                        edge,
+                    }],
+                }
+            }
+            _ => MapPlan::default(),
+        }
+    }
+
+    /// SAs that have reached a limit of age or number; each limit is reported once.
+    pub fn due(&mut self, now: Instant, counters: impl Fn(u32) -> Option<SaCounters>) -> Vec<LifetimeEvent> {
+        let mut events = Vec::new();
+        for (slot, entry) in &mut self.entries {
+            let counters = counters(*slot)
+                .filter(|c| entry.is_runtime(c))
+                .unwrap_or_default();
+            let seq = counters.outbound.seq.max(counters.inbound.edge);
+            let age = now.since(entry.installed);
+            let record = &entry.record;
+            let Some(kind) = due(entry.lifetimes, record.spi_in, record.esn, age, seq) else {
+                continue;
+            };
+            if entry.reported == Some(kind) || entry.reported == Some(LifetimeKind::Hard) {
+                continue;
+            }
+            entry.reported = Some(kind);
+            events.push(LifetimeEvent {
+                spi_in: record.spi_in,
+                ike_spi: record.ike_spi,
+                connection: record.connection.clone(),
+                child: record.child.clone(),
+                kind,
+            });
+        }
+        events
+    }
+}
+
+impl SaEntry {
+    /// Whether runtime counters are this SA's: those of a slot's former SA mean nothing.
+    fn is_runtime(&self, counters: &SaCounters) -> bool {
+        counters.inbound.spi == self.record.spi_in.0
+    }
+
+    fn situation<'a>(
+        &self,
+        current: &'a Limits,
+        now: Instant,
+        epoch: Epoch,
+        detection: Duration,
+    ) -> Situation<'a> {
+        Situation {
+            slot: self.slot(),
+            spi: self.record.spi_in,
+            flags: self.flags,
+            current,
+            epoch,
+            now,
+            detection,
+        }
+    }
+
+    fn wish(
+        &mut self,
+        direction: Direction,
+        needed: Option<u64>,
+        now: Instant,
+        epoch: Epoch,
+        detection: Duration,
+        counters: &SaCounters,
+    ) -> Option<LimitRaise> {
+        match direction {
+            Direction::Outbound => {
+                let current = self.lease;
+                let mut meter = self.meters[0];
+                let raise = self
+                    .situation(&current, now, epoch, detection)
+                    .lease(&mut meter, counters);
+                self.meters[0] = meter;
+                raise
+            }
+            Direction::Inbound => {
+                let current = self.ceiling;
+                let mut meter = self.meters[1];
+                let raise = self
+                    .situation(&current, now, epoch, detection)
+                    .ceiling(&mut meter, counters, needed);
+                self.meters[1] = meter;
+                raise
+            }
+        }
+    }
+}
