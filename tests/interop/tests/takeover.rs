@@ -38,7 +38,7 @@ fn product() -> Result<Product> {
 fn stage() -> Result<Stage> {
     let product = product()?;
     let psk = random_psk()?;
-    let lab = Lab::new(&std::env::temp_dir().join("esp-interop"))?;
+    let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
     let peer = start_peer(&lab, &psk)?;
     let stage = Stage::up(lab, peer, &product, &psk)?;
     stage.connect()?;
