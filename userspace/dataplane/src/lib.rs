@@ -45,3 +45,16 @@ pub fn monotonic_ns() -> u64 {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
+
+/// The agent moves these between threads.
+const _: () = {
+    const fn sends<T: Send>() {}
+    const fn shared<T: Send + Sync + Clone>() {}
+    sends::<Plane>();
+    sends::<EventReader>();
+    sends::<SlowReader>();
+    sends::<LogReader>();
+    shared::<Runner>();
+    shared::<Segments>();
+    shared::<CounterReader>();
+};

@@ -458,6 +458,28 @@ fn a_restart_replaces_programs_in_place_and_adopts_the_maps() {
 
 #[test]
 #[ignore = "needs root and the program object"]
+fn the_verifier_report_names_every_program() {
+    let lab = Lab::new();
+    let ObjectSource::Path(object) = lab.options().object else {
+        panic!("the lab loads a file")
+    };
+    let report = dataplane::verifier_report(&object).expect("loads");
+    let names: Vec<_> = report.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["steer", "esp_in", "inside", "esp_out", "sa_ctl", "pass"]);
+    assert!(
+        report
+            .iter()
+            .all(|r| r.instructions > 0 && r.verified_instructions > 0 && r.jited_bytes > 0),
+        "{report:?}"
+    );
+    let error = dataplane::verifier_report(Path::new("/nonexistent"))
+        .expect_err("no file")
+        .to_string();
+    assert!(error.contains("cargo xtask build"), "{error}");
+}
+
+#[test]
+#[ignore = "needs root and the program object"]
 fn a_missing_interface_is_named() {
     let lab = Lab::new();
     let mut options = lab.options();
