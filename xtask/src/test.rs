@@ -36,6 +36,12 @@ pub fn run() -> Result<bool> {
         "format",
         check("cargo fmt --check", cargo().args(["fmt", "--all", "--check"])),
     );
+    let mut programs = cargo();
+    programs.args(["fmt", "--manifest-path", "ebpf/programs/Cargo.toml", "--check"]);
+    score.add(
+        "format of the programs",
+        check("cargo fmt --check, programs", &mut programs),
+    );
     let built = build::run();
     score.add("build", built.is_ok());
     if let Err(error) = &built {

@@ -192,15 +192,8 @@ impl Member {
 
     /// Packets by verdict, over all connections.
     pub fn verdicts(&self) -> Result<BTreeMap<String, u64>> {
-        let mut verdicts = BTreeMap::new();
-        for (name, labels, value) in samples(&self.metrics()?) {
-            if name.contains("verdict")
-                && let Some(verdict) = label(&labels, "verdict")
-            {
-                *verdicts.entry(verdict.to_owned()).or_default() += value as u64;
-            }
-        }
-        Ok(verdicts)
+        serde_json::from_value(self.status()?["verdicts"].clone())
+            .context("verdicts in espalier status --json")
     }
 
     /// The agent's log so far.

@@ -134,9 +134,9 @@ impl Stage {
     }
 }
 
-/// Whether a status says that the member is active.
+/// Whether a status says that the member serves, with or without a standby.
 pub fn is_active(status: &serde_json::Value) -> bool {
-    status["role"].as_str() == Some("active")
+    matches!(status["role"].as_str(), Some("active" | "alone"))
 }
 
 /// How many members a status names as in sync, itself included.

@@ -5,6 +5,8 @@ use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use lab::iperf::Throughput;
 use lab::stage::Stage;
 
+const PHASES: [&str; 6] = ["detect", "claim", "flip", "announce", "first_packet", "total"];
+
 /// Prints the summary.
 pub fn print(figures: &Figures) {
     println!();
@@ -22,7 +24,7 @@ pub fn print(figures: &Figures) {
     takeover
         .load_style(UTF8_FULL_CONDENSED)
         .set_header(["takeover", ""]);
-    for phase in ["detect", "claim", "flip", "announce", "first_packet", "total"] {
+    for phase in PHASES {
         if let Some(ms) = figures.takeover_ms.get(phase) {
             takeover.add_row([phase.to_owned(), format!("{ms:.1} ms")]);
         }
@@ -58,6 +60,47 @@ pub fn print(figures: &Figures) {
             "NOT every invariant held"
         }
     );
+}
+
+/// Prints what several runs have in common, on standard error: standard output holds their figures.
+pub fn print_medians(all: &[Figures]) {
+    let held = all.iter().filter(|f| f.ok).count();
+    eprintln!("{held} of {} runs held every invariant", all.len());
+    let median = |what: &str, values: Vec<f64>| {
+        let mut values = values;
+        values.sort_by(f64::total_cmp);
+        if let (Some(first), Some(last)) = (values.first(), values.last()) {
+            eprintln!(
+                "  {what}: median {:.1}, from {first:.1} to {last:.1}",
+                values[values.len() / 2]
+            );
+        }
+    };
+    for phase in PHASES {
+        median(
+            &format!("{phase}, ms"),
+            all.iter()
+                .filter_map(|f| f.takeover_ms.get(phase).copied())
+                .collect(),
+        );
+    }
+    median(
+        "packets lost",
+        all.iter().map(|f| f.packets_lost as f64).collect(),
+    );
+    median(
+        "dead agent, ms",
+        all.iter().filter_map(|f| f.dead_man_ms).collect(),
+    );
+    let ratio = |pick: fn(&Throughput) -> f64| {
+        all.iter()
+            .filter_map(|f| Some(pick(&f.throughput.espalier?) / pick(&f.throughput.strongswan?)))
+            .collect::<Vec<f64>>()
+    };
+    median("TCP to the server, times strongSwan's", ratio(|t| t.tcp_in_mbit));
+    median("TCP to the peer, times strongSwan's", ratio(|t| t.tcp_out_mbit));
+    median("UDP to the server, times strongSwan's", ratio(|t| t.udp_in_mbit));
+    median("UDP to the peer, times strongSwan's", ratio(|t| t.udp_out_mbit));
 }
 
 /// Prints the commands that enter a lab that was kept.
