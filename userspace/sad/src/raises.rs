@@ -55,6 +55,42 @@ impl Sad {
         entry.wish(direction, needed, now, epoch, detection, counters)
     }
 
+    /// SPI in the record of a raise's direction (ours inbound, the peer's outbound), as the synch channel names it.
+    pub fn raise_spi(&self, raise: &LimitRaise) -> Option<u32> {
+        let entry = self.get(raise.spi)?;
+        Some(match raise.direction {
+            Direction::Inbound => entry.record.spi_in.0,
+            Direction::Outbound => entry.record.spi_out.0,
+        })
+    }
+
+    /// The raise that the synch channel names by slot and the SPI of its direction; `None` where the SA is not (or no
+    /// longer) there. The floor is this member's own: every member computes it from the same history.
+    pub fn raise_of(
+        &self,
+        slot: u32,
+        spi: u32,
+        direction: Direction,
+        limit: u64,
+        step: u64,
+        epoch: Epoch,
+    ) -> Option<LimitRaise> {
+        let entry = self.by_slot(slot)?;
+        let (named, current) = match direction {
+            Direction::Inbound => (entry.record.spi_in.0, &entry.ceiling),
+            Direction::Outbound => (entry.record.spi_out.0, &entry.lease),
+        };
+        let limits = raised(current, limit, step, epoch.low16())
+            .ok()
+            .filter(|_| named == spi)?;
+        Some(LimitRaise {
+            slot,
+            spi: entry.record.spi_in,
+            direction,
+            limits,
+        })
+    }
+
     /// Takes an acknowledged raise over (a standby: before it acknowledges). A raise for an SA that is gone gives an
     /// empty plan; one that is below the current limits of the same epoch changes nothing.
     pub fn apply_raise(&mut self, raise: &LimitRaise, now: Instant) -> Result<MapPlan, SadError> {
