@@ -208,7 +208,7 @@ impl Member {
         vec![
             format!("{enter} {binary} status --socket {}", self.socket.display()),
             format!("{enter} {binary} sas --socket {}", self.socket.display()),
-            format!("{enter} curl -s http://127.0.0.1:{METRICS_PORT}/metrics"),
+            format!("{enter} {binary} metrics --socket {}", self.socket.display()),
             format!("bpftool map dump pinned {}/SEGMENTS", self.pins.display()),
             format!("{enter} tcpdump -ni outside"),
         ]
