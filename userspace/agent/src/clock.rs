@@ -11,11 +11,10 @@ pub fn now() -> Instant {
     }
 }
 
-/// Wall-clock time, seconds since 1970, for people.
-pub fn wall() -> f64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0.0, |d| d.as_secs_f64())
+/// Wall-clock time, nanoseconds since 1970, for people.
+pub fn wall_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Waits until a point of [`now`]'s clock.

@@ -8,69 +8,38 @@ use anyhow::{Context, Result, bail};
 use axum::Json;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::metrics::Sample;
-use crate::status::{EventEntry, Outcome, SaList, Status};
+use crate::api::{
+    Done, Failure, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, Status, TakeoverRequest,
+};
+use crate::clock;
+
+/// What a command came to: one sentence, or cause and remedy.
+pub type Outcome = Result<String, String>;
 
 /// A wish of the command line, to the core loop.
 pub enum Request {
     /// State of the member.
     Status(oneshot::Sender<Status>),
     /// SAs.
-    Sas(oneshot::Sender<SaList>),
-    /// Events after a number.
-    Events(u64, oneshot::Sender<Vec<EventEntry>>),
+    Sas(oneshot::Sender<Vec<IkeSa>>),
+    /// The event log.
+    Events(oneshot::Sender<Vec<LoggedEvent>>),
     /// Values for /metrics.
     Metrics(oneshot::Sender<Sample>),
-    /// Planned takeover, to a member or to the other one.
-    Takeover(Option<u8>, oneshot::Sender<Outcome>),
-    /// Rekey Child SAs by child's name (`connection/child` or `child`), or one by its inbound SPI.
-    Rekey(RekeyWish, oneshot::Sender<Outcome>),
+    /// Planned takeover.
+    Takeover(TakeoverRequest, oneshot::Sender<Outcome>),
+    /// Rekey.
+    Rekey(RekeyRequest, oneshot::Sender<Outcome>),
     /// Liveness check of a connection's IKE SAs.
-    Liveness(String, oneshot::Sender<Outcome>),
-    /// Initiate a connection.
-    Initiate(String, oneshot::Sender<Outcome>),
-    /// Delete a connection's IKE SAs.
-    Terminate(String, oneshot::Sender<Outcome>),
-}
-
-/// What to rekey.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct RekeyWish {
-    /// Name of the child.
-    pub child: Option<String>,
-    /// Inbound SPI, hex.
-    pub spi: Option<String>,
-}
-
-/// `POST /v1/takeover`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct TakeoverWish {
-    /// Member that is to own the segments; the other member of a pair if not given.
-    pub to: Option<u8>,
-}
-
-/// A command about one connection.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ConnectionWish {
-    /// Its name.
-    pub connection: String,
-}
-
-/// `since=N` of a query.
-fn since(uri: &Uri) -> u64 {
-    let query = uri.query().unwrap_or_default();
-    query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("since="))
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0)
+    Liveness(LivenessRequest, oneshot::Sender<Outcome>),
 }
 
 type Core = mpsc::Sender<Request>;
@@ -78,31 +47,29 @@ type Core = mpsc::Sender<Request>;
 /// The core loop answers at once unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+fn failure(code: StatusCode, text: &str) -> Response {
+    (code, Json(Failure { error: text.to_owned() })).into_response()
+}
+
 async fn ask<T>(core: &Core, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Response> {
-    let failed = |text: &str| (StatusCode::SERVICE_UNAVAILABLE, text.to_owned()).into_response();
+    let failed = |text: &str| failure(StatusCode::SERVICE_UNAVAILABLE, text);
     let (answer, wait) = oneshot::channel();
-    core.send(request(answer))
-        .await
-        .map_err(|_| failed("the agent is stopping"))?;
+    core.send(request(answer)).await.map_err(|_| failed("the agent is stopping"))?;
     match tokio::time::timeout(PATIENCE, wait).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(_)) => Err(failed("the agent is stopping")),
-        Err(_) => Err(failed("the agent does not answer")),
+        Err(_) => Err(failed("the agent did not finish in time; see espalier events")),
     }
 }
 
-fn outcome(outcome: Outcome) -> Response {
-    let code = if outcome.done {
-        StatusCode::OK
-    } else {
-        StatusCode::CONFLICT
-    };
-    (code, Json(outcome)).into_response()
-}
-
 async fn command(core: &Core, request: impl FnOnce(oneshot::Sender<Outcome>) -> Request) -> Response {
+    let began = clock::now();
     match ask(core, request).await {
-        Ok(done) => outcome(done),
+        Ok(Ok(text)) => {
+            let took_ms = clock::now().since(began).as_secs_f64() * 1000.0;
+            Json(Done { text, took_ms }).into_response()
+        }
+        Ok(Err(why)) => failure(StatusCode::CONFLICT, &why),
         Err(response) => response,
     }
 }
@@ -134,47 +101,24 @@ fn routes(core: Core) -> Router {
             "/v1/sas",
             get(async |State(core): State<Core>| json(&core, Request::Sas).await),
         )
-        .route(
-            "/v1/events",
-            get(async |State(core): State<Core>, uri: Uri| {
-                json(&core, |answer| Request::Events(since(&uri), answer)).await
-            }),
-        )
+        .route("/v1/events", get(async |State(core): State<Core>| json(&core, Request::Events).await))
         .route(
             "/v1/takeover",
-            post(async |State(core): State<Core>, Json(wish): Json<TakeoverWish>| {
-                command(&core, |answer| Request::Takeover(wish.to, answer)).await
+            post(async |State(core): State<Core>, Json(wish): Json<TakeoverRequest>| {
+                command(&core, |answer| Request::Takeover(wish, answer)).await
             }),
         )
         .route(
             "/v1/rekey",
-            post(async |State(core): State<Core>, Json(wish): Json<RekeyWish>| {
+            post(async |State(core): State<Core>, Json(wish): Json<RekeyRequest>| {
                 command(&core, |answer| Request::Rekey(wish, answer)).await
             }),
         )
         .route(
             "/v1/liveness",
-            post(
-                async |State(core): State<Core>, Json(wish): Json<ConnectionWish>| {
-                    command(&core, |answer| Request::Liveness(wish.connection, answer)).await
-                },
-            ),
-        )
-        .route(
-            "/v1/initiate",
-            post(
-                async |State(core): State<Core>, Json(wish): Json<ConnectionWish>| {
-                    command(&core, |answer| Request::Initiate(wish.connection, answer)).await
-                },
-            ),
-        )
-        .route(
-            "/v1/terminate",
-            post(
-                async |State(core): State<Core>, Json(wish): Json<ConnectionWish>| {
-                    command(&core, |answer| Request::Terminate(wish.connection, answer)).await
-                },
-            ),
+            post(async |State(core): State<Core>, Json(wish): Json<LivenessRequest>| {
+                command(&core, |answer| Request::Liveness(wish, answer)).await
+            }),
         )
         .route("/metrics", get(metrics))
         .with_state(core)

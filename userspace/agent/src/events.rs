@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::clock;
-use crate::status::EventEntry;
+use crate::api::LoggedEvent;
 
 /// Events kept.
 const KEPT: usize = 4096;
@@ -11,8 +11,7 @@ const KEPT: usize = 4096;
 /// A ring of events; every event goes to the log as well.
 #[derive(Default)]
 pub struct EventLog {
-    ring: VecDeque<EventEntry>,
-    next: u64,
+    ring: VecDeque<LoggedEvent>,
 }
 
 impl EventLog {
@@ -34,19 +33,17 @@ impl EventLog {
         if self.ring.len() == KEPT {
             self.ring.pop_front();
         }
-        self.next += 1;
-        self.ring.push_back(EventEntry {
-            number: self.next,
-            wall: clock::wall(),
+        self.ring.push_back(LoggedEvent {
             monotonic_ns: clock::now().0,
+            wall_ns: clock::wall_ns(),
             kind: kind.to_owned(),
             text,
         });
     }
 
-    /// Events after `number`.
-    pub fn since(&self, number: u64) -> Vec<EventEntry> {
-        self.ring.iter().filter(|e| e.number > number).cloned().collect()
+    /// All events that are kept, oldest first.
+    pub fn all(&self) -> Vec<LoggedEvent> {
+        self.ring.iter().cloned().collect()
     }
 }
 
@@ -55,15 +52,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_keeps_the_last_events_and_numbers_them() {
+    fn the_log_keeps_the_last_events() {
         let mut log = EventLog::default();
         for i in 0..KEPT + 10 {
             log.note("test", format!("event {i}"));
         }
-        let all = log.since(0);
+        let all = log.all();
         assert_eq!(all.len(), KEPT);
-        assert_eq!(all[0].number, 11);
-        assert_eq!(log.since(all[0].number).len(), KEPT - 1);
-        assert!(log.since(u64::MAX).is_empty());
+        assert_eq!(all[0].text, "event 10");
+        assert!(all.windows(2).all(|w| w[0].monotonic_ns <= w[1].monotonic_ns));
     }
 }

@@ -1,11 +1,14 @@
 //! Event loop, sockets, configuration, metrics: moves values between the crates that decide.
 
+pub mod api;
 pub mod clock;
 pub mod config;
 pub mod control;
+mod core;
 pub mod events;
 pub mod metrics;
 pub mod net;
 pub mod pki;
-pub mod status;
 pub mod synch;
+
+pub use core::run;

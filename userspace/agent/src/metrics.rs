@@ -2,21 +2,50 @@
 
 use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::status::{Status, TakeoverReport};
+use crate::api::Status;
+
+/// Octets and refusals of the synch channel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SynchSample {
+    /// In streams, sent.
+    pub stream_sent: u64,
+    /// In streams, received.
+    pub stream_received: u64,
+    /// As datagrams, sent.
+    pub datagram_sent: u64,
+    /// As datagrams, received.
+    pub datagram_received: u64,
+    /// Datagrams lost on this host.
+    pub datagram_lost: u64,
+    /// Connections refused.
+    pub refused: u64,
+}
 
 /// Everything of one moment that /metrics shows.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
     /// As `espalier status`.
     pub status: Status,
+    /// IKE SAs, served or mirrored.
+    pub ike_sas: u64,
+    /// Child SAs, served or mirrored.
+    pub child_sas: u64,
+    /// Entries and raises that wait for an acknowledgement.
+    pub commits_pending: u64,
+    /// Smallest part of a lease that is left among all SAs, 0 to 1; `None` without SAs.
+    pub lease_headroom_lowest: Option<f64>,
+    /// Smallest part of a headroom that is left among all SAs, 0 to 1; `None` without SAs.
+    pub ceiling_headroom_lowest: Option<f64>,
     /// Connection (`none` for what belongs to none), verdict, packets.
     pub verdicts: Vec<(String, &'static str, u64)>,
     /// IKE events by kind.
     pub ike_events: Vec<(&'static str, u64)>,
-    /// Takeovers by planned or not.
+    /// Takeovers: unplanned, planned.
     pub takeovers: [u64; 2],
     /// Frames that went the slow path, by reason.
     pub slow_frames: Vec<(&'static str, u64)>,
+    /// The synch channel.
+    pub synch: SynchSample,
 }
 
 struct Builder {
@@ -68,22 +97,6 @@ impl Builder {
     }
 }
 
-/// Phases of a takeover by name, in seconds.
-fn phases(report: &TakeoverReport) -> Vec<(&'static str, f64)> {
-    [
-        ("detect", report.detect_ms),
-        ("claim", report.claim_ms),
-        ("flip", report.flip_ms),
-        ("announce", report.announce_ms),
-        ("adopt", report.adopt_ms),
-        ("first_packet", report.first_packet_ms),
-        ("total", report.total_ms),
-    ]
-    .into_iter()
-    .filter_map(|(name, ms)| ms.map(|ms| (name, ms / 1000.0)))
-    .collect()
-}
-
 impl Sample {
     /// The text.
     ///
@@ -93,15 +106,15 @@ impl Sample {
         let s = &self.status;
         let b = Builder {
             registry: Registry::new(),
-            member: s.member_name.clone(),
+            member: s.name.clone(),
         };
         b.gauge(
             "espalier_build_info",
             "Version of the agent; always 1.",
             &["version", "cluster"],
-            &[(&[&s.version, &s.cluster], 1)],
+            &[(&[env!("CARGO_PKG_VERSION"), &s.cluster], 1)],
         )?;
-        let roles = ["active", "standby", "joining", "down"];
+        let roles = ["active", "alone", "standby", "joining", "starting", "stopped"];
         let roles = roles.map(|role| ([role], i64::from(role == s.role)));
         let roles = roles.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
         b.gauge(
@@ -120,7 +133,7 @@ impl Sample {
             "espalier_segments_owned",
             "Segments that the member owns.",
             &[],
-            &[(&[], i64::from(s.segments_owned))],
+            &[(&[], i64::from(s.segments.get(&s.member).copied().unwrap_or(0)))],
         )?;
         b.gauge(
             "espalier_in_sync_members",
@@ -129,9 +142,10 @@ impl Sample {
             &[(&[], s.in_sync.len() as i64)],
         )?;
         let mut links = Vec::new();
-        for peer in &s.peers {
-            links.push(([peer.name.as_str(), "synch"], i64::from(peer.synch_up)));
-            links.push(([peer.name.as_str(), "outside"], i64::from(peer.outside_up)));
+        for peer in &s.members {
+            for link in ["synch", "outside"] {
+                links.push(([peer.name.as_str(), link], i64::from(peer.links_up.iter().any(|up| up == link))));
+            }
         }
         let links = links.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
         b.gauge(
@@ -144,15 +158,15 @@ impl Sample {
             "espalier_ike_sas",
             "IKE SAs, served or mirrored.",
             &[],
-            &[(&[], s.ike_sas as i64)],
+            &[(&[], self.ike_sas as i64)],
         )?;
         b.gauge(
             "espalier_child_sas",
             "Child SAs, served or mirrored.",
             &[],
-            &[(&[], s.child_sas as i64)],
+            &[(&[], self.child_sas as i64)],
         )?;
-        let down = s.connections.iter().filter(|c| c.phase == "down").count();
+        let down = s.connections.iter().filter(|c| c.state == "down").count();
         b.gauge(
             "espalier_connections_down",
             "Configured connections without an IKE SA.",
@@ -169,13 +183,13 @@ impl Sample {
             "espalier_commits_pending",
             "Journal entries that wait for an acknowledgement.",
             &[],
-            &[(&[], s.commits_pending as i64)],
+            &[(&[], self.commits_pending as i64)],
         )?;
-        if let Some(value) = s.lease_headroom_lowest {
+        if let Some(value) = self.lease_headroom_lowest {
             let help = "Smallest part of a lease that is left among all SAs.";
             b.float("espalier_lease_headroom_lowest_ratio", help, &[], &[(&[], value)])?;
         }
-        if let Some(value) = s.ceiling_headroom_lowest {
+        if let Some(value) = self.ceiling_headroom_lowest {
             let help = "Smallest part of a headroom that is left among all SAs.";
             b.float(
                 "espalier_ceiling_headroom_lowest_ratio",
@@ -227,12 +241,9 @@ impl Sample {
             &[(&["no"], self.takeovers[0]), (&["yes"], self.takeovers[1])],
         )?;
         if let Some(report) = &s.last_takeover {
-            let rows = phases(report)
-                .into_iter()
-                .map(|(name, v)| ([name], v))
-                .collect::<Vec<_>>();
+            let rows = report.phases_ms.iter().map(|(name, ms)| ([name.as_str()], ms / 1000.0)).collect::<Vec<_>>();
             let rows = rows.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
-            let help = "Time of each phase of the last takeover.";
+            let help = "Each phase of the last takeover, since the last sign of life of the old owner or the command.";
             b.float("espalier_takeover_phase_seconds", help, &["phase"], &rows)?;
         }
         b.counter(
@@ -240,29 +251,29 @@ impl Sample {
             "Octets of the synch channel.",
             &["kind", "direction"],
             &[
-                (&["stream", "sent"], s.synch.stream_sent),
-                (&["stream", "received"], s.synch.stream_received),
-                (&["datagram", "sent"], s.synch.datagram_sent),
-                (&["datagram", "received"], s.synch.datagram_received),
+                (&["stream", "sent"], self.synch.stream_sent),
+                (&["stream", "received"], self.synch.stream_received),
+                (&["datagram", "sent"], self.synch.datagram_sent),
+                (&["datagram", "received"], self.synch.datagram_received),
             ],
         )?;
         b.counter(
             "espalier_synch_refused_total",
             "Connections to the synch channel that were refused.",
             &[],
-            &[(&[], s.synch.refused)],
+            &[(&[], self.synch.refused)],
         )?;
         b.counter(
             "espalier_synch_datagrams_lost_total",
             "Datagrams of the synch channel lost on this host.",
             &[],
-            &[(&[], s.synch.datagram_lost)],
+            &[(&[], self.synch.datagram_lost)],
         )?;
         b.float(
             "espalier_uptime_seconds",
             "Seconds since the agent started.",
             &[],
-            &[(&[], s.uptime_seconds)],
+            &[(&[], s.uptime_s as f64)],
         )?;
         b.registry.register(Box::new(
             prometheus::process_collector::ProcessCollector::for_self(),
@@ -276,16 +287,17 @@ impl Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::TakeoverStatus;
 
     #[test]
     fn a_sample_becomes_metrics_with_base_units_and_no_sa_labels() {
         let mut sample = Sample::default();
         sample.status.role = "active".to_owned();
-        sample.status.member_name = "gw1".to_owned();
-        sample.status.lease_headroom_lowest = Some(0.5);
-        sample.status.last_takeover = Some(TakeoverReport {
-            detect_ms: Some(120.0),
-            ..TakeoverReport::default()
+        sample.status.name = "gw1".to_owned();
+        sample.lease_headroom_lowest = Some(0.5);
+        sample.status.last_takeover = Some(TakeoverStatus {
+            phases_ms: [("suspected".to_owned(), 120.0)].into(),
+            ..TakeoverStatus::default()
         });
         sample.verdicts.push(("site-a".to_owned(), "esp_opened", 7));
         let text = sample.text().unwrap();
@@ -293,7 +305,7 @@ mod tests {
             "espalier_packets_total{connection=\"site-a\",member=\"gw1\",verdict=\"esp_opened\"} 7",
             "espalier_role_info{member=\"gw1\",role=\"active\"} 1",
             "espalier_role_info{member=\"gw1\",role=\"standby\"} 0",
-            "espalier_takeover_phase_seconds{member=\"gw1\",phase=\"detect\"} 0.12",
+            "espalier_takeover_phase_seconds{member=\"gw1\",phase=\"suspected\"} 0.12",
             "espalier_lease_headroom_lowest_ratio{member=\"gw1\"} 0.5",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

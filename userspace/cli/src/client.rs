@@ -1,94 +1,150 @@
-//! Talks HTTP over the agent's control socket.
+//! HTTP over the agent's control socket.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
+use crate::Target;
+use agent::api::Failure;
+use agent::config::Config;
 use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 
-/// The agent is not there.
-#[derive(Debug)]
-pub struct NotRunning(pub String);
+/// Folder in which agents put their control sockets unless the configuration says otherwise.
+const SOCKET_FOLDER: &str = "/run/espalier";
 
-impl std::fmt::Display for NotRunning {
+/// No agent answers.
+#[derive(Debug)]
+pub struct Unreachable(String);
+
+impl std::fmt::Display for Unreachable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
-impl std::error::Error for NotRunning {}
 
-/// Longer than the agent's own patience with its core loop.
-const PATIENCE: Duration = Duration::from_secs(20);
+impl std::error::Error for Unreachable {}
 
-/// A client of one control socket.
+/// A control socket.
 pub struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
-    }
-
-    async fn request(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Bytes)> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
-            let shown = self.socket.display();
-            NotRunning(match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    format!("there is no control socket {shown}; is the agent running? Else give --socket or --config")
-                }
-                std::io::ErrorKind::ConnectionRefused => {
-                    format!("nobody listens on {shown}; the agent has died: see its log, and start it again")
-                }
-                std::io::ErrorKind::PermissionDenied => format!("{shown} is not permitted; run as root"),
-                _ => format!("cannot connect to {shown}: {error}"),
-            })
-        })?;
-        let exchange = async {
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            let request = Request::builder()
-                .method(method)
-                .uri(path)
-                .header("host", "espalier")
-                .header("content-type", "application/json")
-                .body(Full::new(Bytes::from(body)))?;
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            Ok::<_, anyhow::Error>((status, response.into_body().collect().await?.to_bytes()))
+    /// The agent that `target` names; without any, the only one that runs on this host.
+    pub fn new(target: &Target) -> Result<Self> {
+        let socket = match (&target.socket, &target.config) {
+            (Some(socket), _) => socket.clone(),
+            (None, Some(config)) => Config::load(config)?.control.socket,
+            (None, None) => only_socket(Path::new(SOCKET_FOLDER))?,
         };
-        match tokio::time::timeout(PATIENCE, exchange).await {
-            Ok(result) => result,
-            Err(_) => Err(NotRunning(format!("the agent on {} does not answer", self.socket.display())).into()),
-        }
+        Ok(Self { socket })
     }
 
-    pub async fn text(&self, path: &str) -> Result<String> {
-        let (status, body) = self.request(Method::GET, path, Vec::new()).await?;
-        let text = String::from_utf8_lossy(&body).into_owned();
+    /// `GET path`, as text.
+    pub async fn get_text(&self, path: &str) -> Result<String> {
+        self.request(Method::GET, path, Bytes::new()).await
+    }
+
+    /// `GET path`, as JSON.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        parse(path, &self.get_text(path).await?)
+    }
+
+    /// `POST path` with a JSON body.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        parse(path, &self.request(Method::POST, path, serde_json::to_vec(body)?.into()).await?)
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<String> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            Unreachable(format!(
+                "no agent answers at {}: {error}. Is it running (espalier run), and is this its socket (--socket, --config)?",
+                self.socket.display()
+            ))
+        })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "espalier")
+            .header("content-type", "application/json")
+            .body(Full::new(body))?;
+        let response = sender.send_request(request).await.context("the agent closed the connection")?;
+        let status = response.status();
+        let octets = response.into_body().collect().await?.to_bytes();
+        driver.abort();
+        let text = String::from_utf8(octets.to_vec()).context("the agent's answer is no text")?;
         if !status.is_success() {
-            bail!("the agent answered {status}: {text}");
+            match serde_json::from_str::<Failure>(&text) {
+                Ok(failure) => bail!("{}", failure.error),
+                Err(_) => bail!("the agent answered {status}: {text}"),
+            }
         }
         Ok(text)
     }
+}
 
-    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let text = self.text(path).await?;
-        serde_json::from_str(&text).context("the agent's answer is of another version; use the same version for both")
+fn parse<T: DeserializeOwned>(path: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text)
+        .with_context(|| format!("the agent's answer to {path} is of another version than this binary"))
+}
+
+fn only_socket(folder: &Path) -> Result<PathBuf> {
+    let mut sockets: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map(|entries| {
+            entries
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .filter(|path| path.extension().is_some_and(|e| e == "sock"))
+                .collect()
+        })
+        .unwrap_or_default();
+    sockets.sort();
+    match sockets.as_slice() {
+        [] => Err(Unreachable(format!(
+            "no agent runs on this host (no socket in {}): start one with `espalier run --config FILE`, or name its socket with --socket",
+            folder.display()
+        ))
+        .into()),
+        [socket] => Ok(socket.clone()),
+        several => {
+            let list = several.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ");
+            bail!("several agents run on this host: choose one with --socket ({list})")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("esp-cli-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder for the test");
+        folder
     }
 
-    /// A command: a refusal (409) has an answer too.
-    pub async fn post<W: Serialize, T: DeserializeOwned>(&self, path: &str, wish: &W) -> Result<T> {
-        let (status, body) = self.request(Method::POST, path, serde_json::to_vec(wish)?).await?;
-        if !status.is_success() && status != StatusCode::CONFLICT {
-            bail!("the agent answered {status}: {}", String::from_utf8_lossy(&body));
+    #[test]
+    fn without_a_socket_the_error_says_how_to_start_an_agent() {
+        let folder = folder("none");
+        let error = only_socket(&folder).expect_err("there is no socket");
+        assert!(error.downcast_ref::<Unreachable>().is_some());
+        assert!(error.to_string().contains("espalier run"), "{error}");
+        std::fs::remove_dir_all(folder).expect("it was just made");
+    }
+
+    #[test]
+    fn with_two_sockets_the_error_names_both() {
+        let folder = folder("two");
+        for name in ["a.sock", "b.sock", "c.txt"] {
+            std::fs::write(folder.join(name), "").expect("writable");
         }
-        serde_json::from_slice(&body).context("the agent's answer is of another version; use the same version for both")
+        let error = only_socket(&folder).expect_err("there are two").to_string();
+        assert!(error.contains("a.sock") && error.contains("b.sock") && !error.contains("c.txt"), "{error}");
+        std::fs::remove_dir_all(folder).expect("it was just made");
     }
 }

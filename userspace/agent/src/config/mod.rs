@@ -7,6 +7,8 @@ mod read;
 mod reader;
 mod selector;
 
+pub(crate) use selector::prefixes;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,0 +1,121 @@
+//! Journal entries and snapshots as octets. One entry is one commit of the IKE engine.
+
+use std::collections::BTreeMap;
+
+use ike::{Change, IkeSaChange};
+use model::{ChildSaChange, IkeSpi, SecretBytes};
+use sad::SnapshotSa;
+use serde::{Deserialize, Serialize};
+
+/// Version of the format; a member refuses another one.
+const VERSION: u8 = 1;
+
+/// A change in an entry. No `Debug`: it holds keys.
+#[derive(Clone, Serialize, Deserialize)]
+pub enum EntryChange {
+    /// Record of an IKE SA.
+    IkePut(IkeSpi, SecretBytes),
+    /// An IKE SA is gone.
+    IkeRemove(IkeSpi),
+    /// Change of a Child SA.
+    Child(ChildSaChange),
+}
+
+/// A snapshot: all IKE SAs and all Child SAs. No `Debug`: it holds keys.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Committed records of IKE SAs.
+    pub ike: BTreeMap<IkeSpi, SecretBytes>,
+    /// Child SAs with their limits.
+    pub children: Vec<SnapshotSa>,
+}
+
+/// Why octets are no entry.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Another version.
+    #[error("entry of version {0}, this member understands {VERSION}: run the same version on all members")]
+    Version(u8),
+    /// Damaged.
+    #[error("entry cannot be read: {0}")]
+    Damaged(#[from] postcard::Error),
+}
+
+impl From<Change> for EntryChange {
+    fn from(change: Change) -> Self {
+        match change {
+            Change::IkeSa(IkeSaChange::Put { spi, record }) => Self::IkePut(spi, record),
+            Change::IkeSa(IkeSaChange::Remove { spi }) => Self::IkeRemove(spi),
+            Change::ChildSa(change) => Self::Child(change),
+        }
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // Growing a vector cannot fail, and every type here has a postcard form.
+    postcard::to_extend(value, vec![VERSION]).expect("serialises")
+}
+
+fn decode<'a, T: Deserialize<'a>>(octets: &'a [u8]) -> Result<T, DecodeError> {
+    match octets.split_first() {
+        Some((&VERSION, rest)) => Ok(postcard::from_bytes(rest)?),
+        Some((version, _)) => Err(DecodeError::Version(*version)),
+        None => Err(DecodeError::Damaged(postcard::Error::DeserializeUnexpectedEnd)),
+    }
+}
+
+/// An entry as octets.
+pub fn encode_entry(changes: &[EntryChange]) -> Vec<u8> {
+    encode(&changes)
+}
+
+/// The changes of an entry.
+///
+/// # Errors
+/// [`DecodeError`].
+pub fn decode_entry(octets: &[u8]) -> Result<Vec<EntryChange>, DecodeError> {
+    decode(octets)
+}
+
+/// A snapshot as octets.
+pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
+    encode(snapshot)
+}
+
+/// A snapshot from octets.
+///
+/// # Errors
+/// [`DecodeError`].
+pub fn decode_snapshot(octets: &[u8]) -> Result<Snapshot, DecodeError> {
+    decode(octets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::EspSpi;
+
+    #[test]
+    fn an_entry_keeps_the_order_of_its_changes() {
+        let changes = vec![
+            EntryChange::IkePut(IkeSpi(0x0501_0000_0000_0001), SecretBytes::new(vec![1, 2, 3])),
+            EntryChange::Child(ChildSaChange::UseOutbound { spi_in: EspSpi(0x0100_0005) }),
+            EntryChange::IkeRemove(IkeSpi(7)),
+        ];
+        let octets = encode_entry(&changes);
+        let again = decode_entry(&octets).unwrap();
+        assert!(matches!(&again[0], EntryChange::IkePut(IkeSpi(0x0501_0000_0000_0001), r) if r.expose() == [1, 2, 3]));
+        assert!(matches!(&again[1], EntryChange::Child(ChildSaChange::UseOutbound { spi_in: EspSpi(0x0100_0005) })));
+        assert!(matches!(&again[2], EntryChange::IkeRemove(IkeSpi(7))));
+    }
+
+    #[test]
+    fn another_version_and_damage_are_told_apart() {
+        let mut octets = encode_entry(&[EntryChange::IkeRemove(IkeSpi(7))]);
+        let cut = &octets[..octets.len() - 1];
+        assert!(matches!(decode_entry(cut), Err(DecodeError::Damaged(_))));
+        octets[0] = 9;
+        assert!(matches!(decode_entry(&octets), Err(DecodeError::Version(9))));
+        assert!(matches!(decode_entry(&[]), Err(DecodeError::Damaged(_))));
+    }
+}

@@ -1,0 +1,142 @@
+//! The event loop: waits for whatever comes first and hands it to the core.
+
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use dataplane::{EventReader, SlowReader};
+use ike::Input;
+use model::Instant;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::Core;
+use super::setup::Io;
+use crate::config::Config;
+use crate::control::{self, Request};
+use crate::pki::Identity;
+use crate::{clock, net};
+
+/// Looks at all SAs this often.
+const SCAN: Duration = Duration::from_millis(100);
+/// Asks for next hops this often: well within the time after which the kernel lets an entry go stale.
+const NEIGHBOURS: Duration = Duration::from_secs(5);
+
+/// Waits for a ring buffer.
+fn watch<T: AsRawFd>(reader: T) -> Result<AsyncFd<T>> {
+    // SAFETY: the readers own their ring buffer's descriptor and show the same one for all their life.
+    let watched = unsafe { AsyncFd::register_with_interest(reader, Interest::READABLE) };
+    watched.map_err(|error| anyhow::anyhow!("cannot watch a ring buffer: {}", error.into_parts().1))
+}
+
+/// Runs a member until it is told to stop.
+///
+/// # Errors
+/// It cannot be brought up: cause and remedy are in the text.
+pub fn run(config: Config) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let identity = Identity::load(&config.cluster.pki, config.cluster.member)?;
+    let (requests, mut wishes) = mpsc::channel(64);
+    control::serve_socket(&config.control.socket, requests.clone())?;
+    if let Some(address) = config.control.metrics {
+        control::serve_metrics(address, requests.clone()).await?;
+    }
+    let socket = config.control.socket.clone();
+    let (mut core, io) = Core::start(config, &identity).await?;
+    let events = watch(core.plane.take_events().context("the ring buffer of events is taken")?)?;
+    let frames = watch(core.plane.take_slow().context("the ring buffer of frames is taken")?)?;
+    keep_neighbours(&core, &io);
+    let result = event_loop(&mut core, &io, events, frames, &mut wishes).await;
+    let _ = std::fs::remove_file(&socket);
+    core.plane.detach().context("cannot remove the pins")?;
+    result
+}
+
+/// Keeps next hops resolved, in a task of its own.
+fn keep_neighbours(core: &Core, io: &Io) {
+    let handle = io.netlink.clone();
+    let interfaces = [core.outside.index, core.inside.index];
+    let remotes = core.config.connections.iter().filter_map(|c| match c.remote {
+        Some(std::net::IpAddr::V4(address)) => Some(address),
+        _ => None,
+    });
+    let peers = remotes.collect::<Vec<_>>();
+    tokio::spawn(async move {
+        loop {
+            for (index, address) in net::neighbour::next_hops(&handle, &interfaces, &peers).await {
+                net::neighbour::probe(&handle, index, address).await;
+            }
+            tokio::time::sleep(NEIGHBOURS).await;
+        }
+    });
+}
+
+fn drain(core: &mut Core, events: &mut AsyncFd<EventReader>, frames: &mut AsyncFd<SlowReader>) {
+    let mut seen = Vec::new();
+    events.get_mut().drain(|event| seen.push(event));
+    core.program_events(&seen);
+    frames.get_mut().drain(|frame| core.slow_frame(frame));
+}
+
+async fn event_loop(
+    core: &mut Core,
+    io: &Io,
+    mut events: AsyncFd<EventReader>,
+    mut frames: AsyncFd<SlowReader>,
+    wishes: &mut mpsc::Receiver<Request>,
+) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut datagram = vec![0; 65_536];
+    let mut packet = vec![0; 65_536];
+    let mut esp = vec![0; 65_536];
+    let (mut scan, mut second) = (clock::now(), clock::now());
+    loop {
+        let now = clock::now();
+        if core.engine.next_timeout().is_some_and(|at| at <= now) && core.owns() {
+            core.engine_input(Input::Timeout { now });
+        }
+        core.replica.tick(now);
+        core.settle();
+        core.announce_again(now);
+        if scan <= now {
+            scan = now + SCAN;
+            drain(core, &mut events, &mut frames);
+            core.scan_limits();
+        }
+        if second <= now {
+            second = now + Duration::from_secs(1);
+            core.every_second();
+        }
+        let engine = core.engine.next_timeout().filter(|_| core.owns()).unwrap_or(Instant(u64::MAX));
+        let again = core.takeover.announce.map_or(Instant(u64::MAX), |(_, at)| at);
+        let wake = [engine, core.replica.next_wake(), scan, second, again].into_iter().min().unwrap_or(now);
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            ready = events.readable() => {
+                if let Ok(mut ready) = ready { ready.clear_ready(); }
+                drain(core, &mut events, &mut frames);
+            }
+            ready = frames.readable() => {
+                if let Ok(mut ready) = ready { ready.clear_ready(); }
+                drain(core, &mut events, &mut frames);
+            }
+            () = clock::sleep_until(wake) => {}
+            (local, remote, length) = io.sockets.receive(&mut datagram) => {
+                core.datagram(local, remote, &datagram[..length]);
+            }
+            Some(wish) = wishes.recv() => core.answer(wish),
+            Ok(length) = io.tun.recv(&mut packet) => core.local_packet(&packet[..length]),
+            Ok(length) = io.esp.receive(&mut esp) => core.reassembled(&esp[..length]),
+        }
+    }
+}

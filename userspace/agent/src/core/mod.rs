@@ -1,0 +1,287 @@
+//! The core: one thread owns the IKE engine, the SA database, the replica and the data plane, and moves values between
+//! them. Nothing decides here; the order in which things take effect is all that this module is about.
+
+mod answer;
+mod around;
+mod convert;
+mod entry;
+mod event_loop;
+mod limits;
+mod owner;
+mod replica;
+mod setup;
+mod slow;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::rc::Rc;
+
+use dataplane::{CounterReader, Plane, Runner, Segments};
+use ike::{Command, Engine, Input, Output, Transmit};
+use model::{Epoch, EspSpi, IkeSpi, Instant, MemberId, SecretBytes};
+use sad::{Context, DataPlane, Sad};
+
+use crate::clock;
+use crate::config::Config;
+use crate::events::EventLog;
+use crate::net::Interface;
+use crate::net::announce::Announcer;
+use crate::net::socket::IkeSockets;
+use around::Around;
+use entry::EntryChange;
+use replica::{Effect, Replica, Token};
+
+pub use event_loop::run;
+
+/// A commit of the engine that waits for its acknowledgement.
+struct Pending {
+    token: Token,
+    changes: Vec<EntryChange>,
+    transmits: Vec<Transmit>,
+    /// IKE SAs that the commit is about: their later messages wait behind it.
+    about: Vec<IkeSpi>,
+}
+
+/// Who owns the segments, as the maps have it. The pair engine moves all segments together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ownership {
+    owner: Option<MemberId>,
+    epoch: Epoch,
+    alone: bool,
+}
+
+/// When a connection is to be initiated again.
+#[derive(Clone, Copy, Default)]
+struct Redial {
+    not_before: Instant,
+    attempts: u32,
+}
+
+struct Core {
+    config: Config,
+    me: MemberId,
+    steer_key: [u64; 2],
+    started: Instant,
+    incarnation: u64,
+    log: EventLog,
+
+    engine: Engine,
+    sad: Sad,
+    plane: Plane,
+    runner: Runner,
+    counters: CounterReader,
+    segments: Segments,
+    replica: Replica,
+    attached: Vec<crate::api::InterfaceStatus>,
+
+    sockets: Rc<IkeSockets>,
+    announcer: Announcer,
+    outside: Interface,
+    inside: Interface,
+
+    /// Committed records of IKE SAs: what a snapshot is made of, and what a taker adopts.
+    mirror: BTreeMap<IkeSpi, SecretBytes>,
+    ownership: Ownership,
+    pending: VecDeque<Pending>,
+    slow: slow::Waiting,
+    raising: limits::Raising,
+    takeover: owner::Takeovers,
+    redial: HashMap<String, Redial>,
+    /// Why each connection went down last.
+    reasons: HashMap<String, String>,
+    /// Child SAs rekeyed on evidence in this epoch.
+    evidence: HashSet<EspSpi>,
+    ike_events: BTreeMap<&'static str, u64>,
+}
+
+impl Core {
+    fn owns(&self) -> bool {
+        self.ownership.owner == Some(self.me)
+    }
+
+    /// Hands an input to the engine and sees all its consequences through.
+    fn engine_input(&mut self, input: Input<'_>) {
+        let mut around = Around {
+            sad: &mut self.sad,
+            member: self.me,
+            epoch: self.ownership.epoch,
+            steer_key: self.steer_key,
+        };
+        self.engine.handle(input, &mut around);
+        self.settle();
+    }
+
+    fn engine_command(&mut self, command: Command) {
+        self.engine_input(Input::Command { now: clock::now(), command });
+    }
+
+    /// Moves outputs on until nobody has any left.
+    fn settle(&mut self) {
+        loop {
+            let mut quiet = true;
+            while let Some(output) = self.engine.poll() {
+                quiet = false;
+                self.engine_output(output);
+            }
+            while let Some(effect) = self.replica.poll() {
+                quiet = false;
+                self.effect(effect);
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn engine_output(&mut self, output: Output) {
+        match output {
+            Output::Commit(commit) => {
+                let about = commit.transmits.iter().filter_map(|t| t.ike_spi).collect::<Vec<_>>();
+                let changes = commit.changes.into_iter().map(EntryChange::from).collect::<Vec<_>>();
+                if changes.is_empty() {
+                    for transmit in commit.transmits {
+                        self.transmit_in_order(transmit);
+                    }
+                    return;
+                }
+                let token = self.replica.propose(entry::encode_entry(&changes));
+                self.pending.push_back(Pending { token, changes, transmits: commit.transmits, about });
+            }
+            Output::Transmit(transmit) => self.transmit_in_order(transmit),
+            Output::Event(event) => self.engine_event(&event),
+        }
+    }
+
+    /// A message of an IKE SA never overtakes a commit of that IKE SA.
+    fn transmit_in_order(&mut self, transmit: Transmit) {
+        let behind = transmit.ike_spi.and_then(|spi| self.pending.iter_mut().rev().find(|p| p.about.contains(&spi)));
+        match behind {
+            Some(pending) => pending.transmits.push(transmit),
+            None => self.transmit(&transmit),
+        }
+    }
+
+    fn transmit(&mut self, transmit: &Transmit) {
+        if let Err(error) = self.sockets.send_ike(transmit.local, transmit.remote, &transmit.bytes) {
+            tracing::warn!(remote = %transmit.remote, %error, "cannot send an IKE message; it will be repeated");
+        }
+    }
+
+    fn engine_event(&mut self, event: &ike::Event) {
+        use ike::EventKind;
+        *self.ike_events.entry(event.kind.name()).or_default() += 1;
+        if event.kind == EventKind::NatKeepalive {
+            if let (Some(local), Some(peer)) = (event.local, event.peer) {
+                // RFC 3948 2.3: one octet, best effort.
+                let _ = self.sockets.send(local, peer, &[0xff]);
+            }
+            return;
+        }
+        if let Some(connection) = &event.connection {
+            match event.kind {
+                EventKind::Established => {
+                    self.redial.remove(connection);
+                    self.reasons.remove(connection);
+                }
+                kind if kind.is_warning() || kind == EventKind::IkeSaDown => {
+                    self.reasons.insert(connection.clone(), event.text.clone());
+                }
+                _ => {}
+            }
+        }
+        if event.kind.is_warning() {
+            self.log.warn(event.kind.name(), event.to_string());
+        } else {
+            self.log.note(event.kind.name(), event.to_string());
+        }
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Committed { token, alone } => self.committed(token, alone),
+            Effect::RaiseCommitted { token } => self.raise_committed(token),
+            Effect::Flip { epoch, alone, valid_until_ms } => self.flip(epoch, alone, valid_until_ms),
+            Effect::ExtendValidity { until_ms } => self.extend_validity(until_ms),
+        }
+    }
+
+    /// An entry was acknowledged: its changes take effect, then its messages go out.
+    fn committed(&mut self, token: Token, alone: bool) {
+        let Some(pending) = self.pending.pop_front() else { return };
+        debug_assert!(pending.token == token, "commits are acknowledged in their order");
+        self.apply(&pending.changes, alone);
+        for transmit in &pending.transmits {
+            self.transmit(transmit);
+        }
+    }
+
+    /// Applies committed changes to the mirror, the SA database and the maps.
+    fn apply(&mut self, changes: &[EntryChange], alone: bool) {
+        for change in changes {
+            match change {
+                EntryChange::IkePut(spi, record) => {
+                    self.mirror.insert(*spi, record.clone());
+                }
+                EntryChange::IkeRemove(spi) => {
+                    self.mirror.remove(spi);
+                }
+                EntryChange::Child(change) => {
+                    let context = Context { now: clock::now(), epoch: self.ownership.epoch, alone };
+                    match self.sad.apply(change, context) {
+                        Ok(plan) => self.execute(&plan),
+                        Err(error) => self.log.warn("sad", format!("a change of a Child SA was refused: {error}")),
+                    }
+                }
+            }
+        }
+    }
+
+    fn execute(&mut self, plan: &sad::MapPlan) {
+        if plan.is_empty() {
+            return;
+        }
+        // Plans are idempotent: once more costs nothing and mends what was passing.
+        if let Err(error) = self.plane.execute(plan)
+            && let Err(again) = self.plane.execute(plan)
+        {
+            self.log.warn("data_plane", format!("the maps were not written: {error}; once more: {again}"));
+        }
+    }
+
+    /// Initiates what is to be up and is not, with growing pauses.
+    fn redial(&mut self, now: Instant) {
+        if !self.owns() {
+            return;
+        }
+        let wanted = self.config.connections.iter().filter(|c| c.start == crate::config::Start::Initiate);
+        let names = wanted.map(|c| c.name.clone()).collect::<Vec<_>>();
+        for name in names {
+            let phase = self.engine.connection_phase(&name);
+            let redial = self.redial.entry(name.clone()).or_default();
+            if phase != ike::ConnectionPhase::Down || now < redial.not_before {
+                continue;
+            }
+            redial.attempts += 1;
+            let pause = std::time::Duration::from_secs(1 << redial.attempts.min(5));
+            redial.not_before = now + pause;
+            self.engine_command(Command::Initiate { connection: name });
+        }
+    }
+
+    /// Once a second: lifetimes by number, connections to initiate.
+    fn every_second(&mut self) {
+        let now = clock::now();
+        if !self.owns() {
+            return;
+        }
+        let counters = self.counters.clone();
+        for due in self.sad.due(now, |slot| counters.counters(slot)) {
+            let command = match due.kind {
+                sad::lifetime::LifetimeKind::Soft => Command::RekeyChild { spi_in: due.spi_in },
+                sad::lifetime::LifetimeKind::Hard => Command::DeleteChild { spi_in: due.spi_in },
+            };
+            self.log.note("lifetime", format!("{}/{} SA {}: {:?}", due.connection, due.child, due.spi_in, due.kind));
+            self.engine_command(command);
+        }
+        self.redial(now);
+    }
+}

@@ -1,0 +1,216 @@
+//! Brings everything up, in the order in which it is needed.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use dataplane::{Mode, ObjectSource, Options, Plane, XdpModeUsed};
+use ike::Engine;
+use maps_schema::steer::{AddressKey, ClusterAddress, Local, SIDE_INSIDE, SIDE_OUTSIDE};
+use model::SecretBytes;
+use rtnetlink::Handle;
+use sad::{DataPlane, Sad, Settings};
+use tun_rs::AsyncDevice;
+
+use super::replica::Replica;
+use super::{Core, Ownership, around, convert, limits, owner, slow};
+use crate::api::InterfaceStatus;
+use crate::clock;
+use crate::config::{AttachMode, Config};
+use crate::events::EventLog;
+use crate::net::announce::Announcer;
+use crate::net::socket::{EspSocket, IKE_PORT, IkeSockets, NAT_T_PORT};
+use crate::net::{self, Interface, sysctl, tun};
+use crate::pki::Identity;
+
+/// What the event loop waits on; the core holds the rest.
+pub struct Io {
+    pub sockets: Rc<IkeSockets>,
+    pub esp: EspSocket,
+    pub tun: AsyncDevice,
+    pub netlink: Handle,
+}
+
+/// The MTU of the TUN device is the smallest: what this host sends itself fits without fragments.
+const TUN_MTU: u32 = 1400;
+
+fn local(config: &Config, steer_key: [u64; 2], outside: &Interface, inside: &Interface) -> Local {
+    let inside_address = config.addresses.inside.first().map(|a| IpAddr::V4(*a));
+    Local {
+        steer_key,
+        member: u32::from(config.cluster.member.0),
+        cpus: 0,
+        slots: 0,
+        outside_ifindex: outside.index,
+        inside_ifindex: inside.index,
+        outside_mac: outside.mac,
+        inside_mac: inside.mac,
+        outside_mtu: outside.mtu,
+        nat_t_port: NAT_T_PORT,
+        ike_port: IKE_PORT,
+        inside_address: inside_address.map_or([0; 16], model::address::mapped),
+    }
+}
+
+/// Segment that an address belongs to: by its place in the configuration, which is the same on all members.
+fn addresses(config: &Config) -> Vec<(AddressKey, ClusterAddress)> {
+    let list = |side: u8, base: u8, addresses: &[std::net::Ipv4Addr]| {
+        addresses
+            .iter()
+            .enumerate()
+            .map(|(at, address)| {
+                let key = AddressKey { address: model::address::mapped(IpAddr::V4(*address)) };
+                (key, ClusterAddress { side, segment: base.wrapping_add(at as u8), reserved: [0; 2] })
+            })
+            .collect::<Vec<_>>()
+    };
+    let mut out = list(SIDE_OUTSIDE, 0, &config.addresses.outside);
+    out.extend(list(SIDE_INSIDE, 128, &config.addresses.inside));
+    out
+}
+
+fn mode_name(mode: XdpModeUsed) -> String {
+    format!("{mode:?}").to_lowercase()
+}
+
+/// Raises the priority of this thread and locks memory, as far as it is permitted.
+fn privileges(log: &mut EventLog) {
+    let parameter = libc::sched_param { sched_priority: 10 };
+    // SAFETY: the parameter lives through the call; 0 is the calling thread.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) } != 0 {
+        let error = std::io::Error::last_os_error();
+        log.warn("priority", format!("no real-time priority ({error}): a busy host may delay heartbeats"));
+    }
+    // SAFETY: plain system call without pointers.
+    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "memory is not locked");
+    }
+}
+
+impl Core {
+    /// Brings the member up; it owns nothing yet.
+    pub(super) async fn start(config: Config, identity: &Identity) -> Result<(Self, Io)> {
+        let now = clock::now();
+        let mut log = EventLog::default();
+        privileges(&mut log);
+        let netlink = net::netlink()?;
+        let outside = net::interface(&netlink, &config.interfaces.outside).await?;
+        let inside = net::interface(&netlink, &config.interfaces.inside).await?;
+        sysctl::prepare(&[&outside.name, &inside.name])?;
+        for address in config.addresses.outside.iter().chain(&config.addresses.inside) {
+            net::add_cluster_address(&netlink, *address).await?;
+        }
+        for interface in [&outside, &inside] {
+            if !net::has_own_address(&netlink, interface).await {
+                log.warn(
+                    "address",
+                    format!("{} has no address of its own: its neighbours cannot be resolved", interface.name),
+                );
+            }
+        }
+        let device = tun::open(&config.interfaces.tun, outside.mtu.min(TUN_MTU) as u16)?;
+        let tun_index = net::interface(&netlink, &config.interfaces.tun).await?.index;
+        sysctl::prepare_tun(&config.interfaces.tun)?;
+        let source = config.addresses.inside.first().copied();
+        for selector in config.connections.iter().flat_map(|c| &c.children).flat_map(|c| &c.remote_ts) {
+            for prefix in crate::config::prefixes(selector) {
+                if prefix.1 == 0 {
+                    log.note("route", "remote selector 0.0.0.0/0: this host's own traffic stays on its default route");
+                    continue;
+                }
+                net::route_to_tun(&netlink, tun_index, prefix, source).await?;
+            }
+        }
+
+        let secret = identity.derive("steering");
+        let word = |at: usize| u64::from_le_bytes(secret[at..at + 8].try_into().unwrap_or_default());
+        let steer_key = [word(0), word(8)];
+        let mut options = Options::new(
+            ObjectSource::Path(config.data_plane.object.clone()),
+            config.data_plane.pin_dir.join(format!("{}_{}", config.cluster.name.replace('.', "_"), config.cluster.member)),
+            outside.index,
+            inside.index,
+        );
+        options.slots = config.data_plane.slots;
+        if let Some(cpus) = config.data_plane.cpus {
+            options.cpus = cpus;
+        }
+        options.mode = match config.data_plane.mode {
+            AttachMode::Native => Mode::Driver,
+            AttachMode::Generic => Mode::Generic,
+            AttachMode::Auto => Mode::DriverPreferred,
+        };
+        let mut plane = Plane::load(&options).context("cannot load the data plane")?;
+        plane.set_local(&local(&config, steer_key, &outside, &inside))?;
+        for (key, address) in addresses(&config) {
+            plane.put_address(&key, &address)?;
+        }
+
+        let mut generation = [0];
+        around::random(&mut generation);
+        let mut sad = Sad::new(Settings {
+            member: config.cluster.member,
+            max_slots: options.slots,
+            first_generation: generation[0],
+            outside_mtu: outside.mtu as u16,
+            detection: config.cluster.suspicion_floor + config.cluster.heartbeat,
+            lifetimes: sad::lifetime::Lifetimes::default(),
+        });
+        let plan = sad.configure(convert::policies(&config)).context("the connections' selectors do not fit")?;
+        plane.execute(&plan).context("cannot write the policies")?;
+
+        let cookie = SecretBytes::new(identity.derive("ike cookie").to_vec());
+        let engine = Engine::new(convert::engine(&config, cookie)?);
+        let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);
+        let esp = EspSocket::open()?;
+        let announcer = Announcer::open().context("cannot open a raw socket for announcements; run as root")?;
+
+        // Last: from here on packets meet the programs.
+        let report = plane.attach().context("cannot attach the programs")?;
+        let attached = vec![
+            interface_status(&outside, "outside", report.outside),
+            interface_status(&inside, "inside", report.inside),
+        ];
+        for interface in &attached {
+            log.note("attached", format!("{} {}: XDP in {} mode", interface.side, interface.name, interface.mode));
+        }
+        let mut incarnation = [0; 8];
+        around::random(&mut incarnation);
+        let core = Core {
+            me: config.cluster.member,
+            steer_key,
+            started: now,
+            incarnation: u64::from_le_bytes(incarnation),
+            log,
+            engine,
+            sad,
+            runner: plane.runner(),
+            counters: plane.reader(),
+            segments: plane.segments(),
+            replica: Replica::new(config.cluster.heartbeat, config.cluster.dead_man, now),
+            plane,
+            attached,
+            sockets: sockets.clone(),
+            announcer,
+            outside,
+            inside,
+            mirror: BTreeMap::new(),
+            ownership: Ownership::default(),
+            pending: VecDeque::new(),
+            slow: slow::Waiting::default(),
+            raising: limits::Raising::default(),
+            takeover: owner::Takeovers::default(),
+            redial: HashMap::new(),
+            reasons: HashMap::new(),
+            evidence: HashSet::new(),
+            ike_events: BTreeMap::new(),
+            config,
+        };
+        Ok((core, Io { sockets, esp, tun: device, netlink }))
+    }
+}
+
+fn interface_status(interface: &Interface, side: &str, mode: XdpModeUsed) -> InterfaceStatus {
+    InterfaceStatus { name: interface.name.clone(), side: side.to_owned(), mode: mode_name(mode), mtu: interface.mtu }
+}

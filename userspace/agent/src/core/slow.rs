@@ -1,0 +1,191 @@
+//! The slow path: frames that the programs gave to the agent go through the programs again once they can be served.
+//! The agent itself never touches a window or a counter.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddrV4;
+
+use dataplane::Entry;
+use maps_schema::event::{SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_NO_LEASE, SLOW_OUT_FRAGMENT, SlowFrame};
+use sad::Direction;
+
+use super::Core;
+use crate::net::frame::{self, ETH_LEN};
+use crate::net::socket::Datagram;
+use ike::Input;
+
+/// Frames of one SA that may wait.
+const PER_SA: usize = 64;
+/// Frames that may wait in all.
+const IN_ALL: usize = 8192;
+/// Octets that ESP in UDP may add: IPv4 20, UDP 8, ESP 8, IV 8, padding and trailer up to 5, ICV 16.
+const OVERHEAD: usize = 65;
+
+struct Frame {
+    seq: u64,
+    ifindex: u32,
+    octets: Vec<u8>,
+}
+
+/// Frames that wait, per slot and direction, in the order in which they came.
+#[derive(Default)]
+pub struct Waiting {
+    inbound: HashMap<u32, VecDeque<Frame>>,
+    outbound: HashMap<u32, VecDeque<Frame>>,
+    held: VecDeque<(u32, Frame)>,
+    waiting: usize,
+    /// Frames by reason: above ceiling, held, fragmented, no lease, reassembled, local, lost.
+    pub counts: [u64; 7],
+}
+
+/// Names of [`Waiting::counts`].
+pub const COUNTS: [&str; 7] =
+    ["above_ceiling", "held", "out_fragment", "no_lease", "reassembled", "local", "lost"];
+
+impl Waiting {
+    fn put(&mut self, inbound: bool, slot: u32, frame: Frame) {
+        let queue = if inbound { &mut self.inbound } else { &mut self.outbound }.entry(slot).or_default();
+        if queue.len() >= PER_SA || self.waiting >= IN_ALL {
+            self.counts[6] += 1;
+            return;
+        }
+        queue.push_back(frame);
+        self.waiting += 1;
+    }
+
+    /// Forgets everything: another member serves now.
+    pub fn clear(&mut self) {
+        *self = Self { counts: self.counts, ..Self::default() };
+    }
+}
+
+impl Core {
+    pub(super) fn slow_frame(&mut self, slow: &SlowFrame) {
+        let octets = slow.frame.get(..slow.length as usize).unwrap_or_default().to_vec();
+        let frame = Frame { seq: slow.seq, ifindex: slow.ifindex, octets };
+        match slow.kind {
+            SLOW_ABOVE_CEILING => {
+                self.slow.counts[0] += 1;
+                self.slow.put(true, slow.slot, frame);
+                self.run_waiting(slow.slot);
+            }
+            SLOW_HELD => {
+                self.slow.counts[1] += 1;
+                if self.slow.held.len() < IN_ALL {
+                    self.slow.held.push_back((slow.slot, frame));
+                } else {
+                    self.slow.counts[6] += 1;
+                }
+            }
+            SLOW_OUT_FRAGMENT => {
+                self.slow.counts[2] += 1;
+                self.fragment(&frame);
+            }
+            SLOW_NO_LEASE => {
+                self.slow.counts[3] += 1;
+                self.slow.put(false, slow.slot, frame);
+                self.run_waiting(slow.slot);
+            }
+            _ => {}
+        }
+    }
+
+    /// Runs what waited for a raise of this slot; asks for a raise for what still waits.
+    pub(super) fn run_waiting(&mut self, slot: u32) {
+        let mut raises = Vec::new();
+        let ceiling = self.ceiling_of(slot);
+        while let Some(frame) = self.slow.inbound.get_mut(&slot).and_then(|queue| {
+            let ready = queue.front().is_some_and(|f| ceiling.is_none_or(|c| f.seq <= c));
+            if ready { queue.pop_front() } else { None }
+        }) {
+            self.slow.waiting -= 1;
+            // Without an SA the program counts the frame as such.
+            self.run_frame(Entry::Steer, slot, frame.ifindex, &frame.octets);
+        }
+        match self.slow.inbound.get(&slot).and_then(|q| q.iter().map(|f| f.seq).max()) {
+            Some(needed) => raises.extend(self.wish(slot, Direction::Inbound, Some(needed))),
+            None => drop(self.slow.inbound.remove(&slot)),
+        }
+        let room = match (self.lease_of(slot), self.counters.counters(slot)) {
+            (Some(last), Some(counters)) => last.saturating_sub(counters.outbound.seq),
+            _ => u64::MAX,
+        };
+        for _ in 0..room.min(PER_SA as u64) {
+            let Some(frame) = self.slow.outbound.get_mut(&slot).and_then(VecDeque::pop_front) else { break };
+            self.slow.waiting -= 1;
+            self.run_frame(Entry::Inside, slot, frame.ifindex, &frame.octets);
+        }
+        if self.slow.outbound.get(&slot).is_some_and(VecDeque::is_empty) {
+            self.slow.outbound.remove(&slot);
+        } else if self.slow.outbound.contains_key(&slot) {
+            raises.extend(self.wish(slot, Direction::Outbound, None));
+        }
+        self.raise(raises);
+    }
+
+    fn run_frame(&mut self, entry: Entry, slot: u32, ifindex: u32, octets: &[u8]) {
+        let cpu = self.plane.cpu_of(slot);
+        if let Err(error) = self.runner.run_frame(entry, cpu, ifindex, octets) {
+            self.slow.counts[6] += 1;
+            tracing::debug!(%error, "a frame was not run");
+        }
+    }
+
+    /// An outbound packet that does not fit: its fragments go out, each protected by itself.
+    fn fragment(&mut self, whole: &Frame) {
+        let Some((header, packet)) = whole.octets.split_at_checked(ETH_LEN) else { return };
+        let mtu = (self.outside.mtu as usize).saturating_sub(OVERHEAD);
+        let Some(pieces) = frame::fragments(packet, mtu) else {
+            self.slow.counts[6] += 1;
+            return;
+        };
+        for piece in pieces {
+            let octets = [header, &piece].concat();
+            self.run_frame(Entry::Inside, 0, whole.ifindex, &octets);
+        }
+    }
+
+    /// A packet that this host sends to a protected network itself.
+    pub(super) fn local_packet(&mut self, packet: &[u8]) {
+        if packet.first().is_none_or(|first| first >> 4 != 4) {
+            return;
+        }
+        self.slow.counts[5] += 1;
+        if packet.len() + ETH_LEN > SLOW_FRAME_MAX {
+            self.slow.counts[6] += 1;
+            return;
+        }
+        let octets = frame::ethernet(self.inside.mac, packet);
+        self.run_frame(Entry::Inside, 0, self.inside.index, &octets);
+    }
+
+    /// An ESP packet that the stack has reassembled.
+    pub(super) fn reassembled(&mut self, packet: &[u8]) {
+        self.slow.counts[4] += 1;
+        match frame::reassembled(packet) {
+            Some(packet) if packet.len() + ETH_LEN <= SLOW_FRAME_MAX => {
+                let octets = frame::ethernet(self.outside.mac, &packet);
+                self.run_frame(Entry::Steer, 0, self.outside.index, &octets);
+            }
+            _ => self.slow.counts[6] += 1,
+        }
+    }
+
+    /// A datagram on an IKE port.
+    pub(super) fn datagram(&mut self, local: SocketAddrV4, remote: SocketAddrV4, bytes: &[u8]) {
+        match crate::net::socket::classify(local.port(), bytes) {
+            Datagram::Ike(message) if self.owns() => self.engine_input(Input::Datagram {
+                now: crate::clock::now(),
+                local: local.into(),
+                remote: remote.into(),
+                bytes: message,
+            }),
+            // Another member owns the segment: the peer repeats what got here in between.
+            Datagram::Ike(_) | Datagram::Nothing => {}
+            Datagram::Esp(esp) => {
+                if let Some(packet) = frame::udp(remote, local, esp) {
+                    self.reassembled(&packet);
+                }
+            }
+        }
+    }
+}
