@@ -1,0 +1,241 @@
+//! What members say to each other: postcard, one version octet in front. The channel authenticates; these types only
+//! say what was said. Anything of another version, epoch or incarnation is refused by name.
+
+use crate::rules::EpochId;
+use model::{EspSpi, Incarnation, MemberId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use thiserror::Error;
+
+/// Version of the records on the synch channel.
+pub const VERSION: u8 = 1;
+/// Octets of a snapshot in one record.
+pub const CHUNK: usize = 32 * 1024;
+/// Longest record that is accepted.
+pub const RECORD_MAX: usize = 1 << 20;
+/// Raises in one datagram: about 1,000 octets.
+pub const RAISES_PER_DATAGRAM: usize = 24;
+/// Edges in one report.
+pub const EDGES_PER_DATAGRAM: usize = 60;
+
+/// A member in one of its lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SetMember {
+    /// Who.
+    pub member: MemberId,
+    /// Which start of its agent.
+    pub incarnation: Incarnation,
+}
+
+/// A way to the other member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Link {
+    /// The synch network: journal, raises, heartbeats.
+    Synch,
+    /// The outside network: heartbeats and notices.
+    Outside,
+}
+
+/// Direction of an SA, seen from the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Direction {
+    /// Ceiling C and headroom H.
+    Inbound,
+    /// Lease L of size S.
+    Outbound,
+}
+
+/// New limits for one direction of one SA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaiseItem {
+    /// Slot.
+    pub slot: u32,
+    /// SPI of that direction (ours inbound, the peer's outbound).
+    pub spi: u32,
+    /// Which.
+    pub direction: Direction,
+    /// L or C.
+    pub limit: u64,
+    /// S or H.
+    pub step: u64,
+}
+
+impl RaiseItem {
+    /// What it is for.
+    pub fn key(&self) -> RaiseKey {
+        RaiseKey {
+            slot: self.slot,
+            spi: self.spi,
+            direction: self.direction,
+        }
+    }
+}
+
+/// Names one direction of one SA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RaiseKey {
+    /// Slot.
+    pub slot: u32,
+    /// SPI.
+    pub spi: u32,
+    /// Direction.
+    pub direction: Direction,
+}
+
+/// A record.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Message {
+    /// Who says it, in which life.
+    pub from: SetMember,
+    /// The sender's epoch.
+    pub epoch: EpochId,
+    /// What.
+    pub body: Body,
+}
+
+/// What a record says. No `Debug`: journal entries and snapshots hold keys.
+#[derive(Clone, Serialize, Deserialize)]
+pub enum Body {
+    /// I am alive.
+    Heartbeat(Heartbeat),
+    /// First record on a stream.
+    Hello {
+        /// Digest of the policy that all members must share.
+        digest: [u8; 32],
+        /// MAC addresses and the like; the agent's business.
+        facts: Vec<u8>,
+    },
+    /// A change.
+    Journal {
+        /// Its position; they are consecutive.
+        position: u64,
+        /// The agent's encoding of the change.
+        entry: Vec<u8>,
+    },
+    /// Everything up to `position` is in my mirror and my maps are armed.
+    JournalAck {
+        /// The position.
+        position: u64,
+    },
+    /// New limits, each with its version.
+    Raise(Vec<(u64, RaiseItem)>),
+    /// These versions are armed.
+    RaiseAck(Vec<(u64, RaiseKey)>),
+    /// Right edges of inbound windows, for the evidence rule; may be stale.
+    Report(Vec<(u32, EspSpi, u64)>),
+    /// Let me join.
+    JoinRequest,
+    /// A snapshot follows.
+    SnapshotBegin {
+        /// Journal position that it stands for.
+        position: u64,
+        /// Its octets.
+        length: u64,
+    },
+    /// A piece, in order.
+    SnapshotChunk(Vec<u8>),
+    /// I hold the snapshot of this position, and my maps are armed.
+    SnapshotAck {
+        /// The position.
+        position: u64,
+    },
+    /// You are in the in-sync set.
+    Joined {
+        /// The set.
+        in_sync: BTreeSet<SetMember>,
+        /// The owner's last heartbeat before: an older one does not speak of this set.
+        heartbeat: u64,
+    },
+    /// Your join is refused.
+    JoinRefused {
+        /// Why.
+        reason: String,
+    },
+    /// You were excluded: I go on alone.
+    SoloNotice,
+    /// Standby to owner: please hand over to me (an operator asked here).
+    HandoverRequest,
+    /// Owner to taker: take over; everything up to `position` is acknowledged.
+    HandoverOffer {
+        /// Journal position.
+        position: u64,
+        /// The epoch that the taker is to make.
+        epoch: EpochId,
+    },
+    /// Taker to owner: my shadow is armed.
+    HandoverArmed,
+    /// Owner to taker: my owner words name you.
+    HandoverFlipped,
+    /// Owner to taker: hold what is up to the ceilings, I am about to close.
+    HandoverClosing,
+    /// Taker to owner: I hold.
+    HandoverHolding,
+    /// Owner to taker: the windows as they are in the end.
+    HandoverWindows(Vec<u8>),
+    /// Taker to owner: merged, all done.
+    HandoverDone,
+    /// Either: it is off.
+    HandoverAborted {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A sign of life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Rises by one for each heartbeat of the sender on any link.
+    pub seq: u64,
+    /// The receiver's last heartbeat that the sender has seen, and the life that it came from: the confirmation.
+    pub echo: Option<(Incarnation, u64)>,
+    /// The sender owns the segments.
+    pub owner: bool,
+    /// The in-sync set as the owner knows it; empty from anybody else.
+    pub in_sync: BTreeSet<SetMember>,
+    /// Last journal position written (owner) or armed (standby).
+    pub position: u64,
+    /// A reply, to which nobody replies.
+    pub reply: bool,
+}
+
+/// Why a record was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BadRecord {
+    /// Nothing or far too much.
+    #[error("record of {0} octets")]
+    Length(usize),
+    /// From a version of espalier that speaks another format.
+    #[error(
+        "record of version {0}, this member speaks version {VERSION}: run the same release on all members"
+    )]
+    Version(u8),
+    /// Not a record.
+    #[error("record cannot be decoded")]
+    Garbage,
+}
+
+impl Message {
+    /// Octets for the channel.
+    pub fn encode(&self) -> Vec<u8> {
+        let octets = postcard::to_extend(self, vec![VERSION]);
+        // Plain data without maps of unknown length always encodes.
+        octets.unwrap_or_default()
+    }
+
+    /// From the channel.
+    ///
+    /// # Errors
+    /// [`BadRecord`].
+    pub fn decode(octets: &[u8]) -> Result<Self, BadRecord> {
+        if octets.len() < 2 || octets.len() > RECORD_MAX {
+            return Err(BadRecord::Length(octets.len()));
+        }
+        if octets[0] != VERSION {
+            return Err(BadRecord::Version(octets[0]));
+        }
+        match postcard::take_from_bytes(&octets[1..]) {
+            Ok((message, [])) => Ok(message),
+            _ => Err(BadRecord::Garbage),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The decisions of design section 2 and 3 as pure functions. `Node` acts on them, `tests/model` explores them.
+
+use crate::message::{Direction, SetMember};
+use model::{Epoch, Incarnation, Instant, MemberId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use thiserror::Error;
+
+/// An ownership epoch with the member that made it. Two members that raise the epoch at the same time make different
+/// ones, and the order decides who goes on when a split heals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EpochId {
+    /// The number.
+    pub number: Epoch,
+    /// Who raised it.
+    pub owner: MemberId,
+}
+
+impl EpochId {
+    /// Before the first owner.
+    pub const NONE: Self = Self {
+        number: Epoch(0),
+        owner: MemberId(0),
+    };
+}
+
+/// What the owner of a pair does when its standby is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Solo {
+    /// Goes on alone.
+    Continue,
+    /// Serves only while the standby confirms.
+    Stop,
+}
+
+/// How an owner stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Standing {
+    /// Others are in the in-sync set: everything waits for their acknowledgement.
+    WithStandby,
+    /// In-sync set is itself alone since its epoch began: no upper limits (nobody else holds a claim on this epoch).
+    AloneTaker,
+    /// Its standby was lost during the epoch, and nothing fences that standby: it may have taken over.
+    AloneUnfenced,
+}
+
+/// Why a member must not take over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum NoTakeover {
+    /// The in-sync set is unknown; unknown is never taken for empty.
+    #[error("the in-sync set is not known to this member")]
+    SetUnknown,
+    /// Not in it with this incarnation.
+    #[error("this member (in this incarnation) is not in the in-sync set")]
+    NotInSync,
+}
+
+/// Only a member of the in-sync set, in the incarnation listed there, may take over.
+///
+/// # Errors
+/// [`NoTakeover`].
+pub fn may_take_over(
+    set: Option<&BTreeSet<SetMember>>,
+    me: MemberId,
+    incarnation: Incarnation,
+) -> Result<(), NoTakeover> {
+    let set = set.ok_or(NoTakeover::SetUnknown)?;
+    if set.contains(&SetMember {
+        member: me,
+        incarnation,
+    }) {
+        Ok(())
+    } else {
+        Err(NoTakeover::NotInSync)
+    }
+}
+
+/// An acknowledgement as it arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// Epoch in which it was given.
+    pub epoch: EpochId,
+    /// Who gave it, in which incarnation.
+    pub from: SetMember,
+    /// The position or version that it is for.
+    pub version: u64,
+}
+
+/// Whether an acknowledgement counts: of this epoch, from one of those asked (incarnation included), and for exactly the
+/// current version.
+pub fn ack_counts(epoch: EpochId, asked: &BTreeSet<SetMember>, current: u64, ack: &Ack) -> bool {
+    ack.epoch == epoch && asked.contains(&ack.from) && ack.version == current
+}
+
+/// The journal position up to which everything is acknowledged: the lowest among those whose acknowledgement is
+/// required. With nobody to ask, everything written is committed.
+pub fn commit_position(written: u64, acknowledged: impl IntoIterator<Item = u64>) -> u64 {
+    acknowledged
+        .into_iter()
+        .min()
+        .map_or(written, |lowest| lowest.min(written))
+}
+
+/// Whose acknowledgement a raise needs: the in-sync set but for the owner, and whoever is joining, from the start of its
+/// snapshot.
+pub fn asked_for_raise(
+    set: &BTreeSet<SetMember>,
+    me: MemberId,
+    joining: Option<SetMember>,
+) -> BTreeSet<SetMember> {
+    set.iter()
+        .copied()
+        .chain(joining)
+        .filter(|m| m.member != me)
+        .collect()
+}
+
+/// What becomes of a wish for a higher lease or ceiling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RaiseDecision {
+    /// Ask, and use it once all have acknowledged.
+    Ask,
+    /// Nobody needs to know.
+    UseNow,
+    /// The lost standby may have started right above the last lease that it acknowledged: stay at or below it, rekey the SA.
+    RekeyInstead,
+}
+
+/// Decides on a raise of an SA that other members may know.
+pub fn decide_raise(standing: Standing, asked_nobody: bool, direction: Direction) -> RaiseDecision {
+    match (standing, direction) {
+        _ if !asked_nobody => RaiseDecision::Ask,
+        (Standing::AloneUnfenced, Direction::Outbound) => RaiseDecision::RekeyInstead,
+        _ => RaiseDecision::UseNow,
+    }
+}
+
+/// A takeover as data: what the agent carries out, in the order of the fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakeoverPlan {
+    /// The claimed epoch.
+    pub epoch: EpochId,
+    /// The old owner.
+    pub from: MemberId,
+    /// The in-sync set of the new epoch.
+    pub in_sync: BTreeSet<SetMember>,
+    /// How the taker stands.
+    pub standing: Standing,
+    /// Journal position up to which its mirror goes; everything after it is truncated.
+    pub position: u64,
+}
+
+/// Plans the takeover of everything that `old` owned by `me`. Costs nothing per SA: effective leases and ceilings follow
+/// from the distance of epochs.
+///
+/// `survivors`: members of the old set that have acknowledged the new epoch (the taker need not be listed).
+///
+/// # Errors
+/// [`NoTakeover`].
+pub fn takeover(
+    old: EpochId,
+    set: Option<&BTreeSet<SetMember>>,
+    me: SetMember,
+    survivors: &BTreeSet<SetMember>,
+    position: u64,
+) -> Result<TakeoverPlan, NoTakeover> {
+    may_take_over(set, me.member, me.incarnation)?;
+    let mut in_sync: BTreeSet<SetMember> = set
+        .into_iter()
+        .flatten()
+        .copied()
+        .filter(|m| survivors.contains(m) && m.member != old.owner)
+        .collect();
+    in_sync.insert(me);
+    let standing = if in_sync.len() == 1 {
+        Standing::AloneTaker
+    } else {
+        Standing::WithStandby
+    };
+    Ok(TakeoverPlan {
+        epoch: EpochId {
+            number: Epoch(old.number.0 + 1),
+            owner: me.member,
+        },
+        from: old.owner,
+        in_sync,
+        standing,
+        position,
+    })
+}
+
+/// Whether this member must give way to a claim it hears of: the higher (number, owner) wins when a split heals.
+pub fn must_yield(mine: EpochId, theirs: EpochId) -> bool {
+    theirs > mine
+}
+
+/// Facts about a joining member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JoinFacts {
+    /// Its mirror holds the snapshot.
+    pub snapshot_armed: bool,
+    /// Journal position that it has acknowledged.
+    pub acknowledged: u64,
+    /// Last position written.
+    pub written: u64,
+    /// Raises that are not acknowledged yet.
+    pub raises_open: usize,
+    /// The owner's upper limits are enforced and its counters lie within what the joiner has acknowledged.
+    pub caps_verified: bool,
+}
+
+/// Whether a joining member may enter the in-sync set: only after acknowledging all current values.
+pub fn may_enter(facts: &JoinFacts) -> bool {
+    facts.snapshot_armed
+        && facts.caps_verified
+        && facts.acknowledged >= facts.written
+        && facts.raises_open == 0
+}
+
+/// Until when the owner may serve: send time of the last confirmed heartbeat plus the dead-man's T.
+pub fn valid_until(confirmed: Instant, dead_man: Duration) -> Instant {
+    confirmed + dead_man
+}
+
+/// Who becomes the first owner of a cluster that has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstOwner {
+    /// This member, now.
+    Me,
+    /// Wait: for the other one, or for the settling time.
+    Wait,
+}
+
+/// Decides who begins. `peer_heard`: the other member is there and has no owner either.
+pub fn first_owner(preferred: bool, peer_heard: bool, waited: Duration, settle: Duration) -> FirstOwner {
+    match (peer_heard, preferred) {
+        (true, true) => FirstOwner::Me,
+        // The preferred one is there and will begin.
+        (true, false) => FirstOwner::Wait,
+        (false, true) if waited >= settle => FirstOwner::Me,
+        // Twice as long, so that two members that start together and do not hear each other yet do not both begin.
+        (false, false) if waited >= settle * 2 => FirstOwner::Me,
+        _ => FirstOwner::Wait,
+    }
+}
