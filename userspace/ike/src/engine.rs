@@ -188,6 +188,15 @@ impl Engine {
         self.table.by_child(spi_in)
     }
 
+    /// Inbound SPIs that are promised to peers in unfinished exchanges but not installed: after [`Engine::adopt`] the
+    /// allocator must not give their slots to others. They end with an `Install` or with
+    /// [`Surroundings::release_esp_spi`].
+    pub fn pending_esp_spis(&self) -> Vec<EspSpi> {
+        let mut spis: Vec<_> = self.table.iter().filter_map(tasks::promised_spi).collect();
+        spis.sort_unstable();
+        spis
+    }
+
     /// Number of IKE SAs, half-open ones included.
     pub fn ike_sa_count(&self) -> usize {
         self.table.iter().count()

@@ -156,7 +156,7 @@ pub trait Surroundings {
     fn successor_ike_spi(&mut self, old: IkeSpi) -> IkeSpi;
     /// An inbound ESP SPI in the IKE SA's segment; `None`: no slot is free.
     fn esp_spi(&mut self, ike_spi: IkeSpi) -> Option<EspSpi>;
-    /// One that was allocated but never installed.
+    /// One that was allocated (perhaps by the member before a takeover) but never installed.
     fn release_esp_spi(&mut self, spi: EspSpi);
     /// Limits of a new Child SA.
     fn initial_limits(&mut self) -> InitialLimits;

@@ -226,6 +226,8 @@ fn after_takeover_the_outstanding_request_is_the_same_octets() {
     let (mut world, _) = begin(Story::RekeyChild, A, 4);
     let request = world.net.front().unwrap().bytes.clone();
     world.take_over(A);
+    let promised = world.sides[A].engine.pending_esp_spis();
+    assert!(promised.len() == 1 && world.sides[A].around.allocated.contains(&promised[0]));
     assert_eq!(world.net.len(), 2);
     assert_eq!(world.net.back().unwrap().bytes, request);
     let ids = world.sides[A].engine.message_ids(world.only(A).spi).unwrap();

@@ -1,7 +1,8 @@
 //! Rekey of a Child SA, also when both sides start it at once (RFC 7296 1.3.3, 2.8, 2.8.1, 2.25.1).
 
 use super::Pending;
-use super::child_create::{self, Agreed, ChildOffer, NONCE_LEN, install, not_found, temporary_failure};
+use super::child_answer::{self, not_found, temporary_failure};
+use super::child_create::{self, Agreed, ChildOffer, NONCE_LEN, install};
 use crate::config::ChildConfig;
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -135,12 +136,9 @@ pub(crate) fn respond(
             return temporary_failure();
         }
     }
-    let (answer, agreed) = match child_create::answer(sa, ctx, payloads, None, Some(&old)) {
+    let (answer, agreed) = match child_answer::answer(sa, ctx, payloads, None, Some(&old)) {
         Ok(agreed) => agreed,
-        Err(refusal) => {
-            ctx.event(sa, refusal.event, refusal.text);
-            return vec![Payload::Notify(refusal.notify)];
-        }
+        Err(refusal) => return vec![refusal.report(sa, ctx)],
     };
     let lowest = (&agreed.nonce_i).min(&agreed.nonce_r).clone();
     let new = agreed.spi_in;

@@ -1,6 +1,6 @@
 //! IKE_AUTH with a pre-shared key, and the first Child SA (RFC 7296 1.2, 2.15).
 
-use super::{Pending, child_create, delete, ike_init, notify};
+use super::{Pending, child_answer, child_create, delete, ike_init, notify};
 use crate::config::{Connection, Identity};
 use crate::event::EventKind;
 use crate::ike_sa::child::ChildPhase;
@@ -289,15 +289,12 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     ];
     // RFC 6023: without SA payload the initiator wants no child now.
     if payloads.sa().is_some() {
-        match child_create::answer(sa, ctx, payloads, Some((&nonces.0, &nonces.1)), None) {
+        match child_answer::answer(sa, ctx, payloads, Some((&nonces.0, &nonces.1)), None) {
             Ok((child, agreed)) => {
                 child_create::install(sa, ctx, agreed, ChildPhase::Installed);
                 answer.extend(child);
             }
-            Err(refusal) => {
-                ctx.event(sa, refusal.event, refusal.text);
-                answer.push(Payload::Notify(refusal.notify));
-            }
+            Err(refusal) => answer.push(refusal.report(sa, ctx)),
         }
     }
     answer

@@ -9,7 +9,8 @@ use crate::ike_sa::{IkeSa, Path};
 use crate::negotiate;
 use crate::outbox::Context;
 use crate::proposal::{self, Proposal, TransformKind};
-use crate::tasks::child_create::{NONCE_LEN, key_exchange, public_value};
+use crate::tasks::child_answer::key_exchange;
+use crate::tasks::child_create::{NONCE_LEN, public_value};
 use crypto::{DhGroup, IkeKeys, KeyInputs, nat_detection_hash};
 use ike_wire::{
     DhTransform, ExchangeType, Flags, Header, KeyExchange, Message, Notify, NotifyType, Payload, PayloadList,
@@ -28,7 +29,11 @@ const RESTARTS_MAX: u8 = 5;
 
 /// Begins an IKE SA. `Err`: why it cannot be.
 pub(crate) fn start(ctx: &mut Context<'_>, connection: &Connection) -> Result<IkeSa, String> {
-    let Some(remote) = connection.remotes.first() else {
+    let Some(remote) = connection
+        .remotes
+        .iter()
+        .find(|address| !address.is_unspecified())
+    else {
         return Err("the peer's address is not configured, so only the peer can initiate".to_owned());
     };
     if connection.local.is_unspecified() || connection.local.is_ipv4() != remote.is_ipv4() {

@@ -1,6 +1,7 @@
 //! Rekey of the IKE SA, also when both sides start it at once (RFC 7296 1.3.2, 2.8, 2.18, 2.25.2).
 
-use super::child_create::{NONCE_LEN, key_exchange, temporary_failure};
+use super::child_answer::{Refusal, key_exchange, temporary_failure};
+use super::child_create::NONCE_LEN;
 use super::{Pending, delete, ike_auth, put_off, send_create};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -315,26 +316,19 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
             ctx.put_back(new);
             answer
         }
-        Err((event, text, notify)) => {
-            ctx.event(sa, event, format!("rekey of the IKE SA: {text}"));
-            vec![Payload::Notify(notify)]
-        }
+        Err(refusal) => vec![refusal.report(sa, ctx)],
     }
 }
-
-type Refused = (EventKind, String, Notify);
 
 fn answer(
     sa: &IkeSa,
     ctx: &mut Context<'_>,
     payloads: &PayloadList,
-) -> Result<(Vec<Payload>, IkeSa, Vec<u8>), Refused> {
-    let malformed = |what: &str| {
-        (
-            EventKind::PeerMisbehaved,
-            format!("request without {what}"),
-            Notify::status(NotifyType::INVALID_SYNTAX),
-        )
+) -> Result<(Vec<Payload>, IkeSa, Vec<u8>), Refusal> {
+    let malformed = |what: &str| Refusal {
+        notify: Notify::status(NotifyType::INVALID_SYNTAX),
+        event: EventKind::PeerMisbehaved,
+        text: format!("rekey of the IKE SA: request without {what}"),
     };
     let offered = payloads.sa().ok_or_else(|| malformed("SA payload"))?;
     let nonce_i = payloads.nonce().ok_or_else(|| malformed("nonce"))?.to_vec();
@@ -344,24 +338,20 @@ fn answer(
         .connection(ctx.config)
         .map(|connection| connection.ike_proposals.as_slice())
         .unwrap_or_default();
-    let no_common = || {
-        let text = format!(
-            "no common proposal: the peer offers {}, we have {}",
+    let no_common = || Refusal {
+        notify: Notify::status(NotifyType::NO_PROPOSAL_CHOSEN),
+        event: EventKind::NoProposal,
+        text: format!(
+            "rekey of the IKE SA: no common proposal: the peer offers {}, we have {}",
             proposal::list(&their_proposals),
             proposal::list(ours)
-        );
-        (
-            EventKind::NoProposal,
-            text,
-            Notify::status(NotifyType::NO_PROPOSAL_CHOSEN),
-        )
+        ),
     };
     let (index, suite) = proposal::choose(ours, &their_proposals).ok_or_else(no_common)?;
     let (prf, cipher, _) = negotiate::ike_suite(&suite).ok_or_else(no_common)?;
     let their = theirs.get(index).ok_or_else(no_common)?;
     let peer_spi = ike_spi(&their.spi).ok_or_else(|| malformed("a valid SPI"))?;
-    let (shared, public) = key_exchange(ctx, &suite, payloads)
-        .map_err(|refusal| (refusal.event, refusal.text, refusal.notify))?;
+    let (shared, public) = key_exchange(ctx, &suite, payloads)?;
     let (Some(shared), Some(public)) = (shared, public) else {
         return Err(no_common());
     };

@@ -1,5 +1,6 @@
 //! One operation per file: how its request is made, how the peer's is answered, how the response is used.
 
+pub(crate) mod child_answer;
 pub(crate) mod child_create;
 pub(crate) mod child_rekey;
 pub(crate) mod delete;
@@ -47,6 +48,21 @@ pub(crate) const CLOSED_KEPT: Duration = Duration::from_secs(60);
 /// A notification as a payload.
 pub(crate) fn notify(kind: NotifyType) -> Payload {
     Payload::Notify(Notify::status(kind))
+}
+
+/// The inbound SPI that an unfinished exchange of ours has promised.
+pub(crate) fn promised_spi(sa: &IkeSa) -> Option<EspSpi> {
+    match (
+        &sa.phase,
+        sa.our
+            .outstanding
+            .as_ref()
+            .map(|outstanding| &outstanding.pending),
+    ) {
+        (_, Some(Pending::CreateChild(offer))) => Some(offer.spi_in),
+        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().map(|offer| offer.spi_in),
+        _ => None,
+    }
 }
 
 /// Starts the next queued task if the window is free.
@@ -138,7 +154,7 @@ fn respond_create(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList)
     }
     match payloads.notify(NotifyType::REKEY_SA) {
         Some(rekey) => child_rekey::respond(sa, ctx, payloads, rekey),
-        None => child_create::respond(sa, ctx, payloads),
+        None => child_answer::respond(sa, ctx, payloads),
     }
 }
 

@@ -1,0 +1,584 @@
+//! A peer that is written from the RFC, not from the engine, and sends what a well-behaved one never would.
+
+mod world;
+
+use crypto::{AuthInput, DhGroup, IkeCipher, IkeKeys, KeyInputs, Prf, psk_auth};
+use ike::{Command, Engine, EventKind, Input, Output};
+use ike_wire::{
+    AuthMethod, Authentication, Delete, DhTransform, ExchangeType, Flags, Header, Identification, Identity,
+    KeyExchange, Message, Notify, NotifyType, Payload, PayloadList, PayloadType, Proposal, ProtocolId,
+    SecurityAssociation, Transform, TransformType, encode_chain, encode_message, encode_sk_prefix,
+    parse_chain,
+};
+use model::{EspSpi, IkeSpi, SecretBytes};
+use std::net::SocketAddr;
+use world::{A, B, World, config, connection, net};
+
+const SPI: IkeSpi = IkeSpi(0x1122_3344_5566_7788);
+
+fn local() -> SocketAddr {
+    "192.0.2.1:500".parse().unwrap()
+}
+
+/// The initiator's side of an IKE SA, by hand.
+struct Peer {
+    world: World,
+    keys: IkeKeys,
+    spi_r: IkeSpi,
+    next: u32,
+    iv: u64,
+    nonces: (Vec<u8>, Vec<u8>),
+    init: (Vec<u8>, Vec<u8>),
+}
+
+fn transform(kind: TransformType, id: u16, bits: Option<u16>) -> Transform {
+    match bits {
+        Some(bits) => Transform::with_key_bits(kind, id, bits),
+        None => Transform::new(kind, id),
+    }
+}
+
+fn esp(spi: u32, cipher: u16, bits: Option<u16>) -> Payload {
+    let transforms = vec![
+        transform(TransformType::ENCR, cipher, bits),
+        transform(TransformType::ESN, 0, None),
+    ];
+    let proposal = Proposal {
+        number: 1,
+        protocol: ProtocolId::ESP,
+        spi: spi.to_be_bytes().to_vec(),
+        transforms,
+    };
+    Payload::SecurityAssociation(SecurityAssociation {
+        proposals: vec![proposal],
+    })
+}
+
+fn selectors() -> [Payload; 2] {
+    [
+        Payload::TsInitiator(vec![net([10, 1, 0])].into()),
+        Payload::TsResponder(vec![net([10, 2, 0])].into()),
+    ]
+}
+
+impl Peer {
+    /// Does IKE_SA_INIT with the engine at side B.
+    fn new(extra: Vec<Payload>) -> Self {
+        let mut world = World::new(99);
+        world.sides[B].engine = Engine::new(config(vec![connection(B)]));
+        let private = DhGroup::Curve25519.generate(&mut |out| out.fill(0x5a)).unwrap();
+        let transforms = vec![
+            transform(TransformType::ENCR, 20, Some(128)),
+            transform(TransformType::PRF, 5, None),
+            transform(TransformType::KE, 31, None),
+        ];
+        let proposal = Proposal {
+            number: 1,
+            protocol: ProtocolId::IKE,
+            spi: vec![],
+            transforms,
+        };
+        let nonce_i = vec![3; 16];
+        let mut payloads = vec![
+            Payload::SecurityAssociation(SecurityAssociation {
+                proposals: vec![proposal],
+            }),
+            Payload::KeyExchange(KeyExchange {
+                group: DhTransform(31),
+                data: private.public().to_vec(),
+            }),
+            Payload::Nonce(nonce_i.clone()),
+        ];
+        payloads.extend(extra);
+        let request = encode_message(&header(IkeSpi(0), ExchangeType::IKE_SA_INIT, 0), &payloads).unwrap();
+        let response = exchange(&mut world, &request).expect("an answer to IKE_SA_INIT");
+        let message = Message::parse(&response).unwrap();
+        let nonce_r = message.payloads.nonce().expect("Nr").to_vec();
+        let shared = private.agree(&message.payloads.ke().expect("KEr").data).unwrap();
+        let spi_r = message.header.spi_r;
+        let inputs = KeyInputs {
+            nonce_i: &nonce_i,
+            nonce_r: &nonce_r,
+            spi_i: SPI,
+            spi_r,
+        };
+        let keys = IkeKeys::derive(Prf::HmacSha256, IkeCipher::Aes128Gcm16, inputs, &shared).unwrap();
+        Self {
+            world,
+            keys,
+            spi_r,
+            next: 1,
+            iv: 0,
+            nonces: (nonce_i, nonce_r),
+            init: (request, response),
+        }
+    }
+
+    /// Does IKE_AUTH as well.
+    fn established() -> Self {
+        let mut peer = Self::new(vec![]);
+        let mut payloads = peer.auth(b"a secret that both know");
+        payloads.push(esp(0x1000, 20, Some(256)));
+        payloads.extend(selectors());
+        let answer = peer.request(ExchangeType::IKE_AUTH, &payloads).unwrap();
+        assert!(answer.sa().is_some() && answer.error().is_none(), "{answer:?}");
+        peer.check_responder_auth(&answer);
+        peer
+    }
+
+    fn auth(&self, psk: &[u8]) -> Vec<Payload> {
+        let id = Identification::from(Identity::Fqdn("a.example".into()));
+        let input = AuthInput {
+            message: &self.init.0,
+            nonce: &self.nonces.1,
+            sk_p: &self.keys.sk_pi,
+            id_body: &id.body(),
+        };
+        let data = psk_auth(Prf::HmacSha256, &SecretBytes::new(psk.to_vec()), input);
+        vec![
+            Payload::IdInitiator(id),
+            Payload::Authentication(Authentication {
+                method: AuthMethod::SHARED_KEY_MIC,
+                data,
+            }),
+        ]
+    }
+
+    fn check_responder_auth(&self, answer: &PayloadList) {
+        let id = answer.id_r().expect("IDr");
+        let input = AuthInput {
+            message: &self.init.1,
+            nonce: &self.nonces.0,
+            sk_p: &self.keys.sk_pr,
+            id_body: &id.body(),
+        };
+        let psk = SecretBytes::new(b"a secret that both know".to_vec());
+        assert_eq!(
+            answer.auth().expect("AUTH").data,
+            psk_auth(Prf::HmacSha256, &psk, input)
+        );
+    }
+
+    fn seal(&mut self, exchange: ExchangeType, id: u32, first: PayloadType, inner: &[u8]) -> Vec<u8> {
+        let header = header(self.spi_r, exchange, id);
+        self.seal_as(header, first, inner)
+    }
+
+    fn seal_as(&mut self, header: Header, first: PayloadType, inner: &[u8]) -> Vec<u8> {
+        let key = self.keys.initiator_key().unwrap();
+        let mut message = encode_sk_prefix(&header, first, key.cipher().sealed_len(inner.len())).unwrap();
+        self.iv += 1;
+        let sealed = key.seal(&message, &self.iv.to_be_bytes(), inner).unwrap();
+        message.extend_from_slice(&sealed);
+        message
+    }
+
+    fn request(&mut self, exchange: ExchangeType, payloads: &[Payload]) -> Option<PayloadList> {
+        let (first, inner) = encode_chain(payloads).unwrap();
+        self.request_raw(exchange, first, &inner)
+    }
+
+    /// Sends a request with any octets inside; opens the answer.
+    fn request_raw(
+        &mut self,
+        exchange: ExchangeType,
+        first: PayloadType,
+        inner: &[u8],
+    ) -> Option<PayloadList> {
+        let id = self.next;
+        let bytes = self.seal(exchange, id, first, inner);
+        let answer = self::exchange(&mut self.world, &bytes)?;
+        let message = Message::parse(&answer).unwrap();
+        assert_eq!(
+            (message.header.message_id, message.header.flags.response),
+            (id, true)
+        );
+        let protected = message.protected.expect("SK");
+        let key = self.keys.responder_key().unwrap();
+        let inner = key
+            .open(protected.prefix(&answer), protected.sealed(&answer))
+            .unwrap();
+        self.next += 1;
+        Some(parse_chain(protected.first, &inner).unwrap())
+    }
+
+    /// The engine's request, opened.
+    fn expect_request(&mut self) -> (Header, PayloadList) {
+        let packet = self.world.net.pop_front().expect("a request of the engine's");
+        let message = Message::parse(&packet.bytes).unwrap();
+        assert!(!message.header.flags.response);
+        let protected = message.protected.expect("SK");
+        let key = self.keys.responder_key().unwrap();
+        let inner = key
+            .open(protected.prefix(&packet.bytes), protected.sealed(&packet.bytes))
+            .unwrap();
+        (message.header, parse_chain(protected.first, &inner).unwrap())
+    }
+
+    /// Answers a request of the engine's.
+    fn respond(&mut self, request: Header, payloads: &[Payload]) {
+        let flags = Flags {
+            initiator: true,
+            version: false,
+            response: true,
+        };
+        let (first, inner) = encode_chain(payloads).unwrap();
+        let bytes = self.seal_as(Header { flags, ..request }, first, &inner);
+        let local = "198.51.100.1:500".parse().unwrap();
+        self.world.deliver(world::Packet {
+            to: B,
+            local,
+            remote: self::local(),
+            bytes,
+        });
+    }
+
+    fn has_event(&self, kind: EventKind) -> bool {
+        self.world.has_event(B, kind)
+    }
+}
+
+fn header(spi_r: IkeSpi, exchange: ExchangeType, message_id: u32) -> Header {
+    let flags = Flags {
+        initiator: true,
+        version: false,
+        response: false,
+    };
+    Header {
+        spi_i: SPI,
+        spi_r,
+        exchange,
+        flags,
+        message_id,
+    }
+}
+
+/// Hands octets to the engine; gives its one answer.
+fn exchange(world: &mut World, bytes: &[u8]) -> Option<Vec<u8>> {
+    let packet = world::Packet {
+        to: B,
+        local: "198.51.100.1:500".parse().unwrap(),
+        remote: local(),
+        bytes: bytes.to_vec(),
+    };
+    world.deliver(packet);
+    let answer = world.net.pop_front().map(|packet| packet.bytes);
+    assert!(world.net.is_empty(), "more than one answer\n{}", world.story());
+    answer
+}
+
+#[test]
+fn the_engine_agrees_with_a_peer_written_from_the_rfc() {
+    let mut peer = Peer::established();
+    assert_eq!(peer.world.only(B).children.len(), 1);
+    assert!(
+        peer.request(ExchangeType::INFORMATIONAL, &[]).unwrap().is_empty(),
+        "liveness check"
+    );
+    let delete = [Payload::Delete(Delete::Esp(vec![EspSpi(0x1000), EspSpi(0x9999)]))];
+    let answer = peer.request(ExchangeType::INFORMATIONAL, &delete).unwrap();
+    assert!(matches!(answer.deletes().next(), Some(Delete::Esp(spis)) if spis.len() == 1));
+    let answer = peer
+        .request(ExchangeType::INFORMATIONAL, &[Payload::Delete(Delete::Ike)])
+        .unwrap();
+    assert!(answer.is_empty());
+    assert!(peer.world.status(B).is_empty() && peer.world.sides[B].children.is_empty());
+}
+
+#[test]
+fn unknown_notifications_and_uncritical_payloads_are_ignored() {
+    let mut peer = Peer::new(vec![Payload::Notify(Notify::status(NotifyType(60_000)))]);
+    let mut payloads = peer.auth(b"a secret that both know");
+    payloads.push(Payload::Notify(Notify::status(NotifyType(61_000))));
+    payloads.push(Payload::VendorId(b"whoever".to_vec()));
+    assert!(
+        peer.request(ExchangeType::IKE_AUTH, &payloads)
+            .unwrap()
+            .auth()
+            .is_some(),
+        "childless IKE_AUTH"
+    );
+    // Payload type 200, not critical, 4 octets of body.
+    let answer = peer.request_raw(
+        ExchangeType::INFORMATIONAL,
+        PayloadType(200),
+        &[0, 0, 0, 8, 1, 2, 3, 4],
+    );
+    assert!(answer.unwrap().is_empty());
+    assert_eq!(peer.world.only(B).phase, "established");
+}
+
+#[test]
+fn a_critical_payload_that_is_unknown_is_refused_by_name_and_the_ike_sa_stays() {
+    let mut peer = Peer::established();
+    let answer = peer.request_raw(
+        ExchangeType::INFORMATIONAL,
+        PayloadType(200),
+        &[0, 0x80, 0, 8, 1, 2, 3, 4],
+    );
+    let answer = answer.unwrap();
+    let refused = answer
+        .notify(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD)
+        .expect("refusal");
+    assert_eq!(refused.as_unsupported_critical(), Some(PayloadType(200)));
+    assert_eq!(peer.world.only(B).phase, "established");
+    assert!(peer.request(ExchangeType::INFORMATIONAL, &[]).is_some());
+}
+
+#[test]
+fn an_authentic_message_that_is_malformed_ends_the_ike_sa() {
+    let mut peer = Peer::established();
+    let answer = peer
+        .request_raw(
+            ExchangeType::INFORMATIONAL,
+            PayloadType::DELETE,
+            &[0, 0, 0, 99, 1],
+        )
+        .unwrap();
+    assert!(answer.notify(NotifyType::INVALID_SYNTAX).is_some());
+    assert!(peer.world.status(B).is_empty() && peer.world.sides[B].children.is_empty());
+    assert!(peer.has_event(EventKind::PeerMisbehaved));
+    // It repeats that answer, and says no more.
+    assert!(peer.request(ExchangeType::INFORMATIONAL, &[]).is_none());
+}
+
+#[test]
+fn requests_outside_the_window_are_not_answered() {
+    let mut peer = Peer::established();
+    for id in [peer.next + 1, peer.next + 100, 0, u32::MAX] {
+        let bytes = peer.seal(ExchangeType::INFORMATIONAL, id, PayloadType::NONE, &[]);
+        assert_eq!(exchange(&mut peer.world, &bytes), None, "{id}");
+    }
+    assert!(peer.request(ExchangeType::INFORMATIONAL, &[]).is_some());
+}
+
+#[test]
+fn implicit_iv_and_foreign_ciphers_are_refused_for_esp() {
+    let mut peer = Peer::established();
+    // AES-GCM with implicit IV (30), ChaCha20-Poly1305 with implicit IV (31), 3DES (3).
+    for (cipher, bits) in [(30, Some(256)), (31, None), (3, None)] {
+        let mut payloads = vec![esp(0x2000, cipher, bits), Payload::Nonce(vec![1; 32])];
+        payloads.extend(selectors());
+        let answer = peer.request(ExchangeType::CREATE_CHILD_SA, &payloads).unwrap();
+        assert!(
+            answer.notify(NotifyType::NO_PROPOSAL_CHOSEN).is_some(),
+            "{cipher}"
+        );
+    }
+    assert_eq!(peer.world.only(B).children.len(), 1);
+}
+
+#[test]
+fn requests_that_lack_something_are_refused_and_cost_no_spi() {
+    let mut peer = Peer::established();
+    let nonce = || Payload::Nonce(vec![1; 32]);
+    let [ts_i, ts_r] = selectors();
+    let sa = || esp(0x2000, 20, Some(256));
+    let rows: Vec<(Vec<Payload>, NotifyType)> = vec![
+        (vec![], NotifyType::INVALID_SYNTAX),
+        (vec![sa()], NotifyType::INVALID_SYNTAX),
+    ];
+    for (payloads, expected) in rows {
+        let mut fresh = Peer::established();
+        let answer = fresh.request(ExchangeType::CREATE_CHILD_SA, &payloads).unwrap();
+        assert!(answer.notify(expected).is_some());
+    }
+    let reserved_spi = vec![esp(77, 20, Some(256)), nonce(), ts_i.clone(), ts_r.clone()];
+    let answer = peer
+        .request(ExchangeType::CREATE_CHILD_SA, &reserved_spi)
+        .unwrap();
+    assert!(answer.notify(NotifyType::NO_PROPOSAL_CHOSEN).is_some());
+    let swapped = vec![
+        sa(),
+        nonce(),
+        Payload::TsInitiator(vec![net([10, 2, 0])].into()),
+        Payload::TsResponder(vec![net([10, 1, 0])].into()),
+    ];
+    let answer = peer.request(ExchangeType::CREATE_CHILD_SA, &swapped).unwrap();
+    assert!(answer.notify(NotifyType::TS_UNACCEPTABLE).is_some());
+    let rekey_of_nothing = vec![
+        Payload::Notify(Notify::about_esp(NotifyType::REKEY_SA, EspSpi(0x4242))),
+        sa(),
+        nonce(),
+        ts_i,
+        ts_r,
+    ];
+    let answer = peer
+        .request(ExchangeType::CREATE_CHILD_SA, &rekey_of_nothing)
+        .unwrap();
+    let lost = answer
+        .notify(NotifyType::CHILD_SA_NOT_FOUND)
+        .expect("CHILD_SA_NOT_FOUND");
+    assert_eq!(lost.esp_spi(), Some(EspSpi(0x4242)));
+    assert_eq!(
+        peer.world.sides[B].around.allocated.len(),
+        1,
+        "one SPI for the one Child SA"
+    );
+}
+
+#[test]
+fn a_peer_cannot_take_all_child_sas() {
+    let mut peer = Peer::established();
+    let mut refused = false;
+    for index in 0..300 {
+        let mut payloads = vec![esp(0x2000 + index, 20, Some(256)), Payload::Nonce(vec![1; 32])];
+        payloads.extend(selectors());
+        let answer = peer.request(ExchangeType::CREATE_CHILD_SA, &payloads).unwrap();
+        refused |= answer.notify(NotifyType::NO_ADDITIONAL_SAS).is_some();
+    }
+    assert!(refused && peer.world.only(B).children.len() == 256);
+}
+
+#[test]
+fn wrong_proofs_and_other_methods_are_refused_alike() {
+    let mut peer = Peer::new(vec![]);
+    let payloads = peer.auth(b"guess");
+    let answer = peer.request(ExchangeType::IKE_AUTH, &payloads).unwrap();
+    assert!(answer.notify(NotifyType::AUTHENTICATION_FAILED).is_some() && answer.len() == 1);
+
+    let mut peer = Peer::new(vec![]);
+    let mut payloads = peer.auth(b"a secret that both know");
+    if let Some(Payload::Authentication(auth)) = payloads.last_mut() {
+        auth.method = AuthMethod::DIGITAL_SIGNATURE;
+    }
+    let answer = peer.request(ExchangeType::IKE_AUTH, &payloads).unwrap();
+    assert!(answer.notify(NotifyType::AUTHENTICATION_FAILED).is_some() && answer.len() == 1);
+    assert!(peer.has_event(EventKind::AuthFailed) && peer.world.status(B).is_empty());
+}
+
+#[test]
+fn before_authentication_nothing_but_ike_auth_is_served() {
+    let mut peer = Peer::new(vec![]);
+    for kind in [
+        ExchangeType::CREATE_CHILD_SA,
+        ExchangeType::INFORMATIONAL,
+        ExchangeType(99),
+    ] {
+        assert!(peer.request(kind, &[]).is_none());
+    }
+    let payloads = peer.auth(b"a secret that both know");
+    assert!(
+        peer.request(ExchangeType::IKE_AUTH, &payloads)
+            .unwrap()
+            .auth()
+            .is_some()
+    );
+}
+
+#[test]
+fn another_major_version_is_answered_in_clear() {
+    let mut world = World::new(1);
+    world.initiate(A);
+    let mut packet = world.net.pop_front().unwrap();
+    packet.bytes[17] = 0x30;
+    let s = &mut world.sides[B];
+    let input = Input::Datagram {
+        now: world.now,
+        local: packet.local,
+        remote: packet.remote,
+        bytes: &packet.bytes,
+    };
+    s.engine.handle(input, &mut s.around);
+    let Some(Output::Transmit(answer)) = s.engine.poll() else {
+        panic!("no answer")
+    };
+    let message = Message::parse(&answer.bytes).unwrap();
+    assert!(
+        message
+            .payloads
+            .notify(NotifyType::INVALID_MAJOR_VERSION)
+            .is_some()
+    );
+    assert!(answer.ike_spi.is_none() && s.engine.ike_sa_count() == 0);
+}
+
+#[test]
+fn a_child_that_the_peer_lost_is_made_anew() {
+    let mut peer = Peer::established();
+    let spi_in = peer.world.spi_in(B);
+    peer.world.command(B, Command::RekeyChild { spi_in });
+    // <--- SK {N(REKEY_SA), SA, Ni, TSi, TSr}
+    let (header, request) = peer.expect_request();
+    assert_eq!(
+        request.notify(NotifyType::REKEY_SA).and_then(Notify::esp_spi),
+        Some(spi_in)
+    );
+    // ---> SK {N(CHILD_SA_NOT_FOUND)}
+    peer.respond(
+        header,
+        &[Payload::Notify(Notify::about_esp(
+            NotifyType::CHILD_SA_NOT_FOUND,
+            spi_in,
+        ))],
+    );
+    assert!(peer.world.sides[B].children.is_empty());
+    // <--- SK {SA, Ni, TSi, TSr}
+    let (_, request) = peer.expect_request();
+    assert!(request.sa().is_some() && request.notify(NotifyType::REKEY_SA).is_none());
+}
+
+#[test]
+fn a_peer_that_is_busy_is_asked_again_later_but_not_for_ever() {
+    let mut peer = Peer::established();
+    let spi_in = peer.world.spi_in(B);
+    peer.world.command(B, Command::RekeyChild { spi_in });
+    let mut asked = 0;
+    while !peer.world.net.is_empty() {
+        asked += 1;
+        let (header, request) = peer.expect_request();
+        assert!(request.notify(NotifyType::REKEY_SA).is_some());
+        peer.respond(
+            header,
+            &[Payload::Notify(Notify::status(NotifyType::TEMPORARY_FAILURE))],
+        );
+        assert!(peer.world.net.is_empty(), "not at once");
+        if let Some(at) = peer.world.sides[B].engine.next_timeout() {
+            peer.world.now = at;
+            peer.world.timeout();
+        }
+    }
+    assert_eq!(asked, 9);
+    assert_eq!(
+        peer.world.sides[B].around.allocated.len(),
+        1,
+        "SPIs of refused offers are given back"
+    );
+    assert_eq!(peer.world.only(B).children[0].phase, "installed");
+}
+
+#[test]
+fn an_answer_beyond_the_offer_is_not_installed_and_taken_back() {
+    let mut peer = Peer::established();
+    let child = "c".to_owned();
+    let spi_in = peer.world.spi_in(B);
+    peer.world.command(B, Command::DeleteChild { spi_in });
+    let (header, _) = peer.expect_request();
+    peer.respond(header, &[Payload::Delete(Delete::Esp(vec![EspSpi(0x1000)]))]);
+    peer.world.command(
+        B,
+        Command::CreateChild {
+            connection: "t".into(),
+            child,
+        },
+    );
+    let (header, _) = peer.expect_request();
+    // Wider selectors than the engine asked for.
+    let wide = model::TrafficSelector {
+        last: [10, 255, 255, 255].into(),
+        ..net([10, 0, 0])
+    };
+    let payloads = [
+        esp(0x3000, 20, Some(256)),
+        Payload::Nonce(vec![8; 32]),
+        Payload::TsInitiator(vec![wide.clone()].into()),
+        Payload::TsResponder(vec![wide].into()),
+    ];
+    peer.respond(header, &payloads);
+    assert!(peer.world.sides[B].children.is_empty() && peer.has_event(EventKind::PeerMisbehaved));
+    let (_, request) = peer.expect_request();
+    assert!(
+        request.deletes().next().is_some(),
+        "what the peer installed has to go again"
+    );
+}
