@@ -128,7 +128,7 @@ impl Core {
         let steer_key = [word(0), word(8)];
         let mut options = Options::new(
             ObjectSource::Path(config.data_plane.object.clone()),
-            config.data_plane.pin_dir.join(format!("{}_{}", config.cluster.name.replace('.', "_"), config.cluster.member)),
+            &config.data_plane.pin_dir,
             outside.index,
             inside.index,
         );
