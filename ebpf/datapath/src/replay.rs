@@ -81,8 +81,8 @@ pub fn mark(window: &mut InboundSaRuntime, checked: ReplayChecked, _proof: IcvVe
 fn seen_up_to(block: u64, number: u64) -> u64 {
     let distance = number.wrapping_sub(block << 6) as i64;
     let before = opaque((distance >> 63) as u64);
-    let beyond = opaque(((62 - distance) >> 63) as u64);
-    !before & (beyond | (u64::MAX >> (63 - distance as u64 & 63)))
+    let beyond = opaque((62i64.wrapping_sub(distance) >> 63) as u64);
+    !before & (beyond | (u64::MAX >> (63u64.wrapping_sub(distance as u64) & 63)))
 }
 
 /// Makes the window that of SA `spi` in epoch `epoch`: a fresh one where the slot was another SA's, and with everything

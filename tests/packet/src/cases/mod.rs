@@ -1,0 +1,17 @@
+//! The tables.
+
+mod handover;
+mod inbound;
+mod outbound;
+mod steer;
+
+use crate::case::Case;
+
+/// Every case.
+pub fn all() -> Vec<Case> {
+    let mut cases = inbound::cases();
+    cases.extend(outbound::cases());
+    cases.extend(steer::cases());
+    cases.extend(handover::cases());
+    cases
+}

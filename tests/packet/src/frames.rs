@@ -1,0 +1,228 @@
+//! Frames as built layers, and ESP by an independent provider (aws-lc-rs) as the oracle.
+
+use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use maps_schema::sad::{SUITE_AES128_GCM, SUITE_AES256_GCM};
+
+use crate::world::*;
+
+/// One's complement sum of 16-bit words.
+pub fn checksum(octets: &[u8]) -> u16 {
+    let mut sum: u32 = octets.chunks(2).map(|c| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Ethernet frame.
+pub fn ethernet(to: [u8; 6], from: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    [&to[..], &from, &ethertype.to_be_bytes(), payload].concat()
+}
+
+/// IPv4 with the fields that cases vary.
+#[derive(Clone, Copy)]
+pub struct Ip {
+    /// Source.
+    pub source: u32,
+    /// Destination.
+    pub destination: u32,
+    /// Protocol.
+    pub protocol: u8,
+    /// TTL.
+    pub ttl: u8,
+    /// Type of service.
+    pub tos: u8,
+    /// Flags and fragment offset.
+    pub fragment: u16,
+    /// Identification.
+    pub id: u16,
+}
+
+impl Ip {
+    /// Usual values.
+    pub fn new(source: u32, destination: u32, protocol: u8) -> Self {
+        Self { source, destination, protocol, ttl: 64, tos: 0, fragment: 0x4000, id: 0 }
+    }
+
+    /// The datagram.
+    pub fn with(self, payload: &[u8]) -> Vec<u8> {
+        let mut out = vec![0x45, self.tos];
+        out.extend((20 + payload.len() as u16).to_be_bytes());
+        out.extend(self.id.to_be_bytes());
+        out.extend(self.fragment.to_be_bytes());
+        out.extend([self.ttl, self.protocol, 0, 0]);
+        out.extend(self.source.to_be_bytes());
+        out.extend(self.destination.to_be_bytes());
+        let sum = checksum(&out);
+        out[10..12].copy_from_slice(&sum.to_be_bytes());
+        out.extend(payload);
+        out
+    }
+}
+
+/// UDP without checksum.
+pub fn udp(source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
+    let len = 8 + payload.len() as u16;
+    [&source.to_be_bytes()[..], &destination.to_be_bytes(), &len.to_be_bytes(), &[0, 0], payload].concat()
+}
+
+/// Octets that differ from place to place.
+pub fn noise(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i as u8).wrapping_mul(13) ^ (i >> 8) as u8).collect()
+}
+
+fn key(suite: u8, direction: u8) -> LessSafeKey {
+    let algorithm = match suite {
+        SUITE_AES128_GCM => &AES_128_GCM,
+        SUITE_AES256_GCM => &AES_256_GCM,
+        _ => &CHACHA20_POLY1305,
+    };
+    LessSafeKey::new(UnboundKey::new(algorithm, &key_octets(suite, direction)).expect("key length of the suite"))
+}
+
+fn nonce(iv: &[u8]) -> Nonce {
+    Nonce::try_assume_unique_for_key(&[&SALT[..], iv].concat()).expect("12 octets")
+}
+
+fn aad(spi: u32, seq: u64, esn: bool) -> Aad<Vec<u8>> {
+    let high = if esn { (seq >> 32) as u32 } else { 0 }.to_be_bytes();
+    let high = if esn { &high[..] } else { &[] };
+    Aad::from([&spi.to_be_bytes()[..], high, &(seq as u32).to_be_bytes()].concat())
+}
+
+/// How the peer seals.
+#[derive(Clone, Copy)]
+pub struct Sealer {
+    /// Suite.
+    pub suite: u8,
+    /// Extended numbers.
+    pub esn: bool,
+    /// In UDP 4500.
+    pub encap: bool,
+    /// SPI.
+    pub spi: u32,
+    /// Next header in the trailer.
+    pub next_header: u8,
+}
+
+impl Sealer {
+    /// The peer of [`World::base`].
+    pub fn peer(suite: u8, esn: bool, encap: bool) -> Self {
+        Self { suite, esn, encap, spi: SPI_IN, next_header: 4 }
+    }
+
+    /// ESP payload of `inner` with this number: default padding.
+    pub fn esp(&self, seq: u64, inner: &[u8]) -> Vec<u8> {
+        let pad = (4 - (inner.len() + 2) % 4) % 4;
+        let mut text = inner.to_vec();
+        text.extend(1..=pad as u8);
+        text.extend([pad as u8, self.next_header]);
+        self.esp_of_text(seq, text)
+    }
+
+    /// ESP payload of a text that has its trailer already.
+    pub fn esp_of_text(&self, seq: u64, mut text: Vec<u8>) -> Vec<u8> {
+        let iv = seq.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+        let tag = key(self.suite, IN)
+            .seal_in_place_separate_tag(nonce(&iv), aad(self.spi, seq, self.esn), &mut text)
+            .expect("sealed");
+        [&self.spi.to_be_bytes()[..], &(seq as u32).to_be_bytes(), &iv, &text, tag.as_ref()].concat()
+    }
+
+    /// The frame that carries an ESP payload from the peer to this member.
+    pub fn frame_of(&self, esp: &[u8]) -> Vec<u8> {
+        let ip = if self.encap {
+            Ip::new(PEER, CLUSTER, 17).with(&udp(4500, 4500, esp))
+        } else {
+            Ip::new(PEER, CLUSTER, 50).with(esp)
+        };
+        ethernet(OUTSIDE_MAC, PEER_MAC, 0x0800, &ip)
+    }
+
+    /// The frame of a sealed packet.
+    pub fn frame(&self, seq: u64, inner: &[u8]) -> Vec<u8> {
+        self.frame_of(&self.esp(seq, inner))
+    }
+}
+
+/// What the peer finds in a frame of ours: number, IV, inner packet.
+pub struct OpenedFrame {
+    /// Outer datagram.
+    pub outer: Vec<u8>,
+    /// Low half of the number.
+    pub seq_low: u32,
+    /// IV.
+    pub iv: [u8; 8],
+    /// Inner packet.
+    pub inner: Vec<u8>,
+}
+
+/// Opens a frame of ours as the peer would.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn open_ours(frame: &[u8], suite: u8, esn_high: Option<u32>, encap: bool) -> Result<OpenedFrame, String> {
+    let outer = frame.get(14..).ok_or("no Ethernet header")?.to_vec();
+    if checksum(&outer[..20]) != 0 {
+        return Err("outer checksum wrong".into());
+    }
+    if u16::from_be_bytes([outer[2], outer[3]]) as usize != outer.len() {
+        return Err(format!("outer length {:02x?} for {} octets", &outer[2..4], outer.len()));
+    }
+    let mut at = 20;
+    if encap {
+        if outer[9] != 17 || outer[20..24] != [0x11, 0x94, 0x11, 0x94] || outer[26..28] != [0, 0] {
+            return Err("UDP header wrong".into());
+        }
+        if u16::from_be_bytes([outer[24], outer[25]]) as usize != outer.len() - 20 {
+            return Err("UDP length wrong".into());
+        }
+        at += 8;
+    } else if outer[9] != 50 {
+        return Err("not ESP".into());
+    }
+    let esp = &outer[at..];
+    if esp[..4] != SPI_OUT.to_be_bytes() {
+        return Err("SPI wrong".into());
+    }
+    let seq_low = u32::from_be_bytes([esp[4], esp[5], esp[6], esp[7]]);
+    let seq = u64::from(esn_high.unwrap_or(0)) << 32 | u64::from(seq_low);
+    let mut text = esp[16..].to_vec();
+    if (text.len() - 16) % 4 != 0 {
+        return Err("text not a multiple of four".into());
+    }
+    let opened = key(suite, OUT)
+        .open_in_place(nonce(&esp[8..16]), aad(SPI_OUT, seq, esn_high.is_some()), &mut text)
+        .map_err(|_| "the peer's provider does not open it")?;
+    let [rest @ .., pad, next] = &*opened else { return Err("no trailer".into()) };
+    let (inner, padding) = rest.split_at(rest.len() - *pad as usize);
+    if *next != 4 || padding.iter().enumerate().any(|(i, p)| *p != i as u8 + 1) {
+        return Err("trailer wrong".into());
+    }
+    Ok(OpenedFrame { seq_low, iv: esp[8..16].try_into().unwrap_or_default(), inner: inner.to_vec(), outer })
+}
+
+/// An IKE message's header and some octets.
+pub fn ike(spi_i: u64, spi_r: u64, from_initiator: bool) -> Vec<u8> {
+    let flags = if from_initiator { 0x08 } else { 0x20 };
+    [&spi_i.to_be_bytes()[..], &spi_r.to_be_bytes(), &[33, 0x20, 34, flags], &[0; 4], &28u32.to_be_bytes()].concat()
+}
+
+/// ARP request for `target`.
+pub fn arp_request(from: [u8; 6], sender: u32, target: u32) -> Vec<u8> {
+    let body = [
+        &[0, 1, 8, 0, 6, 4, 0, 1][..],
+        &from,
+        &sender.to_be_bytes(),
+        &[0; 6],
+        &target.to_be_bytes(),
+    ]
+    .concat();
+    ethernet([0xff; 6], from, 0x0806, &body)
+}
+
+/// ARP reply: `address` is at `mac`, to `to`.
+pub fn arp_reply(mac: [u8; 6], address: u32, to: [u8; 6], asked_by: u32) -> Vec<u8> {
+    let body = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &mac, &address.to_be_bytes(), &to, &asked_by.to_be_bytes()].concat();
+    ethernet(to, mac, 0x0806, &body)
+}

@@ -1,0 +1,277 @@
+//! The table's world in memory: `datapath::env::Env` without a kernel.
+
+use std::cell::{Cell, RefCell};
+
+use datapath::aead::{Scratch, TEXT_MAX, aead_open, aead_seal};
+use datapath::control;
+use datapath::env::{
+    ACTION_CPU, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, HEAD_LEN, OutboundCounters, Route, RouteQuery,
+    Work, begin,
+};
+use datapath::esp::{inbound, outbound};
+use datapath::steer;
+use maps_schema::event::SLOW_FRAME_MAX;
+use maps_schema::sad::{FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place};
+use maps_schema::spd::SpdEntry;
+use maps_schema::steer::{ClusterAddress, Local, Member};
+use maps_schema::verdict::Verdict;
+use zerocopy::FromBytes;
+
+use crate::case::{Action, Case, Observed, Program};
+use crate::world::*;
+
+/// Milliseconds that the clock shows.
+const NOW_MS: u64 = 5_000_000;
+/// Room before the frame.
+const HEADROOM: usize = 256;
+
+struct Host<'a> {
+    world: &'a World,
+    window: RefCell<InboundSaRuntime>,
+    counters: OutboundCounters,
+    frame: RefCell<Vec<u8>>,
+    headroom: Cell<usize>,
+    events: RefCell<Vec<(u32, u64)>>,
+    slow: RefCell<Vec<(u32, Vec<u8>)>>,
+    members: Vec<(u8, Member)>,
+}
+
+impl Host<'_> {
+    fn here<T>(&self, cpu: u32, index: u32, value: T) -> Option<T> {
+        (slot_place(SLOT, self.world.local.cpus) == (cpu, index)).then_some(value)
+    }
+}
+
+impl Env for Host<'_> {
+    fn now_ns(&self) -> u64 {
+        NOW_MS * 1_000_000
+    }
+
+    fn cpu(&self) -> u32 {
+        0
+    }
+
+    fn local(&self) -> Option<&Local> {
+        Some(&self.world.local)
+    }
+
+    fn segment(&self, _segment: u8) -> Option<(u64, u64)> {
+        Some((self.world.owner_word(NOW_MS), self.world.side.pack()))
+    }
+
+    fn member(&self, member: u8) -> Option<&Member> {
+        self.members.iter().find(|m| m.0 == member).map(|m| &m.1)
+    }
+
+    fn is_member_mac(&self, mac: [u8; 6]) -> bool {
+        mac == OTHER_OUTSIDE_MAC || mac == OTHER_INSIDE_MAC
+    }
+
+    fn address(&self, address: [u8; 16]) -> Option<ClusterAddress> {
+        let (_, side, segment) = *ADDRESSES.iter().find(|a| mapped(a.0) == address)?;
+        Some(ClusterAddress { side, segment, reserved: [0; 2] })
+    }
+
+    fn inbound(&self, cpu: u32, index: u32) -> Option<&InboundSa> {
+        static EMPTY: std::sync::OnceLock<InboundSa> = std::sync::OnceLock::new();
+        Some(self.here(cpu, index, &self.world.inbound).unwrap_or_else(|| EMPTY.get_or_init(InboundSa::default)))
+    }
+
+    fn window<R>(&self, cpu: u32, index: u32, f: impl FnOnce(&mut InboundSaRuntime) -> R) -> Option<R> {
+        self.here(cpu, index, ())?;
+        Some(f(&mut self.window.borrow_mut()))
+    }
+
+    fn key_in(&self, cpu: u32, index: u32) -> Option<&SaKey> {
+        self.here(cpu, index, &self.world.key_in)
+    }
+
+    fn outbound(&self, cpu: u32, index: u32) -> Option<&OutboundSa> {
+        self.here(cpu, index, &self.world.outbound)
+    }
+
+    fn counters(&self, cpu: u32, index: u32) -> Option<&OutboundCounters> {
+        self.here(cpu, index, &self.counters)
+    }
+
+    fn key_out(&self, cpu: u32, index: u32) -> Option<&SaKey> {
+        self.here(cpu, index, &self.world.key_out)
+    }
+
+    fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
+        let prefix = mapped(POLICY_PREFIX);
+        (destination[..14] == prefix[..14]).then_some(&self.world.policy)
+    }
+
+    fn route(&self, query: &RouteQuery) -> Option<Route> {
+        match (query.own, query.destination) {
+            (false, NEAR_HOST) => {
+                Some(Route { destination: NEAR_MAC, source: INSIDE_MAC, ifindex: INSIDE_IFINDEX })
+            }
+            (true, PEER) => Some(Route { destination: PEER_MAC, source: OUTSIDE_MAC, ifindex: OUTSIDE_IFINDEX }),
+            _ => None,
+        }
+    }
+
+    fn event(&self, kind: u32, _slot: u32, _spi: u32, _epoch: u16, seq: u64) {
+        self.events.borrow_mut().push((kind, seq));
+    }
+
+    fn slow(&self, kind: u32, _slot: u32, _spi: u32, _seq: u64) -> Result<(), Verdict> {
+        if self.frame_len() > SLOW_FRAME_MAX {
+            return Err(Verdict::TooBig);
+        }
+        self.slow.borrow_mut().push((kind, self.frame.borrow().clone()));
+        Ok(())
+    }
+
+    fn acquire_due(&self, _connection: u16, _now_ns: u64) -> bool {
+        true
+    }
+
+    fn frame_len(&self) -> usize {
+        self.frame.borrow().len()
+    }
+
+    fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize {
+        let frame = self.frame.borrow();
+        let len = frame.len().min(HEAD_LEN);
+        head[..len].copy_from_slice(&frame[..len]);
+        len
+    }
+
+    fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool {
+        let frame = self.frame.borrow();
+        let Some(from) = frame.get(offset..offset + len) else { return false };
+        text[..len].copy_from_slice(from);
+        true
+    }
+
+    fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool {
+        let frame = self.frame.borrow();
+        let Some(from) = frame.get(offset..offset + 16) else { return false };
+        out.copy_from_slice(from);
+        true
+    }
+
+    fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool {
+        let mut frame = self.frame.borrow_mut();
+        let Some(to) = frame.get_mut(offset..offset + len) else { return false };
+        to.copy_from_slice(&text[..len]);
+        true
+    }
+
+    fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool {
+        let mut frame = self.frame.borrow_mut();
+        let Some(to) = frame.get_mut(offset..offset + N) else { return false };
+        to.copy_from_slice(octets);
+        true
+    }
+
+    fn cut_head(&self, delta: i32) -> bool {
+        let mut frame = self.frame.borrow_mut();
+        if let Ok(cut) = usize::try_from(delta) {
+            if cut + 14 > frame.len() {
+                return false;
+            }
+            frame.drain(..cut);
+            self.headroom.set(self.headroom.get() + cut);
+            return true;
+        }
+        let more = delta.unsigned_abs() as usize;
+        if more > self.headroom.get() {
+            return false;
+        }
+        self.headroom.set(self.headroom.get() - more);
+        frame.splice(0..0, std::iter::repeat_n(0xaa, more));
+        true
+    }
+
+    fn truncate(&self, len: usize) -> bool {
+        let mut frame = self.frame.borrow_mut();
+        if len > frame.len() {
+            return false;
+        }
+        frame.truncate(len);
+        true
+    }
+}
+
+/// Runs a case through `datapath`, stage by stage as the programs do.
+pub fn run(case: &Case) -> Observed {
+    let counters = OutboundCounters::default();
+    counters.seq.set(case.world.counters.seq);
+    counters.packets.set(case.world.counters.packets);
+    counters.bytes.set(case.world.counters.bytes);
+    counters.exhausted_version.set(case.world.counters.exhausted_version);
+    let host = Host {
+        world: &case.world,
+        window: RefCell::new(case.world.window),
+        counters,
+        frame: RefCell::new(case.frame.clone()),
+        headroom: Cell::new(HEADROOM),
+        events: RefCell::default(),
+        slow: RefCell::default(),
+        members: MEMBERS.to_vec(),
+    };
+    let mut area = Box::new(Area { cipher: Scratch::default(), work: Work::EMPTY });
+    let outcome = match case.program {
+        Program::Steer | Program::EspIn => {
+            begin(&host, &mut area.work);
+            if steer::steer(&host, &mut area.work, case.program == Program::Steer) && inbound::admit(&host, &mut area) {
+                // SAFETY: two separate values.
+                let status = unsafe { aead_open(&case.world.key_in, &mut area.cipher) };
+                if inbound::accept(&host, &mut area, status) {
+                    inbound::forward(&host, &mut area);
+                }
+            }
+            None
+        }
+        Program::Inside | Program::EspOut => {
+            begin(&host, &mut area.work);
+            if outbound::choose(&host, &mut area.work, case.program == Program::Inside)
+                && outbound::admit(&host, &mut area)
+            {
+                // SAFETY: two separate values.
+                let status = unsafe { aead_seal(&case.world.key_out, &mut area.cipher) };
+                outbound::emit(&host, &mut area, status);
+            }
+            None
+        }
+        Program::SaCtl => {
+            let input = FinalWindow::read_from_bytes(&case.frame).expect("a final window");
+            Some(control::merge_final_window(&host, &input))
+        }
+    };
+    let work = &area.work;
+    let action = match (outcome, work.action) {
+        (Some(value), _) => Action::Value(value),
+        (None, ACTION_PASS) => Action::Pass,
+        (None, ACTION_TRANSMIT) => match case.program {
+            Program::Steer | Program::Inside => Action::Transmit,
+            _ => Action::Redirect,
+        },
+        (None, ACTION_REDIRECT | ACTION_CPU) => Action::Redirect,
+        (None, _) => Action::Drop,
+    };
+    let verdict = match outcome {
+        Some(_) => None,
+        None => Verdict::from_number(work.verdict).map(|v| (work.connection as u16, v)),
+    };
+    let c = &host.counters;
+    Observed {
+        verdict,
+        action,
+        frame: host.frame.borrow().clone(),
+        window: *host.window.borrow(),
+        counters: OutboundSaRuntime {
+            seq: c.seq.get(),
+            packets: c.packets.get(),
+            bytes: c.bytes.get(),
+            last_ms: c.last_ms.get(),
+            exhausted_version: c.exhausted_version.get(),
+        },
+        events: host.events.borrow().clone(),
+        slow: host.slow.borrow().clone(),
+    }
+}

@@ -1,0 +1,346 @@
+//! The table's world in kernel maps, and the loaded programs by BPF_PROG_TEST_RUN.
+//!
+//! `dataplane` makes the maps that it makes in production; the programs come from the same object a second time, bound to
+//! those maps, because a test run wants descriptors that `dataplane` keeps to itself.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{MapData, RingBuf};
+use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use dataplane::{ObjectSource, Options, Plane};
+use maps_schema::event::{Event, SlowFrame};
+use maps_schema::names::*;
+use maps_schema::sad::{InboundSaRuntime, OutboundSaRuntime, slot_place};
+use maps_schema::segment::{SEGMENTS, Segment};
+use maps_schema::steer::{AddressKey, ClusterAddress, MacKey};
+use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::unistd::Pid;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::case::{Action, Case, Observed, Program};
+use crate::world::*;
+
+const MADE_BY_DATAPLANE: [&str; 7] =
+    [MAP_SA_IN, MAP_SA_IN_RT, MAP_SA_OUT, MAP_SA_OUT_RT, MAP_KEY_IN, MAP_KEY_OUT, MAP_SEGMENTS];
+const OTHERS: [&str; 10] = [
+    MAP_SPD,
+    MAP_MEMBERS,
+    MAP_MEMBER_MACS,
+    MAP_ADDRESSES,
+    MAP_LOCAL,
+    MAP_VERDICTS,
+    MAP_CPUS_IN,
+    MAP_CPUS_OUT,
+    "ACQUIRED",
+    MAP_SCRATCH,
+];
+
+/// Programs and maps in a network namespace of their own.
+pub struct Kernel {
+    ebpf: Ebpf,
+    events: RingBuf<MapData>,
+    slow: RingBuf<MapData>,
+    folder: PathBuf,
+    stage: PathBuf,
+    /// Keeps the maps' pins.
+    _plane: Plane,
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        for name in OTHERS {
+            let _ = std::fs::remove_file(self.folder.join("pkt").join(name));
+        }
+        let _ = std::fs::remove_dir(self.folder.join("pkt"));
+        for name in MADE_BY_DATAPLANE {
+            let _ = std::fs::remove_file(self.stage.join(name));
+        }
+        if let Ok(entries) = std::fs::read_dir(&self.stage) {
+            for entry in entries.flatten() {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        let _ = std::fs::remove_dir(&self.stage);
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}
+
+/// The object under test: `ESPALIER_BPF_OBJECT`, or where `cargo xtask build` puts it.
+pub fn object_path() -> PathBuf {
+    std::env::var_os("ESPALIER_BPF_OBJECT").map_or_else(
+        || {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../ebpf/programs/target/bpfel-unknown-none/release/espalier")
+        },
+        PathBuf::from,
+    )
+}
+
+impl Kernel {
+    /// Loads everything. The calling thread moves to a new network namespace and to CPU 0.
+    ///
+    /// # Errors
+    /// Without root, bpffs or the object, and where the verifier refuses a program.
+    pub fn load() -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace (root?)")?;
+        let mut cpu = CpuSet::new();
+        cpu.set(0)?;
+        network()?;
+        let folder = PathBuf::from(format!("/sys/fs/bpf/esp-pkt{}", std::process::id()));
+        let object = object_path();
+        let options = Options {
+            cpus: CPUS,
+            slots: SLOTS,
+            ..Options::new(ObjectSource::Path(object.clone()), &folder, OUTSIDE_IFINDEX, INSIDE_IFINDEX)
+        };
+        let plane = Plane::load(&options).with_context(|| format!("load {}", object.display()))?;
+        sched_setaffinity(Pid::from_raw(0), &cpu)?;
+        let stage = std::fs::read_dir(&folder)?
+            .flatten()
+            .map(|e| e.path())
+            .find(|p| p.join(MAP_SA_IN).exists())
+            .context("the maps that dataplane made")?;
+        let own = folder.join("pkt");
+        std::fs::create_dir(&own)?;
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS);
+        for name in MADE_BY_DATAPLANE {
+            loader.map_pin_path(name, stage.join(name));
+        }
+        for name in OTHERS {
+            loader.map_pin_path(name, own.join(name));
+        }
+        loader.map_max_entries(MAP_CPUS_IN, CPUS).map_max_entries(MAP_CPUS_OUT, CPUS);
+        let mut ebpf = loader.load(&std::fs::read(&object)?)?;
+        for name in [PROG_STEER, PROG_ESP_IN, PROG_INSIDE, PROG_ESP_OUT, PROG_SA_CTL] {
+            let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("program {name}"))?.try_into()?;
+            program.load().with_context(|| format!("program {name}"))?;
+        }
+        let events = RingBuf::try_from(ebpf.take_map(MAP_EVENTS).context("EVENTS")?)?;
+        let slow = RingBuf::try_from(ebpf.take_map(MAP_SLOW).context("SLOW")?)?;
+        let kernel = Self { ebpf, events, slow, folder, stage, _plane: plane };
+        kernel.fixed_tables()?;
+        Ok(kernel)
+    }
+
+    fn map(&self, name: &str) -> Result<OwnedFd> {
+        let folder = if MADE_BY_DATAPLANE.contains(&name) { self.stage.clone() } else { self.folder.join("pkt") };
+        let path = folder.join(name);
+        pinned(&path).with_context(|| format!("open {}", path.display()))
+    }
+
+    /// The inner array and index of [`SLOT`].
+    fn inner(&self, name: &str) -> Result<(OwnedFd, u32)> {
+        let (cpu, index) = slot_place(SLOT, CPUS);
+        let mut id = [0u8; 4];
+        lookup(&self.map(name)?, &cpu.to_ne_bytes(), &mut id)?;
+        Ok((by_id(u32::from_ne_bytes(id))?, index))
+    }
+
+    fn put_inner(&self, name: &str, value: &[u8]) -> Result<()> {
+        let (map, index) = self.inner(name)?;
+        update(&map, &index.to_ne_bytes(), value).with_context(|| format!("write {name}"))
+    }
+
+    fn put(&self, name: &str, key: &[u8], value: &[u8]) -> Result<()> {
+        update(&self.map(name)?, key, value).with_context(|| format!("write {name}"))
+    }
+
+    fn fixed_tables(&self) -> Result<()> {
+        for (id, member) in MEMBERS {
+            self.put(MAP_MEMBERS, &u32::from(id).to_ne_bytes(), member.as_bytes())?;
+        }
+        for mac in [OTHER_OUTSIDE_MAC, OTHER_INSIDE_MAC] {
+            let key = MacKey { mac, zero: [0; 2] };
+            self.put(MAP_MEMBER_MACS, key.as_bytes(), &u32::from(OTHER).to_ne_bytes())?;
+        }
+        for (address, side, segment) in ADDRESSES {
+            let value = ClusterAddress { side, segment, reserved: [0; 2] };
+            self.put(MAP_ADDRESSES, AddressKey { address: mapped(address) }.as_bytes(), value.as_bytes())?;
+        }
+        for map in [MAP_CPUS_IN, MAP_CPUS_OUT] {
+            for cpu in 0..CPUS {
+                // Queue size; no program: a test run's redirect goes nowhere.
+                let value = [192u32, 0];
+                self.put(map, &cpu.to_ne_bytes(), value.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, world: &World) -> Result<()> {
+        self.put(MAP_LOCAL, &0u32.to_ne_bytes(), world.local.as_bytes())?;
+        let segment =
+            Segment { owner: world.owner_word(dataplane::monotonic_ms()), side: world.side.pack() };
+        for i in 0..SEGMENTS as u32 {
+            self.put(MAP_SEGMENTS, &i.to_ne_bytes(), segment.as_bytes())?;
+        }
+        self.put_inner(MAP_SA_IN, world.inbound.as_bytes())?;
+        self.put_inner(MAP_SA_IN_RT, world.window.as_bytes())?;
+        self.put_inner(MAP_KEY_IN, world.key_in.as_bytes())?;
+        self.put_inner(MAP_SA_OUT, world.outbound.as_bytes())?;
+        self.put_inner(MAP_SA_OUT_RT, world.counters.as_bytes())?;
+        self.put_inner(MAP_KEY_OUT, world.key_out.as_bytes())?;
+        let mut key = POLICY_PREFIX_LEN.to_ne_bytes().to_vec();
+        key.extend(mapped(POLICY_PREFIX));
+        self.put(MAP_SPD, &key, world.policy.as_bytes())?;
+        let never = vec![0u8; 8 * cpus()?];
+        self.put("ACQUIRED", &u32::from(CONNECTION).to_ne_bytes(), &never)?;
+        while self.events.next().is_some() {}
+        while self.slow.next().is_some() {}
+        Ok(())
+    }
+
+    fn verdicts(&self) -> Result<Vec<u64>> {
+        let map = self.map(MAP_VERDICTS)?;
+        let mut counts = Vec::new();
+        let mut value = vec![0u8; 8 * cpus()?];
+        for connection in [0, usize::from(CONNECTION)] {
+            for verdict in 0..VERDICT_STRIDE {
+                let index = (connection * VERDICT_STRIDE + verdict) as u32;
+                lookup(&map, &index.to_ne_bytes(), &mut value)?;
+                counts.push(value.chunks_exact(8).map(|c| u64::from_ne_bytes(c.try_into().unwrap_or_default())).sum());
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Runs a case.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn run(&mut self, case: &Case) -> Result<Observed> {
+        self.set(&case.world)?;
+        let before = self.verdicts()?;
+        let name = match case.program {
+            Program::Steer => PROG_STEER,
+            Program::EspIn => PROG_ESP_IN,
+            Program::Inside => PROG_INSIDE,
+            Program::EspOut => PROG_ESP_OUT,
+            Program::SaCtl => PROG_SA_CTL,
+        };
+        let program: &mut Xdp = self.ebpf.program_mut(name).context("program")?.try_into()?;
+        let mut out = vec![0u8; 4096];
+        let result = {
+            let mut options = TestRunOptions::new();
+            options.data_in = Some(&case.frame);
+            options.data_out = Some(&mut out);
+            program.test_run(options).with_context(|| format!("run {}", case.name))?
+        };
+        out.truncate(result.data_size_out as usize);
+        let after = self.verdicts()?;
+        let mut verdict = None;
+        for (at, (after, before)) in after.iter().zip(&before).enumerate() {
+            if after == before {
+                continue;
+            }
+            let connection = if at < VERDICT_STRIDE { 0 } else { CONNECTION };
+            let number = (at % VERDICT_STRIDE) as u32;
+            if verdict.is_some() || after - before != 1 {
+                bail!("{}: more than one verdict was counted", case.name);
+            }
+            verdict = Some((connection, Verdict::from_number(number).context("a verdict of the list")?));
+        }
+        let action = match (case.program, result.return_value) {
+            (Program::SaCtl, value) => Action::Value(value),
+            (_, 1) => Action::Drop,
+            (_, 2) => Action::Pass,
+            (_, 3) => Action::Transmit,
+            (_, 4) => Action::Redirect,
+            (_, other) => bail!("{}: XDP returned {other}", case.name),
+        };
+        let (map, index) = self.inner(MAP_SA_IN_RT)?;
+        let mut window = InboundSaRuntime::default();
+        lookup(&map, &index.to_ne_bytes(), window.as_mut_bytes())?;
+        let (map, index) = self.inner(MAP_SA_OUT_RT)?;
+        let mut counters = OutboundSaRuntime::default();
+        lookup(&map, &index.to_ne_bytes(), counters.as_mut_bytes())?;
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            let (event, _) = Event::read_from_prefix(&item).ok().context("an event")?;
+            events.push((event.kind, event.seq));
+        }
+        let mut slow = Vec::new();
+        while let Some(item) = self.slow.next() {
+            let (frame, _) = SlowFrame::ref_from_prefix(&item).ok().context("a slow path frame")?;
+            slow.push((frame.kind, frame.frame.get(..frame.length as usize).context("its length")?.to_vec()));
+        }
+        Ok(Observed { verdict, action, frame: out, window, counters, events, slow })
+    }
+}
+
+/// Two interfaces with the addresses, routes and neighbours of [`crate::host`].
+fn network() -> Result<()> {
+    let quad = |a: u32| std::net::Ipv4Addr::from(a).to_string();
+    let mac = |m: [u8; 6]| m.map(|b| format!("{b:02x}")).join(":");
+    let mut lines = vec!["link set lo up".to_owned()];
+    for (index, name, address, own, neighbour, far) in [
+        (OUTSIDE_IFINDEX, "esp-out", CLUSTER + 1, OUTSIDE_MAC, PEER, PEER_MAC),
+        (INSIDE_IFINDEX, "esp-in", INSIDE + 1, INSIDE_MAC, NEAR_HOST, NEAR_MAC),
+    ] {
+        lines.push(format!("link add index {index} name {name} address {} type dummy", mac(own)));
+        lines.push(format!("addr add {}/24 dev {name}", quad(address)));
+        lines.push(format!("link set {name} up"));
+        lines.push(format!("neigh add {} lladdr {} dev {name} nud permanent", quad(neighbour), mac(far)));
+    }
+    for line in lines {
+        let output = Command::new("ip").args(line.split(' ')).output().context("run ip")?;
+        if !output.status.success() {
+            bail!("ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    // `/proc/sys/net` is that of the calling thread's namespace.
+    let path = "/proc/thread-self/root/proc/sys/net/ipv4/conf/all/forwarding";
+    std::fs::write(path, "1").context("switch forwarding on")
+}
+
+fn cpus() -> Result<usize> {
+    aya::util::nr_cpus().map_err(|(file, error)| anyhow::anyhow!("{file}: {error}"))
+}
+
+/// `union bpf_attr` as far as used here.
+#[repr(C)]
+#[derive(Default)]
+struct Attr {
+    words: [u64; 4],
+}
+
+fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
+    // SAFETY: the attribute outlives the call, and what it points to is owned by the callers.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: just returned by the kernel, and nobody else's.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn pinned(path: &Path) -> Result<OwnedFd> {
+    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    let mut attr = Attr { words: [name.as_ptr() as u64, 0, 0, 0] };
+    Ok(owned(bpf(7, &mut attr)?))
+}
+
+fn by_id(id: u32) -> Result<OwnedFd> {
+    let mut attr = Attr { words: [u64::from(id), 0, 0, 0] };
+    Ok(owned(bpf(14, &mut attr)?))
+}
+
+fn lookup(map: &OwnedFd, key: &[u8], value: &mut [u8]) -> Result<()> {
+    let mut attr = Attr { words: [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_mut_ptr() as u64, 0] };
+    bpf(1, &mut attr)?;
+    Ok(())
+}
+
+fn update(map: &OwnedFd, key: &[u8], value: &[u8]) -> Result<()> {
+    let mut attr = Attr { words: [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_ptr() as u64, 0] };
+    bpf(2, &mut attr)?;
+    Ok(())
+}

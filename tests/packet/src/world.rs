@@ -1,0 +1,220 @@
+//! What a packet meets in a case: one member's maps, as plain data.
+
+use datapath::aead;
+use datapath::limits;
+use maps_schema::sad::{
+    InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, OutboundSaRuntime, SA_ESN, SA_UDP_ENCAP,
+    SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
+};
+use maps_schema::segment::{OwnerWord, SideWord};
+use maps_schema::spd::{ACTION_PROTECT, SpdEntry, SpdRule};
+use maps_schema::steer::{Local, Member, SIDE_INSIDE, SIDE_OUTSIDE};
+
+/// This member.
+pub const ME: u8 = 1;
+/// The other member.
+pub const OTHER: u8 = 2;
+/// Epoch of all segments in the base world.
+pub const EPOCH: u16 = 7;
+/// CPUs of the base world.
+pub const CPUS: u32 = 2;
+/// Slots of the base world.
+pub const SLOTS: u32 = 1024;
+/// Outside cluster address.
+pub const CLUSTER: u32 = 0xc0a8_0a01;
+/// Inside cluster address.
+pub const INSIDE: u32 = 0x0a01_0001;
+/// The peer's outside address.
+pub const PEER: u32 = 0xc0a8_0a64;
+/// A host behind the peer.
+pub const FAR_HOST: u32 = 0x0a02_0005;
+/// A host on the inside network.
+pub const NEAR_HOST: u32 = 0x0a01_0005;
+/// An inside address that no route leads to.
+pub const NO_NEIGHBOUR: u32 = 0x0a01_00c8;
+/// This member's MAC addresses, the other's, the peer's, the inside host's.
+pub const OUTSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// This member, inside.
+pub const INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+/// The other member, outside.
+pub const OTHER_OUTSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The other member, inside.
+pub const OTHER_INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
+/// The peer.
+pub const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x64];
+/// The host on the inside network.
+pub const NEAR_MAC: [u8; 6] = [2, 0, 0, 0, 1, 5];
+/// Interface indexes that the kernel run makes.
+pub const OUTSIDE_IFINDEX: u32 = 1001;
+/// Inside interface.
+pub const INSIDE_IFINDEX: u32 = 1002;
+/// Slot of the SA pair: segment 0x04, CPU 0.
+pub const SLOT: u32 = 0x104;
+/// Our SPI: generation 3, member 1, the slot.
+pub const SPI_IN: u32 = 0x0300_0104;
+/// The peer's SPI.
+pub const SPI_OUT: u32 = 0xc0ff_ee01;
+/// Connection index.
+pub const CONNECTION: u16 = 9;
+/// Salt of both keys.
+pub const SALT: [u8; 4] = [0xa1, 0xb2, 0xc3, 0xd4];
+/// Steering key.
+pub const STEER_KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+
+/// Key octets of a direction.
+pub fn key_octets(suite: u8, direction: u8) -> Vec<u8> {
+    let len = aead::key_len(suite).unwrap_or(32);
+    (0..len as u8).map(|i| i.wrapping_mul(7) ^ direction).collect()
+}
+
+/// Direction octet of [`key_octets`]: towards this gateway.
+pub const IN: u8 = 0x10;
+/// Away from it.
+pub const OUT: u8 = 0x80;
+
+/// An address in map form.
+pub fn mapped(address: u32) -> [u8; 16] {
+    datapath::headers::mapped(address)
+}
+
+/// State of one member, small enough to copy.
+#[derive(Clone)]
+pub struct World {
+    /// This host.
+    pub local: Local,
+    /// Owner, epoch, milliseconds for which the word is still valid, side word; of every segment.
+    pub owner: u8,
+    /// Epoch in the owner words.
+    pub epoch: u16,
+    /// Validity from now on, milliseconds (negative: expired).
+    pub valid_for_ms: i64,
+    /// Side word.
+    pub side: SideWord,
+    /// Inbound record in [`SLOT`].
+    pub inbound: InboundSa,
+    /// Its window.
+    pub window: InboundSaRuntime,
+    /// Its key.
+    pub key_in: SaKey,
+    /// Outbound record.
+    pub outbound: OutboundSa,
+    /// Its counters.
+    pub counters: OutboundSaRuntime,
+    /// Its key.
+    pub key_out: SaKey,
+    /// Rules for destination 10.2.0.0/16; further prefixes have none.
+    pub policy: SpdEntry,
+}
+
+/// Prefix of [`World::policy`] in bits of the mapped address.
+pub const POLICY_PREFIX_LEN: u32 = 96 + 16;
+/// The prefix.
+pub const POLICY_PREFIX: u32 = 0x0a02_0000;
+
+/// Cluster addresses: value, side, segment.
+pub const ADDRESSES: [(u32, u8, u8); 2] = [(CLUSTER, SIDE_OUTSIDE, 0), (INSIDE, SIDE_INSIDE, 0)];
+
+/// Both members as second hops.
+pub const MEMBERS: [(u8, Member); 2] = [
+    (ME, Member { outside_mac: OUTSIDE_MAC, inside_mac: INSIDE_MAC }),
+    (OTHER, Member { outside_mac: OTHER_OUTSIDE_MAC, inside_mac: OTHER_INSIDE_MAC }),
+];
+
+/// Limits in force from the start.
+pub fn cell(limit: u64, step: u64, floor: u64, epoch: u16) -> LimitsCell {
+    let mut cell = LimitsCell::default();
+    limits::publish(&mut cell, Limits { limit, step, floor, epoch: epoch as u32, reserved: 0 });
+    cell
+}
+
+impl World {
+    /// This member owns everything; one SA pair with room in lease and ceiling, nothing sent or received so far.
+    pub fn base(suite: u8, esn: bool, encap: bool) -> Self {
+        let flags = if esn { SA_ESN } else { 0 } | if encap { SA_UDP_ENCAP } else { 0 };
+        let any = SelectorPair {
+            remote_first: mapped(0x0a02_0000),
+            remote_last: mapped(0x0a02_ffff),
+            local_first: mapped(0x0a01_0000),
+            local_last: mapped(0x0a01_ffff),
+            remote_ports: [0, 0xffff],
+            local_ports: [0, 0xffff],
+            protocol: 0,
+            reserved: 0,
+        };
+        let key = |direction, spi| {
+            aead::expand(suite, &key_octets(suite, direction), SALT, spi).expect("a suite with its key length")
+        };
+        let mut policy = SpdEntry::default();
+        policy.rules[0] = SpdRule {
+            source_first: mapped(0x0a01_0000),
+            source_last: mapped(0x0a01_ffff),
+            source_ports: [0, 0xffff],
+            destination_ports: [0, 0xffff],
+            slot: SLOT,
+            connection: CONNECTION,
+            protocol: 0,
+            action: ACTION_PROTECT,
+        };
+        let mut selectors = [SelectorPair::default(); 4];
+        selectors[0] = any;
+        Self {
+            local: Local {
+                steer_key: STEER_KEY,
+                member: ME as u32,
+                cpus: CPUS,
+                slots: SLOTS,
+                outside_ifindex: OUTSIDE_IFINDEX,
+                inside_ifindex: INSIDE_IFINDEX,
+                outside_mac: OUTSIDE_MAC,
+                inside_mac: INSIDE_MAC,
+                outside_mtu: 1500,
+                nat_t_port: 4500,
+                ike_port: 500,
+                inside_address: mapped(INSIDE),
+            },
+            owner: ME,
+            epoch: EPOCH,
+            valid_for_ms: 60_000,
+            side: SideWord::default(),
+            inbound: InboundSa {
+                spi: SPI_IN,
+                connection: CONNECTION,
+                suite,
+                flags,
+                limits: cell(1000, 1000, 0, EPOCH),
+                reported_edge: 0,
+                selector_count: 1,
+                reserved: 0,
+                selectors,
+            },
+            window: InboundSaRuntime { spi: SPI_IN, floor_epoch: EPOCH as u32, ..InboundSaRuntime::default() },
+            key_in: key(IN, SPI_IN),
+            outbound: OutboundSa {
+                spi: SPI_OUT,
+                connection: CONNECTION,
+                suite,
+                flags,
+                limits: cell(1000, 1000, 0, EPOCH),
+                outer_src: mapped(CLUSTER),
+                outer_dst: mapped(PEER),
+                encap_ports: [4500, 4500],
+                path_mtu: 1500,
+                reserved: 0,
+            },
+            counters: OutboundSaRuntime::default(),
+            key_out: key(OUT, SPI_OUT),
+            policy,
+        }
+    }
+
+    /// The base world with ChaCha20-Poly1305, 32-bit numbers, no encapsulation.
+    pub fn plain() -> Self {
+        Self::base(SUITE_CHACHA20_POLY1305, false, false)
+    }
+
+    /// The owner word, for a clock that shows `now_ms`.
+    pub fn owner_word(&self, now_ms: u64) -> u64 {
+        let valid_until_ms = now_ms.saturating_add_signed(self.valid_for_ms);
+        OwnerWord { owner: self.owner, epoch: self.epoch, valid_until_ms }.pack()
+    }
+}
