@@ -480,3 +480,45 @@ fn out_of_spis_is_reported_and_the_ike_sa_stays() {
         assert!(world.has_event(side, EventKind::Trouble));
     }
 }
+
+#[test]
+fn both_sides_may_initiate_at_once() {
+    for seed in 0..100 {
+        let mut rng = Rng(seed);
+        let mut world = World::with(seed, |_, connection| {
+            connection.dpd_delay = Some(Duration::from_secs(30))
+        });
+        for side in [A, B] {
+            world.initiate(side);
+        }
+        while !world.net.is_empty() {
+            let index = rng.below(world.net.len() as u64) as usize;
+            let packet = world.net.remove(index).expect("in range");
+            world.deliver(packet);
+        }
+        world.pass(Duration::from_secs(200));
+        // One IKE SA or two in parallel, but never one that only one side knows.
+        let pairs = |side: usize| {
+            let mut spis: Vec<_> = world
+                .status(side)
+                .iter()
+                .map(|sa| (sa.spi, sa.peer_spi))
+                .collect();
+            spis.sort_unstable_by_key(|(ours, theirs)| {
+                if side == A {
+                    (*ours, *theirs)
+                } else {
+                    (*theirs, *ours)
+                }
+            });
+            spis
+        };
+        let mirrored: Vec<_> = pairs(B)
+            .into_iter()
+            .map(|(ours, theirs)| (theirs, ours))
+            .collect();
+        assert_eq!(pairs(A), mirrored, "seed {seed}\n{}", world.story());
+        assert!(!mirrored.is_empty());
+        world.assert_children_match();
+    }
+}
