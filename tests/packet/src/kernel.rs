@@ -284,7 +284,8 @@ fn network() -> Result<()> {
         (OUTSIDE_IFINDEX, "esp-out", CLUSTER + 1, OUTSIDE_MAC, PEER, PEER_MAC),
         (INSIDE_IFINDEX, "esp-in", INSIDE + 1, INSIDE_MAC, NEAR_HOST, NEAR_MAC),
     ] {
-        lines.push(format!("link add index {index} name {name} address {} type dummy", mac(own)));
+        lines.push(format!("link add index {index} name {name} address {} type veth peer name {name}far", mac(own)));
+        lines.push(format!("link set {name}far up"));
         lines.push(format!("addr add {}/24 dev {name}", quad(address)));
         lines.push(format!("link set {name} up"));
         lines.push(format!("neigh add {} lladdr {} dev {name} nud permanent", quad(neighbour), mac(far)));
