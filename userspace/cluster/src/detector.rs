@@ -71,10 +71,10 @@ impl Detector {
     pub fn tick(&mut self, now: Instant) -> bool {
         let gap = nanos(now.since(self.last_tick)).min(2 * nanos(self.interval));
         self.last_tick = now;
-        if self.last_heard.is_none() || self.suspected {
+        let Some(last) = self.last_heard.filter(|_| !self.suspected) else {
             return false;
-        }
-        self.silence += gap;
+        };
+        self.silence = (self.silence + gap).min(nanos(now.since(last)));
         if self.silence >= nanos(self.threshold()) {
             self.suspected = true;
             return true;

@@ -1,0 +1,5 @@
+//! The pair engine in virtual time.
+
+mod faults;
+mod pair;
+mod world;
