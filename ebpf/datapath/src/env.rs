@@ -300,7 +300,7 @@ pub struct Area {
     pub work: Work,
 }
 
-const _: () = assert!(size_of::<Area>() % 8 == 0 && size_of::<Area>() <= 32768);
+const _: () = assert!(size_of::<Area>().is_multiple_of(8) && size_of::<Area>() <= 32768);
 
 /// Fills `work` for a new frame.
 #[inline(always)]

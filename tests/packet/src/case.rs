@@ -165,7 +165,10 @@ impl Case {
         }
         let kinds: Vec<u32> = seen.events.iter().map(|e| e.0).collect();
         if kinds != self.events {
-            problems.push(format!("events {:?}, expected kinds {:?}", seen.events, self.events));
+            problems.push(format!(
+                "events {:?}, expected kinds {:?}",
+                seen.events, self.events
+            ));
         }
         let slow: Vec<u32> = seen.slow.iter().map(|s| s.0).collect();
         if slow != self.slow {
@@ -191,8 +194,19 @@ pub fn run_table(cases: &[Case], mut run: impl FnMut(&Case) -> Observed) {
     for case in cases {
         let problems = case.problems(&run(case));
         if !problems.is_empty() {
-            failed.push(format!("{} ({:?}):\n    {}", case.name, case.program, problems.join("\n    ")));
+            failed.push(format!(
+                "{} ({:?}):\n    {}",
+                case.name,
+                case.program,
+                problems.join("\n    ")
+            ));
         }
     }
-    assert!(failed.is_empty(), "{} of {} cases deviate\n{}", failed.len(), cases.len(), failed.join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} of {} cases deviate\n{}",
+        failed.len(),
+        cases.len(),
+        failed.join("\n")
+    );
 }

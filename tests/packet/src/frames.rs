@@ -7,7 +7,10 @@ use crate::world::*;
 
 /// One's complement sum of 16-bit words.
 pub fn checksum(octets: &[u8]) -> u16 {
-    let mut sum: u32 = octets.chunks(2).map(|c| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b))).sum();
+    let mut sum: u32 = octets
+        .chunks(2)
+        .map(|c| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b)))
+        .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -41,7 +44,15 @@ pub struct Ip {
 impl Ip {
     /// Usual values.
     pub fn new(source: u32, destination: u32, protocol: u8) -> Self {
-        Self { source, destination, protocol, ttl: 64, tos: 0, fragment: 0x4000, id: 0 }
+        Self {
+            source,
+            destination,
+            protocol,
+            ttl: 64,
+            tos: 0,
+            fragment: 0x4000,
+            id: 0,
+        }
     }
 
     /// The datagram.
@@ -63,12 +74,21 @@ impl Ip {
 /// UDP without checksum.
 pub fn udp(source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
     let len = 8 + payload.len() as u16;
-    [&source.to_be_bytes()[..], &destination.to_be_bytes(), &len.to_be_bytes(), &[0, 0], payload].concat()
+    [
+        &source.to_be_bytes()[..],
+        &destination.to_be_bytes(),
+        &len.to_be_bytes(),
+        &[0, 0],
+        payload,
+    ]
+    .concat()
 }
 
 /// Octets that differ from place to place.
 pub fn noise(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i as u8).wrapping_mul(13) ^ (i >> 8) as u8).collect()
+    (0..len)
+        .map(|i| (i as u8).wrapping_mul(13) ^ (i >> 8) as u8)
+        .collect()
 }
 
 fn key(suite: u8, direction: u8) -> LessSafeKey {
@@ -77,7 +97,9 @@ fn key(suite: u8, direction: u8) -> LessSafeKey {
         SUITE_AES256_GCM => &AES_256_GCM,
         _ => &CHACHA20_POLY1305,
     };
-    LessSafeKey::new(UnboundKey::new(algorithm, &key_octets(suite, direction)).expect("key length of the suite"))
+    LessSafeKey::new(
+        UnboundKey::new(algorithm, &key_octets(suite, direction)).expect("key length of the suite"),
+    )
 }
 
 fn nonce(iv: &[u8]) -> Nonce {
@@ -108,7 +130,13 @@ pub struct Sealer {
 impl Sealer {
     /// The peer of [`World::base`].
     pub fn peer(suite: u8, esn: bool, encap: bool) -> Self {
-        Self { suite, esn, encap, spi: SPI_IN, next_header: 4 }
+        Self {
+            suite,
+            esn,
+            encap,
+            spi: SPI_IN,
+            next_header: 4,
+        }
     }
 
     /// ESP payload of `inner` with this number: default padding.
@@ -126,7 +154,14 @@ impl Sealer {
         let tag = key(self.suite, IN)
             .seal_in_place_separate_tag(nonce(&iv), aad(self.spi, seq, self.esn), &mut text)
             .expect("sealed");
-        [&self.spi.to_be_bytes()[..], &(seq as u32).to_be_bytes(), &iv, &text, tag.as_ref()].concat()
+        [
+            &self.spi.to_be_bytes()[..],
+            &(seq as u32).to_be_bytes(),
+            &iv,
+            &text,
+            tag.as_ref(),
+        ]
+        .concat()
     }
 
     /// The frame that carries an ESP payload from the peer to this member.
@@ -167,7 +202,11 @@ pub fn open_ours(frame: &[u8], suite: u8, esn_high: Option<u32>, encap: bool) ->
         return Err("outer checksum wrong".into());
     }
     if u16::from_be_bytes([outer[2], outer[3]]) as usize != outer.len() {
-        return Err(format!("outer length {:02x?} for {} octets", &outer[2..4], outer.len()));
+        return Err(format!(
+            "outer length {:02x?} for {} octets",
+            &outer[2..4],
+            outer.len()
+        ));
     }
     let mut at = 20;
     if encap {
@@ -192,20 +231,38 @@ pub fn open_ours(frame: &[u8], suite: u8, esn_high: Option<u32>, encap: bool) ->
         return Err("text not a multiple of four".into());
     }
     let opened = key(suite, OUT)
-        .open_in_place(nonce(&esp[8..16]), aad(SPI_OUT, seq, esn_high.is_some()), &mut text)
+        .open_in_place(
+            nonce(&esp[8..16]),
+            aad(SPI_OUT, seq, esn_high.is_some()),
+            &mut text,
+        )
         .map_err(|_| "the peer's provider does not open it")?;
-    let [rest @ .., pad, next] = &*opened else { return Err("no trailer".into()) };
+    let [rest @ .., pad, next] = &*opened else {
+        return Err("no trailer".into());
+    };
     let (inner, padding) = rest.split_at(rest.len() - *pad as usize);
     if *next != 4 || padding.iter().enumerate().any(|(i, p)| *p != i as u8 + 1) {
         return Err("trailer wrong".into());
     }
-    Ok(OpenedFrame { seq_low, iv: esp[8..16].try_into().unwrap_or_default(), inner: inner.to_vec(), outer })
+    Ok(OpenedFrame {
+        seq_low,
+        iv: esp[8..16].try_into().unwrap_or_default(),
+        inner: inner.to_vec(),
+        outer,
+    })
 }
 
 /// An IKE message's header and some octets.
 pub fn ike(spi_i: u64, spi_r: u64, from_initiator: bool) -> Vec<u8> {
     let flags = if from_initiator { 0x08 } else { 0x20 };
-    [&spi_i.to_be_bytes()[..], &spi_r.to_be_bytes(), &[33, 0x20, 34, flags], &[0; 4], &28u32.to_be_bytes()].concat()
+    [
+        &spi_i.to_be_bytes()[..],
+        &spi_r.to_be_bytes(),
+        &[33, 0x20, 34, flags],
+        &[0; 4],
+        &28u32.to_be_bytes(),
+    ]
+    .concat()
 }
 
 /// ARP request for `target`.
@@ -223,6 +280,13 @@ pub fn arp_request(from: [u8; 6], sender: u32, target: u32) -> Vec<u8> {
 
 /// ARP reply: `address` is at `mac`, to `to`.
 pub fn arp_reply(mac: [u8; 6], address: u32, to: [u8; 6], asked_by: u32) -> Vec<u8> {
-    let body = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &mac, &address.to_be_bytes(), &to, &asked_by.to_be_bytes()].concat();
+    let body = [
+        &[0, 1, 8, 0, 6, 4, 0, 2][..],
+        &mac,
+        &address.to_be_bytes(),
+        &to,
+        &asked_by.to_be_bytes(),
+    ]
+    .concat();
     ethernet(to, mac, 0x0806, &body)
 }

@@ -5,13 +5,15 @@ use std::cell::{Cell, RefCell};
 use datapath::aead::{Scratch, TEXT_MAX, aead_open, aead_seal};
 use datapath::control;
 use datapath::env::{
-    ACTION_CPU, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, HEAD_LEN, OutboundCounters, Route, RouteQuery,
-    Work, begin,
+    ACTION_CPU, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, HEAD_LEN, OutboundCounters, Route,
+    RouteQuery, Work, begin,
 };
 use datapath::esp::{inbound, outbound};
 use datapath::steer;
 use maps_schema::event::SLOW_FRAME_MAX;
-use maps_schema::sad::{FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place};
+use maps_schema::sad::{
+    FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
+};
 use maps_schema::spd::SpdEntry;
 use maps_schema::steer::{ClusterAddress, Local, Member};
 use maps_schema::verdict::Verdict;
@@ -69,12 +71,19 @@ impl Env for Host<'_> {
 
     fn address(&self, address: [u8; 16]) -> Option<ClusterAddress> {
         let (_, side, segment) = *ADDRESSES.iter().find(|a| mapped(a.0) == address)?;
-        Some(ClusterAddress { side, segment, reserved: [0; 2] })
+        Some(ClusterAddress {
+            side,
+            segment,
+            reserved: [0; 2],
+        })
     }
 
     fn inbound(&self, cpu: u32, index: u32) -> Option<&InboundSa> {
         static EMPTY: std::sync::OnceLock<InboundSa> = std::sync::OnceLock::new();
-        Some(self.here(cpu, index, &self.world.inbound).unwrap_or_else(|| EMPTY.get_or_init(InboundSa::default)))
+        Some(
+            self.here(cpu, index, &self.world.inbound)
+                .unwrap_or_else(|| EMPTY.get_or_init(InboundSa::default)),
+        )
     }
 
     fn window<R>(&self, cpu: u32, index: u32, f: impl FnOnce(&mut InboundSaRuntime) -> R) -> Option<R> {
@@ -105,10 +114,16 @@ impl Env for Host<'_> {
 
     fn route(&self, query: &RouteQuery) -> Option<Route> {
         match (query.own, query.destination) {
-            (false, NEAR_HOST) => {
-                Some(Route { destination: NEAR_MAC, source: INSIDE_MAC, ifindex: INSIDE_IFINDEX })
-            }
-            (true, PEER) => Some(Route { destination: PEER_MAC, source: OUTSIDE_MAC, ifindex: OUTSIDE_IFINDEX }),
+            (false, NEAR_HOST) => Some(Route {
+                destination: NEAR_MAC,
+                source: INSIDE_MAC,
+                ifindex: INSIDE_IFINDEX,
+            }),
+            (true, PEER) => Some(Route {
+                destination: PEER_MAC,
+                source: OUTSIDE_MAC,
+                ifindex: OUTSIDE_IFINDEX,
+            }),
             _ => None,
         }
     }
@@ -142,28 +157,36 @@ impl Env for Host<'_> {
 
     fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool {
         let frame = self.frame.borrow();
-        let Some(from) = frame.get(offset..offset + len) else { return false };
+        let Some(from) = frame.get(offset..offset + len) else {
+            return false;
+        };
         text[..len].copy_from_slice(from);
         true
     }
 
     fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool {
         let frame = self.frame.borrow();
-        let Some(from) = frame.get(offset..offset + 16) else { return false };
+        let Some(from) = frame.get(offset..offset + 16) else {
+            return false;
+        };
         out.copy_from_slice(from);
         true
     }
 
     fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool {
         let mut frame = self.frame.borrow_mut();
-        let Some(to) = frame.get_mut(offset..offset + len) else { return false };
+        let Some(to) = frame.get_mut(offset..offset + len) else {
+            return false;
+        };
         to.copy_from_slice(&text[..len]);
         true
     }
 
     fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool {
         let mut frame = self.frame.borrow_mut();
-        let Some(to) = frame.get_mut(offset..offset + N) else { return false };
+        let Some(to) = frame.get_mut(offset..offset + N) else {
+            return false;
+        };
         to.copy_from_slice(octets);
         true
     }
@@ -203,7 +226,9 @@ pub fn run(case: &Case) -> Observed {
     counters.seq.set(case.world.counters.seq);
     counters.packets.set(case.world.counters.packets);
     counters.bytes.set(case.world.counters.bytes);
-    counters.exhausted_version.set(case.world.counters.exhausted_version);
+    counters
+        .exhausted_version
+        .set(case.world.counters.exhausted_version);
     let host = Host {
         world: &case.world,
         window: RefCell::new(case.world.window),
@@ -214,11 +239,16 @@ pub fn run(case: &Case) -> Observed {
         slow: RefCell::default(),
         members: MEMBERS.to_vec(),
     };
-    let mut area = Box::new(Area { cipher: Scratch::default(), work: Work::EMPTY });
+    let mut area = Box::new(Area {
+        cipher: Scratch::default(),
+        work: Work::EMPTY,
+    });
     let outcome = match case.program {
         Program::Steer | Program::EspIn => {
             begin(&host, &mut area.work);
-            if steer::steer(&host, &mut area.work, case.program == Program::Steer) && inbound::admit(&host, &mut area) {
+            if steer::steer(&host, &mut area.work, case.program == Program::Steer)
+                && inbound::admit(&host, &mut area)
+            {
                 // SAFETY: two separate values.
                 let status = unsafe { aead_open(&case.world.key_in, &mut area.cipher) };
                 if inbound::accept(&host, &mut area, status) {

@@ -26,8 +26,15 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::case::{Action, Case, Observed, Program};
 use crate::world::*;
 
-const MADE_BY_DATAPLANE: [&str; 7] =
-    [MAP_SA_IN, MAP_SA_IN_RT, MAP_SA_OUT, MAP_SA_OUT_RT, MAP_KEY_IN, MAP_KEY_OUT, MAP_SEGMENTS];
+const MADE_BY_DATAPLANE: [&str; 7] = [
+    MAP_SA_IN,
+    MAP_SA_IN_RT,
+    MAP_SA_OUT,
+    MAP_SA_OUT_RT,
+    MAP_KEY_IN,
+    MAP_KEY_OUT,
+    MAP_SEGMENTS,
+];
 const OTHERS: [&str; 10] = [
     MAP_SPD,
     MAP_MEMBERS,
@@ -97,7 +104,12 @@ impl Kernel {
         let options = Options {
             cpus: CPUS,
             slots: SLOTS,
-            ..Options::new(ObjectSource::Path(object.clone()), &folder, OUTSIDE_IFINDEX, INSIDE_IFINDEX)
+            ..Options::new(
+                ObjectSource::Path(object.clone()),
+                &folder,
+                OUTSIDE_IFINDEX,
+                INSIDE_IFINDEX,
+            )
         };
         let plane = Plane::load(&options).with_context(|| format!("load {}", object.display()))?;
         sched_setaffinity(Pid::from_raw(0), &cpu)?;
@@ -116,21 +128,37 @@ impl Kernel {
         for name in OTHERS {
             loader.map_pin_path(name, own.join(name));
         }
-        loader.map_max_entries(MAP_CPUS_IN, CPUS).map_max_entries(MAP_CPUS_OUT, CPUS);
+        loader
+            .map_max_entries(MAP_CPUS_IN, CPUS)
+            .map_max_entries(MAP_CPUS_OUT, CPUS);
         let mut ebpf = loader.load(&std::fs::read(&object)?)?;
         for name in [PROG_STEER, PROG_ESP_IN, PROG_INSIDE, PROG_ESP_OUT, PROG_SA_CTL] {
-            let program: &mut Xdp = ebpf.program_mut(name).with_context(|| format!("program {name}"))?.try_into()?;
+            let program: &mut Xdp = ebpf
+                .program_mut(name)
+                .with_context(|| format!("program {name}"))?
+                .try_into()?;
             program.load().with_context(|| format!("program {name}"))?;
         }
         let events = RingBuf::try_from(ebpf.take_map(MAP_EVENTS).context("EVENTS")?)?;
         let slow = RingBuf::try_from(ebpf.take_map(MAP_SLOW).context("SLOW")?)?;
-        let kernel = Self { ebpf, events, slow, folder, stage, _plane: plane };
+        let kernel = Self {
+            ebpf,
+            events,
+            slow,
+            folder,
+            stage,
+            _plane: plane,
+        };
         kernel.fixed_tables()?;
         Ok(kernel)
     }
 
     fn map(&self, name: &str) -> Result<OwnedFd> {
-        let folder = if MADE_BY_DATAPLANE.contains(&name) { self.stage.clone() } else { self.folder.join("pkt") };
+        let folder = if MADE_BY_DATAPLANE.contains(&name) {
+            self.stage.clone()
+        } else {
+            self.folder.join("pkt")
+        };
         let path = folder.join(name);
         pinned(&path).with_context(|| format!("open {}", path.display()))
     }
@@ -161,8 +189,19 @@ impl Kernel {
             self.put(MAP_MEMBER_MACS, key.as_bytes(), &u32::from(OTHER).to_ne_bytes())?;
         }
         for (address, side, segment) in ADDRESSES {
-            let value = ClusterAddress { side, segment, reserved: [0; 2] };
-            self.put(MAP_ADDRESSES, AddressKey { address: mapped(address) }.as_bytes(), value.as_bytes())?;
+            let value = ClusterAddress {
+                side,
+                segment,
+                reserved: [0; 2],
+            };
+            self.put(
+                MAP_ADDRESSES,
+                AddressKey {
+                    address: mapped(address),
+                }
+                .as_bytes(),
+                value.as_bytes(),
+            )?;
         }
         for map in [MAP_CPUS_IN, MAP_CPUS_OUT] {
             for cpu in 0..CPUS {
@@ -176,8 +215,10 @@ impl Kernel {
 
     fn set(&mut self, world: &World) -> Result<()> {
         self.put(MAP_LOCAL, &0u32.to_ne_bytes(), world.local.as_bytes())?;
-        let segment =
-            Segment { owner: world.owner_word(dataplane::monotonic_ms()), side: world.side.pack() };
+        let segment = Segment {
+            owner: world.owner_word(dataplane::monotonic_ms()),
+            side: world.side.pack(),
+        };
         for i in 0..SEGMENTS as u32 {
             self.put(MAP_SEGMENTS, &i.to_ne_bytes(), segment.as_bytes())?;
         }
@@ -205,7 +246,12 @@ impl Kernel {
             for verdict in 0..VERDICT_STRIDE {
                 let index = (connection * VERDICT_STRIDE + verdict) as u32;
                 lookup(&map, &index.to_ne_bytes(), &mut value)?;
-                counts.push(value.chunks_exact(8).map(|c| u64::from_ne_bytes(c.try_into().unwrap_or_default())).sum());
+                counts.push(
+                    value
+                        .chunks_exact(8)
+                        .map(|c| u64::from_ne_bytes(c.try_into().unwrap_or_default()))
+                        .sum(),
+                );
             }
         }
         Ok(counts)
@@ -231,7 +277,9 @@ impl Kernel {
             let mut options = TestRunOptions::new();
             options.data_in = Some(&case.frame);
             options.data_out = Some(&mut out);
-            program.test_run(options).with_context(|| format!("run {}", case.name))?
+            program
+                .test_run(options)
+                .with_context(|| format!("run {}", case.name))?
         };
         out.truncate(result.data_size_out as usize);
         let after = self.verdicts()?;
@@ -245,7 +293,10 @@ impl Kernel {
             if verdict.is_some() || after - before != 1 {
                 bail!("{}: more than one verdict was counted", case.name);
             }
-            verdict = Some((connection, Verdict::from_number(number).context("a verdict of the list")?));
+            verdict = Some((
+                connection,
+                Verdict::from_number(number).context("a verdict of the list")?,
+            ));
         }
         let action = match (case.program, result.return_value) {
             (Program::SaCtl, value) => Action::Value(value),
@@ -268,10 +319,27 @@ impl Kernel {
         }
         let mut slow = Vec::new();
         while let Some(item) = self.slow.next() {
-            let (frame, _) = SlowFrame::ref_from_prefix(&item).ok().context("a slow path frame")?;
-            slow.push((frame.kind, frame.frame.get(..frame.length as usize).context("its length")?.to_vec()));
+            let (frame, _) = SlowFrame::ref_from_prefix(&item)
+                .ok()
+                .context("a slow path frame")?;
+            slow.push((
+                frame.kind,
+                frame
+                    .frame
+                    .get(..frame.length as usize)
+                    .context("its length")?
+                    .to_vec(),
+            ));
         }
-        Ok(Observed { verdict, action, frame: out, window, counters, events, slow })
+        Ok(Observed {
+            verdict,
+            action,
+            frame: out,
+            window,
+            counters,
+            events,
+            slow,
+        })
     }
 }
 
@@ -281,17 +349,41 @@ fn network() -> Result<()> {
     let mac = |m: [u8; 6]| m.map(|b| format!("{b:02x}")).join(":");
     let mut lines = vec!["link set lo up".to_owned()];
     for (index, name, address, own, neighbour, far) in [
-        (OUTSIDE_IFINDEX, "esp-out", CLUSTER + 1, OUTSIDE_MAC, PEER, PEER_MAC),
-        (INSIDE_IFINDEX, "esp-in", INSIDE + 1, INSIDE_MAC, NEAR_HOST, NEAR_MAC),
+        (
+            OUTSIDE_IFINDEX,
+            "esp-out",
+            CLUSTER + 1,
+            OUTSIDE_MAC,
+            PEER,
+            PEER_MAC,
+        ),
+        (
+            INSIDE_IFINDEX,
+            "esp-in",
+            INSIDE + 1,
+            INSIDE_MAC,
+            NEAR_HOST,
+            NEAR_MAC,
+        ),
     ] {
-        lines.push(format!("link add index {index} name {name} address {} type veth peer name {name}far", mac(own)));
+        lines.push(format!(
+            "link add index {index} name {name} address {} type veth peer name {name}far",
+            mac(own)
+        ));
         lines.push(format!("link set {name}far up"));
         lines.push(format!("addr add {}/24 dev {name}", quad(address)));
         lines.push(format!("link set {name} up"));
-        lines.push(format!("neigh add {} lladdr {} dev {name} nud permanent", quad(neighbour), mac(far)));
+        lines.push(format!(
+            "neigh add {} lladdr {} dev {name} nud permanent",
+            quad(neighbour),
+            mac(far)
+        ));
     }
     for line in lines {
-        let output = Command::new("ip").args(line.split(' ')).output().context("run ip")?;
+        let output = Command::new("ip")
+            .args(line.split(' '))
+            .output()
+            .context("run ip")?;
         if !output.status.success() {
             bail!("ip {line}: {}", String::from_utf8_lossy(&output.stderr));
         }
@@ -315,7 +407,11 @@ struct Attr {
 fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
     // SAFETY: the attribute outlives the call, and what it points to is owned by the callers.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
 }
 
 fn owned(fd: i32) -> OwnedFd {
@@ -325,23 +421,41 @@ fn owned(fd: i32) -> OwnedFd {
 
 fn pinned(path: &Path) -> Result<OwnedFd> {
     let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
-    let mut attr = Attr { words: [name.as_ptr() as u64, 0, 0, 0] };
+    let mut attr = Attr {
+        words: [name.as_ptr() as u64, 0, 0, 0],
+    };
     Ok(owned(bpf(7, &mut attr)?))
 }
 
 fn by_id(id: u32) -> Result<OwnedFd> {
-    let mut attr = Attr { words: [u64::from(id), 0, 0, 0] };
+    let mut attr = Attr {
+        words: [u64::from(id), 0, 0, 0],
+    };
     Ok(owned(bpf(14, &mut attr)?))
 }
 
 fn lookup(map: &OwnedFd, key: &[u8], value: &mut [u8]) -> Result<()> {
-    let mut attr = Attr { words: [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_mut_ptr() as u64, 0] };
+    let mut attr = Attr {
+        words: [
+            map.as_raw_fd() as u64,
+            key.as_ptr() as u64,
+            value.as_mut_ptr() as u64,
+            0,
+        ],
+    };
     bpf(1, &mut attr)?;
     Ok(())
 }
 
 fn update(map: &OwnedFd, key: &[u8], value: &[u8]) -> Result<()> {
-    let mut attr = Attr { words: [map.as_raw_fd() as u64, key.as_ptr() as u64, value.as_ptr() as u64, 0] };
+    let mut attr = Attr {
+        words: [
+            map.as_raw_fd() as u64,
+            key.as_ptr() as u64,
+            value.as_ptr() as u64,
+            0,
+        ],
+    };
     bpf(2, &mut attr)?;
     Ok(())
 }

@@ -116,14 +116,35 @@ pub const ADDRESSES: [(u32, u8, u8); 2] = [(CLUSTER, SIDE_OUTSIDE, 0), (INSIDE, 
 
 /// Both members as second hops.
 pub const MEMBERS: [(u8, Member); 2] = [
-    (ME, Member { outside_mac: OUTSIDE_MAC, inside_mac: INSIDE_MAC }),
-    (OTHER, Member { outside_mac: OTHER_OUTSIDE_MAC, inside_mac: OTHER_INSIDE_MAC }),
+    (
+        ME,
+        Member {
+            outside_mac: OUTSIDE_MAC,
+            inside_mac: INSIDE_MAC,
+        },
+    ),
+    (
+        OTHER,
+        Member {
+            outside_mac: OTHER_OUTSIDE_MAC,
+            inside_mac: OTHER_INSIDE_MAC,
+        },
+    ),
 ];
 
 /// Limits in force from the start.
 pub fn cell(limit: u64, step: u64, floor: u64, epoch: u16) -> LimitsCell {
     let mut cell = LimitsCell::default();
-    limits::publish(&mut cell, Limits { limit, step, floor, epoch: epoch as u32, reserved: 0 });
+    limits::publish(
+        &mut cell,
+        Limits {
+            limit,
+            step,
+            floor,
+            epoch: epoch as u32,
+            reserved: 0,
+        },
+    );
     cell
 }
 
@@ -142,7 +163,8 @@ impl World {
             reserved: 0,
         };
         let key = |direction, spi| {
-            aead::expand(suite, &key_octets(suite, direction), SALT, spi).expect("a suite with its key length")
+            aead::expand(suite, &key_octets(suite, direction), SALT, spi)
+                .expect("a suite with its key length")
         };
         let mut policy = SpdEntry::default();
         policy.rules[0] = SpdRule {
@@ -187,7 +209,11 @@ impl World {
                 reserved: 0,
                 selectors,
             },
-            window: InboundSaRuntime { spi: SPI_IN, floor_epoch: EPOCH as u32, ..InboundSaRuntime::default() },
+            window: InboundSaRuntime {
+                spi: SPI_IN,
+                floor_epoch: EPOCH as u32,
+                ..InboundSaRuntime::default()
+            },
             key_in: key(IN, SPI_IN),
             outbound: OutboundSa {
                 spi: SPI_OUT,
@@ -215,6 +241,11 @@ impl World {
     /// The owner word, for a clock that shows `now_ms`.
     pub fn owner_word(&self, now_ms: u64) -> u64 {
         let valid_until_ms = now_ms.saturating_add_signed(self.valid_for_ms);
-        OwnerWord { owner: self.owner, epoch: self.epoch, valid_until_ms }.pack()
+        OwnerWord {
+            owner: self.owner,
+            epoch: self.epoch,
+            valid_until_ms,
+        }
+        .pack()
     }
 }

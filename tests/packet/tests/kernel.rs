@@ -11,5 +11,9 @@ fn every_case_holds_in_the_kernel() {
     // The kernel refuses test runs of cpumap programs. They differ from the attached ones in two constants only.
     let mut cases = cases::all();
     cases.retain(|c| !matches!(c.program, Program::EspIn | Program::EspOut));
-    case::run_table(&cases, |case| kernel.run(case).unwrap_or_else(|e| panic!("{}: {e:#}", case.name)));
+    case::run_table(&cases, |case| {
+        kernel
+            .run(case)
+            .unwrap_or_else(|e| panic!("{}: {e:#}", case.name))
+    });
 }

@@ -207,13 +207,12 @@ pub(crate) fn flow(packet: &impl PacketRead, ip: &headers::Ipv4, offset: usize) 
         protocol: ip.protocol,
         ..Flow::default()
     };
-    if !ip.is_later_fragment() {
-        if let Some((source, destination)) =
+    if !ip.is_later_fragment()
+        && let Some((source, destination)) =
             headers::ports(packet, ip.protocol, offset + ip.header_len as usize)
-        {
-            flow.ports = [source, destination];
-            flow.has_ports = 1;
-        }
+    {
+        flow.ports = [source, destination];
+        flow.has_ports = 1;
     }
     flow
 }
@@ -339,10 +338,10 @@ pub fn forward(env: &impl Env, area: &mut Area) {
     if let Some(link) = work.front().read::<ETHERNET_LEN>(0) {
         env.write(0, &link);
     }
-    if link_len > ETHERNET_LEN {
-        if let Some(tag) = work.front().read::<4>(ETHERNET_LEN) {
-            env.write(ETHERNET_LEN, &tag);
-        }
+    if link_len > ETHERNET_LEN
+        && let Some(tag) = work.front().read::<4>(ETHERNET_LEN)
+    {
+        env.write(ETHERNET_LEN, &tag);
     }
     work.pass(Verdict::EspOpenedLocal);
 }

@@ -8,7 +8,7 @@ use maps_schema::sad::{
     OutboundSa, SA_ESN, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305, slot_place,
 };
 use maps_schema::spd::{
-    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_TRAP, RULES_PER_PREFIX, SpdRule,
+    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, RULES_PER_PREFIX, SpdRule,
 };
 use maps_schema::steer::{Local, SIDE_INSIDE};
 use maps_schema::verdict::Verdict;
@@ -89,17 +89,15 @@ fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &SpdRule, may_mov
             let (cpu, index) = slot_place(rule.slot, local.cpus);
             work.cpu = cpu;
             work.index = index;
-            if local.cpus > 1 && env.cpu() != cpu {
-                if may_move {
-                    work.target = cpu;
-                    return work.end(Verdict::OtherCpu, ACTION_CPU);
-                }
-                // The policy moved to an SA of another CPU while the packet was on its way. The counter is atomic:
-                // sealing here costs order for one packet, nothing else.
+            // In the cpumap program the policy may have moved to an SA of another CPU while the packet was on its way.
+            // The counter is atomic: sealing there costs order for one packet, nothing else.
+            if local.cpus > 1 && env.cpu() != cpu && may_move {
+                work.target = cpu;
+                return work.end(Verdict::OtherCpu, ACTION_CPU);
             }
             true
         }
-        ACTION_TRAP => no_sa(env, work),
+        // `ACTION_TRAP`, and what this version does not know.
         _ => no_sa(env, work),
     }
 }

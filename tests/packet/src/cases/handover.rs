@@ -11,7 +11,11 @@ use crate::frames::{Ip, Sealer, ethernet, udp};
 use crate::world::*;
 
 fn inner(ttl: u8) -> Vec<u8> {
-    Ip { ttl, ..Ip::new(FAR_HOST, NEAR_HOST, 17) }.with(&udp(1, 2, b"payload"))
+    Ip {
+        ttl,
+        ..Ip::new(FAR_HOST, NEAR_HOST, 17)
+    }
+    .with(&udp(1, 2, b"payload"))
 }
 
 fn frame(seq: u64) -> Vec<u8> {
@@ -34,8 +38,12 @@ fn from_member(seq: u64) -> Vec<u8> {
 fn taker(phase: u8) -> World {
     let mut world = World::plain();
     world.epoch = EPOCH + 1;
-    world.side =
-        SideWord { legacy_owner: OTHER, legacy_phase: phase, legacy_epoch: EPOCH, ..SideWord::default() };
+    world.side = SideWord {
+        legacy_owner: OTHER,
+        legacy_phase: phase,
+        legacy_epoch: EPOCH,
+        ..SideWord::default()
+    };
     world
 }
 
@@ -44,7 +52,12 @@ fn old_owner() -> World {
     let mut world = World::plain();
     world.owner = OTHER;
     world.epoch = EPOCH + 1;
-    world.side = SideWord { legacy_owner: ME, legacy_phase: LEGACY_OPEN, legacy_epoch: EPOCH, ..SideWord::default() };
+    world.side = SideWord {
+        legacy_owner: ME,
+        legacy_phase: LEGACY_OPEN,
+        legacy_epoch: EPOCH,
+        ..SideWord::default()
+    };
     world
 }
 
@@ -53,12 +66,19 @@ fn steer(name: &str, world: World, frame: Vec<u8>) -> Case {
 }
 
 fn opened(case: Case) -> Case {
-    case.ends(Verdict::EspOpened, Action::Redirect).out(ethernet(NEAR_MAC, INSIDE_MAC, 0x0800, &inner(63)))
+    case.ends(Verdict::EspOpened, Action::Redirect)
+        .out(ethernet(NEAR_MAC, INSIDE_MAC, 0x0800, &inner(63)))
 }
 
 /// The old owner saw 1 to 900 except 800, and 950.
 fn final_window() -> FinalWindow {
-    let mut window = FinalWindow { slot: SLOT, spi: SPI_IN, edge: 950, floor: 1000, blocks: [0; 32] };
+    let mut window = FinalWindow {
+        slot: SLOT,
+        spi: SPI_IN,
+        edge: 950,
+        floor: 1000,
+        blocks: [0; 32],
+    };
     for seq in (1..=900u64).filter(|n| *n != 800).chain([950]) {
         window.blocks[(seq as usize / 64) % 32] |= 1 << (seq % 64);
     }
@@ -73,27 +93,58 @@ fn control(name: &str, world: World, window: FinalWindow, value: u32) -> Case {
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![
-        steer("taker, open: numbers up to the old ceiling go to the old owner", taker(LEGACY_OPEN), frame(1000))
-            .ends(Verdict::SecondHop, Action::Transmit)
-            .out(hop(1000)),
-        opened(steer("taker, open: higher ones are served", taker(LEGACY_OPEN), frame(1001)))
-            .events(&[EVENT_FIRST_INBOUND]),
-        steer("taker, open: what the old owner sends back is held", taker(LEGACY_OPEN), from_member(1000))
-            .ends(Verdict::HeldForWindow, Action::Drop)
-            .slow(SLOW_HELD),
-        steer("taker, holding: held, not marked", taker(LEGACY_HOLDING), frame(800))
-            .ends(Verdict::HeldForWindow, Action::Drop)
-            .slow(SLOW_HELD)
-            .check(|seen| if seen.window.packets == 0 { Ok(()) } else { Err("accepted".into()) }),
+        steer(
+            "taker, open: numbers up to the old ceiling go to the old owner",
+            taker(LEGACY_OPEN),
+            frame(1000),
+        )
+        .ends(Verdict::SecondHop, Action::Transmit)
+        .out(hop(1000)),
+        opened(steer(
+            "taker, open: higher ones are served",
+            taker(LEGACY_OPEN),
+            frame(1001),
+        ))
+        .events(&[EVENT_FIRST_INBOUND]),
+        steer(
+            "taker, open: what the old owner sends back is held",
+            taker(LEGACY_OPEN),
+            from_member(1000),
+        )
+        .ends(Verdict::HeldForWindow, Action::Drop)
+        .slow(SLOW_HELD),
+        steer(
+            "taker, holding: held, not marked",
+            taker(LEGACY_HOLDING),
+            frame(800),
+        )
+        .ends(Verdict::HeldForWindow, Action::Drop)
+        .slow(SLOW_HELD)
+        .check(|seen| {
+            if seen.window.packets == 0 {
+                Ok(())
+            } else {
+                Err("accepted".into())
+            }
+        }),
     ];
     let mut forged = frame(800);
     forged[60] ^= 1;
     cases.push(
-        steer("taker, holding: a forged one is not held", taker(LEGACY_HOLDING), forged).ends(Verdict::IcvBad, Action::Drop),
+        steer(
+            "taker, holding: a forged one is not held",
+            taker(LEGACY_HOLDING),
+            forged,
+        )
+        .ends(Verdict::IcvBad, Action::Drop),
     );
     cases.push(
-        opened(steer("old owner: serves up to its ceiling", old_owner(), frame(1000)))
-            .events(&[EVENT_FIRST_INBOUND, maps_schema::event::EVENT_CEILING_SOFT]),
+        opened(steer(
+            "old owner: serves up to its ceiling",
+            old_owner(),
+            frame(1000),
+        ))
+        .events(&[EVENT_FIRST_INBOUND, maps_schema::event::EVENT_CEILING_SOFT]),
     );
     cases.push(
         steer("old owner: higher ones go to the taker", old_owner(), frame(1001))
@@ -101,47 +152,82 @@ pub fn cases() -> Vec<Case> {
             .out(hop(1001)),
     );
     cases.push(
-        steer("old owner: higher ones that the taker sent are not sent back", old_owner(), from_member(1001))
-            .ends(Verdict::NotOwner, Action::Drop),
+        steer(
+            "old owner: higher ones that the taker sent are not sent back",
+            old_owner(),
+            from_member(1001),
+        )
+        .ends(Verdict::NotOwner, Action::Drop),
     );
     let mut closed = old_owner();
     closed.side = SideWord::default();
     cases.push(
-        steer("old owner, closed: everything goes to the taker", closed, frame(5))
-            .of(0)
-            .ends(Verdict::SecondHop, Action::Transmit)
-            .out(hop(5)),
+        steer(
+            "old owner, closed: everything goes to the taker",
+            closed,
+            frame(5),
+        )
+        .of(0)
+        .ends(Verdict::SecondHop, Action::Transmit)
+        .out(hop(5)),
     );
     cases.push(
-        control("the final window: what was not seen becomes acceptable", taker(LEGACY_HOLDING), final_window(), SA_CTL_MERGED)
-            .check(|seen| {
-                let window = seen.window;
-                let bit = |seq: u64| window.blocks[(seq as usize / 64) % 32] >> (seq % 64) & 1;
-                let open: Vec<u64> = (1..=1000).filter(|n| bit(*n) == 0).collect();
-                let wanted: Vec<u64> = std::iter::once(800).chain(901..=949).chain(951..=1000).collect();
-                if open == wanted && window.edge == 1000 && window.floor == 0 {
-                    Ok(())
-                } else {
-                    Err(format!("acceptable: {open:?}, edge {}, floor {}", window.edge, window.floor))
-                }
-            }),
+        control(
+            "the final window: what was not seen becomes acceptable",
+            taker(LEGACY_HOLDING),
+            final_window(),
+            SA_CTL_MERGED,
+        )
+        .check(|seen| {
+            let window = seen.window;
+            let bit = |seq: u64| window.blocks[(seq as usize / 64) % 32] >> (seq % 64) & 1;
+            let open: Vec<u64> = (1..=1000).filter(|n| bit(*n) == 0).collect();
+            let wanted: Vec<u64> = std::iter::once(800).chain(901..=949).chain(951..=1000).collect();
+            if open == wanted && window.edge == 1000 && window.floor == 0 {
+                Ok(())
+            } else {
+                Err(format!(
+                    "acceptable: {open:?}, edge {}, floor {}",
+                    window.edge, window.floor
+                ))
+            }
+        }),
     );
     let mut merged = taker(LEGACY_HOLDING);
     merged.window.floor_epoch = u32::from(EPOCH) + 1;
     merged.window.edge = 1000;
     merged.window.blocks = final_window().blocks;
-    cases.push(control("a final window is merged once", merged.clone(), final_window(), SA_CTL_NO_FLOOR));
+    cases.push(control(
+        "a final window is merged once",
+        merged.clone(),
+        final_window(),
+        SA_CTL_NO_FLOOR,
+    ));
     cases.push(
-        opened(steer("after the merge: a held number that was not seen", merged.clone(), frame(800)))
-            .events(&[EVENT_FIRST_INBOUND]),
+        opened(steer(
+            "after the merge: a held number that was not seen",
+            merged.clone(),
+            frame(800),
+        ))
+        .events(&[EVENT_FIRST_INBOUND]),
     );
     cases.push(
         steer("after the merge: a held number that was seen", merged, frame(799))
             .ends(Verdict::ReplayDuplicate, Action::Drop),
     );
-    cases.push(control("the final window of a segment that is not ours", old_owner(), final_window(), SA_CTL_NOT_OWNER));
+    cases.push(control(
+        "the final window of a segment that is not ours",
+        old_owner(),
+        final_window(),
+        SA_CTL_NOT_OWNER,
+    ));
     let mut other = final_window();
     other.spi += 1 << 24;
-    cases.push(control("the final window of a former SA", taker(LEGACY_HOLDING), other, SA_CTL_NO_SA));
+    cases.push(control(
+        "the final window of a former SA",
+        taker(LEGACY_HOLDING),
+        other,
+        SA_CTL_NO_SA,
+    ));
     cases
 }

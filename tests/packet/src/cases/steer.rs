@@ -25,11 +25,17 @@ fn hop(frame: &[u8]) -> Vec<u8> {
 }
 
 fn of_other() -> World {
-    World { owner: OTHER, ..World::plain() }
+    World {
+        owner: OTHER,
+        ..World::plain()
+    }
 }
 
 fn expired() -> World {
-    World { valid_for_ms: -5, ..World::plain() }
+    World {
+        valid_for_ms: -5,
+        ..World::plain()
+    }
 }
 
 fn from_member(frame: &[u8]) -> Vec<u8> {
@@ -53,12 +59,20 @@ pub fn cases() -> Vec<Case> {
     cases.push(steer("ARP, not the owner", of_other(), ask.clone()).ends(Verdict::ArpNotOwner, Action::Drop));
     cases.push(steer("ARP, owner without agent", expired(), ask).ends(Verdict::ArpNotOwner, Action::Drop));
     cases.push(
-        steer("ARP for another host", plain(), arp_request(PEER_MAC, PEER, PEER + 1))
-            .ends(Verdict::NotForCluster, Action::Pass),
+        steer(
+            "ARP for another host",
+            plain(),
+            arp_request(PEER_MAC, PEER, PEER + 1),
+        )
+        .ends(Verdict::NotForCluster, Action::Pass),
     );
     cases.push(
-        steer("ARP for the inside address from outside", plain(), arp_request(PEER_MAC, PEER, INSIDE))
-            .ends(Verdict::NotForCluster, Action::Pass),
+        steer(
+            "ARP for the inside address from outside",
+            plain(),
+            arp_request(PEER_MAC, PEER, INSIDE),
+        )
+        .ends(Verdict::NotForCluster, Action::Pass),
     );
     let reply = arp_reply(PEER_MAC, PEER, OUTSIDE_MAC, CLUSTER);
     cases.push(steer("an ARP reply", plain(), reply).ends(Verdict::NotForCluster, Action::Pass));
@@ -69,17 +83,33 @@ pub fn cases() -> Vec<Case> {
             .out(hop(&esp)),
     );
     cases.push(
-        Case::new("ESP of another member's segment, after the CPU", Program::EspIn, of_other(), esp.clone())
-            .ends(Verdict::SecondHop, Action::Redirect)
-            .out(hop(&esp)),
+        Case::new(
+            "ESP of another member's segment, after the CPU",
+            Program::EspIn,
+            of_other(),
+            esp.clone(),
+        )
+        .ends(Verdict::SecondHop, Action::Redirect)
+        .out(hop(&esp)),
     );
-    cases.push(steer("never a third hop", of_other(), from_member(&esp)).ends(Verdict::NotOwner, Action::Drop));
     cases.push(
-        steer("the owner's MAC address is not known", World { owner: 3, ..plain() }, esp.clone())
-            .ends(Verdict::SecondHopUnknown, Action::Drop),
+        steer("never a third hop", of_other(), from_member(&esp)).ends(Verdict::NotOwner, Action::Drop),
     );
-    cases.push(steer("nobody owns it", World { owner: 0, ..plain() }, esp.clone()).ends(Verdict::OwnerExpired, Action::Drop));
-    cases.push(steer("expired, no successor", expired(), esp.clone()).ends(Verdict::OwnerExpired, Action::Drop));
+    cases.push(
+        steer(
+            "the owner's MAC address is not known",
+            World { owner: 3, ..plain() },
+            esp.clone(),
+        )
+        .ends(Verdict::SecondHopUnknown, Action::Drop),
+    );
+    cases.push(
+        steer("nobody owns it", World { owner: 0, ..plain() }, esp.clone())
+            .ends(Verdict::OwnerExpired, Action::Drop),
+    );
+    cases.push(
+        steer("expired, no successor", expired(), esp.clone()).ends(Verdict::OwnerExpired, Action::Drop),
+    );
     let mut world = expired();
     world.side.successor = OTHER;
     cases.push(
@@ -88,7 +118,8 @@ pub fn cases() -> Vec<Case> {
             .out(hop(&esp)),
     );
     cases.push(
-        steer("expired, from a member: not back", world, from_member(&esp)).ends(Verdict::NotOwner, Action::Drop),
+        steer("expired, from a member: not back", world, from_member(&esp))
+            .ends(Verdict::NotOwner, Action::Drop),
     );
     let mut odd = peer;
     odd.spi = SPI_IN + 1;
@@ -104,14 +135,22 @@ pub fn cases() -> Vec<Case> {
         ("a first message", ike(0x1111, 0, true)),
     ] {
         let marked = [&[0; 4], &message[..]].concat();
-        for (port, frame) in [(500, to_cluster(500, 500, &message)), (4500, to_cluster(4500, 4500, &marked))] {
+        for (port, frame) in [
+            (500, to_cluster(500, 500, &message)),
+            (4500, to_cluster(4500, 4500, &marked)),
+        ] {
             cases.push(
-                steer(format!("IKE {port} {name}"), plain(), frame.clone()).ends(Verdict::IkeToAgent, Action::Pass),
+                steer(format!("IKE {port} {name}"), plain(), frame.clone())
+                    .ends(Verdict::IkeToAgent, Action::Pass),
             );
             cases.push(
-                steer(format!("IKE {port} {name}, of another member"), of_other(), frame.clone())
-                    .ends(Verdict::SecondHop, Action::Transmit)
-                    .out(hop(&frame)),
+                steer(
+                    format!("IKE {port} {name}, of another member"),
+                    of_other(),
+                    frame.clone(),
+                )
+                .ends(Verdict::SecondHop, Action::Transmit)
+                .out(hop(&frame)),
             );
             cases.push(
                 steer(format!("IKE {port} {name}, without agent"), expired(), frame)
@@ -120,47 +159,74 @@ pub fn cases() -> Vec<Case> {
         }
     }
     cases.push(
-        steer("IKE shorter than its header", plain(), to_cluster(500, 500, &noise(19)))
-            .ends(Verdict::Malformed, Action::Drop),
+        steer(
+            "IKE shorter than its header",
+            plain(),
+            to_cluster(500, 500, &noise(19)),
+        )
+        .ends(Verdict::Malformed, Action::Drop),
     );
     cases.push(
-        steer("NAT keepalive", plain(), to_cluster(4500, 4500, &[0xff])).ends(Verdict::NatKeepalive, Action::Drop),
+        steer("NAT keepalive", plain(), to_cluster(4500, 4500, &[0xff]))
+            .ends(Verdict::NatKeepalive, Action::Drop),
     );
     cases.push(
-        steer("UDP 4500 of three octets", plain(), to_cluster(4500, 4500, &[1, 2, 3])).ends(Verdict::Malformed, Action::Drop),
+        steer(
+            "UDP 4500 of three octets",
+            plain(),
+            to_cluster(4500, 4500, &[1, 2, 3]),
+        )
+        .ends(Verdict::Malformed, Action::Drop),
     );
     let mut lying = to_cluster(4500, 4500, &noise(40));
     lying[14 + 24] = 0xff;
-    cases.push(steer("a UDP length beyond the datagram", plain(), lying).ends(Verdict::Malformed, Action::Drop));
     cases.push(
-        steer("another UDP port", plain(), to_cluster(9, 5353, b"hello")).ends(Verdict::LocalTraffic, Action::Pass),
+        steer("a UDP length beyond the datagram", plain(), lying).ends(Verdict::Malformed, Action::Drop),
+    );
+    cases.push(
+        steer("another UDP port", plain(), to_cluster(9, 5353, b"hello"))
+            .ends(Verdict::LocalTraffic, Action::Pass),
     );
     let ping = from_peer(&Ip::new(PEER, CLUSTER, 1).with(&[8, 0, 0, 0, 0, 1, 0, 1]));
     cases.push(steer("ping to the cluster address", plain(), ping).ends(Verdict::LocalTraffic, Action::Pass));
 
-    let piece = from_peer(&Ip { fragment: 0x2000, ..Ip::new(PEER, CLUSTER, 50) }.with(&noise(64)));
+    let piece = from_peer(
+        &Ip {
+            fragment: 0x2000,
+            ..Ip::new(PEER, CLUSTER, 50)
+        }
+        .with(&noise(64)),
+    );
     cases.push(steer("an outer fragment", plain(), piece.clone()).ends(Verdict::OuterFragment, Action::Pass));
-    let later = from_peer(&Ip { fragment: 8, ..Ip::new(PEER, CLUSTER, 50) }.with(&noise(64)));
+    let later = from_peer(
+        &Ip {
+            fragment: 8,
+            ..Ip::new(PEER, CLUSTER, 50)
+        }
+        .with(&noise(64)),
+    );
     cases.push(
         steer("a later fragment, not the owner", of_other(), later.clone())
             .ends(Verdict::SecondHop, Action::Transmit)
             .out(hop(&later)),
     );
-    cases.push(
-        steer("a fragment, without agent", expired(), piece).ends(Verdict::OwnerExpired, Action::Drop),
-    );
+    cases
+        .push(steer("a fragment, without agent", expired(), piece).ends(Verdict::OwnerExpired, Action::Drop));
 
     let elsewhere = from_peer(&Ip::new(PEER, CLUSTER + 7, 50).with(&noise(64)));
     cases.push(steer("ESP to another host", plain(), elsewhere).ends(Verdict::NotForCluster, Action::Pass));
     let flooded = ethernet([2, 9, 9, 9, 9, 9], PEER_MAC, 0x0800, &esp[14..]);
     cases.push(
-        steer("a frame for another host's MAC address", of_other(), flooded).ends(Verdict::NotForCluster, Action::Pass),
+        steer("a frame for another host's MAC address", of_other(), flooded)
+            .ends(Verdict::NotForCluster, Action::Pass),
     );
     let v6 = ethernet(OUTSIDE_MAC, PEER_MAC, 0x86dd, &noise(60));
     cases.push(steer("IPv6", plain(), v6).ends(Verdict::NotForCluster, Action::Pass));
     let mut broken = esp.clone();
     broken[14] = 0x43;
-    cases.push(steer("a header length below five words", plain(), broken).ends(Verdict::NotForCluster, Action::Pass));
+    cases.push(
+        steer("a header length below five words", plain(), broken).ends(Verdict::NotForCluster, Action::Pass),
+    );
     let mut cut = esp;
     cut.truncate(30);
     cases.push(steer("a datagram cut short", plain(), cut).ends(Verdict::NotForCluster, Action::Pass));
