@@ -1,10 +1,14 @@
 //! Answers to the control socket.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use cluster::status::Role;
+use cluster::NodeStatus;
 use ike::{Command, ConnectionPhase};
 use maps_schema::segment::SEGMENTS;
-use model::{EspSpi, TrafficSelector};
+use model::{EspSpi, Instant, MemberId, TrafficSelector};
 use sad::SaEntry;
 
 use super::Core;
@@ -12,7 +16,10 @@ use super::slow::COUNTS;
 use crate::api::{ChildSa, ConnectionStatus, IkeSa, JournalStatus, MemberStatus, RekeyRequest, Status};
 use crate::clock;
 use crate::control::{Outcome, Request};
-use crate::metrics::Sample;
+use crate::metrics::{Sample, SynchSample};
+
+/// A stopping agent waits no longer than this for the end of its handover.
+const LEAVE: Duration = Duration::from_secs(3);
 
 /// A selector as an operator writes it.
 fn selector(ts: &TrafficSelector) -> String {
@@ -49,27 +56,75 @@ impl Core {
             Request::Sas(answer) => drop(answer.send(self.sas())),
             Request::Events(answer) => drop(answer.send(self.log.all())),
             Request::Metrics(answer) => drop(answer.send(self.sample())),
-            Request::Takeover(_, answer) => {
-                drop(answer.send(Err("this cluster has one member: there is nobody to hand over to".to_owned())));
-            }
+            Request::Takeover(wish, answer) => self.take_over(wish.to, answer),
             Request::Rekey(wish, answer) => drop(answer.send(self.rekey(&wish))),
             Request::Liveness(wish, answer) => drop(answer.send(self.liveness(&wish.connection))),
         }
     }
 
+    /// A planned takeover; whoever asked hears of its end.
+    fn take_over(&mut self, to: Option<u8>, answer: tokio::sync::oneshot::Sender<Outcome>) {
+        let other = self.config.others().next().map(|m| m.id);
+        // Without a name: from the owner to its standby, wherever the command was given.
+        let to = match to {
+            Some(id) => MemberId(id),
+            None if self.owns() => match other {
+                Some(other) => other,
+                None => {
+                    let _ = answer.send(Err("this cluster has one member: there is nobody to hand over to".to_owned()));
+                    return;
+                }
+            },
+            None => self.me,
+        };
+        if !self.config.cluster.members.iter().any(|m| m.id == to) {
+            let _ = answer.send(Err(format!("there is no member {to}")));
+            return;
+        }
+        self.takeover.waiting.push((to, answer));
+        self.node_input(cluster::Input::Command { now: clock::now(), command: cluster::Command::TakeoverTo(to) });
+    }
+
+    /// The agent is told to stop: hands over, if there is a standby. Returns when to go at the latest.
+    pub(super) fn leave(&mut self) -> Instant {
+        let now = clock::now();
+        let standby = self.node.status().in_sync.and_then(|set| set.into_iter().map(|m| m.member).find(|m| *m != self.me));
+        match standby {
+            Some(to) if self.owns() => {
+                self.log.note("stopping", format!("stopping: handing over to member {to} first"));
+                self.node_input(cluster::Input::Command { now, command: cluster::Command::TakeoverTo(to) });
+                now + LEAVE
+            }
+            _ => {
+                self.log.note("stopping", "stopping");
+                now
+            }
+        }
+    }
+
+    /// Whether another member owns the segments and needs nothing of this one any more.
+    pub(super) fn has_left(&self) -> bool {
+        let status = self.node.status();
+        !self.owns() && !status.handover
+    }
+
     fn role(&self) -> &'static str {
-        match (self.owns(), self.ownership.alone, self.ownership.owner) {
-            (true, true, _) => "alone",
-            (true, false, _) => "active",
-            (false, _, None) => "starting",
-            (false, _, Some(_)) => "standby",
+        match self.node.status().role {
+            Role::Starting => "starting",
+            Role::Active if self.node.is_alone() => "alone",
+            Role::Active => "active",
+            Role::Standby => "standby",
+            Role::Joining => "joining",
         }
     }
 
     fn status(&self) -> Status {
         let (word, _) = self.segments.get(0);
         let valid_for_ms = word.valid_until_ms as i64 - (clock::now().millis() & ((1 << 40) - 1)) as i64;
-        let owner = self.ownership.owner.map_or(0, |m| m.0);
+        let node = self.node.status();
+        let owner = node.epoch.owner.0;
+        let synch = self.synch.counters();
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let mut verdicts = BTreeMap::new();
         for count in self.plane.verdicts().unwrap_or_default() {
             *verdicts.entry(count.verdict.name().to_owned()).or_insert(0) += count.packets;
@@ -80,14 +135,19 @@ impl Core {
             name: self.config.me().name.clone(),
             role: self.role().to_owned(),
             owner,
-            epoch: self.ownership.epoch.0,
+            epoch: node.epoch.number.0,
             incarnation: self.incarnation,
-            in_sync: if self.owns() { vec![self.me.0] } else { Vec::new() },
+            in_sync: node.in_sync.iter().flatten().map(|m| m.member.0).collect(),
             valid_for_ms,
             uptime_s: clock::now().since(self.started).as_secs(),
-            segments: [(owner, SEGMENTS as u32)].into(),
-            members: self.members(),
-            journal: JournalStatus::default(),
+            segments: (owner != 0).then_some((owner, SEGMENTS as u32)).into_iter().collect(),
+            members: self.members(&node),
+            journal: JournalStatus {
+                position: node.position,
+                committed: node.committed,
+                synch_bytes_sent: load(&synch.stream_sent) + load(&synch.datagram_sent),
+                synch_bytes_received: load(&synch.stream_received) + load(&synch.datagram_received),
+            },
             connections: self.config.connections.iter().map(|c| self.connection(c)).collect(),
             interfaces: self.attached.clone(),
             last_takeover: self.takeover.last.clone().map(|mut last| {
@@ -98,16 +158,32 @@ impl Core {
         }
     }
 
-    fn members(&self) -> Vec<MemberStatus> {
-        self.config
-            .others()
-            .map(|m| MemberStatus {
-                id: m.id.0,
-                name: m.name.clone(),
-                state: "down".to_owned(),
-                ..MemberStatus::default()
-            })
-            .collect()
+    fn members(&self, node: &NodeStatus) -> Vec<MemberStatus> {
+        let now = clock::now();
+        let member = |config: &crate::config::MemberConfig| {
+            let peer = node.peers.iter().find(|p| p.member == config.id);
+            let state = match peer {
+                Some(p) if p.suspected => "suspected",
+                Some(p) if p.alive => "up",
+                _ => "down",
+            };
+            let up = peer.filter(|p| p.alive).into_iter().flat_map(|p| &p.links);
+            MemberStatus {
+                id: config.id.0,
+                name: config.name.clone(),
+                state: state.to_owned(),
+                in_sync: node.in_sync.iter().flatten().any(|m| m.member == config.id),
+                links_up: up
+                    .map(|link| match link {
+                        cluster::Link::Synch => "synch".to_owned(),
+                        cluster::Link::Outside => "outside".to_owned(),
+                    })
+                    .collect(),
+                last_heartbeat_ms: peer.and_then(|p| p.last_heard).map(|at| now.since(at).as_millis() as u64),
+                suspicion_ms: peer.map_or(0, |p| p.threshold_ms),
+            }
+        };
+        self.config.others().map(member).collect()
     }
 
     fn connection(&self, config: &crate::config::ConnectionConfig) -> ConnectionStatus {
@@ -270,11 +346,13 @@ impl Core {
     fn sample(&self) -> Sample {
         let (lease_headroom_lowest, ceiling_headroom_lowest) = self.headroom();
         let verdicts = self.plane.verdicts().unwrap_or_default();
+        let synch = self.synch.counters();
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         Sample {
             status: self.status(),
             ike_sas: self.mirror.len() as u64,
             child_sas: self.sad.len() as u64,
-            commits_pending: (self.pending.len() + self.raising.len()) as u64,
+            commits_pending: (self.pending.len() + self.node.status().raises_open) as u64,
             lease_headroom_lowest,
             ceiling_headroom_lowest,
             verdicts: verdicts
@@ -287,7 +365,14 @@ impl Core {
             ike_events: self.ike_events.iter().map(|(kind, n)| (*kind, *n)).collect(),
             takeovers: self.takeover.count,
             slow_frames: COUNTS.iter().copied().zip(self.slow.counts).collect(),
-            ..Sample::default()
+            synch: SynchSample {
+                stream_sent: load(&synch.stream_sent),
+                stream_received: load(&synch.stream_received),
+                datagram_sent: load(&synch.datagram_sent),
+                datagram_received: load(&synch.datagram_received),
+                datagram_lost: load(&synch.datagram_lost),
+                refused: load(&synch.refused),
+            },
         }
     }
 }

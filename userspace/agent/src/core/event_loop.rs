@@ -17,6 +17,7 @@ use super::setup::Io;
 use crate::config::Config;
 use crate::control::{self, Request};
 use crate::pki::Identity;
+use crate::synch::SynchEvent;
 use crate::{clock, net};
 
 /// Looks at all SAs this often.
@@ -49,11 +50,13 @@ async fn serve(config: Config) -> Result<()> {
         control::serve_metrics(address, requests.clone()).await?;
     }
     let socket = config.control.socket.clone();
-    let (mut core, io) = Core::start(config, &identity).await?;
+    let (to_core, mut synch) = mpsc::channel(4096);
+    let (mut core, io) = Core::start(config, &identity, to_core).await?;
     let events = watch(core.plane.take_events().context("the ring buffer of events is taken")?)?;
     let frames = watch(core.plane.take_slow().context("the ring buffer of frames is taken")?)?;
     keep_neighbours(&core, &io);
-    let result = event_loop(&mut core, &io, events, frames, &mut wishes).await;
+    let result = event_loop(&mut core, &io, events, frames, &mut wishes, &mut synch).await;
+    core.synch.close().await;
     let _ = std::fs::remove_file(&socket);
     core.plane.detach().context("cannot remove the pins")?;
     result
@@ -91,6 +94,7 @@ async fn event_loop(
     mut events: AsyncFd<EventReader>,
     mut frames: AsyncFd<SlowReader>,
     wishes: &mut mpsc::Receiver<Request>,
+    synch: &mut mpsc::Receiver<SynchEvent>,
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -98,30 +102,37 @@ async fn event_loop(
     let mut packet = vec![0; 65_536];
     let mut esp = vec![0; 65_536];
     let (mut scan, mut second) = (clock::now(), clock::now());
+    let mut leaving: Option<Instant> = None;
     loop {
         let now = clock::now();
         if core.engine.next_timeout().is_some_and(|at| at <= now) && core.owns() {
             core.engine_input(Input::Timeout { now });
         }
-        core.replica.tick(now);
-        core.settle();
+        if core.node.next_wake() <= now {
+            core.node_input(cluster::Input::Tick { now });
+        }
         core.announce_again(now);
         if scan <= now {
             scan = now + SCAN;
             drain(core, &mut events, &mut frames);
             core.scan_limits();
+            core.report_edges();
         }
         if second <= now {
             second = now + Duration::from_secs(1);
             core.every_second();
         }
+        if leaving.is_some_and(|until| now >= until || core.has_left()) {
+            return Ok(());
+        }
         let engine = core.engine.next_timeout().filter(|_| core.owns()).unwrap_or(Instant(u64::MAX));
-        let again = core.takeover.announce.map_or(Instant(u64::MAX), |(_, at)| at);
-        let wake = [engine, core.replica.next_wake(), scan, second, again].into_iter().min().unwrap_or(now);
+        let again = core.announce_next.map_or(Instant(u64::MAX), |(_, at)| at);
+        let wake = [engine, core.node.next_wake(), scan, second, again].into_iter().min().unwrap_or(now);
         tokio::select! {
             biased;
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv(), if leaving.is_none() => leaving = Some(core.leave()),
+            _ = interrupt.recv(), if leaving.is_none() => leaving = Some(core.leave()),
+            Some(event) = synch.recv() => core.synch_event(event),
             ready = events.readable() => {
                 if let Ok(mut ready) = ready { ready.clear_ready(); }
                 drain(core, &mut events, &mut frames);

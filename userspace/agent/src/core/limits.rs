@@ -1,7 +1,9 @@
 //! Leases and ceilings: wishes of the SA database, acknowledged by the replica, published in the maps.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::time::Duration;
 
+use cluster::{Input, RaiseItem};
 use maps_schema::event::{
     EVENT_ACQUIRE, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT,
     Event,
@@ -10,21 +12,13 @@ use maps_schema::sad::SA_LOCAL_ONLY;
 use model::EspSpi;
 use sad::{Direction, LimitRaise};
 
-use super::replica::Token;
 use super::Core;
 use crate::clock;
 
-/// Raises that wait for their acknowledgement.
-#[derive(Default)]
-pub struct Raising {
-    pending: HashMap<Token, Vec<LimitRaise>>,
-}
-
-impl Raising {
-    pub fn len(&self) -> usize {
-        self.pending.len()
-    }
-}
+/// A rekey because of a refused raise is not repeated sooner: it takes a few round trips.
+const REKEY_AGAIN: Duration = Duration::from_secs(10);
+/// Right edges in one report.
+const REPORT_MAX: usize = 2048;
 
 impl Core {
     /// Events of the programs.
@@ -64,26 +58,62 @@ impl Core {
         self.raise(raises);
     }
 
-    /// Proposes raises and sees their consequences through.
+    /// Asks the node for raises and sees their consequences through.
     pub(super) fn raise(&mut self, raises: Vec<LimitRaise>) {
-        if raises.is_empty() {
-            return;
+        let items = raises.iter().filter_map(|raise| self.raise_item(raise)).collect::<Vec<_>>();
+        if !items.is_empty() {
+            self.node_input(Input::Raise { now: clock::now(), items });
         }
-        let token = self.replica.raise(&raises);
-        self.raising.pending.insert(token, raises);
-        self.settle();
     }
 
     /// Raises were acknowledged: publish them, then run what waited for them.
-    pub(super) fn raise_committed(&mut self, token: Token) {
-        let Some(raises) = self.raising.pending.remove(&token) else { return };
+    pub(super) fn raise_committed(&mut self, items: &[RaiseItem]) {
         let mut slots = HashSet::new();
-        for raise in &raises {
-            self.apply_raise(raise);
-            slots.insert(raise.slot);
+        for item in items {
+            if let Some(raise) = self.raise_of(item, self.ownership.epoch) {
+                self.apply_raise(&raise);
+                slots.insert(item.slot);
+            }
         }
         for slot in slots {
             self.run_waiting(slot);
+        }
+    }
+
+    /// The standby that is gone may hold the numbers above: a new SA, which it never knew, has no such limit.
+    pub(super) fn raise_refused(&mut self, items: &[RaiseItem]) {
+        let now = clock::now();
+        for item in items {
+            let Some(entry) = self.sad.by_slot(item.slot) else { continue };
+            let (spi_in, name) = (entry.record.spi_in, format!("{}/{}", entry.record.connection, entry.record.child));
+            if self.refused.get(&spi_in).is_some_and(|at| now.since(*at) < REKEY_AGAIN) {
+                continue;
+            }
+            self.refused.insert(spi_in, now);
+            self.log.note("rekey_alone", format!("{name} SA {spi_in}: its limits cannot be raised alone; rekeying"));
+            self.engine_command(ike::Command::RekeyChild { spi_in });
+        }
+    }
+
+    /// Tells the standby how far the windows are: base of the evidence rule after a takeover.
+    pub(super) fn report_edges(&mut self) {
+        if !self.owns() || self.node.is_alone() {
+            return;
+        }
+        let mut edges = Vec::new();
+        for entry in self.sad.iter() {
+            let Some(counters) = self.counters.counters(entry.slot()) else { continue };
+            let (spi, edge) = (entry.record.spi_in, counters.inbound.edge);
+            if counters.inbound.spi == spi.0 && self.reported.get(&spi).is_none_or(|known| *known < edge) {
+                edges.push((entry.slot(), spi, edge));
+                if edges.len() == REPORT_MAX {
+                    break;
+                }
+            }
+        }
+        self.reported.extend(edges.iter().map(|(_, spi, edge)| (*spi, *edge)));
+        if !edges.is_empty() {
+            self.node_input(Input::Report { edges });
         }
     }
 

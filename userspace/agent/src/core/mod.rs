@@ -7,18 +7,20 @@ mod convert;
 mod entry;
 mod event_loop;
 mod limits;
+mod member;
 mod owner;
-mod replica;
 mod setup;
 mod slow;
+mod timeline;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
+use cluster::Node;
 use dataplane::{CounterReader, Plane, Runner, Segments};
 use ike::{Command, Engine, Input, Output, Transmit};
 use model::{Epoch, EspSpi, IkeSpi, Instant, MemberId, SecretBytes};
-use sad::{Context, DataPlane, Sad};
+use sad::{DataPlane, Sad};
 
 use crate::clock;
 use crate::config::Config;
@@ -26,15 +28,15 @@ use crate::events::EventLog;
 use crate::net::Interface;
 use crate::net::announce::Announcer;
 use crate::net::socket::IkeSockets;
+use crate::synch::Synch;
 use around::Around;
 use entry::EntryChange;
-use replica::{Effect, Replica, Token};
 
 pub use event_loop::run;
 
 /// A commit of the engine that waits for its acknowledgement.
 struct Pending {
-    token: Token,
+    token: u64,
     changes: Vec<EntryChange>,
     transmits: Vec<Transmit>,
     /// IKE SAs that the commit is about: their later messages wait behind it.
@@ -70,7 +72,14 @@ struct Core {
     runner: Runner,
     counters: CounterReader,
     segments: Segments,
-    replica: Replica,
+    node: Node,
+    synch: Synch,
+    /// What other members said of themselves.
+    facts: HashMap<MemberId, member::Facts>,
+    /// Outputs of the node that wait behind those in hand.
+    deferred: VecDeque<cluster::Output>,
+    settling: bool,
+    next_token: u64,
     attached: Vec<crate::api::InterfaceStatus>,
 
     sockets: Rc<IkeSockets>,
@@ -81,15 +90,22 @@ struct Core {
     /// Committed records of IKE SAs: what a snapshot is made of, and what a taker adopts.
     mirror: BTreeMap<IkeSpi, SecretBytes>,
     ownership: Ownership,
+    /// Ownership in the epoch before: the old owner's rights in a planned handover.
+    before: Ownership,
     pending: VecDeque<Pending>,
     slow: slow::Waiting,
-    raising: limits::Raising,
-    takeover: owner::Takeovers,
+    takeover: timeline::Takeovers,
+    /// Announcements that are still to be repeated, and when.
+    announce_next: Option<(u32, Instant)>,
     redial: HashMap<String, Redial>,
     /// Why each connection went down last.
     reasons: HashMap<String, String>,
     /// Child SAs rekeyed on evidence in this epoch.
     evidence: HashSet<EspSpi>,
+    /// Child SAs rekeyed since a raise was refused, and when.
+    refused: HashMap<EspSpi, Instant>,
+    /// Right edges as reported to the standby.
+    reported: HashMap<EspSpi, u64>,
     ike_events: BTreeMap<&'static str, u64>,
 }
 
@@ -114,22 +130,25 @@ impl Core {
         self.engine_input(Input::Command { now: clock::now(), command });
     }
 
-    /// Moves outputs on until nobody has any left.
+    /// Moves outputs on until nobody has any left. What is called from here and calls it again leaves the work to the
+    /// first one, so that outputs keep their order.
     fn settle(&mut self) {
+        if self.settling {
+            return;
+        }
+        self.settling = true;
         loop {
-            let mut quiet = true;
-            while let Some(output) = self.engine.poll() {
-                quiet = false;
+            if let Some(output) = self.deferred.pop_front() {
+                self.node_output(output);
+            } else if let Some(output) = self.node.poll() {
+                self.node_output(output);
+            } else if let Some(output) = self.engine.poll() {
                 self.engine_output(output);
-            }
-            while let Some(effect) = self.replica.poll() {
-                quiet = false;
-                self.effect(effect);
-            }
-            if quiet {
-                return;
+            } else {
+                break;
             }
         }
+        self.settling = false;
     }
 
     fn engine_output(&mut self, output: Output) {
@@ -143,8 +162,11 @@ impl Core {
                     }
                     return;
                 }
-                let token = self.replica.propose(entry::encode_entry(&changes));
+                self.next_token += 1;
+                let token = self.next_token;
+                let entry = entry::encode_entry(&changes);
                 self.pending.push_back(Pending { token, changes, transmits: commit.transmits, about });
+                self.node.handle(cluster::Input::Propose { now: clock::now(), token, entry });
             }
             Output::Transmit(transmit) => self.transmit_in_order(transmit),
             Output::Event(event) => self.engine_event(&event),
@@ -195,43 +217,14 @@ impl Core {
         }
     }
 
-    fn effect(&mut self, effect: Effect) {
-        match effect {
-            Effect::Committed { token, alone } => self.committed(token, alone),
-            Effect::RaiseCommitted { token } => self.raise_committed(token),
-            Effect::Flip { epoch, alone, valid_until_ms } => self.flip(epoch, alone, valid_until_ms),
-            Effect::ExtendValidity { until_ms } => self.extend_validity(until_ms),
-        }
-    }
-
     /// An entry was acknowledged: its changes take effect, then its messages go out.
-    fn committed(&mut self, token: Token, alone: bool) {
-        let Some(pending) = self.pending.pop_front() else { return };
-        debug_assert!(pending.token == token, "commits are acknowledged in their order");
-        self.apply(&pending.changes, alone);
+    fn committed(&mut self, token: u64) {
+        let Some(at) = self.pending.iter().position(|p| p.token == token) else { return };
+        debug_assert_eq!(at, 0, "commits are acknowledged in their order");
+        let Some(pending) = self.pending.remove(at) else { return };
+        self.apply(&pending.changes, self.ownership.epoch, self.node.is_alone());
         for transmit in &pending.transmits {
             self.transmit(transmit);
-        }
-    }
-
-    /// Applies committed changes to the mirror, the SA database and the maps.
-    fn apply(&mut self, changes: &[EntryChange], alone: bool) {
-        for change in changes {
-            match change {
-                EntryChange::IkePut(spi, record) => {
-                    self.mirror.insert(*spi, record.clone());
-                }
-                EntryChange::IkeRemove(spi) => {
-                    self.mirror.remove(spi);
-                }
-                EntryChange::Child(change) => {
-                    let context = Context { now: clock::now(), epoch: self.ownership.epoch, alone };
-                    match self.sad.apply(change, context) {
-                        Ok(plan) => self.execute(&plan),
-                        Err(error) => self.log.warn("sad", format!("a change of a Child SA was refused: {error}")),
-                    }
-                }
-            }
         }
     }
 

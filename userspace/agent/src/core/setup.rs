@@ -5,24 +5,27 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
+use cluster::{Node, NodeConfig};
 use dataplane::{Mode, ObjectSource, Options, Plane, XdpModeUsed};
 use ike::Engine;
 use maps_schema::steer::{AddressKey, ClusterAddress, Local, SIDE_INSIDE, SIDE_OUTSIDE};
-use model::SecretBytes;
+use model::{Incarnation, SecretBytes};
 use rtnetlink::Handle;
 use sad::{DataPlane, Sad, Settings};
+use tokio::sync::mpsc;
 use tun_rs::AsyncDevice;
 
-use super::replica::Replica;
-use super::{Core, Ownership, around, convert, limits, owner, slow};
+use super::member::Facts;
+use super::{Core, Ownership, around, convert, slow, timeline};
 use crate::api::InterfaceStatus;
 use crate::clock;
-use crate::config::{AttachMode, Config};
+use crate::config::{AttachMode, Config, Solo};
 use crate::events::EventLog;
 use crate::net::announce::Announcer;
 use crate::net::socket::{EspSocket, IKE_PORT, IkeSockets, NAT_T_PORT};
 use crate::net::{self, Interface, sysctl, tun};
 use crate::pki::Identity;
+use crate::synch::{LinkId, Synch, SynchConfig, SynchEvent};
 
 /// What the event loop waits on; the core holds the rest.
 pub struct Io {
@@ -32,6 +35,8 @@ pub struct Io {
     pub netlink: Handle,
 }
 
+/// How long a member listens for the other one before it begins alone.
+const SETTLE: std::time::Duration = std::time::Duration::from_millis(1000);
 /// The MTU of the TUN device is the smallest: what this host sends itself fits without fragments.
 const TUN_MTU: u32 = 1400;
 
@@ -88,9 +93,62 @@ fn privileges(log: &mut EventLog) {
     }
 }
 
+/// What both members must have in common, as a digest that tells nothing to one who does not know the cluster's secret.
+fn digest(config: &Config, identity: &Identity) -> [u8; 32] {
+    let connections = config.connections.iter().map(|c| {
+        let shared = (&c.name, c.local, c.remote, &c.local_id, &c.remote_id, &c.ike, c.start);
+        format!("{shared:?} {:?}", c.children)
+    });
+    let connections = connections.collect::<Vec<_>>().join("\n");
+    identity.derive(&format!("policy {:?} {connections}", config.addresses))
+}
+
+fn node_config(config: &Config, identity: &Identity, incarnation: u64, facts: Facts) -> Result<NodeConfig> {
+    let cluster = &config.cluster;
+    Ok(NodeConfig {
+        me: cluster.member,
+        incarnation: Incarnation(incarnation),
+        peer: config.others().next().map(|m| m.id),
+        preferred: cluster.preferred == cluster.member,
+        heartbeat: cluster.heartbeat,
+        suspicion_floor: cluster.suspicion_floor,
+        dead_man: cluster.dead_man,
+        settle: SETTLE.max(cluster.suspicion_floor * 5),
+        solo: match cluster.solo {
+            Solo::Continue => cluster::Solo::Continue,
+            Solo::Stop => cluster::Solo::Stop,
+        },
+        digest: digest(config, identity),
+        facts: postcard::to_stdvec(&facts).context("cannot encode this member's facts")?,
+    })
+}
+
+fn synch_config(config: &Config) -> SynchConfig {
+    let me = config.me();
+    let mut listen = vec![(LinkId::Synch, me.synch)];
+    listen.extend(me.outside.map(|address| (LinkId::Outside, address)));
+    let mut peers = Vec::new();
+    for other in config.others() {
+        peers.push((other.id, LinkId::Synch, other.synch));
+        peers.extend(other.outside.map(|address| (other.id, LinkId::Outside, address)));
+    }
+    SynchConfig {
+        cluster: config.cluster.name.clone(),
+        me: me.id,
+        listen,
+        peers,
+        // Suspicion is the detector's business; this only cleans up.
+        idle: std::time::Duration::from_secs(2).max(config.cluster.suspicion_floor * 4),
+    }
+}
+
 impl Core {
     /// Brings the member up; it owns nothing yet.
-    pub(super) async fn start(config: Config, identity: &Identity) -> Result<(Self, Io)> {
+    pub(super) async fn start(
+        config: Config,
+        identity: &Identity,
+        events: mpsc::Sender<SynchEvent>,
+    ) -> Result<(Self, Io)> {
         let now = clock::now();
         let mut log = EventLog::default();
         privileges(&mut log);
@@ -175,20 +233,28 @@ impl Core {
         for interface in &attached {
             log.note("attached", format!("{} {}: XDP in {} mode", interface.side, interface.name, interface.mode));
         }
-        let mut incarnation = [0; 8];
-        around::random(&mut incarnation);
+        // New at every start, and rising, whatever happens to the host's uptime.
+        let incarnation = clock::wall_ns();
+        let facts = Facts { outside_mac: outside.mac, inside_mac: inside.mac };
+        let node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
+        let synch = Synch::start(&synch_config(&config), identity, events).context("cannot start the synch channel")?;
         let core = Core {
             me: config.cluster.member,
             steer_key,
             started: now,
-            incarnation: u64::from_le_bytes(incarnation),
+            incarnation,
             log,
             engine,
             sad,
             runner: plane.runner(),
             counters: plane.reader(),
             segments: plane.segments(),
-            replica: Replica::new(config.cluster.heartbeat, config.cluster.dead_man, now),
+            node,
+            synch,
+            facts: HashMap::new(),
+            deferred: VecDeque::new(),
+            settling: false,
+            next_token: 0,
             plane,
             attached,
             sockets: sockets.clone(),
@@ -197,13 +263,16 @@ impl Core {
             inside,
             mirror: BTreeMap::new(),
             ownership: Ownership::default(),
+            before: Ownership::default(),
             pending: VecDeque::new(),
             slow: slow::Waiting::default(),
-            raising: limits::Raising::default(),
-            takeover: owner::Takeovers::default(),
+            takeover: timeline::Takeovers::default(),
+            announce_next: None,
             redial: HashMap::new(),
             reasons: HashMap::new(),
             evidence: HashSet::new(),
+            refused: HashMap::new(),
+            reported: HashMap::new(),
             ike_events: BTreeMap::new(),
             config,
         };

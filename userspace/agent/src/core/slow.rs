@@ -122,6 +122,13 @@ impl Core {
         self.raise(raises);
     }
 
+    /// The final windows are merged: what was held for them goes through the programs again.
+    pub(super) fn run_held(&mut self) {
+        for (slot, frame) in std::mem::take(&mut self.slow.held) {
+            self.run_frame(Entry::Steer, slot, frame.ifindex, &frame.octets);
+        }
+    }
+
     fn run_frame(&mut self, entry: Entry, slot: u32, ifindex: u32, octets: &[u8]) {
         let cpu = self.plane.cpu_of(slot);
         if let Err(error) = self.runner.run_frame(entry, cpu, ifindex, octets) {
