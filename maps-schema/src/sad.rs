@@ -177,7 +177,7 @@ pub struct OutboundSaRuntime {
     pub bytes: u64,
     /// `CLOCK_MONOTONIC` milliseconds of the last packet.
     pub last_ms: u64,
-    /// One more than the limits version for which an exhausted lease was last reported.
+    /// For which lease exhaustion was last reported: (limits version + 1) << 16, and the epoch.
     pub exhausted_version: u64,
 }
 

@@ -26,7 +26,7 @@ pub struct OutboundCounters {
     pub bytes: Counter,
     /// Milliseconds of the last packet.
     pub last_ms: Counter,
-    /// One more than the limits version for which an exhausted lease was last reported.
+    /// For which lease exhaustion was last reported: (limits version + 1) << 16, and the epoch.
     pub exhausted_version: Counter,
 }
 

@@ -78,15 +78,17 @@ impl Drop for Kernel {
     }
 }
 
-/// The object under test: `ESPALIER_BPF_OBJECT`, or where `cargo xtask build` puts it.
+/// The object under test: what `ESPALIER_BPF_OBJECT` or `ESPALIER_OBJECT` names, or where `cargo xtask build` puts it.
 pub fn object_path() -> PathBuf {
-    std::env::var_os("ESPALIER_BPF_OBJECT").map_or_else(
-        || {
-            Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("../../ebpf/programs/target/bpfel-unknown-none/release/espalier")
-        },
-        PathBuf::from,
-    )
+    std::env::var_os("ESPALIER_BPF_OBJECT")
+        .or_else(|| std::env::var_os("ESPALIER_OBJECT"))
+        .map_or_else(
+            || {
+                Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join("../../ebpf/programs/target/bpfel-unknown-none/release/espalier")
+            },
+            PathBuf::from,
+        )
 }
 
 impl Kernel {

@@ -3,6 +3,18 @@
 use test_packet::{case, cases, host};
 
 #[test]
+fn no_two_cases_have_one_name() {
+    let mut names: Vec<String> = cases::all()
+        .into_iter()
+        .map(|c| format!("{:?} {}", c.program, c.name))
+        .collect();
+    names.sort();
+    let all = names.len();
+    names.dedup();
+    assert_eq!(names.len(), all);
+}
+
+#[test]
 fn every_case_holds_on_the_host() {
     case::run_table(&cases::all(), host::run);
 }
