@@ -15,11 +15,9 @@ use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::metrics::Sample;
-use crate::api::{
-    Done, Failure, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, Status, TakeoverRequest,
-};
+use crate::api::{Done, Failure, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, Status, TakeoverRequest};
 use crate::clock;
+use crate::metrics::Sample;
 
 /// What a command came to: one sentence, or cause and remedy.
 pub type Outcome = Result<String, String>;
@@ -48,13 +46,21 @@ type Core = mpsc::Sender<Request>;
 const PATIENCE: Duration = Duration::from_secs(15);
 
 fn failure(code: StatusCode, text: &str) -> Response {
-    (code, Json(Failure { error: text.to_owned() })).into_response()
+    (
+        code,
+        Json(Failure {
+            error: text.to_owned(),
+        }),
+    )
+        .into_response()
 }
 
 async fn ask<T>(core: &Core, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Response> {
     let failed = |text: &str| failure(StatusCode::SERVICE_UNAVAILABLE, text);
     let (answer, wait) = oneshot::channel();
-    core.send(request(answer)).await.map_err(|_| failed("the agent is stopping"))?;
+    core.send(request(answer))
+        .await
+        .map_err(|_| failed("the agent is stopping"))?;
     match tokio::time::timeout(PATIENCE, wait).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(_)) => Err(failed("the agent is stopping")),
@@ -101,12 +107,17 @@ fn routes(core: Core) -> Router {
             "/v1/sas",
             get(async |State(core): State<Core>| json(&core, Request::Sas).await),
         )
-        .route("/v1/events", get(async |State(core): State<Core>| json(&core, Request::Events).await))
+        .route(
+            "/v1/events",
+            get(async |State(core): State<Core>| json(&core, Request::Events).await),
+        )
         .route(
             "/v1/takeover",
-            post(async |State(core): State<Core>, Json(wish): Json<TakeoverRequest>| {
-                command(&core, |answer| Request::Takeover(wish, answer)).await
-            }),
+            post(
+                async |State(core): State<Core>, Json(wish): Json<TakeoverRequest>| {
+                    command(&core, |answer| Request::Takeover(wish, answer)).await
+                },
+            ),
         )
         .route(
             "/v1/rekey",
@@ -116,9 +127,11 @@ fn routes(core: Core) -> Router {
         )
         .route(
             "/v1/liveness",
-            post(async |State(core): State<Core>, Json(wish): Json<LivenessRequest>| {
-                command(&core, |answer| Request::Liveness(wish, answer)).await
-            }),
+            post(
+                async |State(core): State<Core>, Json(wish): Json<LivenessRequest>| {
+                    command(&core, |answer| Request::Liveness(wish, answer)).await
+                },
+            ),
         )
         .route("/metrics", get(metrics))
         .with_state(core)

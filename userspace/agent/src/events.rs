@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use crate::clock;
 use crate::api::LoggedEvent;
+use crate::clock;
 
 /// Events kept.
 const KEPT: usize = 4096;

@@ -144,7 +144,10 @@ impl Sample {
         let mut links = Vec::new();
         for peer in &s.members {
             for link in ["synch", "outside"] {
-                links.push(([peer.name.as_str(), link], i64::from(peer.links_up.iter().any(|up| up == link))));
+                links.push((
+                    [peer.name.as_str(), link],
+                    i64::from(peer.links_up.iter().any(|up| up == link)),
+                ));
             }
         }
         let links = links.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
@@ -241,7 +244,11 @@ impl Sample {
             &[(&["no"], self.takeovers[0]), (&["yes"], self.takeovers[1])],
         )?;
         if let Some(report) = &s.last_takeover {
-            let rows = report.phases_ms.iter().map(|(name, ms)| ([name.as_str()], ms / 1000.0)).collect::<Vec<_>>();
+            let rows = report
+                .phases_ms
+                .iter()
+                .map(|(name, ms)| ([name.as_str()], ms / 1000.0))
+                .collect::<Vec<_>>();
             let rows = rows.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
             let help = "Each phase of the last takeover, since the last sign of life of the old owner or the command.";
             b.float("espalier_takeover_phase_seconds", help, &["phase"], &rows)?;

@@ -56,7 +56,12 @@ impl Client {
 
     /// `POST path` with a JSON body.
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        parse(path, &self.request(Method::POST, path, serde_json::to_vec(body)?.into()).await?)
+        parse(
+            path,
+            &self
+                .request(Method::POST, path, serde_json::to_vec(body)?.into())
+                .await?,
+        )
     }
 
     async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<String> {
@@ -74,7 +79,10 @@ impl Client {
             .header("host", "espalier")
             .header("content-type", "application/json")
             .body(Full::new(body))?;
-        let response = sender.send_request(request).await.context("the agent closed the connection")?;
+        let response = sender
+            .send_request(request)
+            .await
+            .context("the agent closed the connection")?;
         let status = response.status();
         let octets = response.into_body().collect().await?.to_bytes();
         driver.abort();
@@ -144,7 +152,10 @@ mod tests {
             std::fs::write(folder.join(name), "").expect("writable");
         }
         let error = only_socket(&folder).expect_err("there are two").to_string();
-        assert!(error.contains("a.sock") && error.contains("b.sock") && !error.contains("c.txt"), "{error}");
+        assert!(
+            error.contains("a.sock") && error.contains("b.sock") && !error.contains("c.txt"),
+            "{error}"
+        );
         std::fs::remove_dir_all(folder).expect("it was just made");
     }
 }

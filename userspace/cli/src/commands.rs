@@ -19,18 +19,27 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Check { config, json } => check(&config, json),
         Command::Status(query) => show::<Status>(&query, "/v1/status", tables::status),
         Command::Sas(query) => show::<Vec<IkeSa>>(&query, "/v1/sas", |sas| tables::sas(sas)),
-        Command::Events(query) => show::<Vec<LoggedEvent>>(&query, "/v1/events", |events| tables::events(events)),
+        Command::Events(query) => {
+            show::<Vec<LoggedEvent>>(&query, "/v1/events", |events| tables::events(events))
+        }
         Command::Metrics(target) => {
             let text = wait(async { Client::new(&target)?.get_text("/metrics").await })?;
             print!("{text}");
             Ok(ExitCode::SUCCESS)
         }
         Command::Takeover { query, to } => order(&query, "/v1/takeover", &TakeoverRequest { to }),
-        Command::Rekey { query, connection, spi, ike } => {
-            order(&query, "/v1/rekey", &RekeyRequest { connection, spi, ike })
+        Command::Rekey {
+            query,
+            connection,
+            spi,
+            ike,
+        } => order(&query, "/v1/rekey", &RekeyRequest { connection, spi, ike }),
+        Command::Liveness { query, connection } => {
+            order(&query, "/v1/liveness", &LivenessRequest { connection })
         }
-        Command::Liveness { query, connection } => order(&query, "/v1/liveness", &LivenessRequest { connection }),
-        Command::Cluster { command: ClusterCommand::Init { dir, members, name } } => init(&dir, members, &name),
+        Command::Cluster {
+            command: ClusterCommand::Init { dir, members, name },
+        } => init(&dir, members, &name),
     }
 }
 
@@ -39,7 +48,10 @@ fn run(config: &Path, log: Option<String>) -> Result<ExitCode> {
         Some(text) => EnvFilter::try_new(&text).with_context(|| format!("--log {text} is no filter"))?,
         None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     agent::run(Config::load(config)?)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -92,7 +104,8 @@ fn show<T: DeserializeOwned>(query: &Query, path: &str, table: impl Fn(&T) -> St
         let value: serde_json::Value = serde_json::from_str(&text)?;
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
-        let value = serde_json::from_str(&text).context("the agent is of another version than this binary")?;
+        let value =
+            serde_json::from_str(&text).context("the agent is of another version than this binary")?;
         println!("{}", table(&value));
     }
     Ok(ExitCode::SUCCESS)
@@ -109,5 +122,8 @@ fn order(query: &Query, path: &str, body: &impl Serialize) -> Result<ExitCode> {
 }
 
 fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(future)
 }

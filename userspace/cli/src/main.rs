@@ -124,7 +124,11 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("espalier: {error:#}");
-            if error.downcast_ref::<client::Unreachable>().is_some() { ExitCode::from(3) } else { ExitCode::from(1) }
+            if error.downcast_ref::<client::Unreachable>().is_some() {
+                ExitCode::from(3)
+            } else {
+                ExitCode::from(1)
+            }
         }
     }
 }

@@ -6,7 +6,9 @@ use std::fmt::Write;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header.iter().copied());
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .set_header(header.iter().copied());
     table
 }
 
@@ -14,7 +16,11 @@ fn list<T: ToString>(items: &[T]) -> String {
     if items.is_empty() {
         return "-".to_owned();
     }
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    items
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// `espalier status`.
@@ -39,7 +45,15 @@ pub fn status(status: &Status) -> String {
         status.journal.committed,
         status.uptime_s,
     );
-    let mut members = table(&["member", "name", "state", "in sync", "links", "last heartbeat", "suspected after"]);
+    let mut members = table(&[
+        "member",
+        "name",
+        "state",
+        "in sync",
+        "links",
+        "last heartbeat",
+        "suspected after",
+    ]);
     for member in &status.members {
         members.add_row([
             member.id.to_string(),
@@ -47,7 +61,9 @@ pub fn status(status: &Status) -> String {
             member.state.clone(),
             if member.in_sync { "yes" } else { "no" }.to_owned(),
             list(&member.links_up),
-            member.last_heartbeat_ms.map_or("never".to_owned(), |ms| format!("{ms} ms ago")),
+            member
+                .last_heartbeat_ms
+                .map_or("never".to_owned(), |ms| format!("{ms} ms ago")),
             format!("{} ms", member.suspicion_ms),
         ]);
     }
@@ -73,7 +89,11 @@ pub fn status(status: &Status) -> String {
     if let Some(takeover) = &status.last_takeover {
         let mut phases: Vec<_> = takeover.phases_ms.iter().collect();
         phases.sort_by(|a, b| a.1.total_cmp(b.1));
-        let line = phases.iter().map(|(name, ms)| format!("{name} {ms:.1} ms")).collect::<Vec<_>>().join(" -> ");
+        let line = phases
+            .iter()
+            .map(|(name, ms)| format!("{name} {ms:.1} ms"))
+            .collect::<Vec<_>>()
+            .join(" -> ");
         let _ = writeln!(
             out,
             "\nlast takeover: {} from member {} to epoch {} ({})\n  {line}\n  {} IKE SAs, {} Child SAs, {} rekeyed on evidence",
@@ -121,7 +141,14 @@ pub fn sas(sas: &[IkeSa]) -> String {
             ike.age_s.map_or(String::new(), |s| format!(", {s} s old")),
         );
         let mut children = table(&[
-            "child", "SPI in / out", "suite", "segment", "CPU", "local", "remote", "in: packets, edge / ceiling",
+            "child",
+            "SPI in / out",
+            "suite",
+            "segment",
+            "CPU",
+            "local",
+            "remote",
+            "in: packets, edge / ceiling",
             "out: packets, seq / lease",
         ]);
         for child in &ike.children {
@@ -151,7 +178,11 @@ pub fn sas(sas: &[IkeSa]) -> String {
 }
 
 fn bound(limit: u64) -> String {
-    if limit == u64::MAX { "none".to_owned() } else { limit.to_string() }
+    if limit == u64::MAX {
+        "none".to_owned()
+    } else {
+        limit.to_string()
+    }
 }
 
 /// `espalier events`.
@@ -190,14 +221,27 @@ mod tests {
             phases_ms: phases.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect(),
             ..TakeoverStatus::default()
         };
-        let text = status(&Status { last_takeover: Some(takeover), ..Status::default() });
-        assert!(text.contains("suspected 101.0 ms -> claimed 102.0 ms -> flipped 104.5 ms"), "{text}");
+        let text = status(&Status {
+            last_takeover: Some(takeover),
+            ..Status::default()
+        });
+        assert!(
+            text.contains("suspected 101.0 ms -> claimed 102.0 ms -> flipped 104.5 ms"),
+            "{text}"
+        );
     }
 
     #[test]
     fn an_sa_without_upper_limit_shows_none() {
-        let child = ChildSa { lease: u64::MAX, seq: 7, ..ChildSa::default() };
-        let text = sas(&[IkeSa { children: vec![child], ..IkeSa::default() }]);
+        let child = ChildSa {
+            lease: u64::MAX,
+            seq: 7,
+            ..ChildSa::default()
+        };
+        let text = sas(&[IkeSa {
+            children: vec![child],
+            ..IkeSa::default()
+        }]);
         assert!(text.contains("7 / none"), "{text}");
         assert_eq!(sas(&[]), "no SAs");
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cluster::status::Role;
 use cluster::NodeStatus;
+use cluster::status::Role;
 use ike::{Command, ConnectionPhase};
 use maps_schema::segment::SEGMENTS;
 use model::{EspSpi, Instant, MemberId, TrafficSelector};
@@ -71,7 +71,9 @@ impl Core {
             None if self.owns() => match other {
                 Some(other) => other,
                 None => {
-                    let _ = answer.send(Err("this cluster has one member: there is nobody to hand over to".to_owned()));
+                    let _ = answer.send(Err(
+                        "this cluster has one member: there is nobody to hand over to".to_owned(),
+                    ));
                     return;
                 }
             },
@@ -82,17 +84,28 @@ impl Core {
             return;
         }
         self.takeover.waiting.push((to, answer));
-        self.node_input(cluster::Input::Command { now: clock::now(), command: cluster::Command::TakeoverTo(to) });
+        self.node_input(cluster::Input::Command {
+            now: clock::now(),
+            command: cluster::Command::TakeoverTo(to),
+        });
     }
 
     /// The agent is told to stop: hands over, if there is a standby. Returns when to go at the latest.
     pub(super) fn leave(&mut self) -> Instant {
         let now = clock::now();
-        let standby = self.node.status().in_sync.and_then(|set| set.into_iter().map(|m| m.member).find(|m| *m != self.me));
+        let standby = self
+            .node
+            .status()
+            .in_sync
+            .and_then(|set| set.into_iter().map(|m| m.member).find(|m| *m != self.me));
         match standby {
             Some(to) if self.owns() => {
-                self.log.note("stopping", format!("stopping: handing over to member {to} first"));
-                self.node_input(cluster::Input::Command { now, command: cluster::Command::TakeoverTo(to) });
+                self.log
+                    .note("stopping", format!("stopping: handing over to member {to} first"));
+                self.node_input(cluster::Input::Command {
+                    now,
+                    command: cluster::Command::TakeoverTo(to),
+                });
                 now + LEAVE
             }
             _ => {
@@ -140,7 +153,10 @@ impl Core {
             in_sync: node.in_sync.iter().flatten().map(|m| m.member.0).collect(),
             valid_for_ms,
             uptime_s: clock::now().since(self.started).as_secs(),
-            segments: (owner != 0).then_some((owner, SEGMENTS as u32)).into_iter().collect(),
+            segments: (owner != 0)
+                .then_some((owner, SEGMENTS as u32))
+                .into_iter()
+                .collect(),
             members: self.members(&node),
             journal: JournalStatus {
                 position: node.position,
@@ -148,7 +164,12 @@ impl Core {
                 synch_bytes_sent: load(&synch.stream_sent) + load(&synch.datagram_sent),
                 synch_bytes_received: load(&synch.stream_received) + load(&synch.datagram_received),
             },
-            connections: self.config.connections.iter().map(|c| self.connection(c)).collect(),
+            connections: self
+                .config
+                .connections
+                .iter()
+                .map(|c| self.connection(c))
+                .collect(),
             interfaces: self.attached.clone(),
             last_takeover: self.takeover.last.clone().map(|mut last| {
                 last.evidence_rekeys = self.takeover.evidence_rekeys;
@@ -179,7 +200,9 @@ impl Core {
                         cluster::Link::Outside => "outside".to_owned(),
                     })
                     .collect(),
-                last_heartbeat_ms: peer.and_then(|p| p.last_heard).map(|at| now.since(at).as_millis() as u64),
+                last_heartbeat_ms: peer
+                    .and_then(|p| p.last_heard)
+                    .map(|at| now.since(at).as_millis() as u64),
                 suspicion_ms: peer.map_or(0, |p| p.threshold_ms),
             }
         };
@@ -187,7 +210,11 @@ impl Core {
     }
 
     fn connection(&self, config: &crate::config::ConnectionConfig) -> ConnectionStatus {
-        let children = self.sad.iter().filter(|e| e.record.connection == config.name).count();
+        let children = self
+            .sad
+            .iter()
+            .filter(|e| e.record.connection == config.name)
+            .count();
         let state = if self.owns() {
             match self.engine.connection_phase(&config.name) {
                 ConnectionPhase::Down => "down",
@@ -212,7 +239,11 @@ impl Core {
         let mut out = Vec::new();
         let mut shown = std::collections::HashSet::new();
         for sa in self.engine.status() {
-            let children = self.sad.iter().filter(|e| e.record.ike_spi == sa.spi).collect::<Vec<_>>();
+            let children = self
+                .sad
+                .iter()
+                .filter(|e| e.record.ike_spi == sa.spi)
+                .collect::<Vec<_>>();
             shown.extend(children.iter().map(|e| e.record.spi_in));
             out.push(IkeSa {
                 connection: sa.connection.unwrap_or_default(),
@@ -231,13 +262,18 @@ impl Core {
             });
         }
         // On a standby the engine is empty: the mirror is shown by IKE SA.
-        let mut mirrored: BTreeMap<_, Vec<&SaEntry>> = self.mirror.keys().map(|spi| (*spi, Vec::new())).collect();
+        let mut mirrored: BTreeMap<_, Vec<&SaEntry>> =
+            self.mirror.keys().map(|spi| (*spi, Vec::new())).collect();
         for entry in self.sad.iter().filter(|e| !shown.contains(&e.record.spi_in)) {
             mirrored.entry(entry.record.ike_spi).or_default().push(entry);
         }
-        let served = out.iter().map(|sa| sa.spi_local.clone()).collect::<std::collections::HashSet<_>>();
+        let served = out
+            .iter()
+            .map(|sa| sa.spi_local.clone())
+            .collect::<std::collections::HashSet<_>>();
         for (spi, entries) in mirrored {
-            if served.contains(&spi.to_string()) && entries.is_empty() {
+            // An owner's record without an SA waits only for the end of a deletion.
+            if entries.is_empty() && (self.owns() || served.contains(&spi.to_string())) {
                 continue;
             }
             let first = entries.first();
@@ -283,13 +319,23 @@ impl Core {
             return Err("this member is not active; ask the active one".to_owned());
         }
         let commands = if let Some(connection) = &wish.ike {
-            let found = self.engine.status().into_iter().filter(|sa| sa.connection.as_ref() == Some(connection));
-            found.map(|sa| Command::RekeyIke { spi: sa.spi }).collect::<Vec<_>>()
+            let found = self
+                .engine
+                .status()
+                .into_iter()
+                .filter(|sa| sa.connection.as_ref() == Some(connection));
+            found
+                .map(|sa| Command::RekeyIke { spi: sa.spi })
+                .collect::<Vec<_>>()
         } else if let Some(spi) = &wish.spi {
             let number = u32::from_str_radix(spi.trim_start_matches("0x"), 16)
                 .map_err(|_| format!("'{spi}' is no SPI; give 8 hexadecimal digits, as in espalier sas"))?;
             let spi_in = EspSpi(number);
-            self.sad.get(spi_in).map(|_| Command::RekeyChild { spi_in }).into_iter().collect()
+            self.sad
+                .get(spi_in)
+                .map(|_| Command::RekeyChild { spi_in })
+                .into_iter()
+                .collect()
         } else {
             let wanted = wish.connection.as_deref().unwrap_or_default();
             let matches = |e: &&SaEntry| {
@@ -298,7 +344,13 @@ impl Core {
                         || e.record.child == wanted
                         || format!("{}/{}", e.record.connection, e.record.child) == wanted)
             };
-            self.sad.iter().filter(matches).map(|e| Command::RekeyChild { spi_in: e.record.spi_in }).collect()
+            self.sad
+                .iter()
+                .filter(matches)
+                .map(|e| Command::RekeyChild {
+                    spi_in: e.record.spi_in,
+                })
+                .collect()
         };
         if commands.is_empty() {
             return Err("no SA matches; see espalier sas".to_owned());
@@ -314,7 +366,11 @@ impl Core {
         if !self.owns() {
             return Err("this member is not active; ask the active one".to_owned());
         }
-        let found = self.engine.status().into_iter().filter(|sa| sa.connection.as_deref() == Some(connection));
+        let found = self
+            .engine
+            .status()
+            .into_iter()
+            .filter(|sa| sa.connection.as_deref() == Some(connection));
         let spis = found.map(|sa| sa.spi).collect::<Vec<_>>();
         if spis.is_empty() {
             return Err(format!("connection '{connection}' has no IKE SA"));
@@ -322,7 +378,10 @@ impl Core {
         for spi in &spis {
             self.engine_command(Command::Liveness { spi: *spi });
         }
-        Ok(format!("{} liveness check(s) begun; see espalier events", spis.len()))
+        Ok(format!(
+            "{} liveness check(s) begun; see espalier events",
+            spis.len()
+        ))
     }
 
     /// Smallest part of a lease and of a headroom that is left.
@@ -330,13 +389,16 @@ impl Core {
         let mut lowest = (None, None);
         let least = |now: Option<f64>, value: f64| Some(now.map_or(value, |n: f64| n.min(value)));
         for entry in self.sad.iter().filter(|e| !e.local_only) {
-            let Some(counters) = self.counters.counters(entry.slot()) else { continue };
+            let Some(counters) = self.counters.counters(entry.slot()) else {
+                continue;
+            };
             if let Some(last) = self.lease_of(entry.slot()).filter(|last| *last < u64::MAX) {
                 let left = last.saturating_sub(counters.outbound.seq) as f64 / entry.lease.step.max(1) as f64;
                 lowest.0 = least(lowest.0, left.min(1.0));
             }
             if let Some(ceiling) = self.ceiling_of(entry.slot()).filter(|c| *c < u64::MAX) {
-                let left = ceiling.saturating_sub(counters.inbound.edge) as f64 / entry.ceiling.step.max(1) as f64;
+                let left =
+                    ceiling.saturating_sub(counters.inbound.edge) as f64 / entry.ceiling.step.max(1) as f64;
                 lowest.1 = least(lowest.1, left.min(1.0));
             }
         }
@@ -358,7 +420,11 @@ impl Core {
             verdicts: verdicts
                 .into_iter()
                 .map(|v| {
-                    let name = self.sad.connection_name(v.connection).unwrap_or("none").to_owned();
+                    let name = self
+                        .sad
+                        .connection_name(v.connection)
+                        .unwrap_or("none")
+                        .to_owned();
                     (name, v.verdict.name(), v.packets)
                 })
                 .collect(),

@@ -25,7 +25,9 @@ pub fn random(out: &mut [u8]) {
 
 /// FNV-1a, then the steering hash: which segment a connection that we initiate belongs to, equal on all members.
 pub fn segment_of_name(steer_key: [u64; 2], name: &str) -> SegmentId {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    });
     SegmentId(first_message_segment(steer_key, hash))
 }
 

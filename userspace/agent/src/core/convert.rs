@@ -17,12 +17,20 @@ fn read_psk(connection: &ConnectionConfig) -> Result<SecretBytes> {
     let octets = Zeroizing::new(
         std::fs::read(path).with_context(|| format!("cannot read the pre-shared key {}", path.display()))?,
     );
-    let end = octets.iter().rposition(|b| *b != b'\n' && *b != b'\r').map_or(0, |at| at + 1);
+    let end = octets
+        .iter()
+        .rposition(|b| *b != b'\n' && *b != b'\r')
+        .map_or(0, |at| at + 1);
     Ok(SecretBytes::new(octets[..end].to_vec()))
 }
 
 fn connection(config: &ConnectionConfig) -> Result<Connection> {
-    let mut c = Connection::new(&config.name, config.local, Identity::parse(&config.local_id), read_psk(config)?);
+    let mut c = Connection::new(
+        &config.name,
+        config.local,
+        Identity::parse(&config.local_id),
+        read_psk(config)?,
+    );
     c.remotes = config.remote.into_iter().collect();
     c.remote_id = Some(Identity::parse(&config.remote_id));
     c.start = config.start == Start::Initiate;
@@ -48,8 +56,15 @@ fn connection(config: &ConnectionConfig) -> Result<Connection> {
 /// # Errors
 /// A pre-shared key cannot be read.
 pub fn engine(config: &Config, cookie_secret: SecretBytes) -> Result<EngineConfig> {
-    let connections = config.connections.iter().map(connection).collect::<Result<Vec<_>>>()?;
-    Ok(EngineConfig { connections, endpoint: EndpointConfig::new(cookie_secret) })
+    let connections = config
+        .connections
+        .iter()
+        .map(connection)
+        .collect::<Result<Vec<_>>>()?;
+    Ok(EngineConfig {
+        connections,
+        endpoint: EndpointConfig::new(cookie_secret),
+    })
 }
 
 /// Outbound policies. Rekeys by age are the engine's; the SA database watches the numbers only.
@@ -64,7 +79,10 @@ pub fn policies(config: &Config) -> Vec<Policy> {
                 remote: child.remote_ts.clone(),
                 action: PolicyAction::Protect,
                 lenient: false,
-                lifetimes: Some(Lifetimes { soft: Duration::ZERO, hard: Duration::ZERO }),
+                lifetimes: Some(Lifetimes {
+                    soft: Duration::ZERO,
+                    hard: Duration::ZERO,
+                }),
             });
         }
     }

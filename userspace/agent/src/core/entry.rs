@@ -99,13 +99,22 @@ mod tests {
     fn an_entry_keeps_the_order_of_its_changes() {
         let changes = vec![
             EntryChange::IkePut(IkeSpi(0x0501_0000_0000_0001), SecretBytes::new(vec![1, 2, 3])),
-            EntryChange::Child(ChildSaChange::UseOutbound { spi_in: EspSpi(0x0100_0005) }),
+            EntryChange::Child(ChildSaChange::UseOutbound {
+                spi_in: EspSpi(0x0100_0005),
+            }),
             EntryChange::IkeRemove(IkeSpi(7)),
         ];
         let octets = encode_entry(&changes);
         let again = decode_entry(&octets).unwrap();
-        assert!(matches!(&again[0], EntryChange::IkePut(IkeSpi(0x0501_0000_0000_0001), r) if r.expose() == [1, 2, 3]));
-        assert!(matches!(&again[1], EntryChange::Child(ChildSaChange::UseOutbound { spi_in: EspSpi(0x0100_0005) })));
+        assert!(
+            matches!(&again[0], EntryChange::IkePut(IkeSpi(0x0501_0000_0000_0001), r) if r.expose() == [1, 2, 3])
+        );
+        assert!(matches!(
+            &again[1],
+            EntryChange::Child(ChildSaChange::UseOutbound {
+                spi_in: EspSpi(0x0100_0005)
+            })
+        ));
         assert!(matches!(&again[2], EntryChange::IkeRemove(IkeSpi(7))));
     }
 

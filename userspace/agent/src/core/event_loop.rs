@@ -37,8 +37,10 @@ fn watch<T: AsRawFd>(reader: T) -> Result<AsyncFd<T>> {
 /// # Errors
 /// It cannot be brought up: cause and remedy are in the text.
 pub fn run(config: Config) -> Result<()> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
     runtime.block_on(serve(config))
 }
 
@@ -52,8 +54,16 @@ async fn serve(config: Config) -> Result<()> {
     let socket = config.control.socket.clone();
     let (to_core, mut synch) = mpsc::channel(4096);
     let (mut core, io) = Core::start(config, &identity, to_core).await?;
-    let events = watch(core.plane.take_events().context("the ring buffer of events is taken")?)?;
-    let frames = watch(core.plane.take_slow().context("the ring buffer of frames is taken")?)?;
+    let events = watch(
+        core.plane
+            .take_events()
+            .context("the ring buffer of events is taken")?,
+    )?;
+    let frames = watch(
+        core.plane
+            .take_slow()
+            .context("the ring buffer of frames is taken")?,
+    )?;
     keep_neighbours(&core, &io);
     let result = event_loop(&mut core, &io, events, frames, &mut wishes, &mut synch).await;
     core.synch.close().await;
@@ -125,9 +135,16 @@ async fn event_loop(
         if leaving.is_some_and(|until| now >= until || core.has_left()) {
             return Ok(());
         }
-        let engine = core.engine.next_timeout().filter(|_| core.owns()).unwrap_or(Instant(u64::MAX));
+        let engine = core
+            .engine
+            .next_timeout()
+            .filter(|_| core.owns())
+            .unwrap_or(Instant(u64::MAX));
         let again = core.announce_next.map_or(Instant(u64::MAX), |(_, at)| at);
-        let wake = [engine, core.node.next_wake(), scan, second, again].into_iter().min().unwrap_or(now);
+        let wake = [engine, core.node.next_wake(), scan, second, again]
+            .into_iter()
+            .min()
+            .unwrap_or(now);
         tokio::select! {
             biased;
             _ = terminate.recv(), if leaving.is_none() => leaving = Some(core.leave()),

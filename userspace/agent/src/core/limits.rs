@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
-    EVENT_ACQUIRE, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT,
-    Event,
+    EVENT_ACQUIRE, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, EVENT_LEASE_EXHAUSTED,
+    EVENT_LEASE_SOFT, Event,
 };
 use maps_schema::sad::SA_LOCAL_ONLY;
 use model::EspSpi;
@@ -40,12 +40,24 @@ impl Core {
     }
 
     /// The raise that one direction of one SA needs, if any.
-    pub(super) fn wish(&mut self, slot: u32, direction: Direction, needed: Option<u64>) -> Option<LimitRaise> {
+    pub(super) fn wish(
+        &mut self,
+        slot: u32,
+        direction: Direction,
+        needed: Option<u64>,
+    ) -> Option<LimitRaise> {
         if !self.owns() {
             return None;
         }
         let counters = self.counters.counters(slot)?;
-        self.sad.wants_raise(slot, direction, needed, clock::now(), self.ownership.epoch, &counters)
+        self.sad.wants_raise(
+            slot,
+            direction,
+            needed,
+            clock::now(),
+            self.ownership.epoch,
+            &counters,
+        )
     }
 
     /// A few times a second: looks at all SAs. Events may be lost when their ring buffer is full.
@@ -54,20 +66,30 @@ impl Core {
             return;
         }
         let (counters, epoch) = (self.counters.clone(), self.ownership.epoch);
-        let raises = self.sad.wants_raises(clock::now(), |_| Some(epoch), |slot| counters.counters(slot));
+        let raises = self
+            .sad
+            .wants_raises(clock::now(), |_| Some(epoch), |slot| counters.counters(slot));
         self.raise(raises);
     }
 
     /// Asks the node for raises and sees their consequences through.
     pub(super) fn raise(&mut self, raises: Vec<LimitRaise>) {
-        let items = raises.iter().filter_map(|raise| self.raise_item(raise)).collect::<Vec<_>>();
+        let items = raises
+            .iter()
+            .filter_map(|raise| self.raise_item(raise))
+            .collect::<Vec<_>>();
         if !items.is_empty() {
-            self.node_input(Input::Raise { now: clock::now(), items });
+            tracing::trace!(?items, "raise");
+            self.node_input(Input::Raise {
+                now: clock::now(),
+                items,
+            });
         }
     }
 
     /// Raises were acknowledged: publish them, then run what waited for them.
     pub(super) fn raise_committed(&mut self, items: &[RaiseItem]) {
+        tracing::trace!(?items, "raise committed");
         let mut slots = HashSet::new();
         for item in items {
             if let Some(raise) = self.raise_of(item, self.ownership.epoch) {
@@ -84,13 +106,25 @@ impl Core {
     pub(super) fn raise_refused(&mut self, items: &[RaiseItem]) {
         let now = clock::now();
         for item in items {
-            let Some(entry) = self.sad.by_slot(item.slot) else { continue };
-            let (spi_in, name) = (entry.record.spi_in, format!("{}/{}", entry.record.connection, entry.record.child));
-            if self.refused.get(&spi_in).is_some_and(|at| now.since(*at) < REKEY_AGAIN) {
+            let Some(entry) = self.sad.by_slot(item.slot) else {
+                continue;
+            };
+            let (spi_in, name) = (
+                entry.record.spi_in,
+                format!("{}/{}", entry.record.connection, entry.record.child),
+            );
+            if self
+                .refused
+                .get(&spi_in)
+                .is_some_and(|at| now.since(*at) < REKEY_AGAIN)
+            {
                 continue;
             }
             self.refused.insert(spi_in, now);
-            self.log.note("rekey_alone", format!("{name} SA {spi_in}: its limits cannot be raised alone; rekeying"));
+            self.log.note(
+                "rekey_alone",
+                format!("{name} SA {spi_in}: its limits cannot be raised alone; rekeying"),
+            );
             self.engine_command(ike::Command::RekeyChild { spi_in });
         }
     }
@@ -102,7 +136,9 @@ impl Core {
         }
         let mut edges = Vec::new();
         for entry in self.sad.iter() {
-            let Some(counters) = self.counters.counters(entry.slot()) else { continue };
+            let Some(counters) = self.counters.counters(entry.slot()) else {
+                continue;
+            };
             let (spi, edge) = (entry.record.spi_in, counters.inbound.edge);
             if counters.inbound.spi == spi.0 && self.reported.get(&spi).is_none_or(|known| *known < edge) {
                 edges.push((entry.slot(), spi, edge));
@@ -111,7 +147,8 @@ impl Core {
                 }
             }
         }
-        self.reported.extend(edges.iter().map(|(_, spi, edge)| (*spi, *edge)));
+        self.reported
+            .extend(edges.iter().map(|(_, spi, edge)| (*spi, *edge)));
         if !edges.is_empty() {
             self.node_input(Input::Report { edges });
         }
@@ -129,7 +166,9 @@ impl Core {
         let entry = self.sad.by_slot(slot)?;
         let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
         let (alone, epoch) = (self.ownership.alone, self.ownership.epoch.low16());
-        datapath::limits::inbound_range(&entry.ceiling, flags, alone, epoch).ok().map(|range| range.ceiling)
+        datapath::limits::inbound_range(&entry.ceiling, flags, alone, epoch)
+            .ok()
+            .map(|range| range.ceiling)
     }
 
     /// Highest outbound number that may be given out now.
@@ -137,25 +176,37 @@ impl Core {
         let entry = self.sad.by_slot(slot)?;
         let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
         let (alone, epoch) = (self.ownership.alone, self.ownership.epoch.low16());
-        datapath::limits::outbound_range(&entry.lease, flags, alone, epoch).ok().map(|range| range.last)
+        datapath::limits::outbound_range(&entry.lease, flags, alone, epoch)
+            .ok()
+            .map(|range| range.last)
     }
 
     /// Evidence after a takeover: the peer's numbers are stuck below the floor. Rekey, once per SA and epoch.
     fn evidence(&mut self, slot: u32, spi: u32) {
-        let Some(entry) = self.sad.by_slot(slot).filter(|e| e.record.spi_in == EspSpi(spi)) else { return };
-        let (spi_in, name) = (entry.record.spi_in, format!("{}/{}", entry.record.connection, entry.record.child));
+        let Some(entry) = self.sad.by_slot(slot).filter(|e| e.record.spi_in == EspSpi(spi)) else {
+            return;
+        };
+        let (spi_in, name) = (
+            entry.record.spi_in,
+            format!("{}/{}", entry.record.connection, entry.record.child),
+        );
         if !self.owns() || !self.evidence.insert(spi_in) {
             return;
         }
         self.takeover.evidence_rekeys += 1;
-        self.log.note("evidence", format!("{name} SA {spi_in}: the peer sends below the takeover floor; rekeying"));
+        self.log.note(
+            "evidence",
+            format!("{name} SA {spi_in}: the peer sends below the takeover floor; rekeying"),
+        );
         self.engine_command(ike::Command::RekeyChild { spi_in });
     }
 
     /// A packet met a policy without an SA.
     fn acquire(&mut self, connection: u32) {
         let index = (connection as usize).checked_sub(1);
-        let Some(config) = index.and_then(|i| self.config.connections.get(i)) else { return };
+        let Some(config) = index.and_then(|i| self.config.connections.get(i)) else {
+            return;
+        };
         if self.owns() && config.remote.is_some() {
             let connection = config.name.clone();
             self.engine_command(ike::Command::Initiate { connection });

@@ -57,17 +57,37 @@ impl Core {
         let now = clock::now();
         let input = match event {
             SynchEvent::Up(peer, id) => {
-                self.log.note("link_up", format!("{} link to member {peer} is up", id.name()));
-                Input::LinkUp { now, peer, link: link(id) }
+                self.log
+                    .note("link_up", format!("{} link to member {peer} is up", id.name()));
+                Input::LinkUp {
+                    now,
+                    peer,
+                    link: link(id),
+                }
             }
             SynchEvent::Down(peer, id, why) => {
-                self.log.warn("link_down", format!("{} link to member {peer} is down: {why}", id.name()));
-                Input::LinkDown { now, peer, link: link(id) }
+                self.log.warn(
+                    "link_down",
+                    format!("{} link to member {peer} is down: {why}", id.name()),
+                );
+                Input::LinkDown {
+                    now,
+                    peer,
+                    link: link(id),
+                }
             }
-            SynchEvent::Record(peer, id, bytes) => Input::Received { now, peer, link: link(id), bytes },
-            SynchEvent::Datagram(peer, id, bytes) => {
-                Input::Received { now, peer, link: link(id), bytes: bytes.into() }
-            }
+            SynchEvent::Record(peer, id, bytes) => Input::Received {
+                now,
+                peer,
+                link: link(id),
+                bytes,
+            },
+            SynchEvent::Datagram(peer, id, bytes) => Input::Received {
+                now,
+                peer,
+                link: link(id),
+                bytes: bytes.into(),
+            },
         };
         self.node_input(input);
     }
@@ -79,7 +99,11 @@ impl Core {
     }
 
     fn armed(&mut self, token: u64) {
-        self.node.handle(Input::Armed { now: clock::now(), token, unknown: Vec::new() });
+        self.node.handle(Input::Armed {
+            now: clock::now(),
+            token,
+            unknown: Vec::new(),
+        });
     }
 
     pub(super) fn node_output(&mut self, output: Output) {
@@ -99,8 +123,11 @@ impl Core {
             }
             Output::RaiseCommitted { items } => self.raise_committed(&items),
             Output::RaiseRefused { items } => self.raise_refused(&items),
-            Output::Apply { token, epoch, entry, .. } => self.apply_entry(token, epoch.number, &entry),
+            Output::Apply {
+                token, epoch, entry, ..
+            } => self.apply_entry(token, epoch.number, &entry),
             Output::ApplyRaises { token, epoch, items } => {
+                tracing::trace!(?items, "raise to arm");
                 let mut unknown = Vec::new();
                 for item in &items {
                     match self.raise_of(item, epoch.number) {
@@ -108,7 +135,11 @@ impl Core {
                         None => unknown.push(item.key()),
                     }
                 }
-                self.node.handle(Input::Armed { now: clock::now(), token, unknown });
+                self.node.handle(Input::Armed {
+                    now: clock::now(),
+                    token,
+                    unknown,
+                });
             }
             Output::ApplyReport { edges } => {
                 for (_, spi, edge) in edges {
@@ -120,7 +151,11 @@ impl Core {
             Output::VerifyCaps { token } => {
                 let caps = self.caps();
                 let items = caps.iter().filter_map(|raise| self.raise_item(raise)).collect();
-                self.node.handle(Input::CapsVerified { now: clock::now(), token, items });
+                self.node.handle(Input::CapsVerified {
+                    now: clock::now(),
+                    token,
+                    items,
+                });
             }
             Output::InstallSnapshot { token, bytes } => self.install_snapshot(token, &bytes),
             Output::Flip(flip) => {
@@ -134,7 +169,11 @@ impl Core {
             Output::DiscardFork => self.discard_fork(),
             Output::CloseLegacy { token } => {
                 let bytes = self.final_windows();
-                self.node.handle(Input::FinalWindows { now: clock::now(), token, bytes });
+                self.node.handle(Input::FinalWindows {
+                    now: clock::now(),
+                    token,
+                    bytes,
+                });
             }
             Output::MergeWindows { token, bytes } => {
                 self.merge_windows(&bytes);
@@ -147,7 +186,14 @@ impl Core {
 
     /// The raise that the synch channel names; `None` where the SA is not here.
     pub(super) fn raise_of(&self, item: &RaiseItem, epoch: Epoch) -> Option<LimitRaise> {
-        self.sad.raise_of(item.slot, item.spi, from_wire(item.direction), item.limit, item.step, epoch)
+        self.sad.raise_of(
+            item.slot,
+            item.spi,
+            from_wire(item.direction),
+            item.limit,
+            item.step,
+            epoch,
+        )
     }
 
     /// The synch channel's name for a raise.
@@ -176,7 +222,8 @@ impl Core {
     /// Limits for every SA that has no upper ones.
     fn caps(&self) -> Vec<LimitRaise> {
         let (epoch, alone) = (self.ownership.epoch, self.ownership.alone);
-        self.sad.cap_for_join(|_| (epoch, alone), |slot| self.counters.counters(slot))
+        self.sad
+            .cap_for_join(|_| (epoch, alone), |slot| self.counters.counters(slot))
     }
 
     /// Owner: a member joins. From here on every SA has limits, and the snapshot says which.
@@ -193,7 +240,8 @@ impl Core {
             let plan = self.sad.known_to_standby(spis);
             self.execute(&plan);
             if let Err(error) = self.runner.drain_cpus() {
-                self.log.warn("join", format!("the CPUs were not drained: {error}"));
+                self.log
+                    .warn("join", format!("the CPUs were not drained: {error}"));
             }
         }
         // Entries that are committed by now belong to the snapshot, since its position is behind them.
@@ -205,13 +253,25 @@ impl Core {
             }
         }
         self.deferred.extend(later);
-        let snapshot = Snapshot { ike: self.mirror.clone(), children: self.sad.snapshot(clock::now()) };
+        let snapshot = Snapshot {
+            ike: self.mirror.clone(),
+            children: self.sad.snapshot(clock::now()),
+        };
         let bytes = entry::encode_snapshot(&snapshot);
         self.log.note(
             "snapshot",
-            format!("snapshot of {} IKE and {} Child SAs, {} octets", snapshot.ike.len(), snapshot.children.len(), bytes.len()),
+            format!(
+                "snapshot of {} IKE and {} Child SAs, {} octets",
+                snapshot.ike.len(),
+                snapshot.children.len(),
+                bytes.len()
+            ),
         );
-        self.node.handle(Input::Snapshot { now: clock::now(), token, bytes });
+        self.node.handle(Input::Snapshot {
+            now: clock::now(),
+            token,
+            bytes,
+        });
     }
 
     /// Joining: takes the owner's state in place of its own.
@@ -228,16 +288,23 @@ impl Core {
             Ok(plan) => {
                 if let Err(error) = self.plane.execute(&plan) {
                     // Not armed: this member must not take over.
-                    self.log.warn("snapshot", format!("the snapshot was not installed: {error}"));
+                    self.log
+                        .warn("snapshot", format!("the snapshot was not installed: {error}"));
                     return;
                 }
                 self.log.note(
                     "snapshot",
-                    format!("snapshot installed: {} IKE and {} Child SAs", self.mirror.len(), self.sad.len()),
+                    format!(
+                        "snapshot installed: {} IKE and {} Child SAs",
+                        self.mirror.len(),
+                        self.sad.len()
+                    ),
                 );
                 self.armed(token);
             }
-            Err(error) => self.log.warn("snapshot", format!("the snapshot was not installed: {error}")),
+            Err(error) => self
+                .log
+                .warn("snapshot", format!("the snapshot was not installed: {error}")),
         }
     }
 
@@ -246,21 +313,30 @@ impl Core {
         let facts: Facts = match postcard::from_bytes(octets) {
             Ok(facts) => facts,
             Err(error) => {
-                self.log.warn("peer_facts", format!("member {peer} said what cannot be read: {error}"));
+                self.log.warn(
+                    "peer_facts",
+                    format!("member {peer} said what cannot be read: {error}"),
+                );
                 return;
             }
         };
         if self.facts.insert(peer, facts) == Some(facts) {
             return;
         }
-        let member = Member { outside_mac: facts.outside_mac, inside_mac: facts.inside_mac };
+        let member = Member {
+            outside_mac: facts.outside_mac,
+            inside_mac: facts.inside_mac,
+        };
         let written = self
             .plane
             .set_member(peer.0, &member)
             .and_then(|()| self.plane.put_member_mac(facts.outside_mac, peer.0))
             .and_then(|()| self.plane.put_member_mac(facts.inside_mac, peer.0));
         if let Err(error) = written {
-            self.log.warn("peer_facts", format!("the second hop to member {peer} was not written: {error}"));
+            self.log.warn(
+                "peer_facts",
+                format!("the second hop to member {peer} was not written: {error}"),
+            );
         }
     }
 
@@ -276,10 +352,16 @@ impl Core {
                     self.mirror.remove(spi);
                 }
                 EntryChange::Child(change) => {
-                    let context = Context { now: clock::now(), epoch, alone };
+                    let context = Context {
+                        now: clock::now(),
+                        epoch,
+                        alone,
+                    };
                     match self.sad.apply(change, context) {
                         Ok(plan) => self.execute(&plan),
-                        Err(error) => self.log.warn("sad", format!("a change of a Child SA was refused: {error}")),
+                        Err(error) => self
+                            .log
+                            .warn("sad", format!("a change of a Child SA was refused: {error}")),
                     }
                 }
             }

@@ -127,7 +127,10 @@ impl Core {
     }
 
     fn engine_command(&mut self, command: Command) {
-        self.engine_input(Input::Command { now: clock::now(), command });
+        self.engine_input(Input::Command {
+            now: clock::now(),
+            command,
+        });
     }
 
     /// Moves outputs on until nobody has any left. What is called from here and calls it again leaves the work to the
@@ -154,8 +157,16 @@ impl Core {
     fn engine_output(&mut self, output: Output) {
         match output {
             Output::Commit(commit) => {
-                let about = commit.transmits.iter().filter_map(|t| t.ike_spi).collect::<Vec<_>>();
-                let changes = commit.changes.into_iter().map(EntryChange::from).collect::<Vec<_>>();
+                let about = commit
+                    .transmits
+                    .iter()
+                    .filter_map(|t| t.ike_spi)
+                    .collect::<Vec<_>>();
+                let changes = commit
+                    .changes
+                    .into_iter()
+                    .map(EntryChange::from)
+                    .collect::<Vec<_>>();
                 if changes.is_empty() {
                     for transmit in commit.transmits {
                         self.transmit_in_order(transmit);
@@ -165,8 +176,17 @@ impl Core {
                 self.next_token += 1;
                 let token = self.next_token;
                 let entry = entry::encode_entry(&changes);
-                self.pending.push_back(Pending { token, changes, transmits: commit.transmits, about });
-                self.node.handle(cluster::Input::Propose { now: clock::now(), token, entry });
+                self.pending.push_back(Pending {
+                    token,
+                    changes,
+                    transmits: commit.transmits,
+                    about,
+                });
+                self.node.handle(cluster::Input::Propose {
+                    now: clock::now(),
+                    token,
+                    entry,
+                });
             }
             Output::Transmit(transmit) => self.transmit_in_order(transmit),
             Output::Event(event) => self.engine_event(&event),
@@ -175,7 +195,9 @@ impl Core {
 
     /// A message of an IKE SA never overtakes a commit of that IKE SA.
     fn transmit_in_order(&mut self, transmit: Transmit) {
-        let behind = transmit.ike_spi.and_then(|spi| self.pending.iter_mut().rev().find(|p| p.about.contains(&spi)));
+        let behind = transmit
+            .ike_spi
+            .and_then(|spi| self.pending.iter_mut().rev().find(|p| p.about.contains(&spi)));
         match behind {
             Some(pending) => pending.transmits.push(transmit),
             None => self.transmit(&transmit),
@@ -183,7 +205,10 @@ impl Core {
     }
 
     fn transmit(&mut self, transmit: &Transmit) {
-        if let Err(error) = self.sockets.send_ike(transmit.local, transmit.remote, &transmit.bytes) {
+        if let Err(error) = self
+            .sockets
+            .send_ike(transmit.local, transmit.remote, &transmit.bytes)
+        {
             tracing::warn!(remote = %transmit.remote, %error, "cannot send an IKE message; it will be repeated");
         }
     }
@@ -219,9 +244,13 @@ impl Core {
 
     /// An entry was acknowledged: its changes take effect, then its messages go out.
     fn committed(&mut self, token: u64) {
-        let Some(at) = self.pending.iter().position(|p| p.token == token) else { return };
+        let Some(at) = self.pending.iter().position(|p| p.token == token) else {
+            return;
+        };
         debug_assert_eq!(at, 0, "commits are acknowledged in their order");
-        let Some(pending) = self.pending.remove(at) else { return };
+        let Some(pending) = self.pending.remove(at) else {
+            return;
+        };
         self.apply(&pending.changes, self.ownership.epoch, self.node.is_alone());
         for transmit in &pending.transmits {
             self.transmit(transmit);
@@ -236,7 +265,10 @@ impl Core {
         if let Err(error) = self.plane.execute(plan)
             && let Err(again) = self.plane.execute(plan)
         {
-            self.log.warn("data_plane", format!("the maps were not written: {error}; once more: {again}"));
+            self.log.warn(
+                "data_plane",
+                format!("the maps were not written: {error}; once more: {again}"),
+            );
         }
     }
 
@@ -245,7 +277,11 @@ impl Core {
         if !self.owns() {
             return;
         }
-        let wanted = self.config.connections.iter().filter(|c| c.start == crate::config::Start::Initiate);
+        let wanted = self
+            .config
+            .connections
+            .iter()
+            .filter(|c| c.start == crate::config::Start::Initiate);
         let names = wanted.map(|c| c.name.clone()).collect::<Vec<_>>();
         for name in names {
             let phase = self.engine.connection_phase(&name);
@@ -272,7 +308,13 @@ impl Core {
                 sad::lifetime::LifetimeKind::Soft => Command::RekeyChild { spi_in: due.spi_in },
                 sad::lifetime::LifetimeKind::Hard => Command::DeleteChild { spi_in: due.spi_in },
             };
-            self.log.note("lifetime", format!("{}/{} SA {}: {:?}", due.connection, due.child, due.spi_in, due.kind));
+            self.log.note(
+                "lifetime",
+                format!(
+                    "{}/{} SA {}: {:?}",
+                    due.connection, due.child, due.spi_in, due.kind
+                ),
+            );
             self.engine_command(command);
         }
         self.redial(now);

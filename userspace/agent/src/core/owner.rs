@@ -23,7 +23,11 @@ impl Core {
     /// Writes the owner and side words of all segments.
     pub(super) fn flip(&mut self, flip: &Flip) {
         let (owner, epoch) = (flip.epoch.owner, flip.epoch.number);
-        let word = OwnerWord { owner: owner.0, epoch: epoch.low16(), valid_until_ms: flip.valid_until.millis() };
+        let word = OwnerWord {
+            owner: owner.0,
+            epoch: epoch.low16(),
+            valid_until_ms: flip.valid_until.millis(),
+        };
         let legacy = flip.legacy.map_or((0, LEGACY_NONE, 0), |l| {
             let phase = if l.holding { LEGACY_HOLDING } else { LEGACY_OPEN };
             (l.epoch.owner.0, phase, l.epoch.number.low16())
@@ -43,7 +47,11 @@ impl Core {
             self.takeover.evidence_rekeys = 0;
             self.before = self.ownership;
         }
-        self.ownership = Ownership { owner: Some(owner), epoch, alone: flip.alone };
+        self.ownership = Ownership {
+            owner: Some(owner),
+            epoch,
+            alone: flip.alone,
+        };
         if self.owns() && flip.legacy.is_none() {
             self.run_held();
         }
@@ -52,9 +60,15 @@ impl Core {
     pub(super) fn extend_validity(&mut self, epoch: EpochId, until: Instant) {
         for segment in 0..=255 {
             let extended =
-                self.segments.extend_validity(segment, epoch.owner.0, epoch.number.low16(), until.millis());
+                self.segments
+                    .extend_validity(segment, epoch.owner.0, epoch.number.low16(), until.millis());
             if let Err(there) = extended {
-                tracing::warn!(segment, owner = there.owner, epoch = there.epoch, "the owner word is another's");
+                tracing::warn!(
+                    segment,
+                    owner = there.owner,
+                    epoch = there.epoch,
+                    "the owner word is another's"
+                );
                 return;
             }
         }
@@ -62,20 +76,26 @@ impl Core {
 
     /// Tells both networks where the cluster addresses are; repeated a few times, since frames get lost.
     pub(super) fn announce(&mut self) {
-        self.announcer.announce(&self.outside, &self.config.addresses.outside);
-        self.announcer.announce(&self.inside, &self.config.addresses.inside);
+        self.announcer
+            .announce(&self.outside, &self.config.addresses.outside);
+        self.announcer
+            .announce(&self.inside, &self.config.addresses.inside);
         self.announce_next = Some((ANNOUNCE_AGAIN, clock::now() + Duration::from_millis(50)));
     }
 
     /// Repeats announcements that are due.
     pub(super) fn announce_again(&mut self, now: Instant) {
-        let Some((left, at)) = self.announce_next else { return };
+        let Some((left, at)) = self.announce_next else {
+            return;
+        };
         if now < at {
             return;
         }
         if self.owns() {
-            self.announcer.announce(&self.outside, &self.config.addresses.outside);
-            self.announcer.announce(&self.inside, &self.config.addresses.inside);
+            self.announcer
+                .announce(&self.outside, &self.config.addresses.outside);
+            self.announcer
+                .announce(&self.inside, &self.config.addresses.inside);
         }
         self.announce_next = (left > 1).then(|| (left - 1, now + Duration::from_millis(500)));
     }
@@ -102,7 +122,13 @@ impl Core {
         let took = clock::now().since(began).as_secs_f64() * 1000.0;
         let taken = self.mirror.len() - lost;
         self.adopted(taken, took);
-        self.log.note("resumed", format!("{taken} IKE SAs and {} Child SAs served, {took:.1} ms", self.sad.len()));
+        self.log.note(
+            "resumed",
+            format!(
+                "{taken} IKE SAs and {} Child SAs served, {took:.1} ms",
+                self.sad.len()
+            ),
+        );
         // Connections that are down are initiated at once.
         self.redial.clear();
     }
@@ -122,26 +148,40 @@ impl Core {
         self.mirror.clear();
         let plan = self.sad.clear();
         self.execute(&plan);
-        self.log.warn("discarded", "all SAs of this member were discarded; it joins anew");
+        self.log.warn(
+            "discarded",
+            "all SAs of this member were discarded; it joins anew",
+        );
     }
 
     /// Old owner in a planned handover: its words say already that it does not serve. The windows as they are when no
     /// program runs any more.
     pub(super) fn final_windows(&mut self) -> Vec<u8> {
         if let Err(error) = self.runner.drain_cpus() {
-            self.log.warn("handover", format!("the CPUs were not drained, no window is handed over: {error}"));
+            self.log.warn(
+                "handover",
+                format!("the CPUs were not drained, no window is handed over: {error}"),
+            );
             return Vec::new();
         }
         let (epoch, alone) = (self.before.epoch.low16(), self.before.alone);
         let mut windows = Vec::new();
         for entry in self.sad.iter() {
-            let Some(counters) = self.counters.counters(entry.slot()) else { continue };
+            let Some(counters) = self.counters.counters(entry.slot()) else {
+                continue;
+            };
             let window = counters.inbound;
             if window.spi != entry.record.spi_in.0 {
                 continue;
             }
-            let flags = if entry.local_only { maps_schema::sad::SA_LOCAL_ONLY } else { 0 };
-            let Ok(range) = datapath::limits::inbound_range(&entry.ceiling, flags, alone, epoch) else { continue };
+            let flags = if entry.local_only {
+                maps_schema::sad::SA_LOCAL_ONLY
+            } else {
+                0
+            };
+            let Ok(range) = datapath::limits::inbound_range(&entry.ceiling, flags, alone, epoch) else {
+                continue;
+            };
             let last_ms = window.last_ms;
             windows.push((
                 last_ms,
@@ -156,14 +196,19 @@ impl Core {
         }
         windows.sort_by_key(|(last_ms, _)| std::cmp::Reverse(*last_ms));
         windows.truncate(WINDOWS_MAX);
-        windows.iter().flat_map(|(_, window)| window.as_bytes().to_vec()).collect()
+        windows
+            .iter()
+            .flat_map(|(_, window)| window.as_bytes().to_vec())
+            .collect()
     }
 
     /// Taker in a planned handover: each SA's window is merged on its CPU.
     pub(super) fn merge_windows(&mut self, octets: &[u8]) {
         let (mut merged, mut not) = (0, 0);
         for chunk in octets.chunks_exact(size_of::<FinalWindow>()) {
-            let Ok(window) = FinalWindow::read_from_bytes(chunk) else { continue };
+            let Ok(window) = FinalWindow::read_from_bytes(chunk) else {
+                continue;
+            };
             let cpu = self.plane.cpu_of(window.slot);
             match self.runner.control(cpu, window.as_bytes()) {
                 Ok((SA_CTL_MERGED, _)) => merged += 1,
@@ -178,6 +223,7 @@ impl Core {
                 }
             }
         }
-        self.log.note("handover", format!("{merged} windows merged, {not} not"));
+        self.log
+            .note("handover", format!("{merged} windows merged, {not} not"));
     }
 }

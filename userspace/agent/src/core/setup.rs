@@ -65,8 +65,17 @@ fn addresses(config: &Config) -> Vec<(AddressKey, ClusterAddress)> {
             .iter()
             .enumerate()
             .map(|(at, address)| {
-                let key = AddressKey { address: model::address::mapped(IpAddr::V4(*address)) };
-                (key, ClusterAddress { side, segment: base.wrapping_add(at as u8), reserved: [0; 2] })
+                let key = AddressKey {
+                    address: model::address::mapped(IpAddr::V4(*address)),
+                };
+                (
+                    key,
+                    ClusterAddress {
+                        side,
+                        segment: base.wrapping_add(at as u8),
+                        reserved: [0; 2],
+                    },
+                )
             })
             .collect::<Vec<_>>()
     };
@@ -85,7 +94,10 @@ fn privileges(log: &mut EventLog) {
     // SAFETY: the parameter lives through the call; 0 is the calling thread.
     if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) } != 0 {
         let error = std::io::Error::last_os_error();
-        log.warn("priority", format!("no real-time priority ({error}): a busy host may delay heartbeats"));
+        log.warn(
+            "priority",
+            format!("no real-time priority ({error}): a busy host may delay heartbeats"),
+        );
     }
     // SAFETY: plain system call without pointers.
     if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } != 0 {
@@ -96,7 +108,15 @@ fn privileges(log: &mut EventLog) {
 /// What both members must have in common, as a digest that tells nothing to one who does not know the cluster's secret.
 fn digest(config: &Config, identity: &Identity) -> [u8; 32] {
     let connections = config.connections.iter().map(|c| {
-        let shared = (&c.name, c.local, c.remote, &c.local_id, &c.remote_id, &c.ike, c.start);
+        let shared = (
+            &c.name,
+            c.local,
+            c.remote,
+            &c.local_id,
+            &c.remote_id,
+            &c.ike,
+            c.start,
+        );
         format!("{shared:?} {:?}", c.children)
     });
     let connections = connections.collect::<Vec<_>>().join("\n");
@@ -163,7 +183,10 @@ impl Core {
             if !net::has_own_address(&netlink, interface).await {
                 log.warn(
                     "address",
-                    format!("{} has no address of its own: its neighbours cannot be resolved", interface.name),
+                    format!(
+                        "{} has no address of its own: its neighbours cannot be resolved",
+                        interface.name
+                    ),
                 );
             }
         }
@@ -171,10 +194,18 @@ impl Core {
         let tun_index = net::interface(&netlink, &config.interfaces.tun).await?.index;
         sysctl::prepare_tun(&config.interfaces.tun)?;
         let source = config.addresses.inside.first().copied();
-        for selector in config.connections.iter().flat_map(|c| &c.children).flat_map(|c| &c.remote_ts) {
+        for selector in config
+            .connections
+            .iter()
+            .flat_map(|c| &c.children)
+            .flat_map(|c| &c.remote_ts)
+        {
             for prefix in crate::config::prefixes(selector) {
                 if prefix.1 == 0 {
-                    log.note("route", "remote selector 0.0.0.0/0: this host's own traffic stays on its default route");
+                    log.note(
+                        "route",
+                        "remote selector 0.0.0.0/0: this host's own traffic stays on its default route",
+                    );
                     continue;
                 }
                 net::route_to_tun(&netlink, tun_index, prefix, source).await?;
@@ -215,14 +246,17 @@ impl Core {
             detection: config.cluster.suspicion_floor + config.cluster.heartbeat,
             lifetimes: sad::lifetime::Lifetimes::default(),
         });
-        let plan = sad.configure(convert::policies(&config)).context("the connections' selectors do not fit")?;
+        let plan = sad
+            .configure(convert::policies(&config))
+            .context("the connections' selectors do not fit")?;
         plane.execute(&plan).context("cannot write the policies")?;
 
         let cookie = SecretBytes::new(identity.derive("ike cookie").to_vec());
         let engine = Engine::new(convert::engine(&config, cookie)?);
         let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);
         let esp = EspSocket::open()?;
-        let announcer = Announcer::open().context("cannot open a raw socket for announcements; run as root")?;
+        let announcer =
+            Announcer::open().context("cannot open a raw socket for announcements; run as root")?;
 
         // Last: from here on packets meet the programs.
         let report = plane.attach().context("cannot attach the programs")?;
@@ -231,13 +265,23 @@ impl Core {
             interface_status(&inside, "inside", report.inside),
         ];
         for interface in &attached {
-            log.note("attached", format!("{} {}: XDP in {} mode", interface.side, interface.name, interface.mode));
+            log.note(
+                "attached",
+                format!(
+                    "{} {}: XDP in {} mode",
+                    interface.side, interface.name, interface.mode
+                ),
+            );
         }
         // New at every start, and rising, whatever happens to the host's uptime.
         let incarnation = clock::wall_ns();
-        let facts = Facts { outside_mac: outside.mac, inside_mac: inside.mac };
+        let facts = Facts {
+            outside_mac: outside.mac,
+            inside_mac: inside.mac,
+        };
         let node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
-        let synch = Synch::start(&synch_config(&config), identity, events).context("cannot start the synch channel")?;
+        let synch = Synch::start(&synch_config(&config), identity, events)
+            .context("cannot start the synch channel")?;
         let core = Core {
             me: config.cluster.member,
             steer_key,
@@ -276,10 +320,23 @@ impl Core {
             ike_events: BTreeMap::new(),
             config,
         };
-        Ok((core, Io { sockets, esp, tun: device, netlink }))
+        Ok((
+            core,
+            Io {
+                sockets,
+                esp,
+                tun: device,
+                netlink,
+            },
+        ))
     }
 }
 
 fn interface_status(interface: &Interface, side: &str, mode: XdpModeUsed) -> InterfaceStatus {
-    InterfaceStatus { name: interface.name.clone(), side: side.to_owned(), mode: mode_name(mode), mtu: interface.mtu }
+    InterfaceStatus {
+        name: interface.name.clone(),
+        side: side.to_owned(),
+        mode: mode_name(mode),
+        mtu: interface.mtu,
+    }
 }

@@ -5,7 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddrV4;
 
 use dataplane::Entry;
-use maps_schema::event::{SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_NO_LEASE, SLOW_OUT_FRAGMENT, SlowFrame};
+use maps_schema::event::{
+    SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_NO_LEASE, SLOW_OUT_FRAGMENT, SlowFrame,
+};
 use sad::Direction;
 
 use super::Core;
@@ -38,12 +40,25 @@ pub struct Waiting {
 }
 
 /// Names of [`Waiting::counts`].
-pub const COUNTS: [&str; 7] =
-    ["above_ceiling", "held", "out_fragment", "no_lease", "reassembled", "local", "lost"];
+pub const COUNTS: [&str; 7] = [
+    "above_ceiling",
+    "held",
+    "out_fragment",
+    "no_lease",
+    "reassembled",
+    "local",
+    "lost",
+];
 
 impl Waiting {
     fn put(&mut self, inbound: bool, slot: u32, frame: Frame) {
-        let queue = if inbound { &mut self.inbound } else { &mut self.outbound }.entry(slot).or_default();
+        let queue = if inbound {
+            &mut self.inbound
+        } else {
+            &mut self.outbound
+        }
+        .entry(slot)
+        .or_default();
         if queue.len() >= PER_SA || self.waiting >= IN_ALL {
             self.counts[6] += 1;
             return;
@@ -54,14 +69,25 @@ impl Waiting {
 
     /// Forgets everything: another member serves now.
     pub fn clear(&mut self) {
-        *self = Self { counts: self.counts, ..Self::default() };
+        *self = Self {
+            counts: self.counts,
+            ..Self::default()
+        };
     }
 }
 
 impl Core {
     pub(super) fn slow_frame(&mut self, slow: &SlowFrame) {
-        let octets = slow.frame.get(..slow.length as usize).unwrap_or_default().to_vec();
-        let frame = Frame { seq: slow.seq, ifindex: slow.ifindex, octets };
+        let octets = slow
+            .frame
+            .get(..slow.length as usize)
+            .unwrap_or_default()
+            .to_vec();
+        let frame = Frame {
+            seq: slow.seq,
+            ifindex: slow.ifindex,
+            octets,
+        };
         match slow.kind {
             SLOW_ABOVE_CEILING => {
                 self.slow.counts[0] += 1;
@@ -101,7 +127,12 @@ impl Core {
             // Without an SA the program counts the frame as such.
             self.run_frame(Entry::Steer, slot, frame.ifindex, &frame.octets);
         }
-        match self.slow.inbound.get(&slot).and_then(|q| q.iter().map(|f| f.seq).max()) {
+        match self
+            .slow
+            .inbound
+            .get(&slot)
+            .and_then(|q| q.iter().map(|f| f.seq).max())
+        {
             Some(needed) => raises.extend(self.wish(slot, Direction::Inbound, Some(needed))),
             None => drop(self.slow.inbound.remove(&slot)),
         }
@@ -110,7 +141,9 @@ impl Core {
             _ => u64::MAX,
         };
         for _ in 0..room.min(PER_SA as u64) {
-            let Some(frame) = self.slow.outbound.get_mut(&slot).and_then(VecDeque::pop_front) else { break };
+            let Some(frame) = self.slow.outbound.get_mut(&slot).and_then(VecDeque::pop_front) else {
+                break;
+            };
             self.slow.waiting -= 1;
             self.run_frame(Entry::Inside, slot, frame.ifindex, &frame.octets);
         }
@@ -139,7 +172,9 @@ impl Core {
 
     /// An outbound packet that does not fit: its fragments go out, each protected by itself.
     fn fragment(&mut self, whole: &Frame) {
-        let Some((header, packet)) = whole.octets.split_at_checked(ETH_LEN) else { return };
+        let Some((header, packet)) = whole.octets.split_at_checked(ETH_LEN) else {
+            return;
+        };
         let mtu = (self.outside.mtu as usize).saturating_sub(OVERHEAD);
         let Some(pieces) = frame::fragments(packet, mtu) else {
             self.slow.counts[6] += 1;

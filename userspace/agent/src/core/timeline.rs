@@ -30,7 +30,10 @@ fn millis(from: u64, to: Instant) -> f64 {
 }
 
 fn members<'a>(set: impl IntoIterator<Item = &'a cluster::SetMember>) -> String {
-    set.into_iter().map(|m| m.member.to_string()).collect::<Vec<_>>().join(", ")
+    set.into_iter()
+        .map(|m| m.member.to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 impl Core {
@@ -99,7 +102,13 @@ impl Core {
 
     fn claimed(&mut self, epoch: EpochId, from: MemberId, planned: bool, at: Instant) {
         if from.0 == 0 {
-            self.log.note("claimed", format!("nobody owned the segments: this member claims epoch {}", epoch.number));
+            self.log.note(
+                "claimed",
+                format!(
+                    "nobody owned the segments: this member claims epoch {}",
+                    epoch.number
+                ),
+            );
             return;
         }
         let suspicion = self.takeover.suspicion.filter(|s| s.0 == from && !planned);
@@ -108,7 +117,9 @@ impl Core {
             _ if planned => format!("member {from} handed over as it was told to"),
             Some((_, heard, suspected, threshold)) => {
                 let silent = millis(heard.0, suspected);
-                format!("member {from} was silent for {silent:.1} ms on every link (threshold {threshold} ms)")
+                format!(
+                    "member {from} was silent for {silent:.1} ms on every link (threshold {threshold} ms)"
+                )
             }
             None => format!("member {from} was restarted"),
         };
@@ -125,16 +136,26 @@ impl Core {
             ..TakeoverStatus::default()
         };
         if let Some((_, _, suspected, _)) = suspicion {
-            last.phases_ms.insert("suspected".to_owned(), millis(started.0, suspected));
+            last.phases_ms
+                .insert("suspected".to_owned(), millis(started.0, suspected));
         }
-        last.phases_ms.insert("claimed".to_owned(), millis(started.0, now));
+        last.phases_ms
+            .insert("claimed".to_owned(), millis(started.0, now));
         self.takeover.last = Some(last);
         self.takeover.count[usize::from(planned)] += 1;
-        self.log.note("claimed", format!("this member claims epoch {}: {reason}", epoch.number));
+        self.log.note(
+            "claimed",
+            format!("this member claims epoch {}: {reason}", epoch.number),
+        );
     }
 
     fn phase(&mut self, epoch: EpochId, name: &str, at: Instant) {
-        if let Some(last) = self.takeover.last.as_mut().filter(|last| last.epoch == epoch.number.0) {
+        if let Some(last) = self
+            .takeover
+            .last
+            .as_mut()
+            .filter(|last| last.epoch == epoch.number.0)
+        {
             let since = millis(last.started_ns, at);
             last.phases_ms.entry(name.to_owned()).or_insert(since);
         }
@@ -147,25 +168,36 @@ impl Core {
         if let Some(last) = self.takeover.last.as_mut().filter(|last| last.epoch == epoch) {
             last.ike_sas = ike_sas as u32;
             last.child_sas = self.sad.len() as u32;
-            last.phases_ms.entry("resumed".to_owned()).or_insert(millis(last.started_ns, now));
+            last.phases_ms
+                .entry("resumed".to_owned())
+                .or_insert(millis(last.started_ns, now));
             tracing::debug!(took_ms, "IKE SAs adopted");
         }
     }
 
     /// The first authentic packet that this member accepted in an epoch.
     pub(super) fn first_inbound(&mut self, event: &ProgramEvent) {
-        let Some(last) = &mut self.takeover.last else { return };
+        let Some(last) = &mut self.takeover.last else {
+            return;
+        };
         if last.epoch as u16 != event.epoch as u16 || last.phases_ms.contains_key("first_packet") {
             return;
         }
         let since = millis(last.started_ns, Instant(event.time_ns));
         last.phases_ms.insert("first_packet".to_owned(), since);
-        self.log.note("first_packet", format!("first authentic packet in this epoch {since:.1} ms after the last sign of life"));
+        self.log.note(
+            "first_packet",
+            format!("first authentic packet in this epoch {since:.1} ms after the last sign of life"),
+        );
     }
 
     /// Whoever waited for a planned takeover to this member hears that it is done.
     fn takeover_ended(&mut self, owner: MemberId) {
-        let (done, others) = self.takeover.waiting.drain(..).partition::<Vec<_>, _>(|(to, _)| *to == owner);
+        let (done, others) = self
+            .takeover
+            .waiting
+            .drain(..)
+            .partition::<Vec<_>, _>(|(to, _)| *to == owner);
         self.takeover.waiting = others;
         for (_, answer) in done {
             let _ = answer.send(Ok(format!("member {owner} owns all segments now")));
