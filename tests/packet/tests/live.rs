@@ -462,12 +462,14 @@ fn carries(tag: &str, suite: u8, esn: bool, encap: bool) {
         server.join().expect("the server ends");
     });
 
-    for (plane, side) in [(&west, &WEST), (&east, &EAST)] {
-        let sealed = count(plane, CONNECTION, Verdict::EspSealed);
-        let opened = count(plane, CONNECTION, Verdict::EspOpened);
+    for (plane, side, from) in [(&west, &WEST, &east), (&east, &EAST, &west)] {
+        let sealed = count(from, CONNECTION, Verdict::EspSealed);
+        let opened =
+            count(plane, CONNECTION, Verdict::EspOpened) + count(plane, CONNECTION, Verdict::EspOpenedLocal);
+        // The last acknowledgements may still be on their way. How many there are is TCP's business.
         assert!(
-            sealed > 500 && opened > 500,
-            "{}: {sealed} sealed, {opened} opened\n{}",
+            opened > 30 && sealed.abs_diff(opened) < 10,
+            "{}: {sealed} sealed for it, {opened} opened\n{}",
             side.name,
             report("")
         );
@@ -489,7 +491,7 @@ fn carries(tag: &str, suite: u8, esn: bool, encap: bool) {
         assert_eq!(counters.outbound.seq, counters.outbound.packets);
         let InboundSaRuntime { edge, packets, .. } = counters.inbound;
         assert!(
-            packets <= edge && packets > 500,
+            packets <= edge && packets > 30,
             "{}: {packets} packets up to {edge}",
             side.name
         );
