@@ -1,7 +1,7 @@
 //! The control socket: HTTP with JSON over a Unix socket, for the command line; and `/metrics` over TCP.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -137,11 +137,25 @@ fn routes(core: Core) -> Router {
         .with_state(core)
 }
 
+/// The control socket's file, removed when dropped; unless another agent has put its own there meanwhile.
+pub struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
 /// Serves the control socket. A socket that a dead agent left behind is replaced; that of a live one is not.
 ///
 /// # Errors
 /// Another agent listens there, or the socket cannot be made.
-pub fn serve_socket(path: &Path, core: Core) -> Result<()> {
+pub fn serve_socket(path: &Path, core: Core) -> Result<SocketFile> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     }
@@ -158,8 +172,12 @@ pub fn serve_socket(path: &Path, core: Core) -> Result<()> {
     let listener = UnixListener::bind(path)
         .with_context(|| format!("cannot open the control socket {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let inode = std::fs::symlink_metadata(path)?.ino();
     tokio::spawn(async move { axum::serve(listener, routes(core)).await });
-    Ok(())
+    Ok(SocketFile {
+        path: path.to_owned(),
+        inode,
+    })
 }
 
 /// Serves /metrics over TCP.

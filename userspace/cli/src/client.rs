@@ -49,11 +49,6 @@ impl Client {
         self.request(Method::GET, path, Bytes::new()).await
     }
 
-    /// `GET path`, as JSON.
-    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        parse(path, &self.get_text(path).await?)
-    }
-
     /// `POST path` with a JSON body.
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         parse(

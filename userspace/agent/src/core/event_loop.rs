@@ -47,11 +47,10 @@ pub fn run(config: Config) -> Result<()> {
 async fn serve(config: Config) -> Result<()> {
     let identity = Identity::load(&config.cluster.pki, config.cluster.member)?;
     let (requests, mut wishes) = mpsc::channel(64);
-    control::serve_socket(&config.control.socket, requests.clone())?;
+    let _socket = control::serve_socket(&config.control.socket, requests.clone())?;
     if let Some(address) = config.control.metrics {
         control::serve_metrics(address, requests.clone()).await?;
     }
-    let socket = config.control.socket.clone();
     let (to_core, mut synch) = mpsc::channel(4096);
     let (mut core, io) = Core::start(config, &identity, to_core).await?;
     let events = watch(
@@ -67,7 +66,6 @@ async fn serve(config: Config) -> Result<()> {
     keep_neighbours(&core, &io);
     let result = event_loop(&mut core, &io, events, frames, &mut wishes, &mut synch).await;
     core.synch.close().await;
-    let _ = std::fs::remove_file(&socket);
     core.plane.detach().context("cannot remove the pins")?;
     result
 }

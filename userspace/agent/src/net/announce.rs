@@ -49,9 +49,8 @@ impl Announcer {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `fd` was just made and belongs to nobody else.
-        Ok(Self {
-            socket: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { socket })
     }
 
     /// Sends a frame out of an interface.
