@@ -4,6 +4,7 @@
 
 mod check;
 mod read;
+mod read_cluster;
 mod reader;
 mod selector;
 

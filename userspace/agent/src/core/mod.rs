@@ -302,6 +302,7 @@ impl Core {
         if !self.owns() {
             return;
         }
+        self.sweep_waiting();
         let counters = self.counters.clone();
         for due in self.sad.due(now, |slot| counters.counters(slot)) {
             let command = match due.kind {

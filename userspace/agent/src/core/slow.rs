@@ -115,6 +115,20 @@ impl Core {
         }
     }
 
+    /// Looks at everything that waits: a raise may have been given up, or its SA is gone.
+    pub(super) fn sweep_waiting(&mut self) {
+        let slots = self
+            .slow
+            .inbound
+            .keys()
+            .chain(self.slow.outbound.keys())
+            .copied()
+            .collect::<Vec<_>>();
+        for slot in slots {
+            self.run_waiting(slot);
+        }
+    }
+
     /// Runs what waited for a raise of this slot; asks for a raise for what still waits.
     pub(super) fn run_waiting(&mut self, slot: u32) {
         let mut raises = Vec::new();
