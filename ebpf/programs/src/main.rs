@@ -3,6 +3,7 @@
 #![no_main]
 
 mod maps;
+mod report;
 mod stages;
 mod xdp_env;
 

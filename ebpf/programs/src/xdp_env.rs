@@ -237,6 +237,7 @@ impl Env for Xdp {
         };
         // A full ring loses the event; the agent reads the counters as well.
         let _ = maps::EVENTS.output(event, 0);
+        crate::report::rare_event(self.ctx, &event);
     }
 
     #[inline(always)]
