@@ -8,9 +8,22 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
+
+/// Prints a line. A reader that went away (`| head`) is no error.
+macro_rules! out {
+    ($($text:tt)*) => {
+        if let Err(error) = writeln!(std::io::stdout(), $($text)*) {
+            if error.kind() == std::io::ErrorKind::BrokenPipe {
+                return Ok(ExitCode::SUCCESS);
+            }
+            return Err(error).context("cannot write to standard output");
+        }
+    };
+}
 
 /// Runs the command to its end.
 pub fn execute(command: Command) -> Result<ExitCode> {
@@ -24,7 +37,7 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         }
         Command::Metrics(target) => {
             let text = wait(async { Client::new(&target)?.get_text("/metrics").await })?;
-            print!("{text}");
+            out!("{}", text.trim_end());
             Ok(ExitCode::SUCCESS)
         }
         Command::Takeover { query, to } => order(&query, "/v1/takeover", &TakeoverRequest { to }),
@@ -62,9 +75,9 @@ fn check(path: &Path, json: bool) -> Result<ExitCode> {
     let problems = match Config::read(&source, path.parent().unwrap_or(Path::new("."))) {
         Ok(config) => {
             if json {
-                println!("[]");
+                out!("[]");
             } else {
-                println!(
+                out!(
                     "{}: correct. Member {} of cluster {}, {} connection(s).",
                     path.display(),
                     config.cluster.member,
@@ -78,10 +91,10 @@ fn check(path: &Path, json: bool) -> Result<ExitCode> {
     };
     if json {
         let list: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        println!("{}", serde_json::to_string_pretty(&list)?);
+        out!("{}", serde_json::to_string_pretty(&list)?);
     } else {
         for problem in &problems {
-            println!("{}:{problem}", path.display());
+            out!("{}:{problem}", path.display());
         }
     }
     eprintln!("espalier: {} problem(s) in {}", problems.len(), path.display());
@@ -90,9 +103,9 @@ fn check(path: &Path, json: bool) -> Result<ExitCode> {
 
 fn init(dir: &Path, members: u8, name: &str) -> Result<ExitCode> {
     for path in agent::pki::init(dir, name, members)? {
-        println!("wrote {}", path.display());
+        out!("wrote {}", path.display());
     }
-    println!(
+    out!(
         "Copy ca.crt, cluster.secret and member-N.crt with member-N.key to member N, and name the folder there as `pki` in [cluster]."
     );
     Ok(ExitCode::SUCCESS)
@@ -102,11 +115,11 @@ fn show<T: DeserializeOwned>(query: &Query, path: &str, table: impl Fn(&T) -> St
     let text = wait(async { Client::new(&query.target)?.get_text(path).await })?;
     if query.json {
         let value: serde_json::Value = serde_json::from_str(&text)?;
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        out!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         let value =
             serde_json::from_str(&text).context("the agent is of another version than this binary")?;
-        println!("{}", table(&value));
+        out!("{}", table(&value));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -114,9 +127,9 @@ fn show<T: DeserializeOwned>(query: &Query, path: &str, table: impl Fn(&T) -> St
 fn order(query: &Query, path: &str, body: &impl Serialize) -> Result<ExitCode> {
     let done: Done = wait(async { Client::new(&query.target)?.post(path, body).await })?;
     if query.json {
-        println!("{}", serde_json::to_string_pretty(&done)?);
+        out!("{}", serde_json::to_string_pretty(&done)?);
     } else {
-        println!("{} ({:.1} ms)", done.text, done.took_ms);
+        out!("{} ({:.1} ms)", done.text, done.took_ms);
     }
     Ok(ExitCode::SUCCESS)
 }

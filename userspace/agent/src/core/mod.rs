@@ -299,6 +299,7 @@ impl Core {
     /// Once a second: lifetimes by number, connections to initiate.
     fn every_second(&mut self) {
         let now = clock::now();
+        self.takeover_overdue();
         if !self.owns() {
             return;
         }

@@ -60,7 +60,6 @@ impl Core {
             }
             EventKind::OwnerIs(epoch) => {
                 self.log.note("owner_is", format!("member {} owns all segments in epoch {}", epoch.owner, epoch.number));
-                self.takeover_ended(epoch.owner);
             }
             EventKind::InSync(set) => self.log.note("in_sync", format!("in sync: {}", members(set))),
             EventKind::Standing(standing) => self.log.note("standing", format!("the owner stands {standing:?}")),
@@ -189,6 +188,14 @@ impl Core {
             "first_packet",
             format!("first authentic packet in this epoch {since:.1} ms after the last sign of life"),
         );
+    }
+
+    /// A planned takeover whose end nobody reported: the words say what came of it.
+    pub(super) fn takeover_overdue(&mut self) {
+        let node = self.node.status();
+        if !node.handover && !self.takeover.waiting.is_empty() {
+            self.takeover_ended(node.epoch.owner);
+        }
     }
 
     /// Whoever waited for a planned takeover to this member hears that it is done.
