@@ -183,9 +183,13 @@ fn baseline(lab: &Lab, peer: &Charon, psk: &str) -> Result<Throughput> {
     step(
         "measuring strongSwan's user-space data path in espalier's place",
         || {
+            let roles = Roles {
+                cluster: Some(addr::CLUSTER_OUTSIDE),
+                ..Roles::default()
+            };
             // The same recorders as later: they take their share of the processors.
-            let _outside = Recorder::start(&lab.bridges, "br-out", Roles::default())?;
-            let _inside = Recorder::start(&lab.bridges, "br-in", Roles::default())?;
+            let _outside = Recorder::start(&lab.bridges, "br-out", roles.clone())?;
+            let _inside = Recorder::start(&lab.bridges, "br-in", roles)?;
             let charon = lab::baseline::start(lab, psk)?;
             peer.initiate("one")?;
             let server = Server::start(&lab.server, addr::SERVER_ONE, &lab.resources)?;
