@@ -145,6 +145,10 @@ fn acts(options: &Options, psk: &str, stage: &mut Stage, figures: &mut Figures) 
         let what = "the second peer: a Linux kernel with plain ESP and ESN";
         second = Some(step(what, || second_peer(stage, psk, figures))?);
     }
+    // A's counters die with A.
+    figures
+        .verdicts
+        .insert("A until it was killed".to_owned(), stage.members[0].verdicts()?);
     let killed = step("killing A: agent and links, under traffic", || {
         takeover::kill_host(stage, figures)
     })?;
