@@ -10,6 +10,10 @@ use std::collections::BTreeSet;
 /// An in-sync set.
 pub type Set = BTreeSet<SetMember>;
 
+/// `cluster::rules::takeover`.
+pub type Takeover =
+    fn(EpochId, Epoch, Option<&Set>, SetMember, &Set, u64) -> Result<TakeoverPlan, NoTakeover>;
+
 /// Decision functions of the product, as pointers.
 #[derive(Clone, Copy)]
 pub struct Rules {
@@ -22,7 +26,7 @@ pub struct Rules {
     /// Whose acknowledgement a raise needs.
     pub asked_for_raise: fn(&Set, MemberId, Option<SetMember>) -> Set,
     /// The takeover as a plan.
-    pub takeover: fn(EpochId, Option<&Set>, SetMember, &Set, u64) -> Result<TakeoverPlan, NoTakeover>,
+    pub takeover: Takeover,
     /// Whether a joining member enters the set.
     pub may_enter: fn(&JoinFacts) -> bool,
     /// Who gives way when a split heals.
@@ -51,15 +55,9 @@ impl Rules {
         takeover: rules::takeover,
         may_enter: rules::may_enter,
         must_yield: rules::must_yield,
-        same_epoch: |mine, theirs| mine == theirs,
-        standing_after_loss: |gave_up| {
-            if gave_up {
-                Standing::AloneTaker
-            } else {
-                Standing::AloneUnfenced
-            }
-        },
-        claim_above: |above, epoch| Epoch(above.0.max(epoch.number.0) + 1),
+        same_epoch: rules::same_epoch,
+        standing_after_loss: rules::standing_after_loss,
+        claim_above: rules::claim_above,
         outbound: limits::outbound_range,
         inbound: limits::inbound_range,
     };

@@ -3,7 +3,7 @@
 use crate::rules::Rules;
 use crate::state::{Body, Broken, Joiner, Lim, Member, Open, Record, Role, Sa, State, index, member_id};
 use cluster::rules::{Ack, JoinFacts, RaiseDecision, Standing};
-use cluster::{Direction, EpochId, SetMember};
+use cluster::{Direction, SetMember};
 use datapath::limits;
 use model::Epoch;
 use std::collections::BTreeSet;
@@ -142,11 +142,14 @@ impl Actor<'_> {
 
     fn owner_heard(&mut self, record: &Record) {
         let mine = self.view().epoch;
-        if self.view().role == Role::Blank || (self.rules.must_yield)(mine, record.epoch) {
-            if self.view().role != Role::Blank || record.epoch > mine {
-                self.forget();
-                self.me().epoch = record.epoch;
-            }
+        let blank = self.view().role == Role::Blank;
+        if if blank {
+            record.epoch > mine
+        } else {
+            (self.rules.must_yield)(mine, record.epoch)
+        } {
+            self.forget();
+            self.me().epoch = record.epoch;
         }
     }
 
@@ -273,10 +276,11 @@ impl Actor<'_> {
         me.set = Some(BTreeSet::from([name]));
         me.join = None;
         me.standing = standing;
-        if let (Standing::AloneUnfenced, Some(sa)) = (standing, &mut me.sa) {
-            if taint && sa.tainted == 0 {
-                sa.tainted = epoch;
-            }
+        if let (Standing::AloneUnfenced, Some(sa)) = (standing, &mut me.sa)
+            && taint
+            && sa.tainted == 0
+        {
+            sa.tainted = epoch;
         }
         if !gave_up {
             let above = (self.rules.claim_above)(Epoch(self.view().claim_above.into()), self.view().epoch);
@@ -546,11 +550,15 @@ impl Actor<'_> {
         let name = self.name();
         let me = self.view();
         let position = me.journal.len() as u64;
-        let old = EpochId {
-            number: me.epoch.number.max(Epoch(me.claim_above.into())),
-            ..me.epoch
-        };
-        let plan = (self.rules.takeover)(old, me.set.as_ref(), name, &BTreeSet::from([name]), position);
+        let above = Epoch(me.claim_above.into());
+        let plan = (self.rules.takeover)(
+            me.epoch,
+            above,
+            me.set.as_ref(),
+            name,
+            &BTreeSet::from([name]),
+            position,
+        );
         let Ok(plan) = plan else {
             self.broken(Broken::NoSurvivor);
             return;

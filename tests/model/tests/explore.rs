@@ -267,8 +267,8 @@ fn an_acknowledgement_of_another_epoch_must_not_count() {
 fn a_taker_must_not_acknowledge_the_old_owner_any_more() {
     // Acknowledgements are refused by epoch; a taker that stays in the old one lets the old owner go on.
     let rules = Rules {
-        takeover: |old, set, me, survivors, position| {
-            let plan = cluster::rules::takeover(old, set, me, survivors, position)?;
+        takeover: |old, above, set, me, survivors, position| {
+            let plan = cluster::rules::takeover(old, above, set, me, survivors, position)?;
             Ok(TakeoverPlan {
                 epoch: EpochId {
                     number: old.number,

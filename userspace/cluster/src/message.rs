@@ -2,7 +2,7 @@
 //! say what was said. Anything of another version, epoch or incarnation is refused by name.
 
 use crate::rules::EpochId;
-use model::{EspSpi, Incarnation, MemberId};
+use model::{Epoch, EspSpi, Incarnation, MemberId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use thiserror::Error;
@@ -123,24 +123,35 @@ pub enum Body {
     RaiseAck(Vec<(u64, RaiseKey)>),
     /// Right edges of inbound windows, for the evidence rule; may be stale.
     Report(Vec<(u32, EspSpi, u64)>),
-    /// Let me join.
-    JoinRequest,
+    /// Let me join; whatever this life of mine held before, I hold nothing now.
+    JoinRequest {
+        /// Rises with every join of the sender's life.
+        join: u64,
+    },
     /// A snapshot follows.
     SnapshotBegin {
+        /// The join that it belongs to.
+        join: u64,
         /// Journal position that it stands for.
         position: u64,
         /// Its octets.
         length: u64,
+        /// Number that a claim of this epoch's successor must pass.
+        claim_above: Epoch,
     },
     /// A piece, in order.
     SnapshotChunk(Vec<u8>),
     /// I hold the snapshot of this position, and my maps are armed.
     SnapshotAck {
+        /// The join that it belongs to.
+        join: u64,
         /// The position.
         position: u64,
     },
     /// You are in the in-sync set.
     Joined {
+        /// The join that is complete.
+        join: u64,
         /// The set.
         in_sync: BTreeSet<SetMember>,
         /// The owner's last heartbeat before: an older one does not speak of this set.

@@ -128,10 +128,13 @@ pub enum RaiseDecision {
 }
 
 /// Decides on a raise of an SA that other members may know.
+///
+/// An unfenced owner's lease stays where it is even while a new standby joins and could acknowledge a raise: the lost one
+/// may have used the numbers above.
 pub fn decide_raise(standing: Standing, asked_nobody: bool, direction: Direction) -> RaiseDecision {
     match (standing, direction) {
-        _ if !asked_nobody => RaiseDecision::Ask,
         (Standing::AloneUnfenced, Direction::Outbound) => RaiseDecision::RekeyInstead,
+        _ if !asked_nobody => RaiseDecision::Ask,
         _ => RaiseDecision::UseNow,
     }
 }
@@ -154,12 +157,13 @@ pub struct TakeoverPlan {
 /// Plans the takeover of everything that `old` owned by `me`. Costs nothing per SA: effective leases and ceilings follow
 /// from the distance of epochs.
 ///
-/// `survivors`: members of the old set that have acknowledged the new epoch (the taker need not be listed).
+/// `above`: number that the claim must pass (see [`claim_above`]). `survivors`: members of the old set that have acknowledged the new epoch (the taker need not be listed).
 ///
 /// # Errors
 /// [`NoTakeover`].
 pub fn takeover(
     old: EpochId,
+    above: Epoch,
     set: Option<&BTreeSet<SetMember>>,
     me: SetMember,
     survivors: &BTreeSet<SetMember>,
@@ -180,7 +184,7 @@ pub fn takeover(
     };
     Ok(TakeoverPlan {
         epoch: EpochId {
-            number: Epoch(old.number.0 + 1),
+            number: next_number(old, above),
             owner: me.member,
         },
         from: old.owner,
@@ -190,9 +194,44 @@ pub fn takeover(
     })
 }
 
+/// Number of the next claim of what `old` owns: higher than `old`, and than all that lost members may have claimed.
+pub fn next_number(old: EpochId, above: Epoch) -> Epoch {
+    Epoch(old.number.max(above).0 + 1)
+}
+
+/// Number that every later claim must pass, once a standby of `epoch` was lost without giving up its place: it may have
+/// claimed the next number, used it, and died unseen. Its next life must not use the same (member, epoch) in a nonce.
+pub fn claim_above(above: Epoch, epoch: EpochId) -> Epoch {
+    next_number(epoch, above)
+}
+
+/// How an owner stands after the loss of its standby. Only a standby that gave up its place in the very life that had it
+/// can be relied on: one that is silent may be serving, and one that comes back with a new incarnation may have served.
+pub fn standing_after_loss(gave_up: bool) -> Standing {
+    if gave_up {
+        Standing::AloneTaker
+    } else {
+        Standing::AloneUnfenced
+    }
+}
+
+/// Whether a record of the epoch `theirs` is obeyed by a member in the epoch `mine`: nothing of an old epoch is acknowledged.
+pub fn same_epoch(mine: EpochId, theirs: EpochId) -> bool {
+    mine == theirs
+}
+
 /// Whether this member must give way to a claim it hears of: the higher (number, owner) wins when a split heals.
 pub fn must_yield(mine: EpochId, theirs: EpochId) -> bool {
     theirs > mine
+}
+
+/// [`must_yield`], with one exception: of two claims with the same number, one that has journalled nothing (a member that
+/// started while it was cut off) gives way to one that has.
+pub fn must_yield_to(mine: EpochId, written: u64, theirs: EpochId, their_written: u64) -> bool {
+    if mine.number == theirs.number && (written == 0) != (their_written == 0) {
+        return written == 0;
+    }
+    must_yield(mine, theirs)
 }
 
 /// Facts about a joining member.
@@ -236,11 +275,10 @@ pub enum FirstOwner {
 pub fn first_owner(preferred: bool, peer_heard: bool, waited: Duration, settle: Duration) -> FirstOwner {
     match (peer_heard, preferred) {
         (true, true) => FirstOwner::Me,
-        // The preferred one is there and will begin.
-        (true, false) => FirstOwner::Wait,
         (false, true) if waited >= settle => FirstOwner::Me,
-        // Twice as long, so that two members that start together and do not hear each other yet do not both begin.
-        (false, false) if waited >= settle * 2 => FirstOwner::Me,
+        // Twice as long, so that two members that start together and do not hear each other yet do not both begin, and the
+        // preferred one is left time to.
+        (_, false) if waited >= settle * 2 => FirstOwner::Me,
         _ => FirstOwner::Wait,
     }
 }

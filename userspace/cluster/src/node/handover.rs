@@ -21,8 +21,8 @@ use super::standby::Standby;
 use super::{AfterFlip, Node, Pending, Phase};
 use crate::io::{Command, EventKind, Legacy, Output, Refused};
 use crate::message::Body;
-use crate::rules::{EpochId, Standing};
-use model::{Epoch, Instant, MemberId};
+use crate::rules::{self, EpochId, Standing};
+use model::{Instant, MemberId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ pub(super) enum OwnerHandover {
     Taking {
         since: Instant,
         old: EpochId,
+        /// Announced, and IKE resumed.
+        serving: bool,
         merging: bool,
     },
 }
@@ -50,6 +52,14 @@ pub(super) enum OwnerHandover {
 impl OwnerHandover {
     pub(super) fn is_frozen(&self) -> bool {
         !matches!(self, Self::Taking { .. })
+    }
+
+    /// What is left to do where the other member is lost midway: a taker that was not told that it serves, serves now.
+    pub(super) fn after_loss(self) -> AfterFlip {
+        match self {
+            Self::Taking { serving: false, .. } => AfterFlip::ServeAndAnnounce,
+            _ => AfterFlip::Nothing,
+        }
     }
 
     pub(super) fn offered_epoch(&self) -> Option<EpochId> {
@@ -120,12 +130,13 @@ impl Node {
     }
 
     pub(super) fn handover_progress(&mut self, now: Instant) {
-        let next = EpochId {
-            number: Epoch(self.epoch.number.0 + 1),
-            owner: self.peer.as_ref().map_or(MemberId(0), |p| p.member),
-        };
+        let (epoch, taker) = (self.epoch, self.peer.as_ref().map_or(MemberId(0), |p| p.member));
         let Phase::Owner(owner) = &mut self.phase else {
             return;
+        };
+        let next = EpochId {
+            number: rules::next_number(epoch, owner.claim_above),
+            owner: taker,
         };
         match &owner.handover {
             Some(OwnerHandover::Freezing { since }) => {
@@ -146,8 +157,11 @@ impl Node {
             }
             Some(OwnerHandover::Taking { since, .. }) if now.since(*since) > GIVE_UP => {
                 // The old owner is gone or stuck: its range counts as seen, as after a failover.
-                owner.handover = None;
-                self.flip_as_owner(None, AfterFlip::Nothing);
+                let after = owner
+                    .handover
+                    .take()
+                    .map_or(AfterFlip::Nothing, OwnerHandover::after_loss);
+                self.flip_as_owner(None, after);
                 self.event(
                     now,
                     EventKind::HandoverAborted("the old owner did not send its windows".to_owned()),
@@ -197,7 +211,7 @@ impl Node {
         let Phase::Standby(standby) = &self.phase else {
             return;
         };
-        let fits = epoch.owner == me.member && epoch.number.0 == old.number.0 + 1;
+        let fits = epoch.owner == me.member && epoch.number > old.number;
         let Some(set) = standby
             .set
             .clone()
@@ -222,6 +236,7 @@ impl Node {
         owner.handover = Some(OwnerHandover::Taking {
             since: now,
             old,
+            serving: false,
             merging: false,
         });
         self.phase = Phase::Owner(Box::new(owner));
@@ -267,8 +282,9 @@ impl Node {
     }
 
     pub(super) fn handover_flipped(&mut self, now: Instant) {
-        if let Phase::Owner(owner) = &self.phase
-            && matches!(owner.handover, Some(OwnerHandover::Taking { .. }))
+        if let Phase::Owner(owner) = &mut self.phase
+            && let Some(OwnerHandover::Taking { serving, .. }) = &mut owner.handover
+            && !std::mem::replace(serving, true)
         {
             self.serve_and_announce(now);
         }

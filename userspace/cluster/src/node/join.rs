@@ -1,6 +1,6 @@
 //! A member joins, seen from the owner: cap, snapshot, tail, verify, enter.
 
-use super::owner::Owner;
+use super::owner::{Loss, Owner};
 use super::{AfterFlip, Node, Pending, Phase};
 use crate::io::{EventKind, Output};
 use crate::message::{Body, CHUNK, RaiseItem, SetMember};
@@ -19,6 +19,8 @@ enum Step {
 
 pub(super) struct Join {
     pub(super) member: SetMember,
+    /// The joiner's number for it.
+    pub(super) id: u64,
     step: Step,
     acknowledged: u64,
     verifying: bool,
@@ -57,7 +59,7 @@ impl Join {
 }
 
 impl Node {
-    pub(super) fn join_requested(&mut self, now: Instant, from: SetMember) {
+    pub(super) fn join_requested(&mut self, now: Instant, from: SetMember, id: u64) {
         let theirs = self.peer.as_ref().and_then(|p| p.digest);
         if theirs != Some(self.config.digest) {
             if theirs.is_some() {
@@ -71,21 +73,24 @@ impl Node {
             return;
         }
         let Phase::Owner(owner) = &self.phase else { return };
-        if owner.handover.is_some() || owner.join.as_ref().is_some_and(|j| j.member == from) {
+        // A repeated request, or one from before the last join.
+        if owner.handover.is_some() || owner.admitted.is_some_and(|last| (from, id) <= last) {
             return;
         }
-        if owner.in_sync.iter().any(|m| m.member == from.member) {
-            // It says itself that it holds nothing: it will never adopt, so nothing of its past needs fencing.
-            self.standby_lost(now, "asks to join anew", true);
+        if owner.in_sync.contains(&from) || owner.join.is_some() {
+            // This very life says that it holds nothing: it will never adopt, so nothing of its past needs fencing.
+            self.standby_lost(now, "asks to join anew", Loss::GaveUp);
         }
         self.event(now, EventKind::Joining(from));
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
+        owner.admitted = Some((from, id));
         // From here on its acknowledgement is required for every raise.
         owner.raises.ask_also(from);
         owner.join = Some(Join {
             member: from,
+            id,
             step: Step::Capping,
             acknowledged: 0,
             verifying: false,
@@ -107,7 +112,10 @@ impl Node {
             return;
         };
         join.step = Step::Sent { position };
+        let (join, claim_above) = (join.id, owner.claim_above);
         self.send_stream(Body::SnapshotBegin {
+            join,
+            claim_above,
             position,
             length: bytes.len() as u64,
         });
@@ -116,11 +124,11 @@ impl Node {
         }
     }
 
-    pub(super) fn snapshot_acknowledged(&mut self, now: Instant, from: SetMember, position: u64) {
+    pub(super) fn snapshot_acknowledged(&mut self, now: Instant, from: SetMember, id: u64, position: u64) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        let Some(join) = owner.join.as_mut().filter(|j| j.member == from) else {
+        let Some(join) = owner.join.as_mut().filter(|j| j.member == from && j.id == id) else {
             return;
         };
         if join.step != (Step::Sent { position }) {
@@ -146,6 +154,7 @@ impl Node {
             self.event(now, EventKind::InSync(in_sync.clone()));
             self.flip_as_owner(None, AfterFlip::Nothing);
             self.send_stream(Body::Joined {
+                join: join.id,
                 in_sync,
                 heartbeat: self.heartbeat_seq,
             });
@@ -184,7 +193,8 @@ impl Node {
                 join.verified = false;
             }
         } else {
-            self.raise(now, items);
+            // SAs without limits so far: no lost standby knew them, so these are no raises past a lease.
+            self.ask_for(now, items);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::message::{Body, Heartbeat, Link, Message, RaiseKey, SetMember};
 use crate::rules::{self, EpochId, FirstOwner, Solo, Standing};
 use crate::status::{NodeStatus, PeerStatus, Role};
 use model::{Epoch, Incarnation, Instant, MemberId};
-use owner::Owner;
+use owner::{Loss, Owner};
 use standby::Standby;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -117,6 +117,8 @@ pub struct Node {
     last_heartbeat: Option<Instant>,
     last_tick: Instant,
     refused: u64,
+    /// Joins that this life has asked for.
+    joins: u64,
 }
 
 impl Node {
@@ -147,6 +149,7 @@ impl Node {
             last_heartbeat: None,
             last_tick: now,
             refused: 0,
+            joins: 0,
             config,
         }
     }
@@ -300,7 +303,11 @@ impl Node {
     }
 
     fn tick_starting(&mut self, now: Instant, since: Instant) {
-        let peer_heard = self.peer.as_ref().is_some_and(|p| p.detector.alive());
+        // Heard, and heard to own nothing: its heartbeats say so, its other records do not.
+        let peer_heard = self
+            .peer
+            .as_ref()
+            .is_some_and(|p| p.detector.alive() && p.claims.is_some_and(|(_, owns)| !owns));
         let waited = now.since(since);
         let settle = if self.peer.is_some() {
             self.config.settle
@@ -314,7 +321,8 @@ impl Node {
             settle,
         ) == FirstOwner::Me
         {
-            let number = Epoch(self.epoch.number.0 + 1);
+            // It holds nothing, whatever epochs it has seen: against any owner that holds something it has to lose.
+            let number = Epoch(1);
             let from = MemberId(0);
             self.claim(
                 now,
@@ -349,7 +357,7 @@ impl Node {
     fn peer_lost(&mut self, now: Instant, reason: &str) {
         match &self.phase {
             Phase::Starting { .. } => {}
-            Phase::Owner(_) => self.standby_lost(now, reason, false),
+            Phase::Owner(_) => self.standby_lost(now, reason, Loss::Silent),
             Phase::Standby(_) => self.owner_lost(now),
         }
     }

@@ -10,9 +10,20 @@ use crate::message::{
 };
 use crate::raises::Raises;
 use crate::rules::{self, Ack, RaiseDecision, Solo, Standing};
-use model::{EspSpi, Instant};
+use model::{Epoch, EspSpi, Instant};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
+
+/// How the owner lost its standby.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// It does not answer.
+    Silent,
+    /// It is back as a new incarnation. What the old one did unseen, nobody knows.
+    NewLife,
+    /// The very incarnation that had the place says that it holds nothing.
+    GaveUp,
+}
 
 pub(super) struct Owner {
     pub(super) in_sync: BTreeSet<SetMember>,
@@ -21,6 +32,10 @@ pub(super) struct Owner {
     pub(super) raises: Raises,
     pub(super) acknowledged: BTreeMap<SetMember, u64>,
     pub(super) join: Option<Join>,
+    /// The last join that was let begin.
+    pub(super) admitted: Option<(SetMember, u64)>,
+    /// Number that the next claim must pass.
+    pub(super) claim_above: Epoch,
     pub(super) handover: Option<OwnerHandover>,
     /// Proposals that wait for the end of a handover.
     pub(super) held: VecDeque<(u64, Vec<u8>)>,
@@ -49,6 +64,8 @@ impl Owner {
             journal: Journal::continue_from(position),
             raises: Raises::default(),
             join: None,
+            admitted: None,
+            claim_above: Epoch(0),
             handover: None,
             held: VecDeque::new(),
             confirmed: now,
@@ -147,23 +164,40 @@ impl Node {
             return;
         }
         let joining = owner.join.as_ref().map(|j| j.member);
-        let asked = rules::asked_for_raise(&owner.in_sync, me.member, joining);
-        let (mut now_usable, mut refused, mut sent) = (Vec::new(), Vec::new(), Vec::new());
+        let nobody = rules::asked_for_raise(&owner.in_sync, me.member, joining).is_empty();
+        let (mut wanted, mut refused) = (Vec::new(), Vec::new());
         for item in items {
-            match rules::decide_raise(owner.standing, asked.is_empty(), item.direction) {
-                RaiseDecision::Ask => sent.push((owner.raises.open(now, item, asked.clone()), item)),
-                RaiseDecision::UseNow => now_usable.push(item),
+            match rules::decide_raise(owner.standing, nobody, item.direction) {
+                RaiseDecision::Ask | RaiseDecision::UseNow => wanted.push(item),
                 RaiseDecision::RekeyInstead => refused.push(item),
             }
-        }
-        if !now_usable.is_empty() {
-            self.outputs
-                .push_back(Output::RaiseCommitted { items: now_usable });
         }
         if !refused.is_empty() {
             self.outputs.push_back(Output::RaiseRefused { items: refused });
         }
-        self.send_raises(&sent);
+        self.ask_for(now, wanted);
+    }
+
+    /// Has limits acknowledged by everybody who has to, or uses them at once where that is nobody.
+    pub(super) fn ask_for(&mut self, now: Instant, items: Vec<RaiseItem>) {
+        let me = self.me;
+        let Phase::Owner(owner) = &mut self.phase else {
+            return;
+        };
+        if items.is_empty() {
+            return;
+        }
+        let joining = owner.join.as_ref().map(|j| j.member);
+        let asked = rules::asked_for_raise(&owner.in_sync, me.member, joining);
+        if asked.is_empty() {
+            self.outputs.push_back(Output::RaiseCommitted { items });
+            return;
+        }
+        let opened: Vec<(u64, RaiseItem)> = items
+            .into_iter()
+            .map(|item| (owner.raises.open(now, item, asked.clone()), item))
+            .collect();
+        self.send_raises(&opened);
     }
 
     fn send_raises(&mut self, raises: &[(u64, RaiseItem)]) {
@@ -225,7 +259,7 @@ impl Node {
             .owing_since
             .is_some_and(|since| now.since(since) > ACK_TIMEOUT)
         {
-            self.standby_lost(now, "does not acknowledge the journal", false);
+            self.standby_lost(now, "does not acknowledge the journal", Loss::Silent);
         }
     }
 
@@ -274,10 +308,10 @@ impl Node {
         }
     }
 
-    /// The standby (or joiner) is gone. `fenced`: that life of it is certainly over.
-    pub(super) fn standby_lost(&mut self, now: Instant, reason: &str, fenced: bool) {
+    /// The standby (or joiner) is gone.
+    pub(super) fn standby_lost(&mut self, now: Instant, reason: &str, loss: Loss) {
         let solo = self.config.solo;
-        let me = self.me;
+        let (me, epoch) = (self.me, self.epoch);
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
@@ -291,19 +325,21 @@ impl Node {
             }
         }
         let lost: Vec<SetMember> = owner.standbys(me).collect();
-        if lost.is_empty() || (solo == Solo::Stop && !fenced) {
+        if lost.is_empty() || (solo == Solo::Stop && loss == Loss::Silent) {
             return;
         }
         owner.in_sync = BTreeSet::from([me]);
         owner.acknowledged.clear();
         owner.owing_since = None;
-        owner.standing = if fenced {
-            Standing::AloneTaker
-        } else {
-            Standing::AloneUnfenced
-        };
+        owner.standing = rules::standing_after_loss(loss == Loss::GaveUp);
+        if loss != Loss::GaveUp {
+            owner.claim_above = rules::claim_above(owner.claim_above, epoch);
+        }
         let standing = owner.standing;
-        owner.handover = None;
+        let after = owner
+            .handover
+            .take()
+            .map_or(AfterFlip::Nothing, OwnerHandover::after_loss);
         let held: Vec<(u64, Vec<u8>)> = owner.held.drain(..).collect();
         let open = owner.raises.take_all();
         owner.journal.forget_all();
@@ -322,7 +358,7 @@ impl Node {
         for link in links {
             self.send_datagram(link, Body::SoloNotice);
         }
-        self.flip_as_owner(None, AfterFlip::Nothing);
+        self.flip_as_owner(None, after);
         self.commit();
         self.raise(now, open);
         for (token, entry) in held {

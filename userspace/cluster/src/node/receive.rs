@@ -110,14 +110,14 @@ impl Node {
                 });
                 return;
             }
-            Body::JoinRequest => return self.join_requested(now, from),
+            Body::JoinRequest { join } => return self.join_requested(now, from, join),
             Body::JoinRefused { reason } => return self.refuse(now, from.member, &reason),
             Body::HandoverArmed => return self.handover_armed(now, epoch),
             Body::HandoverAborted { reason } => return self.handover_aborted_by_peer(now, &reason),
             _ => {}
         }
         // Everything else counts in the present epoch only.
-        if epoch != self.epoch {
+        if !rules::same_epoch(self.epoch, epoch) {
             self.refused += 1;
             return;
         }
@@ -127,10 +127,19 @@ impl Node {
             Body::Raise(items) => self.raises_wanted(items),
             Body::RaiseAck(acks) => self.raise_ack(now, from, &acks),
             Body::Report(edges) => self.report_heard(edges),
-            Body::SnapshotBegin { position, length } => self.snapshot_begins(position, length),
+            Body::SnapshotBegin {
+                join,
+                position,
+                length,
+                claim_above,
+            } => self.snapshot_begins(join, position, length, claim_above),
             Body::SnapshotChunk(chunk) => self.snapshot_chunk(&chunk),
-            Body::SnapshotAck { position } => self.snapshot_acknowledged(now, from, position),
-            Body::Joined { in_sync, heartbeat } => self.joined(now, in_sync, heartbeat),
+            Body::SnapshotAck { join, position } => self.snapshot_acknowledged(now, from, join, position),
+            Body::Joined {
+                join,
+                in_sync,
+                heartbeat,
+            } => self.joined(now, join, in_sync, heartbeat),
             Body::SoloNotice => self.was_excluded(now),
             Body::HandoverRequest => self.handover_requested(now),
             Body::HandoverOffer { position, epoch } => self.handover_offered(now, position, epoch),
@@ -141,7 +150,7 @@ impl Node {
             Body::HandoverDone => self.handover_done(now),
             Body::Heartbeat(_)
             | Body::Hello { .. }
-            | Body::JoinRequest
+            | Body::JoinRequest { .. }
             | Body::JoinRefused { .. }
             | Body::HandoverArmed
             | Body::HandoverAborted { .. } => {}
@@ -181,7 +190,8 @@ impl Node {
                     .handover
                     .as_ref()
                     .is_some_and(|h| h.offered_epoch() == Some(theirs));
-                if rules::must_yield(mine, theirs) && !offered {
+                let written = owner.journal.written();
+                if rules::must_yield_to(mine, written, theirs, heartbeat.position) && !offered {
                     self.event(now, EventKind::ForkLost { mine, theirs });
                     self.abandon();
                     self.outputs.push_back(crate::io::Output::SuspendIke);

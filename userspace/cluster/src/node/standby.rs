@@ -1,12 +1,13 @@
 //! A member that does not own: it joins, mirrors, acknowledges, and takes over when the owner is lost.
 
 use super::handover::LegacyOwner;
+use super::owner::Loss;
 use super::{Node, Pending, Phase};
 use crate::io::{EventKind, Output};
 use crate::message::{Body, RaiseItem, RaiseKey, SetMember};
 use crate::raises::ArmedRaises;
 use crate::rules::{self, EpochId};
-use model::{EspSpi, Incarnation, Instant};
+use model::{Epoch, EspSpi, Incarnation, Instant};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -35,6 +36,10 @@ enum Step {
 pub(super) struct Standby {
     step: Step,
     pub(super) set: Option<BTreeSet<SetMember>>,
+    /// Number of the join, 0 after a handover.
+    join: u64,
+    /// Number that a claim must pass.
+    claim_above: Epoch,
     /// The owner's heartbeat before which its view of the set does not include this member.
     joined_at: u64,
     /// Last position given to the agent.
@@ -47,8 +52,10 @@ pub(super) struct Standby {
 }
 
 impl Standby {
-    pub(super) fn joining() -> Self {
+    pub(super) fn joining(join: u64) -> Self {
         Self {
+            join,
+            claim_above: Epoch(0),
             step: Step::Asking { last: None },
             set: None,
             joined_at: 0,
@@ -62,6 +69,9 @@ impl Standby {
     /// The old owner after a planned handover: it holds everything up to `position`.
     pub(super) fn after_handover(set: BTreeSet<SetMember>, position: u64, legacy: LegacyOwner) -> Self {
         Self {
+            join: 0,
+            // The taker's epoch is above all that this member knew of.
+            claim_above: Epoch(0),
             step: Step::InSync,
             set: Some(set),
             joined_at: 0,
@@ -87,7 +97,8 @@ impl Node {
         self.event(now, EventKind::OwnerIs(epoch));
         self.epoch = epoch;
         self.pending.clear();
-        self.phase = Phase::Standby(Box::new(Standby::joining()));
+        self.joins += 1;
+        self.phase = Phase::Standby(Box::new(Standby::joining(self.joins)));
         self.flip_as_standby();
         self.tick_standby(now);
     }
@@ -108,7 +119,8 @@ impl Node {
             && last.is_none_or(|at| now.since(at) >= JOIN_REPEAT)
         {
             *last = Some(now);
-            self.send_stream(Body::JoinRequest);
+            let join = standby.join;
+            self.send_stream(Body::JoinRequest { join });
         }
         self.legacy_progress(now);
     }
@@ -121,6 +133,7 @@ impl Node {
         let old = self.epoch;
         match rules::takeover(
             old,
+            standby.claim_above,
             standby.set.as_ref(),
             self.me,
             &BTreeSet::from([self.me]),
@@ -174,12 +187,12 @@ impl Node {
         }
     }
 
-    pub(super) fn joined(&mut self, now: Instant, set: BTreeSet<SetMember>, heartbeat: u64) {
+    pub(super) fn joined(&mut self, now: Instant, join: u64, set: BTreeSet<SetMember>, heartbeat: u64) {
         let me = self.me;
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
-        if !matches!(standby.step, Step::Following) || !set.contains(&me) {
+        if !matches!(standby.step, Step::Following) || standby.join != join || !set.contains(&me) {
             return;
         }
         standby.step = Step::InSync;
@@ -188,14 +201,16 @@ impl Node {
         self.event(now, EventKind::InSync(set));
     }
 
-    pub(super) fn snapshot_begins(&mut self, position: u64, length: u64) {
+    pub(super) fn snapshot_begins(&mut self, join: u64, position: u64, length: u64, claim_above: Epoch) {
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
-        if length > SNAPSHOT_MAX {
+        // Only the answer to the present request: an older one may still be on its way.
+        if length > SNAPSHOT_MAX || standby.join != join || !matches!(standby.step, Step::Asking { .. }) {
             self.refused += 1;
             return;
         }
+        standby.claim_above = claim_above;
         standby.set = None;
         standby.step = Step::Receiving {
             position,
@@ -234,7 +249,8 @@ impl Node {
         };
         if bytes.len() as u64 != length {
             self.refused += 1;
-            standby.step = Step::Asking { last: None };
+            self.joins += 1;
+            **standby = Standby::joining(self.joins);
             return;
         }
         standby.raises.clear();
@@ -252,7 +268,8 @@ impl Node {
             return;
         }
         standby.step = Step::Following;
-        self.send_stream(Body::SnapshotAck { position });
+        let join = standby.join;
+        self.send_stream(Body::SnapshotAck { join, position });
     }
 
     pub(super) fn journal_entry(&mut self, position: u64, entry: Vec<u8>) {
@@ -356,7 +373,10 @@ impl Node {
                 self.send_stream(Body::JournalAck { position: armed });
             }
             // Pieces may be missing: from the beginning.
-            _ => standby.step = Step::Asking { last: None },
+            _ => {
+                self.joins += 1;
+                **standby = Standby::joining(self.joins);
+            }
         }
     }
 
@@ -374,7 +394,7 @@ impl Node {
                 let involved =
                     owner.in_sync.contains(&old) || owner.join.as_ref().is_some_and(|j| j.member == old);
                 if involved {
-                    self.standby_lost(now, "its agent was restarted", true);
+                    self.standby_lost(now, "its agent was restarted", Loss::NewLife);
                 }
             }
             Phase::Standby(_) if self.epoch.owner == member => self.owner_lost(now),
