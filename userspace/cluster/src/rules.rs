@@ -282,3 +282,166 @@ pub fn first_owner(preferred: bool, peer_heard: bool, waited: Duration, settle: 
         _ => FirstOwner::Wait,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch(number: u64, owner: u8) -> EpochId {
+        EpochId {
+            number: Epoch(number),
+            owner: MemberId(owner),
+        }
+    }
+
+    fn member(member: u8, incarnation: u64) -> SetMember {
+        SetMember {
+            member: MemberId(member),
+            incarnation: Incarnation(incarnation),
+        }
+    }
+
+    #[test]
+    fn only_the_listed_incarnation_takes_over_and_an_unknown_set_is_not_an_empty_one() {
+        let set = BTreeSet::from([member(1, 1), member(2, 5)]);
+        let old = epoch(7, 1);
+        let plan = |set, me| takeover(old, Epoch(0), set, me, &BTreeSet::new(), 3);
+        let taken = plan(Some(&set), member(2, 5)).expect("in sync");
+        assert_eq!(
+            (taken.epoch, taken.from, taken.position),
+            (epoch(8, 2), MemberId(1), 3)
+        );
+        assert_eq!(taken.standing, Standing::AloneTaker);
+        assert_eq!(plan(Some(&set), member(2, 6)), Err(NoTakeover::NotInSync));
+        assert_eq!(plan(None, member(2, 5)), Err(NoTakeover::SetUnknown));
+        assert_eq!(
+            plan(Some(&BTreeSet::new()), member(2, 5)),
+            Err(NoTakeover::NotInSync)
+        );
+    }
+
+    #[test]
+    fn a_claim_passes_what_lost_members_may_have_claimed() {
+        let set = BTreeSet::from([member(1, 1), member(2, 6)]);
+        let above = claim_above(Epoch(0), epoch(1, 1));
+        assert_eq!(above, Epoch(2), "the lost one may own in epoch 2");
+        let plan =
+            takeover(epoch(1, 1), above, Some(&set), member(2, 6), &BTreeSet::new(), 0).expect("in sync");
+        assert_eq!(plan.epoch, epoch(3, 2));
+        assert_eq!(
+            claim_above(above, epoch(1, 1)),
+            Epoch(3),
+            "a second loss in the same epoch"
+        );
+    }
+
+    #[test]
+    fn an_acknowledgement_counts_for_its_epoch_its_incarnation_and_its_version_only() {
+        let asked = BTreeSet::from([member(2, 5)]);
+        let good = Ack {
+            epoch: epoch(3, 1),
+            from: member(2, 5),
+            version: 9,
+        };
+        let counts = |ack: Ack| ack_counts(epoch(3, 1), &asked, 9, &ack);
+        assert!(counts(good));
+        assert!(!counts(Ack {
+            epoch: epoch(2, 1),
+            ..good
+        }));
+        assert!(!counts(Ack {
+            epoch: epoch(3, 2),
+            ..good
+        }));
+        assert!(!counts(Ack {
+            from: member(2, 4),
+            ..good
+        }));
+        assert!(!counts(Ack { version: 8, ..good }));
+    }
+
+    #[test]
+    fn the_slowest_of_those_asked_commits() {
+        assert_eq!(commit_position(9, [7, 4]), 4);
+        assert_eq!(commit_position(9, []), 9);
+        assert_eq!(commit_position(9, [12]), 9, "never beyond what is written");
+    }
+
+    #[test]
+    fn an_unfenced_owner_keeps_its_leases_whoever_could_acknowledge() {
+        for nobody in [true, false] {
+            let decision = decide_raise(Standing::AloneUnfenced, nobody, Direction::Outbound);
+            assert_eq!(decision, RaiseDecision::RekeyInstead);
+        }
+        assert_eq!(
+            decide_raise(Standing::AloneTaker, true, Direction::Outbound),
+            RaiseDecision::UseNow
+        );
+        assert_eq!(
+            decide_raise(Standing::WithStandby, false, Direction::Outbound),
+            RaiseDecision::Ask
+        );
+    }
+
+    #[test]
+    fn the_higher_claim_wins_and_of_equal_numbers_one_that_holds_something() {
+        assert!(must_yield(epoch(1, 2), epoch(2, 1)));
+        assert!(must_yield(epoch(2, 1), epoch(2, 2)));
+        assert!(!must_yield_to(epoch(1, 1), 4, epoch(1, 2), 0));
+        assert!(must_yield_to(epoch(1, 2), 0, epoch(1, 1), 4));
+        assert!(must_yield_to(epoch(1, 1), 4, epoch(1, 2), 4));
+        assert!(
+            must_yield_to(epoch(1, 1), 4, epoch(2, 2), 0),
+            "a higher number always wins"
+        );
+        for (mine, theirs) in [(0, 0), (0, 3), (3, 0), (3, 3)] {
+            let (a, b) = (epoch(1, 1), epoch(1, 2));
+            let first = must_yield_to(a, mine, b, theirs);
+            assert_ne!(
+                first,
+                must_yield_to(b, theirs, a, mine),
+                "exactly one of the two gives way"
+            );
+        }
+    }
+
+    #[test]
+    fn the_preferred_member_begins_and_the_other_waits_twice_as_long() {
+        let settle = Duration::from_secs(1);
+        let ms = Duration::from_millis;
+        assert_eq!(first_owner(true, true, ms(0), settle), FirstOwner::Me);
+        assert_eq!(first_owner(true, false, ms(999), settle), FirstOwner::Wait);
+        assert_eq!(first_owner(true, false, ms(1000), settle), FirstOwner::Me);
+        assert_eq!(first_owner(false, true, ms(1000), settle), FirstOwner::Wait);
+        assert_eq!(first_owner(false, true, ms(2000), settle), FirstOwner::Me);
+        assert_eq!(first_owner(false, false, ms(2000), settle), FirstOwner::Me);
+    }
+
+    #[test]
+    fn a_joining_member_enters_with_everything_or_not_at_all() {
+        let all = JoinFacts {
+            snapshot_armed: true,
+            acknowledged: 5,
+            written: 5,
+            raises_open: 0,
+            caps_verified: true,
+        };
+        assert!(may_enter(&all));
+        assert!(!may_enter(&JoinFacts {
+            snapshot_armed: false,
+            ..all
+        }));
+        assert!(!may_enter(&JoinFacts {
+            acknowledged: 4,
+            ..all
+        }));
+        assert!(!may_enter(&JoinFacts {
+            raises_open: 1,
+            ..all
+        }));
+        assert!(!may_enter(&JoinFacts {
+            caps_verified: false,
+            ..all
+        }));
+    }
+}

@@ -269,7 +269,12 @@ impl Node {
         }
         standby.step = Step::Following;
         let join = standby.join;
+        let armed = standby.armed;
         self.send_stream(Body::SnapshotAck { join, position });
+        if armed > position {
+            // The tail was armed meanwhile, and its acknowledgements counted for nothing before this one.
+            self.send_stream(Body::JournalAck { position: armed });
+        }
     }
 
     pub(super) fn journal_entry(&mut self, position: u64, entry: Vec<u8>) {
