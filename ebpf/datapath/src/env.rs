@@ -110,6 +110,11 @@ pub trait Env {
     /// Whether a packet without SA may be reported for this connection now (a few per second).
     fn acquire_due(&self, connection: u16, now_ns: u64) -> bool;
 
+    /// Time ([`Env::now_ns`]) of the last packet that was moved to `cpu`; 0 for none.
+    fn last_hop(&self, cpu: u32, outbound: bool) -> u64;
+    /// A packet is being moved to `cpu`.
+    fn note_hop(&self, cpu: u32, outbound: bool, now_ns: u64);
+
     /// Octets of the frame.
     fn frame_len(&self) -> usize;
     /// Copies the frame's first octets to `head` and returns how many.
@@ -126,6 +131,21 @@ pub trait Env {
     fn cut_head(&self, delta: i32) -> bool;
     /// Makes the frame end after `len` octets; it is at least as long now.
     fn truncate(&self, len: usize) -> bool;
+}
+
+/// A full cpumap queue is worked off within this time.
+const HOP_BACKLOG_NS: u64 = 20_000_000;
+
+/// Whether a packet for `cpu` has to go through the cpumap: from another CPU always; on `cpu` itself as long as packets that
+/// were moved there may still wait. Otherwise it would overtake them, and a peer with a replay window of 32 numbers would drop
+/// what comes late (ADR 3).
+#[inline(always)]
+pub fn must_hop(env: &impl Env, cpu: u32, outbound: bool, now_ns: u64) -> bool {
+    if env.cpu() != cpu {
+        env.note_hop(cpu, outbound, now_ns);
+        return true;
+    }
+    now_ns.saturating_sub(env.last_hop(cpu, outbound)) < HOP_BACKLOG_NS
 }
 
 /// Octets of a frame's front that rules look at: link, IPv4 with options, UDP, IKE header.

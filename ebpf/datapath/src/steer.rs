@@ -7,7 +7,7 @@ use maps_schema::verdict::Verdict;
 
 use crate::arp;
 use crate::bytes::PacketRead;
-use crate::env::{ACTION_CPU, ACTION_TRANSMIT, Env, Work};
+use crate::env::{ACTION_CPU, ACTION_TRANSMIT, Env, Work, must_hop};
 use crate::headers::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4, PROTOCOL_ESP, PROTOCOL_UDP, UDP_LEN};
 
 /// No planned handover concerns this member.
@@ -391,10 +391,11 @@ pub fn steer(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
             if !serve_here(env, work, local, spi_segment(work.spi), false) {
                 return false;
             }
-            if local.cpus > 1 && env.cpu() != work.cpu {
-                if !may_move {
-                    return work.drop(Verdict::InternalError);
-                }
+            if !may_move {
+                // A window is changed on its SA's CPU only.
+                return local.cpus <= 1 || env.cpu() == work.cpu || work.drop(Verdict::InternalError);
+            }
+            if local.cpus > 1 && must_hop(env, work.cpu, false, work.now_ns) {
                 work.target = work.cpu;
                 return work.end(Verdict::OtherCpu, ACTION_CPU);
             }

@@ -12,7 +12,7 @@ use maps_schema::steer::{AddressKey, ClusterAddress, Local, MAX_CONNECTIONS, MAX
 use maps_schema::verdict::VERDICT_STRIDE;
 
 /// Upper bound of CPUs; the loader sets the real number.
-const CPUS: usize = 64;
+pub const CPUS: usize = 64;
 /// `BPF_F_MMAPABLE`.
 const MMAPABLE: usize = 1 << 10;
 /// Octets of the event ring.
@@ -51,6 +51,9 @@ pub static SCRATCH: PerCpuArray<Area, 1> = PerCpuArray::new();
 /// When a packet without SA was last reported, per connection, nanoseconds. Not pinned.
 #[btf_map]
 pub static ACQUIRED: PerCpuArray<u64, MAX_CONNECTIONS> = PerCpuArray::new();
+/// When a packet was last moved to a CPU, nanoseconds: inbound by CPU, then outbound. Not pinned.
+#[btf_map]
+pub static HOPS: Array<u64, { 2 * CPUS }> = Array::new();
 #[btf_map]
 pub static CPUS_IN: CpuMap<CPUS> = CpuMap::new();
 #[btf_map]

@@ -66,6 +66,16 @@ impl Xdp {
     }
 }
 
+#[inline(always)]
+fn hop_cell(cpu: u32, outbound: bool) -> Option<*mut u64> {
+    let at = if outbound {
+        cpu.wrapping_add(maps::CPUS as u32)
+    } else {
+        cpu
+    };
+    maps::HOPS.get_ptr_mut(at)
+}
+
 /// `struct bpf_fib_lookup` for IPv4.
 #[repr(C)]
 struct Fib {
@@ -223,6 +233,22 @@ impl Env for Xdp {
             source: fib.source_mac,
             ifindex: fib.ifindex,
         })
+    }
+
+    #[inline(always)]
+    fn last_hop(&self, cpu: u32, outbound: bool) -> u64 {
+        hop_cell(cpu, outbound).map_or(0, |cell| {
+            // SAFETY: an aligned word of a map value; an old value costs at most the order of one packet.
+            unsafe { cell.read_volatile() }
+        })
+    }
+
+    #[inline(always)]
+    fn note_hop(&self, cpu: u32, outbound: bool, now_ns: u64) {
+        if let Some(cell) = hop_cell(cpu, outbound) {
+            // SAFETY: as above; the latest of several writers may lose by nanoseconds.
+            unsafe { cell.write_volatile(now_ns) }
+        }
     }
 
     #[inline(always)]

@@ -53,6 +53,12 @@ impl Env for Host<'_> {
         0
     }
 
+    fn last_hop(&self, _cpu: u32, _outbound: bool) -> u64 {
+        0
+    }
+
+    fn note_hop(&self, _cpu: u32, _outbound: bool, _now_ns: u64) {}
+
     fn local(&self) -> Option<&Local> {
         Some(&self.world.local)
     }

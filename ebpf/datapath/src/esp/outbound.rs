@@ -18,7 +18,7 @@ use super::{inbound, nonce, pad};
 use crate::aead::{AAD_ESN, AAD_PLAIN, DONE, TEXT_MAX};
 use crate::checksum;
 use crate::env::{
-    ACTION_CPU, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, OutboundCounters, RouteQuery, Work,
+    ACTION_CPU, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, OutboundCounters, RouteQuery, Work, must_hop,
 };
 use crate::headers::{
     self, DONT_FRAGMENT, ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTOCOL_ICMP,
@@ -91,7 +91,7 @@ fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &SpdRule, may_mov
             work.index = index;
             // In the cpumap program the policy may have moved to an SA of another CPU while the packet was on its way.
             // The counter is atomic: sealing there costs order for one packet, nothing else.
-            if local.cpus > 1 && env.cpu() != cpu && may_move {
+            if may_move && local.cpus > 1 && must_hop(env, cpu, true, work.now_ns) {
                 work.target = cpu;
                 return work.end(Verdict::OtherCpu, ACTION_CPU);
             }
