@@ -191,7 +191,12 @@ impl Actor<'_> {
             armed: false,
         });
         for open in me.open.iter_mut().flatten() {
-            // Conservative: what waits goes on waiting, for the joiner now.
+            // Conservative (the node uses it at once, before the snapshot): what waits goes on waiting, for the joiner now.
+            // What the same life acknowledged before, it has forgotten: that must not count for the new join.
+            if open.missing.contains(&member) {
+                me.version += 1;
+                open.version = me.version;
+            }
             open.missing.clone_from(&asked);
         }
         // The SA gets limits again, at the present epoch; ALONE goes with the entry into the set.
@@ -560,7 +565,12 @@ impl Actor<'_> {
             position,
         );
         let Ok(plan) = plan else {
-            self.broken(Broken::NoSurvivor);
+            if self.view().role == Role::InSync {
+                self.broken(Broken::NoSurvivor);
+            } else {
+                // Nothing of what it holds is adopted.
+                self.forget();
+            }
             return;
         };
         let lost = self

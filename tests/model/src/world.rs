@@ -168,7 +168,8 @@ impl Model for World {
                 actions.push(Action::Deliver(at, record.clone()));
             }
             match me.role {
-                Role::InSync if left.takeovers > 0 => actions.push(Action::TakeOver(at)),
+                // A joining member may lose its patience too; only the rules stop it.
+                Role::InSync | Role::Following if left.takeovers > 0 => actions.push(Action::TakeOver(at)),
                 Role::Blank if left.joins > 0 && me.epoch != EpochId::NONE => {
                     actions.push(Action::AskToJoin(at))
                 }

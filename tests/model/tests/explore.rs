@@ -81,12 +81,11 @@ fn breaks(name: &str, property: &'static str, world: World) {
     let wanted = HasDiscoveries::AnyOf(BTreeSet::from([property]));
     let checker = world.checker().finish_when(wanted).spawn_bfs().join();
     let trace = checker.discovery(property);
-    println!(
-        "{name}: {} states until a violation",
-        checker.unique_state_count()
-    );
-    let trace = trace.unwrap_or_else(|| panic!("{name}: no violation of \"{property}\" was found"));
-    assert!(trace.into_actions().len() > 1);
+    let states = checker.unique_state_count();
+    let trace = trace.unwrap_or_else(|| panic!("{name}: no violation of \"{property}\" in {states} states"));
+    let steps = trace.into_actions().len();
+    println!("{name}: {states} states until a violation in {steps} steps");
+    assert!(steps > 1);
 }
 
 #[test]
@@ -203,6 +202,21 @@ fn sending_before_the_commit_loses_what_was_sent() {
         ..Rules::PRODUCT
     };
     breaks("commit after send", R3, with(JOURNAL, rules));
+}
+
+#[test]
+fn a_member_outside_the_in_sync_set_must_not_take_over() {
+    let rules = Rules {
+        takeover: |old, above, _, me, survivors, position| {
+            cluster::rules::takeover(old, above, Some(&BTreeSet::from([me])), me, survivors, position)
+        },
+        ..Rules::PRODUCT
+    };
+    let bounds = Left {
+        takeovers: 2,
+        ..JOURNAL
+    };
+    breaks("joiner takes over", R3, with(bounds, rules));
 }
 
 #[test]
