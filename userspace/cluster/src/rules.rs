@@ -139,6 +139,17 @@ pub fn decide_raise(standing: Standing, asked_nobody: bool, direction: Direction
     }
 }
 
+/// Under `solo = "stop"` an unfenced owner does not move its ceilings either: the lost standby may have accepted what lies
+/// above, and this mode promises that nothing is accepted twice.
+pub fn under_solo(solo: Solo, standing: Standing, decision: RaiseDecision) -> RaiseDecision {
+    match (solo, standing, decision) {
+        (Solo::Stop, Standing::AloneUnfenced, RaiseDecision::Ask | RaiseDecision::UseNow) => {
+            RaiseDecision::RekeyInstead
+        }
+        (_, _, decision) => decision,
+    }
+}
+
 /// A takeover as data: what the agent carries out, in the order of the fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TakeoverPlan {
@@ -443,5 +454,24 @@ mod tests {
             caps_verified: false,
             ..all
         }));
+    }
+
+    #[test]
+    fn under_stop_an_unfenced_owner_moves_no_limit() {
+        for decision in [
+            RaiseDecision::Ask,
+            RaiseDecision::UseNow,
+            RaiseDecision::RekeyInstead,
+        ] {
+            assert_eq!(
+                under_solo(Solo::Stop, Standing::AloneUnfenced, decision),
+                RaiseDecision::RekeyInstead
+            );
+            assert_eq!(
+                under_solo(Solo::Continue, Standing::AloneUnfenced, decision),
+                decision
+            );
+            assert_eq!(under_solo(Solo::Stop, Standing::WithStandby, decision), decision);
+        }
     }
 }

@@ -155,7 +155,7 @@ impl Node {
     }
 
     pub(super) fn raise(&mut self, now: Instant, items: Vec<RaiseItem>) {
-        let me = self.me;
+        let (me, solo) = (self.me, self.config.solo);
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
@@ -167,7 +167,8 @@ impl Node {
         let nobody = rules::asked_for_raise(&owner.in_sync, me.member, joining).is_empty();
         let (mut wanted, mut refused) = (Vec::new(), Vec::new());
         for item in items {
-            match rules::decide_raise(owner.standing, nobody, item.direction) {
+            let decision = rules::decide_raise(owner.standing, nobody, item.direction);
+            match rules::under_solo(solo, owner.standing, decision) {
                 RaiseDecision::Ask | RaiseDecision::UseNow => wanted.push(item),
                 RaiseDecision::RekeyInstead => refused.push(item),
             }

@@ -110,7 +110,6 @@ impl Node {
                 });
                 return;
             }
-            Body::JoinRequest { join } => return self.join_requested(now, from, join),
             Body::JoinRefused { reason } => return self.refuse(now, from.member, &reason),
             Body::HandoverArmed => return self.handover_armed(now, epoch),
             Body::HandoverAborted { reason } => return self.handover_aborted_by_peer(now, &reason),
@@ -122,6 +121,8 @@ impl Node {
             return;
         }
         match message.body {
+            // A request of an earlier term must not pass for "I hold nothing": its sender may be in sync by now.
+            Body::JoinRequest { join } => self.join_requested(now, from, join),
             Body::Journal { position, entry } => self.journal_entry(position, entry),
             Body::JournalAck { position } => self.journal_ack(now, from, position),
             Body::Raise(items) => self.raises_wanted(items),
@@ -150,7 +151,6 @@ impl Node {
             Body::HandoverDone => self.handover_done(now),
             Body::Heartbeat(_)
             | Body::Hello { .. }
-            | Body::JoinRequest { .. }
             | Body::JoinRefused { .. }
             | Body::HandoverArmed
             | Body::HandoverAborted { .. } => {}
