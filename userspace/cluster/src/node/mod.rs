@@ -487,6 +487,14 @@ impl Node {
         self.send_datagram(link, body);
     }
 
+    /// On every link that is up.
+    fn send_datagram_everywhere(&mut self, body: &Body) {
+        let links: Vec<Link> = self.peer.iter().flat_map(|p| p.links.iter().copied()).collect();
+        for link in links {
+            self.send_datagram(link, body.clone());
+        }
+    }
+
     fn send_datagram(&mut self, link: Link, body: Body) {
         let Some(peer) = self.peer.as_ref().map(|p| p.member) else {
             return;

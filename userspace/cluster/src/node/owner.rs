@@ -207,6 +207,13 @@ impl Node {
         }
     }
 
+    /// What is not acknowledged goes over every link: packets wait for it, and a dead link shows itself only later.
+    fn resend_raises(&mut self, raises: &[(u64, RaiseItem)]) {
+        for chunk in raises.chunks(RAISES_PER_DATAGRAM) {
+            self.send_datagram_everywhere(&Body::Raise(chunk.to_vec()));
+        }
+    }
+
     pub(super) fn raise_ack(&mut self, now: Instant, from: SetMember, acks: &[(u64, RaiseKey)]) {
         let epoch = self.epoch;
         let Phase::Owner(owner) = &mut self.phase else {
@@ -246,7 +253,7 @@ impl Node {
         };
         owner.raises.expire(now, RAISE_GIVE_UP);
         let due = owner.raises.due(now, RAISE_RESEND);
-        self.send_raises(&due);
+        self.resend_raises(&due);
         self.overdue(now);
         self.join_progress(now);
         self.handover_progress(now);

@@ -354,7 +354,7 @@ impl Node {
             standby.raises.armed(*key, *version);
         }
         if !armed.is_empty() {
-            self.send_datagram(crate::message::Link::Synch, Body::RaiseAck(armed));
+            self.send_datagram_everywhere(&Body::RaiseAck(armed));
         }
     }
 

@@ -270,3 +270,17 @@ fn both_heal_a_split_and_the_higher_claim_wins() {
     assert_eq!(world.members[0].discards, 1, "the loser discards its fork");
     assert_eq!(world.members[0].mirror, [b"sa".to_vec()]);
 }
+
+#[test]
+fn a_dead_synch_link_does_not_hold_up_raises() {
+    let mut world = pair();
+    world.cut = vec![cluster::Link::Synch];
+    world.raise(0, 1, Direction::Inbound, 500);
+    world.run(40);
+    assert_eq!(
+        world.members[0].limits.get(&(1, false)),
+        Some(&500),
+        "acknowledged over the outside link"
+    );
+    assert_eq!(world.members[1].limits.get(&(1, false)), Some(&500));
+}
