@@ -149,7 +149,10 @@ impl IkeSockets {
             .iter()
             .find(|(address, _)| IpAddr::V4(*address.ip()) == local.ip() && address.port() == local.port())
             .ok_or_else(|| io::Error::other(format!("{local} is no address of this cluster")))?;
-        socket.1.try_send_to(bytes, remote).map(drop)
+        // The system call itself: tokio's `try_send_to` fails until its reactor has seen the socket writable for the first time.
+        socket2::SockRef::from(&socket.1)
+            .send_to(bytes, &remote.into())
+            .map(drop)
     }
 }
 
@@ -187,6 +190,26 @@ impl EspSocket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_first_message_goes_out_before_the_event_loop_has_turned() {
+        let socket = udp(Ipv4Addr::LOCALHOST, 0).unwrap();
+        let SocketAddr::V4(local) = socket.local_addr().unwrap() else {
+            panic!("bound to an IPv4 address");
+        };
+        let sockets = IkeSockets {
+            sockets: vec![(local, socket)],
+        };
+        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.set_read_timeout(Some(std::time::Duration::from_secs(5)))
+            .unwrap();
+        sockets
+            .send_ike(local.into(), peer.local_addr().unwrap(), b"first")
+            .unwrap();
+        let mut buffer = [0; 16];
+        let (length, from) = peer.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from), (&b"first"[..], local.into()));
+    }
 
     #[test]
     fn port_4500_carries_ike_behind_a_marker_and_esp_without() {

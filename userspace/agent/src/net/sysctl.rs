@@ -29,6 +29,8 @@ pub fn prepare(interfaces: &[&str]) -> Result<()> {
         set(&format!("conf/{interface}/arp_ignore"), "1")?;
         set(&format!("conf/{interface}/arp_announce"), "2")?;
         set(&format!("conf/{interface}/rp_filter"), "0")?;
+        // A sealed packet whose neighbour is not known yet goes through the stack: its source is the cluster's address.
+        set(&format!("conf/{interface}/accept_local"), "1")?;
     }
     Ok(())
 }
