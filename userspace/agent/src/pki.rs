@@ -167,12 +167,22 @@ impl Identity {
 
     /// A key for one purpose, derived from the cluster secret.
     pub fn derive(&self, purpose: &str) -> [u8; 32] {
-        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, self.secret.expose());
-        let tag = aws_lc_rs::hmac::sign(&key, purpose.as_bytes());
-        let mut out = [0; 32];
-        out.copy_from_slice(tag.as_ref());
-        out
+        hmac(self.secret.expose(), purpose.as_bytes())
     }
+
+    /// A digest of something secret, for comparison between members: without the cluster secret not even a guess can be
+    /// checked against it.
+    pub fn fingerprint(&self, purpose: &str, secret: &SecretBytes) -> [u8; 32] {
+        let key = zeroize::Zeroizing::new(self.derive(purpose));
+        hmac(&key[..], secret.expose())
+    }
+}
+
+fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, key);
+    let mut out = [0; 32];
+    out.copy_from_slice(aws_lc_rs::hmac::sign(&key, data).as_ref());
+    out
 }
 
 /// The member that a certificate (verified against the CA before) names, if it is one of `members`.

@@ -12,6 +12,7 @@ use model::{EspSpi, Instant, MemberId, TrafficSelector};
 use sad::SaEntry;
 
 use super::Core;
+use super::orders::{Goal, Part};
 use super::slow::COUNTS;
 use crate::api::{ChildSa, ConnectionStatus, IkeSa, JournalStatus, MemberStatus, RekeyRequest, Status};
 use crate::clock;
@@ -20,6 +21,9 @@ use crate::metrics::{Sample, SynchSample};
 
 /// A stopping agent waits no longer than this for the end of its handover.
 const LEAVE: Duration = Duration::from_secs(3);
+
+/// Where the outcome of a command goes.
+type Answer = tokio::sync::oneshot::Sender<Outcome>;
 
 /// A selector as an operator writes it.
 fn selector(ts: &TrafficSelector) -> String {
@@ -57,8 +61,8 @@ impl Core {
             Request::Events(answer) => drop(answer.send(self.log.all())),
             Request::Metrics(answer) => drop(answer.send(self.sample())),
             Request::Takeover(wish, answer) => self.take_over(wish.to, answer),
-            Request::Rekey(wish, answer) => drop(answer.send(self.rekey(&wish))),
-            Request::Liveness(wish, answer) => drop(answer.send(self.liveness(&wish.connection))),
+            Request::Rekey(wish, answer) => self.rekey(&wish, answer),
+            Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
         }
     }
 
@@ -314,28 +318,46 @@ impl Core {
         }
     }
 
-    fn rekey(&mut self, wish: &RekeyRequest) -> Outcome {
+    /// What a rekey is about; the error says why there is nothing to do.
+    fn rekey_parts(&self, wish: &RekeyRequest) -> Result<Vec<(Part, Command)>, String> {
         if !self.owns() {
             return Err("this member is not active; ask the active one".to_owned());
         }
-        let commands = if let Some(connection) = &wish.ike {
-            let found = self
-                .engine
-                .status()
-                .into_iter()
-                .filter(|sa| sa.connection.as_ref() == Some(connection));
-            found
-                .map(|sa| Command::RekeyIke { spi: sa.spi })
-                .collect::<Vec<_>>()
-        } else if let Some(spi) = &wish.spi {
+        if let Some(connection) = &wish.ike {
+            let found = self.ike_sas_of(connection)?;
+            let part = |sa: ike::IkeSaStatus| {
+                let goal = Goal::Ike(sa.spi);
+                (
+                    Part {
+                        goal,
+                        connection: connection.clone(),
+                        peer: sa.remote,
+                    },
+                    Command::RekeyIke { spi: sa.spi },
+                )
+            };
+            return Ok(found.into_iter().map(part).collect());
+        }
+        let part = |e: &SaEntry| {
+            let spi_in = e.record.spi_in;
+            // The SA and the IKE SA that it is rekeyed on have the same peer.
+            let part = Part {
+                goal: Goal::Child(spi_in),
+                connection: e.record.connection.clone(),
+                peer: e.record.remote,
+            };
+            (part, Command::RekeyChild { spi_in })
+        };
+        let known = |e: &&SaEntry| self.engine.ike_spi_of_child(e.record.spi_in).is_some();
+        let parts = if let Some(spi) = &wish.spi {
             let number = u32::from_str_radix(spi.trim_start_matches("0x"), 16)
                 .map_err(|_| format!("'{spi}' is no SPI; give 8 hexadecimal digits, as in espalier sas"))?;
-            let spi_in = EspSpi(number);
             self.sad
-                .get(spi_in)
-                .map(|_| Command::RekeyChild { spi_in })
+                .get(EspSpi(number))
                 .into_iter()
-                .collect()
+                .filter(known)
+                .map(part)
+                .collect::<Vec<_>>()
         } else {
             let wanted = wish.connection.as_deref().unwrap_or_default();
             let matches = |e: &&SaEntry| {
@@ -344,44 +366,79 @@ impl Core {
                         || e.record.child == wanted
                         || format!("{}/{}", e.record.connection, e.record.child) == wanted)
             };
-            self.sad
-                .iter()
-                .filter(matches)
-                .map(|e| Command::RekeyChild {
-                    spi_in: e.record.spi_in,
-                })
-                .collect()
+            self.sad.iter().filter(matches).filter(known).map(part).collect()
         };
-        if commands.is_empty() {
+        if parts.is_empty() {
             return Err("no SA matches; see espalier sas".to_owned());
         }
-        let count = commands.len();
-        for command in commands {
-            self.engine_command(command);
-        }
-        Ok(format!("{count} rekey(s) begun; see espalier events"))
+        Ok(parts)
     }
 
-    fn liveness(&mut self, connection: &str) -> Outcome {
-        if !self.owns() {
-            return Err("this member is not active; ask the active one".to_owned());
-        }
+    /// Established IKE SAs of a connection.
+    fn ike_sas_of(&self, connection: &str) -> Result<Vec<ike::IkeSaStatus>, String> {
         let found = self
             .engine
             .status()
             .into_iter()
-            .filter(|sa| sa.connection.as_deref() == Some(connection));
-        let spis = found.map(|sa| sa.spi).collect::<Vec<_>>();
-        if spis.is_empty() {
-            return Err(format!("connection '{connection}' has no IKE SA"));
+            .filter(|sa| sa.connection.as_deref() == Some(connection) && sa.phase == "established")
+            .collect::<Vec<_>>();
+        if found.is_empty() {
+            let why = self.reasons.get(connection);
+            return Err(match why {
+                Some(why) => format!("connection '{connection}' has no established IKE SA: {why}"),
+                None => format!("connection '{connection}' has no established IKE SA; see espalier status"),
+            });
         }
-        for spi in &spis {
-            self.engine_command(Command::Liveness { spi: *spi });
+        Ok(found)
+    }
+
+    fn rekey(&mut self, wish: &RekeyRequest, answer: Answer) {
+        match self.rekey_parts(wish) {
+            Ok(parts) => {
+                let what = if wish.ike.is_some() {
+                    "IKE SA(s)"
+                } else {
+                    "Child SA(s)"
+                };
+                let done = format!("{} {what} rekeyed", parts.len());
+                self.order(parts, done, answer);
+            }
+            Err(why) => drop(answer.send(Err(why))),
         }
-        Ok(format!(
-            "{} liveness check(s) begun; see espalier events",
-            spis.len()
-        ))
+    }
+
+    fn liveness_parts(&self, connection: &str) -> Result<Vec<(Part, Command)>, String> {
+        if !self.owns() {
+            return Err("this member is not active; ask the active one".to_owned());
+        }
+        let part = |sa: ike::IkeSaStatus| {
+            let ids = self.engine.message_ids(sa.spi)?;
+            let goal = Goal::sign_of_life(sa.spi, ids);
+            Some((
+                Part {
+                    goal,
+                    connection: connection.to_owned(),
+                    peer: sa.remote,
+                },
+                Command::Liveness { spi: sa.spi },
+            ))
+        };
+        Ok(self
+            .ike_sas_of(connection)?
+            .into_iter()
+            .filter_map(part)
+            .collect())
+    }
+
+    fn liveness(&mut self, connection: &str, answer: Answer) {
+        match self.liveness_parts(connection) {
+            Ok(parts) => {
+                let peers = parts.iter().map(|(part, _)| part.peer.to_string());
+                let done = format!("{connection}: {} answered", peers.collect::<Vec<_>>().join(", "));
+                self.order(parts, done, answer);
+            }
+            Err(why) => drop(answer.send(Err(why))),
+        }
     }
 
     /// Smallest part of a lease and of a headroom that is left.

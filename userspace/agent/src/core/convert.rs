@@ -12,7 +12,10 @@ use zeroize::Zeroizing;
 use crate::config::{Config, ConnectionConfig, Start};
 
 /// The pre-shared key in a file: its octets without the end of the last line.
-fn read_psk(connection: &ConnectionConfig) -> Result<SecretBytes> {
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_psk(connection: &ConnectionConfig) -> Result<SecretBytes> {
     let path = &connection.psk_file;
     let octets = Zeroizing::new(
         std::fs::read(path).with_context(|| format!("cannot read the pre-shared key {}", path.display()))?,

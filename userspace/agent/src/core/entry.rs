@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ike::{Change, IkeSaChange};
-use model::{ChildSaChange, IkeSpi, SecretBytes};
+use model::{ChildSaChange, EspSpi, IkeSpi, SecretBytes};
 use sad::SnapshotSa;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub ike: BTreeMap<IkeSpi, SecretBytes>,
     /// Child SAs with their limits.
     pub children: Vec<SnapshotSa>,
+    /// Child SAs (by inbound SPI) whose numbers a lost standby may have used, and that are still to be rekeyed.
+    pub suspects: Vec<EspSpi>,
 }
 
 /// Why octets are no entry.
@@ -48,6 +50,17 @@ impl From<Change> for EntryChange {
             Change::IkeSa(IkeSaChange::Remove { spi }) => Self::IkeRemove(spi),
             Change::ChildSa(change) => Self::Child(change),
         }
+    }
+}
+
+/// Inbound SPI of the Child SA that a change is about.
+pub fn spi_of(change: &ChildSaChange) -> EspSpi {
+    match change {
+        ChildSaChange::Install { record, .. } => record.spi_in,
+        ChildSaChange::UseOutbound { spi_in }
+        | ChildSaChange::MovePeer { spi_in, .. }
+        | ChildSaChange::MoveIkeSa { spi_in, .. }
+        | ChildSaChange::Remove { spi_in } => *spi_in,
     }
 }
 
@@ -93,7 +106,6 @@ pub fn decode_snapshot(octets: &[u8]) -> Result<Snapshot, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::EspSpi;
 
     #[test]
     fn an_entry_keeps_the_order_of_its_changes() {

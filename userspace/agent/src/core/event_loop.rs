@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dataplane::{EventReader, SlowReader};
+use dataplane::{EventReader, LogReader, SlowReader};
 use ike::Input;
 use model::Instant;
 use tokio::io::Interest;
@@ -64,7 +64,9 @@ async fn serve(config: Config) -> Result<()> {
             .context("the ring buffer of frames is taken")?,
     )?;
     keep_neighbours(&core, &io);
-    let result = event_loop(&mut core, &io, events, frames, &mut wishes, &mut synch).await;
+    let logs = core.plane.take_log().map(watch).transpose()?;
+    let rings = Rings { events, frames, logs };
+    let result = event_loop(&mut core, &io, rings, &mut wishes, &mut synch).await;
     core.synch.close().await;
     core.plane.detach().context("cannot remove the pins")?;
     result
@@ -96,14 +98,38 @@ fn drain(core: &mut Core, events: &mut AsyncFd<EventReader>, frames: &mut AsyncF
     frames.get_mut().drain(|frame| core.slow_frame(frame));
 }
 
+/// The ring buffers of the programs.
+struct Rings {
+    events: AsyncFd<EventReader>,
+    frames: AsyncFd<SlowReader>,
+    /// `None` where the programs do not log.
+    logs: Option<AsyncFd<LogReader>>,
+}
+
+/// Waits for a ring buffer that need not be there.
+async fn readable<T: AsRawFd>(ring: Option<&AsyncFd<T>>) {
+    match ring {
+        Some(ring) => {
+            if let Ok(mut ready) = ring.readable().await {
+                ready.clear_ready();
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
 async fn event_loop(
     core: &mut Core,
     io: &Io,
-    mut events: AsyncFd<EventReader>,
-    mut frames: AsyncFd<SlowReader>,
+    rings: Rings,
     wishes: &mut mpsc::Receiver<Request>,
     synch: &mut mpsc::Receiver<SynchEvent>,
 ) -> Result<()> {
+    let Rings {
+        mut events,
+        mut frames,
+        mut logs,
+    } = rings;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut datagram = vec![0; 65_536];
@@ -120,6 +146,7 @@ async fn event_loop(
             core.node_input(cluster::Input::Tick { now });
         }
         core.announce_again(now);
+        core.orders_turn(now);
         if scan <= now {
             scan = now + SCAN;
             drain(core, &mut events, &mut frames);
@@ -155,6 +182,9 @@ async fn event_loop(
             ready = frames.readable() => {
                 if let Ok(mut ready) = ready { ready.clear_ready(); }
                 drain(core, &mut events, &mut frames);
+            }
+            () = readable(logs.as_ref()) => {
+                if let Some(logs) = &mut logs { logs.get_mut().drain(); }
             }
             () = clock::sleep_until(wake) => {}
             (local, remote, length) = io.sockets.receive(&mut datagram) => {

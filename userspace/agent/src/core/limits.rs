@@ -12,7 +12,7 @@ use maps_schema::sad::SA_LOCAL_ONLY;
 use model::EspSpi;
 use sad::{Direction, LimitRaise};
 
-use super::Core;
+use super::{Core, NotApplied};
 use crate::clock;
 
 /// A rekey because of a refused raise is not repeated sooner: it takes a few round trips.
@@ -93,7 +93,7 @@ impl Core {
         let mut slots = HashSet::new();
         for item in items {
             if let Some(raise) = self.raise_of(item, self.ownership.epoch) {
-                self.apply_raise(&raise);
+                self.apply_raise_or_log(&raise);
                 slots.insert(item.slot);
             }
         }
@@ -154,10 +154,17 @@ impl Core {
         }
     }
 
-    pub(super) fn apply_raise(&mut self, raise: &LimitRaise) {
-        match self.sad.apply_raise(raise, clock::now()) {
-            Ok(plan) => self.execute(&plan),
-            Err(error) => tracing::debug!(%error, "a raise came too late"),
+    pub(super) fn apply_raise(&mut self, raise: &LimitRaise) -> Result<(), NotApplied> {
+        let plan = self.sad.apply_raise(raise, clock::now())?;
+        self.execute(&plan)
+    }
+
+    /// Owner: takes an acknowledged raise over. Limits that were not written are the lower ones, so nothing is unsafe.
+    pub(super) fn apply_raise_or_log(&mut self, raise: &LimitRaise) {
+        match self.apply_raise(raise) {
+            Ok(()) => {}
+            Err(NotApplied::Refused(error)) => tracing::debug!(%error, "a raise came too late"),
+            Err(error) => self.log.warn("data_plane", error.to_string()),
         }
     }
 

@@ -1,12 +1,13 @@
 //! What the cluster node wants done: journal entries, snapshots, raises, words; and what it is told.
 
 use cluster::{Input, Link, Output, RaiseItem};
-use model::{Epoch, EspSpi, MemberId};
+use model::{ChildSaChange, Epoch, EspSpi, MemberId};
 use sad::{Context, DataPlane, Direction, LimitRaise};
 use serde::{Deserialize, Serialize};
 
-use super::Core;
 use super::entry::{self, Snapshot};
+use super::suspects::Suspects;
+use super::{Core, NotApplied};
 use crate::clock;
 use crate::synch::{LinkId, SynchEvent};
 use maps_schema::steer::Member;
@@ -131,7 +132,14 @@ impl Core {
                 let mut unknown = Vec::new();
                 for item in &items {
                     match self.raise_of(item, epoch.number) {
-                        Some(raise) => self.apply_raise(&raise),
+                        Some(raise) => match self.apply_raise(&raise) {
+                            Ok(()) => {}
+                            // What is not in the maps is not acknowledged: the owner asks again.
+                            Err(error) => {
+                                tracing::warn!(?item, %error, "a raise was not armed");
+                                unknown.push(item.key());
+                            }
+                        },
                         None => unknown.push(item.key()),
                     }
                 }
@@ -144,7 +152,7 @@ impl Core {
             Output::ApplyReport { edges } => {
                 for (_, spi, edge) in edges {
                     let plan = self.sad.report_edge(spi, edge);
-                    self.execute(&plan);
+                    self.execute_or_log(&plan);
                 }
             }
             Output::CapLimits { token } => self.cap_limits(token),
@@ -209,14 +217,23 @@ impl Core {
 
     /// Standby: an entry of the journal.
     fn apply_entry(&mut self, token: u64, epoch: Epoch, octets: &[u8]) {
-        match entry::decode_entry(octets) {
-            Ok(changes) => {
-                self.apply(&changes, epoch, false);
-                self.armed(token);
-            }
-            // Without an acknowledgement the owner drops this member from the set: it must not take over.
-            Err(error) => self.log.warn("journal", error.to_string()),
+        if self.withholding {
+            return;
         }
+        let failed = match entry::decode_entry(octets) {
+            Ok(changes) => match self.apply(&changes, epoch, false).into_iter().next() {
+                None => return self.armed(token),
+                Some((spi_in, error)) => format!("SA {spi_in}: {error}"),
+            },
+            Err(error) => error.to_string(),
+        };
+        // An acknowledgement covers every earlier position: from here on there is none until a snapshot is installed.
+        // The owner drops this member from the set for its silence, and it joins anew.
+        self.withholding = true;
+        self.log.warn(
+            "journal",
+            format!("an entry is not armed, this member acknowledges nothing more until it has joined anew: {failed}"),
+        );
     }
 
     /// Limits for every SA that has no upper ones.
@@ -235,10 +252,10 @@ impl Core {
             }
             let spis = caps.iter().map(|cap| cap.spi).collect::<Vec<EspSpi>>();
             for cap in &caps {
-                self.apply_raise(cap);
+                self.apply_raise_or_log(cap);
             }
             let plan = self.sad.known_to_standby(spis);
-            self.execute(&plan);
+            self.execute_or_log(&plan);
             if let Err(error) = self.runner.drain_cpus() {
                 self.log
                     .warn("join", format!("the CPUs were not drained: {error}"));
@@ -256,6 +273,7 @@ impl Core {
         let snapshot = Snapshot {
             ike: self.mirror.clone(),
             children: self.sad.snapshot(clock::now()),
+            suspects: self.suspects.spis(),
         };
         let bytes = entry::encode_snapshot(&snapshot);
         self.log.note(
@@ -284,6 +302,7 @@ impl Core {
             }
         };
         self.mirror = snapshot.ike;
+        self.suspects = Suspects::of(snapshot.suspects);
         match self.sad.restore(snapshot.children, clock::now()) {
             Ok(plan) => {
                 if let Err(error) = self.plane.execute(&plan) {
@@ -300,6 +319,7 @@ impl Core {
                         self.sad.len()
                     ),
                 );
+                self.withholding = false;
                 self.armed(token);
             }
             Err(error) => self
@@ -340,31 +360,49 @@ impl Core {
         }
     }
 
-    /// Entries of the owner's IKE engine take effect here.
-    pub(super) fn apply(&mut self, changes: &[entry::EntryChange], epoch: Epoch, alone: bool) {
+    /// Entries of the owner's IKE engine take effect here. Returns the Child SAs (by inbound SPI) whose change did not.
+    pub(super) fn apply(
+        &mut self,
+        changes: &[entry::EntryChange],
+        epoch: Epoch,
+        alone: bool,
+    ) -> Vec<(EspSpi, NotApplied)> {
         use entry::EntryChange;
+        let mut failed = Vec::new();
         for change in changes {
-            match change {
-                EntryChange::IkePut(spi, record) => {
-                    self.mirror.insert(*spi, record.clone());
-                }
-                EntryChange::IkeRemove(spi) => {
-                    self.mirror.remove(spi);
-                }
-                EntryChange::Child(change) => {
-                    let context = Context {
-                        now: clock::now(),
-                        epoch,
-                        alone,
-                    };
-                    match self.sad.apply(change, context) {
-                        Ok(plan) => self.execute(&plan),
-                        Err(error) => self
-                            .log
-                            .warn("sad", format!("a change of a Child SA was refused: {error}")),
-                    }
+            if let EntryChange::Child(change) = change {
+                let context = Context {
+                    now: clock::now(),
+                    epoch,
+                    alone,
+                };
+                if let Err(error) = self.apply_child(change, context) {
+                    failed.push((entry::spi_of(change), error));
                 }
             }
         }
+        // A standby keeps no record of an IKE SA whose Child SAs it lacks; the owner's engine deletes the Child SAs.
+        if failed.is_empty() || self.owns() {
+            for change in changes {
+                match change {
+                    EntryChange::IkePut(spi, record) => drop(self.mirror.insert(*spi, record.clone())),
+                    EntryChange::IkeRemove(spi) => drop(self.mirror.remove(spi)),
+                    EntryChange::Child(_) => {}
+                }
+            }
+        }
+        failed
+    }
+
+    fn apply_child(&mut self, change: &ChildSaChange, context: Context) -> Result<(), NotApplied> {
+        if let ChildSaChange::Remove { spi_in } = change {
+            self.suspects.remove(*spi_in);
+            // What could not be installed need not be removed.
+            if self.sad.get(*spi_in).is_none() {
+                return Ok(());
+            }
+        }
+        let plan = self.sad.apply(change, context)?;
+        self.execute(&plan)
     }
 }

@@ -8,9 +8,11 @@ mod entry;
 mod event_loop;
 mod limits;
 mod member;
+mod orders;
 mod owner;
 mod setup;
 mod slow;
+mod suspects;
 mod timeline;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -41,6 +43,17 @@ struct Pending {
     transmits: Vec<Transmit>,
     /// IKE SAs that the commit is about: their later messages wait behind it.
     about: Vec<IkeSpi>,
+    /// Proposed while there was no standby: nobody else can know of it.
+    alone: bool,
+}
+
+/// Why a change or a raise did not take effect.
+#[derive(Debug, thiserror::Error)]
+enum NotApplied {
+    #[error("refused: {0}")]
+    Refused(#[from] sad::SadError),
+    #[error("the maps were not written: {0}")]
+    Maps(#[from] sad::PlanError),
 }
 
 /// Who owns the segments, as the maps have it. The pair engine moves all segments together.
@@ -100,6 +113,11 @@ struct Core {
     redial: HashMap<String, Redial>,
     /// Why each connection went down last.
     reasons: HashMap<String, String>,
+    /// Standby: an entry could not be armed; nothing is acknowledged until the next snapshot.
+    withholding: bool,
+    suspects: suspects::Suspects,
+    /// Commands of operators that wait for their outcome.
+    orders: orders::Orders,
     /// Child SAs rekeyed on evidence in this epoch.
     evidence: HashSet<EspSpi>,
     /// Child SAs rekeyed since a raise was refused, and when.
@@ -181,6 +199,7 @@ impl Core {
                     changes,
                     transmits: commit.transmits,
                     about,
+                    alone: self.node.is_alone(),
                 });
                 self.node.handle(cluster::Input::Propose {
                     now: clock::now(),
@@ -235,6 +254,7 @@ impl Core {
                 _ => {}
             }
         }
+        self.orders_event(event);
         if event.kind.is_warning() {
             self.log.warn(event.kind.name(), event.to_string());
         } else {
@@ -251,24 +271,43 @@ impl Core {
         let Some(pending) = self.pending.remove(at) else {
             return;
         };
-        self.apply(&pending.changes, self.ownership.epoch, self.node.is_alone());
+        // The standby that was there when it was proposed may know the SA, though it never acknowledged it.
+        let alone = pending.alone && self.node.is_alone();
+        let failed = self.apply(&pending.changes, self.ownership.epoch, alone);
+        self.orders_committed(&pending.changes, &failed);
+        for (spi_in, error) in &failed {
+            self.log.warn(
+                "child_not_applied",
+                format!("SA {spi_in}: {error}; it is deleted rather than left half installed"),
+            );
+        }
         for transmit in &pending.transmits {
             self.transmit(transmit);
         }
+        for (spi_in, _) in failed {
+            // A failed removal has left the engine already.
+            if self.engine.ike_spi_of_child(spi_in).is_some() {
+                self.engine_command(Command::DeleteChild { spi_in });
+            }
+        }
     }
 
-    fn execute(&mut self, plan: &sad::MapPlan) {
+    fn execute(&mut self, plan: &sad::MapPlan) -> Result<(), NotApplied> {
         if plan.is_empty() {
-            return;
+            return Ok(());
         }
         // Plans are idempotent: once more costs nothing and mends what was passing.
-        if let Err(error) = self.plane.execute(plan)
-            && let Err(again) = self.plane.execute(plan)
-        {
-            self.log.warn(
-                "data_plane",
-                format!("the maps were not written: {error}; once more: {again}"),
-            );
+        if let Err(error) = self.plane.execute(plan) {
+            tracing::debug!(%error, "a plan is executed once more");
+            self.plane.execute(plan)?;
+        }
+        Ok(())
+    }
+
+    /// Executes a plan that nothing waits for.
+    fn execute_or_log(&mut self, plan: &sad::MapPlan) {
+        if let Err(error) = self.execute(plan) {
+            self.log.warn("data_plane", error.to_string());
         }
     }
 
@@ -319,6 +358,7 @@ impl Core {
             );
             self.engine_command(command);
         }
+        self.rekey_suspects();
         self.redial(now);
     }
 }

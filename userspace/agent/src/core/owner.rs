@@ -10,6 +10,7 @@ use model::Instant;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::around::Around;
+use super::suspects::Suspects;
 use super::{Core, Ownership};
 use crate::clock;
 
@@ -131,6 +132,8 @@ impl Core {
         );
         // Connections that are down are initiated at once.
         self.redial.clear();
+        self.withholding = false;
+        self.begin_suspects();
     }
 
     /// This member serves no more.
@@ -140,14 +143,16 @@ impl Core {
         self.slow.clear();
         self.redial.clear();
         self.reported.clear();
+        self.orders_given_up();
     }
 
     /// Nothing of this member's state may be served.
     pub(super) fn discard_fork(&mut self) {
         self.suspend_ike();
         self.mirror.clear();
+        self.suspects = Suspects::default();
         let plan = self.sad.clear();
-        self.execute(&plan);
+        self.execute_or_log(&plan);
         self.log.warn(
             "discarded",
             "all SAs of this member were discarded; it joins anew",

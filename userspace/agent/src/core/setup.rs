@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 use tun_rs::AsyncDevice;
 
 use super::member::Facts;
+use super::orders::Orders;
+use super::suspects::Suspects;
 use super::{Core, Ownership, around, convert, slow, timeline};
 use crate::api::InterfaceStatus;
 use crate::clock;
@@ -106,8 +108,9 @@ fn privileges(log: &mut EventLog) {
 }
 
 /// What both members must have in common, as a digest that tells nothing to one who does not know the cluster's secret.
-fn digest(config: &Config, identity: &Identity) -> [u8; 32] {
+fn digest(config: &Config, identity: &Identity) -> Result<[u8; 32]> {
     let connections = config.connections.iter().map(|c| {
+        let key = identity.fingerprint("psk", &convert::read_psk(c)?);
         let shared = (
             &c.name,
             c.local,
@@ -117,10 +120,10 @@ fn digest(config: &Config, identity: &Identity) -> [u8; 32] {
             &c.ike,
             c.start,
         );
-        format!("{shared:?} {:?}", c.children)
+        Ok(format!("{shared:?} {key:02x?} {:?}", c.children))
     });
-    let connections = connections.collect::<Vec<_>>().join("\n");
-    identity.derive(&format!("policy {:?} {connections}", config.addresses))
+    let connections = connections.collect::<Result<Vec<_>>>()?.join("\n");
+    Ok(identity.derive(&format!("policy {:?} {connections}", config.addresses)))
 }
 
 fn node_config(config: &Config, identity: &Identity, incarnation: u64, facts: Facts) -> Result<NodeConfig> {
@@ -138,7 +141,7 @@ fn node_config(config: &Config, identity: &Identity, incarnation: u64, facts: Fa
             Solo::Continue => cluster::Solo::Continue,
             Solo::Stop => cluster::Solo::Stop,
         },
-        digest: digest(config, identity),
+        digest: digest(config, identity)?,
         facts: postcard::to_stdvec(&facts).context("cannot encode this member's facts")?,
     })
 }
@@ -314,6 +317,9 @@ impl Core {
             announce_next: None,
             redial: HashMap::new(),
             reasons: HashMap::new(),
+            withholding: false,
+            suspects: Suspects::default(),
+            orders: Orders::default(),
             evidence: HashSet::new(),
             refused: HashMap::new(),
             reported: HashMap::new(),
@@ -338,5 +344,40 @@ fn interface_status(interface: &Interface, side: &str, mode: XdpModeUsed) -> Int
         side: side.to_owned(),
         mode: mode_name(mode),
         mtu: interface.mtu,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn members_with_another_key_of_a_peer_have_another_policy() {
+        let dir = std::env::temp_dir().join(format!("esp-digest-{}", std::process::id()));
+        crate::pki::init(&dir, "lab", 1).unwrap();
+        let identity = Identity::load(&dir, model::MemberId(1)).unwrap();
+        let example = include_str!("../../../../docs/examples/espalier.toml");
+        let mut config = Config::read_without_files(example, Path::new("/etc/espalier"))
+            .ok()
+            .unwrap();
+        let path = dir.join("peer.psk");
+        for connection in &mut config.connections {
+            connection.psk_file = path.clone();
+        }
+        let with = |key: &str| {
+            std::fs::write(&path, key).unwrap();
+            digest(&config, &identity).unwrap()
+        };
+        assert_eq!(
+            with("one key"),
+            with("one key\n"),
+            "the end of the line is not part of the key"
+        );
+        assert_ne!(with("one key"), with("another key"));
+        std::fs::remove_file(&path).unwrap();
+        let error = format!("{:#}", digest(&config, &identity).unwrap_err());
+        assert!(error.contains("peer.psk"), "{error}");
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

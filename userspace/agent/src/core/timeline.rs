@@ -1,7 +1,7 @@
 //! The node's events, for people: the log, and the phases of a takeover.
 
 use cluster::io::EventKind;
-use cluster::{EpochId, Event};
+use cluster::{EpochId, Event, Standing};
 use model::{Instant, MemberId};
 
 use super::Core;
@@ -61,8 +61,18 @@ impl Core {
             EventKind::OwnerIs(epoch) => {
                 self.log.note("owner_is", format!("member {} owns all segments in epoch {}", epoch.owner, epoch.number));
             }
-            EventKind::InSync(set) => self.log.note("in_sync", format!("in sync: {}", members(set))),
-            EventKind::Standing(standing) => self.log.note("standing", format!("the owner stands {standing:?}")),
+            EventKind::InSync(set) => {
+                self.log.note("in_sync", format!("in sync: {}", members(set)));
+                if set.len() > 1 && self.owns() {
+                    self.begin_suspects();
+                }
+            }
+            EventKind::Standing(standing) => {
+                self.log.note("standing", format!("the owner stands {standing:?}"));
+                if *standing == Standing::AloneUnfenced {
+                    self.suspect_shared();
+                }
+            }
             EventKind::Joining(member) => self.log.note("joining", format!("member {} joins", member.member)),
             EventKind::Excluded { member, reason } => {
                 self.log.warn("excluded", format!("member {member} is not in sync any more: {reason}"));
@@ -77,7 +87,7 @@ impl Core {
             ),
             EventKind::PolicyDiffers(peer) => self.log.warn(
                 "policy_differs",
-                format!("member {peer} has other [[connections]] or [addresses]; make them the same on both"),
+                format!("member {peer} has other [[connections]] (their pre-shared keys included) or [addresses]; make them the same on both"),
             ),
             EventKind::HandoverDone { epoch } => {
                 self.phase(*epoch, "windows_merged", now);

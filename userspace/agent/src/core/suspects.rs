@@ -1,0 +1,141 @@
+//! Child SAs that a lost standby knew. It may have taken over unseen, so numbers above the leases may be used already:
+//! each such SA is rekeyed once a standby is in sync again (docs/SYNCH-CHANNEL.md, rule R4).
+
+use std::collections::BTreeMap;
+
+use model::EspSpi;
+
+use super::Core;
+use super::entry::{self, EntryChange};
+use model::ChildSaChange;
+
+/// Rekeys begun in a second: no more than a peer with many Child SAs can answer beside its other work.
+const PER_SECOND: usize = 20;
+
+/// The SAs, by inbound SPI.
+#[derive(Default)]
+pub struct Suspects {
+    /// Whether the rekey was begun.
+    spis: BTreeMap<EspSpi, bool>,
+    begun: bool,
+}
+
+impl Suspects {
+    /// As a snapshot names them.
+    pub fn of(spis: Vec<EspSpi>) -> Self {
+        Self {
+            spis: spis.into_iter().map(|spi| (spi, false)).collect(),
+            begun: false,
+        }
+    }
+
+    /// For a snapshot: a rekey that was begun need not come to its end under this owner.
+    pub fn spis(&self) -> Vec<EspSpi> {
+        self.spis.keys().copied().collect()
+    }
+
+    /// Adds SAs; their rekeys wait for [`Suspects::begin`].
+    pub fn suspect(&mut self, spis: impl IntoIterator<Item = EspSpi>) {
+        for spi in spis {
+            self.spis.insert(spi, false);
+        }
+        self.begun = false;
+    }
+
+    /// The SA is gone.
+    pub fn remove(&mut self, spi: EspSpi) {
+        self.spis.remove(&spi);
+    }
+
+    /// Rekeys may go on from here; returns how many there are to do.
+    pub fn begin(&mut self) -> usize {
+        self.begun = true;
+        self.spis.values().filter(|asked| !**asked).count()
+    }
+
+    /// The next ones to rekey, at most `room`; each is named once.
+    pub fn next(&mut self, room: usize, ready: impl Fn(EspSpi) -> bool) -> Vec<EspSpi> {
+        if !self.begun {
+            return Vec::new();
+        }
+        let waiting = self
+            .spis
+            .iter_mut()
+            .filter(|(spi, asked)| !**asked && ready(**spi));
+        waiting
+            .take(room)
+            .map(|(spi, asked)| {
+                *asked = true;
+                *spi
+            })
+            .collect()
+    }
+}
+
+impl Core {
+    /// The standby is lost and may be serving: it knows every SA that is not this member's alone.
+    pub(super) fn suspect_shared(&mut self) {
+        let installed = self.sad.iter().filter(|e| !e.local_only).map(|e| e.record.spi_in);
+        let proposed = self
+            .pending
+            .iter()
+            .filter(|p| !p.alone)
+            .flat_map(|p| &p.changes)
+            .filter_map(|change| match change {
+                EntryChange::Child(change @ ChildSaChange::Install { .. }) => Some(entry::spi_of(change)),
+                _ => None,
+            });
+        self.suspects.suspect(installed.chain(proposed));
+    }
+
+    /// A standby is in sync again, or this member has taken such SAs over.
+    pub(super) fn begin_suspects(&mut self) {
+        let count = self.suspects.begin();
+        if count > 0 {
+            self.log.note(
+                "rekey_after_loss",
+                format!(
+                    "{count} Child SAs were known to a standby that was lost and may have served; rekeying them, {PER_SECOND} a second"
+                ),
+            );
+        }
+    }
+
+    /// Once a second.
+    pub(super) fn rekey_suspects(&mut self) {
+        let (sad, engine) = (&self.sad, &self.engine);
+        // One that another has replaced already only waits for its deletion.
+        let ready =
+            |spi| sad.get(spi).is_some_and(|e| e.outbound_in_use) && engine.ike_spi_of_child(spi).is_some();
+        for spi_in in self.suspects.next(PER_SECOND, ready) {
+            self.engine_command(ike::Command::RekeyChild { spi_in });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suspects_wait_for_a_standby_and_are_rekeyed_once_each_at_a_limited_rate() {
+        let mut suspects = Suspects::default();
+        suspects.suspect((1..=5).map(EspSpi));
+        assert!(suspects.next(9, |_| true).is_empty(), "no standby is in sync yet");
+        suspects.remove(EspSpi(2));
+        assert_eq!(suspects.begin(), 4);
+        assert_eq!(suspects.next(2, |spi| spi != EspSpi(1)), [EspSpi(3), EspSpi(4)]);
+        assert_eq!(suspects.next(9, |_| true), [EspSpi(1), EspSpi(5)]);
+        assert!(suspects.next(9, |_| true).is_empty());
+    }
+
+    #[test]
+    fn a_taker_rekeys_what_the_owner_had_not_finished() {
+        let mut owner = Suspects::default();
+        owner.suspect([EspSpi(7), EspSpi(8)]);
+        owner.begin();
+        assert_eq!(owner.next(1, |_| true), [EspSpi(7)]);
+        let mut taker = Suspects::of(owner.spis());
+        assert_eq!(taker.begin(), 2);
+    }
+}
