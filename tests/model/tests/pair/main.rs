@@ -5,6 +5,7 @@
 
 mod decisions;
 mod pair;
+mod receive;
 mod state;
 mod steps;
 

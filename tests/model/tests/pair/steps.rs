@@ -3,11 +3,11 @@
 use crate::decisions::Decisions;
 use crate::pair::{Action, Engine, Pair};
 use crate::state::{
-    Body, Broken, Ep, Join, Journal, Lim, Member, Open, Record, Role, Sa, State, name, narrow_set,
-    wide_epoch, wide_set,
+    Body, Broken, Ep, Journal, Lim, Member, Open, Record, Role, Sa, State, name, narrow_set, wide_epoch,
+    wide_set,
 };
 use cluster::Direction;
-use cluster::rules::{Ack, JoinFacts, RaiseDecision, Standing};
+use cluster::rules::{Ack, RaiseDecision};
 use datapath::counter::Counter;
 use datapath::limits::{self, InboundRange, OutboundRange, Take};
 use model::Epoch;
@@ -16,13 +16,13 @@ use std::collections::BTreeSet;
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
 impl Pair {
-    fn outbound(&self, me: &Member) -> Option<(Sa, OutboundRange)> {
+    pub(crate) fn outbound(&self, me: &Member) -> Option<(Sa, OutboundRange)> {
         let sa = me.sa?;
         let range = (self.rules.outbound)(&sa.limits[0].wide(), 0, me.alone(), me.epoch.0.into()).ok()?;
         Some((sa, range))
     }
 
-    fn inbound(&self, me: &Member) -> Option<(Sa, InboundRange)> {
+    pub(crate) fn inbound(&self, me: &Member) -> Option<(Sa, InboundRange)> {
         let sa = me.sa?;
         let range = (self.rules.inbound)(&sa.limits[1].wide(), 0, me.alone(), me.epoch.0.into()).ok()?;
         Some((sa, range))
@@ -108,7 +108,7 @@ impl Pair {
 
     // ---- the programs
 
-    fn send(&self, s: &mut State, m: usize) {
+    pub(crate) fn send(&self, s: &mut State, m: usize) {
         let me = &mut s.members[m];
         let Some((mut sa, range)) = self.outbound(me) else {
             return;
@@ -135,7 +135,7 @@ impl Pair {
         ghost.sent.insert(nonce);
     }
 
-    fn accept(&self, s: &mut State, m: usize, number: u8) {
+    pub(crate) fn accept(&self, s: &mut State, m: usize, number: u8) {
         let me = &mut s.members[m];
         let Some((mut sa, range)) = self.inbound(me) else {
             return;
@@ -167,7 +167,7 @@ impl Pair {
 
     // ---- raises
 
-    fn wish(&self, s: &mut State, m: usize, direction: u8) {
+    pub(crate) fn wish(&self, s: &mut State, m: usize, direction: u8) {
         let d = usize::from(direction);
         s.budget.raises[d] -= 1;
         let me = &s.members[m];
@@ -182,7 +182,7 @@ impl Pair {
         self.raise(s, m, d, last as u8 + 1);
     }
 
-    fn raise(&self, s: &mut State, m: usize, d: usize, limit: u8) {
+    pub(crate) fn raise(&self, s: &mut State, m: usize, d: usize, limit: u8) {
         let me = &s.members[m];
         let (Some(set), Some(sa)) = (me.set, me.sa) else {
             return;
@@ -217,7 +217,7 @@ impl Pair {
         }
     }
 
-    fn raise_acknowledged(&self, s: &mut State, m: usize, record: Record, d: usize, version: u8) {
+    pub(crate) fn raise_acknowledged(&self, s: &mut State, m: usize, record: Record, d: usize, version: u8) {
         let me = &mut s.members[m];
         if me.role != Role::Owner {
             return;
@@ -247,7 +247,7 @@ impl Pair {
     }
 
     /// Somebody need not acknowledge any more: what is complete by that is used.
-    fn excuse(&self, s: &mut State, m: usize) {
+    pub(crate) fn excuse(&self, s: &mut State, m: usize) {
         for d in 0..2 {
             let me = &mut s.members[m];
             if let Some(mut open) = me.open[d] {
@@ -260,7 +260,7 @@ impl Pair {
 
     // ---- the journal
 
-    fn propose(&self, s: &mut State, m: usize) {
+    pub(crate) fn propose(&self, s: &mut State, m: usize) {
         s.budget.entries -= 1;
         s.ghost.entries += 1;
         let entry = s.ghost.entries;
@@ -274,7 +274,7 @@ impl Pair {
         self.commit(s, m);
     }
 
-    fn commit(&self, s: &mut State, m: usize) {
+    pub(crate) fn commit(&self, s: &mut State, m: usize) {
         let me = &mut s.members[m];
         let standby = me.set.is_some_and(|set| set[1 - m] != 0);
         let acknowledged: &[u64] = if standby { &[me.acknowledged.into()] } else { &[] };
@@ -289,7 +289,7 @@ impl Pair {
     }
 
     /// Whether member `m` holds what the owner of its epoch released while this life of `m` was in the set.
-    fn holds_what_was_released(s: &State, m: usize) -> bool {
+    pub(crate) fn holds_what_was_released(s: &State, m: usize) -> bool {
         let me = &s.members[m];
         s.ghost
             .released
@@ -300,7 +300,7 @@ impl Pair {
             .all(|(entry, ..)| me.journal.holds(*entry))
     }
 
-    fn look_at_journals(s: &mut State) {
+    pub(crate) fn look_at_journals(s: &mut State) {
         for m in 0..2 {
             if s.members[m].up && s.members[m].role == Role::InSync && !Self::holds_what_was_released(s, m) {
                 s.ghost.broken.insert(Broken::ReleasedEarly);
@@ -311,7 +311,7 @@ impl Pair {
     // ---- who is in
 
     /// The witness agrees where it is asked.
-    fn transact(&self, s: &mut State, from: Ep, to: Ep, set: [u8; 2]) -> bool {
+    pub(crate) fn transact(&self, s: &mut State, from: Ep, to: Ep, set: [u8; 2]) -> bool {
         if self.engine == Engine::Witness {
             if s.witness.0 != from {
                 return false;
@@ -322,7 +322,7 @@ impl Pair {
     }
 
     /// `Node::standby_lost`. `fenced`: so the product says; `anew`: that same life says that it holds nothing.
-    fn standby_lost(&self, s: &mut State, m: usize, fenced: bool, anew: bool) {
+    pub(crate) fn standby_lost(&self, s: &mut State, m: usize, fenced: bool, anew: bool) {
         let me = s.members[m];
         let Some(set) = me.set.filter(|_| me.role == Role::Owner) else {
             return;
@@ -369,7 +369,7 @@ impl Pair {
     }
 
     /// `Node::owner_lost`.
-    fn owner_lost(&self, s: &mut State, m: usize) {
+    pub(crate) fn owner_lost(&self, s: &mut State, m: usize) {
         let me = s.members[m];
         let set = if self.engine == Engine::Witness {
             // Being in the witness's set is not enough: a member that was not told so may have lost what it held.
@@ -424,7 +424,7 @@ impl Pair {
         }
     }
 
-    fn join(&self, s: &mut State, m: usize, epoch: Ep, discard: bool) {
+    pub(crate) fn join(&self, s: &mut State, m: usize, epoch: Ep, discard: bool) {
         let me = &mut s.members[m];
         *me = Member {
             role: Role::Asking,
@@ -437,249 +437,15 @@ impl Pair {
         };
     }
 
-    fn was_excluded(&self, s: &mut State, m: usize) {
+    pub(crate) fn was_excluded(&self, s: &mut State, m: usize) {
         let me = s.members[m];
         if matches!(me.role, Role::Following | Role::InSync) {
             self.join(s, m, me.epoch, false);
         }
     }
 
-    /// `Node::same_life`: whether the record is of the present life; a new one is noticed here.
-    fn same_life(&self, s: &mut State, m: usize, incarnation: u8) -> bool {
-        let was = s.members[m].peer;
-        if incarnation <= was {
-            return incarnation == was;
-        }
-        s.members[m].peer = incarnation;
-        s.members[m].requests_seen = 0;
-        let me = s.members[m];
-        match me.role {
-            Role::Owner => {
-                let involved = me.set.is_some_and(|set| set[1 - m] == was)
-                    || me.join.is_some_and(|j| j.incarnation == was);
-                if involved && was != 0 {
-                    self.standby_lost(s, m, true, false);
-                }
-            }
-            Role::Blank => {}
-            _ if usize::from(me.epoch.1) == 2 - m => self.owner_lost(s, m),
-            _ => {}
-        }
-        true
-    }
-
-    fn hear(&self, s: &mut State, m: usize) {
-        let other = s.members[1 - m];
-        if !self.same_life(s, m, other.incarnation) || other.role != Role::Owner {
-            return;
-        }
-        let me = s.members[m];
-        let higher = (self.rules.must_yield)(wide_epoch(me.epoch), wide_epoch(other.epoch));
-        match me.role {
-            Role::Blank => self.join(s, m, other.epoch, true),
-            Role::Owner if higher => self.join(s, m, other.epoch, true),
-            Role::Owner => {}
-            _ if me.epoch == other.epoch && me.role == Role::InSync => match other.set {
-                Some(set) if set[m] == me.incarnation => s.members[m].set = Some(set),
-                _ => self.was_excluded(s, m),
-            },
-            _ if higher => self.join(s, m, other.epoch, true),
-            _ => {}
-        }
-    }
-
-    fn receive(&self, s: &mut State, m: usize, record: Record) {
-        if let Body::RaiseAck { direction, version } = record.body {
-            // Life and epoch of an acknowledgement are left to `ack_counts` alone.
-            return self.raise_acknowledged(s, m, record, direction.into(), version);
-        }
-        if !self.same_life(s, m, record.incarnation) {
-            return;
-        }
-        if let Body::JoinRequest { number } = record.body {
-            if self.named_joins && number <= s.members[m].requests_seen {
-                return;
-            }
-            s.members[m].requests_seen = number;
-            return self.join_requested(s, m, record.incarnation);
-        }
-        let me = s.members[m];
-        if record.epoch != me.epoch {
-            return;
-        }
-        let follows = matches!(me.role, Role::Following | Role::InSync);
-        match record.body {
-            Body::Raise {
-                direction,
-                version,
-                limit,
-            } => {
-                let d = usize::from(direction);
-                if follows && me.sa.is_some() && version >= me.armed[d] {
-                    s.members[m].armed[d] = version;
-                    apply_raise(&self.rules, &mut s.members[m], d, limit);
-                    datagram(s, m, Body::RaiseAck { direction, version });
-                }
-            }
-            Body::SoloNotice => self.was_excluded(s, m),
-            Body::Journal { position, entry } if follows => {
-                let me = &mut s.members[m];
-                if position == me.journal.len + 1 {
-                    me.journal.push(entry);
-                }
-                let position = me.journal.len;
-                stream(s, m, Body::JournalAck { position });
-            }
-            Body::JournalAck { position } if me.role == Role::Owner => {
-                let me = &mut s.members[m];
-                let position = position.min(me.journal.len);
-                if let Some(join) = me.join.as_mut().filter(|j| j.incarnation == record.incarnation) {
-                    if join.armed {
-                        join.acknowledged = join.acknowledged.max(position);
-                    }
-                } else if me.set.is_some_and(|set| set[1 - m] == record.incarnation) {
-                    me.acknowledged = me.acknowledged.max(position);
-                }
-                self.commit(s, m);
-                self.join_progress(s, m);
-            }
-            Body::Snapshot {
-                limits,
-                journal,
-                claim_above,
-            } if me.role != Role::Owner && me.role != Role::Blank => {
-                let me = &mut s.members[m];
-                me.role = Role::Following;
-                me.set = None;
-                me.armed = [0; 2];
-                me.claim_above = claim_above;
-                me.journal = journal;
-                me.sa = limits.map(|limits| Sa {
-                    limits,
-                    counter: 0,
-                    seen: 0,
-                    tainted: 0,
-                });
-                let position = journal.len;
-                stream(s, m, Body::SnapshotAck { position });
-            }
-            Body::SnapshotAck { position } if me.role == Role::Owner => {
-                let me = &mut s.members[m];
-                if let Some(join) = &mut me.join
-                    && join.incarnation == record.incarnation
-                    && !join.armed
-                    && join.snapshot == position
-                {
-                    join.armed = true;
-                    join.acknowledged = position;
-                    self.join_progress(s, m);
-                }
-            }
-            Body::Joined if me.role == Role::Following => {
-                let me = &mut s.members[m];
-                me.role = Role::InSync;
-                let mut set = [me.peer; 2];
-                set[m] = me.incarnation;
-                me.set = Some(set);
-            }
-            _ => {}
-        }
-    }
-
-    fn join_requested(&self, s: &mut State, m: usize, from: u8) {
-        let me = s.members[m];
-        if me.role != Role::Owner || me.join.is_some_and(|j| j.incarnation == from) {
-            return;
-        }
-        if let Some(set) = me.set.filter(|set| set[1 - m] != 0) {
-            self.standby_lost(s, m, true, set[1 - m] == from);
-        }
-        if self.engine == Engine::Witness && s.witness.0 != me.epoch {
-            return;
-        }
-        self.cap(s, m);
-        let me = &mut s.members[m];
-        if let Some(sa) = me.sa.as_mut().filter(|sa| sa.tainted == from) {
-            // The lost life itself says that it holds nothing, so it has not taken over.
-            sa.tainted = 0;
-        }
-        for open in me.open.iter_mut().flatten() {
-            open.missing[1 - m] = from;
-        }
-        me.join = Some(Join {
-            incarnation: from,
-            snapshot: me.journal.len,
-            armed: false,
-            acknowledged: 0,
-        });
-        let body = Body::Snapshot {
-            limits: me
-                .sa
-                .filter(|sa| !(self.taint && sa.tainted != 0))
-                .map(|sa| sa.limits),
-            journal: me.journal,
-            claim_above: me.claim_above,
-        };
-        stream(s, m, body);
-    }
-
-    /// `Sad::cap_for_join`: limits for what has none.
-    fn cap(&self, s: &mut State, m: usize) {
-        let me = s.members[m];
-        let Some((sa, range)) = self.outbound(&me) else {
-            return;
-        };
-        if range.last == u64::MAX {
-            let used = u64::from(sa.counter).max(range.first - 1) as u8;
-            apply_raise(&self.rules, &mut s.members[m], 0, used + sa.limits[0].step);
-        }
-        let Some((sa, range)) = self.inbound(&me) else {
-            return;
-        };
-        if range.ceiling == u64::MAX {
-            let edge = sa.seen.checked_ilog2().unwrap_or(0);
-            let used = u64::from(edge).max(range.floor) as u8;
-            apply_raise(&self.rules, &mut s.members[m], 1, used + sa.limits[1].step);
-        }
-    }
-
-    fn join_progress(&self, s: &mut State, m: usize) {
-        let me = s.members[m];
-        let Some(join) = me.join.filter(|_| me.role == Role::Owner) else {
-            return;
-        };
-        let within = self
-            .outbound(&me)
-            .is_none_or(|(sa, r)| r.last != u64::MAX && u64::from(sa.counter) <= r.last)
-            && self.inbound(&me).is_none_or(|(sa, r)| {
-                r.ceiling != u64::MAX && u64::from(sa.seen.checked_ilog2().unwrap_or(0)) <= r.ceiling
-            });
-        let facts = JoinFacts {
-            snapshot_armed: join.armed,
-            acknowledged: join.acknowledged.into(),
-            written: me.journal.len.into(),
-            raises_open: me.open.iter().flatten().count(),
-            caps_verified: within,
-        };
-        if !(self.rules.may_enter)(&facts) {
-            return;
-        }
-        let mut set = [join.incarnation; 2];
-        set[m] = me.incarnation;
-        if !self.transact(s, me.epoch, me.epoch, set) {
-            return;
-        }
-        let me = &mut s.members[m];
-        me.set = Some(set);
-        me.join = None;
-        me.acknowledged = join.acknowledged;
-        me.standing = Standing::WithStandby;
-        s.ghost.entered = true;
-        stream(s, m, Body::Joined);
-    }
-
     /// The connection is lost, and a new one is there.
-    fn cut(&self, s: &mut State) {
+    pub(crate) fn cut(&self, s: &mut State) {
         s.streams = [Vec::new(), Vec::new()];
         for m in 0..2 {
             let me = s.members[m];
@@ -711,7 +477,7 @@ impl Pair {
 }
 
 /// `Sad::apply_raise`: below the limits of the same epoch it changes nothing.
-fn apply_raise(rules: &Decisions, me: &mut Member, d: usize, limit: u8) {
+pub(crate) fn apply_raise(rules: &Decisions, me: &mut Member, d: usize, limit: u8) {
     let epoch = me.epoch.0;
     let Some(sa) = me.sa.as_mut() else { return };
     let current = sa.limits[d];
@@ -723,7 +489,7 @@ fn apply_raise(rules: &Decisions, me: &mut Member, d: usize, limit: u8) {
     }
 }
 
-fn record(s: &State, m: usize, body: Body) -> Record {
+pub(crate) fn record(s: &State, m: usize, body: Body) -> Record {
     Record {
         from: m as u8,
         incarnation: s.members[m].incarnation,
@@ -732,13 +498,13 @@ fn record(s: &State, m: usize, body: Body) -> Record {
     }
 }
 
-fn datagram(s: &mut State, m: usize, body: Body) {
+pub(crate) fn datagram(s: &mut State, m: usize, body: Body) {
     let record = record(s, m, body);
     s.datagrams.insert(record);
 }
 
 /// Nobody reads what is sent to a host that is down.
-fn stream(s: &mut State, m: usize, body: Body) {
+pub(crate) fn stream(s: &mut State, m: usize, body: Body) {
     if s.members[1 - m].up {
         let record = record(s, m, body);
         s.streams[1 - m].push(record);
