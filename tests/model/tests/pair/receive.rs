@@ -2,10 +2,8 @@
 
 use crate::pair::{Engine, Pair};
 use crate::state::{Body, Join, Record, Role, Sa, State, wide_epoch};
-use cluster::Direction;
-use cluster::rules::{JoinFacts, Standing};
-const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 use crate::steps::{apply_raise, datagram, stream};
+use cluster::rules::{JoinFacts, Standing};
 
 impl Pair {
     /// `Node::same_life`: whether the record is of the present life; a new one is noticed here.
