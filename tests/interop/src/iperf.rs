@@ -10,17 +10,28 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-/// Figures of one system: megabits a second of payload.
+/// Figures of one system: megabits a second of payload, and what the whole machine spent on it.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Throughput {
-    /// TCP from the peer's host to the server.
+    /// TCP from the peer's host to the server, one stream, the better of two runs.
     pub tcp_in_mbit: f64,
-    /// TCP from the server to the peer's host.
+    /// TCP from the server to the peer's host, one stream, the better of two runs.
     pub tcp_out_mbit: f64,
-    /// UDP from the peer's host to the server, the highest offered rate of the ladder with at most 1 % lost.
+    /// UDP from the peer's host to the server: the highest rate of the ladder with at most 1 % lost.
     pub udp_in_mbit: f64,
     /// UDP from the server to the peer's host.
     pub udp_out_mbit: f64,
+    /// Seconds of all processors that were not idle, by gigabyte (10^9 octets) of TCP payload, senders and peer included.
+    pub tcp_in_cpu_s_per_gb: f64,
+    /// The same from the server to the peer's host.
+    pub tcp_out_cpu_s_per_gb: f64,
+}
+
+/// One TCP run.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    mbit: f64,
+    cpu_s_per_gb: f64,
 }
 
 /// An iperf3 server.
@@ -32,9 +43,15 @@ pub struct Server {
 
 const PORT: u16 = 5201;
 /// Offered UDP rates, Mbit/s.
-const LADDER: [u32; 10] = [50, 100, 200, 300, 400, 500, 650, 800, 1000, 1300];
-/// UDP payload that fits the 1400-octet TUN of strongSwan's user-space data path.
-const UDP_OCTETS: &str = "1344";
+const LADDER: [u32; 14] = [
+    50, 100, 150, 200, 250, 300, 350, 400, 500, 600, 700, 800, 900, 1000,
+];
+/// UDP payload that fills the 1400-octet TUN of strongSwan's user-space data path.
+const UDP_OCTETS: &str = "1372";
+/// A rung holds when no more than this was lost, per cent.
+const MAY_BE_LOST: f64 = 1.0;
+const TCP_SECONDS: u32 = 4;
+const UDP_SECONDS: u32 = 2;
 
 impl Server {
     /// Starts one.
@@ -58,54 +75,49 @@ impl Server {
         Ok(Self { process, address })
     }
 
-    /// TCP and UDP in both directions, `seconds` each (a UDP step takes half).
-    pub fn measure(&self, client: &Netns, from: Ipv4Addr, seconds: u32) -> Result<Throughput> {
+    /// TCP twice and UDP up the ladder, in both directions by turns.
+    pub fn measure(&self, client: &Netns, from: Ipv4Addr) -> Result<Throughput> {
+        let (mut into, mut out) = (Run::default(), Run::default());
+        for _ in 0..2 {
+            into = into.better(self.tcp(client, from, false)?);
+            out = out.better(self.tcp(client, from, true)?);
+        }
+        // UDP carries at least half of what TCP does, as a rule; if not, the ladder is climbed down.
+        let ladder = |tcp: Run, reverse| climb(tcp.mbit / 2.0, |rate| self.udp(client, from, rate, reverse));
         Ok(Throughput {
-            tcp_in_mbit: self.tcp(client, from, seconds, false)?,
-            tcp_out_mbit: self.tcp(client, from, seconds, true)?,
-            udp_in_mbit: self.udp(client, from, seconds, false)?,
-            udp_out_mbit: self.udp(client, from, seconds, true)?,
+            tcp_in_mbit: into.mbit,
+            tcp_out_mbit: out.mbit,
+            udp_in_mbit: ladder(into, false),
+            udp_out_mbit: ladder(out, true),
+            tcp_in_cpu_s_per_gb: into.cpu_s_per_gb,
+            tcp_out_cpu_s_per_gb: out.cpu_s_per_gb,
         })
     }
 
-    /// One TCP run, Mbit/s as received.
-    pub fn tcp(&self, client: &Netns, from: Ipv4Addr, seconds: u32, reverse: bool) -> Result<f64> {
-        let json = self.client(client, from, seconds, reverse, &[])?;
-        let bits = json["end"]["sum_received"]["bits_per_second"]
-            .as_f64()
-            .context("iperf3: no figure")?;
-        Ok(bits / 1e6)
+    /// One TCP run, as received.
+    fn tcp(&self, client: &Netns, from: Ipv4Addr, reverse: bool) -> Result<Run> {
+        let before = busy_seconds()?;
+        let json = self.client(client, from, TCP_SECONDS, reverse, &[])?;
+        let busy = busy_seconds()? - before;
+        let sum = &json["end"]["sum_received"];
+        let (Some(bits), Some(octets)) = (sum["bits_per_second"].as_f64(), sum["bytes"].as_f64()) else {
+            anyhow::bail!("iperf3: no figure");
+        };
+        Ok(Run {
+            mbit: bits / 1e6,
+            cpu_s_per_gb: busy / (octets / 1e9),
+        })
     }
 
-    /// UDP: climbs the ladder until more than 1 % is lost.
-    pub fn udp(&self, client: &Netns, from: Ipv4Addr, seconds: u32, reverse: bool) -> Result<f64> {
-        let mut best = 0.0f64;
-        for rate in LADDER {
-            let rate = format!("{rate}M");
-            let json = self.client(
-                client,
-                from,
-                seconds.div_ceil(2),
-                reverse,
-                &["-u", "-b", &rate, "-l", UDP_OCTETS],
-            )?;
-            let sum = &json["end"]["sum"];
-            let (Some(bits), Some(lost)) = (sum["bits_per_second"].as_f64(), sum["lost_percent"].as_f64())
-            else {
-                break;
-            };
-            let arrived = bits * (1.0 - lost / 100.0) / 1e6;
-            if lost > 1.0 {
-                break;
-            }
-            if arrived < best * 1.02 {
-                // The sender itself cannot offer more.
-                best = best.max(arrived);
-                break;
-            }
-            best = arrived;
-        }
-        Ok(best)
+    /// One UDP run: what arrived, Mbit/s; none if too much was lost.
+    fn udp(&self, client: &Netns, from: Ipv4Addr, rate: u32, reverse: bool) -> Option<f64> {
+        let rate = format!("{rate}M");
+        let more = ["-u", "-b", &rate, "-l", UDP_OCTETS];
+        // iperf3's own control connection is in the tunnel too: a run that fails is a rung that does not hold.
+        let json = self.client(client, from, UDP_SECONDS, reverse, &more).ok()?;
+        let sum = &json["end"]["sum"];
+        let (bits, lost) = (sum["bits_per_second"].as_f64()?, sum["lost_percent"].as_f64()?);
+        (lost <= MAY_BE_LOST).then_some(bits * (1.0 - lost / 100.0) / 1e6)
     }
 
     fn client(
@@ -138,9 +150,88 @@ impl Server {
     }
 }
 
+impl Run {
+    fn better(self, other: Self) -> Self {
+        if other.mbit > self.mbit { other } else { self }
+    }
+}
+
+/// The highest rung that holds, as carried: from the rung at `start` Mbit/s upwards, or downwards if that does not hold. A
+/// rung that does not hold is tried once more, since another process may have had the processor.
+fn climb(start: f64, mut carried: impl FnMut(u32) -> Option<f64>) -> f64 {
+    let mut twice = |rate: u32| carried(rate).or_else(|| carried(rate));
+    let first = LADDER.iter().rposition(|r| f64::from(*r) <= start).unwrap_or(0);
+    let mut best = None;
+    for rate in &LADDER[first..] {
+        let Some(arrived) = twice(*rate) else { break };
+        best = Some(arrived.max(best.unwrap_or(0.0)));
+        // The sender itself cannot offer more.
+        if arrived < f64::from(*rate) * 0.95 {
+            break;
+        }
+    }
+    let below = LADDER[..first].iter().rev();
+    best.or_else(|| below.copied().find_map(twice)).unwrap_or(0.0)
+}
+
+/// Seconds that the processors of this machine were busy since it started.
+fn busy_seconds() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    let line = text.lines().next().context("/proc/stat is empty")?;
+    // SAFETY: a plain library call without pointers.
+    let ticks_a_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Ok(busy_ticks(line) as f64 / ticks_a_second.max(1) as f64)
+}
+
+/// User, nice, system, irq and softirq out of the line `cpu` (proc_stat(5)).
+fn busy_ticks(line: &str) -> u64 {
+    let fields: Vec<u64> = line
+        .split_whitespace()
+        .skip(1)
+        .map(|f| f.parse().unwrap_or(0))
+        .collect();
+    [0, 1, 2, 5, 6].iter().filter_map(|i| fields.get(*i)).sum()
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ladder_is_climbed_to_the_last_rung_that_holds() {
+        let up_to = |limit: u32| move |rate: u32| (rate <= limit).then_some(f64::from(rate));
+        assert_eq!(climb(220.0, up_to(600)), 600.0);
+        assert_eq!(climb(220.0, up_to(100)), 100.0);
+        assert_eq!(climb(5000.0, up_to(2000)), 1000.0);
+        assert_eq!(climb(220.0, up_to(10)), 0.0);
+    }
+
+    #[test]
+    fn one_bad_run_of_a_rung_does_not_end_the_climb_and_a_slow_sender_does() {
+        let mut tries = 0;
+        let once_bad = |rate: u32| {
+            tries += 1;
+            (tries % 2 == 0 && rate <= 400).then_some(f64::from(rate))
+        };
+        assert_eq!(climb(300.0, once_bad), 400.0);
+        let mut highest = 0;
+        let slow_sender = |rate: u32| {
+            highest = rate;
+            Some(f64::from(rate.min(420)))
+        };
+        assert_eq!(climb(300.0, slow_sender), 420.0);
+        assert_eq!(highest, 500);
+    }
+
+    #[test]
+    fn idle_waiting_and_stolen_time_is_not_busy() {
+        assert_eq!(busy_ticks("cpu  1 20 300 9000 9000 4000 50000 9000 0 0"), 54_321);
     }
 }

@@ -87,6 +87,7 @@ pub struct Ledger {
     pub other: BTreeMap<String, u64>,
     kept: Vec<u8>,
     kept_index: Vec<(u64, usize, usize)>,
+    keeps_no_more: bool,
     /// Frames that did not fit into the store for the replay.
     pub not_kept: u64,
 }
@@ -237,6 +238,13 @@ impl Ledger {
             .collect()
     }
 
+    /// Keeps no more frames, and forgets those that it has.
+    pub fn forget_frames(&mut self) {
+        self.keeps_no_more = true;
+        self.kept = Vec::new();
+        self.kept_index = Vec::new();
+    }
+
     fn enter_esp(
         &mut self,
         at_ns: u64,
@@ -259,6 +267,9 @@ impl Ledger {
         }
         if Some(headers.dst) == self.roles.cluster {
             self.esp_in.push((at_ns, headers.from));
+            if self.keeps_no_more {
+                return;
+            }
             if self.kept.len() + frame.len() > KEEP_OCTETS {
                 self.not_kept += 1;
             } else {

@@ -8,6 +8,7 @@
 pub mod baseline;
 pub mod clock;
 pub mod cmd;
+pub mod config;
 pub mod esp;
 pub mod flow;
 pub mod iperf;
@@ -21,5 +22,6 @@ pub mod replay;
 pub mod resources;
 pub mod stage;
 pub mod strongswan;
+pub mod tcp;
 pub mod topology;
 pub mod uml;

@@ -2,9 +2,10 @@
 
 use crate::clock::{now_ns, wait_for};
 use crate::cmd;
+use crate::config::{METRICS_PORT, Paths, configuration};
 use crate::netns::Netns;
 use crate::resources::{Resources, start_time};
-use crate::topology::{Lab, Place, addr};
+use crate::topology::{Lab, Place};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -26,8 +27,6 @@ pub struct Product {
     /// The BPF object.
     pub object: PathBuf,
 }
-
-const METRICS_PORT: u16 = 9469;
 
 /// A member, running or not.
 #[derive(Debug)]
@@ -65,7 +64,15 @@ impl Member {
                 .inside(|| UdpSocket::bind("127.0.0.1:0").context("switch socket"))?,
         };
         lab.resources.note_path(&member.pins)?;
-        fs::write(&member.config, member.configuration(lab))?;
+        let seats = lab.members.each_ref().map(Place::seat);
+        let paths = Paths {
+            pki: Path::new("../pki"),
+            psk: Path::new("../psk"),
+            object: &product.object,
+            pins: &member.pins,
+            socket: &member.socket,
+        };
+        fs::write(&member.config, configuration(&place.seat(), &seats, &paths))?;
         Ok(member)
     }
 
@@ -222,86 +229,6 @@ impl Member {
         }
         Ok(())
     }
-
-    fn configuration(&self, lab: &Lab) -> String {
-        let mut members = String::new();
-        for place in &lab.members {
-            members.push_str(&format!(
-                "\n[[cluster.members]]\nid = {}\nname = \"{}\"\nsynch = \"{}:4700\"\noutside = \"{}:4701\"\n",
-                place.id, place.letter, place.synch, place.outside
-            ));
-        }
-        let mut connections = String::new();
-        for c in connections_of_cluster() {
-            connections.push_str(&format!(
-                "
-[[connections]]
-name = \"{name}\"
-local = \"{local}\"
-remote = \"{remote}\"
-local_id = \"gw-{name}.example\"
-remote_id = \"peer-{name}.example\"
-psk_file = \"../psk\"
-ike = [\"{ike}\"]
-start = \"{start}\"
-
-[[connections.children]]
-name = \"{name}\"
-local_ts = [\"{local_ts}\"]
-remote_ts = [\"{remote_ts}\"]
-esp = [\"{esp}\"]
-",
-                name = c.name,
-                local = addr::CLUSTER_OUTSIDE,
-                remote = c.remote,
-                ike = c.ike,
-                start = c.start,
-                local_ts = c.local_ts,
-                remote_ts = c.remote_ts,
-                esp = c.esp
-            ));
-        }
-        format!(
-            "# Member {letter} of the demo's cluster. All members have the same file but for `member`, `pin_dir` and `socket`.
-
-[cluster]
-name = \"demo\"
-member = {id}
-solo = \"continue\"
-heartbeat = \"20ms\"
-suspicion_floor = \"100ms\"
-dead_man = \"80ms\"
-preferred = 1
-pki = \"../pki\"
-{members}
-[interfaces]
-outside = \"outside\"
-inside = \"inside\"
-tun = \"esp0\"
-
-[addresses]
-outside = [\"{outside}\"]
-inside = [\"{inside}\"]
-
-[data_plane]
-object = \"{object}\"
-pin_dir = \"{pins}\"
-slots = 4096
-mode = \"native\"
-
-[control]
-socket = \"{socket}\"
-metrics = \"127.0.0.1:{METRICS_PORT}\"
-{connections}",
-            letter = self.place.letter,
-            id = self.place.id,
-            outside = addr::CLUSTER_OUTSIDE,
-            inside = addr::CLUSTER_INSIDE,
-            object = self.product.object.display(),
-            pins = self.pins.display(),
-            socket = self.socket.display()
-        )
-    }
 }
 
 impl Drop for Member {
@@ -320,48 +247,6 @@ pub fn shared_secrets(lab: &Lab, product: &Product, psk: &str) -> Result<()> {
     cmd::output(command, "").context("espalier cluster init")?;
     let mut file = private_file(&lab.folder.join("psk"))?;
     writeln!(file, "{psk}").context("writing the pre-shared key")
-}
-
-struct ClusterConnection {
-    name: &'static str,
-    remote: Ipv4Addr,
-    ike: &'static str,
-    start: &'static str,
-    local_ts: &'static str,
-    remote_ts: &'static str,
-    esp: &'static str,
-}
-
-fn connections_of_cluster() -> [ClusterConnection; 3] {
-    [
-        ClusterConnection {
-            name: "one",
-            remote: addr::PEER,
-            ike: "chacha20poly1305-prfsha256-x25519",
-            start: "passive",
-            local_ts: "10.20.1.0/24",
-            remote_ts: "10.10.1.0/24",
-            esp: "chacha20poly1305",
-        },
-        ClusterConnection {
-            name: "two",
-            remote: addr::PEER,
-            ike: "aes256gcm16-prfsha256-x25519",
-            start: "initiate",
-            local_ts: "10.20.2.0/24",
-            remote_ts: "10.10.2.0/24",
-            esp: "aes256gcm16",
-        },
-        ClusterConnection {
-            name: "three",
-            remote: addr::PEER_TWO,
-            ike: "aes128gcm16-prfsha256-x25519",
-            start: "passive",
-            local_ts: "10.20.1.0/24",
-            remote_ts: "10.30.1.0/24",
-            esp: "aes128gcm16-esn",
-        },
-    ]
 }
 
 fn private_file(path: &Path) -> Result<File> {

@@ -16,6 +16,30 @@ const BATCH: usize = 64;
 const FRAME: usize = 2048;
 const CONTROL: usize = 64;
 
+/// A classic BPF program: IPv4 with UDP port 500 at either end or 4500 at the sender's, and all that is not IPv4.
+const IKE_AND_ARP: [libc::sock_filter; 11] = {
+    const LOAD_HALF: u16 = 0x28;
+    const LOAD_OCTET: u16 = 0x30;
+    const JUMP_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const fn step(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+        libc::sock_filter { code, jt, jf, k }
+    }
+    [
+        step(LOAD_HALF, 0, 0, 12),
+        step(JUMP_EQUAL, 0, 8, 0x0800),
+        step(LOAD_OCTET, 0, 0, 23),
+        step(JUMP_EQUAL, 0, 5, 17),
+        step(LOAD_HALF, 0, 0, 34),
+        step(JUMP_EQUAL, 4, 0, 500),
+        step(JUMP_EQUAL, 3, 0, 4500),
+        step(LOAD_HALF, 0, 0, 36),
+        step(JUMP_EQUAL, 1, 0, 500),
+        step(RETURN, 0, 0, 0),
+        step(RETURN, 0, 0, u32::MAX),
+    ]
+};
+
 /// A running recorder.
 #[derive(Debug)]
 pub struct Recorder {
@@ -23,6 +47,7 @@ pub struct Recorder {
     stop: Arc<AtomicBool>,
     lost: Arc<AtomicU64>,
     horizon: Arc<AtomicU64>,
+    socket: Arc<OwnedFd>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
@@ -35,10 +60,11 @@ impl Recorder {
         let horizon = Arc::new(AtomicU64::new(0));
         let socket = {
             let bridge = bridge.to_owned();
-            netns.inside(move || packet_socket(&bridge, true))?
+            Arc::new(netns.inside(move || packet_socket(&bridge, true))?)
         };
         let thread = {
             let (ledger, stop, lost, horizon) = (ledger.clone(), stop.clone(), lost.clone(), horizon.clone());
+            let socket = socket.clone();
             std::thread::Builder::new()
                 .name(format!("record {bridge}"))
                 .spawn(move || record(&socket, &ledger, &stop, &lost, &horizon))?
@@ -48,6 +74,7 @@ impl Recorder {
             stop,
             lost,
             horizon,
+            socket,
             thread: Some(thread),
         })
     }
@@ -61,6 +88,40 @@ impl Recorder {
     /// Packets that the kernel could not give to the recorder. Anything but 0 voids the proofs.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Sees IKE and ARP only until [`Recorder::wake`], so that it takes no part of a processor from what is measured.
+    pub fn rest(&self) -> Result<()> {
+        let program = IKE_AND_ARP;
+        let filter = libc::sock_fprog {
+            len: program.len() as u16,
+            // The kernel copies the program and writes nothing.
+            filter: program.as_ptr().cast_mut(),
+        };
+        set(
+            self.socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            &filter,
+        )
+    }
+
+    /// Sees everything again.
+    pub fn wake(&self) -> Result<()> {
+        set(
+            self.socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DETACH_FILTER,
+            &0i32,
+        )
+    }
+
+    /// Keeps no more frames for a replay, and forgets those that it has.
+    pub fn forget_frames(&self) {
+        self.ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .forget_frames();
     }
 
     fn catch_up(&self) {

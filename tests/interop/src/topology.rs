@@ -9,6 +9,7 @@
 //!
 //! The three bridges live in a namespace of their own, so a member never sees loss of carrier when the other one dies.
 
+use crate::config::Seat;
 use crate::netns::Netns;
 use crate::pass::PassProgram;
 use crate::resources::Resources;
@@ -59,7 +60,27 @@ pub struct Place {
     pub synch: Ipv4Addr,
 }
 
+/// The members' places, as their configurations name them.
+pub fn seats() -> [Seat; 2] {
+    [(1, "a"), (2, "b")].map(|(id, letter)| Seat {
+        id,
+        letter,
+        outside: Ipv4Addr::new(203, 0, 113, 10 + id),
+        synch: Ipv4Addr::new(10, 255, 0, id),
+    })
+}
+
 impl Place {
+    /// As the configurations name it.
+    pub fn seat(&self) -> Seat {
+        Seat {
+            id: self.id,
+            letter: self.letter,
+            outside: self.outside,
+            synch: self.synch,
+        }
+    }
+
     /// The `ip` commands for its routes, which go away when its links go down.
     pub fn routes(&self) -> String {
         format!(
@@ -121,23 +142,24 @@ impl Lab {
             netns.ip("link set lo up")?;
             Ok(netns)
         };
-        let place = |id: u8, letter: &'static str| -> Result<Place> {
+        let place = |seat: Seat| -> Result<Place> {
             Ok(Place {
-                id,
-                letter,
-                netns: netns(letter)?,
-                outside: Ipv4Addr::new(203, 0, 113, 10 + id),
-                inside: Ipv4Addr::new(10, 20, 1, 10 + id),
-                synch: Ipv4Addr::new(10, 255, 0, id),
+                id: seat.id,
+                letter: seat.letter,
+                netns: netns(seat.letter)?,
+                outside: seat.outside,
+                inside: Ipv4Addr::new(10, 20, 1, 10 + seat.id),
+                synch: seat.synch,
             })
         };
+        let [a, b] = seats();
         let lab = Lab {
             host: netns("host")?,
             peer: netns("peer")?,
             router: netns("router")?,
             bridges: netns("net")?,
             server: netns("server")?,
-            members: [place(1, "a")?, place(2, "b")?],
+            members: [place(a)?, place(b)?],
             baseline: netns("base")?,
             tap: "uml0".to_owned(),
             folder,

@@ -13,6 +13,20 @@ pub struct Check {
     pub ok: bool,
     /// The figures behind it.
     pub detail: String,
+    /// A comparison: it is shown, but other work on the machine may turn it, so it does not decide about `ok`.
+    pub informational: bool,
+}
+
+impl Check {
+    /// One word for it.
+    pub fn mark(&self) -> &'static str {
+        match (self.ok, self.informational) {
+            (true, false) => "held",
+            (false, false) => "FAILED",
+            (true, true) => "yes",
+            (false, true) => "no",
+        }
+    }
 }
 
 /// Payload figures of both systems in the same lab, with the same peer, in the same run.
@@ -22,6 +36,19 @@ pub struct Throughputs {
     pub espalier: Option<Throughput>,
     /// strongSwan's user-space data path in espalier's place.
     pub strongswan: Option<Throughput>,
+    /// espalier's figures divided by strongSwan's, by the names of the figures.
+    pub ratio: BTreeMap<String, f64>,
+}
+
+/// What a TCP stream went through when the active member was killed.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct TcpTakeover {
+    /// From the kill to the end of the stall: the stream goes on.
+    pub resumed_ms: f64,
+    /// The longest time without an octet.
+    pub stall_ms: f64,
+    /// Octets delivered over the whole stream, each compared with what was sent.
+    pub octets: u64,
 }
 
 /// Everything that `--json` prints.
@@ -53,6 +80,10 @@ pub struct Figures {
     pub replays_accepted: u64,
     /// CREATE_CHILD_SA requests on the wire from the kill to the end of that traffic.
     pub rekeys_during_takeover: u64,
+    /// CREATE_CHILD_SA requests from the kill under a TCP stream to the stream's end: repairs on evidence may be among them.
+    pub rekeys_tcp: Option<u64>,
+    /// That stream.
+    pub tcp_takeover: Option<TcpTakeover>,
     /// Megabits a second.
     pub throughput: Throughputs,
     /// Packets by verdict, by member.
@@ -66,17 +97,45 @@ pub struct Figures {
 impl Figures {
     /// Enters an invariant.
     pub fn check(&mut self, claim: &str, ok: bool, detail: impl Into<String>) {
+        self.enter(claim, ok, detail.into(), false);
+    }
+
+    /// Enters a comparison, which does not decide about `ok`.
+    pub fn compare(&mut self, claim: &str, ok: bool, detail: impl Into<String>) {
+        self.enter(claim, ok, detail.into(), true);
+    }
+
+    /// Whether every invariant held.
+    pub fn all_held(&self) -> bool {
+        let mut invariants = self.checks.iter().filter(|c| !c.informational).peekable();
+        invariants.peek().is_some() && invariants.all(|c| c.ok)
+    }
+
+    fn enter(&mut self, claim: &str, ok: bool, detail: String, informational: bool) {
         let check = Check {
             claim: claim.to_owned(),
             ok,
-            detail: detail.into(),
+            detail,
+            informational,
         };
-        crate::steps::detail(&format!(
-            "{} {} ({})",
-            if ok { "ok    " } else { "FAILED" },
-            check.claim,
-            check.detail
-        ));
+        crate::steps::detail(&format!("{:<6} {} ({})", check.mark(), check.claim, check.detail));
         self.checks.push(check);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invariant_decides_about_ok_and_a_comparison_does_not() {
+        let mut figures = Figures::default();
+        assert!(!figures.all_held(), "nothing proven is not ok");
+        figures.compare("faster", false, "0.9");
+        assert!(!figures.all_held(), "a comparison proves no invariant");
+        figures.check("held", true, "");
+        assert!(figures.all_held());
+        figures.check("broken", false, "");
+        assert!(!figures.all_held());
     }
 }

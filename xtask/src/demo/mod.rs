@@ -4,6 +4,7 @@ mod afterwards;
 mod figures;
 mod report;
 mod takeover;
+mod throughput;
 pub mod timeline;
 mod traffic;
 
@@ -12,13 +13,9 @@ use crate::{build, cargo_tools, setup, svg};
 use anyhow::{Context, Result};
 use figures::Figures;
 use lab::cmd;
-use lab::iperf::{Server, Throughput};
-use lab::ledger::Roles;
 use lab::member::{Product, label, samples};
 use lab::ping;
-use lab::recorder::Recorder;
 use lab::stage::{Stage, random_psk, start_peer};
-use lab::strongswan::Charon;
 use lab::topology::{Lab, addr};
 use lab::uml::UmlPeer;
 use std::fs;
@@ -86,7 +83,7 @@ fn once(options: &Options, product: &Product) -> Result<Figures> {
     if let Err(error) = play(options, product, &mut figures, &mut kept) {
         figures.check("the demo ran to its end", false, format!("{error:#}"));
     }
-    figures.ok = !figures.checks.is_empty() && figures.checks.iter().all(|c| c.ok);
+    figures.ok = figures.all_held();
     if !figures.folder.is_empty() {
         fs::write(
             format!("{}/figures.json", figures.folder),
@@ -120,7 +117,7 @@ fn play(
     detail(&format!("configurations and logs: {}", figures.folder));
     let peer = step("starting the peer (strongSwan)", || start_peer(&lab, &psk))?;
     if !options.short {
-        figures.throughput.strongswan = Some(baseline(&lab, &peer, &psk)?);
+        figures.throughput.strongswan = Some(throughput::baseline(&lab, &peer, &psk)?);
     }
     let mut stage = step("starting members A and B", || Stage::up(lab, peer, product, &psk))?;
     let result = acts(options, &psk, &mut stage, figures);
@@ -141,7 +138,8 @@ fn acts(options: &Options, psk: &str, stage: &mut Stage, figures: &mut Figures) 
     step("pinging both ways", || plain_sailing(stage, figures))?;
     let mut second = None;
     if !options.short {
-        figures.throughput.espalier = Some(step("measuring espalier's throughput", || throughput(stage))?);
+        figures.throughput.espalier = Some(throughput::espalier(stage)?);
+        throughput::compare(figures);
         let what = "the second peer: a Linux kernel with plain ESP and ESN";
         second = Some(step(what, || second_peer(stage, psk, figures))?);
     }
@@ -164,6 +162,7 @@ fn acts(options: &Options, psk: &str, stage: &mut Stage, figures: &mut Figures) 
     step("replaying at B everything captured before the kill", || {
         afterwards::replay(stage, killed.at_ns, figures)
     })?;
+    stage.outside.forget_frames();
     step("liveness checks and rekeys after the takeover", || {
         afterwards::ike_goes_on(stage, 1, figures)
     })?;
@@ -175,39 +174,22 @@ fn acts(options: &Options, psk: &str, stage: &mut Stage, figures: &mut Figures) 
     step("killing A's agent alone, on its living host", || {
         takeover::kill_agent(stage, 0, 1, figures)
     })?;
-    afterwards::message_ids(stage, figures);
-    if options.keep {
+    if options.keep || !options.short {
         step("A comes back", || rejoin(stage, 0, 1, figures))?;
     }
+    if !options.short {
+        figures
+            .verdicts
+            .insert("B until it was killed".to_owned(), stage.members[1].verdicts()?);
+        step("killing B: agent and links, under a TCP stream", || {
+            takeover::kill_under_tcp(stage, 1, 0, figures)
+        })?;
+        if options.keep {
+            step("B comes back", || rejoin(stage, 1, 0, figures))?;
+        }
+    }
+    afterwards::message_ids(stage, figures);
     Ok(())
-}
-
-/// strongSwan in the cluster's place.
-fn baseline(lab: &Lab, peer: &Charon, psk: &str) -> Result<Throughput> {
-    step(
-        "measuring strongSwan's user-space data path in espalier's place",
-        || {
-            let roles = Roles {
-                cluster: Some(addr::CLUSTER_OUTSIDE),
-                ..Roles::default()
-            };
-            // The same recorders as later: they take their share of the processors.
-            let _outside = Recorder::start(&lab.bridges, "br-out", roles.clone())?;
-            let _inside = Recorder::start(&lab.bridges, "br-in", roles)?;
-            let charon = lab::baseline::start(lab, psk)?;
-            peer.initiate("one")?;
-            let server = Server::start(&lab.server, addr::SERVER_ONE, &lab.resources)?;
-            let figures = server.measure(&lab.host, addr::HOST_ONE, 3)?;
-            peer.swanctl(&["--terminate", "--ike", "one", "--timeout", "3"])?;
-            lab::baseline::stop(lab, charon)?;
-            Ok(figures)
-        },
-    )
-}
-
-fn throughput(stage: &Stage) -> Result<Throughput> {
-    let server = Server::start(&stage.lab.server, addr::SERVER_ONE, &stage.lab.resources)?;
-    server.measure(&stage.lab.host, addr::HOST_ONE, 3)
 }
 
 fn plain_sailing(stage: &Stage, figures: &mut Figures) -> Result<()> {
@@ -359,7 +341,7 @@ fn judge(stage: &Stage, figures: &mut Figures) {
                 .insert(member.place.letter.to_uppercase(), verdicts);
         }
     }
-    if figures.checks.iter().any(|c| !c.ok) {
+    if !figures.all_held() {
         say("something did not hold; the logs are in the run's folder");
     }
 }

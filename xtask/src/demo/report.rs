@@ -1,11 +1,15 @@
 //! The summary that a person reads.
 
 use super::figures::Figures;
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use super::throughput;
+use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use lab::iperf::Throughput;
 use lab::stage::Stage;
 
 const PHASES: [&str; 6] = ["detect", "claim", "flip", "announce", "first_packet", "total"];
+
+/// Columns of a terminal that the summary takes at most; longer cells are wrapped.
+const WIDTH: u16 = 120;
 
 /// Prints the summary.
 pub fn print(figures: &Figures) {
@@ -13,10 +17,11 @@ pub fn print(figures: &Figures) {
     let mut checks = Table::new();
     checks
         .load_style(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH)
         .set_header(["", "invariant", "figures"]);
     for check in &figures.checks {
-        let mark = if check.ok { "held" } else { "FAILED" };
-        checks.add_row([mark.to_owned(), check.claim.clone(), shortened(&check.detail)]);
+        checks.add_row([check.mark(), &check.claim, &check.detail]);
     }
     println!("{checks}");
 
@@ -44,6 +49,13 @@ pub fn print(figures: &Figures) {
             "dead agent: packets lost".to_owned(),
             figures.dead_man_packets_lost.to_string(),
         ]);
+    }
+    if let (Some(tcp), Some(rekeys)) = (figures.tcp_takeover, figures.rekeys_tcp) {
+        takeover.add_row([
+            "under TCP: the stream goes on after".to_owned(),
+            format!("{:.1} ms", tcp.resumed_ms),
+        ]);
+        takeover.add_row(["under TCP: rekeys".to_owned(), rekeys.to_string()]);
     }
     println!("{takeover}");
 
@@ -97,6 +109,16 @@ pub fn print_medians(all: &[Figures]) {
             .filter_map(|f| Some(pick(&f.throughput.espalier?) / pick(&f.throughput.strongswan?)))
             .collect::<Vec<f64>>()
     };
+    median(
+        "TCP goes on after a kill, ms",
+        all.iter()
+            .filter_map(|f| Some(f.tcp_takeover?.resumed_ms))
+            .collect(),
+    );
+    median(
+        "rekeys under TCP",
+        all.iter().filter_map(|f| Some(f.rekeys_tcp? as f64)).collect(),
+    );
     median("TCP to the server, times strongSwan's", ratio(|t| t.tcp_in_mbit));
     median("TCP to the peer, times strongSwan's", ratio(|t| t.tcp_out_mbit));
     median("UDP to the server, times strongSwan's", ratio(|t| t.udp_in_mbit));
@@ -128,13 +150,7 @@ fn print_throughput(ours: Throughput, theirs: Throughput) {
         "strongSwan (user space)",
         "ratio",
     ]);
-    let rows = [
-        ("TCP to the server", ours.tcp_in_mbit, theirs.tcp_in_mbit),
-        ("TCP to the peer", ours.tcp_out_mbit, theirs.tcp_out_mbit),
-        ("UDP to the server", ours.udp_in_mbit, theirs.udp_in_mbit),
-        ("UDP to the peer", ours.udp_out_mbit, theirs.udp_out_mbit),
-    ];
-    for (what, a, b) in rows {
+    for (what, _, a, b) in throughput::rows(&ours, &theirs) {
         table.add_row([
             what.to_owned(),
             format!("{a:.0}"),
@@ -142,13 +158,25 @@ fn print_throughput(ours: Throughput, theirs: Throughput) {
             format!("{:.2}", a / b),
         ]);
     }
-    println!("{table}");
-}
-
-fn shortened(text: &str) -> String {
-    if text.chars().count() <= 90 {
-        text.to_owned()
-    } else {
-        text.chars().take(87).chain("...".chars()).collect()
+    let cpu = [
+        (
+            "TCP to the server, CPU s/GB",
+            ours.tcp_in_cpu_s_per_gb,
+            theirs.tcp_in_cpu_s_per_gb,
+        ),
+        (
+            "TCP to the peer, CPU s/GB",
+            ours.tcp_out_cpu_s_per_gb,
+            theirs.tcp_out_cpu_s_per_gb,
+        ),
+    ];
+    for (what, a, b) in cpu {
+        table.add_row([
+            what.to_owned(),
+            format!("{a:.1}"),
+            format!("{b:.1}"),
+            format!("{:.2}", a / b),
+        ]);
     }
+    println!("{table}");
 }

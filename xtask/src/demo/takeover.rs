@@ -1,12 +1,13 @@
 //! Takeovers under traffic: a dead host, a planned move, a dead agent on a living host.
 
-use super::figures::Figures;
+use super::figures::{Figures, TcpTakeover};
 use super::timeline::{Phase, Timeline};
 use super::traffic::Traffic;
 use anyhow::Result;
 use lab::clock::now_ns;
 use lab::esp::exchange;
 use lab::stage::Stage;
+use lab::tcp::Stream;
 use lab::topology::{Lab, addr};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -148,6 +149,63 @@ pub fn kill_agent(stage: &mut Stage, victim: usize, other: usize, figures: &mut 
         "the host of the dead agent serves no more",
         late == 0,
         format!("{late} packets after the handover"),
+    );
+    Ok(())
+}
+
+/// Kills the active member's agent and takes its links down while one TCP stream runs at full speed to the server.
+pub fn kill_under_tcp(stage: &mut Stage, victim: usize, other: usize, figures: &mut Figures) -> Result<()> {
+    let (host, server) = (&stage.lab.host, &stage.lab.server);
+    let stream = Stream::start(host, (server, addr::SERVER_ONE), 7003)?;
+    stream.wait_arrival_after(now_ns() + 1_500_000_000, PATIENCE)?;
+    let before = stage.outside.read(lab::ledger::Ledger::duplicates);
+    let killed = stage.members[victim].kill_host()?;
+    stage
+        .wait_active(other, PATIENCE)
+        .inspect_err(|_| note_state(stage))?;
+    let gone_on = stream.wait_arrival_after(now_ns(), PATIENCE);
+    if gone_on.is_ok() {
+        stream.wait_arrival_after(now_ns() + 2_000_000_000, PATIENCE)?;
+    } else {
+        note_state(stage);
+    }
+    let result = stream.finish();
+    let until = now_ns();
+    let rekeys = stage
+        .outside
+        .read(|l| l.requests(exchange::CREATE_CHILD_SA, killed, until));
+    let inits = stage
+        .outside
+        .read(|l| l.requests(exchange::IKE_SA_INIT, killed, until));
+    let after = stage.outside.read(lab::ledger::Ledger::duplicates);
+    figures.rekeys_tcp = Some(rekeys as u64);
+    let stall = result.as_ref().ok().and_then(|r| r.longest_stall(killed));
+    if let (Ok(result), Some((from, to))) = (&result, stall) {
+        figures.tcp_takeover = Some(TcpTakeover {
+            resumed_ms: ms(killed, to),
+            stall_ms: ms(from, to),
+            octets: result.sent,
+        });
+    }
+    let text = match (&result, stall) {
+        (Ok(result), Some((_, to))) => format!(
+            "it goes on after {:.0} ms; {:.0} MB arrived as sent; {rekeys} Child SA rekeys on evidence or otherwise, {inits} \
+             IKE_SA_INIT",
+            ms(killed, to),
+            result.sent as f64 / 1e6
+        ),
+        (Ok(_), None) => "nothing arrived after the kill".to_owned(),
+        (Err(error), _) => format!("{error:#}"),
+    };
+    figures.check(
+        "a TCP stream outlives the active member",
+        stall.is_some() && gone_on.is_ok() && inits == 0,
+        text,
+    );
+    figures.check(
+        "the takeover under TCP repeats no (SPI, sequence number) and no (SPI, IV)",
+        after == before,
+        format!("{} and {}", after.0 - before.0, after.1 - before.1),
     );
     Ok(())
 }
