@@ -36,12 +36,24 @@ impl Context<'_> {
 pub(super) fn read(source: &str, base: &Path, files: Files) -> Result<Config, Vec<Problem>> {
     let problems = Problems::new(source);
     let (document, errors) = DeTable::parse_recoverable(source);
+    let mut lines = std::collections::HashSet::new();
+    let mut broken = false;
     for error in errors {
+        // More on the same line is but a consequence.
+        let at = error.span().map_or(0, |span| span.start);
+        broken = true;
+        if !lines.insert(source.bytes().take(at).filter(|b| *b == b'\n').count()) {
+            continue;
+        }
         problems.add(
             error.span().unwrap_or(0..0),
             format!("this is no TOML ({})", error.message()),
             "correct the syntax",
         );
+    }
+    if broken {
+        // What a file lacks is not known before it can be read.
+        return Err(problems.take());
     }
     let context = Context {
         problems: problems.clone(),

@@ -3,6 +3,7 @@
 
 mod answer;
 mod around;
+mod capabilities;
 mod convert;
 mod entry;
 mod event_loop;

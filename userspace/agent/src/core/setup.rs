@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
@@ -18,7 +19,7 @@ use tun_rs::AsyncDevice;
 use super::member::Facts;
 use super::orders::Orders;
 use super::suspects::Suspects;
-use super::{Core, Ownership, around, convert, slow, timeline};
+use super::{Core, Ownership, around, capabilities, convert, slow, timeline};
 use crate::api::InterfaceStatus;
 use crate::clock;
 use crate::config::{AttachMode, Config, Solo};
@@ -35,6 +36,26 @@ pub struct Io {
     pub esp: EspSocket,
     pub tun: AsyncDevice,
     pub netlink: Handle,
+}
+
+/// The pins of a data plane whose member does not come up are removed, and with them the programs.
+struct Pins(Option<PathBuf>);
+
+impl Pins {
+    /// It has come up.
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.0
+            && let Err(error) = dataplane::remove_pins(folder)
+        {
+            tracing::warn!(folder = %folder.display(), %error, "the pins were not removed");
+        }
+    }
 }
 
 /// How long a member listens for the other one before it begins alone.
@@ -174,6 +195,7 @@ impl Core {
     ) -> Result<(Self, Io)> {
         let now = clock::now();
         let mut log = EventLog::default();
+        capabilities::check()?;
         privileges(&mut log);
         let netlink = net::netlink()?;
         let outside = net::interface(&netlink, &config.interfaces.outside).await?;
@@ -233,7 +255,15 @@ impl Core {
             AttachMode::Generic => Mode::Generic,
             AttachMode::Auto => Mode::DriverPreferred,
         };
-        let mut plane = Plane::load(&options).context("cannot load the data plane")?;
+        // Before the data plane, so that it goes after it.
+        let mut pins = Pins(None);
+        let mut plane = Plane::load(&options).with_context(|| {
+            format!(
+                "cannot load the data plane {}",
+                config.data_plane.object.display()
+            )
+        })?;
+        pins.0 = Some(options.pin_dir.clone());
         plane.set_local(&local(&config, steer_key, &outside, &inside))?;
         for (key, address) in addresses(&config) {
             plane.put_address(&key, &address)?;
@@ -261,6 +291,9 @@ impl Core {
         let announcer =
             Announcer::open().context("cannot open a raw socket for announcements; run as root")?;
 
+        let synch = Synch::start(&synch_config(&config), identity, events)
+            .context("cannot start the synch channel")?;
+
         // Last: from here on packets meet the programs.
         let report = plane.attach().context("cannot attach the programs")?;
         let attached = vec![
@@ -283,8 +316,7 @@ impl Core {
             inside_mac: inside.mac,
         };
         let node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
-        let synch = Synch::start(&synch_config(&config), identity, events)
-            .context("cannot start the synch channel")?;
+        pins.keep();
         let core = Core {
             me: config.cluster.member,
             steer_key,

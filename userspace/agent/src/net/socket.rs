@@ -27,8 +27,17 @@ fn udp(address: Ipv4Addr, port: u16) -> Result<UdpSocket> {
     let _ = socket.set_recv_buffer_size(4 << 20);
     socket
         .bind(&SocketAddrV4::new(address, port).into())
-        .with_context(|| format!("cannot bind UDP {address}:{port}; is another IKE daemon running on it?"))?;
+        .map_err(|error| bind_error(address, port, &error))?;
     Ok(UdpSocket::from_std(socket.into())?)
+}
+
+fn bind_error(address: Ipv4Addr, port: u16, error: &io::Error) -> anyhow::Error {
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => "stop the other IKE daemon that uses it (see: ss -ulpn)",
+        io::ErrorKind::PermissionDenied => "run as root or with CAP_NET_BIND_SERVICE",
+        _ => "check [addresses]",
+    };
+    anyhow::anyhow!("cannot bind UDP {address}:{port}: {error}; {remedy}")
 }
 
 fn nix_setsockopt(

@@ -68,9 +68,11 @@ pub(super) fn endpoint(listen: SocketAddr, config: &SynchConfig, identity: &Iden
         socket.set_freebind_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    socket
-        .bind(&listen.into())
-        .with_context(|| format!("cannot bind UDP {listen}; is another agent running?"))?;
+    socket.bind(&listen.into()).map_err(|error| {
+        anyhow::anyhow!(
+            "cannot bind UDP {listen}: {error}; stop the other agent that uses it (see: ss -ulpn)"
+        )
+    })?;
     // The reset key outlives the process: a restarted member tells its peer at once that the connection is gone.
     let key = identity.derive(&format!("quic reset {}", config.me));
     let reset = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &key);
