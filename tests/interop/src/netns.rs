@@ -3,7 +3,9 @@
 use crate::cmd;
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread::JoinHandle;
@@ -28,6 +30,17 @@ impl Netns {
             .arg(format!("--net={}", self.path().display()))
             .arg("--")
             .arg(program);
+        // The demo blocks these signals for its own thread that takes them, and a child would inherit that: an agent that is
+        // asked to end would not hear it.
+        let unblock = || {
+            let mut set = SigSet::empty();
+            for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+                set.add(signal);
+            }
+            sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&set), None).map_err(std::io::Error::from)
+        };
+        // SAFETY: between fork and exec only sigprocmask(2) is called, which is async-signal-safe; nothing is allocated.
+        unsafe { command.pre_exec(unblock) };
         command
     }
 

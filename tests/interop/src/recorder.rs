@@ -16,8 +16,10 @@ const BATCH: usize = 64;
 const FRAME: usize = 2048;
 const CONTROL: usize = 64;
 
-/// A classic BPF program: IPv4 with UDP port 500 at either end or 4500 at the sender's, and all that is not IPv4.
+/// A classic BPF program: UDP from port 500, UDP from port 4500 with the non-ESP marker (RFC 3948 2.2: user-space ESP is in
+/// UDP 4500 too), and all that is not IPv4.
 const IKE_AND_ARP: [libc::sock_filter; 11] = {
+    const LOAD_WORD: u16 = 0x20;
     const LOAD_HALF: u16 = 0x28;
     const LOAD_OCTET: u16 = 0x30;
     const JUMP_EQUAL: u16 = 0x15;
@@ -32,9 +34,9 @@ const IKE_AND_ARP: [libc::sock_filter; 11] = {
         step(JUMP_EQUAL, 0, 5, 17),
         step(LOAD_HALF, 0, 0, 34),
         step(JUMP_EQUAL, 4, 0, 500),
-        step(JUMP_EQUAL, 3, 0, 4500),
-        step(LOAD_HALF, 0, 0, 36),
-        step(JUMP_EQUAL, 1, 0, 500),
+        step(JUMP_EQUAL, 0, 2, 4500),
+        step(LOAD_WORD, 0, 0, 42),
+        step(JUMP_EQUAL, 1, 0, 0),
         step(RETURN, 0, 0, 0),
         step(RETURN, 0, 0, u32::MAX),
     ]
