@@ -117,6 +117,8 @@ struct Core {
     /// Standby: an entry could not be armed; nothing is acknowledged until the next snapshot.
     withholding: bool,
     suspects: suspects::Suspects,
+    /// When it was last said that another member's policy differs.
+    policy_warned: Option<Instant>,
     /// Commands of operators that wait for their outcome.
     orders: orders::Orders,
     /// Child SAs rekeyed on evidence in this epoch.

@@ -351,6 +351,7 @@ impl Core {
             reasons: HashMap::new(),
             withholding: false,
             suspects: Suspects::default(),
+            policy_warned: None,
             orders: Orders::default(),
             evidence: HashSet::new(),
             refused: HashMap::new(),

@@ -85,10 +85,14 @@ impl Core {
                     mine.number, mine.owner, theirs.number, theirs.owner
                 ),
             ),
-            EventKind::PolicyDiffers(peer) => self.log.warn(
+            // Said at every attempt to join; once a minute is enough for people.
+            EventKind::PolicyDiffers(_) if self.policy_warned.is_some_and(|at| now.since(at).as_secs() < 60) => {}
+            EventKind::PolicyDiffers(peer) => {
+                self.policy_warned = Some(now); self.log.warn(
                 "policy_differs",
                 format!("member {peer} has other [[connections]] (their pre-shared keys included) or [addresses]; make them the same on both"),
-            ),
+            );
+            }
             EventKind::HandoverDone { epoch } => {
                 self.phase(*epoch, "windows_merged", now);
                 self.log.note("handover_done", format!("planned takeover by member {} is done", epoch.owner));
