@@ -63,6 +63,7 @@ fn run(config: &Path, log: Option<String>) -> Result<ExitCode> {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
     agent::run(Config::load(config)?)?;

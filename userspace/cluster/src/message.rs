@@ -138,6 +138,8 @@ pub enum Body {
         length: u64,
         /// Number that a claim of this epoch's successor must pass.
         claim_above: Epoch,
+        /// Raises up to this version are part of the snapshot: a late copy of one must not undo what came after it.
+        raises_through: u64,
     },
     /// A piece, in order.
     SnapshotChunk(Vec<u8>),

@@ -39,6 +39,20 @@ impl Raises {
         version
     }
 
+    /// The last version given out.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Gives what is open new versions, above those that a snapshot stands for, and has it sent again.
+    pub fn renumber(&mut self) {
+        for open in self.open.values_mut() {
+            self.version += 1;
+            open.version = self.version;
+            open.sent = Instant(0);
+        }
+    }
+
     /// An acknowledgement of one version. Returns the item where it was the last one missing.
     pub fn acknowledge(&mut self, epoch: EpochId, key: RaiseKey, ack: &Ack) -> Option<RaiseItem> {
         let open = self.open.get_mut(&key)?;
@@ -112,6 +126,8 @@ impl Raises {
 /// The standby's memory of raises: only rising versions are armed.
 #[derive(Default)]
 pub struct ArmedRaises {
+    /// Versions up to this one are part of the snapshot.
+    through: u64,
     versions: HashMap<RaiseKey, u64>,
 }
 
@@ -121,19 +137,22 @@ const ARMED_MAX: usize = 1 << 21;
 impl ArmedRaises {
     /// Whether this version is to be armed: it is not older than one armed before.
     pub fn wanted(&self, key: &RaiseKey, version: u64) -> bool {
-        self.versions.get(key).is_none_or(|armed| version >= *armed)
+        version > self.through && self.versions.get(key).is_none_or(|armed| version >= *armed)
     }
 
     /// It was armed.
     pub fn armed(&mut self, key: RaiseKey, version: u64) {
         if self.versions.len() >= ARMED_MAX {
+            // Refusing some that are still wanted is safe (they come again with a new version); arming an old one is not.
+            self.through = self.versions.values().copied().max().unwrap_or(self.through);
             self.versions.clear();
         }
         self.versions.insert(key, version);
     }
 
-    /// A new epoch or snapshot begins: versions start over.
-    pub fn clear(&mut self) {
+    /// A snapshot that stands for all versions up to `through`.
+    pub fn start_after(&mut self, through: u64) {
         self.versions.clear();
+        self.through = through;
     }
 }

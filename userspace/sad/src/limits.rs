@@ -44,6 +44,10 @@ pub(crate) struct Meter {
 
 /// A raise that was neither applied nor refused is wished again after this time.
 const RETRY: Duration = Duration::from_millis(250);
+/// A ceiling is not lowered sooner after a raise: a burst has pauses.
+const LOWER_AFTER: Duration = Duration::from_millis(700);
+/// Headroom that is not worth lowering.
+const LOWER_ROOM: u64 = 8;
 /// Shortest interval that a rate is measured over.
 const INTERVAL: Duration = Duration::from_millis(50);
 
@@ -185,6 +189,40 @@ impl Situation<'_> {
             return None;
         }
         self.raise(meter, Direction::Inbound, needed, limit, step)
+    }
+
+    /// A ceiling nearer to the edge, where the present one is of a time when the SA was much faster.
+    pub(crate) fn lower_ceiling(&self, meter: &Meter, counters: &SaCounters) -> Option<LimitRaise> {
+        let settled =
+            meter.pending.is_none() && meter.raised_at.is_none_or(|at| self.now.since(at) >= LOWER_AFTER);
+        // Only within the epoch of the limits: a takeover's arithmetic is not to be touched.
+        if !settled || self.flags & SA_LOCAL_ONLY != 0 || self.current.epoch != u32::from(self.epoch.low16())
+        {
+            return None;
+        }
+        let range = inbound_range(self.current, self.flags, false, self.epoch.low16()).ok()?;
+        let edge = counters.inbound.edge.max(range.floor);
+        let wanted = u128::from(meter.rate) * self.detection.as_nanos() / 1_000_000_000;
+        let step = u64::try_from(wanted)
+            .unwrap_or(u64::MAX)
+            .clamp(HEADROOM_MIN, HEADROOM_MAX);
+        let room = range.ceiling.saturating_sub(edge);
+        if room <= step.max(LOWER_ROOM).saturating_mul(4) {
+            return None;
+        }
+        let limits = raised(
+            self.current,
+            edge.saturating_add(step * 2),
+            step,
+            self.epoch.low16(),
+        )
+        .ok()?;
+        Some(LimitRaise {
+            slot: self.slot,
+            spi: self.spi,
+            direction: Direction::Inbound,
+            limits,
+        })
     }
 
     /// Limits in the current epoch for a direction that has none now; `None` where there are limits.

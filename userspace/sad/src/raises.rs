@@ -94,6 +94,39 @@ impl Sad {
     /// Takes an acknowledged raise over (a standby: before it acknowledges). A raise for an SA that is gone gives an
     /// empty plan; one that is below the current limits of the same epoch changes nothing.
     pub fn apply_raise(&mut self, raise: &LimitRaise, now: Instant) -> Result<MapPlan, SadError> {
+        self.publish(raise, now, false)
+    }
+
+    /// As [`Sad::apply_raise`], and a ceiling may go down too. For limits that are certainly the newest: on a standby, which
+    /// arms rising versions only, and on the owner for its own lowering.
+    ///
+    /// # Errors
+    /// As [`Sad::apply_raise`].
+    pub fn apply_newest(&mut self, raise: &LimitRaise, now: Instant) -> Result<MapPlan, SadError> {
+        self.publish(raise, now, true)
+    }
+
+    /// Ceilings that lie far above what their SAs need: what was in flight up to there would count as seen after a takeover.
+    ///
+    /// The owner publishes such a ceiling, lets programs that run drain, reads the edge again and publishes the higher of
+    /// both, and only then tells the standbys, which hold the old one until they have the new.
+    pub fn wants_lowerings(
+        &self,
+        now: Instant,
+        epoch: Epoch,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LimitRaise> {
+        let detection = self.settings.detection;
+        self.entries
+            .iter()
+            .filter_map(|(slot, entry)| {
+                let counters = counters(*slot).filter(|c| entry.is_runtime(c))?;
+                entry.lowering(now, epoch, detection, &counters)
+            })
+            .collect()
+    }
+
+    fn publish(&mut self, raise: &LimitRaise, now: Instant, newest: bool) -> Result<MapPlan, SadError> {
         let Some(entry) = self
             .entries
             .get_mut(&raise.slot)
@@ -111,7 +144,8 @@ impl Sad {
         new.floor = new.floor.max(wanted.floor);
         meter.applied(Some(now));
         let mut plan = MapPlan::default();
-        if new.epoch != current.epoch || new.limit > current.limit || entry.local_only {
+        let lower = newest && raise.direction == Direction::Inbound && new.limit < current.limit;
+        if new.epoch != current.epoch || new.limit > current.limit || lower || entry.local_only {
             *current = new;
             let (direction, slot) = (raise.direction, raise.slot);
             plan.ops.push(MapOp::PublishLimits {
@@ -254,6 +288,17 @@ impl SaEntry {
             now,
             detection,
         }
+    }
+
+    fn lowering(
+        &self,
+        now: Instant,
+        epoch: Epoch,
+        detection: Duration,
+        counters: &SaCounters,
+    ) -> Option<LimitRaise> {
+        self.situation(&self.ceiling, now, epoch, detection)
+            .lower_ceiling(&self.meters[1], counters)
     }
 
     fn wish(

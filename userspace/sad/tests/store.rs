@@ -650,3 +650,42 @@ fn lifetimes_are_reported_once_each() {
     );
     assert!(due(&mut world, 3700).is_empty());
 }
+
+#[test]
+fn a_ceiling_of_a_faster_time_comes_down_to_the_edge_and_only_as_the_newest_limits() {
+    let mut world = World::new(1);
+    let spi = world.install("10.2.0.0-10.2.0.255", OutboundUse::Now, None);
+    let slot = spi_slot(spi.0);
+    let counters = world.plane.counters(slot).expect("slot exists");
+    let early = Instant::from_millis(1000);
+    let burst = world
+        .sad
+        .wants_raise(slot, Direction::Inbound, Some(50_000), early, EPOCH, &counters)
+        .expect("above the ceiling");
+    let plan = world.sad.apply_raise(&burst, early).expect("same epoch");
+    world.run(plan);
+    world.spend(spi, 0, 40_000);
+    let plane = &world.plane;
+    let lowerings =
+        |sad: &Sad, ms| sad.wants_lowerings(Instant::from_millis(ms), EPOCH, |slot| plane.counters(slot));
+    assert!(lowerings(&world.sad, 1100).is_empty(), "a burst has pauses");
+    let lower = *lowerings(&world.sad, 3000)
+        .first()
+        .expect("thousands of numbers of room at no rate");
+    assert!((40_000..40_100).contains(&lower.limits.limit), "{lower:?}");
+    let late = world.sad.apply_raise(&lower, early).expect("same epoch");
+    assert!(
+        late.is_empty(),
+        "an ordinary raise never lowers: it may be a late copy"
+    );
+    let plan = world
+        .sad
+        .apply_newest(&lower, Instant::from_millis(3000))
+        .expect("same epoch");
+    assert_eq!(plan.ops.len(), 1);
+    world.run(plan);
+    assert_eq!(
+        world.sad.by_slot(slot).map(|e| e.ceiling.limit),
+        Some(lower.limits.limit)
+    );
+}

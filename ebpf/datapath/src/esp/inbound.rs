@@ -33,7 +33,7 @@ pub const FLOOR_HOLD: u8 = 2;
 pub const FLOOR_OLD_OWNER: u8 = 3;
 
 /// Packets that make evidence for a rekey.
-const EVIDENCE_PACKETS: u32 = 4;
+const EVIDENCE_PACKETS: u32 = 3;
 /// Milliseconds that they span at least.
 const EVIDENCE_SPAN_MS: u64 = 200;
 /// Set in `evidence_count` once the event was sent.

@@ -70,6 +70,53 @@ impl Core {
             .sad
             .wants_raises(clock::now(), |_| Some(epoch), |slot| counters.counters(slot));
         self.raise(raises);
+        self.lower_ceilings();
+    }
+
+    /// Ceilings of a time when an SA was much faster come down. In this order: publish, drain, read the edge again, publish
+    /// the higher of both; only then the standby hears of it, which holds the old ceiling until then. So nothing that
+    /// was accepted ever lies above what a taker counts as seen.
+    fn lower_ceilings(&mut self) {
+        let epoch = self.ownership.epoch;
+        if self.node.status().handover {
+            return;
+        }
+        let counters = self.counters.clone();
+        let lowerings = self
+            .sad
+            .wants_lowerings(clock::now(), epoch, |slot| counters.counters(slot));
+        if lowerings.is_empty() {
+            return;
+        }
+        let mut published = Vec::new();
+        for lowering in lowerings {
+            let before = self
+                .sad
+                .by_slot(lowering.slot)
+                .map_or(0, |entry| entry.ceiling.limit);
+            if self.apply_newest(&lowering).is_ok() {
+                published.push((lowering, before));
+            }
+        }
+        if let Err(error) = self.runner.drain_cpus() {
+            // What a program accepts meanwhile is not known: the standby keeps the old ceilings.
+            tracing::warn!(%error, "ceilings were lowered here only: the CPUs were not drained");
+            return;
+        }
+        let mut told = Vec::new();
+        for (mut lowering, before) in published {
+            let edge = counters
+                .counters(lowering.slot)
+                .map_or(u64::MAX, |c| c.inbound.edge);
+            if edge > lowering.limits.limit {
+                lowering.limits.limit = edge.saturating_add(lowering.limits.step).min(before);
+                if self.apply_newest(&lowering).is_err() {
+                    continue;
+                }
+            }
+            told.push(lowering);
+        }
+        self.raise(told);
     }
 
     /// Asks the node for raises and sees their consequences through.
@@ -156,6 +203,12 @@ impl Core {
 
     pub(super) fn apply_raise(&mut self, raise: &LimitRaise) -> Result<(), NotApplied> {
         let plan = self.sad.apply_raise(raise, clock::now())?;
+        self.execute(&plan)
+    }
+
+    /// As `apply_raise`, for limits that are certainly the newest: a ceiling may go down.
+    pub(super) fn apply_newest(&mut self, raise: &LimitRaise) -> Result<(), NotApplied> {
+        let plan = self.sad.apply_newest(raise, clock::now())?;
         self.execute(&plan)
     }
 

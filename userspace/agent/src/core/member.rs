@@ -132,7 +132,7 @@ impl Core {
                 let mut unknown = Vec::new();
                 for item in &items {
                     match self.raise_of(item, epoch.number) {
-                        Some(raise) => match self.apply_raise(&raise) {
+                        Some(raise) => match self.apply_newest(&raise) {
                             Ok(()) => {}
                             // What is not in the maps is not acknowledged: the owner asks again.
                             Err(error) => {

@@ -113,9 +113,12 @@ impl Node {
         };
         join.step = Step::Sent { position };
         let (join, claim_above) = (join.id, owner.claim_above);
+        let raises_through = owner.raises.version();
+        owner.raises.renumber();
         self.send_stream(Body::SnapshotBegin {
             join,
             claim_above,
+            raises_through,
             position,
             length: bytes.len() as u64,
         });

@@ -133,7 +133,8 @@ impl Node {
                 position,
                 length,
                 claim_above,
-            } => self.snapshot_begins(join, position, length, claim_above),
+                raises_through,
+            } => self.snapshot_begins(join, position, length, claim_above, raises_through),
             Body::SnapshotChunk(chunk) => self.snapshot_chunk(&chunk),
             Body::SnapshotAck { join, position } => self.snapshot_acknowledged(now, from, join, position),
             Body::Joined {

@@ -201,7 +201,14 @@ impl Node {
         self.event(now, EventKind::InSync(set));
     }
 
-    pub(super) fn snapshot_begins(&mut self, join: u64, position: u64, length: u64, claim_above: Epoch) {
+    pub(super) fn snapshot_begins(
+        &mut self,
+        join: u64,
+        position: u64,
+        length: u64,
+        claim_above: Epoch,
+        raises_through: u64,
+    ) {
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
@@ -211,6 +218,7 @@ impl Node {
             return;
         }
         standby.claim_above = claim_above;
+        standby.raises.start_after(raises_through);
         standby.set = None;
         standby.step = Step::Receiving {
             position,
@@ -253,7 +261,6 @@ impl Node {
             **standby = Standby::joining(self.joins);
             return;
         }
-        standby.raises.clear();
         standby.applied = position;
         standby.armed = position;
         let token = self.token(Pending::Snapshot { position });
