@@ -52,6 +52,19 @@ pub const MAP_SLOW: &str = "SLOW";
 
 /// Maps that are pinned under the member's bpffs folder, by these names.
 pub const PINNED_MAPS: &[&str] = &[
-    MAP_SA_IN, MAP_SA_IN_RT, MAP_SA_OUT, MAP_SA_OUT_RT, MAP_KEY_IN, MAP_KEY_OUT, MAP_SPD, MAP_SEGMENTS, MAP_MEMBERS,
-    MAP_MEMBER_MACS, MAP_ADDRESSES, MAP_LOCAL, MAP_VERDICTS, MAP_CPUS_IN, MAP_CPUS_OUT,
+    MAP_SA_IN,
+    MAP_SA_IN_RT,
+    MAP_SA_OUT,
+    MAP_SA_OUT_RT,
+    MAP_KEY_IN,
+    MAP_KEY_OUT,
+    MAP_SPD,
+    MAP_SEGMENTS,
+    MAP_MEMBERS,
+    MAP_MEMBER_MACS,
+    MAP_ADDRESSES,
+    MAP_LOCAL,
+    MAP_VERDICTS,
+    MAP_CPUS_IN,
+    MAP_CPUS_OUT,
 ];

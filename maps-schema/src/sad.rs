@@ -252,7 +252,13 @@ impl Default for InboundSaRuntime {
 
 impl SaKey {
     /// An empty slot.
-    pub const EMPTY: Self = Self { spi: 0, suite: 0, salt: [0; 4], reserved: 0, schedule: [0; KEY_WORDS] };
+    pub const EMPTY: Self = Self {
+        spi: 0,
+        suite: 0,
+        salt: [0; 4],
+        reserved: 0,
+        schedule: [0; KEY_WORDS],
+    };
 }
 
 /// Slot of an ESP SPI that a member of this cluster allocated: the low 20 bits.
@@ -272,5 +278,9 @@ pub const fn spi_member(spi: u32) -> u8 {
 
 /// CPU that serves a slot, and the index within that CPU's arrays.
 pub const fn slot_place(slot: u32, cpus: u32) -> (u32, u32) {
-    if cpus == 0 { (0, slot) } else { (slot % cpus, slot / cpus) }
+    if cpus == 0 {
+        (0, slot)
+    } else {
+        (slot % cpus, slot / cpus)
+    }
 }

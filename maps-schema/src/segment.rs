@@ -50,7 +50,11 @@ impl OwnerWord {
 
     /// Reads a packed word.
     pub const fn unpack(word: u64) -> Self {
-        Self { owner: (word >> 56) as u8, epoch: (word >> 40) as u16, valid_until_ms: word & VALID_UNTIL_MASK }
+        Self {
+            owner: (word >> 56) as u8,
+            epoch: (word >> 40) as u16,
+            valid_until_ms: word & VALID_UNTIL_MASK,
+        }
     }
 }
 
