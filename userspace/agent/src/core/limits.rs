@@ -120,11 +120,21 @@ impl Core {
     }
 
     /// Asks the node for raises and sees their consequences through.
+    ///
+    /// A lease that a lost standby knew is never raised again, also with the next standby's acknowledgement: the lost one
+    /// may have used the numbers above without anybody's knowledge. The SA is rekeyed.
     pub(super) fn raise(&mut self, raises: Vec<LimitRaise>) {
-        let items = raises
+        let (refused, raises): (Vec<_>, Vec<_>) = raises
             .iter()
-            .filter_map(|raise| self.raise_item(raise))
-            .collect::<Vec<_>>();
+            .partition(|raise| raise.direction == Direction::Outbound && self.suspects.contains(raise.spi));
+        let items = |raises: Vec<&LimitRaise>| {
+            let items = raises.into_iter().filter_map(|raise| self.raise_item(raise));
+            items.collect::<Vec<_>>()
+        };
+        let (refused, items) = (items(refused), items(raises));
+        if !refused.is_empty() {
+            self.raise_refused(&refused);
+        }
         if !items.is_empty() {
             tracing::trace!(?items, "raise");
             self.node_input(Input::Raise {

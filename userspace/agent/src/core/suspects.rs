@@ -42,6 +42,11 @@ impl Suspects {
         self.begun = false;
     }
 
+    /// Whether a lost standby knew it.
+    pub fn contains(&self, spi: EspSpi) -> bool {
+        self.spis.contains_key(&spi)
+    }
+
     /// The SA is gone.
     pub fn remove(&mut self, spi: EspSpi) {
         self.spis.remove(&spi);
@@ -123,6 +128,7 @@ mod tests {
         suspects.suspect((1..=5).map(EspSpi));
         assert!(suspects.next(9, |_| true).is_empty(), "no standby is in sync yet");
         suspects.remove(EspSpi(2));
+        assert!(suspects.contains(EspSpi(1)) && !suspects.contains(EspSpi(2)));
         assert_eq!(suspects.begin(), 4);
         assert_eq!(suspects.next(2, |spi| spi != EspSpi(1)), [EspSpi(3), EspSpi(4)]);
         assert_eq!(suspects.next(9, |_| true), [EspSpi(1), EspSpi(5)]);
