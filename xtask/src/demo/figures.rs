@@ -58,6 +58,10 @@ pub struct Figures {
     pub ok: bool,
     /// Phases of the unplanned takeover, each since the one before; `total` is from the kill to the first packet through B.
     pub takeover_ms: BTreeMap<String, f64>,
+    /// From the last packet through A to the kill, and from that packet to the first one through B, ms.
+    pub last_packet_before_kill_ms: Option<f64>,
+    /// See above.
+    pub outage_ms: Option<f64>,
     /// Pings and numbered UDP packets lost in the unplanned takeover.
     pub packets_lost: u64,
     /// The same, by flow.

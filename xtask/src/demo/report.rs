@@ -29,6 +29,16 @@ pub fn print(figures: &Figures) {
     takeover
         .load_style(UTF8_FULL_CONDENSED)
         .set_header(["takeover", ""]);
+    if let (Some(before), Some(outage)) = (figures.last_packet_before_kill_ms, figures.outage_ms) {
+        takeover.add_row([
+            "last packet through A".to_owned(),
+            format!("{before:.1} ms before the kill"),
+        ]);
+        takeover.add_row([
+            "from that one to the first through B".to_owned(),
+            format!("{outage:.1} ms"),
+        ]);
+    }
     for phase in PHASES {
         if let Some(ms) = figures.takeover_ms.get(phase) {
             takeover.add_row([phase.to_owned(), format!("{ms:.1} ms")]);

@@ -38,6 +38,10 @@ pub fn kill_host(stage: &mut Stage, figures: &mut Figures) -> Result<Killed> {
     let carried = first_through(stage, 1, killed)?;
     let phases = phases(stage, killed, carried)?;
     figures.takeover_ms = durations(killed, &phases);
+    if let (Some(last), Some(first)) = (last_through(stage, 0, killed)?, carried) {
+        figures.last_packet_before_kill_ms = Some(ms(last, killed));
+        figures.outage_ms = Some(ms(last, first));
+    }
     figures.packets_lost = outcome.lost();
     figures.packets_lost_by_flow = outcome.lost_by_flow();
     let inits = stage
@@ -226,6 +230,19 @@ fn first_through(stage: &Stage, member: usize, since: u64) -> Result<Option<u64>
     let sealed = stage.outside.read(|l| first(&l.esp_out, outside));
     let opened = stage.inside.read(|l| first(&l.clear, inside));
     Ok(sealed.into_iter().chain(opened).min())
+}
+
+/// The last packet that a member carried before `until`, in either direction.
+fn last_through(stage: &Stage, member: usize, until: u64) -> Result<Option<u64>> {
+    let mac = |interface| Lab::mac(&stage.lab.members[member].netns, interface);
+    let (outside, inside) = (mac("outside")?, mac("inside")?);
+    let last = |list: &[(u64, [u8; 6])], mac: [u8; 6]| {
+        let own = list.iter().filter(|(at, from)| *from == mac && *at <= until);
+        own.map(|(at, _)| *at).max()
+    };
+    let sealed = stage.outside.read(|l| last(&l.esp_out, outside));
+    let opened = stage.inside.read(|l| last(&l.clear, inside));
+    Ok(sealed.into_iter().chain(opened).max())
 }
 
 /// The phases in order, at absolute times: B's own account, the announcement and the first packet from the recorders.
