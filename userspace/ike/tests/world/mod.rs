@@ -1,4 +1,5 @@
 //! Two engines in one process, virtual time, and a network that a test can disturb.
+// Several test programs share this world, and each uses a part of it.
 #![allow(dead_code)]
 
 use ike::{
