@@ -96,11 +96,19 @@ impl Core {
                 .map_or(0, |entry| entry.ceiling.limit);
             if self.apply_newest(&lowering).is_ok() {
                 published.push((lowering, before));
+            } else {
+                let mut restored = lowering;
+                restored.limits.limit = before;
+                self.apply_raise_or_log(&restored);
             }
         }
         if let Err(error) = self.runner.drain_cpus() {
-            // What a program accepts meanwhile is not known: the standby keeps the old ceilings.
-            tracing::warn!(%error, "ceilings were lowered here only: the CPUs were not drained");
+            // What a program accepted meanwhile is not known: back to the ceilings that the standby holds.
+            tracing::warn!(%error, "ceilings were not lowered: the CPUs were not drained");
+            for (mut lowering, before) in published {
+                lowering.limits.limit = before;
+                self.apply_raise_or_log(&lowering);
+            }
             return;
         }
         let mut told = Vec::new();
