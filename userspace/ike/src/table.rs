@@ -110,6 +110,12 @@ impl Table {
             .unwrap_or_default()
     }
 
+    /// [`Table::of_connection`], one by one.
+    pub fn iter_connection(&self, name: &str) -> impl Iterator<Item = &IkeSa> {
+        let spis = self.by_connection.get(name).into_iter().flatten();
+        spis.filter_map(|spi| self.sas.get(spi))
+    }
+
     pub fn half_open(&self) -> usize {
         self.first.len()
     }
