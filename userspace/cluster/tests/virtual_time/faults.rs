@@ -30,10 +30,13 @@ fn lost_repeated_and_reordered_datagrams_kill_no_entry_and_no_raise() {
         (world.loss, world.duplication, world.delay) = (0, 0, 0);
         world.run(1500);
         assert!(world.settled(0), "the pair survives");
-        assert_eq!(world.members[0].committed.len(), 40);
-        assert_eq!(world.members[0].mirror, world.members[1].mirror);
+        assert_eq!(world.members[0].groups[0].committed.len(), 40);
         assert_eq!(
-            world.members[0].limits, world.members[1].limits,
+            world.members[0].groups[0].mirror,
+            world.members[1].groups[0].mirror
+        );
+        assert_eq!(
+            world.members[0].groups[0].limits, world.members[1].groups[0].limits,
             "what is in use is what is armed"
         );
     }
@@ -50,7 +53,7 @@ fn whatever_was_released_is_known_to_the_next_owner() {
         let mut owner = 0;
         let mut counter = 0u64;
         for _ in 0..4 {
-            let before = world.members[owner].committed.len();
+            let before = world.members[owner].groups[0].committed.len();
             for _ in 0..dice.below(12) {
                 counter += 1;
                 world.propose(owner, &counter.to_be_bytes());
@@ -59,23 +62,23 @@ fn whatever_was_released_is_known_to_the_next_owner() {
                 world.run(pause);
             }
             world.kill(owner);
-            let released = world.members[owner].committed[before..].to_vec();
-            let limits = world.members[owner].limits.clone();
+            let released = world.members[owner].groups[0].committed[before..].to_vec();
+            let limits = world.members[owner].groups[0].limits.clone();
             let next = 1 - owner;
-            world.run_until(1500, "takeover", |w| w.members[next].node.is_owner());
+            world.run_until(1500, "takeover", |w| w.members[next].is_owner());
             for entry in &released {
                 assert!(
-                    world.members[next].mirror.contains(entry),
+                    world.members[next].groups[0].mirror.contains(entry),
                     "released entry {entry:?} is not known"
                 );
             }
             for (key, limit) in &limits {
                 assert!(
-                    world.members[next].limits.get(key) >= Some(limit),
+                    world.members[next].groups[0].limits.get(key) >= Some(limit),
                     "limit {key:?} {limit} was in use"
                 );
             }
-            world.restart(owner, Solo::Continue);
+            world.restart(owner);
             world.run_until(4000, "rejoined", |w| w.settled(next));
             owner = next;
         }
@@ -88,7 +91,8 @@ fn garbage_and_records_of_other_versions_change_nothing() {
     world.run_until(2000, "a pair forms", |w| w.settled(0));
     world.propose(0, b"sa");
     world.run(10);
-    let before = world.members[1].node.status();
+    let refused = world.members[1].node.status().refused;
+    let before = world.members[1].status();
     let mut dice = Dice::new(42);
     for length in 0..400u64 {
         let bytes: Vec<u8> = (0..length).map(|_| dice.below(256) as u8).collect();
@@ -97,8 +101,8 @@ fn garbage_and_records_of_other_versions_change_nothing() {
         versioned.extend(bytes);
         world.garbage(1, versioned);
     }
-    let after = world.members[1].node.status();
-    assert!(after.refused > before.refused);
+    let after = world.members[1].status();
+    assert!(world.members[1].node.status().refused > refused);
     assert_eq!(
         (after.role, after.epoch, after.position),
         (before.role, before.epoch, before.position)
