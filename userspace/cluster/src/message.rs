@@ -268,6 +268,8 @@ pub struct GroupBeat {
     pub owner: bool,
     /// The in-sync set as the owner knows it, bit `member - 1`; 0 from anybody else.
     pub in_sync: u16,
+    /// Owner: the member that is joining, 0 for none.
+    pub joining: u8,
     /// Last journal position written (owner) or armed (standby).
     pub position: u64,
     /// Owner: raises up to this version are armed by every in-sync member.

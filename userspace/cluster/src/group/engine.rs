@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// The next member in line claims this much later, so that a claim seldom meets another one. The engine decides either way.
-const STAGGER: Duration = Duration::from_millis(25);
+const STAGGER: Duration = Duration::from_millis(40);
 
 /// A claim under way, at a standby.
 pub(crate) struct Claim {
@@ -47,6 +47,29 @@ impl Group {
             standby
                 .claim
                 .take_if(|claim| !matches!(claim.step, Step::Writing(..)));
+        }
+    }
+
+    /// An owner that is alive, but owns nothing: it gave the group to a taker that never served, say. What the engine
+    /// holds tells whose it is.
+    pub(super) fn look_for_owner(&mut self, s: &mut Shared, now: Instant) {
+        if Self::solo(s).is_some() {
+            return;
+        }
+        let (index, epoch) = (usize::from(self.id.0), self.epoch);
+        let beat = s
+            .peers
+            .get(&epoch.owner)
+            .and_then(|p| p.beats.get(index).copied());
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        let disowned =
+            beat.is_some_and(|beat| !beat.owner || beat.epoch != epoch) && standby.legacy.is_none();
+        if !disowned {
+            standby.disowned = None;
+        } else if now.since(*standby.disowned.get_or_insert(now)) > s.config.suspicion_floor * 3 {
+            standby.lost.get_or_insert(now);
         }
     }
 

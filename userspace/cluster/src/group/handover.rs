@@ -80,6 +80,11 @@ impl OwnerHandover {
         }
     }
 
+    /// Whether the ownership engine has the taker as owner, or may have.
+    pub fn is_given_away(&self) -> bool {
+        matches!(self, Self::Moving { .. } | Self::Offered { .. })
+    }
+
     pub fn offered_epoch(&self) -> Option<EpochId> {
         match self {
             Self::Offered { epoch, .. } => Some(*epoch),
@@ -207,7 +212,11 @@ impl Group {
             to,
             epoch: next,
         });
-        self.handover_again(s, to);
+        if s.alive(to) || Self::solo(s).is_some() {
+            self.handover_again(s, to);
+        } else {
+            self.leave_to_taker(s, now, to);
+        }
     }
 
     /// What the other member may have missed while the stream was down.
@@ -261,7 +270,7 @@ impl Group {
 
     /// Under an engine the taker owns the group by now, whether it has heard the offer or not: it serves by itself, or
     /// another member claims from it.
-    fn leave_to_taker(&mut self, s: &mut Shared, now: Instant, to: MemberId) {
+    pub(super) fn leave_to_taker(&mut self, s: &mut Shared, now: Instant, to: MemberId) {
         let Phase::Owner(owner) = &self.phase else { return };
         let Some(epoch) = owner.handover.as_ref().and_then(OwnerHandover::offered_epoch) else {
             return;

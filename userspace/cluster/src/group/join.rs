@@ -129,7 +129,13 @@ impl Group {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        let position = owner.journal.written();
+        // The snapshot is what has taken effect here. Entries that wait for another standby are not part of it: they follow.
+        let position = owner.journal.committed();
+        let tail: Vec<(u64, Vec<u8>)> = owner
+            .journal
+            .after(position)
+            .map(|(p, e)| (p, e.to_vec()))
+            .collect();
         let Some(join) = owner.join.as_mut().filter(|j| j.step == Step::Capping) else {
             return;
         };
@@ -147,6 +153,9 @@ impl Group {
         self.stream(s, to, begin);
         for chunk in bytes.chunks(CHUNK) {
             self.stream(s, to, GroupBody::SnapshotChunk(chunk.to_vec()));
+        }
+        for (position, entry) in tail {
+            self.stream(s, to, GroupBody::Journal { position, entry });
         }
     }
 

@@ -158,7 +158,12 @@ impl Group {
             Phase::Standby(st) => (false, 0, st.armed, 0),
             Phase::Starting(_) => (false, 0, 0, 0),
         };
+        let joining = match &self.phase {
+            Phase::Owner(o) => o.join.as_ref().map_or(0, |j| j.member.member.0),
+            _ => 0,
+        };
         GroupBeat {
+            joining,
             epoch: self.epoch,
             owner,
             in_sync,

@@ -124,6 +124,9 @@ impl Group {
             }
             Phase::Standby(standby) if theirs == mine => {
                 standby.raises.settle(beat.settled);
+                if standby.is_forgotten(now, beat.joining == s.me.member.0 || set.contains(&s.me)) {
+                    return self.was_excluded(s, now);
+                }
                 self.owner_names_set(s, now, heartbeat.seq, &set);
             }
             Phase::Standby(standby) if rules::must_yield(mine, theirs) => {

@@ -123,10 +123,21 @@ impl Group {
                 self.excluded(s, now, &lost, reason);
             }
             None => {
-                for member in lost {
-                    owner.out.entry(member).or_insert_with(|| reason.to_owned());
+                let taker = owner
+                    .handover
+                    .as_ref()
+                    .filter(|h| h.offered_epoch().is_some())
+                    .map(OwnerHandover::partner);
+                for member in &lost {
+                    owner.out.entry(*member).or_insert_with(|| reason.to_owned());
                 }
-                self.write_set(s, now);
+                match taker {
+                    // The engine has it as the owner already: it is lost like any owner.
+                    Some(taker) if lost.iter().any(|m| m.member == taker) => {
+                        self.leave_to_taker(s, now, taker)
+                    }
+                    _ => self.write_set(s, now),
+                }
             }
         }
     }
@@ -201,6 +212,10 @@ impl Group {
     /// Under an engine: has the members that are to leave the set removed from the record.
     pub(super) fn write_set(&mut self, s: &mut Shared, now: Instant) {
         let Phase::Owner(owner) = &self.phase else { return };
+        if owner.handover.as_ref().is_some_and(OwnerHandover::is_given_away) {
+            // The record is the taker's: it finds out by itself who is lost.
+            return;
+        }
         let lost: BTreeSet<SetMember> = owner
             .out
             .keys()

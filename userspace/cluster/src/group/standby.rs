@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// A join request is repeated after this time.
 const JOIN_REPEAT: Duration = Duration::from_millis(250);
+/// A joining member that the owner's heartbeats have not named for this long begins anew.
+const FORGOTTEN: Duration = Duration::from_millis(500);
 /// Longest snapshot: 2^20 SAs of 1 KiB.
 const SNAPSHOT_MAX: u64 = 1 << 30;
 
@@ -54,6 +56,10 @@ pub(crate) struct Standby {
     pub lost: Option<Instant>,
     /// A claim at the ownership engine.
     pub claim: Option<Claim>,
+    /// Since when the owner says that it does not own the group (any more).
+    pub disowned: Option<Instant>,
+    /// Since when the owner counts this member neither as joining nor as in sync.
+    forgotten: Option<Instant>,
     /// Since when another member is heard to own the group, without a word of its own to this one.
     pub superseded: Option<Instant>,
 }
@@ -72,8 +78,20 @@ impl Standby {
             legacy: None,
             lost: None,
             claim: None,
+            disowned: None,
+            forgotten: None,
             superseded: None,
         }
+    }
+
+    /// Whether the owner has forgotten a join that this member waits for: it believed for a moment that this member was
+    /// gone. `counted`: its heartbeat names this member.
+    pub fn is_forgotten(&mut self, now: Instant, counted: bool) -> bool {
+        if counted || matches!(self.step, Step::Asking { .. } | Step::InSync) {
+            self.forgotten = None;
+            return false;
+        }
+        now.since(*self.forgotten.get_or_insert(now)) > FORGOTTEN
     }
 
     /// The old owner after a planned handover: it holds everything up to `position`.
@@ -112,6 +130,7 @@ impl Standby {
         self.raises.next_epoch();
         self.lost = None;
         self.claim = None;
+        self.disowned = None;
         self.superseded = None;
     }
 
@@ -157,6 +176,7 @@ impl Group {
             self.to_owner(s, GroupBody::JoinRequest { join });
         }
         self.legacy_progress(s, now);
+        self.look_for_owner(s, now);
         self.try_to_take_over(s, now);
         self.claim_progress(s, now);
     }

@@ -9,7 +9,7 @@ use cluster::{
     Output, OwnershipAnswer, OwnershipOp, RaiseItem, Solo, Standing,
 };
 use model::{GroupId, Incarnation, Instant, MemberId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// A small generator (xorshift64*): the same seed gives the same run.
@@ -98,6 +98,8 @@ struct Ask {
     token: u64,
     group: GroupId,
     op: OwnershipOp,
+    /// Done, and on its way back.
+    answer: Option<OwnershipAnswer>,
 }
 
 /// The engine: a register for each group.
@@ -193,6 +195,8 @@ pub struct World {
     dice: Dice,
     datagrams: Vec<Flight>,
     streams: VecDeque<Flight>,
+    /// Streams that have lost a record: they break, and come back as new ones once something passes again.
+    broken: BTreeSet<(usize, usize)>,
     /// Per cent of datagrams lost, duplicated.
     pub loss: u64,
     pub duplication: u64,
@@ -223,12 +227,13 @@ impl World {
             shape,
             members,
             register: Register {
-                delay: 3,
+                delay: 2,
                 ..Register::default()
             },
             dice: Dice::new(seed),
             datagrams: Vec::new(),
             streams: VecDeque::new(),
+            broken: BTreeSet::new(),
             loss: 0,
             duplication: 0,
             delay: 0,
@@ -300,6 +305,7 @@ impl World {
         for _ in 0..ms {
             self.now = self.now + Duration::from_millis(1);
             self.deliver();
+            self.mend_streams();
             self.engine_works();
             for index in self.everybody() {
                 let member = &mut self.members[index];
@@ -360,11 +366,15 @@ impl World {
         let now = self.now;
         self.datagrams.retain_mut(|flight| {
             if flight.at <= now {
-                due.push(Flight {
-                    at: now,
-                    bytes: std::mem::take(&mut flight.bytes),
-                    ..*flight
-                });
+                let bytes = std::mem::take(&mut flight.bytes);
+                due.push((
+                    false,
+                    Flight {
+                        at: now,
+                        bytes,
+                        ..*flight
+                    },
+                ));
                 false
             } else {
                 true
@@ -373,14 +383,18 @@ impl World {
         let mut later = VecDeque::new();
         while let Some(flight) = self.streams.pop_front() {
             if flight.at <= now && !self.members[flight.to].paused {
-                due.push(flight)
+                due.push((true, flight))
             } else {
                 later.push_back(flight)
             }
         }
         self.streams = later;
-        for flight in due {
+        for (stream, flight) in due {
             if !self.passes(&flight) {
+                if stream {
+                    let (a, b) = (flight.from.min(flight.to), flight.from.max(flight.to));
+                    self.broken.insert((a, b));
+                }
                 continue;
             }
             if self.members[flight.to].paused {
@@ -402,6 +416,34 @@ impl World {
         }
     }
 
+    fn mend_streams(&mut self) {
+        let mended: Vec<(usize, usize)> = self
+            .broken
+            .iter()
+            .copied()
+            .filter(|(a, b)| {
+                let cut = [(*a, *b), (*b, *a)].iter().any(|way| self.one_way.contains(way))
+                    || [a, b].iter().any(|i| self.isolated.contains(i))
+                    || self.cut.contains(&Link::Synch);
+                !cut && [a, b]
+                    .iter()
+                    .all(|i| self.members[**i].alive && !self.members[**i].paused)
+            })
+            .collect();
+        for (a, b) in mended {
+            self.broken.remove(&(a, b));
+            // What was under way on the old connection is gone.
+            self.streams
+                .retain(|f| (f.from, f.to) != (a, b) && (f.from, f.to) != (b, a));
+            for (index, other) in [(a, b), (b, a)] {
+                self.links_between(index, other, false);
+            }
+            for (index, other) in [(a, b), (b, a)] {
+                self.links_between(index, other, true);
+            }
+        }
+    }
+
     fn engine_works(&mut self) {
         let now = self.now;
         let (due, later) = std::mem::take(&mut self.register.asks)
@@ -409,12 +451,21 @@ impl World {
             .partition(|ask| ask.at <= now);
         self.register.asks = later;
         for ask in due {
-            let ask: Ask = ask;
-            let cut = self.register.down || self.register.unreachable.contains(&ask.from);
-            let answer = if cut {
-                OwnershipAnswer::Unknown("no answer within 5 ms".to_owned())
-            } else {
-                self.register_does(&ask)
+            let mut ask: Ask = ask;
+            let Some(answer) = ask.answer.take() else {
+                let cut = self.register.down || self.register.unreachable.contains(&ask.from);
+                let answer = if cut {
+                    OwnershipAnswer::Unknown("no answer".to_owned())
+                } else {
+                    self.register_does(&ask)
+                };
+                let at = now + Duration::from_millis(self.register.delay);
+                self.register.asks.push(Ask {
+                    at,
+                    answer: Some(answer),
+                    ..ask
+                });
+                continue;
             };
             let member = &mut self.members[ask.from];
             let same_life = member.node.status().me.incarnation.0 == ask.incarnation;
@@ -546,14 +597,10 @@ impl World {
                     self.datagram(index, usize::from(peer.0) - 1, link, bytes);
                 }
                 Output::Ownership { token, group, op } => {
-                    let wait = if self.register.down {
-                        5
-                    } else {
-                        self.register.delay
-                    };
-                    let jitter = self.dice.below(2);
+                    let wait = self.register.delay + self.dice.below(2);
                     self.register.asks.push(Ask {
-                        at: now + Duration::from_millis(wait + jitter),
+                        at: now + Duration::from_millis(wait),
+                        answer: None,
                         from: index,
                         incarnation,
                         token,
@@ -591,8 +638,7 @@ impl World {
                     let part = &mut member.groups[usize::from(group.0)];
                     for item in items {
                         let key = (item.slot, item.direction == Direction::Outbound);
-                        let known = part.limits.entry(key).or_insert(0);
-                        *known = (*known).max(item.limit);
+                        part.limits.insert(key, item.limit);
                     }
                     self.arm(index, token);
                 }
