@@ -73,7 +73,7 @@ impl Resources {
 
     /// A process was started.
     pub fn note_process(&self, pid: u32) -> Result<()> {
-        self.note(&format!("pid {pid} {}", start_time(pid).unwrap_or(0)))
+        self.ledger().note_process(pid)
     }
 
     /// A file or folder (a pin) will exist that must go.
@@ -87,12 +87,32 @@ impl Resources {
         self.note("keep")
     }
 
+    /// A handle for what starts processes later, after the `Resources` are out of reach.
+    pub fn ledger(&self) -> Ledger {
+        Ledger(self.folder.join("ledger"))
+    }
+
     fn note(&self, line: &str) -> Result<()> {
-        let path = self.folder.join("ledger");
+        self.ledger().note(line)
+    }
+}
+
+/// The ledger of one lab.
+#[derive(Clone, Debug)]
+pub struct Ledger(PathBuf);
+
+impl Ledger {
+    /// A process was started.
+    pub fn note_process(&self, pid: u32) -> Result<()> {
+        self.note(&format!("pid {pid} {}", start_time(pid).unwrap_or(0)))
+    }
+
+    fn note(&self, line: &str) -> Result<()> {
+        let path = &self.0;
         let mut file = OpenOptions::new()
             .create(true)
             .append(true)
-            .open(&path)
+            .open(path)
             .with_context(|| path.display().to_string())?;
         writeln!(file, "{line}").with_context(|| path.display().to_string())
     }
