@@ -23,6 +23,9 @@ const HTTP2_PING: Duration = Duration::from_secs(6);
 const HTTP2_PING_ANSWER: Duration = Duration::from_secs(2);
 /// For connections without streams.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(5);
+/// A read that is not answered for this long goes to the next endpoint as well. A healthy etcd on spinning disks needs less,
+/// and a takeover has no time for more.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// First and longest wait before an endpoint that failed is asked again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
 
@@ -48,6 +51,22 @@ impl Endpoint {
     /// A handle on the one connection to this endpoint.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// What this endpoint said, with its address.
+    ///
+    /// With TLS 1.3 a server that refuses the client's certificate does so after the client believes the handshake to be
+    /// over, and the reason is lost below HTTP/2: then the connection is just closed.
+    fn said(&self, error: &etcd_client::Error) -> String {
+        let said = said(error);
+        let closed =
+            self.url.starts_with("https:") && said.contains("closed") && !said.contains("ertificate");
+        let hint = if closed {
+            "; does the server accept this member's client certificate?"
+        } else {
+            ""
+        };
+        format!("{}: {said}{hint}", self.url)
     }
 }
 
@@ -139,7 +158,7 @@ impl Endpoints {
 
     /// How long an endpoint may think before the next one is asked as well.
     fn patience(&self) -> Duration {
-        (self.timeout / 10).max(Duration::from_millis(10))
+        (self.timeout / 10).min(PATIENCE)
     }
 
     /// Asks until somebody answers, at most until `deadline`. Returns the endpoint that did, and what it said.
@@ -175,7 +194,7 @@ impl Endpoints {
                         Err(error) => error,
                     };
                     busy[number] = false;
-                    last = Some(format!("{}: {}", self.all[number].url, said(&error)));
+                    last = Some(self.all[number].said(&error));
                     failures += 1;
                     // Each of them at once, then all of them again after a while: in an election nobody has an answer.
                     let rounds = (failures / self.all.len()).min(8) as u32;
