@@ -42,8 +42,16 @@ impl Resources {
             )?;
             let id = format!("{:02x}{:02x}", random[0], random[1]);
             let folder = Path::new(BASE).join(&id);
+            // Under another name until the ledger says whose it is: without that line it looks like a leftover to all others.
+            let fresh = Path::new(BASE).join(format!(".{id}"));
             fs::create_dir_all(BASE).with_context(|| format!("cannot create {BASE}: the lab needs root"))?;
-            if fs::create_dir(&folder).is_err() {
+            if folder.exists() || fs::create_dir(&fresh).is_err() {
+                continue;
+            }
+            let me = std::process::id();
+            Ledger(fresh.join("ledger")).note(&format!("lab {me} {}", start_time(me).unwrap_or(0)))?;
+            if fs::rename(&fresh, &folder).is_err() {
+                let _ = fs::remove_dir_all(&fresh);
                 continue;
             }
             let this = Self {
@@ -51,8 +59,6 @@ impl Resources {
                 folder: folder.clone(),
                 kept: false,
             };
-            let me = std::process::id();
-            this.note(&format!("lab {me} {}", start_time(me).unwrap_or(0)))?;
             if let Ok(mut live) = LIVE.lock() {
                 live.push(folder);
             }
@@ -163,7 +169,12 @@ pub fn clear_leftovers() {
             .lines()
             .find_map(|l| l.strip_prefix("lab "))
             .and_then(parse_process);
-        let alive = owner.is_some_and(|(pid, start)| start_time(pid) == Some(start));
+        let alive = match owner {
+            Some((pid, start)) => start_time(pid) == Some(start),
+            None => folder
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with('.')),
+        };
         if !alive && !text.lines().any(|l| l == "keep") {
             clear(&folder);
         }
@@ -241,6 +252,24 @@ fn parse_process(line: &str) -> Option<(u32, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labs_that_start_at_once_do_not_take_each_other_for_leftovers() {
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                std::thread::spawn(|| {
+                    for _ in 0..25 {
+                        let lab = Resources::new().expect("a lab");
+                        clear_leftovers();
+                        assert!(lab.folder.join("ledger").exists(), "{} was cleared", lab.id);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no lab is lost");
+        }
+    }
 
     #[test]
     fn a_process_is_known_by_its_start_time_and_a_dead_one_has_none() {

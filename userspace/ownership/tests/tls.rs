@@ -8,7 +8,9 @@ use common::{G0, Member, config, record, unknown, write};
 use lab::etcd::{EtcdCluster, EtcdServerTls};
 use lab::resources::Resources;
 use ownership::{Engine, EtcdConfig, EtcdTls};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -24,6 +26,7 @@ impl Authority {
     fn new(folder: &Path, name: &str) -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = folder.join(format!("{name}.pem"));
         fs::write(
