@@ -1,38 +1,36 @@
 //! The external ownership engine: questions of the node go out, answers and news come back as inputs.
 
-use anyhow::{Result, bail};
-use cluster::{GroupRecord, Input, OwnershipAnswer, OwnershipOp};
+use anyhow::{Context, Result};
+use cluster::{Input, OwnershipAnswer, OwnershipOp};
 use model::GroupId;
+use ownership::{Engine, EtcdConfig, EtcdTls, Told};
 use tokio::sync::mpsc;
 
 use super::Core;
 use crate::clock;
 use crate::config::Config;
 
-/// What the engine says.
-pub enum Told {
-    /// To a question.
-    Answer { token: u64, answer: OwnershipAnswer },
-    /// A key changed, or was found at the start.
-    Seen {
-        group: GroupId,
-        record: Option<GroupRecord>,
-    },
-}
-
-/// The engine that is configured.
-pub struct OwnershipEngine;
-
-impl OwnershipEngine {
-    fn ask(&self, _token: u64, _group: GroupId, _op: OwnershipOp) {}
-}
-
 /// Starts the engine that is configured; `None`: the pair settles ownership itself.
-pub fn start(config: &Config, _told: mpsc::Sender<Told>) -> Result<Option<OwnershipEngine>> {
-    match &config.cluster.etcd {
-        None => Ok(None),
-        Some(_) => bail!("this build has no etcd client"),
-    }
+///
+/// # Errors
+/// Its configuration cannot be used. An etcd that is down is no error.
+pub fn start(config: &Config, told: mpsc::Sender<Told>) -> Result<Option<Engine>> {
+    let Some(etcd) = &config.cluster.etcd else {
+        return Ok(None);
+    };
+    let engine = EtcdConfig {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone(),
+        cluster: config.cluster.name.clone(),
+        tls: etcd.tls.as_ref().map(|tls| EtcdTls {
+            ca: tls.ca.clone(),
+            cert: tls.cert.clone(),
+            key: tls.key.clone(),
+        }),
+        request_timeout: etcd.timeout,
+    };
+    let engine = Engine::start(engine, config.cluster.groups, told).context("cannot use [cluster.etcd]")?;
+    Ok(Some(engine))
 }
 
 impl Core {

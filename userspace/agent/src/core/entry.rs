@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ike::{Change, IkeSaChange};
-use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, SecretBytes};
+use model::{ChildSaChange, EspSpi, IkeSpi, SecretBytes};
 use sad::SnapshotSa;
 use serde::{Deserialize, Serialize};
 
@@ -42,11 +42,6 @@ pub struct Snapshot {
     pub children: Vec<SnapshotSa>,
     /// Child SAs (by inbound SPI) whose numbers a lost standby may have used, and that are still to be rekeyed.
     pub suspects: Vec<EspSpi>,
-    /// Entries that are written and not acknowledged by everybody yet, and the epoch that they are written in: the snapshot's
-    /// position is behind them.
-    pub tail: Vec<Vec<EntryChange>>,
-    /// See `tail`.
-    pub epoch: Epoch,
 }
 
 /// Why octets are no entry.

@@ -69,6 +69,11 @@ impl Group {
             adoption: None,
         }
     }
+
+    /// Whether a proposal of this name waits for its acknowledgement.
+    pub fn has_proposed(&self, token: u64) -> bool {
+        self.pending.iter().any(|p| p.token == token)
+    }
 }
 
 /// All groups.

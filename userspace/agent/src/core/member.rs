@@ -1,5 +1,7 @@
 //! What the cluster node wants done: journal entries, snapshots, raises, words; and what it is told.
 
+use std::collections::VecDeque;
+
 use cluster::{Input, Link, Output, RaiseItem};
 use model::{ChildSaChange, Epoch, EspSpi, GroupId, MemberId};
 use sad::{Context, Direction, LimitRaise};
@@ -332,11 +334,10 @@ impl Core {
                     .warn_of(id, "join", format!("the CPUs were not drained: {error}"));
             }
         }
+        self.take_effect(id);
         let layout = self.groups.layout;
         let now = clock::now();
         let group = self.groups.get(id);
-        // The snapshot's position is behind everything that is written, acknowledged or not.
-        let tail = group.pending.iter().map(|p| p.changes.clone()).collect();
         let snapshot = Snapshot {
             ike: self
                 .mirrored(id)
@@ -346,8 +347,6 @@ impl Core {
                 .sad
                 .snapshot_where(|segment| layout.group_of(segment) == id, now),
             suspects: group.suspects.spis(),
-            tail,
-            epoch: group.ownership.epoch,
         };
         let bytes = entry::encode_snapshot(&snapshot);
         let took = clock::now().since(now).as_secs_f64() * 1000.0;
@@ -366,6 +365,21 @@ impl Core {
             token,
             bytes,
         });
+    }
+
+    /// Entries of the group that are committed by now take effect: the snapshot's position is behind them. Whatever else the
+    /// node has put out keeps its order.
+    fn take_effect(&mut self, id: GroupId) {
+        let mut later = VecDeque::new();
+        while let Some(output) = self.deferred.pop_front().or_else(|| self.node.poll()) {
+            match output {
+                Output::Committed { token } if self.groups.get(id).has_proposed(token) => {
+                    self.committed(token)
+                }
+                other => later.push_back(other),
+            }
+        }
+        self.deferred = later;
     }
 
     /// Joining: takes the owner's state of the group in place of its own.
@@ -402,12 +416,6 @@ impl Core {
             .restore_where(of_group, snapshot.children, clock::now())
             .map_err(|error| error.to_string())?;
         self.execute(&plan).map_err(|error| error.to_string())?;
-        for changes in snapshot.tail {
-            if let Some((spi_in, error)) = self.apply(id, &changes, snapshot.epoch, false).into_iter().next()
-            {
-                return Err(format!("SA {spi_in}: {error}"));
-            }
-        }
         let took = clock::now().since(began).as_secs_f64() * 1000.0;
         Ok(format!(
             "snapshot installed: {ike} IKE and {children} Child SAs, {took:.1} ms"

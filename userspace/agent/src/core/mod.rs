@@ -102,7 +102,7 @@ struct Core {
     scan: limits::Scan,
     health: health::Health,
     /// The external ownership engine, where there is one.
-    ownership_engine: Option<engine::OwnershipEngine>,
+    ownership_engine: Option<ownership::Engine>,
     /// Lists of SAs that are being put together.
     listings: Vec<sas::Listing>,
     /// Peers that began anew, by the IKE SA that says so: the other members hear of it with that IKE SA's next commit.

@@ -40,7 +40,7 @@ pub struct Io {
     pub tun: AsyncDevice,
     pub netlink: Handle,
     /// What the ownership engine says.
-    pub ownership: mpsc::Receiver<engine::Told>,
+    pub ownership: mpsc::Receiver<ownership::Told>,
     /// How the interfaces are.
     pub links: mpsc::Receiver<net::watch::LinkNews>,
 }
