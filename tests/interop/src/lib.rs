@@ -10,6 +10,7 @@ pub mod clock;
 pub mod cmd;
 pub mod config;
 pub mod esp;
+pub mod etcd;
 pub mod flow;
 pub mod iperf;
 pub mod ledger;

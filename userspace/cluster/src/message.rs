@@ -2,13 +2,13 @@
 //! say what was said. Anything of another version, epoch or incarnation is refused by name.
 
 use crate::rules::EpochId;
-use model::{Epoch, EspSpi, Incarnation, MemberId};
+use model::{Epoch, EspSpi, GroupId, Incarnation, MemberId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// Version of the records on the synch channel.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Octets of a snapshot in one record.
 pub const CHUNK: usize = 32 * 1024;
 /// Longest record that is accepted.
@@ -82,29 +82,46 @@ pub struct RaiseKey {
     pub direction: Direction,
 }
 
+/// Digest of each part of the policy that all members must share, by the name of the part.
+pub type Policy = BTreeMap<String, [u8; 16]>;
+
 /// A record.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Message {
     /// Who says it, in which life.
     pub from: SetMember,
-    /// The sender's epoch.
-    pub epoch: EpochId,
     /// What.
     pub body: Body,
 }
 
-/// What a record says. No `Debug`: journal entries and snapshots hold keys.
+/// What a record is about. No `Debug`: journal entries and snapshots hold keys.
 #[derive(Clone, Serialize, Deserialize)]
 pub enum Body {
     /// I am alive.
     Heartbeat(Heartbeat),
     /// First record on a stream.
     Hello {
-        /// Digest of the policy that all members must share.
-        digest: [u8; 32],
+        /// Digests of the policy that all members must share.
+        policy: Policy,
         /// MAC addresses and the like; the agent's business.
         facts: Vec<u8>,
     },
+    /// An operator wants every group at the member that it is meant for.
+    Rebalance,
+    /// About one group.
+    Group {
+        /// Which.
+        group: GroupId,
+        /// The sender's epoch of the group.
+        epoch: EpochId,
+        /// What.
+        body: GroupBody,
+    },
+}
+
+/// What a record says of a group.
+#[derive(Clone, Serialize, Deserialize)]
+pub enum GroupBody {
     /// A change.
     Journal {
         /// Its position; they are consecutive.
@@ -118,9 +135,35 @@ pub enum Body {
         position: u64,
     },
     /// New limits, each with its version.
-    Raise(Vec<(u64, RaiseItem)>),
+    Raise {
+        /// Versions up to this one are armed by every in-sync member.
+        settled: u64,
+        /// Version and limits.
+        items: Vec<(u64, RaiseItem)>,
+    },
     /// These versions are armed.
-    RaiseAck(Vec<(u64, RaiseKey)>),
+    RaiseAck {
+        /// Armed.
+        armed: Vec<(u64, RaiseKey)>,
+        /// Versions for SAs that the sender does not know.
+        unknown: Vec<(u64, RaiseKey)>,
+    },
+    /// Taker to the other in-sync members: I own the group in the epoch of this record.
+    NewEpoch {
+        /// The epoch that it follows.
+        old: EpochId,
+        /// Last journal position in the taker's mirror.
+        position: u64,
+        /// The new in-sync set.
+        in_sync: BTreeSet<SetMember>,
+    },
+    /// I follow you: my mirror ends where yours does.
+    EpochAck {
+        /// The position.
+        position: u64,
+        /// SA directions whose last raise I armed without hearing that everybody has: say what holds.
+        doubtful: Vec<RaiseKey>,
+    },
     /// Right edges of inbound windows, for the evidence rule; may be stale.
     Report(Vec<(u32, EspSpi, u64)>),
     /// Let me join; whatever this life of mine held before, I hold nothing now.
@@ -166,8 +209,11 @@ pub enum Body {
     },
     /// You were excluded: I go on alone.
     SoloNotice,
-    /// Standby to owner: please hand over to me (an operator asked here).
-    HandoverRequest,
+    /// To the owner: please hand the group over to this member (an operator asked here).
+    HandoverRequest {
+        /// The taker.
+        to: MemberId,
+    },
     /// Owner to taker: take over; everything up to `position` is acknowledged.
     HandoverOffer {
         /// Journal position.
@@ -201,14 +247,51 @@ pub struct Heartbeat {
     pub seq: u64,
     /// The receiver's last heartbeat that the sender has seen, and the life that it came from: the confirmation.
     pub echo: Option<(Incarnation, u64)>,
-    /// The sender owns the segments.
-    pub owner: bool,
-    /// The in-sync set as the owner knows it; empty from anybody else.
-    pub in_sync: BTreeSet<SetMember>,
-    /// Last journal position written (owner) or armed (standby).
-    pub position: u64,
     /// A reply, to which nobody replies.
     pub reply: bool,
+    /// The sender's data plane works.
+    pub healthy: bool,
+    /// The sender is being drained: it wants no groups.
+    pub draining: bool,
+    /// The lives that the masks below speak of.
+    pub lives: Vec<SetMember>,
+    /// One for each group, in the order of the groups.
+    pub groups: Vec<GroupBeat>,
+}
+
+/// What a heartbeat says of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupBeat {
+    /// The sender's epoch.
+    pub epoch: EpochId,
+    /// The sender owns the group.
+    pub owner: bool,
+    /// The in-sync set as the owner knows it, bit `member - 1`; 0 from anybody else.
+    pub in_sync: u16,
+    /// Owner: the member that is joining, 0 for none.
+    pub joining: u8,
+    /// Last journal position written (owner) or armed (standby).
+    pub position: u64,
+    /// Owner: raises up to this version are armed by every in-sync member.
+    pub settled: u64,
+}
+
+impl Heartbeat {
+    /// The set that a mask stands for; members whose life the heartbeat does not name are left out.
+    pub fn set_of(&self, mask: u16) -> BTreeSet<SetMember> {
+        self.lives
+            .iter()
+            .copied()
+            .filter(|m| (1..=16).contains(&m.member.0) && mask & (1 << (m.member.0 - 1)) != 0)
+            .collect()
+    }
+
+    /// The mask of a set.
+    pub fn mask_of(set: &BTreeSet<SetMember>) -> u16 {
+        set.iter()
+            .filter(|m| (1..=16).contains(&m.member.0))
+            .fold(0, |mask, m| mask | 1 << (m.member.0 - 1))
+    }
 }
 
 /// Why a record was refused.
