@@ -410,6 +410,47 @@ fn a_drained_member_gets_nothing_back_until_it_is_undrained() {
 }
 
 #[test]
+fn members_of_two_formats_work_together_and_an_upgrade_one_by_one_loses_nothing() {
+    let mut world = World::of(1, Shape::engine(3));
+    for index in [A, B, C] {
+        world.members[index].node.speak_at_most(2);
+    }
+    world.relink();
+    world.run_until(3000, "a cluster of the old format", |w| w.settled(A));
+    let mut entries = 0u64;
+    let mut owner = A;
+    for upgraded in [C, B, A] {
+        if owner == upgraded {
+            world.command(owner, Command::Drain);
+            world.run_until(2000, "drained", |w| w.settled(B) || w.settled(C));
+            owner = if world.members[B].is_owner() { B } else { C };
+        }
+        world.kill(upgraded);
+        world.restart(upgraded);
+        world.run_until(3000, "the upgraded member is in sync", |w| w.settled(owner));
+        for _ in 0..5 {
+            entries += 1;
+            world.propose(owner, &entries.to_be_bytes());
+            world.run(10);
+        }
+        assert_eq!(world.members[upgraded].groups[0].mirror.len() as u64, entries);
+        // The pairs that are both upgraded speak the new format.
+        let formats: Vec<u8> = (0..3)
+            .flat_map(|i| world.members[i].node.status().peers)
+            .map(|p| p.speaks)
+            .collect();
+        let upgraded_pairs = formats.iter().filter(|v| **v == 3).count();
+        assert_eq!(
+            upgraded_pairs,
+            [0, 2, 6][[C, B, A]
+                .iter()
+                .position(|m| *m == upgraded)
+                .expect("one of them")]
+        );
+    }
+}
+
+#[test]
 fn the_same_id_twice_is_noticed() {
     let mut world = three();
     world.run(6000);
@@ -421,7 +462,7 @@ fn the_same_id_twice_is_noticed() {
         },
         body: cluster::message::Body::Rebalance,
     };
-    world.garbage(A, twin.encode());
+    world.garbage(A, twin.encode(cluster::message::VERSION));
     assert!(world.saw(A, |e| matches!(e, EventKind::Twin(MemberId(2)))));
     assert!(world.settled(A));
 }

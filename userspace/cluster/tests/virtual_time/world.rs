@@ -272,6 +272,14 @@ impl World {
         self.settle(index);
     }
 
+    /// All links come up anew.
+    pub fn relink(&mut self) {
+        for index in self.everybody() {
+            self.links(index, false);
+            self.links(index, true);
+        }
+    }
+
     /// Member 2 starts over with another policy.
     pub fn differ(&mut self) {
         let mut other = self.shape.config(1, 2);
