@@ -275,6 +275,50 @@ fn a_snapshot_does_not_swallow_entries_that_wait_for_another_standby() {
 }
 
 #[test]
+fn a_joiner_that_is_slow_with_its_snapshot_stalls_no_raise_and_misses_none() {
+    let mut world = three();
+    world.raise(A, 1, Direction::Outbound, 100);
+    world.run(10);
+    world.kill(C);
+    world.run_until(1000, "C is out", |w| record(w).2 == 2);
+    world.restart(C);
+    world.members[C].slow_snapshot = true;
+    world.run(600);
+    for limit in [200, 300] {
+        world.raise(A, 1, Direction::Outbound, limit);
+        world.run(5);
+        assert_eq!(
+            world.members[A].groups[0].limits[&(1, true)],
+            limit,
+            "B has acknowledged it"
+        );
+    }
+    assert_eq!(
+        world.members[C].groups[0].limits[&(1, true)],
+        100,
+        "the snapshot's"
+    );
+    world.release(C);
+    world.run_until(1000, "C is in sync", |w| w.settled(A));
+    assert_eq!(world.members[C].groups[0].limits[&(1, true)], 300);
+}
+
+#[test]
+fn a_joiner_that_never_arms_its_snapshot_makes_room_for_another() {
+    let mut world = three();
+    world.kill(B);
+    world.kill(C);
+    world.run_until(1000, "A is alone", |w| record(w).2 == 1);
+    world.restart(B);
+    world.members[B].slow_snapshot = true;
+    world.run(500);
+    world.restart(C);
+    world.run(5000);
+    assert_eq!(record(&world).2, 1, "one joins after the other");
+    world.run_until(40_000, "C is in sync", |w| record(w).2 == 2);
+}
+
+#[test]
 fn a_member_that_everybody_has_forgotten_does_not_claim() {
     let mut world = three();
     world.isolated = vec![C];
