@@ -1,7 +1,7 @@
 //! What goes into a node and what comes out.
 
 use crate::message::{Link, RaiseItem, RaiseKey, SetMember};
-use crate::ownership::{OwnershipAnswer, OwnershipOp, GroupRecord};
+use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{EpochId, Standing};
 use model::{EspSpi, GroupId, Instant, MemberId};
 use std::collections::BTreeSet;
