@@ -107,7 +107,12 @@ impl Actor<'_> {
                     && same()
             }
             Body::Offer { key } => {
-                usize::from(key.epoch.owner) == self.at && me.mirror && !me.leads() && key.epoch > me.epoch
+                usize::from(key.epoch.owner) == self.at
+                    && me.mirror
+                    && !me.leads()
+                    && key.epoch > me.epoch
+                    // The answer to a claim of its own comes first: the record may be further than the offer.
+                    && (me.write.is_none() || !self.rules.answer_before_offer)
             }
         }
     }
@@ -324,6 +329,7 @@ impl Actor<'_> {
         }
         let new = cluster::rules::start_over(Some(&record), self.name());
         self.state.key = self.state.key.then(&new);
+        self.state.ghost.anew = true;
         true
     }
 

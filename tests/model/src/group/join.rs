@@ -66,6 +66,7 @@ impl Actor<'_> {
             }
             self.after_change();
         }
+        self.set_alone();
         let me = self.view();
         let (lim, journal, version, open) = (me.lim, me.journal.clone(), me.version, me.open);
         self.say(Body::Snapshot {
@@ -123,7 +124,9 @@ impl Actor<'_> {
             acknowledged: me.acknowledged[usize::from(join.at)].into(),
             written: me.journal.len() as u64,
             raises_open: usize::from(me.open.is_some()),
-            caps_verified: true,
+            caps_verified: self
+                .range()
+                .is_some_and(|(_, last)| last != u64::MAX && u64::from(me.counter) <= last),
         })
     }
 

@@ -11,8 +11,10 @@ use std::collections::BTreeSet;
 
 impl Actor<'_> {
     pub(super) fn set_alone(&mut self) {
-        let standing = cluster::rules::standing_in(&wide(&self.view().known));
-        self.me().alone = standing == Standing::AloneTaker;
+        let me = self.view();
+        let standing = cluster::rules::standing_in(&wide(&me.known));
+        let joins = me.join.is_some() && self.rules.joiner_keeps_limits;
+        self.me().alone = standing == Standing::AloneTaker && !joins;
     }
 
     /// Looks whether a taker may serve, and states limits anew where they are in doubt.
@@ -358,6 +360,8 @@ impl Actor<'_> {
         {
             open.missing[at] = 0;
         }
+        self.set_alone();
         self.complete_raise();
+        self.after_change();
     }
 }

@@ -71,6 +71,10 @@ pub struct Rules {
     pub keeps_raises: bool,
     /// A member named by a planned move goes the way of a taker: it serves once all follow and doubts are stated anew.
     pub move_is_takeover: bool,
+    /// A member whose own claim has no answer yet does not act on the offer of a planned move.
+    pub answer_before_offer: bool,
+    /// An owner is not alone (and has upper limits) while a member joins that holds a snapshot with such limits.
+    pub joiner_keeps_limits: bool,
     /// A snapshot is sent once the receiver's old place in the set is gone, not before.
     pub removes_before_snapshot: bool,
 }
@@ -108,6 +112,8 @@ impl Rules {
         shrinks_when_written: true,
         keeps_raises: true,
         move_is_takeover: true,
+        joiner_keeps_limits: true,
+        answer_before_offer: true,
         removes_before_snapshot: true,
     };
 }

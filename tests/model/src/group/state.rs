@@ -405,6 +405,8 @@ pub struct Ghost {
     pub restated: bool,
     /// A member entered the set.
     pub entered: bool,
+    /// The group began anew, without this SA.
+    pub anew: bool,
 }
 
 /// What must never happen.

@@ -362,6 +362,9 @@ impl Model for World {
 impl World {
     /// If a life that the record lists runs, one that the record lists can go on.
     fn survivor_can_go_on(&self, state: &State) -> bool {
+        if state.ghost.anew {
+            return true;
+        }
         let listed = (0..MEMBERS).any(|m| state.members[m].up && state.key.set[m] == state.members[m].life);
         let mut scratch = state.clone();
         let actor = self.actor(&mut scratch, 0);

@@ -4,7 +4,7 @@ use crate::keeps::NONE;
 use crate::{breaks, world};
 use cluster::Direction::{Inbound, Outbound};
 use cluster::GroupRecord;
-use cluster::rules::EpochId;
+use cluster::rules::{EpochId, JoinFacts};
 use cluster::rules_doubt::Fate;
 use datapath::limits::{InboundRange, OutboundRange};
 use test_model::group::rules::Rules;
@@ -425,4 +425,45 @@ fn a_member_outside_the_set_does_not_claim() {
         ..small()
     };
     breaks("an excluded member claims", R4, pair(bounds, rules));
+}
+
+#[test]
+fn the_answer_to_a_claim_comes_before_the_offer_of_a_move() {
+    let rules = Rules {
+        answer_before_offer: false,
+        ..PRODUCT
+    };
+    let bounds = Left {
+        claims: 1,
+        moves: 1,
+        exclusions: 1,
+        ..NONE
+    };
+    breaks(
+        "a claim of its own forgotten for an offer",
+        SURVIVOR,
+        pair(bounds, rules),
+    );
+}
+
+#[test]
+fn an_owner_whose_last_standby_goes_keeps_its_limits_while_another_member_joins() {
+    let rules = Rules {
+        joiner_keeps_limits: false,
+        may_enter: |facts| {
+            cluster::rules::may_enter(&JoinFacts {
+                caps_verified: true,
+                ..*facts
+            })
+        },
+        ..PRODUCT
+    };
+    let bounds = Left {
+        claims: 2,
+        exclusions: 2,
+        joins: 1,
+        alone_uses: 1,
+        ..NONE
+    };
+    breaks("alone while a member joins", R4, with(bounds, rules));
 }
