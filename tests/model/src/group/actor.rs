@@ -103,7 +103,7 @@ impl Actor<'_> {
             Body::Excluded { to, id } => {
                 *to == (self.at as u8, me.life)
                     && matches!(me.role, Role::Following | Role::InSync | Role::Asking)
-                    && *id == me.join_id
+                    && (*id == me.join_id || !self.rules.notice_names_join)
                     && same()
             }
             Body::Offer { key } => {

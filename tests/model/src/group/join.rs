@@ -30,9 +30,7 @@ impl Actor<'_> {
                 self.state.left.exclusions -= 1;
                 self.exclude(from);
             }
-            if self.rules.removes_before_snapshot || self.view().role != Role::Owner {
-                return;
-            }
+            return;
         }
         let member = name(from, life);
         let me = self.me();

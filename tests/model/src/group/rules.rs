@@ -75,8 +75,8 @@ pub struct Rules {
     pub answer_before_offer: bool,
     /// An owner is not alone (and has upper limits) while a member joins that holds a snapshot with such limits.
     pub joiner_keeps_limits: bool,
-    /// A snapshot is sent once the receiver's old place in the set is gone, not before.
-    pub removes_before_snapshot: bool,
+    /// The notice that a member is excluded says which of its joins is void.
+    pub notice_names_join: bool,
 }
 
 impl Rules {
@@ -112,8 +112,8 @@ impl Rules {
         shrinks_when_written: true,
         keeps_raises: true,
         move_is_takeover: true,
+        notice_names_join: true,
         joiner_keeps_limits: true,
         answer_before_offer: true,
-        removes_before_snapshot: true,
     };
 }

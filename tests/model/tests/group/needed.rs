@@ -467,3 +467,18 @@ fn an_owner_whose_last_standby_goes_keeps_its_limits_while_another_member_joins(
     };
     breaks("alone while a member joins", R4, with(bounds, rules));
 }
+
+#[test]
+fn a_notice_of_exclusion_says_which_join_is_void() {
+    let rules = Rules {
+        notice_names_join: false,
+        ..PRODUCT
+    };
+    let bounds = Left {
+        exclusions: 1,
+        joins: 1,
+        crashes: 1,
+        ..NONE
+    };
+    breaks("a late notice of exclusion", SURVIVOR, pair(bounds, rules));
+}
