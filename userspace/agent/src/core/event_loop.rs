@@ -155,6 +155,7 @@ async fn event_loop(
         // Each of these takes two milliseconds of a turn at most, and has another one at once while there is more to do.
         core.merge_turn(now);
         core.adopt_turn(now);
+        core.snapshot_turn(now);
         core.list_turn(now);
         if second <= now {
             second = now + Duration::from_secs(1);
@@ -176,6 +177,7 @@ async fn event_loop(
                 }
             }
             Some(told) = io.ownership.recv() => core.ownership_told(told),
+            Some(made) = io.snapshots.recv() => core.snapshot_made(made),
             Some(news) = io.links.recv() => core.link_news(&news),
             ready = events.readable() => {
                 if let Ok(mut ready) = ready { ready.clear_ready(); }
@@ -202,7 +204,8 @@ async fn event_loop(
 impl Core {
     /// When the loop has something to do of itself.
     fn next_wake(&self) -> Instant {
-        if self.is_adopting() || !self.merging.is_empty() || !self.listings.is_empty() {
+        let turns = self.is_adopting() || self.snapshots.is_busy();
+        if turns || !self.merging.is_empty() || !self.listings.is_empty() {
             return Instant(0);
         }
         let timers = [self.engine.next_timeout(), self.announce_due()];
