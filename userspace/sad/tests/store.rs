@@ -704,7 +704,7 @@ fn install_in(world: &mut World, segment: SegmentId, remote: &str) -> EspSpi {
 #[test]
 fn one_group_is_restored_and_cleared_and_the_others_stay() {
     // Two groups: even and odd segments.
-    let even = |segment: SegmentId| segment.0 % 2 == 0;
+    let even = |segment: SegmentId| segment.0.is_multiple_of(2);
     let now = Instant::from_millis(2000);
     let mut owner = World::new(1);
     let mine = owner.install("10.2.0.0-10.2.0.255", OutboundUse::Now, None);

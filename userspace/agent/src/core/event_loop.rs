@@ -165,6 +165,10 @@ async fn event_loop(
             return Ok(());
         }
         let wake = core.next_wake().min(second);
+        if wake <= clock::now() {
+            // The synch channel's tasks share this thread.
+            tokio::task::yield_now().await;
+        }
         tokio::select! {
             biased;
             _ = terminate.recv(), if leaving.is_none() => leaving = Some(core.leave()),
@@ -190,13 +194,14 @@ async fn event_loop(
             () = readable(logs.as_ref()) => {
                 if let Some(logs) = &mut logs { logs.get_mut().drain(); }
             }
-            () = clock::sleep_until(wake) => {}
             (local, remote, length) = io.sockets.receive(&mut datagram) => {
                 core.datagram(local, remote, &datagram[..length]);
             }
             Some(wish) = wishes.recv() => core.answer(wish),
             Ok(length) = io.tun.recv(&mut packet) => core.local_packet(&packet[..length]),
             Ok(length) = io.esp.receive(&mut esp) => core.reassembled(&esp[..length]),
+            // Last: whatever has come goes before work that can wait. Timers are looked at in every turn.
+            () = clock::sleep_until(wake) => {}
         }
     }
 }
