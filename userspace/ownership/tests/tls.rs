@@ -118,7 +118,14 @@ async fn only_the_right_certificates_are_let_in_and_trusted() {
     assert!(why.contains("UnknownIssuer"), "{why}");
     assert_eq!(intruder.seen(G0), []);
     assert_eq!(careful.seen(G0), []);
-    assert_eq!(member.read(G0).await, Is(Some(a)));
+    assert_eq!(member.read(G0).await, Is(Some(a.clone())));
+
+    // New files are taken without a start: first only one of the two, which fits nothing.
+    fs::copy(&right.0, &wrong.0).expect("copy");
+    unknown(intruder.read(G0).await);
+    fs::copy(&right.1, &wrong.1).expect("copy");
+    assert_eq!(intruder.read_until_known(G0).await, Some(a.clone()));
+    intruder.sees(G0, Some(&a)).await;
 }
 
 /// The commands are those of docs/examples/etcd.md.
