@@ -4,7 +4,8 @@ use agent::api::{IkeSa, LoggedEvent, Status};
 use comfy_table::{Table, presets};
 use std::fmt::Write;
 
-fn table(header: &[&str]) -> Table {
+/// An empty table.
+pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
@@ -200,6 +201,13 @@ pub fn events(events: &[LoggedEvent]) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// `YYYY-MM-DD`, of seconds since 1970.
+pub fn date(seconds: u64) -> String {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let text = humantime::format_rfc3339_seconds(time).to_string();
+    text.split('T').next().unwrap_or_default().to_owned()
 }
 
 /// `YYYY-MM-DDThh:mm:ss.mmmZ`.
