@@ -1,6 +1,6 @@
 //! Answers as tables for people.
 
-use agent::api::{IkeSa, LoggedEvent, Status};
+use agent::api::{ChannelStatus, IkeSa, LoggedEvent, Status};
 use comfy_table::{Table, presets};
 use std::fmt::Write;
 
@@ -69,6 +69,9 @@ pub fn status(status: &Status) -> String {
         ]);
     }
     let _ = writeln!(out, "\n{members}");
+    if !status.channel.certificate.is_empty() {
+        let _ = writeln!(out, "\n{}", channel(&status.channel));
+    }
     let mut connections = table(&["connection", "state", "peer", "Child SAs", "reason"]);
     for connection in &status.connections {
         connections.add_row([
@@ -115,6 +118,50 @@ pub fn status(status: &Status) -> String {
         let _ = writeln!(out, "\n{verdicts}");
     }
     out.truncate(out.trim_end().len());
+    out
+}
+
+/// The synch channel's part of `espalier status`.
+fn channel(channel: &ChannelStatus) -> String {
+    let mut out = format!(
+        "certificate {} of {}, until {} ({} days){}\n",
+        channel.certificate,
+        channel.issuer,
+        date(channel.not_after),
+        channel.days_left,
+        if channel.renewing {
+            ", links are being renewed"
+        } else {
+            ""
+        }
+    );
+    let mut links = table(&[
+        "link to",
+        "network",
+        "up for",
+        "round trip",
+        "release",
+        "certificate",
+        "days left",
+    ]);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    for link in &channel.links {
+        links.add_row([
+            link.member.to_string(),
+            link.link.clone(),
+            link.up_s.map_or_else(|| "down".to_owned(), |s| format!("{s} s")),
+            or_dash(link.rtt_ms.map(|ms| format!("{ms:.2} ms"))),
+            or_dash(link.release.clone()),
+            or_dash(link.certificate.clone()),
+            or_dash(link.days_left.map(|days| days.to_string())),
+        ]);
+    }
+    let _ = write!(out, "{links}");
+    let refused = channel.refused.iter().filter(|(_, n)| **n > 0);
+    let refused = refused.map(|(why, n)| format!("{why} {n}")).collect::<Vec<_>>();
+    if !refused.is_empty() {
+        let _ = write!(out, "\nrefused on the synch channel: {}", refused.join(", "));
+    }
     out
 }
 

@@ -63,6 +63,9 @@ impl Core {
             Request::Takeover(wish, answer) => self.take_over(wish.to, answer),
             Request::Rekey(wish, answer) => self.rekey(&wish, answer),
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
+            Request::ReloadPki(answer) => {
+                drop(answer.send(self.synch.reload_files(&self.config.cluster.pki)));
+            }
         }
     }
 
@@ -147,6 +150,7 @@ impl Core {
             *verdicts.entry(count.verdict.name().to_owned()).or_insert(0) += count.packets;
         }
         Status {
+            channel: self.synch.status(),
             cluster: self.config.cluster.name.clone(),
             member: self.me.0,
             name: self.config.me().name.clone(),
@@ -494,7 +498,7 @@ impl Core {
                 datagram_sent: load(&synch.datagram_sent),
                 datagram_received: load(&synch.datagram_received),
                 datagram_lost: load(&synch.datagram_lost),
-                refused: load(&synch.refused),
+                refused: self.synch.refusals().total(),
             },
         }
     }

@@ -293,6 +293,7 @@ impl Core {
 
         let synch = Synch::start(&synch_config(&config), identity, events)
             .context("cannot start the synch channel")?;
+        synch.reload_on_hangup(&config.cluster.pki)?;
 
         // Last: from here on packets meet the programs.
         let report = plane.attach().context("cannot attach the programs")?;
