@@ -8,7 +8,7 @@ use quinn::Endpoint;
 use tokio::sync::watch;
 
 use super::frame::FrameError;
-use super::link::{Serving, Shared, greet};
+use super::link::{Serving, Shared, YOUNG, greet};
 use super::refusal::Refusal;
 use super::tls::Credentials;
 
@@ -17,6 +17,9 @@ use super::tls::Credentials;
 const ATTEMPT: Duration = Duration::from_millis(800);
 /// First and longest pause between two attempts: a link that was cut is back soon.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+/// How much later the other side may have made a connection its link's.
+const LATER: Duration = Duration::from_millis(200);
 
 /// Growing pauses, half of each by chance: members that lost each other at the same time do not dial in step.
 struct Backoff(Duration);
@@ -74,21 +77,25 @@ impl Dialer {
 
     /// Serves a connection, and whatever replaces it, until the link is down.
     async fn keep(&self, serving: Serving) {
+        let slot = &self.shared.slot;
         let mut task = tokio::spawn(serving.run());
         loop {
+            let renewed = async {
+                slot.renew.notified().await;
+                // The other side knows the present connection a little later. A peer that asks all the time is heeded no
+                // more often than this.
+                if let Some(facts) = slot.facts() {
+                    tokio::time::sleep((YOUNG + LATER).saturating_sub(facts.since.elapsed())).await;
+                }
+                self.connect().await
+            };
             tokio::select! {
                 _ = &mut task => return,
-                () = self.shared.slot.renew.notified() => {
-                    // A peer that asks all the time is heeded no more often than this.
-                    if self.shared.slot.is_young() {
-                        continue;
-                    }
-                    match self.connect().await {
-                        // The old one was closed by the new one; its task ends by itself.
-                        Ok(serving) => task = tokio::spawn(serving.run()),
-                        // The old one stays.
-                        Err(failure) => self.failed(&failure),
-                    }
+                renewed = renewed => match renewed {
+                    // The old one is closed by the other side; its task ends by itself.
+                    Ok(serving) => task = tokio::spawn(serving.run()),
+                    // The old one stays.
+                    Err(failure) => self.failed(&failure),
                 }
             }
         }

@@ -65,6 +65,17 @@ struct Current {
     /// Version of our credentials under which it was made.
     credentials: u64,
     peer: Option<CertificateDer<'static>>,
+    /// Why it was closed from here.
+    why: Option<String>,
+}
+
+impl Current {
+    fn close(&mut self, code: u32, why: &str) {
+        if self.connection.close_reason().is_none() {
+            self.connection.close(code.into(), why.as_bytes());
+            self.why = Some(why.to_owned());
+        }
+    }
 }
 
 /// What is known of a connection.
@@ -82,8 +93,8 @@ impl Slot {
     }
 
     pub fn send_record(&self, record: Vec<u8>, refuse: impl FnOnce()) -> Result<(), SendError> {
-        let state = self.state();
-        let current = state.current.as_ref().ok_or(SendError::Down)?;
+        let mut state = self.state();
+        let current = state.current.as_mut().ok_or(SendError::Down)?;
         let length = record.len();
         let waiting = current.queued.fetch_add(length, Ordering::Relaxed) + length;
         let sent = if waiting > QUEUE_OCTETS {
@@ -100,9 +111,7 @@ impl Slot {
             Err(mpsc::error::TrySendError::Closed(())) => Err(SendError::Down),
             Err(mpsc::error::TrySendError::Full(())) => {
                 if current.connection.close_reason().is_none() {
-                    current
-                        .connection
-                        .close(code::BACKLOGGED.into(), b"the peer does not keep up");
+                    current.close(code::BACKLOGGED, Refusal::Backlogged.text());
                     refuse();
                 }
                 Err(SendError::Backlogged)
@@ -118,8 +127,8 @@ impl Slot {
     }
 
     pub fn close(&self, code: u32, why: &str) {
-        if let Some(current) = &self.state().current {
-            current.connection.close(code.into(), why.as_bytes());
+        if let Some(current) = &mut self.state().current {
+            current.close(code, why);
         }
     }
 
@@ -172,14 +181,13 @@ impl Slot {
         (generation, before.map(|before| before.connection))
     }
 
-    /// Whether this number was the current one.
-    fn remove(&self, generation: u64) -> bool {
+    /// Ends this connection if it is the current one: why it was closed from here, if it was.
+    fn remove(&self, generation: u64) -> Option<Option<String>> {
         let mut state = self.state();
-        let current = state.generation == generation && state.current.is_some();
-        if current {
-            state.current = None;
+        if state.generation != generation {
+            return None;
         }
-        current
+        state.current.take().map(|current| current.why)
     }
 
     fn is_current(&self, generation: u64) -> bool {
@@ -331,6 +339,7 @@ impl Shared {
             greeting: greeted.greeting,
             credentials,
             peer: peer_certificate(&greeted.connection),
+            why: None,
         });
         if let Some(before) = before {
             tokio::spawn(leave(before, self.dials));
@@ -374,7 +383,8 @@ impl Serving {
         };
         connection.close(code::ENDED.into(), why.as_bytes());
         let _order = shared.order.lock().await;
-        if shared.slot.remove(generation) {
+        if let Some(from_here) = shared.slot.remove(generation) {
+            let why = from_here.unwrap_or(why);
             shared.tell(SynchEvent::Down(shared.peer, shared.link, why)).await;
         }
     }

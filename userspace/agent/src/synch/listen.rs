@@ -46,6 +46,14 @@ impl Caller {
     }
 }
 
+/// A handshake that has begun.
+struct Begun {
+    connecting: quinn::Connecting,
+    /// Version of the credentials shown in it.
+    version: u64,
+    half_open: OwnedSemaphorePermit,
+}
+
 /// Accepts members with a lower id.
 pub(super) struct Listener {
     pub endpoint: Endpoint,
@@ -67,9 +75,7 @@ impl Listener {
             let from = incoming.remote_address();
             match this.consider(incoming) {
                 Ok(None) => {}
-                Ok(Some((connecting, version, permit))) => {
-                    tokio::spawn(this.clone().serve(from, connecting, version, permit));
-                }
+                Ok(Some(begun)) => drop(tokio::spawn(this.clone().serve(from, begun))),
                 Err(why) => this.refuse(why, from, ""),
             }
         }
@@ -80,11 +86,7 @@ impl Listener {
     }
 
     /// Whether a handshake is begun; `None` where the sender is first to prove its address.
-    #[allow(clippy::type_complexity)]
-    fn consider(
-        &self,
-        incoming: quinn::Incoming,
-    ) -> Result<Option<(quinn::Connecting, u64, OwnedSemaphorePermit)>, Refusal> {
+    fn consider(&self, incoming: quinn::Incoming) -> Result<Option<Begun>, Refusal> {
         let from = incoming.remote_address();
         let Some(caller) = self.callers.get(&from) else {
             // Not even an answer: it could be sent to a third one.
@@ -114,23 +116,21 @@ impl Listener {
         }
         let credentials = self.credentials.borrow().clone();
         match incoming.accept_with(credentials.server.clone()) {
-            Ok(connecting) => Ok(Some((connecting, credentials.version, permit))),
+            Ok(connecting) => Ok(Some(Begun {
+                connecting,
+                version: credentials.version,
+                half_open: permit,
+            })),
             Err(error) => Err(Refusal::of(&error).unwrap_or(Refusal::Handshake)),
         }
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        from: SocketAddr,
-        connecting: quinn::Connecting,
-        version: u64,
-        permit: OwnedSemaphorePermit,
-    ) {
+    async fn serve(self: Arc<Self>, from: SocketAddr, begun: Begun) {
         let Some(caller) = self.callers.get(&from) else {
             return;
         };
         let shared = &caller.shared;
-        let connection = match tokio::time::timeout(HANDSHAKE, connecting).await {
+        let connection = match tokio::time::timeout(HANDSHAKE, begun.connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
                 if let Some(why) = Refusal::of(&error) {
@@ -151,9 +151,9 @@ impl Listener {
                 return tracing::debug!(%from, why, "a connection was lost before it was greeted");
             }
         };
-        match shared.admit(greeted, version).await {
+        match shared.admit(greeted, begun.version).await {
             Ok(serving) => {
-                drop(permit);
+                drop(begun.half_open);
                 serving.run().await;
             }
             Err(why) => self.refuse(why, from, ""),

@@ -115,37 +115,34 @@ async fn every_kind_of_wrong_certificate_is_refused_by_its_name() {
     let at = addresses(2);
     let mut two = start(&pki.0, 2, &at);
     let to = (2, at[1]);
-    let cases: [(&str, Option<(&Path, u8)>, &[&[u8]], Refusal); 6] = [
-        ("none", None, &[PRESENT], Refusal::NoCertificate),
-        (
+    struct Case<'a> {
+        what: &'a str,
+        own: Option<(&'a Path, u8)>,
+        alpn: &'a [u8],
+        why: Refusal,
+    }
+    let case = |what, own, alpn, why| Case { what, own, alpn, why };
+    let cases = [
+        case("none", None, PRESENT, Refusal::NoCertificate),
+        case(
             "another CA's",
-            Some((&other.0, 1)),
-            &[PRESENT],
+            Some((&*other.0, 1)),
+            PRESENT,
             Refusal::UnknownAuthority,
         ),
-        (
+        case(
             "another member's",
             Some((&pki.0, 3)),
-            &[PRESENT],
+            PRESENT,
             Refusal::WrongMember,
         ),
-        (
-            "a revoked one",
-            Some((&revoked.0, 1)),
-            &[PRESENT],
-            Refusal::Revoked,
-        ),
-        (
-            "an expired one",
-            Some((&expired.0, 1)),
-            &[PRESENT],
-            Refusal::Expired,
-        ),
-        ("from the future", Some((&pki.0, 1)), &[FUTURE], Refusal::Protocol),
+        case("a revoked one", Some((&revoked.0, 1)), PRESENT, Refusal::Revoked),
+        case("an expired one", Some((&expired.0, 1)), PRESENT, Refusal::Expired),
+        case("of the future", Some((&pki.0, 1)), FUTURE, Refusal::Protocol),
     ];
     let attacker = quinn::Endpoint::client(at[0]).unwrap();
-    for (what, own, alpn, why) in cases {
-        let raw = Raw::on(attacker.clone(), to, &pki.0, own, alpn);
+    for Case { what, own, alpn, why } in cases {
+        let raw = Raw::on(attacker.clone(), to, &pki.0, own, &[alpn]);
         // The client may think for a moment that it is in; it hears of the refusal then.
         if let Ok(connection) = raw.connect().await {
             connection.closed().await;
@@ -365,6 +362,48 @@ async fn a_connection_does_not_move_to_another_address() {
     three.quiet();
 }
 
+#[tokio::test]
+async fn who_opens_connections_in_a_loop_gets_few_and_the_other_links_go_on() {
+    let pki = scratch("loop", 3);
+    let at = addresses(3);
+    let (mut one, mut three) = (start(&pki.0, 1, &at), start(&pki.0, 3, &at));
+    one.up(3).await;
+    three.up(1).await;
+    // The right address and the right certificate, and it never greets.
+    let raw = Raw::new(at[1], (3, at[2]), &pki.0, Some((&pki.0, 2)));
+    let began = Instant::now();
+    let mut attempts = tokio::task::JoinSet::new();
+    for n in 0..40_u8 {
+        for _ in 0..10 {
+            let connecting = raw.endpoint.connect(raw.to, &raw.name).unwrap();
+            attempts.spawn(async move { connecting.await.is_ok() });
+        }
+        one.synch
+            .send_record(MemberId(3), LinkId::Synch, vec![n])
+            .unwrap();
+        assert_eq!(three.record(1).await, [n], "the other link is not disturbed");
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    raw.endpoint.close(0_u32.into(), b"");
+    let begun = attempts.join_all().await.into_iter().filter(|up| *up).count();
+    let limits = Limits::default();
+    let most = f64::from(limits.burst) + f64::from(limits.per_second) * seconds;
+    println!(
+        "400 attempts in {seconds:.1} s: {begun} handshakes; refused {:?}",
+        three
+            .synch
+            .refusals()
+            .by_name()
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .collect::<Vec<_>>()
+    );
+    assert!((begun as f64) <= most, "{begun} of at most {most}");
+    assert!(three.count(Refusal::HalfOpen) + three.count(Refusal::Rate) > 0);
+    three.quiet();
+}
+
 /// A wire between two members that remembers what the first one sent.
 struct Wire {
     seen: Arc<std::sync::Mutex<Vec<Vec<u8>>>>,
@@ -475,7 +514,7 @@ async fn a_member_that_does_not_read_loses_its_link_and_the_others_keep_theirs()
         }
     }
     assert_eq!(three.count(Refusal::Backlogged), 1);
-    three.down(2).await;
+    assert_eq!(three.down(2).await, Refusal::Backlogged.text());
     three
         .synch
         .send_record(MemberId(1), LinkId::Synch, vec![2])

@@ -204,7 +204,7 @@ async fn a_revoked_member_is_cut_off_at_once_and_does_not_come_back() {
             .unwrap();
         assert!(text.contains("synch link to member 1"), "{text}");
         let why = members[usize::from(me) - 1].down(1).await;
-        println!("member {me}: {why}");
+        assert_eq!(why, Refusal::NoLongerTrusted.text());
         assert_eq!(members[usize::from(me) - 1].count(Refusal::NoLongerTrusted), 1);
     }
     for me in [2_u8, 3] {
