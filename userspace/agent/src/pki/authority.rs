@@ -16,32 +16,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use model::MemberId;
 use nix::fcntl::Flock;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SerialNumber,
-};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, SerialNumber};
 use serde::Serialize;
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use super::ca::{CLOCK_DIFFERENCE, Ca, DAY, ca_name, moment, now, random_serial};
 use super::ledger::{Issued, Ledger, Standing};
 use super::{
     CA_FILE, CRL_FILE, CertificateFacts, SECRET_FILE, SECRET_LEN, certificate, certificate_file, files,
     key_file, ledger, member_name,
 };
-use crate::clock;
 
 /// Days for which a member certificate is valid where nothing else is said.
 pub const DAYS_DEFAULT: u32 = 730;
 /// Most days for which a member certificate may be valid.
 pub const DAYS_MAX: u32 = 3650;
-/// Days for which a CA certificate is valid.
-const CA_DAYS: u32 = 7300;
-/// Certificates are valid from a day ago on: the members' clocks may differ.
-const CLOCK_DIFFERENCE: u64 = 86_400;
-const DAY: u64 = 86_400;
 
 const CA_KEY: &str = "ca.key";
 const OLD_CA_KEY: &str = "ca-old.key";
@@ -77,11 +66,6 @@ impl Validity {
             not_after,
         }
     }
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    clock::wall_ns() / 1_000_000_000
 }
 
 /// What a command did, and what the operator does next.
@@ -134,127 +118,6 @@ pub struct Authority {
     dir: PathBuf,
     ledger: Ledger,
     _lock: Flock<File>,
-}
-
-fn moment(seconds: u64) -> Result<OffsetDateTime> {
-    i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .context("a moment that no certificate can name")
-}
-
-/// 16 random octets that are a positive number.
-fn random_serial() -> Result<[u8; 16]> {
-    let mut serial = [0; 16];
-    getrandom::fill(&mut serial).context("the system has no randomness")?;
-    serial[0] = serial[0] & 0x7f | 0x40;
-    Ok(serial)
-}
-
-fn from_hex(text: &str) -> Result<Vec<u8>> {
-    let octet = |at: usize| {
-        text.get(at..at + 2)
-            .and_then(|two| u8::from_str_radix(two, 16).ok())
-    };
-    (0..text.len())
-        .step_by(2)
-        .map(octet)
-        .collect::<Option<_>>()
-        .with_context(|| format!("'{text}' in {} is no serial number", ledger::FILE))
-}
-
-/// A CA: its certificate, and its key if it is to sign.
-struct Ca {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Ca {
-    /// Each generation has a name of its own, so that its revocation list is not taken for another one's.
-    fn generate(cluster: &str, generation: u32) -> Result<(Self, Zeroizing<String>)> {
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a CA key")?;
-        let now = now();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.serial_number = Some(SerialNumber::from_slice(&random_serial()?));
-        params.not_before = moment(now.saturating_sub(CLOCK_DIFFERENCE))?;
-        params.not_after = moment(now + u64::from(CA_DAYS) * DAY)?;
-        params.distinguished_name.push(
-            DnType::CommonName,
-            format!("espalier cluster {cluster} CA {generation}"),
-        );
-        let certificate = params
-            .self_signed(&key)
-            .context("cannot sign the CA certificate")?;
-        let secret = Zeroizing::new(key.serialize_pem());
-        let ca = Self {
-            pem: certificate.pem(),
-            issuer: Issuer::new(params, key),
-        };
-        Ok((ca, secret))
-    }
-
-    /// The CA whose certificate is number `at` in `ca.crt`, with the key of that file.
-    fn load(dir: &Path, at: usize, key: &str) -> Result<Self> {
-        let path = dir.join(key);
-        let pem = Zeroizing::new(
-            std::fs::read_to_string(&path)
-                .with_context(|| format!("cannot read the CA's key {}", path.display()))?,
-        );
-        let key = KeyPair::from_pem(&pem).with_context(|| format!("{} is no usable key", path.display()))?;
-        let path = dir.join(CA_FILE);
-        let text =
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let pem = certificates(&text)
-            .into_iter()
-            .nth(at)
-            .with_context(|| format!("{} has no certificate number {}", path.display(), at + 1))?;
-        let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
-            .with_context(|| format!("{} is damaged", path.display()))?;
-        let issuer = Issuer::from_ca_cert_der(&certificate, key)
-            .with_context(|| format!("{} is no usable CA certificate", path.display()))?;
-        Ok(Self { pem, issuer })
-    }
-
-    /// The list of what this CA has revoked.
-    fn revocations(&self, generation: u32, ledger: &Ledger) -> Result<String> {
-        let now = now();
-        let revoked = ledger
-            .issued
-            .iter()
-            .filter(|issued| issued.ca == generation && issued.standing == Standing::Revoked)
-            .map(|issued| {
-                Ok(RevokedCertParams {
-                    serial_number: SerialNumber::from(from_hex(&issued.serial)?),
-                    revocation_time: moment(issued.revoked_at.unwrap_or(now))?,
-                    reason_code: Some(RevocationReason::CessationOfOperation),
-                    invalidity_date: None,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let list = CertificateRevocationListParams {
-            this_update: moment(now.saturating_sub(CLOCK_DIFFERENCE))?,
-            // Members do not ask for newer lists, so the end of this one must not stop the cluster.
-            next_update: moment(now + u64::from(CA_DAYS) * DAY)?,
-            crl_number: SerialNumber::from(ledger.crl_number),
-            issuing_distribution_point: None,
-            revoked_certs: revoked,
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        list.signed_by(&self.issuer)
-            .and_then(|list| list.pem())
-            .context("cannot sign the revocation list")
-    }
-}
-
-/// The certificates of a PEM text, each with its frame.
-fn certificates(text: &str) -> Vec<String> {
-    const END: &str = "-----END CERTIFICATE-----";
-    text.split_inclusive(END)
-        .filter(|part| part.contains(END))
-        .map(|part| format!("{}\n", part.trim()))
-        .collect()
 }
 
 impl Authority {
@@ -388,6 +251,8 @@ impl Authority {
         };
         let ca = self.newest()?;
         let mut change = Change::default();
+        // The new certificates' CA has a list, whatever was interrupted before.
+        self.publish_revocations(&mut change, &ca)?;
         for member in members {
             self.issue(&mut change, &ca, member, validity)?;
         }
@@ -400,29 +265,30 @@ impl Authority {
     /// # Errors
     /// The CA is being changed already.
     pub fn rotate_ca(&mut self) -> Result<Change> {
-        if self.ledger.previous_ca.is_some() {
-            bail!(
-                "the CA is being changed already: espalier cluster rotate members, then espalier cluster rotate finish"
-            );
-        }
-        let old = Ca::load(&self.dir, 0, CA_KEY)?;
-        let generation = self.ledger.ca + 1;
-        let (ca, key) = Ca::generate(&self.ledger.cluster, generation)?;
+        let trusted = CertificateFacts::of_file(&self.dir.join(CA_FILE))?;
         let mut change = Change::default();
-        // The old key is still needed, to revoke what the old CA has signed.
-        let old_key = Zeroizing::new(
-            std::fs::read_to_string(self.dir.join(CA_KEY)).context("cannot read the CA's key")?,
-        );
-        self.replace(&mut change, OLD_CA_KEY, files::SECRET, old_key.as_bytes())?;
+        match self.ledger.previous_ca {
+            None => {
+                // The old key is still needed, to revoke what the old CA has signed.
+                let path = self.dir.join(CA_KEY);
+                let key = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                self.replace(&mut change, OLD_CA_KEY, files::SECRET, &Zeroizing::new(key))?;
+                self.ledger.previous_ca = Some(self.ledger.ca);
+                self.ledger.ca += 1;
+                self.save(&mut change)?;
+            }
+            // A command that was interrupted here is carried on by the next one.
+            Some(previous)
+                if trusted.len() == 1 && trusted[0].subject == ca_name(&self.ledger.cluster, previous) => {}
+            Some(_) => bail!(
+                "the CA is being changed already: espalier cluster rotate members, then espalier cluster rotate finish"
+            ),
+        }
+        let old = Ca::load(&self.dir, 0, OLD_CA_KEY)?;
+        let (ca, key) = Ca::generate(&self.ledger.cluster, self.ledger.ca)?;
         self.replace(&mut change, CA_KEY, files::SECRET, key.as_bytes())?;
-        self.replace(
-            &mut change,
-            CA_FILE,
-            files::PUBLIC,
-            format!("{}{}", ca.pem, old.pem).as_bytes(),
-        )?;
-        self.ledger.previous_ca = Some(self.ledger.ca);
-        self.ledger.ca = generation;
+        let both = format!("{}{}", ca.pem, old.pem);
+        self.replace(&mut change, CA_FILE, files::PUBLIC, both.as_bytes())?;
         self.publish_revocations(&mut change, &ca)?;
         change.next = format!(
             "Copy {CA_FILE} and {CRL_FILE} to every member and run `espalier reload-pki` there. When all have them: espalier cluster rotate members"

@@ -6,6 +6,7 @@
 //! for each), its own certificate and key, and the cluster secret.
 
 mod authority;
+mod ca;
 mod certificate;
 mod files;
 mod ledger;

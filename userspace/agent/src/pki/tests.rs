@@ -215,6 +215,40 @@ fn an_interrupted_rotation_does_not_revoke_the_certificate_in_use() {
 }
 
 #[test]
+fn an_interrupted_change_of_the_ca_is_carried_on() {
+    let dir = scratch("carried-on", 2);
+    let names = ["ca.crt", "ca.key", "cluster.crl"];
+    let before = names.map(|name| std::fs::read(dir.0.join(name)).unwrap());
+    let old = certificate(&dir.0, 2);
+    // After each of the files in the order in which they are replaced.
+    for done in 0..3 {
+        let mut authority = Authority::open(&dir.0).unwrap();
+        authority.rotate_ca().unwrap();
+        for (at, name) in [(1, "ca.key"), (0, "ca.crt"), (2, "cluster.crl")]
+            .into_iter()
+            .skip(done)
+        {
+            std::fs::write(dir.0.join(name), &before[at]).unwrap();
+        }
+        if done == 2 {
+            // Only the list is missing; the next step makes it anew.
+            assert!(authority.rotate_ca().is_err());
+        } else if done == 1 {
+            let error = authority.add(MemberId(3), validity()).unwrap_err().to_string();
+            assert!(error.contains("interrupted"), "{error}");
+        }
+    }
+    let mut authority = Authority::open(&dir.0).unwrap();
+    authority.rotate_members(None, validity()).unwrap();
+    let new = certificate(&dir.0, 2);
+    accepts(&dir.0, &old).unwrap();
+    accepts(&dir.0, &new).unwrap();
+    authority.finish().unwrap();
+    accepts(&dir.0, &new).unwrap();
+    assert!(accepts(&dir.0, &old).is_err());
+}
+
+#[test]
 fn two_commands_do_not_work_in_one_folder_and_a_folder_of_a_member_is_refused() {
     let dir = scratch("lock", 1);
     let first = Authority::open(&dir.0).unwrap();
