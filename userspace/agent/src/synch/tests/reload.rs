@@ -166,6 +166,25 @@ async fn certificates_and_authority_are_changed_and_no_member_is_ever_without_a_
 }
 
 #[tokio::test]
+async fn the_files_are_read_again_at_sighup() {
+    let pki = scratch("hangup", 2);
+    let mut members = two_links(&pki).await;
+    // From here on this process catches the signal.
+    members[0].synch.reload_on_hangup(&pki.0).unwrap();
+    let before = members[0].synch.status().certificate;
+    let mut authority = Authority::open(&pki.0).unwrap();
+    authority.rotate_members(Some(MemberId(1)), validity()).unwrap();
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP).unwrap();
+    until("another certificate", || {
+        members[0].synch.status().certificate != before
+    })
+    .await;
+    let mut observers = [Observer::new(), Observer::new()];
+    beat_until(&mut members, &mut observers, renewed).await;
+    assert_eq!(observers.each_ref().map(|o| o.renewed), [2, 2]);
+}
+
+#[tokio::test]
 async fn a_peer_that_does_not_know_the_new_authority_keeps_the_old_connection() {
     let pki = scratch("unknown-ca", 2);
     let mut members = two_links(&pki).await;
