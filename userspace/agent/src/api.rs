@@ -2,7 +2,7 @@
 //!
 //! HTTP over the Unix socket of `[control]`: `GET /v1/status`, `GET /v1/sas`, `GET /v1/events`, `GET /metrics`,
 //! `POST /v1/takeover`, `POST /v1/drain`, `POST /v1/undrain`, `POST /v1/rebalance`, `POST /v1/start-over`, `POST /v1/rekey`,
-//! `POST /v1/liveness`. An error is a [`Failure`] with a 4xx or 5xx status.
+//! `POST /v1/liveness`, `POST /v1/reload-pki`. An error is a [`Failure`] with a 4xx or 5xx status.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -64,6 +64,51 @@ pub struct Status {
     pub takeovers: Vec<TakeoverStatus>,
     /// Packets by verdict, all connections together; verdicts that never happened are left out.
     pub verdicts: BTreeMap<String, u64>,
+    /// The synch channel: this member's certificate, its links, what was refused.
+    #[serde(default)]
+    pub channel: ChannelStatus,
+}
+
+/// The synch channel.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ChannelStatus {
+    /// This member's certificate: serial number, hexadecimal.
+    pub certificate: String,
+    /// Common name of the CA that signed it.
+    pub issuer: String,
+    /// It is not valid after this, seconds since 1970.
+    pub not_after: u64,
+    /// Days left; negative once it has expired.
+    pub days_left: i64,
+    /// Whether links are still to be renewed with a new certificate.
+    pub renewing: bool,
+    /// Every configured link.
+    pub links: Vec<ChannelLink>,
+    /// Connections that became a link's, since the start.
+    pub connections: u64,
+    /// Connections refused or closed for what the other side did, by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// A link to another member.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ChannelLink {
+    /// Member.
+    pub member: u8,
+    /// `synch` or `outside`.
+    pub link: String,
+    /// Seconds for which the present connection has been there; `None` while there is none.
+    pub up_s: Option<u64>,
+    /// Round trip, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// The other member's release.
+    pub release: Option<String>,
+    /// Lowest and highest version of records that the other member reads.
+    pub records: Option<(u8, u8)>,
+    /// The other member's certificate: serial number, hexadecimal.
+    pub certificate: Option<String>,
+    /// Days until it expires.
+    pub days_left: Option<i64>,
 }
 
 /// One group of segments, seen from here.

@@ -49,6 +49,8 @@ pub enum Request {
     Rekey(RekeyRequest, oneshot::Sender<Outcome>),
     /// Liveness check of a connection's IKE SAs.
     Liveness(LivenessRequest, oneshot::Sender<Outcome>),
+    /// Read certificates, authorities and revocation lists again.
+    ReloadPki(oneshot::Sender<Outcome>),
 }
 
 type Core = mpsc::Sender<Request>;
@@ -176,6 +178,10 @@ fn routes(core: Core) -> Router {
                     command(&core, |answer| Request::Liveness(wish, answer)).await
                 },
             ),
+        )
+        .route(
+            "/v1/reload-pki",
+            post(async |State(core): State<Core>| command(&core, Request::ReloadPki).await),
         )
         .route("/metrics", get(metrics))
         .with_state(core)

@@ -365,11 +365,28 @@ impl Sample {
                 (&["datagram", "received"], self.synch.datagram_received),
             ],
         )?;
+        let refused = s.channel.refused.iter();
+        let refused = refused
+            .map(|(reason, n)| ([reason.as_str()], *n))
+            .collect::<Vec<_>>();
+        let refused = refused.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
         b.counter(
             "espalier_synch_refused_total",
-            "Connections to the synch channel that were refused.",
+            "Connections of the synch channel that were refused or closed for what the other side did.",
+            &["reason"],
+            &refused,
+        )?;
+        b.counter(
+            "espalier_synch_connections_total",
+            "Connections that became a link of the synch channel.",
             &[],
-            &[(&[], self.synch.refused)],
+            &[(&[], s.channel.connections)],
+        )?;
+        b.gauge(
+            "espalier_certificate_expiry_timestamp_seconds",
+            "When this member's certificate expires, seconds since 1970.",
+            &[],
+            &[(&[], s.channel.not_after as i64)],
         )?;
         b.counter(
             "espalier_synch_datagrams_lost_total",
@@ -407,12 +424,16 @@ mod tests {
             phases_ms: [("suspected".to_owned(), 120.0)].into(),
             ..TakeoverStatus::default()
         });
+        sample.status.channel.not_after = 2_000_000_000;
+        sample.status.channel.refused.insert("revoked".to_owned(), 3);
         sample.verdicts.push(("site-a".to_owned(), "esp_opened", 7));
         let text = sample.text().unwrap();
         for line in [
             "espalier_packets_total{connection=\"site-a\",member=\"gw1\",verdict=\"esp_opened\"} 7",
             "espalier_role_info{member=\"gw1\",role=\"active\"} 1",
             "espalier_role_info{member=\"gw1\",role=\"standby\"} 0",
+            "espalier_certificate_expiry_timestamp_seconds{member=\"gw1\"} 2000000000",
+            "espalier_synch_refused_total{member=\"gw1\",reason=\"revoked\"} 3",
             "espalier_takeover_phase_seconds{member=\"gw1\",phase=\"suspected\"} 0.12",
             "espalier_lease_headroom_lowest_ratio{member=\"gw1\"} 0.5",
         ] {

@@ -1,7 +1,7 @@
 //! What each subcommand does.
 
 use crate::client::Client;
-use crate::{ClusterCommand, Command, Query, tables};
+use crate::{Command, Query, cluster, tables};
 use agent::api::{
     Done, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, StartOverRequest, Status, TakeoverRequest,
 };
@@ -58,9 +58,8 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Liveness { query, connection } => {
             order(&query, "/v1/liveness", &LivenessRequest { connection })
         }
-        Command::Cluster {
-            command: ClusterCommand::Init { dir, members, name },
-        } => init(&dir, members, &name),
+        Command::Cluster { command } => cluster::execute(command),
+        Command::ReloadPki(query) => order(&query, "/v1/reload-pki", &()),
     }
 }
 
@@ -108,16 +107,6 @@ fn check(path: &Path, json: bool) -> Result<ExitCode> {
     }
     eprintln!("espalier: {} problem(s) in {}", problems.len(), path.display());
     Ok(ExitCode::from(1))
-}
-
-fn init(dir: &Path, members: u8, name: &str) -> Result<ExitCode> {
-    for path in agent::pki::init(dir, name, members)? {
-        out!("wrote {}", path.display());
-    }
-    out!(
-        "Copy ca.crt, cluster.secret and member-N.crt with member-N.key to member N, and name the folder there as `pki` in [cluster]."
-    );
-    Ok(ExitCode::SUCCESS)
 }
 
 fn show<T: DeserializeOwned>(query: &Query, path: &str, table: impl Fn(&T) -> String) -> Result<ExitCode> {

@@ -1,6 +1,7 @@
 //! The one binary: `espalier`.
 
 mod client;
+mod cluster;
 mod commands;
 mod tables;
 
@@ -95,26 +96,12 @@ enum Command {
         /// Connection.
         connection: String,
     },
-    /// What concerns the cluster as a whole.
+    /// Have the agent read its certificate, the authorities and the revocation list again; nothing is interrupted.
+    ReloadPki(Query),
+    /// The cluster's certificates: make, add, remove, rotate, show.
     Cluster {
         #[command(subcommand)]
-        command: ClusterCommand,
-    },
-}
-
-#[derive(Subcommand)]
-enum ClusterCommand {
-    /// Make the cluster's certificate authority and a certificate for each member. Overwrites nothing.
-    Init {
-        /// Folder to write to.
-        #[arg(long)]
-        dir: PathBuf,
-        /// Number of members, 2 to 16.
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
-        members: u8,
-        /// Name of the cluster.
-        #[arg(long)]
-        name: String,
+        command: cluster::ClusterCommand,
     },
 }
 

@@ -1,10 +1,11 @@
 //! Answers as tables for people.
 
-use agent::api::{IkeSa, LoggedEvent, MemberStatus, Status, TakeoverStatus};
+use agent::api::{ChannelStatus, IkeSa, LoggedEvent, MemberStatus, Status, TakeoverStatus};
 use comfy_table::{Table, presets};
 use std::fmt::Write;
 
-fn table(header: &[&str]) -> Table {
+/// An empty table.
+pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
@@ -99,6 +100,9 @@ pub fn status(status: &Status) -> String {
             member.id,
             member.differs.join(", ")
         );
+    }
+    if !status.channel.certificate.is_empty() {
+        let _ = writeln!(out, "\n{}", channel(&status.channel));
     }
     let mut connections = table(&["connection", "state", "peer", "Child SAs", "reason"]);
     for connection in &status.connections {
@@ -208,6 +212,50 @@ fn takeover(takeover: &TakeoverStatus, with_group: bool) -> String {
     )
 }
 
+/// The synch channel's part of `espalier status`.
+fn channel(channel: &ChannelStatus) -> String {
+    let mut out = format!(
+        "certificate {} of {}, until {} ({} days){}\n",
+        channel.certificate,
+        channel.issuer,
+        date(channel.not_after),
+        channel.days_left,
+        if channel.renewing {
+            ", links are being renewed"
+        } else {
+            ""
+        }
+    );
+    let mut links = table(&[
+        "link to",
+        "network",
+        "up for",
+        "round trip",
+        "release",
+        "certificate",
+        "days left",
+    ]);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    for link in &channel.links {
+        links.add_row([
+            link.member.to_string(),
+            link.link.clone(),
+            link.up_s.map_or_else(|| "down".to_owned(), |s| format!("{s} s")),
+            or_dash(link.rtt_ms.map(|ms| format!("{ms:.2} ms"))),
+            or_dash(link.release.clone()),
+            or_dash(link.certificate.clone()),
+            or_dash(link.days_left.map(|days| days.to_string())),
+        ]);
+    }
+    let _ = write!(out, "{links}");
+    let refused = channel.refused.iter().filter(|(_, n)| **n > 0);
+    let refused = refused.map(|(why, n)| format!("{why} {n}")).collect::<Vec<_>>();
+    if !refused.is_empty() {
+        let _ = write!(out, "\nrefused on the synch channel: {}", refused.join(", "));
+    }
+    out
+}
+
 /// `espalier sas`.
 pub fn sas(sas: &[IkeSa]) -> String {
     if sas.is_empty() {
@@ -292,6 +340,13 @@ pub fn events(events: &[LoggedEvent]) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// `YYYY-MM-DD`, of seconds since 1970.
+pub fn date(seconds: u64) -> String {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let text = humantime::format_rfc3339_seconds(time).to_string();
+    text.split('T').next().unwrap_or_default().to_owned()
 }
 
 /// `YYYY-MM-DDThh:mm:ss.mmmZ`.

@@ -55,6 +55,9 @@ impl Core {
             Request::StartOver(wish, answer) => self.start_over(&wish, answer),
             Request::Rekey(wish, answer) => self.rekey(&wish, answer),
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
+            Request::ReloadPki(answer) => {
+                drop(answer.send(self.synch.reload_files(&self.config.cluster.pki)));
+            }
         }
     }
 
@@ -120,6 +123,7 @@ impl Core {
             .last
             .and_then(|id| self.groups.get(id).takeover.clone());
         Status {
+            channel: self.synch.status(),
             cluster: self.config.cluster.name.clone(),
             member: self.me.0,
             name: self.config.me().name.clone(),
@@ -381,7 +385,7 @@ impl Core {
                 datagram_sent: load(&synch.datagram_sent),
                 datagram_received: load(&synch.datagram_received),
                 datagram_lost: load(&synch.datagram_lost),
-                refused: load(&synch.refused),
+                refused: self.synch.refusals().total(),
             },
         }
     }

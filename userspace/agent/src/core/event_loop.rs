@@ -182,7 +182,7 @@ async fn event_loop(
             }
             Some(told) = io.ownership.recv() => core.ownership_told(told),
             Some(made) = io.snapshots.recv() => core.snapshot_made(made),
-            Some(news) = io.links.recv() => core.link_news(&news),
+            Some(event) = io.network.recv() => core.net_event(&event),
             ready = events.readable() => {
                 if let Ok(mut ready) = ready { ready.clear_ready(); }
                 drain(core, &mut events, &mut frames);

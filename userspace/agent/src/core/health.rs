@@ -1,12 +1,15 @@
 //! Whether this member's data plane works: interfaces up, programs attached, maps writable. A member in trouble hands over
 //! what it owns and takes nothing.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use cluster::Input;
 use sad::PlanError;
 
 use super::Core;
 use crate::clock;
-use crate::net::watch::LinkNews;
+use crate::net::watch::NetEvent;
 
 /// So many plans in a row that could not be written are trouble; a single one may be about a single SA that does not fit.
 const FAILED_IN_A_ROW: u32 = 3;
@@ -14,8 +17,13 @@ const FAILED_IN_A_ROW: u32 = 3;
 /// What was found, and what the node was told.
 #[derive(Default)]
 pub struct Health {
-    /// Why an interface does not work: outside, inside.
-    links: [Option<String>; 2],
+    /// Interfaces that do not work.
+    links: BTreeSet<String>,
+    /// Cluster addresses that are not on `lo`.
+    addresses: BTreeSet<IpAddr>,
+    /// Peers to which no route leads, and how many there are.
+    unreachable: BTreeSet<IpAddr>,
+    peers: usize,
     attached: Option<String>,
     failed: u32,
     why_failed: String,
@@ -23,6 +31,26 @@ pub struct Health {
 }
 
 impl Health {
+    /// What there is to watch: interfaces and peers.
+    pub fn watching(peers: usize) -> Self {
+        Self {
+            peers,
+            ..Self::default()
+        }
+    }
+
+    fn heard(&mut self, event: &NetEvent) {
+        match event {
+            NetEvent::LinkDown(name) => drop(self.links.insert(name.clone())),
+            NetEvent::LinkUp(name) => drop(self.links.remove(name)),
+            NetEvent::AddressRemoved(address) => drop(self.addresses.insert(*address)),
+            NetEvent::AddressAdded(address) => drop(self.addresses.remove(address)),
+            NetEvent::RouteRemoved(peer) => drop(self.unreachable.insert(*peer)),
+            NetEvent::RouteAdded(peer) => drop(self.unreachable.remove(peer)),
+            NetEvent::Resynchronised => {}
+        }
+    }
+
     /// A plan was executed, or not.
     pub fn wrote(&mut self, done: &Result<(), PlanError>) {
         match done {
@@ -37,8 +65,20 @@ impl Health {
     fn trouble(&self) -> Option<String> {
         let maps =
             (self.failed >= FAILED_IN_A_ROW).then(|| format!("maps cannot be written: {}", self.why_failed));
-        let all = self.links.iter().flatten().chain(&self.attached).chain(&maps);
-        let all = all.cloned().collect::<Vec<_>>();
+        let links = self.links.iter().map(|name| format!("interface {name} is down"));
+        let addresses = self
+            .addresses
+            .iter()
+            .map(|address| format!("cluster address {address} is not on lo"));
+        // A peer alone may be away for every member; without a route to any of them this member is of no use.
+        let cut_off = (self.peers > 0 && self.unreachable.len() == self.peers)
+            .then(|| "there is no route to any peer".to_owned());
+        let rest = self.attached.iter().chain(&maps).cloned();
+        let all = links
+            .chain(addresses)
+            .chain(cut_off)
+            .chain(rest)
+            .collect::<Vec<_>>();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
@@ -53,14 +93,23 @@ impl Health {
 }
 
 impl Core {
-    /// The kernel says how an interface is.
-    pub(super) fn link_news(&mut self, news: &LinkNews) {
-        for (at, interface) in [&self.outside, &self.inside].into_iter().enumerate() {
-            if interface.index == news.index {
-                let side = ["outside", "inside"][at];
-                let name = &interface.name;
-                self.health.links[at] = news.trouble.map(|why| format!("{side} interface {name} {why}"));
+    /// The kernel says that something of the network has changed.
+    pub(super) fn net_event(&mut self, event: &NetEvent) {
+        self.health.heard(event);
+        match event {
+            NetEvent::LinkDown(name) => self.log.warn("net", format!("interface {name} is down")),
+            NetEvent::LinkUp(name) => self.log.note("net", format!("interface {name} is up")),
+            NetEvent::AddressRemoved(address) => {
+                self.log
+                    .warn("net", format!("cluster address {address} was taken off lo"));
             }
+            NetEvent::AddressAdded(address) => {
+                self.log
+                    .note("net", format!("cluster address {address} is on lo again"));
+            }
+            NetEvent::RouteRemoved(peer) => self.log.warn("net", format!("no route to {peer}")),
+            NetEvent::RouteAdded(peer) => self.log.note("net", format!("there is a route to {peer} again")),
+            NetEvent::Resynchronised => tracing::debug!("the kernel's notices were read anew"),
         }
         self.tell_health();
     }
@@ -122,11 +171,24 @@ mod tests {
             attached: Some("steer is not attached".to_owned()),
             ..Health::default()
         };
-        health.links[1] = Some("inside interface eth1 has no carrier".to_owned());
+        health.heard(&NetEvent::LinkDown("eth1".to_owned()));
         let trouble = health.news().expect("news").expect("trouble");
-        assert_eq!(
-            trouble,
-            "inside interface eth1 has no carrier; steer is not attached"
+        assert_eq!(trouble, "interface eth1 is down; steer is not attached");
+        health.heard(&NetEvent::LinkUp("eth1".to_owned()));
+        assert_eq!(health.news(), Some(Some("steer is not attached".to_owned())));
+    }
+
+    #[test]
+    fn one_peer_without_a_route_is_no_trouble_and_all_of_them_are() {
+        let mut health = Health::watching(2);
+        health.heard(&NetEvent::RouteRemoved("192.0.2.1".parse().expect("an address")));
+        assert_eq!(health.news(), None);
+        health.heard(&NetEvent::RouteRemoved("192.0.2.2".parse().expect("an address")));
+        assert!(
+            health
+                .news()
+                .flatten()
+                .is_some_and(|why| why.contains("no route"))
         );
     }
 }

@@ -1,6 +1,6 @@
 //! Brings everything up, in the order in which it is needed.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -42,7 +42,7 @@ pub struct Io {
     /// What the ownership engine says.
     pub ownership: mpsc::Receiver<ownership::Told>,
     /// How the interfaces are.
-    pub links: mpsc::Receiver<net::watch::LinkNews>,
+    pub network: mpsc::Receiver<net::watch::NetEvent>,
     /// What was made of snapshots beside the core loop.
     pub snapshots: mpsc::UnboundedReceiver<snapshot::Made>,
 }
@@ -300,6 +300,7 @@ impl Core {
 
         let synch = Synch::start(&synch_config(&config), identity, events)
             .context("cannot start the synch channel")?;
+        synch.reload_on_hangup(&config.cluster.pki)?;
 
         // Last: from here on packets meet the programs.
         let report = plane.attach().context("cannot attach the programs")?;
@@ -325,8 +326,22 @@ impl Core {
         let (told, ownership) = mpsc::channel(256);
         let ownership_engine = engine::start(&config, told)?;
         let (made, snapshots) = mpsc::unbounded_channel();
-        let (told, links) = mpsc::channel(16);
-        net::watch::start(vec![outside.index, inside.index], told)?;
+        let peers = config
+            .connections
+            .iter()
+            .filter_map(|c| c.remote)
+            .collect::<BTreeSet<_>>();
+        let outside_addresses = config.addresses.outside.iter().copied();
+        let health = Health::watching(peers.len());
+        let network = net::watch::watch(net::watch::Watch {
+            interfaces: vec![outside.name.clone(), inside.name.clone()],
+            addresses: outside_addresses
+                .chain(config.addresses.inside.iter().copied())
+                .map(IpAddr::V4)
+                .collect(),
+            destinations: peers.into_iter().collect(),
+        })
+        .await?;
         let groups = Groups::new(Layout::new(config.cluster.groups), config.cluster.member);
         let node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
         pins.keep();
@@ -361,7 +376,7 @@ impl Core {
             merging: VecDeque::new(),
             snapshots: snapshot::Snapshots::new(made),
             scan: Scan::default(),
-            health: Health::default(),
+            health,
             ownership_engine,
             listings: Vec::new(),
             contacts: HashMap::new(),
@@ -384,7 +399,7 @@ impl Core {
                 tun: device,
                 netlink,
                 ownership,
-                links,
+                network,
                 snapshots,
             },
         ))
