@@ -65,6 +65,14 @@ fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
     candidates.first().map(|sa| sa.spi)
 }
 
+/// A peer has lost its IKE SA: a connection that is to be up is initiated again at once, if this member is the one to do so.
+pub(crate) fn begin_again(ctx: &mut Context<'_>, name: &str) {
+    let wanted = ctx.config.connections.iter().any(|c| c.name == name && c.start);
+    if wanted && ctx.around.may_initiate(name) {
+        initiate(ctx, name, None);
+    }
+}
+
 fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
     let config = ctx.config;
     let Some(connection) = config

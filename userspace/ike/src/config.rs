@@ -27,16 +27,21 @@ pub struct EndpointConfig {
     pub half_open_max: usize,
     /// A half-open IKE SA is forgotten after this time.
     pub half_open_timeout: Duration,
+    /// Secret of our quick crash detection tokens (RFC 6290 5.1); the same on all members, and kept for ever: a member that
+    /// has lost everything must be able to make the same tokens again. `None`: peers get no tokens (theirs are taken all
+    /// the same). 32 octets are right.
+    pub qcd_secret: Option<SecretBytes>,
 }
 
 impl EndpointConfig {
-    /// Sane limits with this cookie secret.
+    /// Sane limits with this cookie secret, without the capabilities that need secrets of their own.
     pub fn new(cookie_secret: SecretBytes) -> Self {
         Self {
             cookie_secret,
             cookie_threshold: 64,
             half_open_max: 4096,
             half_open_timeout: Duration::from_secs(30),
+            qcd_secret: None,
         }
     }
 }

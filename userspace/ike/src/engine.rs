@@ -10,7 +10,7 @@ use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transm
 use crate::outbox::{Context, Outbox};
 use crate::status::{ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
-use crate::tasks::{self, Pending, ike_init};
+use crate::tasks::{self, Pending, ike_init, qcd};
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, WireError, parse_chain};
 use model::{EspSpi, IkeSpi, Instant, SecretBytes};
 use std::collections::VecDeque;
@@ -295,10 +295,7 @@ fn datagram(
         header.spi_i
     };
     if !ctx.table.contains(ours) {
-        if !header.flags.response
-            && endpoint.may_answer(ctx.now)
-            && let Some(answer) = endpoint::unknown_spi(&header, bytes.len())
-        {
+        if let Some(answer) = unknown_spi(ctx, endpoint, ours, bytes.len(), &message) {
             ctx.out.plain.push(Transmit {
                 local,
                 remote,
@@ -315,6 +312,34 @@ fn datagram(
             protected(sa, ctx, local, remote, bytes, &message);
         }
     });
+}
+
+/// The answer to a message for an IKE SA that is not here, if it gets one: with the proof that it is nowhere, where that
+/// is certain (RFC 6290 4.5).
+fn unknown_spi(
+    ctx: &Context<'_>,
+    endpoint: &mut Endpoint,
+    ours: IkeSpi,
+    len: usize,
+    message: &Message,
+) -> Option<Vec<u8>> {
+    let header = &message.header;
+    if header.flags.response {
+        return None;
+    }
+    if message.protected.is_some()
+        && ctx.around.may_show_qcd(ours)
+        && let Some(token) = qcd::token(&ctx.config.endpoint, header.spi_i, header.spi_r)
+    {
+        return endpoint
+            .may_show_token(ctx.now)
+            .then(|| endpoint::crashed(header, len, &token))
+            .flatten();
+    }
+    endpoint
+        .may_answer(ctx.now)
+        .then(|| endpoint::unknown_spi(header, len))
+        .flatten()
 }
 
 fn unreadable(
@@ -534,6 +559,9 @@ fn heard(sa: &mut IkeSa, ctx: &mut Context<'_>, local: SocketAddr, remote: Socke
 
 /// Something unprotected for an IKE SA: it proves nothing, but may be a reason to ask the peer (RFC 7296 2.21.4).
 fn unprotected_hint(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Message) {
+    if qcd::shown(sa, ctx, message) {
+        return;
+    }
     let hint = message
         .payloads
         .notifies()

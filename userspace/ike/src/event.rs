@@ -32,6 +32,10 @@ pub enum EventKind {
     /// The peer says that this is its first IKE SA with us; members that own other segments should
     /// [`crate::Command::Forget`] what they have of it.
     InitialContact,
+    /// The peer proved by a QCD token that it has lost the IKE SA (RFC 6290); ours is gone with its children.
+    PeerCrashed,
+    /// A QCD token in clear that is none of this IKE SA's: somebody guesses.
+    TokenRefused,
     /// The peer's address or port changed.
     PeerMoved,
     /// We are behind a NAT: send the one octet 0xff (RFC 3948 2.3), without marker, from `local` to `peer`.
@@ -64,6 +68,8 @@ impl EventKind {
             Self::NoConnection => "no_connection",
             Self::PeerSilent => "peer_silent",
             Self::InitialContact => "initial_contact",
+            Self::PeerCrashed => "peer_crashed",
+            Self::TokenRefused => "token_refused",
             Self::PeerMoved => "peer_moved",
             Self::NatKeepalive => "nat_keepalive",
             Self::PeerMisbehaved => "peer_misbehaved",

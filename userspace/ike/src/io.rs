@@ -162,4 +162,14 @@ pub trait Surroundings {
     fn initial_limits(&mut self) -> InitialLimits;
     /// Member and epoch for the IVs of SK payloads.
     fn iv_prefix(&self) -> (MemberId, Epoch);
+    /// Whether it is certain that no member has an IKE SA with this SPI of ours, which the engine does not know, so that its
+    /// QCD token may be shown in clear (RFC 6290 9.2: a token that is shown while the IKE SA lives lets anybody kill it).
+    /// Only the owner of the SPI's segment can be certain, in an epoch that it began with the group's whole state.
+    fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
+        false
+    }
+    /// Whether this member is the one to initiate the connection: the engine asks before it does so by itself.
+    fn may_initiate(&self, _connection: &str) -> bool {
+        true
+    }
 }

@@ -15,6 +15,8 @@ pub struct Around<'a> {
     pub epoch: Epoch,
     /// Key of the hash that steers first messages.
     pub steer_key: [u64; 2],
+    /// What this member knows is all that there is: see [`super::secrets`].
+    pub certain: bool,
 }
 
 /// Fills `out` from the system.
@@ -73,5 +75,9 @@ impl Surroundings for Around<'_> {
 
     fn iv_prefix(&self) -> (MemberId, Epoch) {
         (self.member, self.epoch)
+    }
+
+    fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
+        self.certain
     }
 }

@@ -11,6 +11,7 @@ mod limits;
 mod member;
 mod orders;
 mod owner;
+mod secrets;
 mod setup;
 mod slow;
 mod suspects;
@@ -138,6 +139,7 @@ impl Core {
     /// Hands an input to the engine and sees all its consequences through.
     fn engine_input(&mut self, input: Input<'_>) {
         let mut around = Around {
+            certain: self.knows_all(),
             sad: &mut self.sad,
             member: self.me,
             epoch: self.ownership.epoch,

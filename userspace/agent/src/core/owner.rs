@@ -114,6 +114,7 @@ impl Core {
             }
         }
         let mut around = Around {
+            certain: self.knows_all(),
             sad: &mut self.sad,
             member: self.me,
             epoch: self.ownership.epoch,

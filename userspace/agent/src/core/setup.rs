@@ -19,7 +19,7 @@ use tun_rs::AsyncDevice;
 use super::member::Facts;
 use super::orders::Orders;
 use super::suspects::Suspects;
-use super::{Core, Ownership, around, capabilities, convert, slow, timeline};
+use super::{Core, Ownership, around, capabilities, convert, secrets, slow, timeline};
 use crate::api::InterfaceStatus;
 use crate::clock;
 use crate::config::{AttachMode, Config, Solo};
@@ -285,7 +285,9 @@ impl Core {
         plane.execute(&plan).context("cannot write the policies")?;
 
         let cookie = SecretBytes::new(identity.derive("ike cookie").to_vec());
-        let engine = Engine::new(convert::engine(&config, cookie)?);
+        let mut ike = convert::engine(&config, cookie)?;
+        secrets::give(&mut ike.endpoint, identity);
+        let engine = Engine::new(ike);
         let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);
         let esp = EspSocket::open()?;
         let announcer =

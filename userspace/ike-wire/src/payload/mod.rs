@@ -3,6 +3,7 @@
 mod delete;
 mod identification;
 mod notify;
+mod recovery;
 mod security_association;
 mod simple;
 mod traffic_selector;

@@ -3,15 +3,17 @@
 use super::IkeSa;
 use model::SecretBytes;
 
-/// Raised whenever the meaning of the fields changes; members of different versions do not take over from each other.
-const RECORD_VERSION: u8 = 1;
+/// Raised whenever the meaning of the fields changes. Version octet, then the IKE SA, then what extensions remember.
+const RECORD_VERSION: u8 = 2;
+/// The IKE SA alone; can still be read, so that members are upgraded one after the other.
+const VERSION_WITHOUT_EXTRAS: u8 = 1;
 
 /// Why a record cannot be taken over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdoptError {
     /// Another version of the software wrote it.
     #[error(
-        "IKE SA record has version {found}, this member reads {RECORD_VERSION}: bring all members to one version"
+        "IKE SA record has version {found}, this member reads {VERSION_WITHOUT_EXTRAS} to {RECORD_VERSION}: bring all members to one version"
     )]
     Version {
         /// Version in the record.
@@ -38,11 +40,12 @@ pub enum AdoptError {
 /// Serialises an IKE SA.
 pub(crate) fn write(sa: &IkeSa) -> SecretBytes {
     // A buffer that is large enough does not grow, so no copies of keys stay behind.
-    let size = postcard::experimental::serialized_size(sa).unwrap_or(4096) + 1;
+    let parts = (sa, &sa.extras);
+    let size = postcard::experimental::serialized_size(&parts).unwrap_or(4096) + 1;
     let mut buffer = vec![0; size];
     buffer[0] = RECORD_VERSION;
     // The size was computed from the same value: this cannot fail. If it did, the record would be refused as corrupt.
-    let used = postcard::to_slice(sa, &mut buffer[1..])
+    let used = postcard::to_slice(&parts, &mut buffer[1..])
         .map(|written| written.len())
         .unwrap_or(0);
     buffer.truncate(1 + used);
@@ -54,8 +57,14 @@ pub(crate) fn read(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
     let Some((&version, body)) = record.expose().split_first() else {
         return Err(AdoptError::Corrupt("empty".to_owned()));
     };
-    if version != RECORD_VERSION {
-        return Err(AdoptError::Version { found: version });
+    let corrupt = |error: postcard::Error| AdoptError::Corrupt(error.to_string());
+    match version {
+        VERSION_WITHOUT_EXTRAS => postcard::from_bytes(body).map_err(corrupt),
+        RECORD_VERSION => {
+            let (mut sa, extras): (IkeSa, _) = postcard::from_bytes(body).map_err(corrupt)?;
+            sa.extras = extras;
+            Ok(sa)
+        }
+        found => Err(AdoptError::Version { found }),
     }
-    postcard::from_bytes(body).map_err(|error| AdoptError::Corrupt(error.to_string()))
 }

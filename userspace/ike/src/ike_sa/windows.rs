@@ -21,12 +21,20 @@ pub(crate) struct Outstanding {
 /// What is to be done next.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Task {
-    CreateChild { child: String },
-    RekeyChild { spi_in: EspSpi },
-    DeleteChild { spi_in: EspSpi },
+    CreateChild {
+        child: String,
+    },
+    RekeyChild {
+        spi_in: EspSpi,
+    },
+    DeleteChild {
+        spi_in: EspSpi,
+    },
     RekeyIke,
     DeleteIke,
     Liveness,
+    /// Give and ask for what belongs to a new IKE SA after a rekey.
+    Refresh,
 }
 
 /// A task and the time before which it must not start (for retries; not kept over a takeover).

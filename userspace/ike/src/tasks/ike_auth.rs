@@ -1,6 +1,6 @@
 //! IKE_AUTH with a pre-shared key, and the first Child SA (RFC 7296 1.2, 2.15).
 
-use super::{Pending, child_answer, child_create, delete, ike_init, notify};
+use super::{Pending, child_answer, child_create, delete, ike_init, notify, qcd};
 use crate::config::{Connection, Identity};
 use crate::event::EventKind;
 use crate::ike_sa::child::ChildPhase;
@@ -76,6 +76,7 @@ pub(crate) fn start(
         method: AuthMethod::SHARED_KEY_MIC,
         data: auth,
     }));
+    payloads.extend(qcd::own_token(sa, ctx));
 
     let wanted: Vec<_> = connection.children.iter().filter(|child| child.start).collect();
     let first = wanted.first().copied().or(if childless_allowed {
@@ -167,6 +168,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     let offer = phase.child.take();
     let nonces = (phase.transcript.nonce_i.clone(), phase.transcript.nonce_r.clone());
     sa.remote_id = Some(remote_id);
+    qcd::take(sa, payloads);
     establish(sa, ctx, protected);
     let Some(offer) = offer else { return };
     if let Some(error) = payloads.error() {
@@ -276,6 +278,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     let nonces = (phase.transcript.nonce_i.clone(), phase.transcript.nonce_r.clone());
     sa.connection = Some(connection.name.clone());
     sa.remote_id = Some(remote_id);
+    qcd::take(sa, payloads);
     establish(sa, ctx, protected);
     if payloads.notify(NotifyType::INITIAL_CONTACT).is_some() {
         initial_contact(sa, ctx);
@@ -287,6 +290,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
             data: auth,
         }),
     ];
+    answer.extend(qcd::own_token(sa, ctx));
     // RFC 6023: without SA payload the initiator wants no child now.
     if payloads.sa().is_some() {
         match child_answer::answer(sa, ctx, payloads, Some((&nonces.0, &nonces.1)), None) {

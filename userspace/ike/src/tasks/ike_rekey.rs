@@ -2,7 +2,7 @@
 
 use super::child_answer::{Refusal, key_exchange, temporary_failure};
 use super::child_create::NONCE_LEN;
-use super::{Pending, delete, ike_auth, put_off, send_create};
+use super::{Pending, delete, ike_auth, put_off, qcd, send_create};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::{Established, Phase, Protected};
@@ -101,6 +101,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, pay
             let ours_lowest = (&offer.nonce).min(&nonce_r).clone();
             let crossing = take_crossing(sa).filter(|(other, _)| ctx.table.contains(*other));
             let mut new = successor(sa, offer.spi, peer_spi, true, protected);
+            qcd::take(&mut new, payloads);
             match crossing {
                 Some((other, lowest)) if ours_lowest < lowest => {
                     // Ours is redundant: the children go to the peer's, and we delete what we made.
@@ -120,6 +121,8 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, pay
                         ctx.put_back(redundant);
                     }
                     hand_over(sa, ctx, &mut new);
+                    // RFC 6290 4.3: the responder's token came with its answer, ours needs an exchange.
+                    new.our.push(Task::Refresh);
                     ctx.put_back(new);
                     delete::start_ike(sa, ctx);
                 }
@@ -261,7 +264,7 @@ fn hand_over(old: &mut IkeSa, ctx: &mut Context<'_>, new: &mut IkeSa) {
         new.children.push(child);
     }
     for queued in std::mem::take(&mut old.our.queue) {
-        if !matches!(queued.task, Task::RekeyIke | Task::Liveness) {
+        if !matches!(queued.task, Task::RekeyIke | Task::Liveness | Task::Refresh) {
             new.our.queue.push_back(queued);
         }
     }
@@ -369,12 +372,13 @@ fn answer(
         .rekey(prf, cipher, inputs, &shared)
         .map_err(|_| malformed("usable keys"))?;
     let accepted = negotiate::accept(&suite, their.number, ProtocolId::IKE, &spi.0.to_be_bytes());
-    let answer = vec![
+    let new = successor(sa, spi, peer_spi, false, Protected { keys, suite });
+    let mut answer = vec![
         Payload::SecurityAssociation(accepted),
         Payload::Nonce(nonce_r.clone()),
         Payload::KeyExchange(public),
     ];
-    let new = successor(sa, spi, peer_spi, false, Protected { keys, suite });
+    answer.extend(qcd::own_token(&new, ctx));
     let lowest = nonce_i.min(nonce_r);
     Ok((answer, new, lowest))
 }

@@ -1,6 +1,6 @@
 //! The peer's INFORMATIONAL requests: deletions, notifications, liveness checks (RFC 7296 1.4).
 
-use super::delete;
+use super::{delete, qcd};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::outbox::Context;
@@ -11,6 +11,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         delete::peer_deletes_ike(sa, ctx);
         return Vec::new();
     }
+    qcd::take(sa, payloads);
     let mut answer = Vec::new();
     for delete in payloads.deletes() {
         if let Delete::Esp(spis) = delete {

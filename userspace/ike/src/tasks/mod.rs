@@ -9,6 +9,8 @@ pub(crate) mod ike_init;
 pub(crate) mod ike_rekey;
 pub(crate) mod informational;
 pub(crate) mod liveness;
+pub(crate) mod qcd;
+pub(crate) mod refresh;
 
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -37,6 +39,7 @@ pub(crate) enum Pending {
     },
     DeleteIke,
     Liveness,
+    Refresh,
 }
 
 /// A peer that keeps putting us off is asked this often.
@@ -82,6 +85,7 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             Task::RekeyIke => ike_rekey::start(sa, ctx, tries),
             Task::DeleteIke => delete::start_ike(sa, ctx),
             Task::Liveness => liveness::start(sa, ctx),
+            Task::Refresh => refresh::start(sa, ctx),
         }
     }
 }
@@ -206,6 +210,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         Pending::DeleteChild { spi_in } => delete::finish_child(sa, ctx, spi_in),
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
+        Pending::Refresh => refresh::finish(sa, &payloads),
     }
     // RFC 7296 2.21.3: INVALID_SYNTAX in a response means that the peer has dropped the IKE SA.
     let dropped = payloads.notify(NotifyType::INVALID_SYNTAX).is_some();

@@ -41,6 +41,9 @@ pub struct Around {
     /// 0xff... or 0: fills nonces so that a test decides who has the lowest one.
     pub nonce_bias: Option<u8>,
     pub out_of_spis: bool,
+    /// It is certain that what the engine does not know is nowhere.
+    pub may_show: bool,
+    pub may_initiate: bool,
 }
 
 impl Surroundings for Around {
@@ -83,6 +86,12 @@ impl Surroundings for Around {
     }
     fn iv_prefix(&self) -> (MemberId, Epoch) {
         (MemberId(self.member), Epoch(self.epoch))
+    }
+    fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
+        self.may_show
+    }
+    fn may_initiate(&self, _connection: &str) -> bool {
+        self.may_initiate
     }
 }
 
@@ -203,6 +212,8 @@ impl World {
                 allocated: BTreeSet::new(),
                 nonce_bias: None,
                 out_of_spis: false,
+                may_show: false,
+                may_initiate: true,
             },
             journal: BTreeMap::new(),
             children: BTreeMap::new(),
@@ -386,6 +397,19 @@ impl World {
         self.trace.push(format!("   {} is taken over", s.name));
         s.engine.resume(now, &mut s.around);
         self.drain(side, true);
+    }
+
+    /// The whole cluster at a side starts anew: nothing is left, and it knows that.
+    pub fn lose_everything(&mut self, side: usize) {
+        let s = &mut self.sides[side];
+        s.engine = Engine::new(s.engine.config().clone());
+        s.journal.clear();
+        s.children.clear();
+        s.outbound.clear();
+        s.around.allocated.clear();
+        s.around.epoch += 1;
+        s.around.may_show = true;
+        self.trace.push(format!("   {} loses everything", s.name));
     }
 
     pub fn status(&self, side: usize) -> Vec<IkeSaStatus> {

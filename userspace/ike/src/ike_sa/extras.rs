@@ -1,0 +1,62 @@
+//! What an IKE SA remembers for extensions: the second part of its record, so that records of members without them can
+//! still be read.
+
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Tokens of the peer's that are kept. RFC 6290 5 lets a taker keep several, since a maker with several addresses may
+/// show one that it replaced.
+const TOKENS_KEPT: usize = 4;
+
+/// The peer's QCD tokens, oldest first. Whoever has one can end the IKE SA, so they are secret.
+#[derive(Default, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub(crate) struct QcdTokens(Vec<Vec<u8>>);
+
+impl QcdTokens {
+    /// Remembers a token; `false` if it is known already.
+    pub fn take(&mut self, token: &[u8]) -> bool {
+        if self.0.iter().any(|known| known == token) {
+            return false;
+        }
+        if self.0.len() == TOKENS_KEPT {
+            self.0.remove(0).zeroize();
+        }
+        self.0.push(token.to_vec());
+        true
+    }
+
+    /// Whether it is one of them; in time that depends on lengths only.
+    pub fn contains(&self, shown: &[u8]) -> bool {
+        self.0
+            .iter()
+            .fold(false, |found, known| found | crypto::ct_eq(known, shown))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// No `Debug`: it holds secrets.
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct Extras {
+    pub qcd: QcdTokens,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_four_tokens_count() {
+        let mut tokens = QcdTokens::default();
+        for n in 0..6u8 {
+            assert!(tokens.take(&[n; 16]));
+            assert!(!tokens.take(&[n; 16]), "known already");
+        }
+        for n in 0..6 {
+            assert_eq!(tokens.contains(&[n; 16]), n >= 2, "{n}");
+        }
+        assert!(!tokens.contains(&[5; 15]) && !tokens.contains(&[]));
+    }
+}
