@@ -31,3 +31,26 @@ fn qcd_tokens_have_16_to_128_octets() {
     }
     assert_eq!(Notify::new(NotifyType::COOKIE, vec![1; 32]).as_qcd_token(), None);
 }
+
+#[test]
+fn tickets_stand_as_rfc_5723_7_draws_them() {
+    let bytes = encoded(Notify::ticket_lt_opaque(0x0001_0203, b"tick"));
+    let drawn = [&[0, 0, 0, 16][..], &[0, 0, 0x40, 0x19], &[0, 1, 2, 3], b"tick"].concat();
+    assert_eq!(bytes, drawn);
+    let bytes = encoded(Notify::ticket_opaque(b"tick"));
+    assert_eq!(bytes, [&[0, 0, 0, 12][..], &[0, 0, 0x40, 0x1d], b"tick"].concat());
+}
+
+#[test]
+fn a_ticket_without_lifetime_or_without_octets_is_none() {
+    for len in 0..12 {
+        let data: Vec<u8> = (1..=len).collect();
+        let given = over_the_wire(Notify::new(NotifyType::TICKET_LT_OPAQUE, data.clone()));
+        let expected = (len > 4).then(|| (0x0102_0304, &data[4..]));
+        assert_eq!(given.as_ticket_lt_opaque(), expected, "{len}");
+        assert_eq!(given.as_ticket_opaque(), None);
+        let shown = over_the_wire(Notify::new(NotifyType::TICKET_OPAQUE, data.clone()));
+        assert_eq!(shown.as_ticket_opaque(), (len > 0).then_some(&data[..]), "{len}");
+        assert_eq!(shown.as_ticket_lt_opaque(), None);
+    }
+}

@@ -10,7 +10,7 @@ use crate::io::Command;
 use crate::outbox::Context;
 use crate::status::ConnectionPhase;
 use crate::table::Table;
-use crate::tasks::{Pending, delete, ike_init, start_next};
+use crate::tasks::{Pending, delete, ike_init, resume, start_next, ticket};
 use model::{EspSpi, IkeSpi};
 
 pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
@@ -24,6 +24,8 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
         Command::DeleteIke { spi } => on_ike(ctx, spi, Task::DeleteIke),
         Command::Terminate { connection } => {
             let spis = ctx.table.of_connection(&connection);
+            // RFC 5723 6.2: what is ended is not resumed.
+            ctx.table.tickets.take(&connection);
             if spis.is_empty() {
                 failed(
                     ctx,
@@ -56,7 +58,10 @@ fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
         .filter(|sa| {
             let connecting = matches!(
                 sa.phase,
-                Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::Established(_)
+                Phase::AwaitInitResponse(_)
+                    | Phase::AwaitResumeResponse(_)
+                    | Phase::AwaitAuthResponse(_)
+                    | Phase::Established(_)
             );
             connecting && sa.successor.is_none()
         })
@@ -110,7 +115,11 @@ fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
         }
         return;
     }
-    match ike_init::start(ctx, connection) {
+    let begun = match ticket::to_show(ctx, connection) {
+        Some(held) => resume::start(ctx, connection, held),
+        None => ike_init::start(ctx, connection),
+    };
+    match begun {
         Ok(mut sa) => {
             if let Some(child) = child.filter(|child| !is_up_or_coming(&sa, child)) {
                 sa.our.push(Task::CreateChild {
@@ -156,7 +165,10 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
         (Phase::Established(_), _) => sa.our.push(task),
         // Not up yet: there is nobody to tell.
         (
-            Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::AwaitAuthRequest(_),
+            Phase::AwaitInitResponse(_)
+            | Phase::AwaitResumeResponse(_)
+            | Phase::AwaitAuthResponse(_)
+            | Phase::AwaitAuthRequest(_),
             Task::DeleteIke,
         ) => {
             delete::vanish(&mut sa, ctx, "terminated while it was set up");

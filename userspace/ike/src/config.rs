@@ -31,6 +31,9 @@ pub struct EndpointConfig {
     /// has lost everything must be able to make the same tokens again. `None`: peers get no tokens (theirs are taken all
     /// the same). 32 octets are right.
     pub qcd_secret: Option<SecretBytes>,
+    /// Secret that the keys of session resumption tickets are derived from (RFC 5723); the same on all members. `None`: no
+    /// tickets are granted. 32 octets are right.
+    pub ticket_secret: Option<SecretBytes>,
 }
 
 impl EndpointConfig {
@@ -42,6 +45,7 @@ impl EndpointConfig {
             half_open_max: 4096,
             half_open_timeout: Duration::from_secs(30),
             qcd_secret: None,
+            ticket_secret: None,
         }
     }
 }
@@ -81,6 +85,8 @@ pub struct Connection {
     pub force_encap: bool,
     /// NAT keepalive interval while we are behind a NAT.
     pub keepalive: Duration,
+    /// Session resumption (RFC 5723): tickets are asked for, shown and (with [`EndpointConfig::ticket_secret`]) granted.
+    pub resumption: bool,
     /// UDP port on which the peer expects first messages; 500 unless there is a reason.
     pub remote_port: u16,
 }
@@ -105,6 +111,7 @@ impl Connection {
             rekey_jitter: Duration::from_secs(60),
             force_encap: false,
             keepalive: Duration::from_secs(20),
+            resumption: true,
             remote_port: 500,
         }
     }

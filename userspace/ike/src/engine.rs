@@ -10,7 +10,7 @@ use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transm
 use crate::outbox::{Context, Outbox};
 use crate::status::{ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
-use crate::tasks::{self, Pending, ike_init, qcd};
+use crate::tasks::{self, Pending, ike_init, qcd, resume, ticket};
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, WireError, parse_chain};
 use model::{EspSpi, IkeSpi, Instant, SecretBytes};
 use std::collections::VecDeque;
@@ -47,6 +47,7 @@ impl Engine {
     /// Another configuration, from the next input on. IKE SAs of connections that are gone stay up but are not
     /// rekeyed any more; [`crate::Command::Terminate`] ends them.
     pub fn set_config(&mut self, config: EngineConfig) {
+        self.table.tickets.forget_held();
         self.config = config;
     }
 
@@ -118,6 +119,12 @@ impl Engine {
         }
         if let Some(old) = self.table.take(spi) {
             self.table.forget(&old);
+        }
+        if let Some((id, expires)) = sa.extras.resumed.as_ref().and_then(|resumed| resumed.ticket)
+            && !sa.is_half_open()
+        {
+            // Time is not known here; it only bounds how long this is remembered.
+            self.table.tickets.spend(id, expires, 0);
         }
         self.table.put(sa);
         self.adopted.push(spi);
@@ -284,8 +291,11 @@ fn datagram(
         Err(error) => return unreadable(ctx, endpoint, local, remote, bytes, &error),
     };
     let header = message.header;
-    let is_first = header.exchange == ExchangeType::IKE_SA_INIT && !header.flags.response;
-    if is_first {
+    let begins = matches!(
+        header.exchange,
+        ExchangeType::IKE_SA_INIT | ExchangeType::IKE_SESSION_RESUME
+    );
+    if begins && !header.flags.response {
         return first_message(ctx, endpoint, local, remote, bytes, &message);
     }
     // The I flag says whose SPI stands where: the original initiator sets it in all its messages.
@@ -306,7 +316,7 @@ fn datagram(
         return;
     }
     with_sa(ctx, ours, |sa, ctx| {
-        if header.exchange == ExchangeType::IKE_SA_INIT {
+        if begins {
             init_response(sa, ctx, remote, bytes, &message);
         } else {
             protected(sa, ctx, local, remote, bytes, &message);
@@ -410,9 +420,19 @@ fn first_message(
     let half_open = ctx.table.half_open();
     let admission = endpoint.admit(&config.endpoint, half_open, remote, header.spi_i, nonce, shown);
     report_load(ctx, endpoint, half_open, was_cookie, was_flooded);
+    let mut refused = None;
     let refusal = match admission {
         Admission::Drop => return,
         Admission::Cookie(cookie) => Notify::new(NotifyType::COOKIE, cookie),
+        Admission::Admit if header.exchange == ExchangeType::IKE_SESSION_RESUME => {
+            match resume::respond(ctx, message, bytes, local, remote) {
+                Ok(sa) => return ctx.put_back(sa),
+                Err(why) => {
+                    refused = Some(why);
+                    Notify::status(NotifyType::TICKET_NACK)
+                }
+            }
+        }
         Admission::Admit => match ike_init::respond(ctx, message, bytes, local, remote) {
             Ok(sa) => return ctx.put_back(sa),
             Err(None) => return,
@@ -421,6 +441,9 @@ fn first_message(
     };
     if refusal.kind != NotifyType::COOKIE && !endpoint.may_answer(ctx.now) {
         return;
+    }
+    if let Some(why) = refused {
+        ticket::refused(ctx, remote, &why);
     }
     if let Some(answer) = endpoint::stateless(&header, bytes.len(), refusal) {
         ctx.out.plain.push(Transmit {
@@ -453,12 +476,16 @@ fn report_load(
 }
 
 fn init_response(sa: &mut IkeSa, ctx: &mut Context<'_>, remote: SocketAddr, bytes: &[u8], message: &Message) {
-    let expected = matches!(sa.phase, Phase::AwaitInitResponse(_))
-        && message.header.message_id == 0
-        && message.protected.is_none()
-        && remote.ip() == sa.path.remote.ip();
-    if expected {
-        ike_init::on_response(sa, ctx, message, bytes);
+    let expected =
+        message.header.message_id == 0 && message.protected.is_none() && remote.ip() == sa.path.remote.ip();
+    match (&sa.phase, message.header.exchange) {
+        (Phase::AwaitInitResponse(_), ExchangeType::IKE_SA_INIT) if expected => {
+            ike_init::on_response(sa, ctx, message, bytes);
+        }
+        (Phase::AwaitResumeResponse(_), ExchangeType::IKE_SESSION_RESUME) if expected => {
+            resume::on_response(sa, ctx, message, bytes);
+        }
+        _ => {}
     }
 }
 

@@ -34,6 +34,10 @@ pub enum EventKind {
     InitialContact,
     /// The peer proved by a QCD token that it has lost the IKE SA (RFC 6290); ours is gone with its children.
     PeerCrashed,
+    /// A session was resumed by a ticket (RFC 5723): the IKE SA that it stood for, here or on another member, is replaced.
+    Resumed,
+    /// A ticket was refused, ours by the peer or the peer's by us; the peers authenticate anew.
+    TicketRefused,
     /// A QCD token in clear that is none of this IKE SA's: somebody guesses.
     TokenRefused,
     /// The peer's address or port changed.
@@ -69,6 +73,8 @@ impl EventKind {
             Self::PeerSilent => "peer_silent",
             Self::InitialContact => "initial_contact",
             Self::PeerCrashed => "peer_crashed",
+            Self::Resumed => "resumed",
+            Self::TicketRefused => "ticket_refused",
             Self::TokenRefused => "token_refused",
             Self::PeerMoved => "peer_moved",
             Self::NatKeepalive => "nat_keepalive",
@@ -91,6 +97,7 @@ impl EventKind {
                 | Self::ChildRekeyed
                 | Self::ChildDown
                 | Self::InitialContact
+                | Self::Resumed
                 | Self::PeerMoved
                 | Self::NatKeepalive
         )

@@ -168,6 +168,10 @@ pub trait Surroundings {
     fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
         false
     }
+    /// Seconds since 1970, for the lifetimes of tickets; members' clocks may differ by minutes. `None`: no tickets.
+    fn unix_time(&self) -> Option<u64> {
+        None
+    }
     /// Whether this member is the one to initiate the connection: the engine asks before it does so by itself.
     fn may_initiate(&self, _connection: &str) -> bool {
         true

@@ -53,11 +53,15 @@ fn begin(story: Story, who: usize, seed: u64) -> (World, Option<usize>) {
         }
         let mut config = config(vec![connection]);
         config.endpoint.qcd_secret = Some(model::SecretBytes::new(vec![side as u8; 32]));
+        config.endpoint.ticket_secret = config.endpoint.qcd_secret.clone();
         if with_cookie {
             config.endpoint.cookie_threshold = 0;
         }
         config
     });
+    for side in &mut world.sides {
+        side.around.unix_time = Some(1_800_000_000);
+    }
     if !matches!(story, Story::Handshake | Story::HandshakeWithCookieAndGroup) {
         world.initiate(A);
         world.settle();

@@ -77,6 +77,10 @@ impl Surroundings for Around<'_> {
         (self.member, self.epoch)
     }
 
+    fn unix_time(&self) -> Option<u64> {
+        Some(crate::clock::wall_ns() / 1_000_000_000)
+    }
+
     fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
         self.certain
     }

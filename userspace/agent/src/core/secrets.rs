@@ -11,6 +11,7 @@ use crate::pki::Identity;
 pub fn give(endpoint: &mut EndpointConfig, identity: &Identity) {
     let secret = |label: &str| SecretBytes::new(identity.derive(label).to_vec());
     endpoint.qcd_secret = Some(secret("ike quick crash detection"));
+    endpoint.ticket_secret = Some(secret("ike session resumption"));
 }
 
 impl Core {

@@ -1,4 +1,5 @@
-//! Data of the notifications by which peers recover from lost state: quick crash detection (RFC 6290).
+//! Data of the notifications by which peers recover from lost state: quick crash detection (RFC 6290), session
+//! resumption (RFC 5723).
 //!
 //! Each has one maker and one reader. A reader gives `None` where the data does not have the shape that the RFC draws;
 //! Protocol ID and SPI of the notification are not looked at, as RFC 7296 3.10 wants of a receiver.
@@ -23,5 +24,30 @@ impl Notify {
     pub fn as_qcd_token(&self) -> Option<&[u8]> {
         self.data_of(NotifyType::QUICK_CRASH_DETECTION)
             .filter(|token| QCD_TOKEN_LEN.contains(&token.len()))
+    }
+
+    /// TICKET_LT_OPAQUE: a ticket and the seconds that it lives (RFC 5723 7.1).
+    pub fn ticket_lt_opaque(lifetime_s: u32, ticket: &[u8]) -> Self {
+        let data = [&lifetime_s.to_be_bytes()[..], ticket].concat();
+        Self::new(NotifyType::TICKET_LT_OPAQUE, data)
+    }
+
+    /// Lifetime in seconds and ticket of a TICKET_LT_OPAQUE; an empty ticket is none.
+    pub fn as_ticket_lt_opaque(&self) -> Option<(u32, &[u8])> {
+        let (lifetime, ticket) = self
+            .data_of(NotifyType::TICKET_LT_OPAQUE)?
+            .split_first_chunk::<4>()?;
+        (!ticket.is_empty()).then_some((u32::from_be_bytes(*lifetime), ticket))
+    }
+
+    /// TICKET_OPAQUE: a ticket that is shown (RFC 5723 7.2).
+    pub fn ticket_opaque(ticket: &[u8]) -> Self {
+        Self::new(NotifyType::TICKET_OPAQUE, ticket.to_vec())
+    }
+
+    /// The ticket in a TICKET_OPAQUE; an empty one is none.
+    pub fn as_ticket_opaque(&self) -> Option<&[u8]> {
+        self.data_of(NotifyType::TICKET_OPAQUE)
+            .filter(|ticket| !ticket.is_empty())
     }
 }

@@ -1,6 +1,9 @@
 //! What an IKE SA remembers for extensions: the second part of its record, so that records of members without them can
 //! still be read.
 
+use crate::config::Identity;
+use crate::proposal::Proposal;
+use model::{IkeSpi, SecretBytes};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -37,10 +40,52 @@ impl QcdTokens {
     }
 }
 
+/// Names a ticket: part of its digest.
+pub(crate) type TicketId = [u8; 16];
+
+/// A ticket that the peer granted for this IKE SA.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct OwnTicket {
+    pub ticket: Vec<u8>,
+    /// Seconds since 1970.
+    pub expires: u64,
+}
+
+/// A ticket of an IKE SA that is lost, with all that is needed to show it.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct HeldTicket {
+    pub ticket: Vec<u8>,
+    /// Seconds since 1970.
+    pub expires: u64,
+    pub suite: Proposal,
+    pub sk_d: SecretBytes,
+    pub peer_id: Identity,
+    pub own_id: Identity,
+    /// It was shown last time without an answer: the next try goes without.
+    pub rests: bool,
+}
+
+/// How an IKE SA came out of a ticket; AUTH depends on it.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Resumed {
+    pub peer_id: Identity,
+    pub own_id: Identity,
+    /// Responder: our SPI of the IKE SA that the ticket was granted for.
+    pub replaces: Option<IkeSpi>,
+    /// Responder: the ticket and when it expires.
+    pub ticket: Option<(TicketId, u64)>,
+}
+
 /// No `Debug`: it holds secrets.
 #[derive(Default, Serialize, Deserialize)]
 pub(crate) struct Extras {
     pub qcd: QcdTokens,
+    /// We asked the peer for a ticket when this IKE SA or one that it replaced was set up, and do so after rekeys.
+    pub wants_ticket: bool,
+    pub ticket: Option<OwnTicket>,
+    /// The last ticket that we granted, and when it expires.
+    pub granted: Option<(TicketId, u64)>,
+    pub resumed: Option<Resumed>,
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ pub(crate) struct Timers {
     pub rekey: Option<Instant>,
     pub liveness: Option<Instant>,
     pub keepalive: Option<Instant>,
+    /// The ticket is to be replaced by a new one.
+    pub ticket: Option<Instant>,
     /// When an unprotected message last made us check the peer.
     pub hinted: Instant,
     /// When a QCD token that is none of the peer's was last reported.
@@ -144,7 +146,7 @@ impl IkeSa {
     /// When it wants to be woken.
     pub fn wake(&self) -> Option<Instant> {
         let t = &self.timers;
-        let own = [t.retransmit, t.expire, t.rekey, t.liveness, t.keepalive];
+        let own = [t.retransmit, t.expire, t.rekey, t.liveness, t.keepalive, t.ticket];
         let queued = if self.our.outstanding.is_none() {
             self.our.earliest_queued()
         } else {

@@ -1,6 +1,6 @@
 //! Deletion of Child SAs and IKE SAs, asked for by either side (RFC 7296 1.4.1).
 
-use super::{CLOSED_KEPT, Pending, ike_rekey};
+use super::{CLOSED_KEPT, Pending, ike_rekey, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
@@ -90,6 +90,9 @@ fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) {
 /// Asks the peer to delete the IKE SA. Children go with the answer.
 pub(crate) fn start_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     let payloads = [Payload::Delete(Delete::Ike)];
+    ticket::revoke(sa, ctx);
+    sa.extras.ticket = None;
+    sa.timers.ticket = None;
     if send_request(
         sa,
         ctx,
@@ -122,6 +125,7 @@ pub(crate) fn peer_deletes_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 
 /// Ends an IKE SA but keeps it for a while, to repeat the response that the peer may have missed.
 pub(crate) fn close(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
+    ticket::revoke(sa, ctx);
     end(sa, ctx, why);
     match sa.phase.protected().cloned() {
         Some(protected) => {

@@ -2,7 +2,7 @@
 
 use super::child_answer::{Refusal, key_exchange, temporary_failure};
 use super::child_create::NONCE_LEN;
-use super::{Pending, delete, ike_auth, put_off, qcd, send_create};
+use super::{Pending, delete, ike_auth, put_off, qcd, send_create, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::{Established, Phase, Protected};
@@ -251,6 +251,7 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
     let mut new = IkeSa::new(spi, peer_spi, initiator, old.path, phase);
     new.connection = old.connection.clone();
     new.remote_id = old.remote_id.clone();
+    new.extras.wants_ticket = old.extras.wants_ticket;
     new
 }
 
@@ -268,6 +269,12 @@ fn hand_over(old: &mut IkeSa, ctx: &mut Context<'_>, new: &mut IkeSa) {
             new.our.queue.push_back(queued);
         }
     }
+    // RFC 5723 6.2: with the rekey the ticket has become invalid.
+    if new.extras.wants_ticket && new.extras.ticket.is_none() {
+        new.our.push(Task::Refresh);
+    }
+    ticket::revoke(old, ctx);
+    old.extras.ticket = None;
     old.successor = Some(new.spi);
     old.dirty = true;
     new.dirty = true;
@@ -372,13 +379,14 @@ fn answer(
         .rekey(prf, cipher, inputs, &shared)
         .map_err(|_| malformed("usable keys"))?;
     let accepted = negotiate::accept(&suite, their.number, ProtocolId::IKE, &spi.0.to_be_bytes());
-    let new = successor(sa, spi, peer_spi, false, Protected { keys, suite });
+    let mut new = successor(sa, spi, peer_spi, false, Protected { keys, suite });
     let mut answer = vec![
         Payload::SecurityAssociation(accepted),
         Payload::Nonce(nonce_r.clone()),
         Payload::KeyExchange(public),
     ];
     answer.extend(qcd::own_token(&new, ctx));
+    answer.extend(ticket::grant(&mut new, ctx, payloads));
     let lowest = nonce_i.min(nonce_r);
     Ok((answer, new, lowest))
 }

@@ -11,6 +11,8 @@ pub(crate) mod informational;
 pub(crate) mod liveness;
 pub(crate) mod qcd;
 pub(crate) mod refresh;
+pub(crate) mod resume;
+pub(crate) mod ticket;
 
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -210,7 +212,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         Pending::DeleteChild { spi_in } => delete::finish_child(sa, ctx, spi_in),
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
-        Pending::Refresh => refresh::finish(sa, &payloads),
+        Pending::Refresh => refresh::finish(sa, ctx, &payloads),
     }
     // RFC 7296 2.21.3: INVALID_SYNTAX in a response means that the peer has dropped the IKE SA.
     let dropped = payloads.notify(NotifyType::INVALID_SYNTAX).is_some();

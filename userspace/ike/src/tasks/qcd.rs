@@ -4,7 +4,7 @@
 //! taker we keep the peer's. A peer that shows its token in clear has lost the IKE SA: ours is discarded at once, where
 //! RFC 7296 would ask for minutes of unanswered requests.
 
-use super::delete;
+use super::{delete, ticket};
 use crate::command;
 use crate::config::EndpointConfig;
 use crate::event::EventKind;
@@ -84,6 +84,9 @@ pub(crate) fn shown(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Message) ->
     let text = format!("the peer proves that it has lost IKE SA {}: discarded", sa.spi);
     ctx.event(sa, EventKind::PeerCrashed, text);
     let replaced = sa.successor.is_some();
+    if !replaced {
+        ticket::keep(sa, ctx);
+    }
     delete::vanish(sa, ctx, "the peer has lost it (QCD token)");
     if !replaced && let Some(name) = sa.connection.clone() {
         command::begin_again(ctx, &name);

@@ -44,6 +44,8 @@ pub struct Around {
     /// It is certain that what the engine does not know is nowhere.
     pub may_show: bool,
     pub may_initiate: bool,
+    /// Seconds since 1970.
+    pub unix_time: Option<u64>,
 }
 
 impl Surroundings for Around {
@@ -89,6 +91,9 @@ impl Surroundings for Around {
     }
     fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
         self.may_show
+    }
+    fn unix_time(&self) -> Option<u64> {
+        self.unix_time
     }
     fn may_initiate(&self, _connection: &str) -> bool {
         self.may_initiate
@@ -214,6 +219,7 @@ impl World {
                 out_of_spis: false,
                 may_show: false,
                 may_initiate: true,
+                unix_time: None,
             },
             journal: BTreeMap::new(),
             children: BTreeMap::new(),
