@@ -10,7 +10,7 @@ use crate::io::Command;
 use crate::outbox::Context;
 use crate::status::ConnectionPhase;
 use crate::table::Table;
-use crate::tasks::{Pending, delete, ike_init, resume, start_next, ticket};
+use crate::tasks::{Pending, counter_sync, delete, ike_init, message_id_sync, resume, start_next, ticket};
 use model::{EspSpi, IkeSpi};
 
 pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
@@ -19,6 +19,8 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
         Command::CreateChild { connection, child } => initiate(ctx, &connection, Some(&child)),
         Command::RekeyChild { spi_in } => on_child(ctx, spi_in, Task::RekeyChild { spi_in }),
         Command::DeleteChild { spi_in } => on_child(ctx, spi_in, Task::DeleteChild { spi_in }),
+        Command::RepairInbound { spi_in, delta } => repair(ctx, spi_in, delta),
+        Command::SyncMessageIds { spi, margin } => sync_message_ids(ctx, spi, margin),
         Command::RekeyIke { spi } => on_ike(ctx, spi, Task::RekeyIke),
         Command::Liveness { spi } => on_ike(ctx, spi, Task::Liveness),
         Command::DeleteIke { spi } => on_ike(ctx, spi, Task::DeleteIke),
@@ -154,6 +156,27 @@ fn on_child(ctx: &mut Context<'_>, spi_in: EspSpi, task: Task) {
         Some(spi) => on_ike(ctx, spi, task),
         None => failed(ctx, None, format!("no Child SA with our inbound SPI {spi_in}")),
     }
+}
+
+fn repair(ctx: &mut Context<'_>, spi_in: EspSpi, delta: u64) {
+    let Some(mut sa) = ctx.table.by_child(spi_in).and_then(|spi| ctx.table.take(spi)) else {
+        return failed(ctx, None, format!("no Child SA with our inbound SPI {spi_in}"));
+    };
+    if matches!(sa.phase, Phase::Established(_)) {
+        counter_sync::repair(&mut sa, ctx, spi_in, delta);
+        start_next(&mut sa, ctx);
+    }
+    ctx.put_back(sa);
+}
+
+fn sync_message_ids(ctx: &mut Context<'_>, spi: IkeSpi, margin: u32) {
+    let Some(mut sa) = ctx.table.take(spi) else {
+        return failed(ctx, None, format!("no IKE SA with our SPI {spi}"));
+    };
+    if let Err(why) = message_id_sync::start(&mut sa, ctx, margin) {
+        ctx.event(&sa, EventKind::CommandFailed, why);
+    }
+    ctx.put_back(sa);
 }
 
 fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {

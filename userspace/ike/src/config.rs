@@ -85,6 +85,11 @@ pub struct Connection {
     pub force_encap: bool,
     /// NAT keepalive interval while we are behind a NAT.
     pub keepalive: Duration,
+    /// RFC 6311 is offered and agreed to: as a peer we follow the other side's cluster, and as a cluster we ask the peer to raise
+    /// its sequence numbers.
+    pub cluster_sync: bool,
+    /// Whether we as a cluster ever ask the peer to synchronise Message IDs.
+    pub mid_sync: MidSync,
     /// Session resumption (RFC 5723): tickets are asked for, shown and (with [`EndpointConfig::ticket_secret`]) granted.
     pub resumption: bool,
     /// UDP port on which the peer expects first messages; 500 unless there is a reason.
@@ -111,6 +116,8 @@ impl Connection {
             rekey_jitter: Duration::from_secs(60),
             force_encap: false,
             keepalive: Duration::from_secs(20),
+            cluster_sync: true,
+            mid_sync: MidSync::Never,
             resumption: true,
             remote_port: 500,
         }
@@ -119,6 +126,17 @@ impl Connection {
     pub(crate) fn child(&self, name: &str) -> Option<&ChildConfig> {
         self.children.iter().find(|child| child.name == name)
     }
+}
+
+/// Use of Message ID synchronisation (RFC 6311) by a cluster. A taker has the exact Message IDs by output commit, and
+/// strongSwan (seen with 5.9.8 and AES-GCM) drops its IKE SA when it is asked, so the default is never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MidSync {
+    /// Not even on command.
+    #[default]
+    Never,
+    /// On [`crate::Command::SyncMessageIds`], which is for forks of a split pair that were discarded.
+    OnFork,
 }
 
 /// A Child SA of a connection.

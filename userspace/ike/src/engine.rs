@@ -10,8 +10,8 @@ use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transm
 use crate::outbox::{Context, Outbox};
 use crate::status::{ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
-use crate::tasks::{self, Pending, ike_init, qcd, resume, ticket};
-use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, WireError, parse_chain};
+use crate::tasks::{self, Pending, ike_init, message_id_sync, qcd, resume, ticket};
+use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};
 use model::{EspSpi, IkeSpi, Instant, SecretBytes};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -510,6 +510,9 @@ fn protected(
     if header.flags.initiator == sa.initiator || sa.header_spis() != (header.spi_i, header.spi_r) {
         return;
     }
+    if message_id_sync::may_be_request(sa, &header) && synchronisation(sa, ctx, bytes, sealed) {
+        return;
+    }
     let id = header.message_id;
     let order = if header.flags.response {
         // Cheap checks first: only the awaited response is worth a decryption.
@@ -544,6 +547,18 @@ fn protected(
     } else {
         tasks::on_request(sa, ctx, header.exchange, id, parsed);
     }
+}
+
+/// A request of the peer's cluster with Message ID 0 (RFC 6311). `false`: it is none, or not authentic.
+fn synchronisation(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: &[u8], sealed: &Protected) -> bool {
+    if message_id_sync::repeated(sa, ctx, bytes) {
+        return true;
+    }
+    let inner = message::open(sa, bytes, sealed);
+    let parsed = inner
+        .ok()
+        .and_then(|inner| parse_chain(sealed.first, &inner).ok());
+    parsed.is_some_and(|payloads| message_id_sync::respond(sa, ctx, bytes, &payloads))
 }
 
 /// The peer lives, and this is where.

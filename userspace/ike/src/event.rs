@@ -38,6 +38,10 @@ pub enum EventKind {
     Resumed,
     /// A ticket was refused, ours by the peer or the peer's by us; the peers authenticate anew.
     TicketRefused,
+    /// Message IDs were synchronised after a failover (RFC 6311), ours or the peer's.
+    MessageIdsSynched,
+    /// Outgoing sequence numbers were raised after a failover of the peer's cluster (RFC 6311).
+    CountersSynched,
     /// A QCD token in clear that is none of this IKE SA's: somebody guesses.
     TokenRefused,
     /// The peer's address or port changed.
@@ -75,6 +79,8 @@ impl EventKind {
             Self::PeerCrashed => "peer_crashed",
             Self::Resumed => "resumed",
             Self::TicketRefused => "ticket_refused",
+            Self::MessageIdsSynched => "message_ids_synched",
+            Self::CountersSynched => "counters_synched",
             Self::TokenRefused => "token_refused",
             Self::PeerMoved => "peer_moved",
             Self::NatKeepalive => "nat_keepalive",
@@ -98,6 +104,8 @@ impl EventKind {
                 | Self::ChildDown
                 | Self::InitialContact
                 | Self::Resumed
+                | Self::MessageIdsSynched
+                | Self::CountersSynched
                 | Self::PeerMoved
                 | Self::NatKeepalive
         )

@@ -62,6 +62,22 @@ pub enum Command {
         /// Our SPI.
         spi: IkeSpi,
     },
+    /// After a takeover the peer's sequence numbers on this Child SA are below what counts as seen. The peer is asked to raise
+    /// those of all its Child SAs (RFC 6311 5.2), where it can and once per epoch; otherwise the Child SA is rekeyed.
+    RepairInbound {
+        /// Our inbound SPI.
+        spi_in: EspSpi,
+        /// By how much, at least.
+        delta: u64,
+    },
+    /// Ask the peer for its Message IDs: a fork of this IKE SA was discarded (RFC 6311 5.1). Only with
+    /// [`crate::MidSync::OnFork`].
+    SyncMessageIds {
+        /// Our SPI.
+        spi: IkeSpi,
+        /// Message IDs that the fork may have used beyond what this member knows.
+        margin: u32,
+    },
     /// Delete a Child SA.
     DeleteChild {
         /// Our inbound SPI.
@@ -166,6 +182,11 @@ pub trait Surroundings {
     /// QCD token may be shown in clear (RFC 6290 9.2: a token that is shown while the IKE SA lives lets anybody kill it).
     /// Only the owner of the SPI's segment can be certain, in an epoch that it began with the group's whole state.
     fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
+        false
+    }
+    /// Raises the next outbound sequence number of a Child SA (named by our inbound SPI) by `delta` as soon as the standbys have
+    /// acknowledged it. `false`: this cannot be done; the Child SA is then rekeyed instead.
+    fn advance_outbound(&mut self, _spi_in: EspSpi, _delta: u64) -> bool {
         false
     }
     /// Seconds since 1970, for the lifetimes of tickets; members' clocks may differ by minutes. `None`: no tickets.

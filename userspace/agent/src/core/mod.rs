@@ -11,6 +11,7 @@ mod limits;
 mod member;
 mod orders;
 mod owner;
+mod repair;
 mod secrets;
 mod setup;
 mod slow;

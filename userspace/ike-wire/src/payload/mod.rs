@@ -11,6 +11,7 @@ mod traffic_selector;
 pub use delete::Delete;
 pub use identification::{Identification, Identity};
 pub use notify::{MessageIdSync, Notify};
+pub use recovery::CounterDelta;
 pub use security_association::{Attribute, AttributeValue, Proposal, SecurityAssociation, Transform};
 pub use simple::{Authentication, KeyExchange};
 pub use traffic_selector::TrafficSelectors;

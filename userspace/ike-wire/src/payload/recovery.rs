@@ -1,5 +1,5 @@
 //! Data of the notifications by which peers recover from lost state: quick crash detection (RFC 6290), session
-//! resumption (RFC 5723).
+//! resumption (RFC 5723), replay counters after a failover (RFC 6311).
 //!
 //! Each has one maker and one reader. A reader gives `None` where the data does not have the shape that the RFC draws;
 //! Protocol ID and SPI of the notification are not looked at, as RFC 7296 3.10 wants of a receiver.
@@ -11,7 +11,35 @@ use std::ops::RangeInclusive;
 /// Octets of a QCD token (RFC 6290 5: "at least 16 octets long, and no more than 128").
 const QCD_TOKEN_LEN: RangeInclusive<usize> = 16..=128;
 
+/// How much the peer is to add to its outgoing ESP sequence numbers (RFC 6311).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CounterDelta {
+    /// Child SAs without extended sequence numbers.
+    Short(u32),
+    /// Child SAs with extended sequence numbers.
+    Extended(u64),
+}
+
 impl Notify {
+    /// IPSEC_REPLAY_COUNTER_SYNC.
+    pub fn replay_counter_sync(delta: CounterDelta) -> Self {
+        let data = match delta {
+            CounterDelta::Short(delta) => delta.to_be_bytes().to_vec(),
+            CounterDelta::Extended(delta) => delta.to_be_bytes().to_vec(),
+        };
+        Self::new(NotifyType::IPSEC_REPLAY_COUNTER_SYNC, data)
+    }
+
+    /// The delta in an IPSEC_REPLAY_COUNTER_SYNC: 4 octets, or 8 with extended sequence numbers.
+    pub fn as_replay_counter_sync(&self) -> Option<CounterDelta> {
+        let data = self.data_of(NotifyType::IPSEC_REPLAY_COUNTER_SYNC)?;
+        if let Ok(delta) = data.try_into() {
+            return Some(CounterDelta::Short(u32::from_be_bytes(delta)));
+        }
+        let delta = data.try_into().ok()?;
+        Some(CounterDelta::Extended(u64::from_be_bytes(delta)))
+    }
+
     /// QUICK_CRASH_DETECTION: a token of 16 to 128 octets (RFC 6290 4.1: about the IKE SA, without SPI).
     pub fn qcd_token(token: &[u8]) -> Self {
         Self {

@@ -76,6 +76,27 @@ pub(crate) struct Resumed {
     pub ticket: Option<(TicketId, u64)>,
 }
 
+/// The last synchronisation request of the peer's cluster, by its digest, and our answer.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct SyncAnswer {
+    pub request: [u8; 32],
+    pub response: Vec<u8>,
+}
+
+/// RFC 6311, both roles.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(crate) struct ClusterSync {
+    /// Both sides support IKEV2_MESSAGE_ID_SYNC.
+    pub message_ids: bool,
+    /// Both sides support IPSEC_REPLAY_COUNTER_SYNC.
+    pub counters: bool,
+    /// As peer: M1 of the last synchronisation.
+    pub last_m1: Option<u32>,
+    pub answered: Option<SyncAnswer>,
+    /// As member: the epoch in which the peer was last asked to raise its counters.
+    pub counters_asked: Option<u64>,
+}
+
 /// No `Debug`: it holds secrets.
 #[derive(Default, Serialize, Deserialize)]
 pub(crate) struct Extras {
@@ -86,6 +107,7 @@ pub(crate) struct Extras {
     /// The last ticket that we granted, and when it expires.
     pub granted: Option<(TicketId, u64)>,
     pub resumed: Option<Resumed>,
+    pub sync: ClusterSync,
 }
 
 #[cfg(test)]

@@ -35,6 +35,10 @@ pub(crate) enum Task {
     Liveness,
     /// Give and ask for what belongs to a new IKE SA after a rekey.
     Refresh,
+    /// Ask the peer to raise its sequence numbers.
+    SyncCounters {
+        delta: u64,
+    },
 }
 
 /// A task and the time before which it must not start (for retries; not kept over a takeover).

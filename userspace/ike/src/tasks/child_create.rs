@@ -35,6 +35,18 @@ pub(crate) struct ChildOffer {
     pub tries: u8,
 }
 
+impl ChildOffer {
+    /// What it was made for.
+    pub fn task(&self) -> Task {
+        match self.rekeys {
+            Some(spi_in) => Task::RekeyChild { spi_in },
+            None => Task::CreateChild {
+                child: self.name.clone(),
+            },
+        }
+    }
+}
+
 /// A Child SA that has been agreed on.
 pub(crate) struct Agreed {
     pub name: String,
@@ -209,12 +221,7 @@ fn abandon(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildOffer, payloads: 
 }
 
 fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, error: &Notify) {
-    let task = match offer.rekeys {
-        Some(spi_in) => Task::RekeyChild { spi_in },
-        None => Task::CreateChild {
-            child: offer.name.clone(),
-        },
-    };
+    let task = offer.task();
     match error.kind {
         NotifyType::INVALID_KE_PAYLOAD => retry_with_group(sa, ctx, offer, error),
         NotifyType::TEMPORARY_FAILURE => {

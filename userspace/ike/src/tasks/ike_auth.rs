@@ -37,6 +37,21 @@ pub(crate) fn identity_of(id: &Identification) -> Identity {
     Identity::from_wire(id.identity.kind().0, &id.identity.data())
 }
 
+/// What RFC 6311 4 negotiates, each by itself.
+const CLUSTER_SYNC: [NotifyType; 2] = [
+    NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED,
+    NotifyType::IPSEC_REPLAY_COUNTER_SYNC_SUPPORTED,
+];
+
+/// What both sides support; a responder asserts no more than that (RFC 6311 4).
+fn agree_on_sync(sa: &mut IkeSa, ours: bool, payloads: &PayloadList) -> Vec<NotifyType> {
+    let both = |kind: &NotifyType| ours && payloads.notify(*kind).is_some();
+    let agreed: Vec<_> = CLUSTER_SYNC.into_iter().filter(both).collect();
+    sa.extras.sync.message_ids = agreed.contains(&NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED);
+    sa.extras.sync.counters = agreed.contains(&NotifyType::IPSEC_REPLAY_COUNTER_SYNC_SUPPORTED);
+    agreed
+}
+
 /// The data of our AUTH payload.
 fn prove(sa: &IkeSa, connection: &Connection, prf: Prf, input: AuthInput<'_>) -> Vec<u8> {
     match sa.extras.resumed {
@@ -82,6 +97,9 @@ pub(crate) fn start(
         data: auth,
     }));
     payloads.extend(qcd::own_token(sa, ctx));
+    if connection.cluster_sync {
+        payloads.extend(CLUSTER_SYNC.map(notify));
+    }
     let request = ticket::request(sa, ctx);
     sa.extras.wants_ticket = request.is_some();
     payloads.extend(request);
@@ -183,6 +201,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     let offer = phase.child.take();
     let nonces = (phase.transcript.nonce_i.clone(), phase.transcript.nonce_r.clone());
     sa.remote_id = Some(remote_id);
+    agree_on_sync(sa, connection.cluster_sync, payloads);
     qcd::take(sa, payloads);
     ticket::take(sa, ctx, payloads);
     establish(sa, ctx, protected);
@@ -299,6 +318,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     let nonces = (phase.transcript.nonce_i.clone(), phase.transcript.nonce_r.clone());
     sa.connection = Some(connection.name.clone());
     sa.remote_id = Some(remote_id);
+    let agreed = agree_on_sync(sa, connection.cluster_sync, payloads);
     qcd::take(sa, payloads);
     establish(sa, ctx, protected);
     resume::succeeded(sa, ctx);
@@ -313,6 +333,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         }),
     ];
     answer.extend(qcd::own_token(sa, ctx));
+    answer.extend(agreed.into_iter().map(notify));
     answer.extend(ticket::grant(sa, ctx, payloads));
     // RFC 6023: without SA payload the initiator wants no child now.
     if payloads.sa().is_some() {

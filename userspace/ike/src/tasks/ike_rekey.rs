@@ -252,6 +252,9 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
     new.connection = old.connection.clone();
     new.remote_id = old.remote_id.clone();
     new.extras.wants_ticket = old.extras.wants_ticket;
+    new.extras.sync.message_ids = old.extras.sync.message_ids;
+    new.extras.sync.counters = old.extras.sync.counters;
+    new.extras.sync.counters_asked = old.extras.sync.counters_asked;
     new
 }
 

@@ -1,6 +1,6 @@
 //! The peer's INFORMATIONAL requests: deletions, notifications, liveness checks (RFC 7296 1.4).
 
-use super::{delete, qcd, ticket};
+use super::{counter_sync, delete, qcd, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::Phase;
@@ -16,6 +16,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     let mut answer: Vec<Payload> = Vec::new();
     if matches!(sa.phase, Phase::Established(_)) {
         answer.extend(ticket::grant(sa, ctx, payloads));
+        counter_sync::take(sa, ctx, payloads);
     }
     for delete in payloads.deletes() {
         if let Delete::Esp(spis) = delete {

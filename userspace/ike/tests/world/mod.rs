@@ -44,6 +44,8 @@ pub struct Around {
     /// It is certain that what the engine does not know is nowhere.
     pub may_show: bool,
     pub may_initiate: bool,
+    /// Outbound numbers that were raised, if that is possible here.
+    pub advanced: Option<Vec<(EspSpi, u64)>>,
     /// Seconds since 1970.
     pub unix_time: Option<u64>,
 }
@@ -91,6 +93,13 @@ impl Surroundings for Around {
     }
     fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
         self.may_show
+    }
+    fn advance_outbound(&mut self, spi_in: EspSpi, delta: u64) -> bool {
+        match &mut self.advanced {
+            Some(advanced) => advanced.push((spi_in, delta)),
+            None => return false,
+        }
+        true
     }
     fn unix_time(&self) -> Option<u64> {
         self.unix_time
@@ -219,6 +228,7 @@ impl World {
                 out_of_spis: false,
                 may_show: false,
                 may_initiate: true,
+                advanced: None,
                 unix_time: None,
             },
             journal: BTreeMap::new(),
