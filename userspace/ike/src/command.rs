@@ -17,6 +17,21 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
     match command {
         Command::Initiate { connection } => initiate(ctx, &connection, None),
         Command::CreateChild { connection, child } => initiate(ctx, &connection, Some(&child)),
+        Command::CreateResourceChild {
+            connection,
+            child,
+            resource,
+        } => {
+            let task = Task::CreateResourceChild { child, resource };
+            match usable(ctx.table, &connection) {
+                Some(spi) => on_ike(ctx, spi, task),
+                None => failed(
+                    ctx,
+                    Some(&connection),
+                    "no IKE SA is up: initiate it first".to_owned(),
+                ),
+            }
+        }
         Command::RekeyChild { spi_in } => on_child(ctx, spi_in, Task::RekeyChild { spi_in }),
         Command::DeleteChild { spi_in } => on_child(ctx, spi_in, Task::DeleteChild { spi_in }),
         Command::RepairInbound { spi_in, delta } => repair(ctx, spi_in, delta),
@@ -136,7 +151,10 @@ fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
 
 fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
     let installed = |phase| matches!(phase, ChildPhase::Installed | ChildPhase::AwaitsSwitch { .. });
-    let up = sa.children.iter().any(|c| c.name == child && installed(c.phase));
+    let up = sa
+        .children
+        .iter()
+        .any(|c| c.name == child && c.resource.is_none() && installed(c.phase));
     let coming = match (
         &sa.phase,
         sa.our
@@ -144,7 +162,7 @@ fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
             .as_ref()
             .map(|outstanding| &outstanding.pending),
     ) {
-        (_, Some(Pending::CreateChild(offer))) => offer.name == child,
+        (_, Some(Pending::CreateChild(offer))) => offer.name == child && offer.resource.is_none(),
         (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().is_some_and(|offer| offer.name == child),
         _ => false,
     };
@@ -252,7 +270,7 @@ pub(crate) fn connection_phase(config: &EngineConfig, table: &Table, name: &str)
             .any(|sa| {
                 sa.children
                     .iter()
-                    .any(|child| child.name == name && installed(child.phase))
+                    .any(|child| child.name == name && child.resource.is_none() && installed(child.phase))
             })
     };
     let complete = children

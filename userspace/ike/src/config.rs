@@ -1,7 +1,7 @@
 //! What the engine is configured with: plain data, built by the agent from its file.
 
 use crate::proposal::Proposal;
-use model::{SecretBytes, TrafficSelector};
+use model::{MemberId, SecretBytes, TrafficSelector};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -90,6 +90,9 @@ pub struct Connection {
     pub cluster_sync: bool,
     /// Whether we as a cluster ever ask the peer to synchronise Message IDs.
     pub mid_sync: MidSync,
+    /// Members and their CPUs that children may have Child SAs of their own for (RFC 9611), the same on all members; empty (the
+    /// default, as RFC 9611 7 wants): none. A peer may have up to twice as many of a child.
+    pub resources: Vec<Resource>,
     /// Session resumption (RFC 5723): tickets are asked for, shown and (with [`EndpointConfig::ticket_secret`]) granted.
     pub resumption: bool,
     /// UDP port on which the peer expects first messages; 500 unless there is a reason.
@@ -118,6 +121,7 @@ impl Connection {
             keepalive: Duration::from_secs(20),
             cluster_sync: true,
             mid_sync: MidSync::Never,
+            resources: Vec::new(),
             resumption: true,
             remote_port: 500,
         }
@@ -125,6 +129,21 @@ impl Connection {
 
     pub(crate) fn child(&self, name: &str) -> Option<&ChildConfig> {
         self.children.iter().find(|child| child.name == name)
+    }
+}
+
+/// What a Child SA can be bound to: a CPU of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Resource {
+    /// The member.
+    pub member: MemberId,
+    /// Its CPU, as the data plane counts them.
+    pub cpu: u16,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "member {} CPU {}", self.member, self.cpu)
     }
 }
 

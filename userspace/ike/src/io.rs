@@ -1,5 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
+use crate::config::Resource;
 use crate::event::Event;
 use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes};
 use std::net::SocketAddr;
@@ -46,6 +47,15 @@ pub enum Command {
         connection: String,
         /// Name of the child.
         child: String,
+    },
+    /// Bring up one more Child SA with the selectors of a child that is up, for a CPU of a member (RFC 9611).
+    CreateResourceChild {
+        /// Name of the connection.
+        connection: String,
+        /// Name of the child.
+        child: String,
+        /// What it is for; one of [`crate::Connection::resources`].
+        resource: Resource,
     },
     /// Replace a Child SA by a new one.
     RekeyChild {
@@ -172,6 +182,11 @@ pub trait Surroundings {
     fn successor_ike_spi(&mut self, old: IkeSpi) -> IkeSpi;
     /// An inbound ESP SPI in the IKE SA's segment; `None`: no slot is free.
     fn esp_spi(&mut self, ike_spi: IkeSpi) -> Option<EspSpi>;
+    /// An inbound ESP SPI for a Child SA of this IKE SA that a CPU of some member serves; that member has reserved it, and it need
+    /// not be in the IKE SA's segment. `None`: there is none (left).
+    fn resource_esp_spi(&mut self, _ike_spi: IkeSpi, _resource: Resource) -> Option<EspSpi> {
+        None
+    }
     /// One that was allocated (perhaps by the member before a takeover) but never installed.
     fn release_esp_spi(&mut self, spi: EspSpi);
     /// Limits of a new Child SA.

@@ -20,7 +20,9 @@ mod table;
 mod tasks;
 mod timers;
 
-pub use config::{ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, MidSync, Retransmit};
+pub use config::{
+    ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, MidSync, Resource, Retransmit,
+};
 pub use engine::Engine;
 pub use event::{Event, EventKind};
 pub use ike_sa::record::AdoptError;

@@ -1,9 +1,9 @@
 //! What an IKE SA remembers for extensions: the second part of its record, so that records of members without them can
 //! still be read.
 
-use crate::config::Identity;
+use crate::config::{Identity, Resource};
 use crate::proposal::Proposal;
-use model::{IkeSpi, SecretBytes};
+use model::{EspSpi, IkeSpi, SecretBytes};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -38,6 +38,14 @@ impl QcdTokens {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// What RFC 9611 adds to a Child SA, or to one that is being asked for, by our inbound SPI.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct ChildExtras {
+    pub spi_in: EspSpi,
+    pub resource: Option<Resource>,
+    pub multiple: bool,
 }
 
 /// Names a ticket: part of its digest.

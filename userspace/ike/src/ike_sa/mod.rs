@@ -194,6 +194,7 @@ impl IkeSa {
             child: child.name.clone(),
             spi_in: child.spi_in,
             spi_out: child.spi_out,
+            resource: child.resource,
             phase: child.phase.name(),
             suite: child.suite.to_string(),
             udp_encap: self.path.encap,

@@ -1,5 +1,6 @@
 //! Message IDs, both directions; the window size is 1 (RFC 7296 2.3).
 
+use crate::config::Resource;
 use crate::tasks::Pending;
 use model::{EspSpi, Instant};
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,11 @@ pub(crate) enum Task {
     /// Ask the peer to raise its sequence numbers.
     SyncCounters {
         delta: u64,
+    },
+    /// One more Child SA like the one that is up.
+    CreateResourceChild {
+        child: String,
+        resource: Resource,
     },
 }
 

@@ -62,9 +62,10 @@ fn switch_successor(sa: &mut IkeSa, ctx: &mut Context<'_>, old: EspSpi) {
     let waiting = ChildPhase::AwaitsSwitch { replaces: old };
     if let Some(new) = sa.children.iter_mut().find(|child| child.phase == waiting) {
         new.phase = ChildPhase::Installed;
-        ctx.out
-            .child_changes
-            .push(ChildSaChange::UseOutbound { spi_in: new.spi_in });
+        if new.resource.is_none() {
+            let change = ChildSaChange::UseOutbound { spi_in: new.spi_in };
+            ctx.out.child_changes.push(change);
+        }
     }
 }
 
@@ -77,7 +78,8 @@ fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) {
         || sa
             .children
             .iter()
-            .any(|other| other.name == child.name && other.phase == ChildPhase::Installed);
+            .filter(|other| other.name == child.name && other.resource == child.resource)
+            .any(|other| other.phase == ChildPhase::Installed);
     if !replaced {
         let text = format!(
             "child {} (SPI {} in, {} out) {why}",

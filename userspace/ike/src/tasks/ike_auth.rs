@@ -1,6 +1,6 @@
 //! IKE_AUTH with a pre-shared key, and the first Child SA (RFC 7296 1.2, 2.15).
 
-use super::{Pending, child_answer, child_create, delete, ike_init, notify, qcd, resume, ticket};
+use super::{Pending, child_answer, child_create, delete, ike_init, notify, qcd, resource, resume, ticket};
 use crate::config::{Connection, Identity};
 use crate::event::EventKind;
 use crate::ike_sa::child::ChildPhase;
@@ -114,12 +114,15 @@ pub(crate) fn start(
     if let Some(child) = first {
         let proposals: Vec<Proposal> = child.esp_proposals.iter().map(Proposal::without_dh).collect();
         let nonce = transcript.nonce_i.clone();
-        offer = child_create::offer(sa, ctx, child, proposals, nonce, None);
+        offer = child_create::offer(sa, ctx, child, proposals, nonce, None, None);
     }
     if let Some(offer) = &offer {
         let (proposals, selectors) = child_create::offer_payloads(offer);
         payloads.push(proposals);
         payloads.extend(selectors);
+        if resource::is_wanted(connection) {
+            payloads.push(resource::info(sa, ctx, None));
+        }
     }
     for child in wanted
         .into_iter()

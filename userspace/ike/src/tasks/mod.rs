@@ -13,6 +13,7 @@ pub(crate) mod liveness;
 pub(crate) mod message_id_sync;
 pub(crate) mod qcd;
 pub(crate) mod refresh;
+pub(crate) mod resource;
 pub(crate) mod resume;
 pub(crate) mod ticket;
 
@@ -92,6 +93,9 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             Task::DeleteIke => delete::start_ike(sa, ctx),
             Task::Liveness => liveness::start(sa, ctx),
             Task::Refresh => refresh::start(sa, ctx),
+            Task::CreateResourceChild { child, resource } => {
+                resource::start(sa, ctx, &child, resource, tries);
+            }
             Task::SyncCounters { delta } => counter_sync::start(sa, ctx, delta),
         }
     }

@@ -4,7 +4,7 @@
 
 use ike::{
     Change, ChildConfig, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind,
-    Identity, IkeSaChange, IkeSaStatus, Input, Output, Proposal, Surroundings, Transmit,
+    Identity, IkeSaChange, IkeSaStatus, Input, Output, Proposal, Resource, Surroundings, Transmit,
 };
 use model::{
     ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, OutboundUse,
@@ -44,6 +44,9 @@ pub struct Around {
     /// It is certain that what the engine does not know is nowhere.
     pub may_show: bool,
     pub may_initiate: bool,
+    /// SPIs left that members have reserved for their resources, and where each went.
+    pub reserved: usize,
+    pub on_resource: BTreeMap<EspSpi, Resource>,
     /// Outbound numbers that were raised, if that is possible here.
     pub advanced: Option<Vec<(EspSpi, u64)>>,
     /// Seconds since 1970.
@@ -72,6 +75,12 @@ impl Surroundings for Around {
         self.next_esp += 1;
         let spi = EspSpi(self.next_esp);
         self.allocated.insert(spi);
+        Some(spi)
+    }
+    fn resource_esp_spi(&mut self, ike_spi: IkeSpi, resource: Resource) -> Option<EspSpi> {
+        self.reserved = self.reserved.checked_sub(1)?;
+        let spi = self.esp_spi(ike_spi)?;
+        self.on_resource.insert(spi, resource);
         Some(spi)
     }
     fn release_esp_spi(&mut self, spi: EspSpi) {
@@ -228,6 +237,8 @@ impl World {
                 out_of_spis: false,
                 may_show: false,
                 may_initiate: true,
+                reserved: 64,
+                on_resource: BTreeMap::new(),
                 advanced: None,
                 unix_time: None,
             },
