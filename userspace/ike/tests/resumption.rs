@@ -333,6 +333,8 @@ fn a_live_ike_sa_is_replaced_by_the_resumed_one_not_doubled() {
     );
     world.settle();
     world.assert_up(1);
+    let why = &world.event(B, EventKind::IkeSaDown).text;
+    assert!(why.contains("resumed"), "not only by INITIAL_CONTACT: {why}");
     assert_ne!(world.only(B).spi, old_b.spi);
     let removed = format!("remove {}", old_b.children[0].spi_in);
     assert!(world.sides[B].changes.contains(&removed));

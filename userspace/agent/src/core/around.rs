@@ -5,6 +5,8 @@ use ike::Surroundings;
 use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
 use sad::Sad;
 
+use super::secrets::Known;
+
 /// Borrowed for one input of the engine.
 pub struct Around<'a> {
     /// SPIs and limits come from here.
@@ -15,8 +17,8 @@ pub struct Around<'a> {
     pub epoch: Epoch,
     /// Key of the hash that steers first messages.
     pub steer_key: [u64; 2],
-    /// What this member knows is all that there is: see [`super::secrets`].
-    pub certain: bool,
+    /// Whether what this member knows is all that there is.
+    pub known: Known<'a>,
 }
 
 /// Fills `out` from the system.
@@ -81,7 +83,11 @@ impl Surroundings for Around<'_> {
         Some(crate::clock::wall_ns() / 1_000_000_000)
     }
 
-    fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
-        self.certain
+    fn may_show_qcd(&self, spi: IkeSpi) -> bool {
+        self.known.may_show_qcd(spi)
+    }
+
+    fn may_initiate(&self, connection: &str) -> bool {
+        self.known.serves(segment_of_name(self.steer_key, connection))
     }
 }

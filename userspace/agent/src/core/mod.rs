@@ -36,6 +36,7 @@ use crate::net::socket::IkeSockets;
 use crate::synch::Synch;
 use around::Around;
 use entry::EntryChange;
+use secrets::Known;
 
 pub use event_loop::run;
 
@@ -140,7 +141,7 @@ impl Core {
     /// Hands an input to the engine and sees all its consequences through.
     fn engine_input(&mut self, input: Input<'_>) {
         let mut around = Around {
-            certain: self.knows_all(),
+            known: Known::of(self.me, &self.segments, &self.mirror),
             sad: &mut self.sad,
             member: self.me,
             epoch: self.ownership.epoch,

@@ -10,6 +10,7 @@ use model::Instant;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::around::Around;
+use super::secrets::Known;
 use super::suspects::Suspects;
 use super::{Core, Ownership};
 use crate::clock;
@@ -114,7 +115,7 @@ impl Core {
             }
         }
         let mut around = Around {
-            certain: self.knows_all(),
+            known: Known::of(self.me, &self.segments, &self.mirror),
             sad: &mut self.sad,
             member: self.me,
             epoch: self.ownership.epoch,
