@@ -29,6 +29,8 @@ pub struct Engine {
     adopted: Vec<IkeSpi>,
     /// Latest time that any input brought.
     now: Instant,
+    /// Version of the records that are written.
+    record_version: u8,
 }
 
 impl Engine {
@@ -41,6 +43,7 @@ impl Engine {
             outputs: VecDeque::new(),
             adopted: Vec::new(),
             now: Instant::default(),
+            record_version: record::RECORD_VERSION,
         }
     }
 
@@ -49,6 +52,15 @@ impl Engine {
     pub fn set_config(&mut self, config: EngineConfig) {
         self.table.tickets.forget_held();
         self.config = config;
+    }
+
+    /// From now on records are written in this version, one of [`crate::RECORD_VERSIONS`] (others count as the newest): the
+    /// highest that all members read, while they are upgraded one after the other. In version 1 a taker does not get what
+    /// extensions remember: QCD tokens, tickets, RFC 6311 capabilities and RFC 9611 resources; nor does an older one read an IKE SA
+    /// in the middle of an exchange that only extensions have.
+    pub fn set_record_version(&mut self, version: u8) {
+        let known = crate::RECORD_VERSIONS.contains(&version);
+        self.record_version = if known { version } else { record::RECORD_VERSION };
     }
 
     /// The configuration in use.
@@ -141,7 +153,8 @@ impl Engine {
 
     /// The records of all IKE SAs, by SPI.
     pub fn export(&self) -> Vec<(IkeSpi, SecretBytes)> {
-        let record_of = |spi| self.table.get(spi).map(|sa| (spi, record::write(sa)));
+        let written = |sa| record::write(sa, self.record_version);
+        let record_of = |spi| self.table.get(spi).map(|sa| (spi, written(sa)));
         self.table.spis().into_iter().filter_map(record_of).collect()
     }
 
@@ -237,7 +250,7 @@ impl Engine {
             if let Some(sa) = self.table.get(spi) {
                 commit.changes.push(Change::IkeSa(IkeSaChange::Put {
                     spi,
-                    record: record::write(sa),
+                    record: record::write(sa, self.record_version),
                 }));
             }
         }

@@ -25,7 +25,7 @@ pub use config::{
 };
 pub use engine::Engine;
 pub use event::{Event, EventKind};
-pub use ike_sa::record::AdoptError;
+pub use ike_sa::record::{AdoptError, RECORD_VERSIONS};
 pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 pub use proposal::{Proposal, ProposalError};
 pub use status::{ChildSaStatus, ConnectionPhase, IkeSaStatus, MessageIdWindows};

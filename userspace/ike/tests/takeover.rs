@@ -347,3 +347,32 @@ fn records_of_the_first_format_are_still_taken_over() {
         (1, 1)
     );
 }
+
+#[test]
+fn records_are_written_so_that_a_member_of_the_older_version_reads_them() {
+    assert_eq!(ike::RECORD_VERSIONS, 1..=2);
+    let mut world = World::new(8);
+    for side in &mut world.sides {
+        side.engine.set_record_version(1);
+    }
+    world.initiate(A);
+    world.settle();
+    for side in [A, B] {
+        assert!(
+            world.sides[side]
+                .journal
+                .values()
+                .all(|record| record.expose()[0] == 1)
+        );
+        assert_eq!(world.sides[side].engine.export()[0].1.expose()[0], 1);
+        world.take_over(side);
+    }
+    world.settle();
+    world.assert_up(1);
+    world.sides[A].engine.set_record_version(77);
+    assert_eq!(
+        world.sides[A].engine.export()[0].1.expose()[0],
+        2,
+        "the newest, not nonsense"
+    );
+}

@@ -6,11 +6,16 @@ use super::phase::Phase;
 use crate::tasks::Pending;
 use crate::tasks::child_create::ChildOffer;
 use model::SecretBytes;
+use serde::Serialize;
+use std::ops::RangeInclusive;
 
 /// Raised whenever the meaning of the fields changes. Version octet, then the IKE SA, then what extensions remember.
-const RECORD_VERSION: u8 = 2;
+pub(crate) const RECORD_VERSION: u8 = 2;
 /// The IKE SA alone; can still be read, so that members are upgraded one after the other.
 const VERSION_WITHOUT_EXTRAS: u8 = 1;
+
+/// Versions of the record that this software reads and can write, for members to agree on one.
+pub const RECORD_VERSIONS: RangeInclusive<u8> = VERSION_WITHOUT_EXTRAS..=RECORD_VERSION;
 
 /// Why a record cannot be taken over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,18 +46,26 @@ pub enum AdoptError {
     UnknownConnection(String),
 }
 
-/// Serialises an IKE SA.
-pub(crate) fn write(sa: &IkeSa) -> SecretBytes {
-    // A buffer that is large enough does not grow, so no copies of keys stay behind.
-    let parts = (sa, &sa.extras, children(sa));
-    let size = postcard::experimental::serialized_size(&parts).unwrap_or(4096) + 1;
+/// Serialises an IKE SA in a version that the other members can read.
+pub(crate) fn write(sa: &IkeSa, version: u8) -> SecretBytes {
+    if version == VERSION_WITHOUT_EXTRAS {
+        return octets(&[version], sa);
+    }
+    octets(&[RECORD_VERSION], &(sa, &sa.extras, children(sa)))
+}
+
+/// Serialises something secret, without copies that stay behind. `front` stands before it.
+pub(crate) fn octets<T: Serialize>(front: &[u8], value: &T) -> SecretBytes {
+    // A buffer that is large enough does not grow.
+    let size = postcard::experimental::serialized_size(value).unwrap_or(4096) + front.len();
     let mut buffer = vec![0; size];
-    buffer[0] = RECORD_VERSION;
+    let (head, body) = buffer.split_at_mut(front.len());
+    head.copy_from_slice(front);
     // The size was computed from the same value: this cannot fail. If it did, the record would be refused as corrupt.
-    let used = postcard::to_slice(&parts, &mut buffer[1..])
+    let used = postcard::to_slice(value, body)
         .map(|written| written.len())
         .unwrap_or(0);
-    buffer.truncate(1 + used);
+    buffer.truncate(front.len() + used);
     SecretBytes::new(buffer)
 }
 

@@ -41,6 +41,9 @@ pub(crate) fn take(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList
         let text = "the peer's cluster asks for higher sequence numbers in a form that does not fit the Child SAs: ignored";
         return ctx.event(sa, EventKind::PeerMisbehaved, text);
     }
+    if delta == 0 {
+        return;
+    }
     let mut rekeyed = 0;
     let children: Vec<(EspSpi, ChildPhase)> = sa.children.iter().map(|c| (c.spi_in, c.phase)).collect();
     for (spi_in, phase) in &children {

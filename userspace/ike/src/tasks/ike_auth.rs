@@ -156,6 +156,11 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
             .map_or("an answer without AUTH".to_owned(), |error| {
                 error.kind.to_string()
             });
+        if sa.extras.resumed.is_some() {
+            let text = format!("the peer does not resume the session but answers {reason}; it is begun anew");
+            ctx.event(sa, EventKind::TicketRefused, text.clone());
+            return delete::vanish(sa, ctx, &text);
+        }
         let text = format!(
             "the peer refused us with {reason}: check that both sides have the same pre-shared key and that it knows \
              us as {} (we expect it as {})",

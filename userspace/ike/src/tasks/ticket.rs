@@ -5,6 +5,7 @@ use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::extras::{HeldTicket, OwnTicket, TicketId};
 use crate::ike_sa::phase::Phase;
+use crate::ike_sa::record;
 use crate::outbox::Context;
 use crate::proposal::Proposal;
 use crypto::ticket::{TICKET_KEY_PERIOD, TICKET_MAX, open_ticket, seal_ticket};
@@ -101,7 +102,7 @@ fn make(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Option<Notify> {
         policy: policy(secret, connection),
         expires: now.saturating_add(lifetime.as_secs()),
     };
-    let octets = SecretBytes::new(postcard::to_stdvec(&state).ok()?);
+    let octets = record::octets(&[], &state);
     let ticket = seal_ticket(secret, now, &mut |out| ctx.around.random(out), &octets).ok()?;
     sa.extras.granted = Some((id_of(&ticket), state.expires));
     Some(Notify::ticket_lt_opaque(lifetime.as_secs() as u32, &ticket))
