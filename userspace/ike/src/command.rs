@@ -42,7 +42,7 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
         Command::Terminate { connection } => {
             let spis = ctx.table.of_connection(&connection);
             // RFC 5723 6.2: what is ended is not resumed.
-            ctx.table.tickets.take(&connection);
+            ctx.tickets.take(&connection);
             if spis.is_empty() {
                 failed(
                     ctx,

@@ -11,6 +11,7 @@ use crate::outbox::{Context, Outbox};
 use crate::status::{ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
 use crate::tasks::{self, Pending, ike_init, message_id_sync, qcd, resume, ticket};
+use crate::tickets::Tickets;
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};
 use model::{EspSpi, IkeSpi, Instant, SecretBytes};
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ const DUE_MAX: usize = 1024;
 pub struct Engine {
     config: EngineConfig,
     table: Table,
+    tickets: Tickets,
     endpoint: Endpoint,
     outputs: VecDeque<Output>,
     /// Adopted, and not resumed yet.
@@ -39,6 +41,7 @@ impl Engine {
         Self {
             config,
             table: Table::default(),
+            tickets: Tickets::default(),
             endpoint: Endpoint::default(),
             outputs: VecDeque::new(),
             adopted: Vec::new(),
@@ -50,7 +53,7 @@ impl Engine {
     /// Another configuration, from the next input on. IKE SAs of connections that are gone stay up but are not
     /// rekeyed any more; [`crate::Command::Terminate`] ends them.
     pub fn set_config(&mut self, config: EngineConfig) {
-        self.table.tickets.forget_held();
+        self.tickets.forget_held();
         self.config = config;
     }
 
@@ -136,7 +139,7 @@ impl Engine {
             && !sa.is_half_open()
         {
             // Time is not known here; it only bounds how long this is remembered.
-            self.table.tickets.spend(id, expires, 0);
+            self.tickets.spend(id, expires, 0);
         }
         self.table.put(sa);
         self.adopted.push(spi);
@@ -233,6 +236,7 @@ impl Engine {
             around,
             out: &mut out,
             table: &mut self.table,
+            tickets: &mut self.tickets,
         };
         work(&mut parts, &mut ctx);
         // IKE SAs whose window became free go on with what waits. Each starts one request at most.

@@ -18,6 +18,7 @@ pub mod proposal;
 pub mod status;
 mod table;
 mod tasks;
+mod tickets;
 mod timers;
 
 pub use config::{

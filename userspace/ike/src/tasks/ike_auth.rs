@@ -272,7 +272,7 @@ pub(crate) fn establish(sa: &mut IkeSa, ctx: &mut Context<'_>, protected: Protec
     start_timers(sa, ctx);
     // Whatever a ticket stood for, this is newer.
     if let Some(name) = &sa.connection {
-        ctx.table.tickets.take(name);
+        ctx.tickets.take(name);
     }
     ctx.event(sa, EventKind::Established, text);
 }

@@ -195,7 +195,7 @@ pub(crate) fn respond(
     let id = ticket::id_of(shown);
     //= rfc5723#4.3.1
     // A reused ticket SHOULD be rejected by a gateway.
-    if ctx.table.tickets.is_spent(&id, now) {
+    if ctx.tickets.is_spent(&id, now) {
         return Err("it was used already".to_owned());
     }
     // An IKE SA that was replaced or is being deleted is not the peer's last word.
@@ -294,7 +294,7 @@ pub(crate) fn authenticate<'c>(
     }
     // Between the two exchanges another IKE SA may have been resumed with it, or the policy may have changed.
     if let (Some((id, _)), Some(now)) = (resumed.ticket, ctx.around.unix_time())
-        && ctx.table.tickets.is_spent(&id, now)
+        && ctx.tickets.is_spent(&id, now)
     {
         return Err(format!("{remote_id} uses a ticket twice"));
     }
@@ -311,7 +311,7 @@ pub(crate) fn authenticate<'c>(
 pub(crate) fn succeeded(sa: &IkeSa, ctx: &mut Context<'_>) {
     let Some(resumed) = &sa.extras.resumed else { return };
     if let (Some((id, expires)), Some(now)) = (resumed.ticket, ctx.around.unix_time()) {
-        ctx.table.tickets.spend(id, expires, now);
+        ctx.tickets.spend(id, expires, now);
     }
     let same_peer = |old: &IkeSa| old.connection == sa.connection && old.remote_id == sa.remote_id;
     if let Some(old) = resumed.replaces.filter(|old| *old != sa.spi)

@@ -159,7 +159,7 @@ pub(crate) fn keep(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         _ => held_by(sa, ctx.config),
     };
     if let (Some(held), Some(name)) = (held, &sa.connection) {
-        ctx.table.tickets.keep(name.clone(), held);
+        ctx.tickets.keep(name.clone(), held);
     }
 }
 
@@ -180,7 +180,7 @@ fn held_by(sa: &IkeSa, config: &EngineConfig) -> Option<HeldTicket> {
 /// that it is never shown for two IKE SAs.
 pub(crate) fn to_show(ctx: &mut Context<'_>, connection: &Connection) -> Option<HeldTicket> {
     let now = ctx.around.unix_time()?;
-    let mut held = ctx.table.tickets.take(&connection.name)?;
+    let mut held = ctx.tickets.take(&connection.name)?;
     let fits = connection.resumption
         && now < held.expires
         && held.own_id == connection.local_id
@@ -191,7 +191,7 @@ pub(crate) fn to_show(ctx: &mut Context<'_>, connection: &Connection) -> Option<
     }
     if held.rests {
         held.rests = false;
-        ctx.table.tickets.keep(connection.name.clone(), held);
+        ctx.tickets.keep(connection.name.clone(), held);
         return None;
     }
     Some(held)
@@ -200,7 +200,7 @@ pub(crate) fn to_show(ctx: &mut Context<'_>, connection: &Connection) -> Option<
 /// An IKE SA was deleted in an orderly way: the ticket that was granted for it resumes nothing any more.
 pub(crate) fn revoke(sa: &IkeSa, ctx: &mut Context<'_>) {
     if let (Some((id, expires)), Some(now)) = (sa.extras.granted, ctx.around.unix_time()) {
-        ctx.table.tickets.spend(id, expires, now);
+        ctx.tickets.spend(id, expires, now);
     }
 }
 
