@@ -1,4 +1,4 @@
-//! The AUTH payload with a pre-shared key (RFC 7296 2.15).
+//! The AUTH payload with a pre-shared key (RFC 7296 2.15), and after session resumption (RFC 5723 4.3.3).
 
 use crate::{Prf, ct_eq};
 use model::SecretBytes;
@@ -20,8 +20,13 @@ pub struct AuthInput<'a> {
 
 /// AUTH = prf(prf(shared secret, "Key Pad for IKEv2"), message | nonce | prf(SK_p, ID body)).
 pub fn psk_auth(prf: Prf, psk: &SecretBytes, input: AuthInput<'_>) -> Vec<u8> {
-    let maced_id = prf.compute(input.sk_p.expose(), &[input.id_body]);
     let key = prf.compute(psk.expose(), &[KEY_PAD]);
+    signed(prf, &key, input)
+}
+
+/// prf(key, message | nonce | prf(SK_p, ID body)).
+fn signed(prf: Prf, key: &SecretBytes, input: AuthInput<'_>) -> Vec<u8> {
+    let maced_id = prf.compute(input.sk_p.expose(), &[input.id_body]);
     prf.compute(key.expose(), &[input.message, input.nonce, maced_id.expose()])
         .expose()
         .to_vec()
@@ -30,4 +35,15 @@ pub fn psk_auth(prf: Prf, psk: &SecretBytes, input: AuthInput<'_>) -> Vec<u8> {
 /// Whether the data of the peer's AUTH payload is right; compares in constant time.
 pub fn verify_psk_auth(prf: Prf, psk: &SecretBytes, input: AuthInput<'_>, auth: &[u8]) -> bool {
     ct_eq(&psk_auth(prf, psk, input), auth)
+}
+
+/// After IKE_SESSION_RESUME, whose messages take the place of IKE_SA_INIT's: AUTH = prf(SK_px, message octets), with SK_p of
+/// the new IKE SA (RFC 5723 4.3.3).
+pub fn resumption_auth(prf: Prf, input: AuthInput<'_>) -> Vec<u8> {
+    signed(prf, input.sk_p, input)
+}
+
+/// Whether the data of the peer's AUTH payload is right; compares in constant time.
+pub fn verify_resumption_auth(prf: Prf, input: AuthInput<'_>, auth: &[u8]) -> bool {
+    ct_eq(&resumption_auth(prf, input), auth)
 }

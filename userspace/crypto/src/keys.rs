@@ -1,4 +1,4 @@
-//! Key derivation of IKE SAs and Child SAs (RFC 7296 2.14, 2.17, 2.18).
+//! Key derivation of IKE SAs and Child SAs (RFC 7296 2.14, 2.17, 2.18, RFC 5723 5.1).
 
 use crate::{CryptoError, IkeCipher, Prf, SkKey};
 use model::{EspSuite, IkeSpi, SecretBytes};
@@ -75,6 +75,21 @@ impl IkeKeys {
             self.sk_d.expose(),
             &[g_ir.expose(), inputs.nonce_i, inputs.nonce_r],
         );
+        Self::expand(prf, cipher, inputs, &skeyseed)
+    }
+
+    /// Keys of an IKE SA that resumes another one: SKEYSEED = prf(SK_d (old), "Resumption" | Ni | Nr), with the PRF of the
+    /// ticket (RFC 5723 5.1). Nonces and SPIs are those of IKE_SESSION_RESUME.
+    ///
+    /// # Errors
+    /// As [`IkeKeys::derive`].
+    pub fn resume(
+        prf: Prf,
+        cipher: IkeCipher,
+        inputs: KeyInputs<'_>,
+        sk_d: &SecretBytes,
+    ) -> Result<Self, CryptoError> {
+        let skeyseed = prf.compute(sk_d.expose(), &[b"Resumption", inputs.nonce_i, inputs.nonce_r]);
         Self::expand(prf, cipher, inputs, &skeyseed)
     }
 

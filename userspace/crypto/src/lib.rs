@@ -12,8 +12,9 @@ pub mod keys;
 pub mod prf;
 pub mod secret;
 pub mod sk;
+pub mod ticket;
 
-pub use auth::{AuthInput, psk_auth, verify_psk_auth};
+pub use auth::{AuthInput, psk_auth, resumption_auth, verify_psk_auth, verify_resumption_auth};
 pub use dh::{DhGroup, DhPrivate};
 pub use error::CryptoError;
 pub use esp::{EspKey, EspOpened, esp_open, esp_seal};

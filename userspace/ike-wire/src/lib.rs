@@ -22,8 +22,8 @@ pub use error::WireError;
 pub use header::{Flags, HEADER_LEN, Header};
 pub use message::{Message, PayloadList, Protected, parse_chain};
 pub use payload::{
-    Attribute, AttributeValue, Authentication, Delete, Identification, Identity, KeyExchange, MessageIdSync,
-    Notify, Payload, Proposal, SecurityAssociation, TrafficSelectors, Transform,
+    Attribute, AttributeValue, Authentication, CounterDelta, Delete, Identification, Identity, KeyExchange,
+    MessageIdSync, Notify, Payload, Proposal, SecurityAssociation, TrafficSelectors, Transform,
 };
 pub use registry::{
     AuthMethod, DhTransform, EncryptionTransform, EsnTransform, ExchangeType, IdType, IntegrityTransform,

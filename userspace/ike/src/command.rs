@@ -10,20 +10,39 @@ use crate::io::Command;
 use crate::outbox::Context;
 use crate::status::ConnectionPhase;
 use crate::table::Table;
-use crate::tasks::{Pending, delete, ike_init, start_next};
+use crate::tasks::{Pending, counter_sync, delete, ike_init, message_id_sync, resume, start_next, ticket};
 use model::{EspSpi, IkeSpi};
 
 pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
     match command {
         Command::Initiate { connection } => initiate(ctx, &connection, None),
         Command::CreateChild { connection, child } => initiate(ctx, &connection, Some(&child)),
+        Command::CreateResourceChild {
+            connection,
+            child,
+            resource,
+        } => {
+            let task = Task::CreateResourceChild { child, resource };
+            match usable(ctx.table, &connection) {
+                Some(spi) => on_ike(ctx, spi, task),
+                None => failed(
+                    ctx,
+                    Some(&connection),
+                    "no IKE SA is up: initiate it first".to_owned(),
+                ),
+            }
+        }
         Command::RekeyChild { spi_in } => on_child(ctx, spi_in, Task::RekeyChild { spi_in }),
         Command::DeleteChild { spi_in } => on_child(ctx, spi_in, Task::DeleteChild { spi_in }),
+        Command::RepairInbound { spi_in, delta } => repair(ctx, spi_in, delta),
+        Command::SyncMessageIds { spi, margin } => sync_message_ids(ctx, spi, margin),
         Command::RekeyIke { spi } => on_ike(ctx, spi, Task::RekeyIke),
         Command::Liveness { spi } => on_ike(ctx, spi, Task::Liveness),
         Command::DeleteIke { spi } => on_ike(ctx, spi, Task::DeleteIke),
         Command::Terminate { connection } => {
             let spis = ctx.table.of_connection(&connection);
+            // RFC 5723 6.2: what is ended is not resumed.
+            ctx.tickets.take(&connection);
             if spis.is_empty() {
                 failed(
                     ctx,
@@ -55,13 +74,21 @@ fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
     for sa in candidates {
         match sa.phase {
             Phase::Established(_) => return Some(sa.spi),
-            Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) => {
+            Phase::AwaitInitResponse(_) | Phase::AwaitResumeResponse(_) | Phase::AwaitAuthResponse(_) => {
                 connecting = connecting.or(Some(sa.spi));
             }
             _ => {}
         }
     }
     connecting
+}
+
+/// A peer has lost its IKE SA: a connection that is to be up is initiated again at once, if this member is the one to do so.
+pub(crate) fn begin_again(ctx: &mut Context<'_>, name: &str) {
+    let wanted = ctx.config.connections.iter().any(|c| c.name == name && c.start);
+    if wanted && ctx.around.may_initiate(name) {
+        initiate(ctx, name, None);
+    }
 }
 
 fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
@@ -101,7 +128,11 @@ fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
         }
         return;
     }
-    match ike_init::start(ctx, connection) {
+    let begun = match ticket::to_show(ctx, connection) {
+        Some(held) => resume::start(ctx, connection, held),
+        None => ike_init::start(ctx, connection),
+    };
+    match begun {
         Ok(mut sa) => {
             if let Some(child) = child.filter(|child| !is_up_or_coming(&sa, child)) {
                 sa.our.push(Task::CreateChild {
@@ -116,7 +147,10 @@ fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
 
 fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
     let installed = |phase| matches!(phase, ChildPhase::Installed | ChildPhase::AwaitsSwitch { .. });
-    let up = sa.children.iter().any(|c| c.name == child && installed(c.phase));
+    let up = sa
+        .children
+        .iter()
+        .any(|c| c.name == child && c.resource.is_none() && installed(c.phase));
     let coming = match (
         &sa.phase,
         sa.our
@@ -124,7 +158,7 @@ fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
             .as_ref()
             .map(|outstanding| &outstanding.pending),
     ) {
-        (_, Some(Pending::CreateChild(offer))) => offer.name == child,
+        (_, Some(Pending::CreateChild(offer))) => offer.name == child && offer.resource.is_none(),
         (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().is_some_and(|offer| offer.name == child),
         _ => false,
     };
@@ -138,6 +172,27 @@ fn on_child(ctx: &mut Context<'_>, spi_in: EspSpi, task: Task) {
     }
 }
 
+fn repair(ctx: &mut Context<'_>, spi_in: EspSpi, delta: u64) {
+    let Some(mut sa) = ctx.table.by_child(spi_in).and_then(|spi| ctx.table.take(spi)) else {
+        return failed(ctx, None, format!("no Child SA with our inbound SPI {spi_in}"));
+    };
+    if matches!(sa.phase, Phase::Established(_)) {
+        counter_sync::repair(&mut sa, ctx, spi_in, delta);
+        start_next(&mut sa, ctx);
+    }
+    ctx.put_back(sa);
+}
+
+fn sync_message_ids(ctx: &mut Context<'_>, spi: IkeSpi, margin: u32) {
+    let Some(mut sa) = ctx.table.take(spi) else {
+        return failed(ctx, None, format!("no IKE SA with our SPI {spi}"));
+    };
+    if let Err(why) = message_id_sync::start(&mut sa, ctx, margin) {
+        ctx.event(&sa, EventKind::CommandFailed, why);
+    }
+    ctx.put_back(sa);
+}
+
 fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
     let Some(mut sa) = ctx.table.take(spi) else {
         return failed(ctx, None, format!("no IKE SA with our SPI {spi}"));
@@ -147,7 +202,10 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
         (Phase::Established(_), _) => sa.our.push(task),
         // Not up yet: there is nobody to tell.
         (
-            Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::AwaitAuthRequest(_),
+            Phase::AwaitInitResponse(_)
+            | Phase::AwaitResumeResponse(_)
+            | Phase::AwaitAuthResponse(_)
+            | Phase::AwaitAuthRequest(_),
             Task::DeleteIke,
         ) => {
             delete::vanish(&mut sa, ctx, "terminated while it was set up");
@@ -204,7 +262,7 @@ pub(crate) fn connection_phase(config: &EngineConfig, table: &Table, name: &str)
         table.iter_connection(name_of(sa)).any(|sa| {
             sa.children
                 .iter()
-                .any(|child| child.name == name && installed(child.phase))
+                .any(|child| child.name == name && child.resource.is_none() && installed(child.phase))
         })
     };
     let complete = children

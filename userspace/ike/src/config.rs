@@ -1,7 +1,7 @@
 //! What the engine is configured with: plain data, built by the agent from its file.
 
 use crate::proposal::Proposal;
-use model::{SecretBytes, TrafficSelector};
+use model::{MemberId, SecretBytes, TrafficSelector};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -27,16 +27,25 @@ pub struct EndpointConfig {
     pub half_open_max: usize,
     /// A half-open IKE SA is forgotten after this time.
     pub half_open_timeout: Duration,
+    /// Secret of our quick crash detection tokens (RFC 6290 5.1); the same on all members, and kept for ever: a member that
+    /// has lost everything must be able to make the same tokens again. `None`: peers get no tokens (theirs are taken all
+    /// the same). 32 octets are right.
+    pub qcd_secret: Option<SecretBytes>,
+    /// Secret that the keys of session resumption tickets are derived from (RFC 5723); the same on all members. `None`: no
+    /// tickets are granted. 32 octets are right.
+    pub ticket_secret: Option<SecretBytes>,
 }
 
 impl EndpointConfig {
-    /// Sane limits with this cookie secret.
+    /// Sane limits with this cookie secret, without the capabilities that need secrets of their own.
     pub fn new(cookie_secret: SecretBytes) -> Self {
         Self {
             cookie_secret,
             cookie_threshold: 64,
             half_open_max: 4096,
             half_open_timeout: Duration::from_secs(30),
+            qcd_secret: None,
+            ticket_secret: None,
         }
     }
 }
@@ -76,6 +85,16 @@ pub struct Connection {
     pub force_encap: bool,
     /// NAT keepalive interval while we are behind a NAT.
     pub keepalive: Duration,
+    /// RFC 6311 is offered and agreed to: as a peer we follow the other side's cluster, and as a cluster we ask the peer to raise
+    /// its sequence numbers.
+    pub cluster_sync: bool,
+    /// Whether we as a cluster ever ask the peer to synchronise Message IDs.
+    pub mid_sync: MidSync,
+    /// Members and their CPUs that children may have Child SAs of their own for (RFC 9611), the same on all members; empty (the
+    /// default, as RFC 9611 7 wants): none. A peer may have up to twice as many of a child.
+    pub resources: Vec<Resource>,
+    /// Session resumption (RFC 5723): tickets are asked for, shown and (with [`EndpointConfig::ticket_secret`]) granted.
+    pub resumption: bool,
     /// UDP port on which the peer expects first messages; 500 unless there is a reason.
     pub remote_port: u16,
 }
@@ -100,6 +119,10 @@ impl Connection {
             rekey_jitter: Duration::from_secs(60),
             force_encap: false,
             keepalive: Duration::from_secs(20),
+            cluster_sync: true,
+            mid_sync: MidSync::Never,
+            resources: Vec::new(),
+            resumption: true,
             remote_port: 500,
         }
     }
@@ -107,6 +130,32 @@ impl Connection {
     pub(crate) fn child(&self, name: &str) -> Option<&ChildConfig> {
         self.children.iter().find(|child| child.name == name)
     }
+}
+
+/// What a Child SA can be bound to: a CPU of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Resource {
+    /// The member.
+    pub member: MemberId,
+    /// Its CPU, as the data plane counts them.
+    pub cpu: u16,
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "member {} CPU {}", self.member, self.cpu)
+    }
+}
+
+/// Use of Message ID synchronisation (RFC 6311) by a cluster. A taker has the exact Message IDs by output commit, and
+/// strongSwan (seen with 5.9.8 and AES-GCM) drops its IKE SA when it is asked, so the default is never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MidSync {
+    /// Not even on command.
+    #[default]
+    Never,
+    /// On [`crate::Command::SyncMessageIds`], which is for forks of a split pair that were discarded.
+    OnFork,
 }
 
 /// A Child SA of a connection.

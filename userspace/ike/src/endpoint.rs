@@ -9,6 +9,13 @@ use std::net::{IpAddr, SocketAddr};
 /// Stateless answers per second, all peers together.
 const ANSWERS_PER_SECOND: u64 = 100;
 
+/// Quick crash detection answers per second, all peers together; beside the others, so that no flood of first messages
+/// keeps peers from learning that we lost their IKE SAs.
+const TOKENS_PER_SECOND: u64 = 100;
+
+/// Octets of the shortest protected request: header, payload header, IV, Pad Length, ICV of an AEAD.
+const PROTECTED_MIN: usize = 28 + 4 + 8 + 1 + 16;
+
 /// What to do with a first message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
@@ -18,11 +25,30 @@ pub(crate) enum Admission {
     Drop,
 }
 
+/// Allows so many per second.
+#[derive(Default)]
+struct Bucket {
+    left: u64,
+    refilled: Instant,
+}
+
+impl Bucket {
+    fn take(&mut self, now: Instant, per_second: u64) -> bool {
+        if now.since(self.refilled).as_secs() >= 1 || self.refilled == Instant::default() {
+            self.refilled = now;
+            self.left = per_second;
+        }
+        let allowed = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        allowed
+    }
+}
+
 /// Counters of the endpoint.
 #[derive(Default)]
 pub(crate) struct Endpoint {
-    tokens: u64,
-    refilled: Instant,
+    answers: Bucket,
+    crash_answers: Bucket,
     /// Whether cookies were asked for last time: the change is reported once.
     pub cookie_mode: bool,
     pub flooded: bool,
@@ -64,30 +90,48 @@ impl Endpoint {
 
     /// Whether a stateless answer may be sent now.
     pub fn may_answer(&mut self, now: Instant) -> bool {
-        if now.since(self.refilled).as_secs() >= 1 || self.refilled == Instant::default() {
-            self.refilled = now;
-            self.tokens = ANSWERS_PER_SECOND;
-        }
-        let allowed = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        allowed
+        self.answers.take(now, ANSWERS_PER_SECOND)
+    }
+
+    /// Whether a QCD token may be shown now (RFC 6290 9.3).
+    pub fn may_show_token(&mut self, now: Instant) -> bool {
+        self.crash_answers.take(now, TOKENS_PER_SECOND)
     }
 }
 
 /// An unprotected answer with one notification; `None` if it would be longer than what it answers, so that nobody can
 /// use us to amplify.
 pub(crate) fn stateless(request: &Header, request_len: usize, notify: Notify) -> Option<Vec<u8>> {
+    let bytes = encode_message(&answer_to(request), &[Payload::Notify(notify)]).ok()?;
+    (bytes.len() <= request_len).then_some(bytes)
+}
+
+/// SPIs and Message ID of the request, flags of its response.
+fn answer_to(request: &Header) -> Header {
     let mut header = *request;
     header.flags.response = true;
     header.flags.initiator = !request.flags.initiator;
     header.flags.version = false;
-    let bytes = encode_message(&header, &[Payload::Notify(notify)]).ok()?;
-    (bytes.len() <= request_len).then_some(bytes)
+    header
 }
 
 /// INVALID_IKE_SPI.
 pub(crate) fn unknown_spi(request: &Header, request_len: usize) -> Option<Vec<u8>> {
     stateless(request, request_len, Notify::status(NotifyType::INVALID_IKE_SPI))
+}
+
+/// INVALID_IKE_SPI with the proof that this member, which made the token, has lost the IKE SA (RFC 6290 4.5). It answers
+/// requests of a protected message's length only, and is then at most 19 octets longer: with IP and UDP headers less than a
+/// quarter. RFC 6290 cannot work with less, since a liveness check is the shortest of all requests.
+pub(crate) fn crashed(request: &Header, request_len: usize, token: &[u8]) -> Option<Vec<u8>> {
+    if request_len < PROTECTED_MIN {
+        return None;
+    }
+    let notifies = [
+        Payload::Notify(Notify::status(NotifyType::INVALID_IKE_SPI)),
+        Payload::Notify(Notify::qcd_token(token)),
+    ];
+    encode_message(&answer_to(request), &notifies).ok()
 }
 
 #[cfg(test)]

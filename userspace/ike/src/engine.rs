@@ -11,8 +11,9 @@ use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transm
 use crate::outbox::{Context, Outbox};
 use crate::status::{ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
-use crate::tasks::{self, Pending, ike_init};
-use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, WireError, parse_chain};
+use crate::tasks::{self, Pending, ike_init, message_id_sync, qcd, resume, ticket};
+use crate::tickets::Tickets;
+use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};
 use model::{EspSpi, IkeSpi, Instant, SecretBytes, SegmentId};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,12 +25,15 @@ const DUE_MAX: usize = 64;
 pub struct Engine {
     config: EngineConfig,
     table: Table,
+    tickets: Tickets,
     endpoint: Endpoint,
     outputs: VecDeque<Output>,
     /// Adopted, and not resumed yet.
     adopted: Vec<IkeSpi>,
     /// Latest time that any input brought.
     now: Instant,
+    /// Version of the records that are written.
+    record_version: u8,
 }
 
 impl Engine {
@@ -38,17 +42,29 @@ impl Engine {
         Self {
             config,
             table: Table::default(),
+            tickets: Tickets::default(),
             endpoint: Endpoint::default(),
             outputs: VecDeque::new(),
             adopted: Vec::new(),
             now: Instant::default(),
+            record_version: record::RECORD_VERSION,
         }
     }
 
     /// Another configuration, from the next input on. IKE SAs of connections that are gone stay up but are not
     /// rekeyed any more; [`crate::Command::Terminate`] ends them.
     pub fn set_config(&mut self, config: EngineConfig) {
+        self.tickets.forget_held();
         self.config = config;
+    }
+
+    /// From now on records are written in this version, one of [`crate::RECORD_VERSIONS`] (others count as the newest): the
+    /// highest that all members read, while they are upgraded one after the other. In version 1 a taker does not get what
+    /// extensions remember: QCD tokens, tickets, RFC 6311 capabilities and RFC 9611 resources; nor does an older one read an IKE SA
+    /// in the middle of an exchange that only extensions have.
+    pub fn set_record_version(&mut self, version: u8) {
+        let known = crate::RECORD_VERSIONS.contains(&version);
+        self.record_version = if known { version } else { record::RECORD_VERSION };
     }
 
     /// The configuration in use.
@@ -120,6 +136,12 @@ impl Engine {
         if let Some(old) = self.table.take(spi) {
             self.table.forget(&old);
         }
+        if let Some((id, expires)) = sa.extras.resumed.as_ref().and_then(|resumed| resumed.ticket)
+            && !sa.is_half_open()
+        {
+            // Time is not known here; it only bounds how long this is remembered.
+            self.tickets.spend(id, expires, 0);
+        }
         self.table.put(sa);
         self.adopted.push(spi);
         Ok(())
@@ -135,7 +157,8 @@ impl Engine {
 
     /// The records of all IKE SAs, by SPI.
     pub fn export(&self) -> Vec<(IkeSpi, SecretBytes)> {
-        let record_of = |spi| self.table.get(spi).map(|sa| (spi, record::write(sa)));
+        let written = |sa| record::write(sa, self.record_version);
+        let record_of = |spi| self.table.get(spi).map(|sa| (spi, written(sa)));
         self.table.spis().into_iter().filter_map(record_of).collect()
     }
 
@@ -243,6 +266,7 @@ impl Engine {
             around,
             out: &mut out,
             table: &mut self.table,
+            tickets: &mut self.tickets,
         };
         work(&mut parts, &mut ctx);
         // IKE SAs whose window became free go on with what waits. Each starts one request at most.
@@ -260,7 +284,7 @@ impl Engine {
             if let Some(sa) = self.table.get(spi) {
                 commit.changes.push(Change::IkeSa(IkeSaChange::Put {
                     spi,
-                    record: record::write(sa),
+                    record: record::write(sa, self.record_version),
                 }));
             }
         }
@@ -314,8 +338,11 @@ fn datagram(
         Err(error) => return unreadable(ctx, endpoint, local, remote, bytes, &error),
     };
     let header = message.header;
-    let is_first = header.exchange == ExchangeType::IKE_SA_INIT && !header.flags.response;
-    if is_first {
+    let begins = matches!(
+        header.exchange,
+        ExchangeType::IKE_SA_INIT | ExchangeType::IKE_SESSION_RESUME
+    );
+    if begins && !header.flags.response {
         return first_message(ctx, endpoint, local, remote, bytes, &message);
     }
     // The I flag says whose SPI stands where: the original initiator sets it in all its messages.
@@ -325,10 +352,7 @@ fn datagram(
         header.spi_i
     };
     if !ctx.table.contains(ours) {
-        if !header.flags.response
-            && endpoint.may_answer(ctx.now)
-            && let Some(answer) = endpoint::unknown_spi(&header, bytes.len())
-        {
+        if let Some(answer) = unknown_spi(ctx, endpoint, ours, bytes.len(), &message) {
             ctx.out.plain.push(Transmit {
                 local,
                 remote,
@@ -339,12 +363,40 @@ fn datagram(
         return;
     }
     with_sa(ctx, ours, |sa, ctx| {
-        if header.exchange == ExchangeType::IKE_SA_INIT {
+        if begins {
             init_response(sa, ctx, remote, bytes, &message);
         } else {
             protected(sa, ctx, local, remote, bytes, &message);
         }
     });
+}
+
+/// The answer to a message for an IKE SA that is not here, if it gets one: with the proof that it is nowhere, where that
+/// is certain (RFC 6290 4.5).
+fn unknown_spi(
+    ctx: &Context<'_>,
+    endpoint: &mut Endpoint,
+    ours: IkeSpi,
+    len: usize,
+    message: &Message,
+) -> Option<Vec<u8>> {
+    let header = &message.header;
+    if header.flags.response {
+        return None;
+    }
+    if message.protected.is_some()
+        && ctx.around.may_show_qcd(ours)
+        && let Some(token) = qcd::token(&ctx.config.endpoint, header.spi_i, header.spi_r)
+    {
+        return endpoint
+            .may_show_token(ctx.now)
+            .then(|| endpoint::crashed(header, len, &token))
+            .flatten();
+    }
+    endpoint
+        .may_answer(ctx.now)
+        .then(|| endpoint::unknown_spi(header, len))
+        .flatten()
 }
 
 fn unreadable(
@@ -415,9 +467,19 @@ fn first_message(
     let half_open = ctx.table.half_open();
     let admission = endpoint.admit(&config.endpoint, half_open, remote, header.spi_i, nonce, shown);
     report_load(ctx, endpoint, half_open, was_cookie, was_flooded);
+    let mut refused = None;
     let refusal = match admission {
         Admission::Drop => return,
         Admission::Cookie(cookie) => Notify::new(NotifyType::COOKIE, cookie),
+        Admission::Admit if header.exchange == ExchangeType::IKE_SESSION_RESUME => {
+            match resume::respond(ctx, message, bytes, local, remote) {
+                Ok(sa) => return ctx.put_back(sa),
+                Err(why) => {
+                    refused = Some(why);
+                    Notify::status(NotifyType::TICKET_NACK)
+                }
+            }
+        }
         Admission::Admit => match ike_init::respond(ctx, message, bytes, local, remote) {
             Ok(sa) => return ctx.put_back(sa),
             Err(None) => return,
@@ -426,6 +488,9 @@ fn first_message(
     };
     if refusal.kind != NotifyType::COOKIE && !endpoint.may_answer(ctx.now) {
         return;
+    }
+    if let Some(why) = refused {
+        ticket::refused(ctx, remote, &why);
     }
     if let Some(answer) = endpoint::stateless(&header, bytes.len(), refusal) {
         ctx.out.plain.push(Transmit {
@@ -458,12 +523,16 @@ fn report_load(
 }
 
 fn init_response(sa: &mut IkeSa, ctx: &mut Context<'_>, remote: SocketAddr, bytes: &[u8], message: &Message) {
-    let expected = matches!(sa.phase, Phase::AwaitInitResponse(_))
-        && message.header.message_id == 0
-        && message.protected.is_none()
-        && remote.ip() == sa.path.remote.ip();
-    if expected {
-        ike_init::on_response(sa, ctx, message, bytes);
+    let expected =
+        message.header.message_id == 0 && message.protected.is_none() && remote.ip() == sa.path.remote.ip();
+    match (&sa.phase, message.header.exchange) {
+        (Phase::AwaitInitResponse(_), ExchangeType::IKE_SA_INIT) if expected => {
+            ike_init::on_response(sa, ctx, message, bytes);
+        }
+        (Phase::AwaitResumeResponse(_), ExchangeType::IKE_SESSION_RESUME) if expected => {
+            resume::on_response(sa, ctx, message, bytes);
+        }
+        _ => {}
     }
 }
 
@@ -486,6 +555,9 @@ fn protected(
         return unprotected_hint(sa, ctx, message);
     };
     if header.flags.initiator == sa.initiator || sa.header_spis() != (header.spi_i, header.spi_r) {
+        return;
+    }
+    if message_id_sync::may_be_request(sa, &header) && synchronisation(sa, ctx, bytes, sealed) {
         return;
     }
     let id = header.message_id;
@@ -522,6 +594,18 @@ fn protected(
     } else {
         tasks::on_request(sa, ctx, header.exchange, id, parsed);
     }
+}
+
+/// A request of the peer's cluster with Message ID 0 (RFC 6311). `false`: it is none, or not authentic.
+fn synchronisation(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: &[u8], sealed: &Protected) -> bool {
+    if message_id_sync::repeated(sa, ctx, bytes) {
+        return true;
+    }
+    let inner = message::open(sa, bytes, sealed);
+    let parsed = inner
+        .ok()
+        .and_then(|inner| parse_chain(sealed.first, &inner).ok());
+    parsed.is_some_and(|payloads| message_id_sync::respond(sa, ctx, bytes, &payloads))
 }
 
 /// The peer lives, and this is where.
@@ -564,6 +648,9 @@ fn heard(sa: &mut IkeSa, ctx: &mut Context<'_>, local: SocketAddr, remote: Socke
 
 /// Something unprotected for an IKE SA: it proves nothing, but may be a reason to ask the peer (RFC 7296 2.21.4).
 fn unprotected_hint(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Message) {
+    if qcd::shown(sa, ctx, message) {
+        return;
+    }
     let hint = message
         .payloads
         .notifies()

@@ -32,6 +32,18 @@ pub enum EventKind {
     /// The peer says that this is its first IKE SA with us; members that own other segments should
     /// [`crate::Command::Forget`] what they have of it.
     InitialContact,
+    /// The peer proved by a QCD token that it has lost the IKE SA (RFC 6290); ours is gone with its children.
+    PeerCrashed,
+    /// A session was resumed by a ticket (RFC 5723): the IKE SA that it stood for, here or on another member, is replaced.
+    Resumed,
+    /// A ticket was refused, ours by the peer or the peer's by us; the peers authenticate anew.
+    TicketRefused,
+    /// Message IDs were synchronised after a failover (RFC 6311), ours or the peer's.
+    MessageIdsSynched,
+    /// Outgoing sequence numbers were raised after a failover of the peer's cluster (RFC 6311).
+    CountersSynched,
+    /// A QCD token in clear that is none of this IKE SA's: somebody guesses.
+    TokenRefused,
     /// The peer's address or port changed.
     PeerMoved,
     /// We are behind a NAT: send the one octet 0xff (RFC 3948 2.3), without marker, from `local` to `peer`.
@@ -64,6 +76,12 @@ impl EventKind {
             Self::NoConnection => "no_connection",
             Self::PeerSilent => "peer_silent",
             Self::InitialContact => "initial_contact",
+            Self::PeerCrashed => "peer_crashed",
+            Self::Resumed => "resumed",
+            Self::TicketRefused => "ticket_refused",
+            Self::MessageIdsSynched => "message_ids_synched",
+            Self::CountersSynched => "counters_synched",
+            Self::TokenRefused => "token_refused",
             Self::PeerMoved => "peer_moved",
             Self::NatKeepalive => "nat_keepalive",
             Self::PeerMisbehaved => "peer_misbehaved",
@@ -85,6 +103,9 @@ impl EventKind {
                 | Self::ChildRekeyed
                 | Self::ChildDown
                 | Self::InitialContact
+                | Self::Resumed
+                | Self::MessageIdsSynched
+                | Self::CountersSynched
                 | Self::PeerMoved
                 | Self::NatKeepalive
         )

@@ -1,5 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
+use crate::config::Resource;
 use crate::event::Event;
 use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId};
 use std::net::SocketAddr;
@@ -47,6 +48,15 @@ pub enum Command {
         /// Name of the child.
         child: String,
     },
+    /// Bring up one more Child SA with the selectors of a child that is up, for a CPU of a member (RFC 9611).
+    CreateResourceChild {
+        /// Name of the connection.
+        connection: String,
+        /// Name of the child.
+        child: String,
+        /// What it is for; one of [`crate::Connection::resources`].
+        resource: Resource,
+    },
     /// Replace a Child SA by a new one.
     RekeyChild {
         /// Our inbound SPI.
@@ -61,6 +71,22 @@ pub enum Command {
     Liveness {
         /// Our SPI.
         spi: IkeSpi,
+    },
+    /// After a takeover the peer's sequence numbers on this Child SA are below what counts as seen. The peer is asked to raise
+    /// those of all its Child SAs (RFC 6311 5.2), where it can and once per epoch; otherwise the Child SA is rekeyed.
+    RepairInbound {
+        /// Our inbound SPI.
+        spi_in: EspSpi,
+        /// By how much, at least.
+        delta: u64,
+    },
+    /// Ask the peer for its Message IDs: a fork of this IKE SA was discarded (RFC 6311 5.1). Only with
+    /// [`crate::MidSync::OnFork`].
+    SyncMessageIds {
+        /// Our SPI.
+        spi: IkeSpi,
+        /// Message IDs that the fork may have used beyond what this member knows.
+        margin: u32,
     },
     /// Delete a Child SA.
     DeleteChild {
@@ -166,10 +192,34 @@ pub trait Surroundings {
     fn successor_ike_spi(&mut self, old: IkeSpi) -> IkeSpi;
     /// An inbound ESP SPI in the IKE SA's segment; `None`: no slot is free.
     fn esp_spi(&mut self, ike_spi: IkeSpi) -> Option<EspSpi>;
+    /// An inbound ESP SPI for a Child SA of this IKE SA that a CPU of some member serves; that member has reserved it, and it need
+    /// not be in the IKE SA's segment. `None`: there is none (left).
+    fn resource_esp_spi(&mut self, _ike_spi: IkeSpi, _resource: Resource) -> Option<EspSpi> {
+        None
+    }
     /// One that was allocated (perhaps by the member before a takeover) but never installed.
     fn release_esp_spi(&mut self, spi: EspSpi);
     /// Limits of a new Child SA.
     fn initial_limits(&mut self) -> InitialLimits;
     /// Member and epoch for the IVs of SK payloads of this IKE SA.
     fn iv_prefix(&self, ike_spi: IkeSpi) -> (MemberId, Epoch);
+    /// Whether it is certain that no member has an IKE SA with this SPI of ours, which the engine does not know, so that its
+    /// QCD token may be shown in clear (RFC 6290 9.2: a token that is shown while the IKE SA lives lets anybody kill it).
+    /// Only the owner of the SPI's segment can be certain, in an epoch that it began with the group's whole state.
+    fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
+        false
+    }
+    /// Raises the next outbound sequence number of a Child SA (named by our inbound SPI) by `delta` as soon as the standbys have
+    /// acknowledged it. `false`: this cannot be done; the Child SA is then rekeyed instead.
+    fn advance_outbound(&mut self, _spi_in: EspSpi, _delta: u64) -> bool {
+        false
+    }
+    /// Seconds since 1970, for the lifetimes of tickets; members' clocks may differ by minutes. `None`: no tickets.
+    fn unix_time(&self) -> Option<u64> {
+        None
+    }
+    /// Whether this member is the one to initiate the connection: the engine asks before it does so by itself.
+    fn may_initiate(&self, _connection: &str) -> bool {
+        true
+    }
 }

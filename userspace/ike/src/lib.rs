@@ -19,13 +19,16 @@ pub mod proposal;
 pub mod status;
 mod table;
 mod tasks;
+mod tickets;
 mod timers;
 
-pub use config::{ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, Retransmit};
+pub use config::{
+    ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, MidSync, Resource, Retransmit,
+};
 pub use engine::Engine;
 pub use event::{Event, EventKind};
 pub use forget::Forgotten;
-pub use ike_sa::record::AdoptError;
+pub use ike_sa::record::{AdoptError, RECORD_VERSIONS};
 pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 pub use proposal::{Proposal, ProposalError};
 pub use status::{ChildSaStatus, ConnectionPhase, IkeSaStatus, MessageIdWindows};

@@ -5,6 +5,7 @@ use crate::event::{Event, EventKind};
 use crate::ike_sa::IkeSa;
 use crate::io::{Surroundings, Transmit};
 use crate::table::Table;
+use crate::tickets::Tickets;
 use model::{ChildSaChange, EspSpi, IkeSpi, Instant};
 use std::net::SocketAddr;
 
@@ -31,6 +32,7 @@ pub(crate) struct Context<'a> {
     pub out: &'a mut Outbox,
     /// The other IKE SAs; the one at hand has been taken out.
     pub table: &'a mut Table,
+    pub tickets: &'a mut Tickets,
 }
 
 impl Context<'_> {

@@ -255,6 +255,14 @@ impl Proposal {
         self.of(kind).next().copied()
     }
 
+    /// The alternatives that lead to this suite, which is without key exchange; those of the key exchange stay. `None`: none do.
+    pub(crate) fn narrowed_to(&self, suite: &Proposal) -> Option<Self> {
+        let fits = |t: &&Transform| t.kind == TransformKind::Dh || suite.transforms.contains(t);
+        let transforms: Vec<_> = self.transforms.iter().filter(fits).copied().collect();
+        let complete = suite.transforms.iter().all(|t| transforms.contains(t));
+        complete.then_some(Self { transforms })
+    }
+
     /// The same without key exchange groups: the first Child SA has none (RFC 7296 1.2).
     pub(crate) fn without_dh(&self) -> Self {
         Self {

@@ -1,5 +1,6 @@
 //! What `espalier status` and `espalier sas` show.
 
+use crate::config::Resource;
 use model::{EspSpi, IkeSpi, TrafficSelector};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -63,6 +64,8 @@ pub struct ChildSaStatus {
     pub spi_in: EspSpi,
     /// The peer's SPI.
     pub spi_out: EspSpi,
+    /// Member and CPU that it is bound to (RFC 9611); `None`: any.
+    pub resource: Option<Resource>,
     /// One word: `installed`, `rekeyed` (waits for its deletion), `deleting`.
     pub phase: &'static str,
     /// Chosen algorithms.

@@ -7,7 +7,7 @@ use crate::ike_sa::message::repeat;
 use crate::ike_sa::phase::Phase;
 use crate::ike_sa::windows::Task;
 use crate::outbox::Context;
-use crate::tasks::{CLOSED_KEPT, child_create, delete, ike_auth, ike_init, start_next};
+use crate::tasks::{CLOSED_KEPT, child_create, delete, ike_auth, ike_init, start_next, ticket};
 use model::Instant;
 use std::time::Duration;
 
@@ -38,6 +38,12 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         let interval = sa.connection(ctx.config).map(|connection| connection.keepalive);
         sa.timers.keepalive = interval.map(|interval| now + interval.max(Duration::from_secs(1)));
         ctx.event(sa, EventKind::NatKeepalive, "NAT keepalive");
+    }
+    if due(sa.timers.ticket, now) {
+        sa.timers.ticket = None;
+        if matches!(sa.phase, Phase::Established(_)) {
+            sa.our.push(Task::Refresh);
+        }
     }
     if due(sa.timers.rekey, now) {
         sa.timers.rekey = Some(now + rekey_again(sa, ctx));
@@ -106,6 +112,9 @@ fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         let text =
             format!("{silence}: is the peer up, and do UDP ports 500 and 4500 pass in both directions?");
         ctx.event(sa, EventKind::PeerSilent, text);
+        if sa.successor.is_none() && !matches!(sa.phase, Phase::Deleting(_)) {
+            ticket::keep(sa, ctx);
+        }
         return delete::vanish(sa, ctx, &silence);
     }
     sa.timers.sent += 1;
@@ -116,7 +125,10 @@ fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 /// After a takeover: all timers start anew, and the outstanding request is sent again.
 pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     match &sa.phase {
-        Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::Deleting(_) => {}
+        Phase::AwaitInitResponse(_)
+        | Phase::AwaitResumeResponse(_)
+        | Phase::AwaitAuthResponse(_)
+        | Phase::Deleting(_) => {}
         Phase::AwaitAuthRequest(_) => {
             sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
         }

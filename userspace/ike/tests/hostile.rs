@@ -8,15 +8,30 @@ use std::time::Duration;
 use world::Rng;
 use world::*;
 
+/// All extensions are on, so that the weather meets their exchanges too.
 fn world_of_two_children(seed: u64) -> World {
-    World::with(seed, |side, connection| {
-        let nets = [net([10, 1, 9]), net([10, 2, 9])];
-        let mut child = ChildConfig::new("d", vec![nets[side].clone()], vec![nets[1 - side].clone()]);
-        child.esp_proposals = esp("chacha20poly1305-x25519");
-        connection.children.push(child);
-        connection.retransmit.initial = Duration::from_millis(300);
-        connection.retransmit.tries = 12;
-    })
+    let mut world = World::with_config(seed, |side| {
+        let mut connection = connection(side);
+        two_children(side, &mut connection);
+        let mut config = config(vec![connection]);
+        config.endpoint.qcd_secret = Some(model::SecretBytes::new(vec![side as u8; 32]));
+        config.endpoint.ticket_secret = config.endpoint.qcd_secret.clone();
+        config
+    });
+    for side in &mut world.sides {
+        side.around.unix_time = Some(1_800_000_000);
+    }
+    world
+}
+
+fn two_children(side: usize, connection: &mut ike::Connection) {
+    let nets = [net([10, 1, 9]), net([10, 2, 9])];
+    let mut child = ChildConfig::new("d", vec![nets[side].clone()], vec![nets[1 - side].clone()]);
+    child.esp_proposals = esp("chacha20poly1305-x25519");
+    connection.children.push(child);
+    connection.mid_sync = ike::MidSync::OnFork;
+    connection.retransmit.initial = Duration::from_millis(300);
+    connection.retransmit.tries = 12;
 }
 
 /// Delivers what is in flight with loss, duplication and reordering, and lets timers fire in between.
@@ -70,10 +85,15 @@ fn loss_duplication_reordering_and_takeovers_break_nothing() {
             let mine = world.status(side);
             if let Some(sa) = mine.get(rng.below(mine.len().max(1) as u64) as usize) {
                 let child = sa.children.first().map(|child| child.spi_in);
-                let command = match (rng.below(6), child) {
+                let command = match (rng.below(8), child) {
                     (0 | 1, Some(spi_in)) => Command::RekeyChild { spi_in },
                     (2, Some(spi_in)) => Command::DeleteChild { spi_in },
                     (3, _) => Command::RekeyIke { spi: sa.spi },
+                    (6, Some(spi_in)) => Command::RepairInbound { spi_in, delta: 100 },
+                    (7, _) => Command::SyncMessageIds {
+                        spi: sa.spi,
+                        margin: 5,
+                    },
                     (4, _) => Command::Initiate {
                         connection: "t".into(),
                     },

@@ -582,3 +582,92 @@ fn an_answer_beyond_the_offer_is_not_installed_and_taken_back() {
         "what the peer installed has to go again"
     );
 }
+
+/// A request for a Child SA like the first one, for a resource of the peer's.
+fn further(spi: u32, cipher: u16, bits: Option<u16>, selectors: [Payload; 2], data: Vec<u8>) -> Vec<Payload> {
+    let mut payloads = vec![esp(spi, cipher, bits), Payload::Nonce(vec![9; 32])];
+    payloads.extend(selectors);
+    payloads.push(Payload::Notify(Notify::new(NotifyType::SA_RESOURCE_INFO, data)));
+    payloads
+}
+
+/// An established IKE SA with an engine that has two CPUs to offer.
+fn with_resources() -> Peer {
+    let mut peer = Peer::established();
+    let mut connection = connection(B);
+    connection.resources = (0..2)
+        .map(|cpu| ike::Resource {
+            member: model::MemberId(1),
+            cpu,
+        })
+        .collect();
+    peer.world.sides[B].engine.set_config(config(vec![connection]));
+    peer
+}
+
+#[test]
+fn further_child_sas_get_identifiers_of_their_own_until_there_are_twice_as_many_as_cpus() {
+    let mut peer = with_resources();
+    let mut identifiers = std::collections::BTreeMap::new();
+    for index in 0..4 {
+        // What the peer calls its resource is its own affair, however long.
+        let data = vec![index as u8; index as usize * 100];
+        let request = further(0x2000 + index, 20, Some(256), selectors(), data);
+        let answer = peer.request(ExchangeType::CREATE_CHILD_SA, &request).unwrap();
+        assert!(answer.error().is_none(), "{answer:?}");
+        let info = answer
+            .notify(NotifyType::SA_RESOURCE_INFO)
+            .expect("SA_RESOURCE_INFO");
+        assert_eq!(
+            (info.protocol, info.spi.len(), info.data.len()),
+            (ProtocolId::NONE, 0, 8)
+        );
+        *identifiers.entry(info.data.clone()).or_insert(0) += 1;
+    }
+    assert_eq!(
+        identifiers.into_values().collect::<Vec<_>>(),
+        [2, 2],
+        "spread over both CPUs"
+    );
+    let request = further(0x3000, 20, Some(256), selectors(), vec![]);
+    let answer = peer.request(ExchangeType::CREATE_CHILD_SA, &request).unwrap();
+    let refusal = answer.error().expect("refusal");
+    assert_eq!((refusal.kind, refusal.data.len()), (NotifyType::TS_MAX_QUEUE, 0));
+    assert_eq!(peer.world.only(B).children.len(), 5);
+}
+
+#[test]
+fn a_further_child_sa_with_other_properties_than_the_first_is_refused() {
+    let mut peer = with_resources();
+    let other = [
+        Payload::TsInitiator(vec![net([10, 1, 0])].into()),
+        Payload::TsResponder(
+            vec![model::TrafficSelector {
+                last: [10, 2, 0, 9].into(),
+                ..net([10, 2, 0])
+            }]
+            .into(),
+        ),
+    ];
+    let rows = [
+        (
+            further(0x2000, 20, Some(256), other, vec![]),
+            NotifyType::TS_UNACCEPTABLE,
+        ),
+        (
+            further(0x2000, 28, None, selectors(), vec![]),
+            NotifyType::NO_PROPOSAL_CHOSEN,
+        ),
+    ];
+    for (request, expected) in rows {
+        let answer = peer.request(ExchangeType::CREATE_CHILD_SA, &request).unwrap();
+        assert_eq!(
+            answer.error().map(|error| error.kind),
+            Some(expected),
+            "{answer:?}"
+        );
+        assert_eq!(peer.world.only(B).children.len(), 1);
+    }
+    let spis = peer.world.sides[B].around.allocated.len();
+    assert_eq!(spis, 1, "a refusal leaks no SPI");
+}

@@ -7,6 +7,7 @@ use model::{GroupId, IkeSpi, Instant};
 
 use super::Core;
 use super::around::Around;
+use super::secrets::Known;
 use crate::clock;
 
 /// IKE SAs are adopted for this long before the core does something else.
@@ -80,6 +81,7 @@ impl Core {
 
     fn resume_adopted(&mut self) {
         let mut around = Around {
+            known: Known::of(self.me, &self.segments, &self.mirror),
             sad: &mut self.sad,
             groups: &self.groups,
             steer_key: self.steer_key,

@@ -6,6 +6,7 @@ use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
 use sad::Sad;
 
 use super::groups::Groups;
+use super::secrets::Known;
 
 /// Borrowed for one input of the engine.
 pub struct Around<'a> {
@@ -15,6 +16,8 @@ pub struct Around<'a> {
     pub groups: &'a Groups,
     /// Key of the hash that steers first messages.
     pub steer_key: [u64; 2],
+    /// Whether what this member knows is all that there is.
+    pub known: Known<'a>,
 }
 
 /// Fills `out` from the system.
@@ -100,6 +103,18 @@ impl Surroundings for Around<'_> {
 
     fn iv_prefix(&self, ike_spi: IkeSpi) -> (MemberId, Epoch) {
         (self.groups.me, self.groups.of(ike_spi.segment()).ownership.epoch)
+    }
+
+    fn unix_time(&self) -> Option<u64> {
+        Some(crate::clock::wall_ns() / 1_000_000_000)
+    }
+
+    fn may_show_qcd(&self, spi: IkeSpi) -> bool {
+        self.known.may_show_qcd(spi)
+    }
+
+    fn may_initiate(&self, connection: &str) -> bool {
+        self.known.serves(segment_of_name(self.steer_key, connection))
     }
 }
 

@@ -417,9 +417,10 @@ impl Core {
         self.adopt_first(ike_spi);
         self.log.note(
             "evidence",
-            format!("{name} SA {spi_in}: the peer sends below the takeover floor; rekeying"),
+            format!("{name} SA {spi_in}: the peer sends below the takeover floor; repairing"),
         );
-        self.engine_command(ike::Command::RekeyChild { spi_in });
+        let repair = self.repair(slot, spi_in);
+        self.engine_command(repair);
     }
 
     /// A packet met a policy without an SA.

@@ -17,7 +17,9 @@ mod limits;
 mod member;
 mod orders;
 mod owner;
+mod repair;
 mod sas;
+mod secrets;
 mod setup;
 mod slow;
 mod snapshot;
@@ -43,6 +45,7 @@ use crate::synch::Synch;
 use around::Around;
 use entry::EntryChange;
 use groups::{Groups, Pending};
+use secrets::Known;
 
 pub use event_loop::run;
 
@@ -132,6 +135,7 @@ impl Core {
     /// Hands an input to the engine and sees all its consequences through.
     fn engine_input(&mut self, input: Input<'_>) {
         let mut around = Around {
+            known: Known::of(self.me, &self.segments, &self.mirror),
             sad: &mut self.sad,
             groups: &self.groups,
             steer_key: self.steer_key,

@@ -22,7 +22,7 @@ use super::health::Health;
 use super::limits::Scan;
 use super::member::Facts;
 use super::orders::Orders;
-use super::{Core, around, capabilities, convert, digest, engine, slow, snapshot, timeline};
+use super::{Core, around, capabilities, convert, digest, engine, secrets, slow, snapshot, timeline};
 use crate::api::InterfaceStatus;
 use crate::clock;
 use crate::config::{self, AttachMode, ClusterMode, Config, Solo};
@@ -292,7 +292,9 @@ impl Core {
         plane.execute(&plan).context("cannot write the policies")?;
 
         let cookie = SecretBytes::new(identity.derive("ike cookie").to_vec());
-        let engine = Engine::new(convert::engine(&config, cookie)?);
+        let mut ike = convert::engine(&config, cookie)?;
+        secrets::give(&mut ike.endpoint, identity);
+        let engine = Engine::new(ike);
         let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);
         let esp = EspSocket::open()?;
         let announcer =

@@ -3,6 +3,7 @@
 mod delete;
 mod identification;
 mod notify;
+mod recovery;
 mod security_association;
 mod simple;
 mod traffic_selector;
@@ -10,6 +11,7 @@ mod traffic_selector;
 pub use delete::Delete;
 pub use identification::{Identification, Identity};
 pub use notify::{MessageIdSync, Notify};
+pub use recovery::CounterDelta;
 pub use security_association::{Attribute, AttributeValue, Proposal, SecurityAssociation, Transform};
 pub use simple::{Authentication, KeyExchange};
 pub use traffic_selector::TrafficSelectors;

@@ -136,7 +136,7 @@ impl Notify {
         Some(pairs.iter().map(|pair| u16::from_be_bytes(*pair)).collect())
     }
 
-    fn data_of(&self, kind: NotifyType) -> Option<&[u8]> {
+    pub(super) fn data_of(&self, kind: NotifyType) -> Option<&[u8]> {
         (self.kind == kind).then_some(self.data.as_slice())
     }
 

@@ -1,5 +1,6 @@
 //! Child SAs as their IKE SA knows them: no keys, those are with the SA database.
 
+use crate::config::Resource;
 use crate::proposal::Proposal;
 use model::{EspSpi, Instant, TrafficSelector};
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,12 @@ pub(crate) struct ChildSa {
     pub ts_local: Vec<TrafficSelector>,
     pub ts_remote: Vec<TrafficSelector>,
     pub phase: ChildPhase,
+    /// What it is bound to; any CPU may use one that is not. In the record's second part, as is the next.
+    #[serde(skip)]
+    pub resource: Option<Resource>,
+    /// Both sides want Child SAs per resource beside this one.
+    #[serde(skip)]
+    pub multiple: bool,
     #[serde(skip)]
     pub rekey_at: Option<Instant>,
     #[serde(skip)]

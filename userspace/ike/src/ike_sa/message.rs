@@ -120,6 +120,40 @@ pub(crate) fn register_request(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: Vec
     sa.dirty = true;
 }
 
+/// A protected message with Message ID 0 outside of the window: Message ID synchronisation (RFC 6311).
+pub(crate) fn seal_aside(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    exchange: ExchangeType,
+    response: bool,
+    payloads: &[Payload],
+) -> Option<Vec<u8>> {
+    let header = header(sa, exchange, response, 0);
+    match seal(sa, ctx, &header, payloads) {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            ctx.event(
+                sa,
+                EventKind::Trouble,
+                format!("{exchange} with Message ID 0: {error}"),
+            );
+            None
+        }
+    }
+}
+
+/// Makes a request with Message ID 0 the outstanding one; the next Message ID stays.
+pub(crate) fn register_aside(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: Vec<u8>, pending: Pending) {
+    transmit(sa, ctx, bytes.clone());
+    sa.our.outstanding = Some(Outstanding {
+        id: 0,
+        bytes,
+        pending,
+    });
+    start_retransmission(sa, ctx);
+    sa.dirty = true;
+}
+
 /// Starts the clock of the outstanding request.
 pub(crate) fn start_retransmission(sa: &mut IkeSa, ctx: &Context<'_>) {
     sa.timers.sent = 0;

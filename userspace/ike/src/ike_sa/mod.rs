@@ -3,6 +3,7 @@
 //! Everything here but the timers is the record that other members get.
 
 pub(crate) mod child;
+pub(crate) mod extras;
 pub(crate) mod message;
 pub(crate) mod phase;
 pub(crate) mod record;
@@ -11,6 +12,7 @@ pub(crate) mod windows;
 use crate::config::{Connection, EngineConfig, Identity};
 use crate::status::{ChildSaStatus, IkeSaStatus};
 use child::ChildSa;
+use extras::Extras;
 use model::{EspSpi, IkeSpi, Instant};
 use phase::Phase;
 use serde::{Deserialize, Serialize};
@@ -42,8 +44,12 @@ pub(crate) struct Timers {
     pub rekey: Option<Instant>,
     pub liveness: Option<Instant>,
     pub keepalive: Option<Instant>,
+    /// The ticket is to be replaced by a new one.
+    pub ticket: Option<Instant>,
     /// When an unprotected message last made us check the peer.
     pub hinted: Instant,
+    /// When a QCD token that is none of the peer's was last reported.
+    pub refused_token: Option<Instant>,
     /// Since when it is established (on this member).
     pub since: Instant,
 }
@@ -67,6 +73,9 @@ pub(crate) struct IkeSa {
     pub successor: Option<IkeSpi>,
     /// Next value of the 40-bit counter in the IVs.
     pub iv_counter: u64,
+    /// The record's second part.
+    #[serde(skip)]
+    pub extras: Extras,
     #[serde(skip)]
     pub timers: Timers,
     /// Standbys know it, so its removal has to be told.
@@ -96,6 +105,7 @@ impl IkeSa {
             children: Vec::new(),
             successor: None,
             iv_counter: 0,
+            extras: Extras::default(),
             timers: Timers::default(),
             committed: false,
             dirty: true,
@@ -136,7 +146,7 @@ impl IkeSa {
     /// When it wants to be woken.
     pub fn wake(&self) -> Option<Instant> {
         let t = &self.timers;
-        let own = [t.retransmit, t.expire, t.rekey, t.liveness, t.keepalive];
+        let own = [t.retransmit, t.expire, t.rekey, t.liveness, t.keepalive, t.ticket];
         let queued = if self.our.outstanding.is_none() {
             self.our.earliest_queued()
         } else {
@@ -184,6 +194,7 @@ impl IkeSa {
             child: child.name.clone(),
             spi_in: child.spi_in,
             spi_out: child.spi_out,
+            resource: child.resource,
             phase: child.phase.name(),
             suite: child.suite.to_string(),
             udp_encap: self.path.encap,

@@ -1,5 +1,6 @@
 //! Phases of an IKE SA, each named for what it waits for and holding only what it has.
 
+use super::extras::HeldTicket;
 use crate::proposal::Proposal;
 use crate::tasks::child_create::ChildOffer;
 use crypto::IkeKeys;
@@ -31,6 +32,16 @@ pub(crate) struct AwaitInitResponse {
     pub offered: Vec<Proposal>,
     pub cookie: Option<Vec<u8>>,
     /// Times that a cookie or another group was asked for.
+    pub restarts: u8,
+}
+
+/// Initiator: IKE_SESSION_RESUME request is out (RFC 5723).
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AwaitResumeResponse {
+    pub nonce_i: Vec<u8>,
+    pub held: HeldTicket,
+    pub cookie: Option<Vec<u8>>,
+    /// Times that a cookie was asked for.
     pub restarts: u8,
 }
 
@@ -69,12 +80,14 @@ pub(crate) enum Phase {
     Deleting(Box<Protected>),
     /// Over; kept for a while to repeat the last response.
     Closed(Box<Protected>),
+    // Last, so that the numbers of the others stay what they were in older records.
+    AwaitResumeResponse(Box<AwaitResumeResponse>),
 }
 
 impl Phase {
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::AwaitInitResponse(_) => "connecting",
+            Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => "connecting",
             Self::AwaitAuthResponse(_) | Self::AwaitAuthRequest(_) => "authenticating",
             Self::Established(_) => "established",
             Self::Rekeyed(_) => "rekeyed",
@@ -85,7 +98,7 @@ impl Phase {
 
     pub fn protected(&self) -> Option<&Protected> {
         match self {
-            Self::AwaitInitResponse(_) => None,
+            Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => None,
             Self::AwaitAuthResponse(phase) => Some(&phase.protected),
             Self::AwaitAuthRequest(phase) => Some(&phase.protected),
             Self::Established(phase) => Some(&phase.protected),

@@ -1,17 +1,28 @@
 //! The record of an IKE SA: all that another member needs to go on.
 
 use super::IkeSa;
+use super::extras::ChildExtras;
+use super::phase::Phase;
+use crate::tasks::Pending;
+use crate::tasks::child_create::ChildOffer;
 use model::SecretBytes;
+use serde::Serialize;
+use std::ops::RangeInclusive;
 
-/// Raised whenever the meaning of the fields changes; members of different versions do not take over from each other.
-const RECORD_VERSION: u8 = 1;
+/// Raised whenever the meaning of the fields changes. Version octet, then the IKE SA, then what extensions remember.
+pub(crate) const RECORD_VERSION: u8 = 2;
+/// The IKE SA alone; can still be read, so that members are upgraded one after the other.
+const VERSION_WITHOUT_EXTRAS: u8 = 1;
+
+/// Versions of the record that this software reads and can write, for members to agree on one.
+pub const RECORD_VERSIONS: RangeInclusive<u8> = VERSION_WITHOUT_EXTRAS..=RECORD_VERSION;
 
 /// Why a record cannot be taken over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdoptError {
     /// Another version of the software wrote it.
     #[error(
-        "IKE SA record has version {found}, this member reads {RECORD_VERSION}: bring all members to one version"
+        "IKE SA record has version {found}, this member reads {VERSION_WITHOUT_EXTRAS} to {RECORD_VERSION}: bring all members to one version"
     )]
     Version {
         /// Version in the record.
@@ -35,18 +46,66 @@ pub enum AdoptError {
     UnknownConnection(String),
 }
 
-/// Serialises an IKE SA.
-pub(crate) fn write(sa: &IkeSa) -> SecretBytes {
-    // A buffer that is large enough does not grow, so no copies of keys stay behind.
-    let size = postcard::experimental::serialized_size(sa).unwrap_or(4096) + 1;
+/// Serialises an IKE SA in a version that the other members can read.
+pub(crate) fn write(sa: &IkeSa, version: u8) -> SecretBytes {
+    if version == VERSION_WITHOUT_EXTRAS {
+        return octets(&[version], sa);
+    }
+    octets(&[RECORD_VERSION], &(sa, &sa.extras, children(sa)))
+}
+
+/// Serialises something secret, without copies that stay behind. `front` stands before it.
+pub(crate) fn octets<T: Serialize>(front: &[u8], value: &T) -> SecretBytes {
+    // A buffer that is large enough does not grow.
+    let size = postcard::experimental::serialized_size(value).unwrap_or(4096) + front.len();
     let mut buffer = vec![0; size];
-    buffer[0] = RECORD_VERSION;
+    let (head, body) = buffer.split_at_mut(front.len());
+    head.copy_from_slice(front);
     // The size was computed from the same value: this cannot fail. If it did, the record would be refused as corrupt.
-    let used = postcard::to_slice(sa, &mut buffer[1..])
+    let used = postcard::to_slice(value, body)
         .map(|written| written.len())
         .unwrap_or(0);
-    buffer.truncate(1 + used);
+    buffer.truncate(front.len() + used);
     SecretBytes::new(buffer)
+}
+
+/// Second parts of the Child SAs, those that have one.
+fn children(sa: &IkeSa) -> Vec<ChildExtras> {
+    let offer = offer(sa).map(|offer| (offer.spi_in, offer.resource, offer.multiple));
+    sa.children
+        .iter()
+        .map(|child| (child.spi_in, child.resource, child.multiple))
+        .chain(offer)
+        .filter(|(_, resource, multiple)| resource.is_some() || *multiple)
+        .map(|(spi_in, resource, multiple)| ChildExtras {
+            spi_in,
+            resource,
+            multiple,
+        })
+        .collect()
+}
+
+/// The Child SA that is being asked for.
+fn offer(sa: &IkeSa) -> Option<&ChildOffer> {
+    match (&sa.phase, sa.our.outstanding.as_ref().map(|o| &o.pending)) {
+        (_, Some(Pending::CreateChild(offer))) => Some(offer),
+        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref(),
+        _ => None,
+    }
+}
+
+fn give(sa: &mut IkeSa, extras: &ChildExtras) {
+    if let Some(child) = sa.child_mut(extras.spi_in) {
+        (child.resource, child.multiple) = (extras.resource, extras.multiple);
+    }
+    let offer = match (&mut sa.phase, sa.our.outstanding.as_mut().map(|o| &mut o.pending)) {
+        (_, Some(Pending::CreateChild(offer))) => Some(&mut **offer),
+        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_mut(),
+        _ => None,
+    };
+    if let Some(offer) = offer.filter(|offer| offer.spi_in == extras.spi_in) {
+        (offer.resource, offer.multiple) = (extras.resource, extras.multiple);
+    }
 }
 
 /// Reads one back.
@@ -54,8 +113,18 @@ pub(crate) fn read(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
     let Some((&version, body)) = record.expose().split_first() else {
         return Err(AdoptError::Corrupt("empty".to_owned()));
     };
-    if version != RECORD_VERSION {
-        return Err(AdoptError::Version { found: version });
+    let corrupt = |error: postcard::Error| AdoptError::Corrupt(error.to_string());
+    match version {
+        VERSION_WITHOUT_EXTRAS => postcard::from_bytes(body).map_err(corrupt),
+        RECORD_VERSION => {
+            let (mut sa, extras, children): (IkeSa, _, Vec<ChildExtras>) =
+                postcard::from_bytes(body).map_err(corrupt)?;
+            sa.extras = extras;
+            for child in children {
+                give(&mut sa, &child);
+            }
+            Ok(sa)
+        }
+        found => Err(AdoptError::Version { found }),
     }
-    postcard::from_bytes(body).map_err(|error| AdoptError::Corrupt(error.to_string()))
 }

@@ -1,5 +1,6 @@
 //! Message IDs, both directions; the window size is 1 (RFC 7296 2.3).
 
+use crate::config::Resource;
 use crate::tasks::Pending;
 use model::{EspSpi, Instant};
 use serde::{Deserialize, Serialize};
@@ -21,12 +22,29 @@ pub(crate) struct Outstanding {
 /// What is to be done next.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Task {
-    CreateChild { child: String },
-    RekeyChild { spi_in: EspSpi },
-    DeleteChild { spi_in: EspSpi },
+    CreateChild {
+        child: String,
+    },
+    RekeyChild {
+        spi_in: EspSpi,
+    },
+    DeleteChild {
+        spi_in: EspSpi,
+    },
     RekeyIke,
     DeleteIke,
     Liveness,
+    /// Give and ask for what belongs to a new IKE SA after a rekey.
+    Refresh,
+    /// Ask the peer to raise its sequence numbers.
+    SyncCounters {
+        delta: u64,
+    },
+    /// One more Child SA like the one that is up.
+    CreateResourceChild {
+        child: String,
+        resource: Resource,
+    },
 }
 
 /// A task and the time before which it must not start (for retries; not kept over a takeover).

@@ -1,7 +1,7 @@
 //! The peer's request for a Child SA: which child of the configuration it is, and what is answered (RFC 7296 2.7, 2.9).
 
 use super::child_create::{Agreed, NONCE_LEN, install};
-use super::notify;
+use super::{notify, resource};
 use crate::config::{ChildConfig, Connection};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -93,16 +93,31 @@ pub(crate) fn answer(
         in_auth,
         rekeyed,
     )?;
+    // A rekey stays on its resource, whether the request says so or not (RFC 9611 3).
+    let bound = match rekeyed {
+        Some(old) => old.resource,
+        None => resource::choose(sa, connection, &choice.name, payloads)?,
+    };
+    if let (Some(_), None, Some(first)) = (bound, rekeyed, resource::first(sa, &choice.name)) {
+        as_the_first(&choice, first)?;
+    }
     let (shared, public) = key_exchange(ctx, &choice.suite, payloads)?;
     let no_spi = || Refusal {
-        notify: Notify::status(NotifyType::NO_ADDITIONAL_SAS),
+        notify: Notify::status(match bound {
+            Some(_) => NotifyType::TS_MAX_QUEUE,
+            None => NotifyType::NO_ADDITIONAL_SAS,
+        }),
         event: EventKind::Trouble,
         text: format!(
             "child {}: no free ESP SPI in this segment; delete unused Child SAs",
             choice.name
         ),
     };
-    let spi_in = ctx.around.esp_spi(sa.spi).ok_or_else(no_spi)?;
+    let spi_in = match bound {
+        Some(resource) => ctx.around.resource_esp_spi(sa.spi, resource),
+        None => ctx.around.esp_spi(sa.spi),
+    };
+    let spi_in = spi_in.ok_or_else(no_spi)?;
     let nonce_r = match auth_nonces {
         Some((_, nonce_r)) => nonce_r.to_vec(),
         None => ctx.random(NONCE_LEN),
@@ -120,6 +135,10 @@ pub(crate) fn answer(
     answer.extend(public.map(Payload::KeyExchange));
     answer.push(Payload::TsInitiator(choice.ts_remote.clone().into()));
     answer.push(Payload::TsResponder(choice.ts_local.clone().into()));
+    let multiple = resource::is_offered(payloads) && resource::is_wanted(connection);
+    if multiple {
+        answer.push(resource::info(sa, ctx, bound));
+    }
     let agreed = Agreed {
         name: choice.name,
         spi_in,
@@ -137,8 +156,31 @@ pub(crate) fn answer(
         } else {
             OutboundUse::Now
         },
+        resource: bound,
+        multiple: bound.is_none() && (multiple || rekeyed.is_some_and(|old| old.multiple)),
     };
     Ok((answer, agreed))
+}
+
+//= rfc9611#3
+// These resource-specific Child SAs MUST be negotiated with identical Child SA properties that were negotiated for the initial
+// Child SA.
+fn as_the_first(choice: &Choice, first: &ChildSa) -> Result<(), Refusal> {
+    let (kind, what) = if (&choice.ts_local, &choice.ts_remote) != (&first.ts_local, &first.ts_remote) {
+        (NotifyType::TS_UNACCEPTABLE, "selectors")
+    } else if choice.suite.without_dh() != first.suite.without_dh() {
+        (NotifyType::NO_PROPOSAL_CHOSEN, "algorithms")
+    } else {
+        return Ok(());
+    };
+    Err(Refusal {
+        notify: Notify::status(kind),
+        event: EventKind::ChildFailed,
+        text: format!(
+            "child {}: the peer asks for a further Child SA with other {what}",
+            choice.name
+        ),
+    })
 }
 
 struct Choice {

@@ -1,7 +1,7 @@
 //! A new Child SA, in CREATE_CHILD_SA or as part of IKE_AUTH (RFC 7296 1.3.1, 2.9, 2.17).
 
-use super::{Pending, child_rekey, put_off, send_create};
-use crate::config::ChildConfig;
+use super::{Pending, child_rekey, put_off, resource, send_create};
+use crate::config::{ChildConfig, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
 use crate::ike_sa::windows::Task;
@@ -33,6 +33,24 @@ pub(crate) struct ChildOffer {
     /// The peer's rekey of the same SA crossed ours: its new SA, and the lower of that exchange's nonces.
     pub crossing: Option<(EspSpi, Vec<u8>)>,
     pub tries: u8,
+    /// What it will be bound to. In the record's second part, as is the next.
+    #[serde(skip)]
+    pub resource: Option<Resource>,
+    /// In a rekey: whether there are Child SAs per resource beside the old one.
+    #[serde(skip)]
+    pub multiple: bool,
+}
+
+impl ChildOffer {
+    /// What it was made for.
+    pub fn task(&self) -> Task {
+        let child = self.name.clone();
+        match (self.rekeys, self.resource) {
+            (Some(spi_in), _) => Task::RekeyChild { spi_in },
+            (None, Some(resource)) => Task::CreateResourceChild { child, resource },
+            (None, None) => Task::CreateChild { child },
+        }
+    }
 }
 
 /// A Child SA that has been agreed on.
@@ -50,6 +68,8 @@ pub(crate) struct Agreed {
     pub initiated: bool,
     pub replaces: Option<EspSpi>,
     pub outbound: OutboundUse,
+    pub resource: Option<Resource>,
+    pub multiple: bool,
 }
 
 /// Makes an offer for a child of the configuration. `group`: the one that the peer asked for.
@@ -60,6 +80,7 @@ pub(crate) fn offer(
     proposals: Vec<Proposal>,
     nonce: Vec<u8>,
     group: Option<u16>,
+    resource: Option<Resource>,
 ) -> Option<ChildOffer> {
     let wanted = group.or_else(|| {
         proposals
@@ -77,7 +98,11 @@ pub(crate) fn offer(
             ))
         }
     };
-    let Some(spi_in) = ctx.around.esp_spi(sa.spi) else {
+    let spi_in = match resource {
+        Some(resource) => ctx.around.resource_esp_spi(sa.spi, resource),
+        None => ctx.around.esp_spi(sa.spi),
+    };
+    let Some(spi_in) = spi_in else {
         let text = format!(
             "child {}: no free ESP SPI in this segment; delete unused Child SAs",
             child.name
@@ -96,6 +121,8 @@ pub(crate) fn offer(
         rekeys: None,
         crossing: None,
         tries: 0,
+        resource,
+        multiple: false,
     })
 }
 
@@ -129,6 +156,9 @@ pub(crate) fn send_offer(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffe
         }));
     }
     payloads.extend(selectors);
+    if sa.connection(ctx.config).is_some_and(resource::is_wanted) {
+        payloads.push(resource::info(sa, ctx, offer.resource));
+    }
     let spi_in = offer.spi_in;
     if !send_create(sa, ctx, &payloads, Pending::CreateChild(Box::new(offer))) {
         ctx.around.release_esp_spi(spi_in);
@@ -157,12 +187,12 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, name: &str, tries: u8
     if sa
         .children
         .iter()
-        .any(|up| up.name == name && up.phase == ChildPhase::Installed)
+        .any(|up| up.name == name && up.resource.is_none() && up.phase == ChildPhase::Installed)
     {
         return;
     }
     let nonce = ctx.random(NONCE_LEN);
-    if let Some(mut offer) = offer(sa, ctx, &child, child.esp_proposals.clone(), nonce, None) {
+    if let Some(mut offer) = offer(sa, ctx, &child, child.esp_proposals.clone(), nonce, None, None) {
         offer.tries = tries;
         send_offer(sa, ctx, offer);
     }
@@ -209,12 +239,7 @@ fn abandon(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildOffer, payloads: 
 }
 
 fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, error: &Notify) {
-    let task = match offer.rekeys {
-        Some(spi_in) => Task::RekeyChild { spi_in },
-        None => Task::CreateChild {
-            child: offer.name.clone(),
-        },
-    };
+    let task = offer.task();
     match error.kind {
         NotifyType::INVALID_KE_PAYLOAD => retry_with_group(sa, ctx, offer, error),
         NotifyType::TEMPORARY_FAILURE => {
@@ -254,6 +279,7 @@ pub(crate) fn explain(
                 proposal::list(proposals)
             )
         }
+        NotifyType::TS_MAX_QUEUE => ": it wants no more Child SAs with these selectors".to_owned(),
         NotifyType::TS_UNACCEPTABLE => format!(
             ": we asked for {} === {}; compare with the peer's selectors",
             show(ts_local),
@@ -285,9 +311,18 @@ fn retry_with_group(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, er
         return;
     };
     let nonce = ctx.random(NONCE_LEN);
-    let again = self::offer(sa, ctx, &child, offer.proposals.clone(), nonce, Some(group));
+    let again = self::offer(
+        sa,
+        ctx,
+        &child,
+        offer.proposals.clone(),
+        nonce,
+        Some(group),
+        offer.resource,
+    );
     if let Some(mut again) = again {
         again.rekeys = offer.rekeys;
+        again.multiple = offer.multiple;
         again.ts_local = offer.ts_local;
         again.ts_remote = offer.ts_remote;
         again.tries = 1;
@@ -352,6 +387,8 @@ pub(crate) fn read_response(
         initiated: true,
         replaces: offer.rekeys,
         outbound: OutboundUse::Now,
+        resource: offer.resource,
+        multiple: offer.multiple || (offer.resource.is_none() && resource::is_offered(payloads)),
     })
 }
 
@@ -403,7 +440,11 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
     };
     ctx.out.child_changes.push(ChildSaChange::Install {
         record: Box::new(record),
-        outbound: agreed.outbound,
+        // Policies go on to use the Child SA that every CPU may use; who serves a resource uses its own beside it.
+        outbound: match agreed.resource {
+            Some(_) => OutboundUse::Later,
+            None => agreed.outbound,
+        },
         replaces: agreed.replaces,
     });
     let text = format!(
@@ -416,6 +457,10 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
         show(&agreed.ts_local),
         show(&agreed.ts_remote)
     );
+    let text = match agreed.resource {
+        Some(resource) => format!("{text}, for {resource}"),
+        None => text,
+    };
     let kind = if agreed.replaces.is_some() {
         EventKind::ChildRekeyed
     } else {
@@ -431,6 +476,8 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
         ts_local: agreed.ts_local,
         ts_remote: agreed.ts_remote,
         phase,
+        resource: agreed.resource,
+        multiple: agreed.multiple,
         rekey_at: None,
         since: ctx.now,
     };

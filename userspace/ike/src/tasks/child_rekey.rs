@@ -33,9 +33,10 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
         start: false,
     };
     let nonce = ctx.random(NONCE_LEN);
-    match child_create::offer(sa, ctx, &child, proposals, nonce, None) {
+    match child_create::offer(sa, ctx, &child, proposals, nonce, None, old.resource) {
         Some(mut offer) => {
             offer.rekeys = Some(spi_in);
+            offer.multiple = old.multiple;
             offer.tries = tries;
             child_create::send_offer(sa, ctx, offer);
         }
@@ -110,8 +111,10 @@ pub(crate) fn peer_lost_it(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildO
         ),
     );
     super::delete::finish_child(sa, ctx, spi_in);
-    sa.our.push(Task::CreateChild {
-        child: offer.name.clone(),
+    let child = offer.name.clone();
+    sa.our.push(match offer.resource {
+        Some(resource) => Task::CreateResourceChild { child, resource },
+        None => Task::CreateChild { child },
     });
 }
 

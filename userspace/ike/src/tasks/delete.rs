@@ -1,6 +1,6 @@
 //! Deletion of Child SAs and IKE SAs, asked for by either side (RFC 7296 1.4.1).
 
-use super::{CLOSED_KEPT, Pending, ike_rekey};
+use super::{CLOSED_KEPT, Pending, ike_rekey, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
@@ -62,9 +62,10 @@ fn switch_successor(sa: &mut IkeSa, ctx: &mut Context<'_>, old: EspSpi) {
     let waiting = ChildPhase::AwaitsSwitch { replaces: old };
     if let Some(new) = sa.children.iter_mut().find(|child| child.phase == waiting) {
         new.phase = ChildPhase::Installed;
-        ctx.out
-            .child_changes
-            .push(ChildSaChange::UseOutbound { spi_in: new.spi_in });
+        if new.resource.is_none() {
+            let change = ChildSaChange::UseOutbound { spi_in: new.spi_in };
+            ctx.out.child_changes.push(change);
+        }
     }
 }
 
@@ -77,7 +78,8 @@ fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) {
         || sa
             .children
             .iter()
-            .any(|other| other.name == child.name && other.phase == ChildPhase::Installed);
+            .filter(|other| other.name == child.name && other.resource == child.resource)
+            .any(|other| other.phase == ChildPhase::Installed);
     if !replaced {
         let text = format!(
             "child {} (SPI {} in, {} out) {why}",
@@ -90,6 +92,9 @@ fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) {
 /// Asks the peer to delete the IKE SA. Children go with the answer.
 pub(crate) fn start_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     let payloads = [Payload::Delete(Delete::Ike)];
+    ticket::revoke(sa, ctx);
+    sa.extras.ticket = None;
+    sa.timers.ticket = None;
     if send_request(
         sa,
         ctx,
@@ -122,6 +127,7 @@ pub(crate) fn peer_deletes_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 
 /// Ends an IKE SA but keeps it for a while, to repeat the response that the peer may have missed.
 pub(crate) fn close(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
+    ticket::revoke(sa, ctx);
     end(sa, ctx, why);
     match sa.phase.protected().cloned() {
         Some(protected) => {

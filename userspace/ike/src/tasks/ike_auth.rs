@@ -1,6 +1,6 @@
 //! IKE_AUTH with a pre-shared key, and the first Child SA (RFC 7296 1.2, 2.15).
 
-use super::{Pending, child_answer, child_create, delete, ike_init, notify};
+use super::{Pending, child_answer, child_create, delete, ike_init, notify, qcd, resource, resume, ticket};
 use crate::config::{Connection, Identity};
 use crate::event::EventKind;
 use crate::ike_sa::child::ChildPhase;
@@ -10,7 +10,7 @@ use crate::ike_sa::windows::Task;
 use crate::ike_sa::{IkeSa, jittered};
 use crate::outbox::Context;
 use crate::proposal::{self, Proposal};
-use crypto::{AuthInput, psk_auth, verify_psk_auth};
+use crypto::{AuthInput, Prf, psk_auth, resumption_auth, verify_psk_auth, verify_resumption_auth};
 use ike_wire::{
     AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, NotifyType, Payload,
     PayloadList,
@@ -33,8 +33,31 @@ fn wire_identity(id: &Identity) -> Identification {
     })
 }
 
-fn identity_of(id: &Identification) -> Identity {
+pub(crate) fn identity_of(id: &Identification) -> Identity {
     Identity::from_wire(id.identity.kind().0, &id.identity.data())
+}
+
+/// What RFC 6311 4 negotiates, each by itself.
+const CLUSTER_SYNC: [NotifyType; 2] = [
+    NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED,
+    NotifyType::IPSEC_REPLAY_COUNTER_SYNC_SUPPORTED,
+];
+
+/// What both sides support; a responder asserts no more than that (RFC 6311 4).
+fn agree_on_sync(sa: &mut IkeSa, ours: bool, payloads: &PayloadList) -> Vec<NotifyType> {
+    let both = |kind: &NotifyType| ours && payloads.notify(*kind).is_some();
+    let agreed: Vec<_> = CLUSTER_SYNC.into_iter().filter(both).collect();
+    sa.extras.sync.message_ids = agreed.contains(&NotifyType::IKEV2_MESSAGE_ID_SYNC_SUPPORTED);
+    sa.extras.sync.counters = agreed.contains(&NotifyType::IPSEC_REPLAY_COUNTER_SYNC_SUPPORTED);
+    agreed
+}
+
+/// The data of our AUTH payload.
+fn prove(sa: &IkeSa, connection: &Connection, prf: Prf, input: AuthInput<'_>) -> Vec<u8> {
+    match sa.extras.resumed {
+        Some(_) => resumption_auth(prf, input),
+        None => psk_auth(prf, &connection.psk, input),
+    }
 }
 
 /// Initiator: sends IKE_AUTH with the first child.
@@ -49,16 +72,13 @@ pub(crate) fn start(
         return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
     };
     let own_id = wire_identity(&connection.local_id);
-    let auth = psk_auth(
-        protected.keys.prf,
-        &connection.psk,
-        AuthInput {
-            message: &transcript.request,
-            nonce: &transcript.nonce_r,
-            sk_p: &protected.keys.sk_pi,
-            id_body: &own_id.body(),
-        },
-    );
+    let input = AuthInput {
+        message: &transcript.request,
+        nonce: &transcript.nonce_r,
+        sk_p: &protected.keys.sk_pi,
+        id_body: &own_id.body(),
+    };
+    let auth = prove(sa, connection, protected.keys.prf, input);
     let mut payloads = vec![Payload::IdInitiator(own_id)];
     let others = ctx.table.of_connection(&connection.name);
     let is_first = !others.iter().any(|spi| {
@@ -76,6 +96,13 @@ pub(crate) fn start(
         method: AuthMethod::SHARED_KEY_MIC,
         data: auth,
     }));
+    payloads.extend(qcd::own_token(sa, ctx));
+    if connection.cluster_sync {
+        payloads.extend(CLUSTER_SYNC.map(notify));
+    }
+    let request = ticket::request(sa, ctx);
+    sa.extras.wants_ticket = request.is_some();
+    payloads.extend(request);
 
     let wanted: Vec<_> = connection.children.iter().filter(|child| child.start).collect();
     let first = wanted.first().copied().or(if childless_allowed {
@@ -87,12 +114,15 @@ pub(crate) fn start(
     if let Some(child) = first {
         let proposals: Vec<Proposal> = child.esp_proposals.iter().map(Proposal::without_dh).collect();
         let nonce = transcript.nonce_i.clone();
-        offer = child_create::offer(sa, ctx, child, proposals, nonce, None);
+        offer = child_create::offer(sa, ctx, child, proposals, nonce, None, None);
     }
     if let Some(offer) = &offer {
         let (proposals, selectors) = child_create::offer_payloads(offer);
         payloads.push(proposals);
         payloads.extend(selectors);
+        if resource::is_wanted(connection) {
+            payloads.push(resource::info(sa, ctx, None));
+        }
     }
     for child in wanted
         .into_iter()
@@ -126,6 +156,11 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
             .map_or("an answer without AUTH".to_owned(), |error| {
                 error.kind.to_string()
             });
+        if sa.extras.resumed.is_some() {
+            let text = format!("the peer does not resume the session but answers {reason}; it is begun anew");
+            ctx.event(sa, EventKind::TicketRefused, text.clone());
+            return delete::vanish(sa, ctx, &text);
+        }
         let text = format!(
             "the peer refused us with {reason}: check that both sides have the same pre-shared key and that it knows \
              us as {} (we expect it as {})",
@@ -147,11 +182,18 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
         id_body: &id.body(),
     };
     let proved = auth.method == AuthMethod::SHARED_KEY_MIC
-        && verify_psk_auth(keys.prf, &connection.psk, input, &auth.data);
-    let expected = connection
-        .remote_id
-        .as_ref()
-        .is_none_or(|expected| *expected == remote_id);
+        && match &sa.extras.resumed {
+            Some(_) => verify_resumption_auth(keys.prf, input, &auth.data),
+            None => verify_psk_auth(keys.prf, &connection.psk, input, &auth.data),
+        };
+    let expected = match &sa.extras.resumed {
+        // RFC 5723 4.3.3: the IDr sent by the gateway must be the ticket's.
+        Some(resumed) => resumed.peer_id == remote_id,
+        None => connection
+            .remote_id
+            .as_ref()
+            .is_none_or(|expected| *expected == remote_id),
+    };
     if !proved || !expected {
         let text = if expected {
             format!(
@@ -167,6 +209,9 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     let offer = phase.child.take();
     let nonces = (phase.transcript.nonce_i.clone(), phase.transcript.nonce_r.clone());
     sa.remote_id = Some(remote_id);
+    agree_on_sync(sa, connection.cluster_sync, payloads);
+    qcd::take(sa, payloads);
+    ticket::take(sa, ctx, payloads);
     establish(sa, ctx, protected);
     let Some(offer) = offer else { return };
     if let Some(error) = payloads.error() {
@@ -225,6 +270,10 @@ pub(crate) fn establish(sa: &mut IkeSa, ctx: &mut Context<'_>, protected: Protec
     }));
     sa.dirty = true;
     start_timers(sa, ctx);
+    // Whatever a ticket stood for, this is newer.
+    if let Some(name) = &sa.connection {
+        ctx.tickets.take(name);
+    }
     ctx.event(sa, EventKind::Established, text);
 }
 
@@ -233,6 +282,7 @@ pub(crate) fn start_timers(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     let keepalive = sa.timers.keepalive;
     sa.timers.expire = None;
     sa.timers.since = ctx.now;
+    ticket::start_timer(sa, ctx);
     let Some(connection) = sa.connection(ctx.config) else {
         return;
     };
@@ -248,7 +298,10 @@ pub(crate) fn start_timers(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 
 /// Responder: checks the initiator's proof, proves itself, and answers about the first child.
 pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
-    let verdict = authenticate(sa, ctx, payloads);
+    let verdict = match &sa.extras.resumed {
+        Some(resumed) => resume::authenticate(sa, ctx, resumed, payloads),
+        None => authenticate(sa, ctx, payloads),
+    };
     let (connection, remote_id) = match verdict {
         Ok(found) => found,
         Err(text) => {
@@ -263,20 +316,20 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     };
     let protected = phase.protected.clone();
     let own_id = wire_identity(&connection.local_id);
-    let auth = psk_auth(
-        protected.keys.prf,
-        &connection.psk,
-        AuthInput {
-            message: &phase.transcript.response,
-            nonce: &phase.transcript.nonce_i,
-            sk_p: &protected.keys.sk_pr,
-            id_body: &own_id.body(),
-        },
-    );
+    let input = AuthInput {
+        message: &phase.transcript.response,
+        nonce: &phase.transcript.nonce_i,
+        sk_p: &protected.keys.sk_pr,
+        id_body: &own_id.body(),
+    };
+    let auth = prove(sa, connection, protected.keys.prf, input);
     let nonces = (phase.transcript.nonce_i.clone(), phase.transcript.nonce_r.clone());
     sa.connection = Some(connection.name.clone());
     sa.remote_id = Some(remote_id);
+    let agreed = agree_on_sync(sa, connection.cluster_sync, payloads);
+    qcd::take(sa, payloads);
     establish(sa, ctx, protected);
+    resume::succeeded(sa, ctx);
     if payloads.notify(NotifyType::INITIAL_CONTACT).is_some() {
         initial_contact(sa, ctx);
     }
@@ -287,6 +340,9 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
             data: auth,
         }),
     ];
+    answer.extend(qcd::own_token(sa, ctx));
+    answer.extend(agreed.into_iter().map(notify));
+    answer.extend(ticket::grant(sa, ctx, payloads));
     // RFC 6023: without SA payload the initiator wants no child now.
     if payloads.sa().is_some() {
         match child_answer::answer(sa, ctx, payloads, Some((&nonces.0, &nonces.1)), None) {

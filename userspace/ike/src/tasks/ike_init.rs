@@ -25,10 +25,31 @@ pub(crate) const PORT_IKE: u16 = 500;
 pub(crate) const PORT_NAT_T: u16 = 4500;
 
 /// A peer may ask for a cookie or another group this often.
-const RESTARTS_MAX: u8 = 5;
+pub(crate) const RESTARTS_MAX: u8 = 5;
 
 /// Begins an IKE SA. `Err`: why it cannot be.
 pub(crate) fn start(ctx: &mut Context<'_>, connection: &Connection) -> Result<IkeSa, String> {
+    let path = path_of(connection)?;
+    let phase = first_phase(ctx, connection)?;
+    let spi = ctx.around.ike_spi(None, &connection.name);
+    let mut sa = IkeSa::new(spi, IkeSpi(0), true, path, phase);
+    sa.connection = Some(connection.name.clone());
+    sa.timers.since = ctx.now;
+    send_init(&mut sa, ctx)?;
+    Ok(sa)
+}
+
+/// Begins once more, with the SPI that was chosen for a session that is not resumed.
+pub(crate) fn begin(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
+    let connection = sa
+        .connection(ctx.config)
+        .ok_or("the connection is no longer in the configuration")?;
+    sa.phase = first_phase(ctx, connection)?;
+    send_init(sa, ctx)
+}
+
+/// Addresses and ports of a first message.
+pub(crate) fn path_of(connection: &Connection) -> Result<Path, String> {
     let Some(remote) = connection
         .remotes
         .iter()
@@ -42,38 +63,35 @@ pub(crate) fn start(ctx: &mut Context<'_>, connection: &Connection) -> Result<Ik
             connection.local
         ));
     }
+    let local_port = if connection.remote_port == PORT_NAT_T {
+        PORT_NAT_T
+    } else {
+        PORT_IKE
+    };
+    Ok(Path {
+        local: SocketAddr::new(connection.local, local_port),
+        remote: SocketAddr::new(*remote, connection.remote_port),
+        nat_local: false,
+        nat_remote: false,
+        encap: false,
+    })
+}
+
+fn first_phase(ctx: &mut Context<'_>, connection: &Connection) -> Result<Phase, String> {
     let group = connection
         .ike_proposals
         .iter()
         .find_map(|p| p.first(TransformKind::Dh))
         .ok_or_else(|| "no IKE proposal with a key exchange group".to_owned())?
         .id;
-    let local_port = if connection.remote_port == PORT_NAT_T {
-        PORT_NAT_T
-    } else {
-        PORT_IKE
-    };
-    let path = Path {
-        local: SocketAddr::new(connection.local, local_port),
-        remote: SocketAddr::new(*remote, connection.remote_port),
-        nat_local: false,
-        nat_remote: false,
-        encap: false,
-    };
-    let spi = ctx.around.ike_spi(None, &connection.name);
-    let phase = AwaitInitResponse {
+    Ok(Phase::AwaitInitResponse(AwaitInitResponse {
         nonce_i: ctx.random(NONCE_LEN),
         group,
         dh: new_private(ctx, group)?,
         offered: connection.ike_proposals.clone(),
         cookie: None,
         restarts: 0,
-    };
-    let mut sa = IkeSa::new(spi, IkeSpi(0), true, path, Phase::AwaitInitResponse(phase));
-    sa.connection = Some(connection.name.clone());
-    sa.timers.since = ctx.now;
-    send_init(&mut sa, ctx)?;
-    Ok(sa)
+    }))
 }
 
 fn new_private(ctx: &mut Context<'_>, group: u16) -> Result<model::SecretBytes, String> {
@@ -127,7 +145,7 @@ fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
 }
 
 /// The two notifications. Forced encapsulation hides our real source, so that the peer finds a NAT.
-fn nat_detection(spi_i: IkeSpi, spi_r: IkeSpi, path: Path, force: bool) -> [Payload; 2] {
+pub(crate) fn nat_detection(spi_i: IkeSpi, spi_r: IkeSpi, path: Path, force: bool) -> [Payload; 2] {
     let mut source = nat_detection_hash(spi_i, spi_r, path.local);
     if force {
         source.iter_mut().for_each(|octet| *octet = !*octet);
@@ -143,7 +161,7 @@ fn nat_detection(spi_i: IkeSpi, spi_r: IkeSpi, path: Path, force: bool) -> [Payl
 }
 
 /// What the peer's notifications say about NATs: (we are behind one, the peer is).
-fn detect_nat(payloads: &PayloadList, spi_i: IkeSpi, spi_r: IkeSpi, path: Path) -> (bool, bool) {
+pub(crate) fn detect_nat(payloads: &PayloadList, spi_i: IkeSpi, spi_r: IkeSpi, path: Path) -> (bool, bool) {
     let differs = |kind: NotifyType, address: SocketAddr| {
         let hash = nat_detection_hash(spi_i, spi_r, address);
         let mut found = payloads.notifies().filter(|n| n.kind == kind).peekable();
@@ -210,7 +228,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
 }
 
 /// Takes over what NAT detection found; an initiator changes to port 4500 (RFC 7296 2.23).
-fn set_nat(sa: &mut IkeSa, ctx: &Context<'_>, nat_local: bool, nat_remote: bool) {
+pub(crate) fn set_nat(sa: &mut IkeSa, ctx: &Context<'_>, nat_local: bool, nat_remote: bool) {
     let connection = sa.connection(ctx.config);
     let force = connection.is_some_and(|connection| connection.force_encap);
     let keepalive = connection.map(|connection| connection.keepalive);

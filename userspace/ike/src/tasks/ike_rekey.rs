@@ -2,7 +2,7 @@
 
 use super::child_answer::{Refusal, key_exchange, temporary_failure};
 use super::child_create::NONCE_LEN;
-use super::{Pending, delete, ike_auth, put_off, send_create};
+use super::{Pending, delete, ike_auth, put_off, qcd, send_create, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::{Established, Phase, Protected};
@@ -101,6 +101,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, pay
             let ours_lowest = (&offer.nonce).min(&nonce_r).clone();
             let crossing = take_crossing(sa).filter(|(other, _)| ctx.table.contains(*other));
             let mut new = successor(sa, offer.spi, peer_spi, true, protected);
+            qcd::take(&mut new, payloads);
             match crossing {
                 Some((other, lowest)) if ours_lowest < lowest => {
                     // Ours is redundant: the children go to the peer's, and we delete what we made.
@@ -120,6 +121,8 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, pay
                         ctx.put_back(redundant);
                     }
                     hand_over(sa, ctx, &mut new);
+                    // RFC 6290 4.3: the responder's token came with its answer, ours needs an exchange.
+                    new.our.push(Task::Refresh);
                     ctx.put_back(new);
                     delete::start_ike(sa, ctx);
                 }
@@ -248,6 +251,10 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
     let mut new = IkeSa::new(spi, peer_spi, initiator, old.path, phase);
     new.connection = old.connection.clone();
     new.remote_id = old.remote_id.clone();
+    new.extras.wants_ticket = old.extras.wants_ticket;
+    new.extras.sync.message_ids = old.extras.sync.message_ids;
+    new.extras.sync.counters = old.extras.sync.counters;
+    new.extras.sync.counters_asked = old.extras.sync.counters_asked;
     new
 }
 
@@ -261,10 +268,16 @@ fn hand_over(old: &mut IkeSa, ctx: &mut Context<'_>, new: &mut IkeSa) {
         new.children.push(child);
     }
     for queued in std::mem::take(&mut old.our.queue) {
-        if !matches!(queued.task, Task::RekeyIke | Task::Liveness) {
+        if !matches!(queued.task, Task::RekeyIke | Task::Liveness | Task::Refresh) {
             new.our.queue.push_back(queued);
         }
     }
+    // RFC 5723 6.2: with the rekey the ticket has become invalid.
+    if new.extras.wants_ticket && new.extras.ticket.is_none() {
+        new.our.push(Task::Refresh);
+    }
+    ticket::revoke(old, ctx);
+    old.extras.ticket = None;
     old.successor = Some(new.spi);
     old.dirty = true;
     new.dirty = true;
@@ -369,12 +382,14 @@ fn answer(
         .rekey(prf, cipher, inputs, &shared)
         .map_err(|_| malformed("usable keys"))?;
     let accepted = negotiate::accept(&suite, their.number, ProtocolId::IKE, &spi.0.to_be_bytes());
-    let answer = vec![
+    let mut new = successor(sa, spi, peer_spi, false, Protected { keys, suite });
+    let mut answer = vec![
         Payload::SecurityAssociation(accepted),
         Payload::Nonce(nonce_r.clone()),
         Payload::KeyExchange(public),
     ];
-    let new = successor(sa, spi, peer_spi, false, Protected { keys, suite });
+    answer.extend(qcd::own_token(&new, ctx));
+    answer.extend(ticket::grant(&mut new, ctx, payloads));
     let lowest = nonce_i.min(nonce_r);
     Ok((answer, new, lowest))
 }

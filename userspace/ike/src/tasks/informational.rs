@@ -1,8 +1,9 @@
 //! The peer's INFORMATIONAL requests: deletions, notifications, liveness checks (RFC 7296 1.4).
 
-use super::delete;
+use super::{counter_sync, delete, qcd, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
+use crate::ike_sa::phase::Phase;
 use crate::outbox::Context;
 use ike_wire::{Delete, Payload, PayloadList};
 
@@ -11,7 +12,12 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         delete::peer_deletes_ike(sa, ctx);
         return Vec::new();
     }
-    let mut answer = Vec::new();
+    qcd::take(sa, payloads);
+    let mut answer: Vec<Payload> = Vec::new();
+    if matches!(sa.phase, Phase::Established(_)) {
+        answer.extend(ticket::grant(sa, ctx, payloads));
+        counter_sync::take(sa, ctx, payloads);
+    }
     for delete in payloads.deletes() {
         if let Delete::Esp(spis) = delete {
             let deleted = delete::peer_deletes_children(sa, ctx, spis);

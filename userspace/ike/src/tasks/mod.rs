@@ -3,12 +3,19 @@
 pub(crate) mod child_answer;
 pub(crate) mod child_create;
 pub(crate) mod child_rekey;
+pub(crate) mod counter_sync;
 pub(crate) mod delete;
 pub(crate) mod ike_auth;
 pub(crate) mod ike_init;
 pub(crate) mod ike_rekey;
 pub(crate) mod informational;
 pub(crate) mod liveness;
+pub(crate) mod message_id_sync;
+pub(crate) mod qcd;
+pub(crate) mod refresh;
+pub(crate) mod resource;
+pub(crate) mod resume;
+pub(crate) mod ticket;
 
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -37,6 +44,9 @@ pub(crate) enum Pending {
     },
     DeleteIke,
     Liveness,
+    Refresh,
+    SyncCounters,
+    MessageIdSync(message_id_sync::Asked),
 }
 
 /// A peer that keeps putting us off is asked this often.
@@ -82,6 +92,11 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             Task::RekeyIke => ike_rekey::start(sa, ctx, tries),
             Task::DeleteIke => delete::start_ike(sa, ctx),
             Task::Liveness => liveness::start(sa, ctx),
+            Task::Refresh => refresh::start(sa, ctx),
+            Task::CreateResourceChild { child, resource } => {
+                resource::start(sa, ctx, &child, resource, tries);
+            }
+            Task::SyncCounters { delta } => counter_sync::start(sa, ctx, delta),
         }
     }
 }
@@ -180,6 +195,14 @@ fn refuse_malformed(
 
 /// Handles an authentic response to the outstanding request.
 pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<PayloadList, WireError>) {
+    // RFC 6311 5.1: an answer to another synchronisation is dropped, the right one may still come.
+    if let Some(Pending::MessageIdSync(asked)) = sa.our.outstanding.as_ref().map(|o| &o.pending)
+        && !parsed
+            .as_ref()
+            .is_ok_and(|payloads| message_id_sync::read_response(asked, payloads).is_some())
+    {
+        return;
+    }
     let Some(outstanding) = sa.our.outstanding.take() else {
         return;
     };
@@ -206,6 +229,9 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         Pending::DeleteChild { spi_in } => delete::finish_child(sa, ctx, spi_in),
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
+        Pending::Refresh => refresh::finish(sa, ctx, &payloads),
+        Pending::SyncCounters => {}
+        Pending::MessageIdSync(asked) => message_id_sync::finish(sa, ctx, &asked, &payloads),
     }
     // RFC 7296 2.21.3: INVALID_SYNTAX in a response means that the peer has dropped the IKE SA.
     let dropped = payloads.notify(NotifyType::INVALID_SYNTAX).is_some();
@@ -216,6 +242,36 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
             "the peer could not read our request and drops the IKE SA",
         );
         delete::vanish(sa, ctx, "the peer answered INVALID_SYNTAX");
+    }
+}
+
+/// The outstanding request of an established IKE SA will never be answered, since Message IDs jump over it: what it was for is
+/// begun again. A synchronisation request stands outside of the window and stays.
+pub(crate) fn abandon_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    let stays = |pending: &Pending| matches!(pending, Pending::MessageIdSync(_) | Pending::DeleteIke);
+    if sa.our.outstanding.as_ref().is_none_or(|o| stays(&o.pending)) {
+        return;
+    }
+    let Some(outstanding) = sa.our.outstanding.take() else {
+        return;
+    };
+    sa.timers.retransmit = None;
+    sa.dirty = true;
+    match outstanding.pending {
+        Pending::CreateChild(offer) => {
+            ctx.around.release_esp_spi(offer.spi_in);
+            // Where the peer's rekey crossed ours, the SA is being replaced already.
+            if offer.crossing.is_none() {
+                sa.our.push_front(offer.task());
+            }
+        }
+        Pending::RekeyIke(_) => sa.our.push_front(Task::RekeyIke),
+        Pending::DeleteChild { spi_in } => sa.our.push_front(Task::DeleteChild { spi_in }),
+        Pending::Liveness => sa.our.push(Task::Liveness),
+        Pending::Refresh => sa.our.push(Task::Refresh),
+        // The peer's cluster has just failed over itself; evidence will come again if it is still needed.
+        Pending::SyncCounters => {}
+        Pending::Init | Pending::Auth | Pending::DeleteIke | Pending::MessageIdSync(_) => {}
     }
 }
 

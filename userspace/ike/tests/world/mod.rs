@@ -4,7 +4,7 @@
 
 use ike::{
     Change, ChildConfig, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind,
-    Identity, IkeSaChange, IkeSaStatus, Input, Output, Proposal, Surroundings, Transmit,
+    Identity, IkeSaChange, IkeSaStatus, Input, Output, Proposal, Resource, Surroundings, Transmit,
 };
 use model::{
     ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, OutboundUse,
@@ -41,6 +41,16 @@ pub struct Around {
     /// 0xff... or 0: fills nonces so that a test decides who has the lowest one.
     pub nonce_bias: Option<u8>,
     pub out_of_spis: bool,
+    /// It is certain that what the engine does not know is nowhere.
+    pub may_show: bool,
+    pub may_initiate: bool,
+    /// SPIs left that members have reserved for their resources, and where each went.
+    pub reserved: usize,
+    pub on_resource: BTreeMap<EspSpi, Resource>,
+    /// Outbound numbers that were raised, if that is possible here.
+    pub advanced: Option<Vec<(EspSpi, u64)>>,
+    /// Seconds since 1970.
+    pub unix_time: Option<u64>,
 }
 
 impl Surroundings for Around {
@@ -67,6 +77,12 @@ impl Surroundings for Around {
         self.allocated.insert(spi);
         Some(spi)
     }
+    fn resource_esp_spi(&mut self, ike_spi: IkeSpi, resource: Resource) -> Option<EspSpi> {
+        self.reserved = self.reserved.checked_sub(1)?;
+        let spi = self.esp_spi(ike_spi)?;
+        self.on_resource.insert(spi, resource);
+        Some(spi)
+    }
     fn release_esp_spi(&mut self, spi: EspSpi) {
         assert!(
             self.allocated.remove(&spi),
@@ -83,6 +99,22 @@ impl Surroundings for Around {
     }
     fn iv_prefix(&self, _: IkeSpi) -> (MemberId, Epoch) {
         (MemberId(self.member), Epoch(self.epoch))
+    }
+    fn may_show_qcd(&self, _spi: IkeSpi) -> bool {
+        self.may_show
+    }
+    fn advance_outbound(&mut self, spi_in: EspSpi, delta: u64) -> bool {
+        match &mut self.advanced {
+            Some(advanced) => advanced.push((spi_in, delta)),
+            None => return false,
+        }
+        true
+    }
+    fn unix_time(&self) -> Option<u64> {
+        self.unix_time
+    }
+    fn may_initiate(&self, _connection: &str) -> bool {
+        self.may_initiate
     }
 }
 
@@ -203,6 +235,12 @@ impl World {
                 allocated: BTreeSet::new(),
                 nonce_bias: None,
                 out_of_spis: false,
+                may_show: false,
+                may_initiate: true,
+                reserved: 64,
+                on_resource: BTreeMap::new(),
+                advanced: None,
+                unix_time: None,
             },
             journal: BTreeMap::new(),
             children: BTreeMap::new(),
@@ -386,6 +424,19 @@ impl World {
         self.trace.push(format!("   {} is taken over", s.name));
         s.engine.resume(now, &mut s.around);
         self.drain(side, true);
+    }
+
+    /// The whole cluster at a side starts anew: nothing is left, and it knows that.
+    pub fn lose_everything(&mut self, side: usize) {
+        let s = &mut self.sides[side];
+        s.engine = Engine::new(s.engine.config().clone());
+        s.journal.clear();
+        s.children.clear();
+        s.outbound.clear();
+        s.around.allocated.clear();
+        s.around.epoch += 1;
+        s.around.may_show = true;
+        self.trace.push(format!("   {} loses everything", s.name));
     }
 
     pub fn status(&self, side: usize) -> Vec<IkeSaStatus> {
