@@ -130,7 +130,9 @@ impl Group {
             s.outputs.push_back(Output::Refused { token, why });
             return;
         };
-        if owner.handover.is_some() || owner.follow.as_ref().is_some_and(Follow::blocks) {
+        if owner.handover.as_ref().is_some_and(OwnerHandover::holds)
+            || owner.follow.as_ref().is_some_and(Follow::blocks)
+        {
             owner.held.push_back((token, entry));
             return;
         }
