@@ -250,6 +250,11 @@ impl Engine {
         spis
     }
 
+    /// [`Engine::pending_esp_spis`] of one IKE SA: each has one unfinished exchange of its own at most.
+    pub fn pending_esp_spi(&self, spi: IkeSpi) -> Option<EspSpi> {
+        self.table.get(spi).and_then(tasks::promised_spi)
+    }
+
     /// Number of IKE SAs, half-open ones included.
     pub fn ike_sa_count(&self) -> usize {
         self.table.iter().count()

@@ -134,6 +134,7 @@ impl Core {
         let layout = self.groups.layout;
         let of_group = |segment| layout.group_of(segment) == id;
         let forgotten = self.engine.remove_segments(of_group);
+        self.sad.release_unused_spis(of_group);
         // Many IKE SAs with their keys take a while to be wiped.
         tokio::task::spawn_blocking(move || drop(forgotten));
         self.snapshots.forget(id);
