@@ -2,11 +2,11 @@
 
 pub mod announce;
 pub mod frame;
+pub mod hints;
 pub mod neighbour;
 pub mod socket;
 pub mod sysctl;
 pub mod tun;
-pub mod watch;
 
 use std::net::{IpAddr, Ipv4Addr};
 
