@@ -9,7 +9,7 @@ use sad::PlanError;
 
 use super::Core;
 use crate::clock;
-use crate::net::watch::NetEvent;
+use crate::net::hints::NetEvent;
 
 /// So many plans in a row that could not be written are trouble; a single one may be about a single SA that does not fit.
 const FAILED_IN_A_ROW: u32 = 3;

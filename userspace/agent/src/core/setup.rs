@@ -42,7 +42,7 @@ pub struct Io {
     /// What the ownership engine says.
     pub ownership: mpsc::Receiver<ownership::Told>,
     /// How the interfaces are.
-    pub network: mpsc::Receiver<net::watch::NetEvent>,
+    pub network: mpsc::Receiver<net::hints::NetEvent>,
     /// What was made of snapshots beside the core loop.
     pub snapshots: mpsc::UnboundedReceiver<snapshot::Made>,
 }
@@ -335,7 +335,7 @@ impl Core {
             .collect::<BTreeSet<_>>();
         let outside_addresses = config.addresses.outside.iter().copied();
         let health = Health::watching(peers.len());
-        let network = net::watch::watch(net::watch::Watch {
+        let network = net::hints::watch(net::hints::Watch {
             interfaces: vec![outside.name.clone(), inside.name.clone()],
             addresses: outside_addresses
                 .chain(config.addresses.inside.iter().copied())
