@@ -5,7 +5,7 @@ use core::mem::{offset_of, size_of};
 
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
 use maps_schema::spd::SpdEntry;
-use maps_schema::steer::{ClusterAddress, Local, Member};
+use maps_schema::steer::{ClusterAddress, Local, Member, Port};
 use maps_schema::verdict::Verdict;
 
 use crate::aead::{Scratch, TEXT_MAX};
@@ -53,8 +53,10 @@ pub struct RouteQuery {
     pub tos: u8,
     /// IP protocol.
     pub protocol: u8,
-    /// The packet is this host's own and leaves on the outside interface; otherwise it is forwarded.
+    /// The packet is this host's own; otherwise it is forwarded.
     pub own: bool,
+    /// Device on which a forwarded packet arrived.
+    pub device: u32,
 }
 
 /// Where a packet goes next.
@@ -66,6 +68,8 @@ pub struct Route {
     pub source: [u8; 6],
     /// The sending interface.
     pub ifindex: u32,
+    /// VLAN whose tag the frame gets there, 0 for none.
+    pub vlan: u16,
 }
 
 /// What a packet meets. All methods take `&self`: the implementations are views of maps that others change too.
@@ -76,6 +80,10 @@ pub trait Env {
     fn cpu(&self) -> u32;
     /// This host's facts.
     fn local(&self) -> Option<&Local>;
+    /// The port at which a frame with this tag (0 for none) arrived; `None` where it is none of the cluster's.
+    fn arrived_at(&self, vlan: u16) -> Option<&Port>;
+    /// A port by its number.
+    fn port(&self, index: u8) -> Option<&Port>;
     /// Owner word and side word of a segment.
     fn segment(&self, segment: u8) -> Option<(u64, u64)>;
     /// A member's addresses.
@@ -182,6 +190,8 @@ pub struct Work {
     pub target: u32,
     /// Octets before the network layer.
     pub link_len: u32,
+    /// Where the frame arrived.
+    pub port: Port,
     /// Offset of the ESP header.
     pub esp_at: u32,
     /// Octets from the ESP header to the end of the ICV.
@@ -220,6 +230,8 @@ pub struct Work {
     pub other: u8,
     /// Source MAC address of the frame.
     pub source_mac: [u8; 6],
+    /// What the frame carries, behind a tag.
+    pub ethertype: u16,
 }
 
 impl Work {
@@ -233,6 +245,15 @@ impl Work {
         action: 0,
         target: 0,
         link_len: 0,
+        port: Port {
+            ifindex: 0,
+            device: 0,
+            vlan: 0,
+            mac: [0; 6],
+            side: 0,
+            index: 0,
+            reserved: [0; 2],
+        },
         esp_at: 0,
         esp_len: 0,
         spi: 0,
@@ -270,6 +291,7 @@ impl Work {
         role: 0,
         other: 0,
         source_mac: [0; 6],
+        ethertype: 0,
     };
 
     /// The frame's front, bounded by what is there.

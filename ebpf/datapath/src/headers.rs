@@ -42,9 +42,14 @@ pub struct Link {
     pub source: [u8; 6],
     /// EtherType, behind a VLAN tag if there is one.
     pub ethertype: u16,
+    /// VLAN of the tag; 0 without one, and for a tag that carries a priority only (IEEE 802.1Q 9.6).
+    pub vlan: u16,
     /// Octets before the network layer.
     pub len: usize,
 }
+
+/// Mask of the VLAN identifier in a tag.
+pub const VLAN_ID: u16 = 0x0fff;
 
 /// Parses an Ethernet header with at most one VLAN tag.
 #[inline(always)]
@@ -52,15 +57,17 @@ pub fn link(packet: &impl PacketRead) -> Option<Link> {
     let destination = packet.read(0)?;
     let source = packet.read(6)?;
     let outer = packet.u16(12)?;
-    let (ethertype, len) = if outer == ETHERTYPE_VLAN {
-        (packet.u16(16)?, ETHERNET_LEN + VLAN_LEN)
+    let (ethertype, vlan, len) = if outer == ETHERTYPE_VLAN {
+        let vlan = packet.u16(14)? & VLAN_ID;
+        (packet.u16(16)?, vlan, ETHERNET_LEN + VLAN_LEN)
     } else {
-        (outer, ETHERNET_LEN)
+        (outer, 0, ETHERNET_LEN)
     };
     Some(Link {
         destination,
         source,
         ethertype,
+        vlan,
         len,
     })
 }

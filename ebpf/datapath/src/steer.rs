@@ -2,13 +2,14 @@
 
 use maps_schema::sad::{slot_place, spi_segment, spi_slot};
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
-use maps_schema::steer::{Local, SIDE_INSIDE, SIDE_OUTSIDE};
+use maps_schema::steer::{Local, MAX_PORTS, SIDE_OUTSIDE};
 use maps_schema::verdict::Verdict;
 
 use crate::arp;
 use crate::bytes::PacketRead;
-use crate::env::{ACTION_CPU, ACTION_TRANSMIT, Env, Work, must_hop};
-use crate::headers::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4, PROTOCOL_ESP, PROTOCOL_UDP, UDP_LEN};
+use crate::env::{ACTION_CPU, ACTION_REDIRECT, ACTION_TRANSMIT, Env, Work, must_hop};
+use crate::headers::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4, Link, PROTOCOL_ESP, PROTOCOL_UDP, UDP_LEN};
+use crate::link;
 
 /// No planned handover concerns this member.
 pub const ROLE_NONE: u8 = 0;
@@ -133,34 +134,47 @@ pub const fn millis(now_ns: u64) -> u64 {
 }
 
 /// Sends the frame to `member` by rewriting both MAC addresses (a bridge must not learn the peer's address on this
-/// member's port). A frame that came from a member is never forwarded again. Always ends the packet.
+/// member's port), through the port where it arrived or, where the member is not reached there, another one of that side. A
+/// frame that came from a member is never forwarded again. Always ends the packet.
 #[inline(always)]
-pub fn second_hop(env: &impl Env, work: &mut Work, local: &Local, member: u8, inside: bool) -> bool {
+pub fn second_hop(env: &impl Env, work: &mut Work, member: u8) -> bool {
     if env.is_member_mac(work.source_mac) {
         return work.drop(Verdict::NotOwner);
     }
     let Some(next) = env.member(member) else {
         return work.drop(Verdict::SecondHopUnknown);
     };
-    let (to, from) = if inside {
-        (next.inside_mac, local.inside_mac)
-    } else {
-        (next.outside_mac, local.outside_mac)
-    };
+    let index = work.port.index as usize & (MAX_PORTS - 1);
+    let via = next.via[index];
+    if via as usize >= MAX_PORTS {
+        return work.drop(Verdict::SecondHopUnknown);
+    }
+    let to = next.macs[via as usize & (MAX_PORTS - 1)];
+    // A member that was never heard of has a table of zeros.
     if to == [0; 6] {
         return work.drop(Verdict::SecondHopUnknown);
     }
-    let [a, b, c, d, e, f] = to;
-    let [g, h, i, j, k, l] = from;
-    if !env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l]) {
+    if via == work.port.index {
+        if !link::write_addresses(env, to, work.port.mac) {
+            return work.drop(Verdict::InternalError);
+        }
+        return work.end(Verdict::SecondHop, ACTION_TRANSMIT);
+    }
+    let Some(exit) = env.port(via) else {
+        return work.drop(Verdict::SecondHopUnknown);
+    };
+    if !env.cut_head(work.link_len as i32 - link::len(exit.vlan) as i32)
+        || !link::write(env, to, exit.mac, exit.vlan, work.ethertype)
+    {
         return work.drop(Verdict::InternalError);
     }
-    work.end(Verdict::SecondHop, ACTION_TRANSMIT)
+    work.target = exit.ifindex;
+    work.end(Verdict::SecondHop, ACTION_REDIRECT)
 }
 
 /// Ends the packet unless this member serves the segment; then `true`, with epoch and role in `work`.
 #[inline(always)]
-pub fn serve_here(env: &impl Env, work: &mut Work, local: &Local, segment: u8, inside: bool) -> bool {
+pub fn serve_here(env: &impl Env, work: &mut Work, local: &Local, segment: u8) -> bool {
     let Some((owner, side)) = env.segment(segment) else {
         return work.drop(Verdict::InternalError);
     };
@@ -177,7 +191,7 @@ pub fn serve_here(env: &impl Env, work: &mut Work, local: &Local, segment: u8, i
             work.other = other;
             true
         }
-        Serve::Member(member) => second_hop(env, work, local, member, inside),
+        Serve::Member(member) => second_hop(env, work, member),
         Serve::Nobody => work.drop(Verdict::OwnerExpired),
     }
 }
@@ -194,9 +208,37 @@ pub enum Found {
     Pass = 2,
 }
 
-/// Answers an ARP request for a cluster address on `side` while this member serves the address's segment.
+/// Finds the link layer and the port of a new frame; `None` where it is not of a port on `side`, and passed.
 #[inline(always)]
-pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local, side: u8) -> bool {
+pub fn arrive(env: &impl Env, work: &mut Work, side: u8) -> Option<Link> {
+    let found = headers::link(&work.front()).and_then(|link| {
+        let port = env.arrived_at(link.vlan)?;
+        (port.side == side).then_some((link, port))
+    });
+    let Some((link, port)) = found else {
+        work.pass(Verdict::NotForCluster);
+        return None;
+    };
+    work.port = *port;
+    work.link_len = link.len as u32;
+    work.source_mac = link.source;
+    work.ethertype = link.ethertype;
+    Some(link)
+}
+
+/// Whether this member answers for a cluster address: it serves the address's segment.
+#[inline(always)]
+fn answers(env: &impl Env, work: &mut Work, local: &Local, segment: u8) -> Option<bool> {
+    let (owner, side) = env.segment(segment)?;
+    Some(matches!(
+        decide(owner, side, local.member as u8, millis(work.now_ns)),
+        Serve::Here { role, .. } if role != ROLE_OLD_OWNER
+    ))
+}
+
+/// Answers an ARP request for a cluster address of this port while this member serves the address's segment.
+#[inline(always)]
+pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local) -> bool {
     let at = work.link_len as usize;
     let Some(request) = arp::request(&work.front(), at) else {
         return work.pass(Verdict::NotForCluster);
@@ -204,24 +246,16 @@ pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local, side: u8) -> b
     let Some(address) = env.address(headers::mapped(request.target)) else {
         return work.pass(Verdict::NotForCluster);
     };
-    if address.side != side {
+    if address.side != work.port.side || address.ports >> (work.port.index as u32 & 15) & 1 == 0 {
         return work.pass(Verdict::NotForCluster);
     }
-    let Some((owner, side_word)) = env.segment(address.segment) else {
-        return work.drop(Verdict::InternalError);
-    };
-    match decide(owner, side_word, local.member as u8, millis(work.now_ns)) {
-        Serve::Here { role, .. } if role != ROLE_OLD_OWNER => {}
-        _ => return work.drop(Verdict::ArpNotOwner),
+    match answers(env, work, local, address.segment) {
+        Some(true) => {}
+        Some(false) => return work.drop(Verdict::ArpNotOwner),
+        None => return work.drop(Verdict::InternalError),
     }
-    let mac = if side == SIDE_INSIDE {
-        local.inside_mac
-    } else {
-        local.outside_mac
-    };
-    let [a, b, c, d, e, f] = request.sender_mac;
-    let [g, h, i, j, k, l] = mac;
-    if !env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l]) || !env.write(at, &arp::reply(&request, mac)) {
+    let mac = work.port.mac;
+    if !link::write_addresses(env, request.sender_mac, mac) || !env.write(at, &arp::reply(&request, mac)) {
         return work.drop(Verdict::InternalError);
     }
     work.end(Verdict::ArpAnswered, ACTION_TRANSMIT)
@@ -230,18 +264,15 @@ pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local, side: u8) -> b
 /// First stage on the outside interface: what is this frame?
 #[inline(always)]
 pub fn classify(env: &impl Env, work: &mut Work, local: &Local) -> Found {
-    let Some(link) = headers::link(&work.front()) else {
-        work.pass(Verdict::NotForCluster);
+    let Some(link) = arrive(env, work, SIDE_OUTSIDE) else {
         return Found::End;
     };
-    work.link_len = link.len as u32;
-    work.source_mac = link.source;
     if link.ethertype == ETHERTYPE_ARP {
-        answer_arp(env, work, local, SIDE_OUTSIDE);
+        answer_arp(env, work, local);
         return Found::End;
     }
     // A frame that a bridge floods to every port belongs to the host whose address it bears.
-    if link.ethertype != ETHERTYPE_IPV4 || link.destination != local.outside_mac {
+    if link.ethertype != ETHERTYPE_IPV4 || link.destination != work.port.mac {
         work.pass(Verdict::NotForCluster);
         return Found::End;
     }
@@ -375,11 +406,11 @@ pub fn steer(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
         Found::End => false,
         Found::Pass => {
             let verdict = work.verdict;
-            if !serve_here(env, work, local, work.slot as u8, false) {
+            if !serve_here(env, work, local, work.slot as u8) {
                 return false;
             }
             if work.role == ROLE_OLD_OWNER {
-                return second_hop(env, work, local, work.other, false);
+                return second_hop(env, work, work.other);
             }
             work.pass(if verdict == Verdict::IkeToAgent as u32 {
                 Verdict::IkeToAgent
@@ -388,7 +419,7 @@ pub fn steer(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
             })
         }
         Found::Esp => {
-            if !serve_here(env, work, local, spi_segment(work.spi), false) {
+            if !serve_here(env, work, local, spi_segment(work.spi)) {
                 return false;
             }
             if !may_move {

@@ -17,7 +17,7 @@ use datapath::opaque::opaque;
 use maps_schema::event::{Event, SLOW_FRAME_MAX, SlowFrame};
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, SaKey};
 use maps_schema::spd::{SpdEntry, SpdKey};
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, MacKey, Member};
+use maps_schema::steer::{AddressKey, ClusterAddress, Local, MacKey, Member, NO_VLAN, Port, PortKey};
 use maps_schema::verdict::Verdict;
 
 use crate::maps;
@@ -76,6 +76,17 @@ fn hop_cell(cpu: u32, outbound: bool) -> Option<*mut u64> {
     maps::HOPS.get_ptr_mut(at)
 }
 
+#[inline(always)]
+fn port_of(ifindex: u32, vlan: u16) -> Option<&'static Port> {
+    let key = PortKey {
+        ifindex,
+        vlan: vlan as u32,
+    };
+    // SAFETY: copied at once; entries change with the configuration only.
+    let index = unsafe { maps::PORT_OF.get(key).copied() }?;
+    maps::PORTS.get(index)
+}
+
 /// `struct bpf_fib_lookup` for IPv4.
 #[repr(C)]
 struct Fib {
@@ -96,6 +107,8 @@ const _: () = assert!(size_of::<Fib>() == 64);
 const AF_INET: u8 = 2;
 /// Look up as for an own packet that leaves on `ifindex`.
 const FIB_LOOKUP_OUTPUT: u32 = 2;
+/// Index of `lo`, in every network namespace: a look-up as the stack does it for its own packets.
+const LOOPBACK: u32 = 1;
 /// Least time between two reports of packets without SA, per connection and CPU.
 const ACQUIRE_INTERVAL_NS: u64 = 250_000_000;
 
@@ -124,6 +137,16 @@ impl Env for Xdp {
     #[inline(always)]
     fn local(&self) -> Option<&Local> {
         maps::LOCAL.get(0)
+    }
+
+    #[inline(always)]
+    fn arrived_at(&self, vlan: u16) -> Option<&Port> {
+        port_of(self.ifindex(), vlan)
+    }
+
+    #[inline(always)]
+    fn port(&self, index: u8) -> Option<&Port> {
+        maps::PORTS.get(index as u32)
     }
 
     #[inline(always)]
@@ -202,10 +225,12 @@ impl Env for Xdp {
             protocol: query.protocol,
             ports: [0; 2],
             length: query.length,
-            ifindex: if query.own {
-                local.outside_ifindex
+            ifindex: if !query.own {
+                query.device
+            } else if local.own_device != 0 {
+                local.own_device
             } else {
-                self.ifindex()
+                LOOPBACK
             },
             tos: query.tos as u32,
             source: [query.source.to_be(), 0, 0, 0],
@@ -214,7 +239,11 @@ impl Env for Xdp {
             source_mac: [0; 6],
             destination_mac: [0; 6],
         };
-        let flags = if query.own { FIB_LOOKUP_OUTPUT } else { 0 };
+        let flags = if query.own && local.own_device != 0 {
+            FIB_LOOKUP_OUTPUT
+        } else {
+            0
+        };
         // SAFETY: `fib` is a `struct bpf_fib_lookup`.
         let found = unsafe {
             bpf_fib_lookup(
@@ -224,14 +253,17 @@ impl Env for Xdp {
                 flags,
             )
         };
-        // Other interfaces may not take redirected frames (a VLAN device does not): theirs go through the stack.
-        if found != 0 || (fib.ifindex != local.inside_ifindex && fib.ifindex != local.outside_ifindex) {
+        if found != 0 {
             return None;
         }
+        // Other interfaces may not take redirected frames: theirs go through the stack. A VLAN device takes none at all; its
+        // port names the device below it.
+        let port = port_of(fib.ifindex, NO_VLAN)?;
         Some(Route {
             destination: fib.destination_mac,
             source: fib.source_mac,
-            ifindex: fib.ifindex,
+            ifindex: port.ifindex,
+            vlan: port.vlan,
         })
     }
 

@@ -15,7 +15,7 @@ use maps_schema::sad::{
     FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
 };
 use maps_schema::spd::SpdEntry;
-use maps_schema::steer::{ClusterAddress, Local, Member};
+use maps_schema::steer::{ClusterAddress, Local, Member, NO_VLAN, Port};
 use maps_schema::verdict::Verdict;
 use zerocopy::FromBytes;
 
@@ -29,6 +29,7 @@ const HEADROOM: usize = 256;
 
 struct Host<'a> {
     world: &'a World,
+    ifindex: u32,
     window: RefCell<InboundSaRuntime>,
     counters: OutboundCounters,
     frame: RefCell<Vec<u8>>,
@@ -63,6 +64,14 @@ impl Env for Host<'_> {
         Some(&self.world.local)
     }
 
+    fn arrived_at(&self, vlan: u16) -> Option<&Port> {
+        PORTS.iter().find(|p| (p.ifindex, p.vlan) == (self.ifindex, vlan))
+    }
+
+    fn port(&self, index: u8) -> Option<&Port> {
+        PORTS.iter().find(|p| p.index == index)
+    }
+
     fn segment(&self, _segment: u8) -> Option<(u64, u64)> {
         Some((self.world.owner_word(NOW_MS), self.world.side.pack()))
     }
@@ -72,16 +81,12 @@ impl Env for Host<'_> {
     }
 
     fn is_member_mac(&self, mac: [u8; 6]) -> bool {
-        mac == OTHER_OUTSIDE_MAC || mac == OTHER_INSIDE_MAC
+        OTHER_MACS.contains(&mac)
     }
 
     fn address(&self, address: [u8; 16]) -> Option<ClusterAddress> {
-        let (_, side, segment) = *ADDRESSES.iter().find(|a| mapped(a.0) == address)?;
-        Some(ClusterAddress {
-            side,
-            segment,
-            reserved: [0; 2],
-        })
+        let (_, side, segment, ports) = *ADDRESSES.iter().find(|a| mapped(a.0) == address)?;
+        Some(ClusterAddress { side, segment, ports })
     }
 
     fn inbound(&self, cpu: u32, index: u32) -> Option<&InboundSa> {
@@ -119,19 +124,27 @@ impl Env for Host<'_> {
     }
 
     fn route(&self, query: &RouteQuery) -> Option<Route> {
-        match (query.own, query.destination) {
-            (false, NEAR_HOST) => Some(Route {
-                destination: NEAR_MAC,
-                source: INSIDE_MAC,
-                ifindex: INSIDE_IFINDEX,
-            }),
-            (true, PEER) => Some(Route {
-                destination: PEER_MAC,
-                source: OUTSIDE_MAC,
-                ifindex: OUTSIDE_IFINDEX,
-            }),
-            _ => None,
+        let (device, destination) = match (query.own, query.destination) {
+            (false, NEAR_HOST) => (INSIDE_IFINDEX, NEAR_MAC),
+            (false, NEAR_2_HOST) => (INSIDE_2_IFINDEX, NEAR_2_MAC),
+            (false, NEAR_VLAN_HOST) => (INSIDE_VLAN_IFINDEX, NEAR_VLAN_MAC),
+            (true, PEER) => (OUTSIDE_IFINDEX, PEER_MAC),
+            (true, PEER_2) => (OUTSIDE_2_IFINDEX, PEER_2_MAC),
+            (true, PEER_VLAN) => (OUTSIDE_VLAN_IFINDEX, PEER_VLAN_MAC),
+            _ => return None,
+        };
+        // As in the kernel: with a device, only routes over it are looked at.
+        if query.own && self.world.local.own_device != 0 && self.world.local.own_device != device {
+            return None;
         }
+        let port = PORTS.iter().find(|p| p.device == device)?;
+        debug_assert!(port.vlan == NO_VLAN || port.ifindex != port.device);
+        Some(Route {
+            destination,
+            source: port.mac,
+            ifindex: port.ifindex,
+            vlan: port.vlan,
+        })
     }
 
     fn event(&self, kind: u32, _slot: u32, _spi: u32, _epoch: u16, seq: u64) {
@@ -237,6 +250,7 @@ pub fn run(case: &Case) -> Observed {
         .set(case.world.counters.exhausted_version);
     let host = Host {
         world: &case.world,
+        ifindex: case.ifindex,
         window: RefCell::new(case.world.window),
         counters,
         frame: RefCell::new(case.frame.clone()),
@@ -295,8 +309,10 @@ pub fn run(case: &Case) -> Observed {
         None => Verdict::from_number(work.verdict).map(|v| (work.connection as u16, v)),
     };
     let c = &host.counters;
+    let target = matches!(work.action, ACTION_REDIRECT | ACTION_CPU).then_some(work.target);
     Observed {
         verdict,
+        target,
         action,
         frame: host.frame.borrow().clone(),
         window: *host.window.borrow(),

@@ -21,7 +21,7 @@ use maps_schema::names::PROG_PASS;
 use maps_schema::sad::{InboundSaRuntime, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305};
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::SpdKey;
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, SIDE_INSIDE, SIDE_OUTSIDE};
+use maps_schema::steer::{AddressKey, ClusterAddress, Local, Port, SIDE_INSIDE, SIDE_OUTSIDE};
 use maps_schema::verdict::Verdict;
 use nix::sched::{CloneFlags, setns};
 use sad::port::{DataPlane, MapOp, MapPlan};
@@ -238,10 +238,7 @@ fn gateway(lab: &Lab, me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool)
         plane
             .set_local(&Local {
                 member: 1,
-                outside_ifindex: index("out"),
-                inside_ifindex: index("in"),
-                outside_mac: mac_of("out"),
-                inside_mac: mac_of("in"),
+                own_device: index("out"),
                 outside_mtu: 1500,
                 nat_t_port: 4500,
                 ike_port: 500,
@@ -249,6 +246,17 @@ fn gateway(lab: &Lab, me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool)
                 ..Local::default()
             })
             .expect("local");
+        let port = |number: u8, side: u8, name: &str| Port {
+            ifindex: index(name),
+            device: index(name),
+            mac: mac_of(name),
+            side,
+            index: number,
+            ..Port::default()
+        };
+        plane
+            .set_ports(&[port(0, SIDE_OUTSIDE, "out"), port(8, SIDE_INSIDE, "in")])
+            .expect("ports");
         let outside: Ipv4Addr = me.outside.parse().expect("an address");
         for (address, side) in [
             (u32::from(outside), SIDE_OUTSIDE),
@@ -257,7 +265,7 @@ fn gateway(lab: &Lab, me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool)
             let value = ClusterAddress {
                 side,
                 segment: 0,
-                reserved: [0; 2],
+                ports: u16::MAX,
             };
             plane
                 .put_address(

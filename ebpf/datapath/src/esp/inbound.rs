@@ -17,8 +17,9 @@ use crate::aead::{AAD_ESN, AAD_PLAIN, NOT_AUTHENTIC, TEXT_MAX};
 use crate::bytes::{Bounded, PacketRead};
 use crate::checksum;
 use crate::env::{ACTION_REDIRECT, Area, Env, RouteQuery, Work};
-use crate::headers::{self, ETHERNET_LEN, PROTOCOL_IPV4};
+use crate::headers::{self, ETHERNET_LEN, ETHERTYPE_IPV4, PROTOCOL_IPV4};
 use crate::limits::{self, volatile};
+use crate::link;
 use crate::replay::{self, IcvVerified};
 use crate::selectors::{self, Flow};
 use crate::steer::{self, ROLE_OLD_OWNER, ROLE_TAKER_HOLDING, ROLE_TAKER_OPEN, millis};
@@ -43,9 +44,6 @@ const EVIDENCE_REPORTED: u32 = 1 << 31;
 #[inline(always)]
 pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let work = &mut area.work;
-    let Some(local) = env.local() else {
-        return work.drop(Verdict::InternalError);
-    };
     let Some(sa) = env.inbound(work.cpu, work.index) else {
         return work.drop(Verdict::UnknownSpi);
     };
@@ -72,7 +70,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let Ok(range) = limits::inbound_range(&limits, flags, work.alone != 0, work.epoch) else {
         if work.role == ROLE_OLD_OWNER {
             // The new owner has published limits of its own epoch: everything is its business by now.
-            return steer::second_hop(env, work, local, work.other, false);
+            return steer::second_hop(env, work, work.other);
         }
         return work.drop(Verdict::EpochBehind);
     };
@@ -121,7 +119,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
             // The old owner sent it here: it has closed already.
             work.floor_rule = FLOOR_HOLD;
         } else {
-            return steer::second_hop(env, work, local, work.other, false);
+            return steer::second_hop(env, work, work.other);
         }
     }
     lay_out(env, area, text_len, flags & SA_ESN != 0)
@@ -305,11 +303,11 @@ pub fn forward(env: &impl Env, area: &mut Area) {
         tos: ip.tos,
         protocol: ip.protocol,
         own: false,
+        device: work.port.device,
     });
-    let link_len = if route.is_some() {
-        ETHERNET_LEN
-    } else {
-        work.link_len as usize
+    let link_len = match &route {
+        Some(route) => link::len(route.vlan),
+        None => work.link_len as usize,
     };
     if route.is_some() {
         if ip.ttl <= 1 {
@@ -327,9 +325,10 @@ pub fn forward(env: &impl Env, area: &mut Area) {
         return;
     }
     if let Some(route) = route {
-        let [a, b, c, d, e, f] = route.destination;
-        let [g, h, i, j, k, l] = route.source;
-        env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l, 0x08, 0x00]);
+        if !link::write(env, route.destination, route.source, route.vlan, ETHERTYPE_IPV4) {
+            work.drop(Verdict::InternalError);
+            return;
+        }
         work.target = route.ifindex;
         work.end(Verdict::EspOpened, ACTION_REDIRECT);
         return;

@@ -20,11 +20,10 @@ use crate::checksum;
 use crate::env::{
     ACTION_CPU, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, OutboundCounters, RouteQuery, Work, must_hop,
 };
-use crate::headers::{
-    self, DONT_FRAGMENT, ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTOCOL_ICMP,
-};
+use crate::headers::{self, DONT_FRAGMENT, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTOCOL_ICMP};
 use crate::icmp;
 use crate::limits::{self, Take, volatile};
+use crate::link;
 use crate::selectors;
 use crate::steer::{self, ROLE_OLD_OWNER, answer_arp, millis};
 
@@ -40,15 +39,13 @@ pub fn choose(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
     let Some(local) = env.local() else {
         return work.pass(Verdict::NotForCluster);
     };
-    let Some(link) = headers::link(&work.front()) else {
-        return work.pass(Verdict::NotForCluster);
+    let Some(link) = steer::arrive(env, work, SIDE_INSIDE) else {
+        return false;
     };
-    work.link_len = link.len as u32;
-    work.source_mac = link.source;
     if link.ethertype == ETHERTYPE_ARP {
-        return answer_arp(env, work, local, SIDE_INSIDE);
+        return answer_arp(env, work, local);
     }
-    if link.ethertype != ETHERTYPE_IPV4 || link.destination != local.inside_mac {
+    if link.ethertype != ETHERTYPE_IPV4 || link.destination != work.port.mac {
         return work.pass(Verdict::NotForCluster);
     }
     let available = (work.frame_len as usize).saturating_sub(link.len);
@@ -120,12 +117,12 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let Some(local) = env.local() else {
         return work.drop(Verdict::InternalError);
     };
-    if !steer::serve_here(env, work, local, work.slot as u8, true) {
+    if !steer::serve_here(env, work, local, work.slot as u8) {
         return false;
     }
     if work.role == ROLE_OLD_OWNER {
         // Its lease ended with the flip: outbound, the new owner alone sends.
-        return steer::second_hop(env, work, local, work.other, true);
+        return steer::second_hop(env, work, work.other);
     }
     let Some(sa) = env.outbound(work.cpu, work.index) else {
         return no_sa(env, work);
@@ -259,11 +256,9 @@ fn too_big(env: &impl Env, area: &mut Area, local: &Local, mtu: usize) -> bool {
         mtu as u16,
     );
     let link_len = work.link_len as usize;
-    let [a, b, c, d, e, f] = work.source_mac;
-    let [g, h, i, j, k, l] = local.inside_mac;
     if !env.truncate(link_len + icmp::ERROR_LEN)
         || !env.store(link_len, text, icmp::ERROR_LEN)
-        || !env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
+        || !link::write_addresses(env, work.source_mac, work.port.mac)
     {
         return work.drop(Verdict::InternalError);
     }
@@ -285,19 +280,13 @@ pub fn emit(env: &impl Env, area: &mut Area, status: i32) {
         work.drop(Verdict::SuiteUnknown);
         return;
     }
-    let (Some(local), Some(sa)) = (env.local(), env.outbound(work.cpu, work.index)) else {
+    let Some(sa) = env.outbound(work.cpu, work.index) else {
         work.drop(Verdict::InternalError);
         return;
     };
     let encap = volatile(&sa.flags) & SA_UDP_ENCAP != 0;
     let text_len = (cipher.text_len as usize).min(TEXT_MAX);
-    let esp_at = ETHERNET_LEN + outer_len(encap);
-    let text_at = esp_at + ESP_LEN + IV_LEN;
-    let frame_len = text_at + text_len + ICV_LEN;
-    if !env.cut_head(work.frame_len as i32 - frame_len as i32) {
-        work.drop(Verdict::InternalError);
-        return;
-    }
+    let datagram_len = outer_len(encap) + ESP_LEN + IV_LEN + text_len + ICV_LEN;
     let source = headers::unmapped(&sa.outer_src);
     let destination = headers::unmapped(&sa.outer_dst);
     let protocol = if encap {
@@ -308,27 +297,33 @@ pub fn emit(env: &impl Env, area: &mut Area, status: i32) {
     let route = env.route(&RouteQuery {
         source,
         destination,
-        length: (frame_len - ETHERNET_LEN) as u16,
+        length: datagram_len as u16,
         tos: work.ip.tos,
         protocol,
         own: true,
+        device: 0,
     });
-    let (to, from) = match &route {
-        Some(route) => (route.destination, route.source),
+    let (to, from, vlan) = match &route {
+        Some(route) => (route.destination, route.source, route.vlan),
         // Nobody to send it to is known yet. It is sealed, so the stack may have it: it asks for the neighbour.
-        None => (local.inside_mac, local.inside_mac),
+        None => (work.port.mac, work.port.mac, work.port.vlan),
     };
-    let ip = outer_ip(work, source, destination, protocol, frame_len - ETHERNET_LEN);
-    let [a, b, c, d, e, f] = to;
-    let [g, h, i, j, k, l] = from;
-    let mut ok = env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l, 0x08, 0x00]);
-    ok &= env.write(ETHERNET_LEN, &ip);
+    let ip_at = link::len(vlan);
+    let esp_at = ip_at + outer_len(encap);
+    let text_at = esp_at + ESP_LEN + IV_LEN;
+    if !env.cut_head(work.frame_len as i32 - (ip_at + datagram_len) as i32) {
+        work.drop(Verdict::InternalError);
+        return;
+    }
+    let ip = outer_ip(work, source, destination, protocol, datagram_len);
+    let mut ok = link::write(env, to, from, vlan, ETHERTYPE_IPV4);
+    ok &= env.write(ip_at, &ip);
     if encap {
         let [s0, s1] = sa.encap_ports[0].to_be_bytes();
         let [d0, d1] = sa.encap_ports[1].to_be_bytes();
-        let [l0, l1] = ((frame_len - ETHERNET_LEN - IPV4_LEN) as u16).to_be_bytes();
+        let [l0, l1] = ((datagram_len - IPV4_LEN) as u16).to_be_bytes();
         // RFC 3948 2.1: the IPv4 UDP checksum SHOULD be zero.
-        ok &= env.write(ETHERNET_LEN + IPV4_LEN, &[s0, s1, d0, d1, l0, l1, 0, 0]);
+        ok &= env.write(ip_at + IPV4_LEN, &[s0, s1, d0, d1, l0, l1, 0, 0]);
     }
     let [p0, p1, p2, p3] = work.spi.to_be_bytes();
     let [q0, q1, q2, q3] = (work.seq as u32).to_be_bytes();

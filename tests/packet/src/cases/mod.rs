@@ -3,6 +3,7 @@
 mod handover;
 mod inbound;
 mod outbound;
+mod ports;
 mod steer;
 
 use crate::case::Case;
@@ -12,6 +13,7 @@ pub fn all() -> Vec<Case> {
     let mut cases = inbound::cases();
     cases.extend(outbound::cases());
     cases.extend(steer::cases());
+    cases.extend(ports::cases());
     cases.extend(handover::cases());
     cases
 }

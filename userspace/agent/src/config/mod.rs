@@ -78,10 +78,10 @@ pub struct ClusterConfig {
 /// `[interfaces]`.
 #[derive(Clone, Debug)]
 pub struct InterfaceConfig {
-    /// Interface towards the peers.
-    pub outside: String,
-    /// Interface towards the protected networks.
-    pub inside: String,
+    /// Interfaces towards the peers.
+    pub outside: Vec<String>,
+    /// Interfaces towards the protected networks.
+    pub inside: Vec<String>,
     /// TUN device for what this host itself sends to a protected network.
     pub tun: String,
 }

@@ -129,10 +129,38 @@ impl Context<'_> {
     }
 
     fn interfaces(&self, mut t: Reader<'_>) -> Option<InterfaceConfig> {
-        let outside = t.required_string("outside", "the interface towards the peers");
-        let inside = t.required_string("inside", "the interface towards the protected networks");
+        let mut side = |key: &'static str, hint: &str| {
+            if !t.has(key) {
+                t.missing(key, hint);
+                return None;
+            }
+            let list = t.string_or_strings(key)?;
+            if list.value.is_empty() || list.value.len() > maps_schema::steer::PORTS_PER_SIDE {
+                self.problems.add(
+                    list.span,
+                    format!("'{key}' names {} interfaces", list.value.len()),
+                    format!("name 1 to {}", maps_schema::steer::PORTS_PER_SIDE),
+                );
+            }
+            Some(list.value)
+        };
+        let outside = side(
+            "outside",
+            "the interface, or the list of interfaces, towards the peers",
+        );
+        let inside = side(
+            "inside",
+            "the interface, or the list of interfaces, towards the protected networks",
+        );
         let tun = t.string("tun");
-        for name in [&outside, &inside, &tun].into_iter().flatten() {
+        let named = outside
+            .iter()
+            .chain(&inside)
+            .flatten()
+            .chain(&tun)
+            .cloned()
+            .collect::<Vec<_>>();
+        for name in &named {
             if name.value.is_empty() || name.value.len() > 15 || name.value.contains(['/', ' ']) {
                 self.problems.add(
                     name.span.clone(),
@@ -141,16 +169,12 @@ impl Context<'_> {
                 );
             }
         }
-        let named = [&outside, &inside, &tun]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect::<Vec<_>>();
         check::unique(&self.problems, "interface", &named);
         t.finish();
+        let names = |list: Vec<At<String>>| list.into_iter().map(|n| n.value).collect();
         Some(InterfaceConfig {
-            outside: outside?.value,
-            inside: inside?.value,
+            outside: names(outside?),
+            inside: names(inside?),
             tun: tun.map_or_else(|| "esp0".to_owned(), |t| t.value),
         })
     }

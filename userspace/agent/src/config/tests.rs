@@ -40,6 +40,18 @@ fn the_example_in_the_docs_is_a_configuration() {
 }
 
 #[test]
+fn interfaces_are_one_name_or_a_list_of_names() {
+    let several = with("outside = \"eth0\"", "outside = [\"eth0\", \"eth2\"]");
+    for (source, names) in [(EXAMPLE, &["eth0"][..]), (&several, &["eth0", "eth2"])] {
+        let config = Config::read_without_files(source, Path::new("/etc/espalier"))
+            .ok()
+            .unwrap();
+        assert_eq!(config.interfaces.outside, names);
+        assert_eq!(config.interfaces.inside, ["eth1"]);
+    }
+}
+
+#[test]
 fn an_unknown_key_is_reported_with_line_and_column() {
     let source = with("member = 1", "member = 1\n  hartbeat = \"20ms\"");
     let found = problems(&source);
@@ -102,6 +114,26 @@ fn each_mistake_has_its_own_words() {
             "solo = \"continue\"",
             "solo = \"maybe\"",
             "give \"continue\" or \"stop\"",
+        ),
+        (
+            "outside = \"eth0\"",
+            "outside = []",
+            "'outside' names 0 interfaces",
+        ),
+        (
+            "outside = \"eth0\"",
+            "outside = [\"eth0\", \"eth1\"]",
+            "interface eth1 is used twice",
+        ),
+        (
+            "outside = \"eth0\"",
+            "outside = 7",
+            "give a string or a list of strings",
+        ),
+        (
+            "outside = \"eth0\"",
+            "outside = [\"eth0\", \"a name of many words\"]",
+            "is no interface name",
         ),
         ("slots = 16384", "slots = 16000", "no power of two"),
         ("[interfaces]", "[interfaces", "this is no TOML"),

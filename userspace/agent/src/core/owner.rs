@@ -77,10 +77,7 @@ impl Core {
 
     /// Tells both networks where the cluster addresses are; repeated a few times, since frames get lost.
     pub(super) fn announce(&mut self) {
-        self.announcer
-            .announce(&self.outside, &self.config.addresses.outside);
-        self.announcer
-            .announce(&self.inside, &self.config.addresses.inside);
+        self.ports.announce(&self.announcer, &self.config.addresses);
         self.announce_next = Some((ANNOUNCE_AGAIN, clock::now() + Duration::from_millis(50)));
     }
 
@@ -93,10 +90,7 @@ impl Core {
             return;
         }
         if self.owns() {
-            self.announcer
-                .announce(&self.outside, &self.config.addresses.outside);
-            self.announcer
-                .announce(&self.inside, &self.config.addresses.inside);
+            self.ports.announce(&self.announcer, &self.config.addresses);
         }
         self.announce_next = (left > 1).then(|| (left - 1, now + Duration::from_millis(500)));
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use cluster::{Node, NodeConfig};
 use dataplane::{Mode, ObjectSource, Options, Plane, XdpModeUsed};
 use ike::Engine;
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, SIDE_INSIDE, SIDE_OUTSIDE};
+use maps_schema::steer::{Local, SIDE_INSIDE};
 use model::{Incarnation, SecretBytes};
 use rtnetlink::Handle;
 use sad::{DataPlane, Sad, Settings};
@@ -25,6 +25,7 @@ use crate::clock;
 use crate::config::{AttachMode, Config, Solo};
 use crate::events::EventLog;
 use crate::net::announce::Announcer;
+use crate::net::ports::Ports;
 use crate::net::socket::{EspSocket, IKE_PORT, IkeSockets, NAT_T_PORT};
 use crate::net::{self, Interface, sysctl, tun};
 use crate::pki::Identity;
@@ -63,48 +64,19 @@ const SETTLE: std::time::Duration = std::time::Duration::from_millis(1000);
 /// The MTU of the TUN device is the smallest: what this host sends itself fits without fragments.
 const TUN_MTU: u32 = 1400;
 
-fn local(config: &Config, steer_key: [u64; 2], outside: &Interface, inside: &Interface) -> Local {
+fn local(config: &Config, steer_key: [u64; 2], ports: &Ports) -> Local {
     let inside_address = config.addresses.inside.first().map(|a| IpAddr::V4(*a));
     Local {
         steer_key,
         member: u32::from(config.cluster.member.0),
         cpus: 0,
         slots: 0,
-        outside_ifindex: outside.index,
-        inside_ifindex: inside.index,
-        outside_mac: outside.mac,
-        inside_mac: inside.mac,
-        outside_mtu: outside.mtu,
+        own_device: ports.own_device(),
+        outside_mtu: ports.outside_mtu(),
         nat_t_port: NAT_T_PORT,
         ike_port: IKE_PORT,
         inside_address: inside_address.map_or([0; 16], model::address::mapped),
     }
-}
-
-/// Segment that an address belongs to: by its place in the configuration, which is the same on all members.
-fn addresses(config: &Config) -> Vec<(AddressKey, ClusterAddress)> {
-    let list = |side: u8, base: u8, addresses: &[std::net::Ipv4Addr]| {
-        addresses
-            .iter()
-            .enumerate()
-            .map(|(at, address)| {
-                let key = AddressKey {
-                    address: model::address::mapped(IpAddr::V4(*address)),
-                };
-                (
-                    key,
-                    ClusterAddress {
-                        side,
-                        segment: base.wrapping_add(at as u8),
-                        reserved: [0; 2],
-                    },
-                )
-            })
-            .collect::<Vec<_>>()
-    };
-    let mut out = list(SIDE_OUTSIDE, 0, &config.addresses.outside);
-    out.extend(list(SIDE_INSIDE, 128, &config.addresses.inside));
-    out
 }
 
 fn mode_name(mode: XdpModeUsed) -> String {
@@ -198,14 +170,13 @@ impl Core {
         capabilities::check()?;
         privileges(&mut log);
         let netlink = net::netlink()?;
-        let outside = net::interface(&netlink, &config.interfaces.outside).await?;
-        let inside = net::interface(&netlink, &config.interfaces.inside).await?;
-        sysctl::prepare(&[&outside.name, &inside.name])?;
+        let ports = Ports::find(&netlink, &config.interfaces).await?;
+        sysctl::prepare(ports.all())?;
         for address in config.addresses.outside.iter().chain(&config.addresses.inside) {
             net::add_cluster_address(&netlink, *address).await?;
         }
-        for interface in [&outside, &inside] {
-            if !net::has_own_address(&netlink, interface).await {
+        for interface in ports.all() {
+            if interface.networks.is_empty() {
                 log.warn(
                     "address",
                     format!(
@@ -215,7 +186,7 @@ impl Core {
                 );
             }
         }
-        let device = tun::open(&config.interfaces.tun, outside.mtu.min(TUN_MTU) as u16)?;
+        let device = tun::open(&config.interfaces.tun, ports.outside_mtu().min(TUN_MTU) as u16)?;
         let tun_index = net::interface(&netlink, &config.interfaces.tun).await?.index;
         sysctl::prepare_tun(&config.interfaces.tun)?;
         let source = config.addresses.inside.first().copied();
@@ -243,9 +214,10 @@ impl Core {
         let mut options = Options::new(
             ObjectSource::Path(config.data_plane.object.clone()),
             &config.data_plane.pin_dir,
-            outside.index,
-            inside.index,
+            0,
+            0,
         );
+        (options.outside, options.inside) = ports.devices();
         options.slots = config.data_plane.slots;
         if let Some(cpus) = config.data_plane.cpus {
             options.cpus = cpus;
@@ -264,8 +236,9 @@ impl Core {
             )
         })?;
         pins.0 = Some(options.pin_dir.clone());
-        plane.set_local(&local(&config, steer_key, &outside, &inside))?;
-        for (key, address) in addresses(&config) {
+        plane.set_local(&local(&config, steer_key, &ports))?;
+        plane.set_ports(&ports.table())?;
+        for (key, address) in ports.addresses(&config.addresses) {
             plane.put_address(&key, &address)?;
         }
 
@@ -275,7 +248,7 @@ impl Core {
             member: config.cluster.member,
             max_slots: options.slots,
             first_generation: generation[0],
-            outside_mtu: outside.mtu as u16,
+            outside_mtu: ports.outside_mtu() as u16,
             detection: config.cluster.suspicion_floor + config.cluster.heartbeat,
             lifetimes: sad::lifetime::Lifetimes::default(),
         });
@@ -296,10 +269,10 @@ impl Core {
 
         // Last: from here on packets meet the programs.
         let report = plane.attach().context("cannot attach the programs")?;
-        let attached = vec![
-            interface_status(&outside, "outside", report.outside),
-            interface_status(&inside, "inside", report.inside),
-        ];
+        let attached = ports
+            .numbered()
+            .map(|(_, side, port)| interface_status(port, side, report.mode(port.parent)))
+            .collect::<Vec<_>>();
         for interface in &attached {
             log.note(
                 "attached",
@@ -311,10 +284,7 @@ impl Core {
         }
         // New at every start, and rising, whatever happens to the host's uptime.
         let incarnation = clock::wall_ns();
-        let facts = Facts {
-            outside_mac: outside.mac,
-            inside_mac: inside.mac,
-        };
+        let facts = Facts { macs: ports.macs() };
         let node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
         pins.keep();
         let core = Core {
@@ -338,8 +308,7 @@ impl Core {
             attached,
             sockets: sockets.clone(),
             announcer,
-            outside,
-            inside,
+            ports,
             mirror: BTreeMap::new(),
             ownership: Ownership::default(),
             before: Ownership::default(),
@@ -371,10 +340,10 @@ impl Core {
     }
 }
 
-fn interface_status(interface: &Interface, side: &str, mode: XdpModeUsed) -> InterfaceStatus {
+fn interface_status(interface: &Interface, side: u8, mode: XdpModeUsed) -> InterfaceStatus {
     InterfaceStatus {
         name: interface.name.clone(),
-        side: side.to_owned(),
+        side: if side == SIDE_INSIDE { "inside" } else { "outside" }.to_owned(),
         mode: mode_name(mode),
         mtu: interface.mtu,
     }

@@ -186,10 +186,10 @@ impl Core {
 
     /// An outbound packet that does not fit: its fragments go out, each protected by itself.
     fn fragment(&mut self, whole: &Frame) {
-        let Some((header, packet)) = whole.octets.split_at_checked(ETH_LEN) else {
+        let Some((header, packet)) = whole.octets.split_at_checked(frame::link_len(&whole.octets)) else {
             return;
         };
-        let mtu = (self.outside.mtu as usize).saturating_sub(OVERHEAD);
+        let mtu = (self.ports.outside_mtu() as usize).saturating_sub(OVERHEAD);
         let Some(pieces) = frame::fragments(packet, mtu) else {
             self.slow.counts[6] += 1;
             return;
@@ -210,8 +210,9 @@ impl Core {
             self.slow.counts[6] += 1;
             return;
         }
-        let octets = frame::ethernet(self.inside.mac, packet);
-        self.run_frame(Entry::Inside, 0, self.inside.index, &octets);
+        let port = &self.ports.inside[0];
+        let (octets, device) = (frame::ethernet(port, packet), port.parent);
+        self.run_frame(Entry::Inside, 0, device, &octets);
     }
 
     /// An ESP packet that the stack has reassembled.
@@ -219,8 +220,9 @@ impl Core {
         self.slow.counts[4] += 1;
         match frame::reassembled(packet) {
             Some(packet) if packet.len() + ETH_LEN <= SLOW_FRAME_MAX => {
-                let octets = frame::ethernet(self.outside.mac, &packet);
-                self.run_frame(Entry::Steer, 0, self.outside.index, &octets);
+                let port = &self.ports.outside[0];
+                let (octets, device) = (frame::ethernet(port, &packet), port.parent);
+                self.run_frame(Entry::Steer, 0, device, &octets);
             }
             _ => self.slow.counts[6] += 1,
         }

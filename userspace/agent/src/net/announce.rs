@@ -1,7 +1,7 @@
 //! Gratuitous ARP: tells the networks where a cluster address is now.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::Interface;
@@ -85,13 +85,12 @@ impl Announcer {
         }
     }
 
-    /// Announces each address in both forms.
-    pub fn announce(&self, interface: &Interface, addresses: &[Ipv4Addr]) {
-        for address in addresses {
-            for reply in [false, true] {
-                if let Err(error) = self.send(interface, &arp(interface.mac, *address, reply)) {
-                    tracing::warn!(interface = interface.name, %address, %error, "cannot announce the address");
-                }
+    /// Announces an address on an interface: ARP in both forms.
+    pub fn announce(&self, interface: &Interface, address: IpAddr) {
+        let IpAddr::V4(v4) = address else { return };
+        for reply in [false, true] {
+            if let Err(error) = self.send(interface, &arp(interface.mac, v4, reply)) {
+                tracing::warn!(interface = interface.name, %address, %error, "cannot announce the address");
             }
         }
     }

@@ -2,17 +2,32 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// Octets of an Ethernet header.
-pub const ETH_LEN: usize = 14;
+use super::Interface;
 
-/// An IPv4 packet as a frame to `mac`. The sender is a locally administered address that no member has.
-pub fn ethernet(mac: [u8; 6], packet: &[u8]) -> Vec<u8> {
+/// Octets of an Ethernet header with a tag.
+pub const ETH_LEN: usize = 18;
+
+/// A packet as a frame that arrives at an interface. The sender is a locally administered address that no member has.
+pub fn ethernet(interface: &Interface, packet: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(ETH_LEN + packet.len());
-    frame.extend_from_slice(&mac);
+    frame.extend_from_slice(&interface.mac);
     frame.extend_from_slice(&[2, 0, 0, 0, 0, 0xfe]);
+    if interface.vlan != 0 {
+        frame.extend_from_slice(&[0x81, 0]);
+        frame.extend_from_slice(&interface.vlan.to_be_bytes());
+    }
     frame.extend_from_slice(&[8, 0]);
     frame.extend_from_slice(packet);
     frame
+}
+
+/// Octets before the packet of a frame that came from a wire.
+pub fn link_len(frame: &[u8]) -> usize {
+    if frame.get(12..14) == Some(&[0x81, 0]) {
+        18
+    } else {
+        14
+    }
 }
 
 fn checksum(header: &[u8]) -> u16 {
@@ -135,6 +150,26 @@ fn blank_uncopied_options(options: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_frame_bears_the_tag_of_the_interface_it_is_for() {
+        let mut interface = Interface {
+            name: "eth0".into(),
+            index: 3,
+            parent: 3,
+            vlan: 0,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            networks: Vec::new(),
+        };
+        let frame = ethernet(&interface, &[0x45, 1]);
+        assert_eq!(&frame[12..], &[8, 0, 0x45, 1]);
+        assert_eq!(link_len(&frame), 14);
+        interface.vlan = 0x123;
+        let frame = ethernet(&interface, &[0x45, 1]);
+        assert_eq!(&frame[12..], &[0x81, 0, 1, 0x23, 8, 0, 0x45, 1]);
+        assert_eq!(link_len(&frame), 18);
+    }
 
     fn packet(payload: usize) -> Vec<u8> {
         let bytes = (0..payload).map(|i| i as u8).collect::<Vec<_>>();

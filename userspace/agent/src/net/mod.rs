@@ -3,6 +3,7 @@
 pub mod announce;
 pub mod frame;
 pub mod neighbour;
+pub mod ports;
 pub mod socket;
 pub mod sysctl;
 pub mod tun;
@@ -22,10 +23,16 @@ pub struct Interface {
     pub name: String,
     /// Kernel index.
     pub index: u32,
+    /// Device on which its frames arrive and leave: itself, or what a VLAN device lies on.
+    pub parent: u32,
+    /// VLAN that they are tagged with there, 0 for none.
+    pub vlan: u16,
     /// MAC address; all zero where it has none.
     pub mac: [u8; 6],
     /// Octets of IP packet.
     pub mtu: u32,
+    /// Its own addresses with prefix length; filled where they matter.
+    pub networks: Vec<(IpAddr, u8)>,
 }
 
 /// Opens a netlink connection for the network namespace of this process.
@@ -56,8 +63,11 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
     let mut interface = Interface {
         name: name.to_owned(),
         index: link.header.index,
+        parent: link.header.index,
+        vlan: 0,
         mac: [0; 6],
         mtu: 1500,
+        networks: Vec::new(),
     };
     for attribute in &link.attributes {
         match attribute {
@@ -73,23 +83,20 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
     Ok(interface)
 }
 
-/// Whether the interface has an IPv4 address of its own.
-pub async fn has_own_address(handle: &Handle, interface: &Interface) -> bool {
-    let mut addresses = handle
-        .address()
-        .get()
-        .set_link_index_filter(interface.index)
-        .execute();
+/// Addresses of an interface with their prefix lengths, but for link-local ones.
+pub async fn networks(handle: &Handle, index: u32) -> Vec<(IpAddr, u8)> {
+    let mut found = Vec::new();
+    let mut addresses = handle.address().get().set_link_index_filter(index).execute();
     while let Ok(Some(message)) = addresses.try_next().await {
-        let v4 = message
-            .attributes
-            .iter()
-            .any(|a| matches!(a, AddressAttribute::Address(IpAddr::V4(_))));
-        if v4 {
-            return true;
+        for attribute in &message.attributes {
+            if let AddressAttribute::Address(address) = attribute
+                && !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            {
+                found.push((*address, message.header.prefix_len));
+            }
         }
     }
-    false
+    found
 }
 
 /// Puts a cluster address on `lo`, as /32. It stays when the agent stops: every member has it always.

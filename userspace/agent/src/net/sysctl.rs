@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result};
 
+use super::Interface;
+
 fn set(path: &str, value: &str) -> Result<()> {
     let path = format!("/proc/sys/net/ipv4/{path}");
     // Read first: in a container the file may be read-only and right already.
@@ -15,7 +17,7 @@ fn set(path: &str, value: &str) -> Result<()> {
 ///
 /// # Errors
 /// A setting cannot be written.
-pub fn prepare(interfaces: &[&str]) -> Result<()> {
+pub fn prepare<'a>(interfaces: impl Iterator<Item = &'a Interface>) -> Result<()> {
     // The kernel must never answer for a cluster address (the programs do, while this member owns it), and must not
     // use one as the source of its own ARP requests.
     set("conf/all/arp_ignore", "1")?;
@@ -25,7 +27,7 @@ pub fn prepare(interfaces: &[&str]) -> Result<()> {
     // value counts.
     set("conf/all/rp_filter", "0")?;
     for interface in interfaces {
-        let interface = interface.replace('.', "/");
+        let interface = interface.name.replace('.', "/");
         set(&format!("conf/{interface}/arp_ignore"), "1")?;
         set(&format!("conf/{interface}/arp_announce"), "2")?;
         set(&format!("conf/{interface}/rp_filter"), "0")?;
