@@ -95,6 +95,7 @@ verdicts! {
     InnerUnsupported = 43, "inner_unsupported", Dropped, "inner protocol that this version does not carry in the kernel lane";
     NoPolicy = 44, "no_policy", Passed, "no policy for this inside packet: left to the host";
     SecondHopUnknown = 45, "second_hop_unknown", Dropped, "the owner's MAC address is not known";
+    StackedVlan = 46, "stacked_vlan", Passed, "more than one VLAN tag: left to the host";
 }
 
 impl Verdict {

@@ -8,6 +8,8 @@ pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const ETHERTYPE_ARP: u16 = 0x0806;
 /// EtherType of a VLAN tag (IEEE 802.1Q).
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// EtherType of a service provider's tag (IEEE 802.1ad).
+pub const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 /// Octets of an Ethernet header without tag.
 pub const ETHERNET_LEN: usize = 14;
 /// Octets of a VLAN tag.
@@ -46,6 +48,14 @@ pub struct Link {
     pub vlan: u16,
     /// Octets before the network layer.
     pub len: usize,
+}
+
+impl Link {
+    /// Whether there are more tags, or one of another kind, than this program looks behind.
+    #[inline(always)]
+    pub const fn is_stacked(&self) -> bool {
+        self.ethertype == ETHERTYPE_VLAN || self.ethertype == ETHERTYPE_SERVICE_VLAN
+    }
 }
 
 /// Mask of the VLAN identifier in a tag.

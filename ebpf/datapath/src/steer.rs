@@ -211,13 +211,20 @@ pub enum Found {
 /// Finds the link layer and the port of a new frame; `None` where it is not of a port on `side`, and passed.
 #[inline(always)]
 pub fn arrive(env: &impl Env, work: &mut Work, side: u8) -> Option<Link> {
-    let found = headers::link(&work.front()).and_then(|link| {
-        let port = env.arrived_at(link.vlan)?;
-        (port.side == side).then_some((link, port))
-    });
-    let Some((link, port)) = found else {
+    let Some(link) = headers::link(&work.front()) else {
         work.pass(Verdict::NotForCluster);
         return None;
+    };
+    if link.is_stacked() {
+        work.pass(Verdict::StackedVlan);
+        return None;
+    }
+    let port = match env.arrived_at(link.vlan) {
+        Some(port) if port.side == side => port,
+        _ => {
+            work.pass(Verdict::NotForCluster);
+            return None;
+        }
     };
     work.port = *port;
     work.link_len = link.len as u32;

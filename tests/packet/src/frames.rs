@@ -22,6 +22,11 @@ pub fn ethernet(to: [u8; 6], from: [u8; 6], ethertype: u16, payload: &[u8]) -> V
     [&to[..], &from, &ethertype.to_be_bytes(), payload].concat()
 }
 
+/// The frame with an 802.1Q tag.
+pub fn tagged(tag: u16, frame: &[u8]) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0], &tag.to_be_bytes(), &frame[12..]].concat()
+}
+
 /// IPv4 with the fields that cases vary.
 #[derive(Clone, Copy)]
 pub struct Ip {

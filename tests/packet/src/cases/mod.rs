@@ -5,6 +5,7 @@ mod inbound;
 mod outbound;
 mod ports;
 mod steer;
+mod vlan;
 
 use crate::case::Case;
 
@@ -14,6 +15,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(outbound::cases());
     cases.extend(steer::cases());
     cases.extend(ports::cases());
+    cases.extend(vlan::cases());
     cases.extend(handover::cases());
     cases
 }

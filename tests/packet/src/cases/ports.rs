@@ -15,15 +15,15 @@ fn inside(name: impl Into<String>, world: World, frame: Vec<u8>) -> Case {
     Case::new(name, Program::Inside, world, frame).of(CONNECTION)
 }
 
-fn relinked(frame: &[u8], to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
+pub(super) fn relinked(frame: &[u8], to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
     [&to[..], &from, &frame[12..]].concat()
 }
 
-fn sealed_packet(to: u32) -> Vec<u8> {
+pub(super) fn sealed_packet(to: u32) -> Vec<u8> {
     Sealer::peer(SUITE_CHACHA20_POLY1305, false, false).frame(5, &inner(to, 64))
 }
 
-fn inner(to: u32, ttl: u8) -> Vec<u8> {
+pub(super) fn inner(to: u32, ttl: u8) -> Vec<u8> {
     Ip {
         ttl,
         ..Ip::new(FAR_HOST, to, 17)
@@ -31,7 +31,7 @@ fn inner(to: u32, ttl: u8) -> Vec<u8> {
     .with(&udp(1, 2, b"x"))
 }
 
-fn of(owner: u8) -> World {
+pub(super) fn of(owner: u8) -> World {
     World {
         owner,
         ..World::plain()
@@ -39,19 +39,19 @@ fn of(owner: u8) -> World {
 }
 
 /// The peer of the base world is reached by the routing table, whatever the interface.
-fn towards(peer: u32) -> World {
+pub(super) fn towards(peer: u32) -> World {
     let mut world = World::plain();
     world.local.own_device = 0;
     world.outbound.outer_dst = mapped(peer);
     world
 }
 
-fn to_far_host() -> Vec<u8> {
+pub(super) fn to_far_host() -> Vec<u8> {
     Ip::new(NEAR_HOST, FAR_HOST, 17).with(&udp(1000, 2000, &noise(30)))
 }
 
 /// Sealed for the peer, behind this link header.
-fn sealed_behind(case: Case, link: Vec<u8>) -> Case {
+pub(super) fn sealed_behind(case: Case, link: Vec<u8>) -> Case {
     case.ends(Verdict::EspSealed, Action::Redirect)
         .any_frame()
         .check(move |seen| {

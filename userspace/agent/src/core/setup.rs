@@ -27,7 +27,7 @@ use crate::events::EventLog;
 use crate::net::announce::Announcer;
 use crate::net::ports::Ports;
 use crate::net::socket::{EspSocket, IKE_PORT, IkeSockets, NAT_T_PORT};
-use crate::net::{self, Interface, sysctl, tun};
+use crate::net::{self, Interface, sysctl, tun, vlan};
 use crate::pki::Identity;
 use crate::synch::{LinkId, Synch, SynchConfig, SynchEvent};
 
@@ -176,6 +176,9 @@ impl Core {
             net::add_cluster_address(&netlink, *address).await?;
         }
         for interface in ports.all() {
+            if let Err(problem) = vlan::prepare(interface) {
+                log.warn("vlan", problem);
+            }
             if interface.networks.is_empty() {
                 log.warn(
                     "address",

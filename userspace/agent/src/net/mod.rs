@@ -7,6 +7,7 @@ pub mod ports;
 pub mod socket;
 pub mod sysctl;
 pub mod tun;
+pub mod vlan;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -69,8 +70,11 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
         mtu: 1500,
         networks: Vec::new(),
     };
+    let (mut below, mut tag) = (None, None);
     for attribute in &link.attributes {
         match attribute {
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkInfo(infos) => tag = vlan::tag(infos).with_context(|| name.to_owned())?,
             LinkAttribute::Address(octets) => {
                 if let Ok(mac) = octets.as_slice().try_into() {
                     interface.mac = mac;
@@ -79,6 +83,9 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             _ => {}
         }
+    }
+    if let (Some(tag), Some(below)) = (tag, below) {
+        (interface.parent, interface.vlan) = (below, tag);
     }
     Ok(interface)
 }
