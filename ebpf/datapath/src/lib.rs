@@ -21,6 +21,7 @@ pub mod headers;
 pub mod icmp;
 pub mod limits;
 pub mod link;
+pub mod nd;
 pub mod opaque;
 pub mod replay;
 pub mod selectors;

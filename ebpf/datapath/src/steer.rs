@@ -2,14 +2,20 @@
 
 use maps_schema::sad::{slot_place, spi_segment, spi_slot};
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
-use maps_schema::steer::{Local, MAX_PORTS, SIDE_OUTSIDE};
+use maps_schema::steer::{Local, MAX_PORTS, Port, SIDE_OUTSIDE};
 use maps_schema::verdict::Verdict;
 
 use crate::arp;
 use crate::bytes::PacketRead;
-use crate::env::{ACTION_CPU, ACTION_REDIRECT, ACTION_TRANSMIT, Env, Work, must_hop};
-use crate::headers::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4, Link, PROTOCOL_ESP, PROTOCOL_UDP, UDP_LEN};
+use crate::env::{
+    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Env, Work, must_hop,
+};
+use crate::headers::{
+    self, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, Link, PROTOCOL_ESP, PROTOCOL_FRAGMENT,
+    PROTOCOL_UDP, UDP_LEN,
+};
 use crate::link;
+use crate::nd;
 
 /// No planned handover concerns this member.
 pub const ROLE_NONE: u8 = 0;
@@ -233,9 +239,26 @@ pub fn arrive(env: &impl Env, work: &mut Work, side: u8) -> Option<Link> {
     Some(link)
 }
 
+/// The IP header behind the link header.
+#[inline(always)]
+pub fn ip(work: &Work, link: &Link) -> Option<Ip> {
+    let available = (work.frame_len as usize).saturating_sub(link.len);
+    match link.ethertype {
+        ETHERTYPE_IPV4 => headers::ipv4(&work.front(), link.len, available),
+        ETHERTYPE_IPV6 => headers::ipv6(&work.front(), link.len, available),
+        _ => None,
+    }
+}
+
+/// Whether a frame is for this port: by its own address, or to many.
+#[inline(always)]
+pub fn reaches(link: &Link, port: &Port) -> bool {
+    link.destination[0] & 1 != 0 || link.destination == port.mac
+}
+
 /// Whether this member answers for a cluster address: it serves the address's segment.
 #[inline(always)]
-fn answers(env: &impl Env, work: &mut Work, local: &Local, segment: u8) -> Option<bool> {
+pub(crate) fn answers(env: &impl Env, work: &Work, local: &Local, segment: u8) -> Option<bool> {
     let (owner, side) = env.segment(segment)?;
     Some(matches!(
         decide(owner, side, local.member as u8, millis(work.now_ns)),
@@ -278,25 +301,38 @@ pub fn classify(env: &impl Env, work: &mut Work, local: &Local) -> Found {
         answer_arp(env, work, local);
         return Found::End;
     }
-    // A frame that a bridge floods to every port belongs to the host whose address it bears.
-    if link.ethertype != ETHERTYPE_IPV4 || link.destination != work.port.mac {
-        work.pass(Verdict::NotForCluster);
-        return Found::End;
-    }
-    let available = (work.frame_len as usize).saturating_sub(link.len);
-    let Some(ip) = headers::ipv4(&work.front(), link.len, available) else {
+    let Some(ip) = ip(work, &link) else {
         // The stack counts malformed datagrams, and drops them.
         work.pass(Verdict::NotForCluster);
         return Found::End;
     };
     work.ip = ip;
-    let address = match env.address(headers::mapped(ip.destination)) {
+    if ip.version == 6 && nd::is_solicitation(work) && reaches(&link, &work.port) {
+        work.end(Verdict::InternalError, ACTION_NEIGHBOUR);
+        return Found::End;
+    }
+    // A frame that a bridge floods to every port belongs to the host whose address it bears.
+    if link.destination != work.port.mac {
+        work.pass(Verdict::NotForCluster);
+        return Found::End;
+    }
+    let address = match env.address(headers::octets(ip.destination)) {
         Some(address) if address.side == SIDE_OUTSIDE => address,
         _ => {
             work.pass(Verdict::NotForCluster);
             return Found::End;
         }
     };
+    if ip.version == 6 && headers::is_extension(ip.protocol) {
+        // The stack of the address's owner looks behind them, puts fragments together, and the agent gets what is there.
+        work.slot = address.segment as u32;
+        work.verdict = if ip.protocol == PROTOCOL_FRAGMENT {
+            Verdict::OuterFragment
+        } else {
+            Verdict::OuterExtension
+        } as u32;
+        return Found::Pass;
+    }
     if ip.is_fragment() {
         // The pieces of one datagram meet at the owner of the address's segment.
         work.slot = address.segment as u32;
@@ -401,7 +437,8 @@ fn esp(work: &mut Work, local: &Local, at: usize, len: usize) -> Found {
     Found::Esp
 }
 
-/// On the outside interface, up to the SA's CPU: `true` where ESP is to be opened right here.
+/// On the outside interface, up to the SA's CPU: `true` where ESP is to be opened right here. `ACTION_NEIGHBOUR` asks for one
+/// more stage.
 ///
 /// `may_move` is false in the cpumap program: there the packet has arrived.
 #[inline(always)]
@@ -419,11 +456,9 @@ pub fn steer(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
             if work.role == ROLE_OLD_OWNER {
                 return second_hop(env, work, work.other);
             }
-            work.pass(if verdict == Verdict::IkeToAgent as u32 {
-                Verdict::IkeToAgent
-            } else {
-                Verdict::OuterFragment
-            })
+            work.end(Verdict::OuterFragment, ACTION_PASS);
+            work.verdict = verdict;
+            false
         }
         Found::Esp => {
             if !serve_here(env, work, local, spi_segment(work.spi)) {

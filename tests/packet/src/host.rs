@@ -5,10 +5,12 @@ use std::cell::{Cell, RefCell};
 use datapath::aead::{Scratch, TEXT_MAX, aead_open, aead_seal};
 use datapath::control;
 use datapath::env::{
-    ACTION_CPU, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, HEAD_LEN, OutboundCounters, Route,
-    RouteQuery, Work, begin,
+    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, HEAD_LEN,
+    OutboundCounters, Route, RouteQuery, Work, begin,
 };
 use datapath::esp::{inbound, outbound};
+use datapath::headers;
+use datapath::nd;
 use datapath::steer;
 use maps_schema::event::SLOW_FRAME_MAX;
 use maps_schema::sad::{
@@ -85,7 +87,7 @@ impl Env for Host<'_> {
     }
 
     fn address(&self, address: [u8; 16]) -> Option<ClusterAddress> {
-        let (_, side, segment, ports) = *ADDRESSES.iter().find(|a| mapped(a.0) == address)?;
+        let (_, side, segment, ports) = *ADDRESSES.iter().find(|a| a.0 == address)?;
         Some(ClusterAddress { side, segment, ports })
     }
 
@@ -120,19 +122,32 @@ impl Env for Host<'_> {
 
     fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
         let prefix = mapped(POLICY_PREFIX);
+        if destination[..6] == POLICY_PREFIX_V6[..6] {
+            return Some(&self.world.policy_v6);
+        }
         (destination[..14] == prefix[..14]).then_some(&self.world.policy)
     }
 
     fn route(&self, query: &RouteQuery) -> Option<Route> {
-        let (device, destination) = match (query.own, query.destination) {
-            (false, NEAR_HOST) => (INSIDE_IFINDEX, NEAR_MAC),
-            (false, NEAR_2_HOST) => (INSIDE_2_IFINDEX, NEAR_2_MAC),
-            (false, NEAR_VLAN_HOST) => (INSIDE_VLAN_IFINDEX, NEAR_VLAN_MAC),
-            (true, PEER) => (OUTSIDE_IFINDEX, PEER_MAC),
-            (true, PEER_2) => (OUTSIDE_2_IFINDEX, PEER_2_MAC),
-            (true, PEER_VLAN) => (OUTSIDE_VLAN_IFINDEX, PEER_VLAN_MAC),
-            _ => return None,
-        };
+        let known = [
+            (false, mapped(NEAR_HOST), INSIDE_IFINDEX, NEAR_MAC),
+            (false, mapped(NEAR_2_HOST), INSIDE_2_IFINDEX, NEAR_2_MAC),
+            (false, mapped(NEAR_VLAN_HOST), INSIDE_VLAN_IFINDEX, NEAR_VLAN_MAC),
+            (false, NEAR_HOST_V6, INSIDE_IFINDEX, NEAR_MAC),
+            (true, mapped(PEER), OUTSIDE_IFINDEX, PEER_MAC),
+            (true, mapped(PEER_2), OUTSIDE_2_IFINDEX, PEER_2_MAC),
+            (true, mapped(PEER_VLAN), OUTSIDE_VLAN_IFINDEX, PEER_VLAN_MAC),
+            (true, PEER_V6, OUTSIDE_IFINDEX, PEER_MAC),
+        ];
+        let wanted = headers::octets(query.destination);
+        assert_eq!(
+            headers::is_v4(query.source),
+            headers::is_v4(query.destination),
+            "source and destination of a route are of one family"
+        );
+        let (_, _, device, destination) = *known
+            .iter()
+            .find(|(own, to, _, _)| *own == query.own && *to == wanted)?;
         // As in the kernel: with a device, only routes over it are looked at.
         if query.own && self.world.local.own_device != 0 && self.world.local.own_device != device {
             return None;
@@ -181,6 +196,10 @@ impl Env for Host<'_> {
         };
         text[..len].copy_from_slice(from);
         true
+    }
+
+    fn sum(&self, text: &[u8; TEXT_MAX], len: usize) -> u16 {
+        !crate::frames::checksum(&text[..len])
     }
 
     fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool {
@@ -293,6 +312,9 @@ pub fn run(case: &Case) -> Observed {
             Some(control::merge_final_window(&host, &input))
         }
     };
+    if area.work.action == ACTION_NEIGHBOUR {
+        nd::answer(&host, &mut area.work);
+    }
     let work = &area.work;
     let action = match (outcome, work.action) {
         (Some(value), _) => Action::Value(value),

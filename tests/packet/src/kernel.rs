@@ -208,14 +208,7 @@ impl Kernel {
         }
         for (address, side, segment, ports) in ADDRESSES {
             let value = ClusterAddress { side, segment, ports };
-            self.put(
-                MAP_ADDRESSES,
-                AddressKey {
-                    address: mapped(address),
-                }
-                .as_bytes(),
-                value.as_bytes(),
-            )?;
+            self.put(MAP_ADDRESSES, AddressKey { address }.as_bytes(), value.as_bytes())?;
         }
         for map in [MAP_CPUS_IN, MAP_CPUS_OUT] {
             for cpu in 0..CPUS {
@@ -245,6 +238,9 @@ impl Kernel {
         let mut key = POLICY_PREFIX_LEN.to_ne_bytes().to_vec();
         key.extend(mapped(POLICY_PREFIX));
         self.put(MAP_SPD, &key, world.policy.as_bytes())?;
+        let mut key = 48u32.to_ne_bytes().to_vec();
+        key.extend(POLICY_PREFIX_V6);
+        self.put(MAP_SPD, &key, world.policy_v6.as_bytes())?;
         let never = vec![0u8; 8 * cpus()?];
         self.put("ACQUIRED", &u32::from(CONNECTION).to_ne_bytes(), &never)?;
         while self.events.next().is_some() {}
@@ -408,6 +404,18 @@ fn network() -> Result<()> {
             mac(far)
         ));
     }
+    let v6 = |a: [u8; 16]| std::net::Ipv6Addr::from(a).to_string();
+    for (name, address, neighbour, far) in [
+        ("esp-out", v6(crate::world::v6(0xa, 2)), PEER_V6, PEER_MAC),
+        ("esp-in", v6(crate::world::v6(1, 2)), NEAR_HOST_V6, NEAR_MAC),
+    ] {
+        lines.push(format!("addr add {address}/64 dev {name} nodad"));
+        lines.push(format!(
+            "neigh add {} lladdr {} dev {name} nud permanent",
+            v6(neighbour),
+            mac(far)
+        ));
+    }
     for line in lines {
         let output = Command::new("ip")
             .args(line.split(' '))
@@ -419,7 +427,9 @@ fn network() -> Result<()> {
     }
     // `/proc/sys/net` is that of the calling thread's namespace.
     let path = "/proc/thread-self/root/proc/sys/net/ipv4/conf/all/forwarding";
-    std::fs::write(path, "1").context("switch forwarding on")
+    std::fs::write(path, "1").context("switch forwarding on")?;
+    let path = "/proc/thread-self/root/proc/sys/net/ipv6/conf/all/forwarding";
+    std::fs::write(path, "1").context("switch IPv6 forwarding on")
 }
 
 fn cpus() -> Result<usize> {

@@ -44,6 +44,24 @@ pub const OTHER_INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 pub const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x64];
 /// The host on the inside network.
 pub const NEAR_MAC: [u8; 6] = [2, 0, 0, 0, 1, 5];
+/// An IPv6 address in 2001:db8::/32: third group, last group.
+pub const fn v6(third: u16, last: u16) -> [u8; 16] {
+    let ([a, b], [c, d]) = (third.to_be_bytes(), last.to_be_bytes());
+    [0x20, 1, 0x0d, 0xb8, a, b, 0, 0, 0, 0, 0, 0, 0, 0, c, d]
+}
+/// Outside cluster address.
+pub const CLUSTER_V6: [u8; 16] = v6(0xa, 1);
+/// The peer's outside address.
+pub const PEER_V6: [u8; 16] = v6(0xa, 0x64);
+/// Inside cluster address.
+pub const INSIDE_V6: [u8; 16] = v6(1, 1);
+/// A host on the inside network.
+pub const NEAR_HOST_V6: [u8; 16] = v6(1, 5);
+/// A host behind the peer.
+pub const FAR_HOST_V6: [u8; 16] = v6(2, 5);
+/// Prefix of [`World::policy_v6`], of 48 bits.
+pub const POLICY_PREFIX_V6: [u8; 16] = v6(2, 0);
+
 /// Interface indexes that the kernel run makes.
 pub const OUTSIDE_IFINDEX: u32 = 1001;
 /// Inside interface.
@@ -117,6 +135,12 @@ pub fn mapped(address: u32) -> [u8; 16] {
     datapath::headers::mapped(address)
 }
 
+/// Last address of a network of 48 bits.
+pub fn last_of_48(mut first: [u8; 16]) -> [u8; 16] {
+    first[6..].fill(0xff);
+    first
+}
+
 /// State of one member, small enough to copy.
 #[derive(Clone)]
 pub struct World {
@@ -144,6 +168,8 @@ pub struct World {
     pub key_out: SaKey,
     /// Rules for destination 10.2.0.0/16; further prefixes have none.
     pub policy: SpdEntry,
+    /// Rules for destination 2001:db8:2::/48.
+    pub policy_v6: SpdEntry,
 }
 
 /// Prefix of [`World::policy`] in bits of the mapped address.
@@ -152,11 +178,18 @@ pub const POLICY_PREFIX_LEN: u32 = 96 + 16;
 pub const POLICY_PREFIX: u32 = 0x0a02_0000;
 
 /// Cluster addresses: value, side, segment, ports.
-pub const ADDRESSES: [(u32, u8, u8, u16); 4] = [
-    (CLUSTER, SIDE_OUTSIDE, 0, 1),
-    (CLUSTER_2, SIDE_OUTSIDE, 1, 1 << 1),
-    (CLUSTER_VLAN, SIDE_OUTSIDE, 2, 1 << 2),
-    (INSIDE, SIDE_INSIDE, 0, 1 << 8 | 1 << 10),
+pub const ADDRESSES: [([u8; 16], u8, u8, u16); 6] = [
+    (datapath::headers::mapped(CLUSTER), SIDE_OUTSIDE, 0, 1),
+    (datapath::headers::mapped(CLUSTER_2), SIDE_OUTSIDE, 1, 1 << 1),
+    (datapath::headers::mapped(CLUSTER_VLAN), SIDE_OUTSIDE, 2, 1 << 2),
+    (CLUSTER_V6, SIDE_OUTSIDE, 3, 1 | 1 << 2),
+    (
+        datapath::headers::mapped(INSIDE),
+        SIDE_INSIDE,
+        0,
+        1 << 8 | 1 << 10,
+    ),
+    (INSIDE_V6, SIDE_INSIDE, 4, 1 << 8),
 ];
 
 const fn port(index: u8, ifindex: u32, device: u32, vlan: u16, mac: [u8; 6]) -> Port {
@@ -276,8 +309,18 @@ impl World {
             protocol: 0,
             action: ACTION_PROTECT,
         };
+        let mut policy_v6 = policy;
+        policy_v6.rules[0].source_first = v6(1, 0);
+        policy_v6.rules[0].source_last = last_of_48(v6(1, 0));
         let mut selectors = [SelectorPair::default(); 4];
         selectors[0] = any;
+        selectors[1] = SelectorPair {
+            remote_first: v6(2, 0),
+            remote_last: last_of_48(v6(2, 0)),
+            local_first: v6(1, 0),
+            local_last: last_of_48(v6(1, 0)),
+            ..any
+        };
         Self {
             local: Local {
                 steer_key: STEER_KEY,
@@ -301,7 +344,7 @@ impl World {
                 flags,
                 limits: cell(1000, 1000, 0, EPOCH),
                 reported_edge: 0,
-                selector_count: 1,
+                selector_count: 2,
                 reserved: 0,
                 selectors,
             },
@@ -326,12 +369,21 @@ impl World {
             counters: OutboundSaRuntime::default(),
             key_out: key(OUT, SPI_OUT),
             policy,
+            policy_v6,
         }
     }
 
     /// The base world with ChaCha20-Poly1305, 32-bit numbers, no encapsulation.
     pub fn plain() -> Self {
         Self::base(SUITE_CHACHA20_POLY1305, false, false)
+    }
+
+    /// The base world with an SA pair between IPv6 addresses.
+    pub fn over_v6(suite: u8, esn: bool, encap: bool) -> Self {
+        let mut world = Self::base(suite, esn, encap);
+        world.outbound.outer_src = CLUSTER_V6;
+        world.outbound.outer_dst = PEER_V6;
+        world
     }
 
     /// The owner word, for a clock that shows `now_ms`.

@@ -491,7 +491,7 @@ fn contents() -> Vec<Case> {
         30,
     ));
     for (next_header, verdict) in [
-        (41, Verdict::InnerUnsupported),
+        (41, Verdict::InnerMalformed),
         (59, Verdict::InnerUnsupported),
         (6, Verdict::PaddingBad),
     ] {

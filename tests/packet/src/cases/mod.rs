@@ -5,6 +5,7 @@ mod inbound;
 mod outbound;
 mod ports;
 mod steer;
+mod v6;
 mod vlan;
 
 use crate::case::Case;
@@ -16,6 +17,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(steer::cases());
     cases.extend(ports::cases());
     cases.extend(vlan::cases());
+    cases.extend(v6::cases());
     cases.extend(handover::cases());
     cases
 }

@@ -1,6 +1,6 @@
 //! From the text to a [`Config`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -179,7 +179,7 @@ impl Context<'_> {
         })
     }
 
-    fn address_list(&self, t: &mut Reader<'_>, key: &'static str) -> Vec<At<Ipv4Addr>> {
+    fn address_list(&self, t: &mut Reader<'_>, key: &'static str) -> Vec<At<IpAddr>> {
         let Some(list) = t.strings(key) else {
             if !t.has(key) {
                 t.missing(key, "a list of addresses");
@@ -195,8 +195,8 @@ impl Context<'_> {
         }
         let mut out = Vec::new();
         for text in list.value {
-            match text.value.parse::<Ipv4Addr>() {
-                Ok(a) if a.is_unspecified() || a.is_multicast() || a.is_loopback() || a.is_broadcast() => {
+            match text.value.parse::<IpAddr>() {
+                Ok(a) if !is_unicast(a) => {
                     self.problems.add(
                         text.span,
                         format!("{a} cannot be a cluster address"),
@@ -209,8 +209,8 @@ impl Context<'_> {
                 }),
                 Err(_) => self.problems.add(
                     text.span,
-                    format!("'{}' is no IPv4 address", text.value),
-                    "give an IPv4 address without prefix length (this version carries no IPv6)",
+                    format!("'{}' is no IP address", text.value),
+                    "give an address without prefix length",
                 ),
             }
         }
@@ -237,7 +237,7 @@ impl Context<'_> {
                     .outside
                     .iter()
                     .chain(&addresses.inside)
-                    .any(|a| IpAddr::V4(*a) == endpoint.ip());
+                    .any(|a| *a == endpoint.ip());
                 if clash {
                     self.problems.add(
                         root.span(),
@@ -342,7 +342,7 @@ impl Context<'_> {
         names.extend(name.clone());
         let local = t.parsed::<IpAddr>("local", "one of the outside cluster addresses");
         if let (Some(local), Some(addresses)) = (&local, addresses)
-            && !addresses.outside.iter().any(|a| IpAddr::V4(*a) == local.value)
+            && !addresses.outside.contains(&local.value)
         {
             self.problems.add(
                 local.span.clone(),
@@ -353,11 +353,11 @@ impl Context<'_> {
         let remote = match t.required_string("remote", "the peer's address, or remote = \"any\"") {
             Some(text) if text.value == "any" => Some(None),
             Some(text) => match text.value.parse::<IpAddr>() {
-                Ok(address) if address.is_ipv4() => Some(Some(address)),
+                Ok(address) if is_unicast(address) => Some(Some(address)),
                 _ => {
                     self.problems.add(
                         text.span,
-                        format!("remote '{}' is no IPv4 address", text.value),
+                        format!("remote '{}' is no address of a host", text.value),
                         "give an address or \"any\"",
                     );
                     None
@@ -365,6 +365,15 @@ impl Context<'_> {
             },
             None => None,
         };
+        if let (Some(local), Some(Some(remote))) = (&local, &remote)
+            && local.value.is_ipv4() != remote.is_ipv4()
+        {
+            self.problems.add(
+                local.span.clone(),
+                format!("local {} and remote {remote} are not of one family", local.value),
+                "give two IPv4 or two IPv6 addresses",
+            );
+        }
         let local_id = t.required_string("local_id", "our identity");
         let remote_id = t.required_string("remote_id", "the peer's identity");
         let psk_file = t.required_string("psk_file", "the path of a file with the pre-shared key");
@@ -418,9 +427,11 @@ impl Context<'_> {
         t.finish();
         Some(ConnectionConfig {
             name: name?.value,
-            local: local
-                .map(|l| l.value)
-                .or_else(|| addresses?.outside.first().map(|a| IpAddr::V4(*a)))?,
+            local: local.map(|l| l.value).or_else(|| {
+                // Where it is not given: the first that can reach the peer.
+                let family = |a: &&IpAddr| remote.flatten().is_none_or(|r| r.is_ipv4() == a.is_ipv4());
+                addresses?.outside.iter().find(family).copied()
+            })?,
             remote: remote?,
             local_id: local_id?.value,
             remote_id: remote_id?.value,
@@ -530,6 +541,15 @@ impl Context<'_> {
         }
         out
     }
+}
+
+/// Whether an address can be that of one host and reach beyond a link.
+fn is_unicast(address: IpAddr) -> bool {
+    let odd = match address {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+    };
+    !(odd || address.is_unspecified() || address.is_multicast() || address.is_loopback())
 }
 
 fn example(key: &str) -> &'static str {

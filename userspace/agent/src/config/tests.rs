@@ -40,6 +40,36 @@ fn the_example_in_the_docs_is_a_configuration() {
 }
 
 #[test]
+fn addresses_remotes_and_selectors_may_be_ipv6() {
+    let source = EXAMPLE
+        .replace("[\"192.0.2.1\"]", "[\"192.0.2.1\", \"2001:db8:a::1\"]")
+        .replace("remote = \"203.0.113.10\"", "remote = \"2001:db8:b::10\"")
+        .replace(
+            "[\"10.1.0.0/16\"]",
+            "[\"10.1.0.0/16\", \"2001:db8:1::/48[tcp/443]\"]",
+        );
+    let v4_only = Config::read_without_files(EXAMPLE, Path::new("/etc/espalier"))
+        .ok()
+        .unwrap();
+    assert!(!v4_only.carries_v6());
+    let found = problems(&source);
+    assert!(
+        found.len() == 1 && found[0].contains("are not of one family"),
+        "{found:?}"
+    );
+    let source = source.replace("local = \"192.0.2.1\"\n", "");
+    let config = Config::read_without_files(&source, Path::new("/etc/espalier"))
+        .ok()
+        .unwrap();
+    assert!(config.carries_v6());
+    assert_eq!(
+        config.connections[0].local,
+        "2001:db8:a::1".parse::<IpAddr>().unwrap(),
+        "the first address that can reach the peer"
+    );
+}
+
+#[test]
 fn interfaces_are_one_name_or_a_list_of_names() {
     let several = with("outside = \"eth0\"", "outside = [\"eth0\", \"eth2\"]");
     for (source, names) in [(EXAMPLE, &["eth0"][..]), (&several, &["eth0", "eth2"])] {
@@ -135,6 +165,18 @@ fn each_mistake_has_its_own_words() {
             "outside = [\"eth0\", \"a name of many words\"]",
             "is no interface name",
         ),
+        (
+            "outside = [\"192.0.2.1\"]",
+            "outside = [\"192.0.2.1\", \"fe80::1\"]",
+            "fe80::1 cannot be a cluster address",
+        ),
+        (
+            "outside = [\"192.0.2.1\"]",
+            "outside = [\"192.0.2.1\", \"::ffff:192.0.2.2\"]",
+            "cannot be a cluster address",
+        ),
+        ("\"10.1.0.0/16\"", "\"2001:db8::1/48\"", "has host bits"),
+        ("\"203.0.113.10\"", "\"ff02::1\"", "is no address of a host"),
         ("slots = 16384", "slots = 16000", "no power of two"),
         ("[interfaces]", "[interfaces", "this is no TOML"),
         (

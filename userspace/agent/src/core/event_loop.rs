@@ -76,11 +76,12 @@ async fn serve(config: Config) -> Result<()> {
 fn keep_neighbours(core: &Core, io: &Io) {
     let handle = io.netlink.clone();
     let interfaces = core.ports.all().map(|p| p.index).collect::<Vec<_>>();
-    let remotes = core.config.connections.iter().filter_map(|c| match c.remote {
-        Some(std::net::IpAddr::V4(address)) => Some(address),
-        _ => None,
-    });
-    let peers = remotes.collect::<Vec<_>>();
+    let peers = core
+        .config
+        .connections
+        .iter()
+        .filter_map(|c| c.remote)
+        .collect::<Vec<_>>();
     tokio::spawn(async move {
         loop {
             for (index, address) in net::neighbour::next_hops(&handle, &interfaces, &peers).await {

@@ -65,7 +65,8 @@ const SETTLE: std::time::Duration = std::time::Duration::from_millis(1000);
 const TUN_MTU: u32 = 1400;
 
 fn local(config: &Config, steer_key: [u64; 2], ports: &Ports) -> Local {
-    let inside_address = config.addresses.inside.first().map(|a| IpAddr::V4(*a));
+    // ICMP errors are sent for IPv4 only.
+    let inside_address = config.addresses.inside.iter().copied().find(IpAddr::is_ipv4);
     Local {
         steer_key,
         member: u32::from(config.cluster.member.0),
@@ -172,6 +173,9 @@ impl Core {
         let netlink = net::netlink()?;
         let ports = Ports::find(&netlink, &config.interfaces).await?;
         sysctl::prepare(ports.all())?;
+        if config.carries_v6() {
+            sysctl::prepare_v6()?;
+        }
         for address in config.addresses.outside.iter().chain(&config.addresses.inside) {
             net::add_cluster_address(&netlink, *address).await?;
         }
@@ -192,7 +196,6 @@ impl Core {
         let device = tun::open(&config.interfaces.tun, ports.outside_mtu().min(TUN_MTU) as u16)?;
         let tun_index = net::interface(&netlink, &config.interfaces.tun).await?.index;
         sysctl::prepare_tun(&config.interfaces.tun)?;
-        let source = config.addresses.inside.first().copied();
         for selector in config
             .connections
             .iter()
@@ -203,11 +206,11 @@ impl Core {
                 if prefix.1 == 0 {
                     log.note(
                         "route",
-                        "remote selector 0.0.0.0/0: this host's own traffic stays on its default route",
+                        "remote selector of all addresses: this host's own traffic stays on its default route",
                     );
                     continue;
                 }
-                net::route_to_tun(&netlink, tun_index, prefix, source).await?;
+                net::route_to_tun(&netlink, tun_index, prefix, &config.addresses.inside).await?;
             }
         }
 
@@ -264,8 +267,11 @@ impl Core {
         let engine = Engine::new(convert::engine(&config, cookie)?);
         let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);
         let esp = EspSocket::open()?;
-        let announcer =
+        let mut announcer =
             Announcer::open().context("cannot open a raw socket for announcements; run as root")?;
+        ports
+            .join(&mut announcer, &config.addresses)
+            .context("cannot join the groups that neighbour solicitations go to")?;
 
         let synch = Synch::start(&synch_config(&config), identity, events)
             .context("cannot start the synch channel")?;

@@ -2,7 +2,7 @@
 //! The agent itself never touches a window or a counter.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use dataplane::Entry;
 use maps_schema::event::{
@@ -19,8 +19,8 @@ use ike::Input;
 const PER_SA: usize = 64;
 /// Frames that may wait in all.
 const IN_ALL: usize = 8192;
-/// Octets that ESP in UDP may add: IPv4 20, UDP 8, ESP 8, IV 8, padding and trailer up to 5, ICV 16.
-const OVERHEAD: usize = 65;
+/// Octets that ESP in UDP may add: IPv6 40, UDP 8, ESP 8, IV 8, padding and trailer up to 5, ICV 16.
+const OVERHEAD: usize = 85;
 
 struct Frame {
     seq: u64,
@@ -202,7 +202,8 @@ impl Core {
 
     /// A packet that this host sends to a protected network itself.
     pub(super) fn local_packet(&mut self, packet: &[u8]) {
-        if packet.first().is_none_or(|first| first >> 4 != 4) {
+        // What the kernel says to the device itself (router solicitations, group reports) is for nobody.
+        if !frame::leaves_the_link(packet) {
             return;
         }
         self.slow.counts[5] += 1;
@@ -229,12 +230,12 @@ impl Core {
     }
 
     /// A datagram on an IKE port.
-    pub(super) fn datagram(&mut self, local: SocketAddrV4, remote: SocketAddrV4, bytes: &[u8]) {
+    pub(super) fn datagram(&mut self, local: SocketAddr, remote: SocketAddr, bytes: &[u8]) {
         match crate::net::socket::classify(local.port(), bytes) {
             Datagram::Ike(message) if self.owns() => self.engine_input(Input::Datagram {
                 now: crate::clock::now(),
-                local: local.into(),
-                remote: remote.into(),
+                local,
+                remote,
                 bytes: message,
             }),
             // Another member owns the segment: the peer repeats what got here in between.

@@ -9,11 +9,11 @@ pub mod sysctl;
 pub mod tun;
 pub mod vlan;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use netlink_packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
@@ -106,11 +106,12 @@ pub async fn networks(handle: &Handle, index: u32) -> Vec<(IpAddr, u8)> {
     found
 }
 
-/// Puts a cluster address on `lo`, as /32. It stays when the agent stops: every member has it always.
+/// Puts a cluster address on `lo`, as /32 or /128. It stays when the agent stops: every member has it always, so an IPv6 one is
+/// not probed for duplicates.
 ///
 /// # Errors
 /// The kernel refuses.
-pub async fn add_cluster_address(handle: &Handle, address: Ipv4Addr) -> Result<()> {
+pub async fn add_cluster_address(handle: &Handle, address: IpAddr) -> Result<()> {
     let lo = interface(handle, "lo").await?;
     let up = rtnetlink::LinkUnspec::new_with_index(lo.index).up().build();
     handle
@@ -119,36 +120,61 @@ pub async fn add_cluster_address(handle: &Handle, address: Ipv4Addr) -> Result<(
         .execute()
         .await
         .context("cannot bring lo up")?;
-    handle
-        .address()
-        .add(lo.index, IpAddr::V4(address), 32)
-        .replace()
+    let len = if address.is_ipv4() { 32 } else { 128 };
+    let mut request = handle.address().add(lo.index, address, len).replace();
+    if address.is_ipv6() {
+        let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+        request.message_mut().attributes.push(flags);
+    }
+    request
         .execute()
         .await
         .with_context(|| format!("cannot put the cluster address {address} on lo"))
 }
 
-/// Routes what this host itself sends to `network` into the TUN device.
+/// Routes what this host itself sends to `network` into the TUN device, from the first of `sources` that is of its family.
 ///
 /// # Errors
 /// The kernel refuses.
 pub async fn route_to_tun(
     handle: &Handle,
     tun: u32,
-    network: (Ipv4Addr, u8),
-    source: Option<Ipv4Addr>,
+    network: (IpAddr, u8),
+    sources: &[IpAddr],
 ) -> Result<()> {
-    let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(network.0, network.1)
-        .output_interface(tun);
-    if let Some(source) = source {
-        route = route.pref_source(source);
-    }
     // Worse than any route that the operator made: a more direct path to a protected network wins.
-    let route = route.priority(9_000).build();
+    const PRIORITY: u32 = 9_000;
+    let message = match network.0 {
+        IpAddr::V4(v4) => {
+            let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(v4, network.1)
+                .output_interface(tun)
+                .priority(PRIORITY);
+            if let Some(source) = sources.iter().find_map(|a| match a {
+                IpAddr::V4(a) => Some(*a),
+                IpAddr::V6(_) => None,
+            }) {
+                route = route.pref_source(source);
+            }
+            route.build()
+        }
+        IpAddr::V6(v6) => {
+            let mut route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(v6, network.1)
+                .output_interface(tun)
+                .priority(PRIORITY);
+            if let Some(source) = sources.iter().find_map(|a| match a {
+                IpAddr::V6(a) => Some(*a),
+                IpAddr::V4(_) => None,
+            }) {
+                route = route.pref_source(source);
+            }
+            route.build()
+        }
+    };
     handle
         .route()
-        .add(route)
+        .add(message)
         .replace()
         .execute()
         .await

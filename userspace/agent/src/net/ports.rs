@@ -147,7 +147,7 @@ impl Ports {
             (SIDE_INSIDE, INSIDE_SEGMENT, &config.inside),
         ] {
             for (at, address) in (0u8..).zip(addresses) {
-                let address = IpAddr::from(*address);
+                let address = *address;
                 let key = AddressKey {
                     address: model::address::mapped(address),
                 };
@@ -174,6 +174,21 @@ impl Ports {
             }
         }
         if near == 0 { all } else { near }
+    }
+
+    /// Joins the groups that solicitations for the cluster addresses go to, where this member answers for them.
+    ///
+    /// # Errors
+    /// The first group that could not be joined.
+    pub fn join(&self, announcer: &mut Announcer, config: &AddressConfig) -> std::io::Result<()> {
+        for (key, address) in self.addresses(config) {
+            for (index, _, port) in self.numbered() {
+                if address.ports >> index & 1 == 1 {
+                    announcer.join(port, model::address::unmapped(key.address))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Tells every network where its cluster addresses are.
