@@ -30,6 +30,22 @@ pub struct Local {
     pub ike_port: u16,
     /// Cluster inside address that ICMP errors come from, IPv4 mapped.
     pub inside_address: [u8; 16],
+    /// Virtual MAC address of the cluster addresses but for the last octet, which is the address's segment; all zero for
+    /// none: then an address is at the port's own.
+    pub virtual_mac: [u8; 6],
+    /// Reserved, 0.
+    pub reserved: [u8; 2],
+}
+
+impl Local {
+    /// The MAC address that cluster addresses of a segment are at.
+    pub const fn mac_of(&self, segment: u8, port: &Port) -> [u8; 6] {
+        if is_zero(self.virtual_mac) {
+            return port.mac;
+        }
+        let [a, b, c, d, e, _] = self.virtual_mac;
+        [a, b, c, d, e, segment]
+    }
 }
 
 /// Ports of a member: the interfaces of its configuration. Those outside have the numbers 0 to 7 in the order of the
@@ -153,7 +169,7 @@ pub struct ClusterAddress {
 }
 
 const _: () = {
-    assert!(size_of::<Local>() == 16 + 16 + 4 + 4 + 16);
+    assert!(size_of::<Local>() == 16 + 16 + 4 + 4 + 16 + 8);
     assert!(size_of::<Port>() == 20);
     assert!(size_of::<PortKey>() == 8);
     assert!(size_of::<Member>() == 7 * MAX_PORTS);

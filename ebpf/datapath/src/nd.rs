@@ -126,7 +126,7 @@ pub fn answer(env: &impl Env, work: &mut Work) -> bool {
     } else {
         (work.ip.source, work.source_mac, ROUTER | SOLICITED | OVERRIDE)
     };
-    let (mac, vlan) = (work.port.mac, work.port.vlan);
+    let (mac, vlan) = (local.mac_of(address.segment, &work.port), work.port.vlan);
     let ip_at = link::len(vlan);
     let mut ok = env.cut_head(work.frame_len as i32 - (ip_at + ANSWER_LEN) as i32);
     ok &= link::write(env, to, mac, vlan, ETHERTYPE_IPV6);

@@ -214,10 +214,11 @@ pub enum Found {
     Pass = 2,
 }
 
-/// Finds the link layer and the port of a new frame; `None` where it is not of a port on `side`, and passed.
+/// Finds the link layer and the port of a new frame; `None` where it is not of a port on `side`, and passed. A frame to a
+/// virtual MAC address of this member's is one to the port's own from here on: the stack takes no other.
 #[inline(always)]
-pub fn arrive(env: &impl Env, work: &mut Work, side: u8) -> Option<Link> {
-    let Some(link) = headers::link(&work.front()) else {
+pub fn arrive(env: &impl Env, work: &mut Work, local: &Local, side: u8) -> Option<Link> {
+    let Some(mut link) = headers::link(&work.front()) else {
         work.pass(Verdict::NotForCluster);
         return None;
     };
@@ -236,7 +237,39 @@ pub fn arrive(env: &impl Env, work: &mut Work, side: u8) -> Option<Link> {
     work.link_len = link.len as u32;
     work.source_mac = link.source;
     work.ethertype = link.ethertype;
+    if is_virtual(local, link.destination) {
+        let [.., segment] = link.destination;
+        if !owned(env, local, segment) {
+            work.pass(Verdict::NotForCluster);
+            return None;
+        }
+        link.destination = work.port.mac;
+        work.head[..6].copy_from_slice(&link.destination);
+        if !env.write(0, &link.destination) {
+            work.drop(Verdict::InternalError);
+            return None;
+        }
+    }
     Some(link)
+}
+
+#[inline(always)]
+fn is_virtual(local: &Local, mac: [u8; 6]) -> bool {
+    let ([a, b, c, d, e, _], [p, q, r, s, t, _]) = (mac, local.virtual_mac);
+    // The first octet of a virtual address is never zero: it is locally administered.
+    p != 0 && (a ^ p) | (b ^ q) | (c ^ r) | (d ^ s) | (e ^ t) == 0
+}
+
+/// Whether a frame to a segment's virtual MAC address is this member's business: it owns the segment, or gave it away in a
+/// planned handover that is not over, so that the switch may not know yet. What a switch floods, or sends to a member that
+/// lost the segment otherwise, is not: another member has the frame too, and would carry it twice.
+#[inline(always)]
+fn owned(env: &impl Env, local: &Local, segment: u8) -> bool {
+    let Some((owner, side)) = env.segment(segment) else {
+        return false;
+    };
+    let me = local.member as u8;
+    me != 0 && (OwnerWord::unpack(owner).owner == me || SideWord::unpack(side).legacy_owner == me)
 }
 
 /// The IP header behind the link header.
@@ -284,7 +317,7 @@ pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local) -> bool {
         Some(false) => return work.drop(Verdict::ArpNotOwner),
         None => return work.drop(Verdict::InternalError),
     }
-    let mac = work.port.mac;
+    let mac = local.mac_of(address.segment, &work.port);
     if !link::write_addresses(env, request.sender_mac, mac) || !env.write(at, &arp::reply(&request, mac)) {
         return work.drop(Verdict::InternalError);
     }
@@ -294,7 +327,7 @@ pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local) -> bool {
 /// First stage on the outside interface: what is this frame?
 #[inline(always)]
 pub fn classify(env: &impl Env, work: &mut Work, local: &Local) -> Found {
-    let Some(link) = arrive(env, work, SIDE_OUTSIDE) else {
+    let Some(link) = arrive(env, work, local, SIDE_OUTSIDE) else {
         return Found::End;
     };
     if link.ethertype == ETHERTYPE_ARP {

@@ -332,6 +332,8 @@ impl World {
                 nat_t_port: 4500,
                 ike_port: 500,
                 inside_address: mapped(INSIDE),
+                virtual_mac: [0; 6],
+                reserved: [0; 2],
             },
             owner: ME,
             epoch: EPOCH,

@@ -51,7 +51,7 @@ pub fn arrive(env: &impl Env, work: &mut Work) -> bool {
     let Some(local) = env.local() else {
         return work.pass(Verdict::NotForCluster);
     };
-    let Some(link) = steer::arrive(env, work, SIDE_INSIDE) else {
+    let Some(link) = steer::arrive(env, work, local, SIDE_INSIDE) else {
         return false;
     };
     if link.ethertype == ETHERTYPE_ARP {

@@ -6,6 +6,7 @@ mod outbound;
 mod ports;
 mod steer;
 mod v6;
+mod virtual_mac;
 mod vlan;
 
 use crate::case::Case;
@@ -18,6 +19,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(ports::cases());
     cases.extend(vlan::cases());
     cases.extend(v6::cases());
+    cases.extend(virtual_mac::cases());
     cases.extend(handover::cases());
     cases
 }

@@ -82,6 +82,8 @@ pub struct InterfaceConfig {
     pub outside: Vec<String>,
     /// Interfaces towards the protected networks.
     pub inside: Vec<String>,
+    /// Virtual MAC address of the cluster addresses but for the last octet, which is the address's segment.
+    pub virtual_mac: Option<[u8; 6]>,
     /// TUN device for what this host itself sends to a protected network.
     pub tun: String,
 }

@@ -83,7 +83,7 @@ impl Context<'_> {
             }
         };
         let interfaces = match root.table("interfaces", "interfaces") {
-            Some(table) => self.interfaces(table),
+            Some(table) => self.interfaces(table, cluster.as_ref().map_or("", |c| &c.name)),
             None => {
                 root.missing("interfaces", "a section [interfaces] with outside and inside");
                 None
@@ -128,7 +128,7 @@ impl Context<'_> {
         })
     }
 
-    fn interfaces(&self, mut t: Reader<'_>) -> Option<InterfaceConfig> {
+    fn interfaces(&self, mut t: Reader<'_>, cluster: &str) -> Option<InterfaceConfig> {
         let mut side = |key: &'static str, hint: &str| {
             if !t.has(key) {
                 t.missing(key, hint);
@@ -152,6 +152,19 @@ impl Context<'_> {
             "inside",
             "the interface, or the list of interfaces, towards the protected networks",
         );
+        let virtual_mac = t
+            .string("virtual_mac")
+            .and_then(|text| match virtual_mac(&text.value, cluster) {
+                Ok(mac) => Some(mac),
+                Err(why) => {
+                    self.problems.add(
+                        text.span,
+                        format!("virtual_mac '{}' {why}", text.value),
+                        "give \"auto\", or for example \"02:00:5e:10:20:00\"",
+                    );
+                    None
+                }
+            });
         let tun = t.string("tun");
         let named = outside
             .iter()
@@ -175,6 +188,7 @@ impl Context<'_> {
         Some(InterfaceConfig {
             outside: names(outside?),
             inside: names(inside?),
+            virtual_mac,
             tun: tun.map_or_else(|| "esp0".to_owned(), |t| t.value),
         })
     }
@@ -550,6 +564,37 @@ fn is_unicast(address: IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
     };
     !(odd || address.is_unspecified() || address.is_multicast() || address.is_loopback())
+}
+
+/// A virtual MAC address: "auto", from the cluster's name, or one that is locally administered and of one host. Its last octet
+/// gives way to the segment of the address.
+fn virtual_mac(text: &str, cluster: &str) -> Result<[u8; 6], &'static str> {
+    if text == "auto" {
+        // FNV-1a: clusters of other names on one network are told apart, nothing else.
+        let hash = cluster.bytes().fold(0x811c_9dc5_u32, |hash, octet| {
+            (hash ^ u32::from(octet)).wrapping_mul(0x0100_0193)
+        });
+        let [a, b, c, d] = hash.to_be_bytes();
+        return Ok([2, a, b, c, d, 0]);
+    }
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for octet in &mut mac {
+        let part = parts.next().filter(|p| p.len() == 2);
+        *octet = part
+            .and_then(|p| u8::from_str_radix(p, 16).ok())
+            .ok_or("is no MAC address")?;
+    }
+    if parts.next().is_some() {
+        return Err("is no MAC address");
+    }
+    if mac[0] & 3 != 2 {
+        return Err(
+            "is not a locally administered address of one host (its second digit is none of 2, 6, a, e)",
+        );
+    }
+    mac[5] = 0;
+    Ok(mac)
 }
 
 fn example(key: &str) -> &'static str {

@@ -70,6 +70,26 @@ fn addresses_remotes_and_selectors_may_be_ipv6() {
 }
 
 #[test]
+fn a_virtual_mac_address_is_given_or_made_from_the_clusters_name() {
+    let of = |text: &str| {
+        let source = with(
+            "tun = \"esp0\"",
+            &format!("tun = \"esp0\"\nvirtual_mac = \"{text}\""),
+        );
+        Config::read_without_files(&source, Path::new("/etc/espalier"))
+            .ok()
+            .unwrap()
+            .interfaces
+            .virtual_mac
+            .unwrap()
+    };
+    assert_eq!(of("02:00:5E:10:20:30"), [2, 0, 0x5e, 0x10, 0x20, 0]);
+    let auto = of("auto");
+    assert_eq!((auto[0], auto[5], auto), (2, 0, of("auto")));
+    assert_ne!(auto, [2, 0, 0, 0, 0, 0]);
+}
+
+#[test]
 fn interfaces_are_one_name_or_a_list_of_names() {
     let several = with("outside = \"eth0\"", "outside = [\"eth0\", \"eth2\"]");
     for (source, names) in [(EXAMPLE, &["eth0"][..]), (&several, &["eth0", "eth2"])] {
@@ -174,6 +194,16 @@ fn each_mistake_has_its_own_words() {
             "outside = [\"192.0.2.1\"]",
             "outside = [\"192.0.2.1\", \"::ffff:192.0.2.2\"]",
             "cannot be a cluster address",
+        ),
+        (
+            "tun = \"esp0\"",
+            "tun = \"esp0\"\nvirtual_mac = \"00:00:5e:00:01:01\"",
+            "is not a locally administered address",
+        ),
+        (
+            "tun = \"esp0\"",
+            "tun = \"esp0\"\nvirtual_mac = \"02:00:5e:00:01\"",
+            "is no MAC address",
         ),
         ("\"10.1.0.0/16\"", "\"2001:db8::1/48\"", "has host bits"),
         ("\"203.0.113.10\"", "\"ff02::1\"", "is no address of a host"),

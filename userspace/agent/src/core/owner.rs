@@ -19,6 +19,8 @@ use crate::clock;
 const WINDOWS_MAX: usize = (1 << 20) / size_of::<FinalWindow>() - 1;
 /// Announcements after the first one, and the time to the next.
 const ANNOUNCE_AGAIN: u32 = 3;
+/// How often a virtual MAC address is announced: switches forget after 300 s as a rule.
+const ANNOUNCE_VIRTUAL: Duration = Duration::from_secs(60);
 
 impl Core {
     /// Writes the owner and side words of all segments.
@@ -93,6 +95,10 @@ impl Core {
             self.ports.announce(&self.announcer, &self.config.addresses);
         }
         self.announce_next = (left > 1).then(|| (left - 1, now + Duration::from_millis(500)));
+        // No frame but these bears a virtual MAC address: switches would forget it, and flood.
+        if self.announce_next.is_none() && self.ports.virtual_mac.is_some() && self.owns() {
+            self.announce_next = Some((1, now + ANNOUNCE_VIRTUAL));
+        }
     }
 
     /// This member serves now: the engine takes all mirrored IKE SAs and sends what is outstanding again.

@@ -77,6 +77,8 @@ fn local(config: &Config, steer_key: [u64; 2], ports: &Ports) -> Local {
         nat_t_port: NAT_T_PORT,
         ike_port: IKE_PORT,
         inside_address: inside_address.map_or([0; 16], model::address::mapped),
+        virtual_mac: ports.virtual_mac.unwrap_or_default(),
+        reserved: [0; 2],
     }
 }
 
@@ -272,6 +274,7 @@ impl Core {
         ports
             .join(&mut announcer, &config.addresses)
             .context("cannot join the groups that neighbour solicitations go to")?;
+        ports.accept_virtual(&netlink, &config.addresses).await?;
 
         let synch = Synch::start(&synch_config(&config), identity, events)
             .context("cannot start the synch channel")?;

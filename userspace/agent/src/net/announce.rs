@@ -137,13 +137,13 @@ impl Announcer {
         }
     }
 
-    /// Announces an address on an interface: ARP in both forms, or a neighbour advertisement.
-    pub fn announce(&self, interface: &Interface, address: IpAddr) {
+    /// Announces on an interface that an address is at `mac`: ARP in both forms, or a neighbour advertisement.
+    pub fn announce(&self, interface: &Interface, mac: [u8; 6], address: IpAddr) {
         let sent = match address {
             IpAddr::V4(v4) => [false, true]
                 .iter()
-                .try_for_each(|reply| self.send(interface, &arp(interface.mac, v4, *reply))),
-            IpAddr::V6(v6) => self.send(interface, &advertisement(interface.mac, v6)),
+                .try_for_each(|reply| self.send(interface, &arp(mac, v4, *reply))),
+            IpAddr::V6(v6) => self.send(interface, &advertisement(mac, v6)),
         };
         if let Err(error) = sent {
             tracing::warn!(interface = interface.name, %address, %error, "cannot announce the address");

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// A network interface.
@@ -132,6 +133,24 @@ pub async fn add_cluster_address(handle: &Handle, address: IpAddr) -> Result<()>
         .with_context(|| format!("cannot put the cluster address {address} on lo"))
 }
 
+/// Has the device on which an interface's frames arrive take frames to one more MAC address.
+///
+/// # Errors
+/// The device refuses.
+pub async fn add_unicast(handle: &Handle, interface: &Interface, mac: [u8; 6]) -> Result<()> {
+    let mut request = handle.neighbours().add_bridge(interface.parent, &mac).replace();
+    let header = &mut request.message_mut().header;
+    header.state = NeighbourState::Permanent;
+    header.flags = NeighbourFlags::Own;
+    match request.execute().await {
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
+        other => other.with_context(|| {
+            let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
+            format!("{} does not take the virtual MAC address {mac}", interface.name)
+        }),
+    }
+}
+
 /// Routes what this host itself sends to `network` into the TUN device, from the first of `sources` that is of its family.
 ///
 /// # Errors
@@ -179,4 +198,113 @@ pub async fn route_to_tun(
         .execute()
         .await
         .with_context(|| format!("cannot route {}/{} into the TUN device", network.0, network.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    fn ip(line: &str) -> String {
+        let output = Command::new("ip").args(line.split(' ')).output().unwrap();
+        assert!(
+            output.status.success(),
+            "ip {line}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// In a network namespace of its own; skipped where that is not permitted.
+    #[test]
+    fn the_kernel_takes_addresses_routes_groups_and_virtual_mac_addresses_of_both_families() {
+        let thread = std::thread::spawn(|| {
+            if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                eprintln!("skipped: no network namespace ({error})");
+                return;
+            }
+            ip("link add esp-a type veth peer name esp-b");
+            for line in [
+                "addr add 192.0.2.11/24 dev esp-a",
+                "addr add 2001:db8:a::11/64 dev esp-a nodad",
+            ] {
+                ip(line);
+            }
+            for device in ["esp-a", "esp-b"] {
+                ip(&format!("link set {device} up"));
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let handle = netlink().unwrap();
+                let config = crate::config::InterfaceConfig {
+                    outside: vec!["esp-a".into()],
+                    inside: vec!["esp-b".into()],
+                    virtual_mac: Some([2, 0xaa, 0xbb, 0xcc, 0xdd, 0]),
+                    tun: "esp0".into(),
+                };
+                let ports = ports::Ports::find(&handle, &config).await.unwrap();
+                assert_eq!(ports.outside[0].networks.len(), 2, "{:?}", ports.outside[0]);
+                let addresses = crate::config::AddressConfig {
+                    outside: vec!["192.0.2.1".parse().unwrap(), "2001:db8:a::1".parse().unwrap()],
+                    inside: vec!["2001:db8:1::1".parse().unwrap()],
+                };
+                for address in addresses.outside.iter().chain(&addresses.inside) {
+                    // Twice: as after a restart of the agent.
+                    add_cluster_address(&handle, *address).await.unwrap();
+                    add_cluster_address(&handle, *address).await.unwrap();
+                }
+                let lo = ip("addr show dev lo");
+                assert!(lo.contains("192.0.2.1/32"), "{lo}");
+                assert!(lo.contains("2001:db8:a::1/128 scope global nodad"), "{lo}");
+
+                let mut announcer = announce::Announcer::open().unwrap();
+                ports.join(&mut announcer, &addresses).unwrap();
+                let groups = ip("maddr show dev esp-a");
+                assert!(groups.contains("ff02::1:ff00:1"), "{groups}");
+
+                for _ in 0..2 {
+                    ports.accept_virtual(&handle, &addresses).await.unwrap();
+                }
+                let output = Command::new("bridge")
+                    .args(["fdb", "show", "dev", "esp-a"])
+                    .output()
+                    .unwrap();
+                let table = String::from_utf8_lossy(&output.stdout).into_owned();
+                for mac in ["02:aa:bb:cc:dd:00", "02:aa:bb:cc:dd:01"] {
+                    assert!(table.contains(&format!("{mac} self permanent")), "{table}");
+                }
+                assert!(
+                    !table.contains("02:aa:bb:cc:dd:80"),
+                    "that is the inside's: {table}"
+                );
+                // Sent for all of them; a frame that the device refuses is logged, not returned.
+                ports.announce(&announcer, &addresses);
+
+                for network in ["10.1.0.0/16", "2001:db8:2::/48"] {
+                    let (net, len) = network.split_once('/').unwrap();
+                    let prefix = (net.parse().unwrap(), len.parse().unwrap());
+                    route_to_tun(&handle, ports.inside[0].index, prefix, &addresses.inside)
+                        .await
+                        .unwrap();
+                }
+                let routes = ip("-6 route show dev esp-b");
+                assert!(routes.contains("2001:db8:2::/48"), "{routes}");
+                assert!(routes.contains("src 2001:db8:1::1 metric 9000"), "{routes}");
+                assert!(ip("route show dev esp-b").contains("10.1.0.0/16"));
+
+                let peers = ["192.0.2.77".parse().unwrap(), "2001:db8:a::77".parse().unwrap()];
+                let hops = neighbour::next_hops(&handle, &[ports.outside[0].index], &peers).await;
+                for peer in peers {
+                    assert!(hops.contains(&(ports.outside[0].index, peer)), "{hops:?}");
+                    neighbour::probe(&handle, ports.outside[0].index, peer).await;
+                    let known = ip("neigh show dev esp-a");
+                    assert!(known.contains(&peer.to_string()), "{known}");
+                }
+            });
+        });
+        thread.join().unwrap();
+    }
 }

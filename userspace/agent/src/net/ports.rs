@@ -23,6 +23,8 @@ pub struct Ports {
     pub outside: Vec<Interface>,
     /// Towards the protected networks.
     pub inside: Vec<Interface>,
+    /// Virtual MAC address but for its last octet, the segment.
+    pub virtual_mac: Option<[u8; 6]>,
 }
 
 /// MAC addresses of a member by port number.
@@ -37,6 +39,7 @@ impl Ports {
         let mut ports = Self {
             outside: Vec::new(),
             inside: Vec::new(),
+            virtual_mac: config.virtual_mac,
         };
         for (names, side) in [
             (&config.outside, &mut ports.outside),
@@ -191,12 +194,41 @@ impl Ports {
         Ok(())
     }
 
+    /// The MAC address that addresses of a segment are at, on a port.
+    fn mac_of(&self, segment: u8, port: &Interface) -> [u8; 6] {
+        match self.virtual_mac {
+            Some([a, b, c, d, e, _]) => [a, b, c, d, e, segment],
+            None => port.mac,
+        }
+    }
+
+    /// Has the cards take frames to the virtual MAC addresses: as further unicast addresses of the devices on which frames
+    /// arrive (a card that has no room for them becomes promiscuous). They stay when the agent stops, as cluster addresses do;
+    /// frames to them are dropped then.
+    ///
+    /// # Errors
+    /// The first one that a device refuses.
+    pub async fn accept_virtual(&self, handle: &Handle, config: &AddressConfig) -> Result<()> {
+        if self.virtual_mac.is_none() {
+            return Ok(());
+        }
+        for (_, address) in self.addresses(config) {
+            for (index, _, port) in self.numbered() {
+                if address.ports >> index & 1 == 1 {
+                    super::add_unicast(handle, port, self.mac_of(address.segment, port)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Tells every network where its cluster addresses are.
     pub fn announce(&self, announcer: &Announcer, config: &AddressConfig) {
         for (key, address) in self.addresses(config) {
             for (index, _, port) in self.numbered() {
                 if address.ports >> index & 1 == 1 {
-                    announcer.announce(port, model::address::unmapped(key.address));
+                    let mac = self.mac_of(address.segment, port);
+                    announcer.announce(port, mac, model::address::unmapped(key.address));
                 }
             }
         }
@@ -248,6 +280,7 @@ mod tests {
                 port("eth2", 5, "198.51.100.11", 25),
             ],
             inside: vec![port("eth1", 4, "10.2.0.2", 16)],
+            virtual_mac: None,
         }
     }
 
@@ -284,6 +317,14 @@ mod tests {
         assert_eq!((ports.own_device(), ports.outside_mtu()), (0, 1403));
         let hop = second_hop(&[(0, [2, 0, 0, 0, 0, 9]), (99, [1; 6])]);
         assert_eq!((hop.via[0], hop.via[1], hop.via[8]), (0, 0, 0xff));
+    }
+
+    #[test]
+    fn a_virtual_mac_address_ends_in_the_segment() {
+        let mut ports = ports();
+        assert_eq!(ports.mac_of(128, &ports.inside[0]), [2, 0, 0, 0, 0, 4]);
+        ports.virtual_mac = Some([2, 1, 2, 3, 4, 0]);
+        assert_eq!(ports.mac_of(128, &ports.inside[0]), [2, 1, 2, 3, 4, 128]);
     }
 
     #[test]
