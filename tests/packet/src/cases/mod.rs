@@ -2,6 +2,7 @@
 
 mod handover;
 mod inbound;
+mod neighbour;
 mod outbound;
 mod ports;
 mod steer;
@@ -19,6 +20,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(ports::cases());
     cases.extend(vlan::cases());
     cases.extend(v6::cases());
+    cases.extend(neighbour::cases());
     cases.extend(virtual_mac::cases());
     cases.extend(handover::cases());
     cases

@@ -119,7 +119,8 @@ fn digest(config: &Config, identity: &Identity) -> Result<[u8; 32]> {
         Ok(format!("{shared:?} {key:02x?} {:?}", c.children))
     });
     let connections = connections.collect::<Result<Vec<_>>>()?.join("\n");
-    Ok(identity.derive(&format!("policy {:?} {connections}", config.addresses)))
+    let place = (&config.addresses, config.interfaces.virtual_mac);
+    Ok(identity.derive(&format!("policy {place:?} {connections}")))
 }
 
 fn node_config(config: &Config, identity: &Identity, incarnation: u64, facts: Facts) -> Result<NodeConfig> {
