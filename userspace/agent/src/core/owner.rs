@@ -79,7 +79,8 @@ impl Core {
 
     /// Tells both networks where the cluster addresses are; repeated a few times, since frames get lost.
     pub(super) fn announce(&mut self) {
-        self.ports.announce(&self.announcer, &self.config.addresses);
+        self.ports
+            .announce(&self.announcer, &self.config.addresses, |_| true);
         self.announce_next = Some((ANNOUNCE_AGAIN, clock::now() + Duration::from_millis(50)));
     }
 
@@ -92,7 +93,8 @@ impl Core {
             return;
         }
         if self.owns() {
-            self.ports.announce(&self.announcer, &self.config.addresses);
+            self.ports
+                .announce(&self.announcer, &self.config.addresses, |_| true);
         }
         self.announce_next = (left > 1).then(|| (left - 1, now + Duration::from_millis(500)));
         // No frame but these bears a virtual MAC address: switches would forget it, and flood.

@@ -281,7 +281,7 @@ mod tests {
                     "that is the inside's: {table}"
                 );
                 // Sent for all of them; a frame that the device refuses is logged, not returned.
-                ports.announce(&announcer, &addresses);
+                ports.announce(&announcer, &addresses, |_| true);
 
                 for network in ["10.1.0.0/16", "2001:db8:2::/48"] {
                     let (net, len) = network.split_once('/').unwrap();

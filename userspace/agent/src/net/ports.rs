@@ -222,9 +222,10 @@ impl Ports {
         Ok(())
     }
 
-    /// Tells every network where its cluster addresses are.
-    pub fn announce(&self, announcer: &Announcer, config: &AddressConfig) {
-        for (key, address) in self.addresses(config) {
+    /// Tells every network where the cluster addresses of these segments are.
+    pub fn announce(&self, announcer: &Announcer, config: &AddressConfig, of: impl Fn(u8) -> bool) {
+        let owned = self.addresses(config).into_iter().filter(|(_, a)| of(a.segment));
+        for (key, address) in owned {
             for (index, _, port) in self.numbered() {
                 if address.ports >> index & 1 == 1 {
                     let mac = self.mac_of(address.segment, port);
