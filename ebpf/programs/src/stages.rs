@@ -4,7 +4,8 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use datapath::aead::{aead_open, aead_seal};
 use datapath::env::{
-    self, ACTION_CPU, ACTION_DROP, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, Work,
+    self, ACTION_CPU, ACTION_DROP, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area,
+    Env, Work,
 };
 use datapath::esp::{inbound, outbound};
 use datapath::nd;
@@ -135,9 +136,7 @@ pub fn inside(env: Xdp, place: Place) -> u32 {
     // SAFETY: this CPU's scratch; XDP programs do not nest on a CPU.
     let area = unsafe { &mut *area };
     let ctx = env.raw();
-    if inside_stage(ctx, area)
-        && policy_stage(ctx, area, place == Place::Interface)
-        && seal_admit(ctx, area)
+    if inside_stage(ctx, area) && policy_stage(ctx, area, place == Place::Interface) && seal_admit(ctx, area)
     {
         seal(env, area);
     }

@@ -7,8 +7,8 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-    bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_csum_diff, bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_adjust_head,
+    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::XdpContext;
 use datapath::aead::TEXT_MAX;
@@ -402,9 +402,8 @@ impl Env for Xdp {
             // SAFETY: within the text: a piece begins at a multiple of its greatest length.
             let from = unsafe { text.as_ptr().add(at) };
             // SAFETY: the helper reads `piece` octets; texts are multiples of four.
-            sum = unsafe {
-                bpf_csum_diff(core::ptr::null_mut(), 0, from.cast_mut().cast(), piece & !3, sum)
-            } as u32;
+            sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast_mut().cast(), piece & !3, sum) }
+                as u32;
             at += SUM_MAX;
         }
         // The helper adds words as this host reads them.
