@@ -13,8 +13,8 @@ pub const EVENT_CEILING_SOFT: u32 = 3;
 pub const EVENT_EVIDENCE: u32 = 4;
 /// The first authentic packet that this member accepted in an epoch.
 pub const EVENT_FIRST_INBOUND: u32 = 5;
-/// A packet met a policy without SA. `slot` is the connection index, `seq` the inner IPv4 source and destination
-/// (32 bits each). At most a few per second and CPU.
+/// A packet met a policy without SA. `slot` is the connection index, `seq` the last 32 bits of the inner source and
+/// destination. At most a few per second and CPU.
 pub const EVENT_ACQUIRE: u32 = 6;
 
 /// A rare event.

@@ -35,6 +35,10 @@ pub const MAP_MEMBERS: &str = "MEMBERS";
 pub const MAP_MEMBER_MACS: &str = "MEMBER_MACS";
 /// Hash: [`crate::steer::AddressKey`] to [`crate::steer::ClusterAddress`].
 pub const MAP_ADDRESSES: &str = "ADDRESSES";
+/// Array of [`crate::steer::Port`] by number.
+pub const MAP_PORTS: &str = "PORTS";
+/// Hash: [`crate::steer::PortKey`] to the port's number (`u32`).
+pub const MAP_PORT_OF: &str = "PORT_OF";
 /// Array of one [`crate::steer::Local`].
 pub const MAP_LOCAL: &str = "LOCAL";
 /// Per-CPU array of `u64`, index `connection * VERDICT_STRIDE + verdict`.
@@ -63,6 +67,8 @@ pub const PINNED_MAPS: &[&str] = &[
     MAP_MEMBERS,
     MAP_MEMBER_MACS,
     MAP_ADDRESSES,
+    MAP_PORTS,
+    MAP_PORT_OF,
     MAP_LOCAL,
     MAP_VERDICTS,
     MAP_CPUS_IN,

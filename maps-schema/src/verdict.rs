@@ -95,6 +95,11 @@ verdicts! {
     InnerUnsupported = 43, "inner_unsupported", Dropped, "inner protocol that this version does not carry in the kernel lane";
     NoPolicy = 44, "no_policy", Passed, "no policy for this inside packet: left to the host";
     SecondHopUnknown = 45, "second_hop_unknown", Dropped, "the owner's MAC address is not known";
+    StackedVlan = 46, "stacked_vlan", Passed, "more than one VLAN tag: left to the host";
+    NeighbourAnswered = 47, "neighbour_answered", Answered, "neighbour solicitation for a cluster address answered";
+    NeighbourNotOwner = 48, "neighbour_not_owner", Dropped, "neighbour solicitation for a cluster address that another member owns";
+    OuterExtension = 49, "outer_extension", Passed, "outer IPv6 packet with extension headers: its payload comes back through the agent";
+    InnerExtension = 50, "inner_extension", Dropped, "inner IPv6 packet with more extension headers than are looked behind";
 }
 
 impl Verdict {

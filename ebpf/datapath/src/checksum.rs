@@ -10,6 +10,12 @@ pub fn internet<const N: usize>(octets: &[u8; N]) -> u16 {
     fold(sum)
 }
 
+/// Sum of the four 16-bit words of a number.
+#[inline(always)]
+pub const fn words(number: u64) -> u32 {
+    ((number >> 48) + (number >> 32 & 0xffff) + (number >> 16 & 0xffff) + (number & 0xffff)) as u32
+}
+
 /// Folds a sum of 16-bit words and complements it.
 #[inline(always)]
 pub const fn fold(sum: u32) -> u16 {

@@ -5,13 +5,13 @@ use core::mem::{offset_of, size_of};
 
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
 use maps_schema::spd::SpdEntry;
-use maps_schema::steer::{ClusterAddress, Local, Member};
+use maps_schema::steer::{ClusterAddress, Local, Member, Port};
 use maps_schema::verdict::Verdict;
 
 use crate::aead::{Scratch, TEXT_MAX};
 use crate::bytes::Bounded;
 use crate::counter::Counter;
-use crate::headers::Ipv4;
+use crate::headers::{Address, Ip};
 use crate::selectors::Flow;
 
 /// [`OutboundSaRuntime`] as the programs use it: every field changes by atomic operations only.
@@ -43,18 +43,20 @@ const _: () = {
 
 /// A question to the routing table.
 pub struct RouteQuery {
-    /// IPv4 source.
-    pub source: u32,
-    /// IPv4 destination.
-    pub destination: u32,
+    /// Source; of the same family as the destination.
+    pub source: Address,
+    /// Destination.
+    pub destination: Address,
     /// Octets of the datagram.
     pub length: u16,
     /// Type of service.
     pub tos: u8,
     /// IP protocol.
     pub protocol: u8,
-    /// The packet is this host's own and leaves on the outside interface; otherwise it is forwarded.
+    /// The packet is this host's own; otherwise it is forwarded.
     pub own: bool,
+    /// Device on which a forwarded packet arrived.
+    pub device: u32,
 }
 
 /// Where a packet goes next.
@@ -66,6 +68,18 @@ pub struct Route {
     pub source: [u8; 6],
     /// The sending interface.
     pub ifindex: u32,
+    /// VLAN whose tag the frame gets there, 0 for none.
+    pub vlan: u16,
+}
+
+impl Route {
+    /// In place of a route that is not known.
+    pub const NONE: Self = Self {
+        destination: [0; 6],
+        source: [0; 6],
+        ifindex: 0,
+        vlan: 0,
+    };
 }
 
 /// What a packet meets. All methods take `&self`: the implementations are views of maps that others change too.
@@ -76,6 +90,10 @@ pub trait Env {
     fn cpu(&self) -> u32;
     /// This host's facts.
     fn local(&self) -> Option<&Local>;
+    /// The port at which a frame with this tag (0 for none) arrived; `None` where it is none of the cluster's.
+    fn arrived_at(&self, vlan: u16) -> Option<&Port>;
+    /// A port by its number.
+    fn port(&self, index: u8) -> Option<&Port>;
     /// Owner word and side word of a segment.
     fn segment(&self, segment: u8) -> Option<(u64, u64)>;
     /// A member's addresses.
@@ -121,6 +139,8 @@ pub trait Env {
     fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize;
     /// Copies `len` octets (1 to [`TEXT_MAX`]) from `offset` of the frame to the text.
     fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool;
+    /// One's complement sum (RFC 1071), folded to 16 bits, of the text's first `len` octets: even, at most [`TEXT_MAX`].
+    fn sum(&self, text: &[u8; TEXT_MAX], len: usize) -> u16;
     /// Copies 16 octets from `offset` of the frame.
     fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool;
     /// Copies `len` octets (1 to [`TEXT_MAX`]) of the text to `offset` of the frame.
@@ -148,7 +168,7 @@ pub fn must_hop(env: &impl Env, cpu: u32, outbound: bool, now_ns: u64) -> bool {
     now_ns.saturating_sub(env.last_hop(cpu, outbound)) < HOP_BACKLOG_NS
 }
 
-/// Octets of a frame's front that rules look at: link, IPv4 with options, UDP, IKE header.
+/// Octets of a frame's front that rules look at: link, IP with options, UDP, IKE header.
 pub const HEAD_LEN: usize = 128;
 
 /// Leave the frame to the host's stack.
@@ -161,6 +181,8 @@ pub const ACTION_TRANSMIT: u32 = 2;
 pub const ACTION_REDIRECT: u32 = 3;
 /// Move it to CPU `target`.
 pub const ACTION_CPU: u32 = 4;
+/// A neighbour solicitation: the next stage is [`crate::nd::answer`].
+pub const ACTION_NEIGHBOUR: u32 = 5;
 
 /// What is known of the packet so far. It lies in a per-CPU map: BPF's stack is too small.
 #[derive(Clone, Copy, Debug)]
@@ -182,6 +204,8 @@ pub struct Work {
     pub target: u32,
     /// Octets before the network layer.
     pub link_len: u32,
+    /// Where the frame arrived.
+    pub port: Port,
     /// Offset of the ESP header.
     pub esp_at: u32,
     /// Octets from the ESP header to the end of the ICV.
@@ -204,8 +228,8 @@ pub struct Work {
     pub soft: u64,
     /// Time of the packet, nanoseconds.
     pub now_ns: u64,
-    /// The packet's IPv4 header: of the outer packet, then of the inner one.
-    pub ip: Ipv4,
+    /// The packet's IP header: of the outer packet, then of the inner one.
+    pub ip: Ip,
     /// What selectors look at.
     pub flow: Flow,
     /// Epoch in which the segment is served here.
@@ -220,6 +244,8 @@ pub struct Work {
     pub other: u8,
     /// Source MAC address of the frame.
     pub source_mac: [u8; 6],
+    /// What the frame carries, behind a tag.
+    pub ethertype: u16,
 }
 
 impl Work {
@@ -233,6 +259,15 @@ impl Work {
         action: 0,
         target: 0,
         link_len: 0,
+        port: Port {
+            ifindex: 0,
+            device: 0,
+            vlan: 0,
+            mac: [0; 6],
+            side: 0,
+            index: 0,
+            reserved: [0; 2],
+        },
         esp_at: 0,
         esp_len: 0,
         spi: 0,
@@ -244,9 +279,9 @@ impl Work {
         ceiling: 0,
         soft: 0,
         now_ns: 0,
-        ip: Ipv4 {
-            source: 0,
-            destination: 0,
+        ip: Ip {
+            source: [0; 2],
+            destination: [0; 2],
             header_len: 0,
             total_len: 0,
             fragment: 0,
@@ -254,15 +289,15 @@ impl Work {
             tos: 0,
             ttl: 0,
             protocol: 0,
-            reserved: 0,
+            version: 0,
         },
         flow: Flow {
-            source: 0,
-            destination: 0,
+            source: [0; 2],
+            destination: [0; 2],
             ports: [0; 2],
             protocol: 0,
             has_ports: 0,
-            reserved: 0,
+            reserved: [0; 2],
         },
         epoch: 0,
         floor_rule: 0,
@@ -270,6 +305,7 @@ impl Work {
         role: 0,
         other: 0,
         source_mac: [0; 6],
+        ethertype: 0,
     };
 
     /// The frame's front, bounded by what is there.
@@ -330,6 +366,7 @@ pub fn begin(env: &impl Env, work: &mut Work) {
     work.now_ns = env.now_ns();
     work.connection = 0;
     work.target = 0;
+    work.action = ACTION_DROP;
     work.slot = 0;
     work.spi = 0;
     work.seq = 0;

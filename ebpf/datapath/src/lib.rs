@@ -20,6 +20,8 @@ pub mod esp;
 pub mod headers;
 pub mod icmp;
 pub mod limits;
+pub mod link;
+pub mod nd;
 pub mod opaque;
 pub mod replay;
 pub mod selectors;

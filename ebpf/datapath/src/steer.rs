@@ -2,13 +2,20 @@
 
 use maps_schema::sad::{slot_place, spi_segment, spi_slot};
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
-use maps_schema::steer::{Local, SIDE_INSIDE, SIDE_OUTSIDE};
+use maps_schema::steer::{Local, MAX_PORTS, Port, SIDE_OUTSIDE};
 use maps_schema::verdict::Verdict;
 
 use crate::arp;
 use crate::bytes::PacketRead;
-use crate::env::{ACTION_CPU, ACTION_TRANSMIT, Env, Work, must_hop};
-use crate::headers::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4, PROTOCOL_ESP, PROTOCOL_UDP, UDP_LEN};
+use crate::env::{
+    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Env, Work, must_hop,
+};
+use crate::headers::{
+    self, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, Link, PROTOCOL_ESP, PROTOCOL_FRAGMENT,
+    PROTOCOL_UDP, UDP_LEN,
+};
+use crate::link;
+use crate::nd;
 
 /// No planned handover concerns this member.
 pub const ROLE_NONE: u8 = 0;
@@ -133,34 +140,47 @@ pub const fn millis(now_ns: u64) -> u64 {
 }
 
 /// Sends the frame to `member` by rewriting both MAC addresses (a bridge must not learn the peer's address on this
-/// member's port). A frame that came from a member is never forwarded again. Always ends the packet.
+/// member's port), through the port where it arrived or, where the member is not reached there, another one of that side. A
+/// frame that came from a member is never forwarded again. Always ends the packet.
 #[inline(always)]
-pub fn second_hop(env: &impl Env, work: &mut Work, local: &Local, member: u8, inside: bool) -> bool {
+pub fn second_hop(env: &impl Env, work: &mut Work, member: u8) -> bool {
     if env.is_member_mac(work.source_mac) {
         return work.drop(Verdict::NotOwner);
     }
     let Some(next) = env.member(member) else {
         return work.drop(Verdict::SecondHopUnknown);
     };
-    let (to, from) = if inside {
-        (next.inside_mac, local.inside_mac)
-    } else {
-        (next.outside_mac, local.outside_mac)
-    };
+    let index = work.port.index as usize & (MAX_PORTS - 1);
+    let via = next.via[index];
+    if via as usize >= MAX_PORTS {
+        return work.drop(Verdict::SecondHopUnknown);
+    }
+    let to = next.macs[via as usize & (MAX_PORTS - 1)];
+    // A member that was never heard of has a table of zeros.
     if to == [0; 6] {
         return work.drop(Verdict::SecondHopUnknown);
     }
-    let [a, b, c, d, e, f] = to;
-    let [g, h, i, j, k, l] = from;
-    if !env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l]) {
+    if via == work.port.index {
+        if !link::write_addresses(env, to, work.port.mac) {
+            return work.drop(Verdict::InternalError);
+        }
+        return work.end(Verdict::SecondHop, ACTION_TRANSMIT);
+    }
+    let Some(exit) = env.port(via) else {
+        return work.drop(Verdict::SecondHopUnknown);
+    };
+    if !env.cut_head(work.link_len as i32 - link::len(exit.vlan) as i32)
+        || !link::write(env, to, exit.mac, exit.vlan, work.ethertype)
+    {
         return work.drop(Verdict::InternalError);
     }
-    work.end(Verdict::SecondHop, ACTION_TRANSMIT)
+    work.target = exit.ifindex;
+    work.end(Verdict::SecondHop, ACTION_REDIRECT)
 }
 
 /// Ends the packet unless this member serves the segment; then `true`, with epoch and role in `work`.
 #[inline(always)]
-pub fn serve_here(env: &impl Env, work: &mut Work, local: &Local, segment: u8, inside: bool) -> bool {
+pub fn serve_here(env: &impl Env, work: &mut Work, local: &Local, segment: u8) -> bool {
     let Some((owner, side)) = env.segment(segment) else {
         return work.drop(Verdict::InternalError);
     };
@@ -177,7 +197,7 @@ pub fn serve_here(env: &impl Env, work: &mut Work, local: &Local, segment: u8, i
             work.other = other;
             true
         }
-        Serve::Member(member) => second_hop(env, work, local, member, inside),
+        Serve::Member(member) => second_hop(env, work, member),
         Serve::Nobody => work.drop(Verdict::OwnerExpired),
     }
 }
@@ -194,9 +214,94 @@ pub enum Found {
     Pass = 2,
 }
 
-/// Answers an ARP request for a cluster address on `side` while this member serves the address's segment.
+/// Finds the link layer and the port of a new frame; `None` where it is not of a port on `side`, and passed. A frame to a
+/// virtual MAC address of this member's is one to the port's own from here on: the stack takes no other.
 #[inline(always)]
-pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local, side: u8) -> bool {
+pub fn arrive(env: &impl Env, work: &mut Work, local: &Local, side: u8) -> Option<Link> {
+    let Some(mut link) = headers::link(&work.front()) else {
+        work.pass(Verdict::NotForCluster);
+        return None;
+    };
+    if link.is_stacked() {
+        work.pass(Verdict::StackedVlan);
+        return None;
+    }
+    let port = match env.arrived_at(link.vlan) {
+        Some(port) if port.side == side => port,
+        _ => {
+            work.pass(Verdict::NotForCluster);
+            return None;
+        }
+    };
+    work.port = *port;
+    work.link_len = link.len as u32;
+    work.source_mac = link.source;
+    work.ethertype = link.ethertype;
+    if is_virtual(local, link.destination) {
+        let [.., segment] = link.destination;
+        if !owned(env, local, segment) {
+            work.pass(Verdict::NotForCluster);
+            return None;
+        }
+        link.destination = work.port.mac;
+        work.head[..6].copy_from_slice(&link.destination);
+        if !env.write(0, &link.destination) {
+            work.drop(Verdict::InternalError);
+            return None;
+        }
+    }
+    Some(link)
+}
+
+#[inline(always)]
+fn is_virtual(local: &Local, mac: [u8; 6]) -> bool {
+    let ([a, b, c, d, e, _], [p, q, r, s, t, _]) = (mac, local.virtual_mac);
+    // The first octet of a virtual address is never zero: it is locally administered.
+    p != 0 && (a ^ p) | (b ^ q) | (c ^ r) | (d ^ s) | (e ^ t) == 0
+}
+
+/// Whether a frame to a segment's virtual MAC address is this member's business: it owns the segment, or gave it away in a
+/// planned handover that is not over, so that the switch may not know yet. What a switch floods, or sends to a member that
+/// lost the segment otherwise, is not: another member has the frame too, and would carry it twice.
+#[inline(always)]
+fn owned(env: &impl Env, local: &Local, segment: u8) -> bool {
+    let Some((owner, side)) = env.segment(segment) else {
+        return false;
+    };
+    let me = local.member as u8;
+    me != 0 && (OwnerWord::unpack(owner).owner == me || SideWord::unpack(side).legacy_owner == me)
+}
+
+/// The IP header behind the link header.
+#[inline(always)]
+pub fn ip(work: &Work, link: &Link) -> Option<Ip> {
+    let available = (work.frame_len as usize).saturating_sub(link.len);
+    match link.ethertype {
+        ETHERTYPE_IPV4 => headers::ipv4(&work.front(), link.len, available),
+        ETHERTYPE_IPV6 => headers::ipv6(&work.front(), link.len, available),
+        _ => None,
+    }
+}
+
+/// Whether a frame is for this port: by its own address, or to many.
+#[inline(always)]
+pub fn reaches(link: &Link, port: &Port) -> bool {
+    link.destination[0] & 1 != 0 || link.destination == port.mac
+}
+
+/// Whether this member answers for a cluster address: it serves the address's segment.
+#[inline(always)]
+pub(crate) fn answers(env: &impl Env, work: &Work, local: &Local, segment: u8) -> Option<bool> {
+    let (owner, side) = env.segment(segment)?;
+    Some(matches!(
+        decide(owner, side, local.member as u8, millis(work.now_ns)),
+        Serve::Here { role, .. } if role != ROLE_OLD_OWNER
+    ))
+}
+
+/// Answers an ARP request for a cluster address of this port while this member serves the address's segment.
+#[inline(always)]
+pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local) -> bool {
     let at = work.link_len as usize;
     let Some(request) = arp::request(&work.front(), at) else {
         return work.pass(Verdict::NotForCluster);
@@ -204,24 +309,16 @@ pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local, side: u8) -> b
     let Some(address) = env.address(headers::mapped(request.target)) else {
         return work.pass(Verdict::NotForCluster);
     };
-    if address.side != side {
+    if address.side != work.port.side || address.ports >> (work.port.index as u32 & 15) & 1 == 0 {
         return work.pass(Verdict::NotForCluster);
     }
-    let Some((owner, side_word)) = env.segment(address.segment) else {
-        return work.drop(Verdict::InternalError);
-    };
-    match decide(owner, side_word, local.member as u8, millis(work.now_ns)) {
-        Serve::Here { role, .. } if role != ROLE_OLD_OWNER => {}
-        _ => return work.drop(Verdict::ArpNotOwner),
+    match answers(env, work, local, address.segment) {
+        Some(true) => {}
+        Some(false) => return work.drop(Verdict::ArpNotOwner),
+        None => return work.drop(Verdict::InternalError),
     }
-    let mac = if side == SIDE_INSIDE {
-        local.inside_mac
-    } else {
-        local.outside_mac
-    };
-    let [a, b, c, d, e, f] = request.sender_mac;
-    let [g, h, i, j, k, l] = mac;
-    if !env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l]) || !env.write(at, &arp::reply(&request, mac)) {
+    let mac = local.mac_of(address.segment, &work.port);
+    if !link::write_addresses(env, request.sender_mac, mac) || !env.write(at, &arp::reply(&request, mac)) {
         return work.drop(Verdict::InternalError);
     }
     work.end(Verdict::ArpAnswered, ACTION_TRANSMIT)
@@ -230,35 +327,45 @@ pub fn answer_arp(env: &impl Env, work: &mut Work, local: &Local, side: u8) -> b
 /// First stage on the outside interface: what is this frame?
 #[inline(always)]
 pub fn classify(env: &impl Env, work: &mut Work, local: &Local) -> Found {
-    let Some(link) = headers::link(&work.front()) else {
-        work.pass(Verdict::NotForCluster);
+    let Some(link) = arrive(env, work, local, SIDE_OUTSIDE) else {
         return Found::End;
     };
-    work.link_len = link.len as u32;
-    work.source_mac = link.source;
     if link.ethertype == ETHERTYPE_ARP {
-        answer_arp(env, work, local, SIDE_OUTSIDE);
+        answer_arp(env, work, local);
         return Found::End;
     }
-    // A frame that a bridge floods to every port belongs to the host whose address it bears.
-    if link.ethertype != ETHERTYPE_IPV4 || link.destination != local.outside_mac {
-        work.pass(Verdict::NotForCluster);
-        return Found::End;
-    }
-    let available = (work.frame_len as usize).saturating_sub(link.len);
-    let Some(ip) = headers::ipv4(&work.front(), link.len, available) else {
+    let Some(ip) = ip(work, &link) else {
         // The stack counts malformed datagrams, and drops them.
         work.pass(Verdict::NotForCluster);
         return Found::End;
     };
     work.ip = ip;
-    let address = match env.address(headers::mapped(ip.destination)) {
+    if ip.version == 6 && nd::is_solicitation(work) && reaches(&link, &work.port) {
+        work.end(Verdict::InternalError, ACTION_NEIGHBOUR);
+        return Found::End;
+    }
+    // A frame that a bridge floods to every port belongs to the host whose address it bears.
+    if link.destination != work.port.mac {
+        work.pass(Verdict::NotForCluster);
+        return Found::End;
+    }
+    let address = match env.address(headers::octets(ip.destination)) {
         Some(address) if address.side == SIDE_OUTSIDE => address,
         _ => {
             work.pass(Verdict::NotForCluster);
             return Found::End;
         }
     };
+    if ip.version == 6 && headers::is_extension(ip.protocol) {
+        // The stack of the address's owner looks behind them, puts fragments together, and the agent gets what is there.
+        work.slot = address.segment as u32;
+        work.verdict = if ip.protocol == PROTOCOL_FRAGMENT {
+            Verdict::OuterFragment
+        } else {
+            Verdict::OuterExtension
+        } as u32;
+        return Found::Pass;
+    }
     if ip.is_fragment() {
         // The pieces of one datagram meet at the owner of the address's segment.
         work.slot = address.segment as u32;
@@ -363,7 +470,8 @@ fn esp(work: &mut Work, local: &Local, at: usize, len: usize) -> Found {
     Found::Esp
 }
 
-/// On the outside interface, up to the SA's CPU: `true` where ESP is to be opened right here.
+/// On the outside interface, up to the SA's CPU: `true` where ESP is to be opened right here. `ACTION_NEIGHBOUR` asks for one
+/// more stage.
 ///
 /// `may_move` is false in the cpumap program: there the packet has arrived.
 #[inline(always)]
@@ -375,20 +483,18 @@ pub fn steer(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
         Found::End => false,
         Found::Pass => {
             let verdict = work.verdict;
-            if !serve_here(env, work, local, work.slot as u8, false) {
+            if !serve_here(env, work, local, work.slot as u8) {
                 return false;
             }
             if work.role == ROLE_OLD_OWNER {
-                return second_hop(env, work, local, work.other, false);
+                return second_hop(env, work, work.other);
             }
-            work.pass(if verdict == Verdict::IkeToAgent as u32 {
-                Verdict::IkeToAgent
-            } else {
-                Verdict::OuterFragment
-            })
+            work.end(Verdict::OuterFragment, ACTION_PASS);
+            work.verdict = verdict;
+            false
         }
         Found::Esp => {
-            if !serve_here(env, work, local, spi_segment(work.spi), false) {
+            if !serve_here(env, work, local, spi_segment(work.spi)) {
                 return false;
             }
             if !may_move {

@@ -8,7 +8,9 @@ use maps_schema::event::{Event, SlowFrame};
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
 use maps_schema::segment::{SEGMENTS as SEGMENT_COUNT, Segment};
 use maps_schema::spd::{SpdEntry, SpdKey};
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, MAX_CONNECTIONS, MAX_MEMBERS, MacKey, Member};
+use maps_schema::steer::{
+    AddressKey, ClusterAddress, Local, MAX_CONNECTIONS, MAX_MEMBERS, MAX_PORTS, MacKey, Member, Port, PortKey,
+};
 use maps_schema::verdict::VERDICT_STRIDE;
 
 /// Upper bound of CPUs; the loader sets the real number.
@@ -39,9 +41,13 @@ pub static SEGMENTS: Array<Segment, SEGMENT_COUNT, MMAPABLE> = Array::new();
 #[btf_map]
 pub static MEMBERS: Array<Member, { MAX_MEMBERS + 1 }> = Array::new();
 #[btf_map]
-pub static MEMBER_MACS: HashMap<MacKey, u32, 64> = HashMap::new();
+pub static MEMBER_MACS: HashMap<MacKey, u32, { MAX_MEMBERS * MAX_PORTS }> = HashMap::new();
 #[btf_map]
 pub static ADDRESSES: HashMap<AddressKey, ClusterAddress, 1024> = HashMap::new();
+#[btf_map]
+pub static PORTS: Array<Port, MAX_PORTS> = Array::new();
+#[btf_map]
+pub static PORT_OF: HashMap<PortKey, u32, { 2 * MAX_PORTS }> = HashMap::new();
 #[btf_map]
 pub static LOCAL: Array<Local, 1> = Array::new();
 #[btf_map]

@@ -4,9 +4,11 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use datapath::aead::{aead_open, aead_seal};
 use datapath::env::{
-    self, ACTION_CPU, ACTION_DROP, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, Work,
+    self, ACTION_CPU, ACTION_DROP, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area,
+    Env, Work,
 };
 use datapath::esp::{inbound, outbound};
+use datapath::nd;
 use datapath::steer;
 use maps_schema::steer::MAX_CONNECTIONS;
 use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
@@ -36,8 +38,18 @@ fn open_admit(ctx: *mut xdp_md, area: &mut Area) -> bool {
 }
 
 #[inline(never)]
-fn open_accept(ctx: *mut xdp_md, area: &mut Area, status: i32) -> bool {
-    inbound::accept(&Xdp::from_raw(ctx), area, status)
+fn open_authentic(ctx: *mut xdp_md, area: &mut Area, status: i32) -> bool {
+    inbound::authentic(&Xdp::from_raw(ctx), &mut area.work, status)
+}
+
+#[inline(never)]
+fn open_inspect(ctx: *mut xdp_md, area: &mut Area) -> bool {
+    inbound::inspect(&Xdp::from_raw(ctx), area)
+}
+
+#[inline(never)]
+fn open_mark(ctx: *mut xdp_md, area: &mut Area, status: i32) -> bool {
+    inbound::mark(&Xdp::from_raw(ctx), &mut area.work, status)
 }
 
 #[inline(never)]
@@ -47,10 +59,21 @@ fn open_forward(ctx: *mut xdp_md, area: &mut Area) -> u32 {
 }
 
 #[inline(never)]
-fn choose_stage(ctx: *mut xdp_md, area: &mut Area, may_move: bool) -> bool {
+fn neighbour_stage(ctx: *mut xdp_md, area: &mut Area) -> u32 {
+    nd::answer(&Xdp::from_raw(ctx), &mut area.work);
+    0
+}
+
+#[inline(never)]
+fn inside_stage(ctx: *mut xdp_md, area: &mut Area) -> bool {
     let env = Xdp::from_raw(ctx);
     env::begin(&env, &mut area.work);
-    outbound::choose(&env, &mut area.work, may_move)
+    outbound::arrive(&env, &mut area.work)
+}
+
+#[inline(never)]
+fn policy_stage(ctx: *mut xdp_md, area: &mut Area, may_move: bool) -> bool {
+    outbound::policy(&Xdp::from_raw(ctx), &mut area.work, may_move)
 }
 
 #[inline(never)]
@@ -59,8 +82,13 @@ fn seal_admit(ctx: *mut xdp_md, area: &mut Area) -> bool {
 }
 
 #[inline(never)]
-fn seal_emit(ctx: *mut xdp_md, area: &mut Area, status: i32) -> u32 {
-    outbound::emit(&Xdp::from_raw(ctx), area, status);
+fn seal_direct(ctx: *mut xdp_md, area: &mut Area, status: i32) -> bool {
+    outbound::direct(&Xdp::from_raw(ctx), area, status)
+}
+
+#[inline(never)]
+fn seal_fill(ctx: *mut xdp_md, area: &mut Area) -> u32 {
+    outbound::fill(&Xdp::from_raw(ctx), area);
     0
 }
 
@@ -74,6 +102,9 @@ pub fn outside(env: Xdp, place: Place) -> u32 {
     let area = unsafe { &mut *area };
     if steer_stage(env.raw(), area, place == Place::Interface) && open_admit(env.raw(), area) {
         open(env, area);
+    }
+    if area.work.action == ACTION_NEIGHBOUR {
+        neighbour_stage(env.raw(), area);
     }
     finish(env, &mut area.work, place, true)
 }
@@ -90,7 +121,8 @@ fn open(env: Xdp, area: &mut Area) {
     }
     // SAFETY: a map value that is read, and this CPU's scratch.
     let status = unsafe { aead_open(key, &raw mut area.cipher) };
-    if open_accept(env.raw(), area, status) {
+    let ctx = env.raw();
+    if open_authentic(ctx, area, status) && open_inspect(ctx, area) && open_mark(ctx, area, status) {
         open_forward(env.raw(), area);
     }
 }
@@ -103,8 +135,13 @@ pub fn inside(env: Xdp, place: Place) -> u32 {
     };
     // SAFETY: this CPU's scratch; XDP programs do not nest on a CPU.
     let area = unsafe { &mut *area };
-    if choose_stage(env.raw(), area, place == Place::Interface) && seal_admit(env.raw(), area) {
+    let ctx = env.raw();
+    if inside_stage(ctx, area) && policy_stage(ctx, area, place == Place::Interface) && seal_admit(ctx, area)
+    {
         seal(env, area);
+    }
+    if area.work.action == ACTION_NEIGHBOUR {
+        neighbour_stage(env.raw(), area);
     }
     finish(env, &mut area.work, place, false)
 }
@@ -121,7 +158,9 @@ fn seal(env: Xdp, area: &mut Area) {
     }
     // SAFETY: a map value that is read, and this CPU's scratch.
     let status = unsafe { aead_seal(key, &raw mut area.cipher) };
-    seal_emit(env.raw(), area, status);
+    if seal_direct(env.raw(), area, status) {
+        seal_fill(env.raw(), area);
+    }
 }
 
 /// Turns the outcome into the kernel's return value and counts the verdict.

@@ -7,17 +7,18 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
-    bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_csum_diff, bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_adjust_head,
+    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::XdpContext;
 use datapath::aead::TEXT_MAX;
 use datapath::env::{Env, HEAD_LEN, OutboundCounters, Route, RouteQuery};
+use datapath::headers::{Address, is_v4, to_v4};
 use datapath::opaque::opaque;
 use maps_schema::event::{Event, SLOW_FRAME_MAX, SlowFrame};
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, SaKey};
 use maps_schema::spd::{SpdEntry, SpdKey};
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, MacKey, Member};
+use maps_schema::steer::{AddressKey, ClusterAddress, Local, MacKey, Member, NO_VLAN, Port, PortKey};
 use maps_schema::verdict::Verdict;
 
 use crate::maps;
@@ -76,7 +77,33 @@ fn hop_cell(cpu: u32, outbound: bool) -> Option<*mut u64> {
     maps::HOPS.get_ptr_mut(at)
 }
 
-/// `struct bpf_fib_lookup` for IPv4.
+/// An address as a route look-up wants it: network order, IPv4 in the first word.
+#[inline(always)]
+fn fib_address(address: Address) -> [u32; 4] {
+    let [high, low] = address;
+    if is_v4(address) {
+        return [to_v4(address).to_be(), 0, 0, 0];
+    }
+    [
+        ((high >> 32) as u32).to_be(),
+        (high as u32).to_be(),
+        ((low >> 32) as u32).to_be(),
+        (low as u32).to_be(),
+    ]
+}
+
+#[inline(always)]
+fn port_of(ifindex: u32, vlan: u16) -> Option<&'static Port> {
+    let key = PortKey {
+        ifindex,
+        vlan: vlan as u32,
+    };
+    // SAFETY: copied at once; entries change with the configuration only.
+    let index = unsafe { maps::PORT_OF.get(key).copied() }?;
+    maps::PORTS.get(index)
+}
+
+/// `struct bpf_fib_lookup`.
 #[repr(C)]
 struct Fib {
     family: u8,
@@ -94,10 +121,15 @@ struct Fib {
 const _: () = assert!(size_of::<Fib>() == 64);
 
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 /// Look up as for an own packet that leaves on `ifindex`.
 const FIB_LOOKUP_OUTPUT: u32 = 2;
+/// Index of `lo`, in every network namespace: a look-up as the stack does it for its own packets.
+const LOOPBACK: u32 = 1;
 /// Least time between two reports of packets without SA, per connection and CPU.
 const ACQUIRE_INTERVAL_NS: u64 = 250_000_000;
+/// Octets that older kernels sum up in one call.
+const SUM_MAX: usize = 512;
 
 /// `len` within `1..=M`, for a power of two `M`, in a way that the verifier sees. Callers checked the length; the compiler
 /// must not know that, or it removes the mask.
@@ -124,6 +156,16 @@ impl Env for Xdp {
     #[inline(always)]
     fn local(&self) -> Option<&Local> {
         maps::LOCAL.get(0)
+    }
+
+    #[inline(always)]
+    fn arrived_at(&self, vlan: u16) -> Option<&Port> {
+        port_of(self.ifindex(), vlan)
+    }
+
+    #[inline(always)]
+    fn port(&self, index: u8) -> Option<&Port> {
+        maps::PORTS.get(index as u32)
     }
 
     #[inline(always)]
@@ -197,24 +239,36 @@ impl Env for Xdp {
     #[inline(always)]
     fn route(&self, query: &RouteQuery) -> Option<Route> {
         let local = self.local()?;
+        let v4 = is_v4(query.destination);
         let mut fib = Fib {
-            family: AF_INET,
+            family: if v4 { AF_INET } else { AF_INET6 },
             protocol: query.protocol,
             ports: [0; 2],
             length: query.length,
-            ifindex: if query.own {
-                local.outside_ifindex
+            ifindex: if !query.own {
+                query.device
+            } else if local.own_device != 0 {
+                local.own_device
             } else {
-                self.ifindex()
+                LOOPBACK
             },
-            tos: query.tos as u32,
-            source: [query.source.to_be(), 0, 0, 0],
-            destination: [query.destination.to_be(), 0, 0, 0],
+            // Type of service, or what an IPv6 header begins with but for the version.
+            tos: if v4 {
+                query.tos as u32
+            } else {
+                ((query.tos as u32) << 20).to_be()
+            },
+            source: fib_address(query.source),
+            destination: fib_address(query.destination),
             vlan: 0,
             source_mac: [0; 6],
             destination_mac: [0; 6],
         };
-        let flags = if query.own { FIB_LOOKUP_OUTPUT } else { 0 };
+        let flags = if query.own && local.own_device != 0 {
+            FIB_LOOKUP_OUTPUT
+        } else {
+            0
+        };
         // SAFETY: `fib` is a `struct bpf_fib_lookup`.
         let found = unsafe {
             bpf_fib_lookup(
@@ -224,14 +278,17 @@ impl Env for Xdp {
                 flags,
             )
         };
-        // Other interfaces may not take redirected frames (a VLAN device does not): theirs go through the stack.
-        if found != 0 || (fib.ifindex != local.inside_ifindex && fib.ifindex != local.outside_ifindex) {
+        if found != 0 {
             return None;
         }
+        // Other interfaces may not take redirected frames: theirs go through the stack. A VLAN device takes none at all; its
+        // port names the device below it.
+        let port = port_of(fib.ifindex, NO_VLAN)?;
         Some(Route {
             destination: fib.destination_mac,
             source: fib.source_mac,
-            ifindex: fib.ifindex,
+            ifindex: port.ifindex,
+            vlan: port.vlan,
         })
     }
 
@@ -331,6 +388,28 @@ impl Env for Xdp {
     #[inline(always)]
     fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool {
         self.load_raw(offset, text.as_mut_ptr(), visibly::<TEXT_MAX>(len))
+    }
+
+    #[inline(always)]
+    fn sum(&self, text: &[u8; TEXT_MAX], len: usize) -> u16 {
+        let mut sum = 0u32;
+        let mut at = 0usize;
+        while at < TEXT_MAX {
+            if at >= len {
+                break;
+            }
+            let piece = visibly::<SUM_MAX>((len - at).min(SUM_MAX));
+            // SAFETY: within the text: a piece begins at a multiple of its greatest length.
+            let from = unsafe { text.as_ptr().add(at) };
+            // SAFETY: the helper reads `piece` octets; texts are multiples of four.
+            sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast_mut().cast(), piece & !3, sum) }
+                as u32;
+            at += SUM_MAX;
+        }
+        // The helper adds words as this host reads them.
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        u16::from_be(sum as u16)
     }
 
     #[inline(always)]

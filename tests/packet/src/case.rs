@@ -3,7 +3,7 @@
 use maps_schema::sad::{InboundSaRuntime, OutboundSaRuntime};
 use maps_schema::verdict::Verdict;
 
-use crate::world::World;
+use crate::world::{INSIDE_IFINDEX, OUTSIDE_IFINDEX, World};
 
 /// Program that the frame meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Observed {
     pub verdict: Option<(u16, Verdict)>,
     /// Action.
     pub action: Action,
+    /// Interface or CPU of a redirect; unknown where the kernel ran the case.
+    pub target: Option<u32>,
     /// The frame afterwards.
     pub frame: Vec<u8>,
     /// The window afterwards.
@@ -67,12 +69,16 @@ pub struct Case {
     pub world: World,
     /// Packet in.
     pub frame: Vec<u8>,
+    /// Interface on which it arrives.
+    pub ifindex: u32,
     /// Verdict; none for `sa_ctl`.
     pub verdict: Option<Verdict>,
     /// Connection that the verdict is counted for.
     pub connection: u16,
     /// Action.
     pub action: Action,
+    /// Interface of a redirect, where it matters.
+    pub target: Option<u32>,
     /// Packet out: `None` where the frame must not change.
     pub out: Option<Vec<u8>>,
     /// Whether the frame afterwards is compared at all (a check does it otherwise).
@@ -93,15 +99,32 @@ impl Case {
             program,
             world,
             frame,
+            ifindex: match program {
+                Program::Steer | Program::EspIn => OUTSIDE_IFINDEX,
+                _ => INSIDE_IFINDEX,
+            },
             verdict: None,
             connection: 0,
             action: Action::Drop,
+            target: None,
             out: None,
             compare_frame: true,
             events: Vec::new(),
             slow: Vec::new(),
             checks: Vec::new(),
         }
+    }
+
+    /// The frame arrives on this interface.
+    pub fn on(mut self, ifindex: u32) -> Self {
+        self.ifindex = ifindex;
+        self
+    }
+
+    /// The redirect goes to this interface.
+    pub fn to(mut self, ifindex: u32) -> Self {
+        self.target = Some(ifindex);
+        self
     }
 
     /// Expected verdict and action.
@@ -156,6 +179,11 @@ impl Case {
         }
         if seen.action != self.action {
             problems.push(format!("action {:?}, expected {:?}", seen.action, self.action));
+        }
+        if let (Some(wanted), Some(target)) = (self.target, seen.target)
+            && wanted != target
+        {
+            problems.push(format!("redirected to {target}, expected {wanted}"));
         }
         if self.compare_frame {
             let wanted = self.out.as_ref().unwrap_or(&self.frame);

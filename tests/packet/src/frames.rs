@@ -22,6 +22,11 @@ pub fn ethernet(to: [u8; 6], from: [u8; 6], ethertype: u16, payload: &[u8]) -> V
     [&to[..], &from, &ethertype.to_be_bytes(), payload].concat()
 }
 
+/// The frame with an 802.1Q tag.
+pub fn tagged(tag: u16, frame: &[u8]) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0], &tag.to_be_bytes(), &frame[12..]].concat()
+}
+
 /// IPv4 with the fields that cases vary.
 #[derive(Clone, Copy)]
 pub struct Ip {
@@ -69,6 +74,95 @@ impl Ip {
         out.extend(payload);
         out
     }
+}
+
+/// IPv6 with the fields that cases vary.
+#[derive(Clone, Copy)]
+pub struct Ip6 {
+    /// Source.
+    pub source: [u8; 16],
+    /// Destination.
+    pub destination: [u8; 16],
+    /// Next header.
+    pub protocol: u8,
+    /// Hop limit.
+    pub ttl: u8,
+    /// Traffic class.
+    pub tos: u8,
+}
+
+impl Ip6 {
+    /// Usual values.
+    pub fn new(source: [u8; 16], destination: [u8; 16], protocol: u8) -> Self {
+        Self {
+            source,
+            destination,
+            protocol,
+            ttl: 64,
+            tos: 0,
+        }
+    }
+
+    /// The datagram.
+    pub fn with(self, payload: &[u8]) -> Vec<u8> {
+        let len = (payload.len() as u16).to_be_bytes();
+        [
+            &[0x60 | self.tos >> 4, self.tos << 4, 0, 0][..],
+            &len,
+            &[self.protocol, self.ttl],
+            &self.source,
+            &self.destination,
+            payload,
+        ]
+        .concat()
+    }
+
+    /// The datagram, with the checksum of its payload at octet `at` of it.
+    pub fn with_checksum(self, payload: &[u8], at: usize) -> Vec<u8> {
+        let mut payload = payload.to_vec();
+        payload[at..at + 2].fill(0);
+        let sum = self.checksum(&payload);
+        payload[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        self.with(&payload)
+    }
+
+    /// Checksum over pseudo header and payload (RFC 8200 8.1); 0 where the payload has the right one in it.
+    pub fn checksum(&self, payload: &[u8]) -> u16 {
+        let len = (payload.len() as u32).to_be_bytes();
+        checksum(
+            &[
+                &self.source[..],
+                &self.destination,
+                &len,
+                &[0, 0, 0, self.protocol],
+                payload,
+            ]
+            .concat(),
+        )
+    }
+}
+
+/// Neighbour solicitation for `target` with options, from a port of this MAC address, to its solicited-node group.
+pub fn solicitation(mac: [u8; 6], source: [u8; 16], target: [u8; 16], options: &[u8]) -> Vec<u8> {
+    let mut group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0];
+    group[13..].copy_from_slice(&target[13..]);
+    let message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target, options].concat();
+    let ip = Ip6 {
+        ttl: 255,
+        ..Ip6::new(source, group, 58)
+    };
+    let to = [0x33, 0x33, 0xff, target[13], target[14], target[15]];
+    ethernet(to, mac, 0x86dd, &ip.with_checksum(&message, 2))
+}
+
+/// Neighbour advertisement: `target` is at `mac`.
+pub fn advertisement(mac: [u8; 6], target: [u8; 16], to_mac: [u8; 6], to: [u8; 16], flags: u8) -> Vec<u8> {
+    let message = [&[136, 0, 0, 0, flags, 0, 0, 0][..], &target, &[2, 1], &mac].concat();
+    let ip = Ip6 {
+        ttl: 255,
+        ..Ip6::new(target, to, 58)
+    };
+    ethernet(to_mac, mac, 0x86dd, &ip.with_checksum(&message, 2))
 }
 
 /// UDP without checksum.
@@ -125,6 +219,8 @@ pub struct Sealer {
     pub spi: u32,
     /// Next header in the trailer.
     pub next_header: u8,
+    /// Over IPv6.
+    pub v6: bool,
 }
 
 impl Sealer {
@@ -136,6 +232,23 @@ impl Sealer {
             encap,
             spi: SPI_IN,
             next_header: 4,
+            v6: false,
+        }
+    }
+
+    /// The peer, over IPv6.
+    pub fn over_v6(suite: u8, esn: bool, encap: bool) -> Self {
+        Self {
+            v6: true,
+            ..Self::peer(suite, esn, encap)
+        }
+    }
+
+    /// What is inside is IPv6.
+    pub fn around_v6(self) -> Self {
+        Self {
+            next_header: 41,
+            ..self
         }
     }
 
@@ -166,6 +279,14 @@ impl Sealer {
 
     /// The frame that carries an ESP payload from the peer to this member.
     pub fn frame_of(&self, esp: &[u8]) -> Vec<u8> {
+        if self.v6 {
+            let ip = if self.encap {
+                Ip6::new(PEER_V6, CLUSTER_V6, 17).with_checksum(&udp(4500, 4500, esp), 6)
+            } else {
+                Ip6::new(PEER_V6, CLUSTER_V6, 50).with(esp)
+            };
+            return ethernet(OUTSIDE_MAC, PEER_MAC, 0x86dd, &ip);
+        }
         let ip = if self.encap {
             Ip::new(PEER, CLUSTER, 17).with(&udp(4500, 4500, esp))
         } else {
@@ -198,26 +319,42 @@ pub struct OpenedFrame {
 /// What is wrong with it.
 pub fn open_ours(frame: &[u8], suite: u8, esn_high: Option<u32>, encap: bool) -> Result<OpenedFrame, String> {
     let outer = frame.get(14..).ok_or("no Ethernet header")?.to_vec();
-    if checksum(&outer[..20]) != 0 {
-        return Err("outer checksum wrong".into());
+    let v6 = outer[0] >> 4 == 6;
+    let (ip_len, protocol) = if v6 { (40, outer[6]) } else { (20, outer[9]) };
+    let stated = if v6 {
+        usize::from(u16::from_be_bytes([outer[4], outer[5]])) + 40
+    } else {
+        if checksum(&outer[..20]) != 0 {
+            return Err("outer checksum wrong".into());
+        }
+        usize::from(u16::from_be_bytes([outer[2], outer[3]]))
+    };
+    if stated != outer.len() {
+        return Err(format!("outer length {stated} for {} octets", outer.len()));
     }
-    if u16::from_be_bytes([outer[2], outer[3]]) as usize != outer.len() {
-        return Err(format!(
-            "outer length {:02x?} for {} octets",
-            &outer[2..4],
-            outer.len()
-        ));
-    }
-    let mut at = 20;
+    let mut at = ip_len;
     if encap {
-        if outer[9] != 17 || outer[20..24] != [0x11, 0x94, 0x11, 0x94] || outer[26..28] != [0, 0] {
+        let datagram = &outer[ip_len..];
+        if protocol != 17 || datagram[..4] != [0x11, 0x94, 0x11, 0x94] {
             return Err("UDP header wrong".into());
         }
-        if u16::from_be_bytes([outer[24], outer[25]]) as usize != outer.len() - 20 {
+        if u16::from_be_bytes([datagram[4], datagram[5]]) as usize != datagram.len() {
             return Err("UDP length wrong".into());
         }
+        let pseudo = v6.then(|| {
+            let address = |at: usize| outer[at..at + 16].try_into().expect("16 octets");
+            Ip6::new(address(8), address(24), 17)
+        });
+        // Over IPv4 none; over IPv6 there must be one.
+        let right = match pseudo {
+            Some(ip) => ip.checksum(datagram) == 0 && datagram[6..8] != [0, 0],
+            None => datagram[6..8] == [0, 0],
+        };
+        if !right {
+            return Err(format!("UDP checksum {:02x?}", &datagram[6..8]));
+        }
         at += 8;
-    } else if outer[9] != 50 {
+    } else if protocol != 50 {
         return Err("not ESP".into());
     }
     let esp = &outer[at..];
@@ -241,7 +378,12 @@ pub fn open_ours(frame: &[u8], suite: u8, esn_high: Option<u32>, encap: bool) ->
         return Err("no trailer".into());
     };
     let (inner, padding) = rest.split_at(rest.len() - *pad as usize);
-    if *next != 4 || padding.iter().enumerate().any(|(i, p)| *p != i as u8 + 1) {
+    let wanted = if inner.first().is_some_and(|first| first >> 4 == 6) {
+        41
+    } else {
+        4
+    };
+    if *next != wanted || padding.iter().enumerate().any(|(i, p)| *p != i as u8 + 1) {
         return Err("trailer wrong".into());
     }
     Ok(OpenedFrame {

@@ -5,17 +5,19 @@ use std::cell::{Cell, RefCell};
 use datapath::aead::{Scratch, TEXT_MAX, aead_open, aead_seal};
 use datapath::control;
 use datapath::env::{
-    ACTION_CPU, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, HEAD_LEN, OutboundCounters, Route,
-    RouteQuery, Work, begin,
+    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, HEAD_LEN,
+    OutboundCounters, Route, RouteQuery, Work, begin,
 };
 use datapath::esp::{inbound, outbound};
+use datapath::headers;
+use datapath::nd;
 use datapath::steer;
 use maps_schema::event::SLOW_FRAME_MAX;
 use maps_schema::sad::{
     FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
 };
 use maps_schema::spd::SpdEntry;
-use maps_schema::steer::{ClusterAddress, Local, Member};
+use maps_schema::steer::{ClusterAddress, Local, Member, NO_VLAN, Port};
 use maps_schema::verdict::Verdict;
 use zerocopy::FromBytes;
 
@@ -29,6 +31,7 @@ const HEADROOM: usize = 256;
 
 struct Host<'a> {
     world: &'a World,
+    ifindex: u32,
     window: RefCell<InboundSaRuntime>,
     counters: OutboundCounters,
     frame: RefCell<Vec<u8>>,
@@ -63,6 +66,14 @@ impl Env for Host<'_> {
         Some(&self.world.local)
     }
 
+    fn arrived_at(&self, vlan: u16) -> Option<&Port> {
+        PORTS.iter().find(|p| (p.ifindex, p.vlan) == (self.ifindex, vlan))
+    }
+
+    fn port(&self, index: u8) -> Option<&Port> {
+        PORTS.iter().find(|p| p.index == index)
+    }
+
     fn segment(&self, _segment: u8) -> Option<(u64, u64)> {
         Some((self.world.owner_word(NOW_MS), self.world.side.pack()))
     }
@@ -72,16 +83,12 @@ impl Env for Host<'_> {
     }
 
     fn is_member_mac(&self, mac: [u8; 6]) -> bool {
-        mac == OTHER_OUTSIDE_MAC || mac == OTHER_INSIDE_MAC
+        OTHER_MACS.contains(&mac)
     }
 
     fn address(&self, address: [u8; 16]) -> Option<ClusterAddress> {
-        let (_, side, segment) = *ADDRESSES.iter().find(|a| mapped(a.0) == address)?;
-        Some(ClusterAddress {
-            side,
-            segment,
-            reserved: [0; 2],
-        })
+        let (_, side, segment, ports) = *ADDRESSES.iter().find(|a| a.0 == address)?;
+        Some(ClusterAddress { side, segment, ports })
     }
 
     fn inbound(&self, cpu: u32, index: u32) -> Option<&InboundSa> {
@@ -115,23 +122,44 @@ impl Env for Host<'_> {
 
     fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
         let prefix = mapped(POLICY_PREFIX);
+        if destination[..6] == POLICY_PREFIX_V6[..6] {
+            return Some(&self.world.policy_v6);
+        }
         (destination[..14] == prefix[..14]).then_some(&self.world.policy)
     }
 
     fn route(&self, query: &RouteQuery) -> Option<Route> {
-        match (query.own, query.destination) {
-            (false, NEAR_HOST) => Some(Route {
-                destination: NEAR_MAC,
-                source: INSIDE_MAC,
-                ifindex: INSIDE_IFINDEX,
-            }),
-            (true, PEER) => Some(Route {
-                destination: PEER_MAC,
-                source: OUTSIDE_MAC,
-                ifindex: OUTSIDE_IFINDEX,
-            }),
-            _ => None,
+        let known = [
+            (false, mapped(NEAR_HOST), INSIDE_IFINDEX, NEAR_MAC),
+            (false, mapped(NEAR_2_HOST), INSIDE_2_IFINDEX, NEAR_2_MAC),
+            (false, mapped(NEAR_VLAN_HOST), INSIDE_VLAN_IFINDEX, NEAR_VLAN_MAC),
+            (false, NEAR_HOST_V6, INSIDE_IFINDEX, NEAR_MAC),
+            (true, mapped(PEER), OUTSIDE_IFINDEX, PEER_MAC),
+            (true, mapped(PEER_2), OUTSIDE_2_IFINDEX, PEER_2_MAC),
+            (true, mapped(PEER_VLAN), OUTSIDE_VLAN_IFINDEX, PEER_VLAN_MAC),
+            (true, PEER_V6, OUTSIDE_IFINDEX, PEER_MAC),
+        ];
+        let wanted = headers::octets(query.destination);
+        assert_eq!(
+            headers::is_v4(query.source),
+            headers::is_v4(query.destination),
+            "source and destination of a route are of one family"
+        );
+        let (_, _, device, destination) = *known
+            .iter()
+            .find(|(own, to, _, _)| *own == query.own && *to == wanted)?;
+        // As in the kernel: with a device, only routes over it are looked at.
+        if query.own && self.world.local.own_device != 0 && self.world.local.own_device != device {
+            return None;
         }
+        let port = PORTS.iter().find(|p| p.device == device)?;
+        debug_assert!(port.vlan == NO_VLAN || port.ifindex != port.device);
+        Some(Route {
+            destination,
+            source: port.mac,
+            ifindex: port.ifindex,
+            vlan: port.vlan,
+        })
     }
 
     fn event(&self, kind: u32, _slot: u32, _spi: u32, _epoch: u16, seq: u64) {
@@ -168,6 +196,10 @@ impl Env for Host<'_> {
         };
         text[..len].copy_from_slice(from);
         true
+    }
+
+    fn sum(&self, text: &[u8; TEXT_MAX], len: usize) -> u16 {
+        !crate::frames::checksum(&text[..len])
     }
 
     fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool {
@@ -237,6 +269,7 @@ pub fn run(case: &Case) -> Observed {
         .set(case.world.counters.exhausted_version);
     let host = Host {
         world: &case.world,
+        ifindex: case.ifindex,
         window: RefCell::new(case.world.window),
         counters,
         frame: RefCell::new(case.frame.clone()),
@@ -279,6 +312,9 @@ pub fn run(case: &Case) -> Observed {
             Some(control::merge_final_window(&host, &input))
         }
     };
+    if area.work.action == ACTION_NEIGHBOUR {
+        nd::answer(&host, &mut area.work);
+    }
     let work = &area.work;
     let action = match (outcome, work.action) {
         (Some(value), _) => Action::Value(value),
@@ -295,8 +331,10 @@ pub fn run(case: &Case) -> Observed {
         None => Verdict::from_number(work.verdict).map(|v| (work.connection as u16, v)),
     };
     let c = &host.counters;
+    let target = matches!(work.action, ACTION_REDIRECT | ACTION_CPU).then_some(work.target);
     Observed {
         verdict,
+        target,
         action,
         frame: host.frame.borrow().clone(),
         window: *host.window.borrow(),

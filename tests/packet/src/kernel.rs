@@ -10,14 +10,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, RingBuf};
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::programs::{TestRun, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use dataplane::{ObjectSource, Options, Plane};
 use maps_schema::event::{Event, SlowFrame};
 use maps_schema::names::*;
 use maps_schema::sad::{InboundSaRuntime, OutboundSaRuntime, slot_place};
 use maps_schema::segment::{SEGMENTS, Segment};
-use maps_schema::steer::{AddressKey, ClusterAddress, MacKey};
+use maps_schema::steer::{AddressKey, ClusterAddress, MacKey, PortKey};
 use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
@@ -35,11 +35,13 @@ const MADE_BY_DATAPLANE: [&str; 7] = [
     MAP_KEY_OUT,
     MAP_SEGMENTS,
 ];
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 12] = [
     MAP_SPD,
     MAP_MEMBERS,
     MAP_MEMBER_MACS,
     MAP_ADDRESSES,
+    MAP_PORTS,
+    MAP_PORT_OF,
     MAP_LOCAL,
     MAP_VERDICTS,
     MAP_CPUS_IN,
@@ -141,6 +143,13 @@ impl Kernel {
                 .try_into()?;
             program.load().with_context(|| format!("program {name}"))?;
         }
+        // A test run names an interface; the kernel wants one whose receive queue is set up for XDP.
+        let pass: &mut Xdp = ebpf.program_mut(PROG_PASS).context("program pass")?.try_into()?;
+        pass.load()?;
+        for name in ["esp-out", "esp-in", "esp-out2", "esp-in2"] {
+            pass.attach(name, XdpMode::Driver)
+                .with_context(|| format!("attach to {name}"))?;
+        }
         let events = RingBuf::try_from(ebpf.take_map(MAP_EVENTS).context("EVENTS")?)?;
         let slow = RingBuf::try_from(ebpf.take_map(MAP_SLOW).context("SLOW")?)?;
         let kernel = Self {
@@ -186,24 +195,20 @@ impl Kernel {
         for (id, member) in MEMBERS {
             self.put(MAP_MEMBERS, &u32::from(id).to_ne_bytes(), member.as_bytes())?;
         }
-        for mac in [OTHER_OUTSIDE_MAC, OTHER_INSIDE_MAC] {
+        for port in PORTS {
+            let index = u32::from(port.index).to_ne_bytes();
+            self.put(MAP_PORTS, &index, port.as_bytes())?;
+            for (ifindex, vlan) in [(port.ifindex, u32::from(port.vlan)), (port.device, 0)] {
+                self.put(MAP_PORT_OF, PortKey { ifindex, vlan }.as_bytes(), &index)?;
+            }
+        }
+        for mac in OTHER_MACS {
             let key = MacKey { mac, zero: [0; 2] };
             self.put(MAP_MEMBER_MACS, key.as_bytes(), &u32::from(OTHER).to_ne_bytes())?;
         }
-        for (address, side, segment) in ADDRESSES {
-            let value = ClusterAddress {
-                side,
-                segment,
-                reserved: [0; 2],
-            };
-            self.put(
-                MAP_ADDRESSES,
-                AddressKey {
-                    address: mapped(address),
-                }
-                .as_bytes(),
-                value.as_bytes(),
-            )?;
+        for (address, side, segment, ports) in ADDRESSES {
+            let value = ClusterAddress { side, segment, ports };
+            self.put(MAP_ADDRESSES, AddressKey { address }.as_bytes(), value.as_bytes())?;
         }
         for map in [MAP_CPUS_IN, MAP_CPUS_OUT] {
             for cpu in 0..CPUS {
@@ -233,6 +238,9 @@ impl Kernel {
         let mut key = POLICY_PREFIX_LEN.to_ne_bytes().to_vec();
         key.extend(mapped(POLICY_PREFIX));
         self.put(MAP_SPD, &key, world.policy.as_bytes())?;
+        let mut key = 48u32.to_ne_bytes().to_vec();
+        key.extend(POLICY_PREFIX_V6);
+        self.put(MAP_SPD, &key, world.policy_v6.as_bytes())?;
         let never = vec![0u8; 8 * cpus()?];
         self.put("ACQUIRED", &u32::from(CONNECTION).to_ne_bytes(), &never)?;
         while self.events.next().is_some() {}
@@ -277,7 +285,12 @@ impl Kernel {
         let mut out = vec![0u8; 4096];
         let result = {
             let mut options = TestRunOptions::new();
+            // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+            let context = [0, case.frame.len() as u32, 0, case.ifindex, 0, 0];
             options.data_in = Some(&case.frame);
+            if case.program != Program::SaCtl {
+                options.ctx_in = Some(context.as_bytes());
+            }
             options.data_out = Some(&mut out);
             program
                 .test_run(options)
@@ -336,6 +349,7 @@ impl Kernel {
         Ok(Observed {
             verdict,
             action,
+            target: None,
             frame: out,
             window,
             counters,
@@ -350,34 +364,55 @@ fn network() -> Result<()> {
     let quad = |a: u32| std::net::Ipv4Addr::from(a).to_string();
     let mac = |m: [u8; 6]| m.map(|b| format!("{b:02x}")).join(":");
     let mut lines = vec!["link set lo up".to_owned()];
-    for (index, name, address, own, neighbour, far) in [
-        (
-            OUTSIDE_IFINDEX,
-            "esp-out",
-            CLUSTER + 1,
-            OUTSIDE_MAC,
-            PEER,
-            PEER_MAC,
-        ),
-        (
-            INSIDE_IFINDEX,
-            "esp-in",
-            INSIDE + 1,
-            INSIDE_MAC,
-            NEAR_HOST,
-            NEAR_MAC,
-        ),
+    for (index, name, own) in [
+        (OUTSIDE_IFINDEX, "esp-out", OUTSIDE_MAC),
+        (INSIDE_IFINDEX, "esp-in", INSIDE_MAC),
+        (OUTSIDE_2_IFINDEX, "esp-out2", OUTSIDE_2_MAC),
+        (INSIDE_2_IFINDEX, "esp-in2", INSIDE_2_MAC),
     ] {
         lines.push(format!(
             "link add index {index} name {name} address {} type veth peer name {name}far",
             mac(own)
         ));
         lines.push(format!("link set {name}far up"));
-        lines.push(format!("addr add {}/24 dev {name}", quad(address)));
         lines.push(format!("link set {name} up"));
+    }
+    // A VLAN device to the routing table is a device with its parent's MAC address: a kernel without 802.1Q will do.
+    for (index, name, own) in [
+        (OUTSIDE_VLAN_IFINDEX, "esp-outvlan", OUTSIDE_2_MAC),
+        (INSIDE_VLAN_IFINDEX, "esp-invlan", INSIDE_MAC),
+    ] {
+        lines.push(format!(
+            "link add index {index} name {name} address {} type veth peer name {name}far",
+            mac(own)
+        ));
+        lines.push(format!("link set {name}far up"));
+        lines.push(format!("link set {name} up"));
+    }
+    for (name, address, neighbour, far) in [
+        ("esp-out", CLUSTER + 1, PEER, PEER_MAC),
+        ("esp-out2", CLUSTER_2 + 1, PEER_2, PEER_2_MAC),
+        ("esp-outvlan", CLUSTER_VLAN + 1, PEER_VLAN, PEER_VLAN_MAC),
+        ("esp-in", INSIDE + 1, NEAR_HOST, NEAR_MAC),
+        ("esp-in2", NEAR_2_HOST + 1, NEAR_2_HOST, NEAR_2_MAC),
+        ("esp-invlan", NEAR_VLAN_HOST + 1, NEAR_VLAN_HOST, NEAR_VLAN_MAC),
+    ] {
+        lines.push(format!("addr add {}/24 dev {name}", quad(address)));
         lines.push(format!(
             "neigh add {} lladdr {} dev {name} nud permanent",
             quad(neighbour),
+            mac(far)
+        ));
+    }
+    let v6 = |a: [u8; 16]| std::net::Ipv6Addr::from(a).to_string();
+    for (name, address, neighbour, far) in [
+        ("esp-out", v6(crate::world::v6(0xa, 2)), PEER_V6, PEER_MAC),
+        ("esp-in", v6(crate::world::v6(1, 2)), NEAR_HOST_V6, NEAR_MAC),
+    ] {
+        lines.push(format!("addr add {address}/64 dev {name} nodad"));
+        lines.push(format!(
+            "neigh add {} lladdr {} dev {name} nud permanent",
+            v6(neighbour),
             mac(far)
         ));
     }
@@ -392,7 +427,9 @@ fn network() -> Result<()> {
     }
     // `/proc/sys/net` is that of the calling thread's namespace.
     let path = "/proc/thread-self/root/proc/sys/net/ipv4/conf/all/forwarding";
-    std::fs::write(path, "1").context("switch forwarding on")
+    std::fs::write(path, "1").context("switch forwarding on")?;
+    let path = "/proc/thread-self/root/proc/sys/net/ipv6/conf/all/forwarding";
+    std::fs::write(path, "1").context("switch IPv6 forwarding on")
 }
 
 fn cpus() -> Result<usize> {

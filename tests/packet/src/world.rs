@@ -8,7 +8,7 @@ use maps_schema::sad::{
 };
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::{ACTION_PROTECT, SpdEntry, SpdRule};
-use maps_schema::steer::{Local, Member, SIDE_INSIDE, SIDE_OUTSIDE};
+use maps_schema::steer::{Local, MAX_PORTS, Member, PORTS_PER_SIDE, Port, SIDE_INSIDE, SIDE_OUTSIDE};
 
 /// This member.
 pub const ME: u8 = 1;
@@ -44,10 +44,68 @@ pub const OTHER_INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 1, 2];
 pub const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x64];
 /// The host on the inside network.
 pub const NEAR_MAC: [u8; 6] = [2, 0, 0, 0, 1, 5];
+/// An IPv6 address in 2001:db8::/32: third group, last group.
+pub const fn v6(third: u16, last: u16) -> [u8; 16] {
+    let ([a, b], [c, d]) = (third.to_be_bytes(), last.to_be_bytes());
+    [0x20, 1, 0x0d, 0xb8, a, b, 0, 0, 0, 0, 0, 0, 0, 0, c, d]
+}
+/// Outside cluster address.
+pub const CLUSTER_V6: [u8; 16] = v6(0xa, 1);
+/// The peer's outside address.
+pub const PEER_V6: [u8; 16] = v6(0xa, 0x64);
+/// Inside cluster address.
+pub const INSIDE_V6: [u8; 16] = v6(1, 1);
+/// A host on the inside network.
+pub const NEAR_HOST_V6: [u8; 16] = v6(1, 5);
+/// A host behind the peer.
+pub const FAR_HOST_V6: [u8; 16] = v6(2, 5);
+/// Prefix of [`World::policy_v6`], of 48 bits.
+pub const POLICY_PREFIX_V6: [u8; 16] = v6(2, 0);
+
 /// Interface indexes that the kernel run makes.
 pub const OUTSIDE_IFINDEX: u32 = 1001;
 /// Inside interface.
 pub const INSIDE_IFINDEX: u32 = 1002;
+/// A second outside interface.
+pub const OUTSIDE_2_IFINDEX: u32 = 1003;
+/// A second inside interface.
+pub const INSIDE_2_IFINDEX: u32 = 1004;
+/// VLAN 10 on the second outside interface.
+pub const OUTSIDE_VLAN_IFINDEX: u32 = 1005;
+/// VLAN 20 on the first inside interface.
+pub const INSIDE_VLAN_IFINDEX: u32 = 1006;
+/// The outside VLAN.
+pub const OUTSIDE_VLAN: u16 = 10;
+/// The inside VLAN.
+pub const INSIDE_VLAN: u16 = 20;
+/// The second outside interface and its VLAN.
+pub const OUTSIDE_2_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+/// The second inside interface.
+pub const INSIDE_2_MAC: [u8; 6] = [2, 0, 0, 0, 3, 1];
+/// The other member on the second outside network.
+pub const OTHER_OUTSIDE_2_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
+/// The other member in the inside VLAN.
+pub const OTHER_INSIDE_VLAN_MAC: [u8; 6] = [2, 0, 0, 0, 4, 2];
+/// Cluster address on the second outside network.
+pub const CLUSTER_2: u32 = 0xc633_6401;
+/// A peer there.
+pub const PEER_2: u32 = 0xc633_6464;
+/// Its MAC address.
+pub const PEER_2_MAC: [u8; 6] = [2, 0, 0, 0, 2, 0x64];
+/// Cluster address in the outside VLAN.
+pub const CLUSTER_VLAN: u32 = 0xcb00_7101;
+/// A peer there.
+pub const PEER_VLAN: u32 = 0xcb00_7164;
+/// Its MAC address.
+pub const PEER_VLAN_MAC: [u8; 6] = [2, 0, 0, 0, 5, 0x64];
+/// A host on the second inside network.
+pub const NEAR_2_HOST: u32 = 0x0a01_0205;
+/// Its MAC address.
+pub const NEAR_2_MAC: [u8; 6] = [2, 0, 0, 0, 3, 5];
+/// A host in the inside VLAN.
+pub const NEAR_VLAN_HOST: u32 = 0x0a01_0305;
+/// Its MAC address.
+pub const NEAR_VLAN_MAC: [u8; 6] = [2, 0, 0, 0, 4, 5];
 /// Slot of the SA pair: segment 0x04, CPU 0.
 pub const SLOT: u32 = 0x104;
 /// Our SPI: generation 3, member 1, the slot.
@@ -77,6 +135,12 @@ pub fn mapped(address: u32) -> [u8; 16] {
     datapath::headers::mapped(address)
 }
 
+/// Last address of a network of 48 bits.
+pub fn last_of_48(mut first: [u8; 16]) -> [u8; 16] {
+    first[6..].fill(0xff);
+    first
+}
+
 /// State of one member, small enough to copy.
 #[derive(Clone)]
 pub struct World {
@@ -104,6 +168,8 @@ pub struct World {
     pub key_out: SaKey,
     /// Rules for destination 10.2.0.0/16; further prefixes have none.
     pub policy: SpdEntry,
+    /// Rules for destination 2001:db8:2::/48.
+    pub policy_v6: SpdEntry,
 }
 
 /// Prefix of [`World::policy`] in bits of the mapped address.
@@ -111,26 +177,92 @@ pub const POLICY_PREFIX_LEN: u32 = 96 + 16;
 /// The prefix.
 pub const POLICY_PREFIX: u32 = 0x0a02_0000;
 
-/// Cluster addresses: value, side, segment.
-pub const ADDRESSES: [(u32, u8, u8); 2] = [(CLUSTER, SIDE_OUTSIDE, 0), (INSIDE, SIDE_INSIDE, 0)];
-
-/// Both members as second hops.
-pub const MEMBERS: [(u8, Member); 2] = [
+/// Cluster addresses: value, side, segment, ports.
+pub const ADDRESSES: [([u8; 16], u8, u8, u16); 6] = [
+    (datapath::headers::mapped(CLUSTER), SIDE_OUTSIDE, 0, 1),
+    (datapath::headers::mapped(CLUSTER_2), SIDE_OUTSIDE, 1, 1 << 1),
+    (datapath::headers::mapped(CLUSTER_VLAN), SIDE_OUTSIDE, 2, 1 << 2),
+    (CLUSTER_V6, SIDE_OUTSIDE, 3, 1 | 1 << 2),
     (
-        ME,
-        Member {
-            outside_mac: OUTSIDE_MAC,
-            inside_mac: INSIDE_MAC,
-        },
+        datapath::headers::mapped(INSIDE),
+        SIDE_INSIDE,
+        0,
+        1 << 8 | 1 << 10,
     ),
+    (INSIDE_V6, SIDE_INSIDE, 4, 1 << 8),
+];
+
+const fn port(index: u8, ifindex: u32, device: u32, vlan: u16, mac: [u8; 6]) -> Port {
+    Port {
+        ifindex,
+        device,
+        vlan,
+        mac,
+        side: if (index as usize) < PORTS_PER_SIDE {
+            SIDE_OUTSIDE
+        } else {
+            SIDE_INSIDE
+        },
+        index,
+        reserved: [0; 2],
+    }
+}
+
+/// This member's interfaces.
+pub const PORTS: [Port; 6] = [
+    port(0, OUTSIDE_IFINDEX, OUTSIDE_IFINDEX, 0, OUTSIDE_MAC),
+    port(1, OUTSIDE_2_IFINDEX, OUTSIDE_2_IFINDEX, 0, OUTSIDE_2_MAC),
+    port(
+        2,
+        OUTSIDE_2_IFINDEX,
+        OUTSIDE_VLAN_IFINDEX,
+        OUTSIDE_VLAN,
+        OUTSIDE_2_MAC,
+    ),
+    port(8, INSIDE_IFINDEX, INSIDE_IFINDEX, 0, INSIDE_MAC),
+    port(9, INSIDE_2_IFINDEX, INSIDE_2_IFINDEX, 0, INSIDE_2_MAC),
+    port(10, INSIDE_IFINDEX, INSIDE_VLAN_IFINDEX, INSIDE_VLAN, INSIDE_MAC),
+];
+
+const fn member(reached: &[(usize, [u8; 6])]) -> Member {
+    let mut macs = [[0; 6]; MAX_PORTS];
+    let mut at = 0;
+    while at < reached.len() {
+        macs[reached[at].0] = reached[at].1;
+        at += 1;
+    }
+    Member::reached_at(macs)
+}
+
+/// MAC addresses of the other member.
+pub const OTHER_MACS: [[u8; 6]; 4] = [
+    OTHER_OUTSIDE_MAC,
+    OTHER_OUTSIDE_2_MAC,
+    OTHER_INSIDE_MAC,
+    OTHER_INSIDE_VLAN_MAC,
+];
+
+/// Both members as second hops. The other one is not reached in the outside VLAN, nor on the second inside network; member 4
+/// is reached in the VLANs only.
+pub const MEMBERS: [(u8, Member); 3] = [
+    (ME, member(&[(0, OUTSIDE_MAC), (8, INSIDE_MAC)])),
     (
         OTHER,
-        Member {
-            outside_mac: OTHER_OUTSIDE_MAC,
-            inside_mac: OTHER_INSIDE_MAC,
-        },
+        member(&[
+            (0, OTHER_OUTSIDE_MAC),
+            (1, OTHER_OUTSIDE_2_MAC),
+            (8, OTHER_INSIDE_MAC),
+            (10, OTHER_INSIDE_VLAN_MAC),
+        ]),
+    ),
+    (
+        FAR_MEMBER,
+        member(&[(2, OTHER_OUTSIDE_2_MAC), (10, OTHER_INSIDE_VLAN_MAC)]),
     ),
 ];
+
+/// A member that is reached through VLANs only.
+pub const FAR_MEMBER: u8 = 4;
 
 /// Limits in force from the start.
 pub fn cell(limit: u64, step: u64, floor: u64, epoch: u16) -> LimitsCell {
@@ -177,22 +309,31 @@ impl World {
             protocol: 0,
             action: ACTION_PROTECT,
         };
+        let mut policy_v6 = policy;
+        policy_v6.rules[0].source_first = v6(1, 0);
+        policy_v6.rules[0].source_last = last_of_48(v6(1, 0));
         let mut selectors = [SelectorPair::default(); 4];
         selectors[0] = any;
+        selectors[1] = SelectorPair {
+            remote_first: v6(2, 0),
+            remote_last: last_of_48(v6(2, 0)),
+            local_first: v6(1, 0),
+            local_last: last_of_48(v6(1, 0)),
+            ..any
+        };
         Self {
             local: Local {
                 steer_key: STEER_KEY,
                 member: ME as u32,
                 cpus: CPUS,
                 slots: SLOTS,
-                outside_ifindex: OUTSIDE_IFINDEX,
-                inside_ifindex: INSIDE_IFINDEX,
-                outside_mac: OUTSIDE_MAC,
-                inside_mac: INSIDE_MAC,
+                own_device: OUTSIDE_IFINDEX,
                 outside_mtu: 1500,
                 nat_t_port: 4500,
                 ike_port: 500,
                 inside_address: mapped(INSIDE),
+                virtual_mac: [0; 6],
+                reserved: [0; 2],
             },
             owner: ME,
             epoch: EPOCH,
@@ -205,7 +346,7 @@ impl World {
                 flags,
                 limits: cell(1000, 1000, 0, EPOCH),
                 reported_edge: 0,
-                selector_count: 1,
+                selector_count: 2,
                 reserved: 0,
                 selectors,
             },
@@ -230,12 +371,21 @@ impl World {
             counters: OutboundSaRuntime::default(),
             key_out: key(OUT, SPI_OUT),
             policy,
+            policy_v6,
         }
     }
 
     /// The base world with ChaCha20-Poly1305, 32-bit numbers, no encapsulation.
     pub fn plain() -> Self {
         Self::base(SUITE_CHACHA20_POLY1305, false, false)
+    }
+
+    /// The base world with an SA pair between IPv6 addresses.
+    pub fn over_v6(suite: u8, esn: bool, encap: bool) -> Self {
+        let mut world = Self::base(suite, esn, encap);
+        world.outbound.outer_src = CLUSTER_V6;
+        world.outbound.outer_dst = PEER_V6;
+        world
     }
 
     /// The owner word, for a clock that shows `now_ms`.

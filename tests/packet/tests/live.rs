@@ -1,5 +1,5 @@
-//! Two gateways in namespaces carry ping, large packets and TCP for each other: the attached programs, cpumaps, ARP answers,
-//! redirects and the stack together.
+//! Two gateways in namespaces carry ping, large packets and TCP for each other, IPv4 and IPv6: the attached programs, cpumaps,
+//! answers to ARP and neighbour solicitations, redirects and the stack together.
 //!
 //! ```text
 //!   near --- (in) west (out) === (out) east (in) --- far
@@ -8,7 +8,7 @@
 //! Needs root, bpffs and the program object; skipped where neither `ESPALIER_BPF_OBJECT` nor `ESPALIER_OBJECT` names one.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -21,18 +21,21 @@ use maps_schema::names::PROG_PASS;
 use maps_schema::sad::{InboundSaRuntime, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305};
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::SpdKey;
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, SIDE_INSIDE, SIDE_OUTSIDE};
+use maps_schema::steer::{AddressKey, ClusterAddress, Local, Port, SIDE_INSIDE, SIDE_OUTSIDE};
 use maps_schema::verdict::Verdict;
 use nix::sched::{CloneFlags, setns};
 use sad::port::{DataPlane, MapOp, MapPlan};
 use test_packet::kernel;
-use test_packet::world::{CONNECTION, SALT, World, key_octets, mapped};
+use test_packet::world::{CONNECTION, SALT, World, key_octets, last_of_48, mapped, v6};
 
 /// What differs between the two gateways.
 struct Side {
     name: &'static str,
     outside: &'static str,
     inside_net: u32,
+    outside_v6: [u8; 16],
+    /// Third group of its inside network, 2001:db8:N::/48.
+    inside_v6: u16,
     slot: u32,
     spi_in: u32,
 }
@@ -41,6 +44,8 @@ const WEST: Side = Side {
     name: "west",
     outside: "192.168.10.1",
     inside_net: 0x0a01_0000,
+    outside_v6: v6(0xa, 1),
+    inside_v6: 1,
     slot: 0x104,
     spi_in: 0x0300_0104,
 };
@@ -48,6 +53,8 @@ const EAST: Side = Side {
     name: "east",
     outside: "192.168.10.2",
     inside_net: 0x0a02_0000,
+    outside_v6: v6(0xa, 2),
+    inside_v6: 2,
     slot: 0x205,
     spi_in: 0x0700_0205,
 };
@@ -77,7 +84,8 @@ impl Lab {
                 &b_ns,
             ]);
         }
-        for (name, net) in [("near", WEST.inside_net), ("far", EAST.inside_net)] {
+        for (name, side) in [("near", &WEST), ("far", &EAST)] {
+            let net = side.inside_net;
             // Nobody completes a checksum on the way.
             lab.exec(name, &["ethtool", "-K", "e", "tx", "off"]);
             lab.ip(name, &format!("addr add {}/16 dev e", Ipv4Addr::from(net + 5)));
@@ -86,6 +94,11 @@ impl Lab {
                 name,
                 &format!("route add default via {}", Ipv4Addr::from(net + 1)),
             );
+            let own = Ipv6Addr::from(v6(side.inside_v6, 5));
+            lab.ip(name, &format!("addr add {own}/64 dev e nodad"));
+            let next = Ipv6Addr::from(v6(side.inside_v6, 1));
+            // Nobody says what fits: Packet Too Big is not sent so far.
+            lab.ip(name, &format!("-6 route add default via {next} mtu 1400"));
             // XDP_TX and redirects on a veth reach a peer that has an XDP program.
             lab.within(name, || pass_on("e"));
         }
@@ -117,6 +130,17 @@ impl Lab {
             };
             lab.ip(side.name, &format!("addr add {uplink} dev out"));
             lab.ip(side.name, &format!("addr add {}/32 dev lo", side.outside));
+            lab.exec(side.name, &["sysctl", "-qw", "net/ipv6/conf/all/forwarding=1"]);
+            let [.., last] = side.outside_v6;
+            for (address, device) in [
+                (v6(0xa, 0x10 + u16::from(last)), "out"),
+                (v6(side.inside_v6, 2), "in"),
+            ] {
+                let address = Ipv6Addr::from(address);
+                lab.ip(side.name, &format!("addr add {address}/64 dev {device} nodad"));
+            }
+            let cluster = Ipv6Addr::from(side.outside_v6);
+            lab.ip(side.name, &format!("addr add {cluster}/128 dev lo nodad"));
             lab.ip(side.name, "link set in up");
             lab.ip(side.name, "link set out up");
         }
@@ -223,7 +247,7 @@ fn mac_of(interface: &str) -> [u8; 6] {
 }
 
 /// One gateway: every segment is its own, one SA pair with the other.
-fn gateway(lab: &Lab, me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool) -> Plane {
+fn gateway(lab: &Lab, me: &Side, peer: &Side, how: How) -> Plane {
     let pins = lab.pins(me.name);
     lab.within(me.name, || {
         let index = |name: &str| nix::net::if_::if_nametoindex(name).expect("the interface");
@@ -238,10 +262,7 @@ fn gateway(lab: &Lab, me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool)
         plane
             .set_local(&Local {
                 member: 1,
-                outside_ifindex: index("out"),
-                inside_ifindex: index("in"),
-                outside_mac: mac_of("out"),
-                inside_mac: mac_of("in"),
+                own_device: index("out"),
                 outside_mtu: 1500,
                 nat_t_port: 4500,
                 ike_port: 500,
@@ -249,23 +270,31 @@ fn gateway(lab: &Lab, me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool)
                 ..Local::default()
             })
             .expect("local");
+        let port = |number: u8, side: u8, name: &str| Port {
+            ifindex: index(name),
+            device: index(name),
+            mac: mac_of(name),
+            side,
+            index: number,
+            ..Port::default()
+        };
+        plane
+            .set_ports(&[port(0, SIDE_OUTSIDE, "out"), port(8, SIDE_INSIDE, "in")])
+            .expect("ports");
         let outside: Ipv4Addr = me.outside.parse().expect("an address");
         for (address, side) in [
-            (u32::from(outside), SIDE_OUTSIDE),
-            (me.inside_net + 1, SIDE_INSIDE),
+            (mapped(u32::from(outside)), SIDE_OUTSIDE),
+            (mapped(me.inside_net + 1), SIDE_INSIDE),
+            (me.outside_v6, SIDE_OUTSIDE),
+            (v6(me.inside_v6, 1), SIDE_INSIDE),
         ] {
             let value = ClusterAddress {
                 side,
                 segment: 0,
-                reserved: [0; 2],
+                ports: u16::MAX,
             };
             plane
-                .put_address(
-                    &AddressKey {
-                        address: mapped(address),
-                    },
-                    &value,
-                )
+                .put_address(&AddressKey { address }, &value)
                 .expect("address");
         }
         let word = OwnerWord {
@@ -276,15 +305,16 @@ fn gateway(lab: &Lab, me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool)
         for segment in 0..=255 {
             plane.segments().flip(segment, word, SideWord::default());
         }
-        plane
-            .execute(&sa_pair(me, peer, suite, esn, encap))
-            .expect("SA pair");
+        plane.execute(&sa_pair(me, peer, how)).expect("SA pair");
         plane.attach().expect("attach");
         plane
     })
 }
 
-fn sa_pair(me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool) -> MapPlan {
+fn sa_pair(me: &Side, peer: &Side, how: How) -> MapPlan {
+    let How {
+        suite, esn, encap, ..
+    } = how;
     let address = |text: &str| mapped(u32::from(text.parse::<Ipv4Addr>().expect("an address")));
     let base = World::base(suite, esn, encap);
     // The key of a direction is that of its receiver's SPI.
@@ -300,15 +330,25 @@ fn sa_pair(me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool) -> MapPlan
     inbound.selectors[0].remote_last = mapped(peer.inside_net | 0xffff);
     inbound.selectors[0].local_first = mapped(me.inside_net);
     inbound.selectors[0].local_last = mapped(me.inside_net | 0xffff);
+    let network = |side: &Side| (v6(side.inside_v6, 0), last_of_48(v6(side.inside_v6, 0)));
+    let pair = &mut inbound.selectors[1];
+    (pair.remote_first, pair.remote_last) = network(peer);
+    (pair.local_first, pair.local_last) = network(me);
     let mut outbound = base.outbound;
     outbound.spi = peer.spi_in;
     outbound.limits = inbound.limits;
     outbound.outer_src = address(me.outside);
     outbound.outer_dst = address(peer.outside);
+    if how.v6 {
+        (outbound.outer_src, outbound.outer_dst) = (me.outside_v6, peer.outside_v6);
+    }
     let mut entry = base.policy;
     entry.rules[0].source_first = mapped(me.inside_net);
     entry.rules[0].source_last = mapped(me.inside_net | 0xffff);
     entry.rules[0].slot = me.slot;
+    let mut entry_v6 = base.policy_v6;
+    (entry_v6.rules[0].source_first, entry_v6.rules[0].source_last) = network(me);
+    entry_v6.rules[0].slot = me.slot;
     let slot = me.slot;
     MapPlan {
         ops: vec![
@@ -336,6 +376,13 @@ fn sa_pair(me: &Side, peer: &Side, suite: u8, esn: bool, encap: bool) -> MapPlan
                 },
                 entry: Box::new(entry),
             },
+            MapOp::PutSpd {
+                prefix_len: 48,
+                key: SpdKey {
+                    destination: v6(peer.inside_v6, 0),
+                },
+                entry: Box::new(entry_v6),
+            },
         ],
     }
 }
@@ -349,7 +396,17 @@ fn count(plane: &Plane, connection: u16, verdict: Verdict) -> u64 {
         .sum()
 }
 
-fn carries(tag: &str, suite: u8, esn: bool, encap: bool) {
+/// What the SA pair is like.
+#[derive(Clone, Copy)]
+struct How {
+    suite: u8,
+    esn: bool,
+    encap: bool,
+    /// Outside; what is inside is of both families in any case.
+    v6: bool,
+}
+
+fn carries(tag: &str, how: How) {
     if std::env::var_os("ESPALIER_BPF_OBJECT")
         .or_else(|| std::env::var_os("ESPALIER_OBJECT"))
         .is_none()
@@ -358,32 +415,26 @@ fn carries(tag: &str, suite: u8, esn: bool, encap: bool) {
         return;
     }
     let lab = Lab::new(tag);
-    let west = gateway(&lab, &WEST, &EAST, suite, esn, encap);
-    let east = gateway(&lab, &EAST, &WEST, suite, esn, encap);
+    let west = gateway(&lab, &WEST, &EAST, how);
+    let east = gateway(&lab, &EAST, &WEST, how);
     let far = Ipv4Addr::from(EAST.inside_net + 5);
     let report = |what: &str| format!("{what}\nwest {:?}\neast {:?}", west.verdicts(), east.verdicts());
 
-    let ping = lab.exec(
-        "near",
-        &[
-            "ping",
-            "-n",
-            "-c",
-            "20",
-            "-i",
-            "0.01",
-            "-W",
-            "2",
-            &far.to_string(),
-        ],
-    );
-    let text = String::from_utf8_lossy(&ping.stdout).into_owned();
-    // The first may wait for ARP.
-    assert!(
-        text.contains(" 20 received") || text.contains(" 19 received"),
-        "{}",
-        report(&text)
-    );
+    let far_v6 = Ipv6Addr::from(v6(EAST.inside_v6, 5));
+    for far in [far.to_string(), far_v6.to_string()] {
+        let ping = lab.exec("near", &["ping", "-n", "-c", "20", "-i", "0.01", "-W", "2", &far]);
+        let text = String::from_utf8_lossy(&ping.stdout).into_owned();
+        // The first may wait for ARP or neighbour discovery.
+        assert!(
+            text.contains(" 20 received") || text.contains(" 19 received"),
+            "{}",
+            report(&text)
+        );
+    }
+    for plane in [&west, &east] {
+        // The hosts' kernels asked for the inside addresses, and each gateway's for the other's outside one.
+        assert!(count(plane, 0, Verdict::NeighbourAnswered) > 0, "{}", report(""));
+    }
 
     // 1500 octets do not fit: the sender learns the path MTU from the program's ICMP message.
     let ping = lab.exec(
@@ -411,11 +462,51 @@ fn carries(tag: &str, suite: u8, esn: bool, encap: bool) {
         report(&text)
     );
 
-    // TCP in both directions, through path MTU discovery.
+    // TCP in both directions: IPv4 through path MTU discovery.
+    tcp(&lab, far.into(), &report);
+    tcp(&lab, far_v6.into(), &report);
+
+    for (plane, side, from) in [(&west, &WEST, &east), (&east, &EAST, &west)] {
+        let sealed = count(from, CONNECTION, Verdict::EspSealed);
+        let opened =
+            count(plane, CONNECTION, Verdict::EspOpened) + count(plane, CONNECTION, Verdict::EspOpenedLocal);
+        // The last acknowledgements may still be on their way. How many there are is TCP's business.
+        assert!(
+            opened > 30 && sealed.abs_diff(opened) < 10,
+            "{}: {sealed} sealed for it, {opened} opened\n{}",
+            side.name,
+            report("")
+        );
+        for verdict in [
+            Verdict::IcvBad,
+            Verdict::ReplayDuplicate,
+            Verdict::InternalError,
+            Verdict::PaddingBad,
+        ] {
+            assert_eq!(
+                count(plane, CONNECTION, verdict),
+                0,
+                "{}: {verdict:?}\n{}",
+                side.name,
+                report("")
+            );
+        }
+        let counters = plane.counters(side.slot).expect("counters");
+        assert_eq!(counters.outbound.seq, counters.outbound.packets);
+        let InboundSaRuntime { edge, packets, .. } = counters.inbound;
+        assert!(
+            packets <= edge && packets > 30,
+            "{}: {packets} packets up to {edge}",
+            side.name
+        );
+    }
+    eprintln!("{}", report(tag));
+}
+
+fn tcp(lab: &Lab, far: IpAddr, report: &(dyn Fn(&str) -> String + Sync)) {
     const OCTETS: usize = 2_000_000;
     let (ready, started) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        let lab = &lab;
         let server = scope.spawn(move || {
             lab.within("far", || {
                 let listener = TcpListener::bind((far, 7)).expect("listen");
@@ -461,50 +552,56 @@ fn carries(tag: &str, suite: u8, esn: bool, encap: bool) {
         });
         server.join().expect("the server ends");
     });
-
-    for (plane, side, from) in [(&west, &WEST, &east), (&east, &EAST, &west)] {
-        let sealed = count(from, CONNECTION, Verdict::EspSealed);
-        let opened =
-            count(plane, CONNECTION, Verdict::EspOpened) + count(plane, CONNECTION, Verdict::EspOpenedLocal);
-        // The last acknowledgements may still be on their way. How many there are is TCP's business.
-        assert!(
-            opened > 30 && sealed.abs_diff(opened) < 10,
-            "{}: {sealed} sealed for it, {opened} opened\n{}",
-            side.name,
-            report("")
-        );
-        for verdict in [
-            Verdict::IcvBad,
-            Verdict::ReplayDuplicate,
-            Verdict::InternalError,
-            Verdict::PaddingBad,
-        ] {
-            assert_eq!(
-                count(plane, CONNECTION, verdict),
-                0,
-                "{}: {verdict:?}\n{}",
-                side.name,
-                report("")
-            );
-        }
-        let counters = plane.counters(side.slot).expect("counters");
-        assert_eq!(counters.outbound.seq, counters.outbound.packets);
-        let InboundSaRuntime { edge, packets, .. } = counters.inbound;
-        assert!(
-            packets <= edge && packets > 30,
-            "{}: {packets} packets up to {edge}",
-            side.name
-        );
-    }
-    eprintln!("{}", report(tag));
 }
 
 #[test]
 fn chacha20_poly1305_carries_ping_and_tcp() {
-    carries("c", SUITE_CHACHA20_POLY1305, false, false);
+    carries(
+        "c",
+        How {
+            suite: SUITE_CHACHA20_POLY1305,
+            esn: false,
+            encap: false,
+            v6: false,
+        },
+    );
 }
 
 #[test]
 fn aes_256_gcm_with_esn_in_udp_carries_ping_and_tcp() {
-    carries("a", SUITE_AES256_GCM, true, true);
+    carries(
+        "a",
+        How {
+            suite: SUITE_AES256_GCM,
+            esn: true,
+            encap: true,
+            v6: false,
+        },
+    );
+}
+
+#[test]
+fn esp_over_ipv6_carries_ping_and_tcp_of_both_families() {
+    carries(
+        "s",
+        How {
+            suite: SUITE_CHACHA20_POLY1305,
+            esn: true,
+            encap: false,
+            v6: true,
+        },
+    );
+}
+
+#[test]
+fn esp_in_udp_over_ipv6_carries_ping_and_tcp_of_both_families() {
+    carries(
+        "u",
+        How {
+            suite: SUITE_CHACHA20_POLY1305,
+            esn: false,
+            encap: true,
+            v6: true,
+        },
+    );
 }

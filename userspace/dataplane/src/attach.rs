@@ -10,36 +10,64 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-const LINK_OUTSIDE: &str = "link_outside";
-const LINK_INSIDE: &str = "link_inside";
+/// Names of pinned links: this, the side and the interface's index.
+const LINK: &str = "link_";
 
 /// What attaching came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachReport {
-    /// Mode on the outside interface.
-    pub outside: XdpModeUsed,
-    /// Mode on the inside interface.
-    pub inside: XdpModeUsed,
+    /// Mode on each interface, by index.
+    pub modes: Vec<(u32, XdpModeUsed)>,
     /// Programs of a former run were replaced in place.
     pub replaced: bool,
 }
 
+impl AttachReport {
+    /// Mode on an interface.
+    pub fn mode(&self, ifindex: u32) -> XdpModeUsed {
+        let found = self.modes.iter().find(|(at, _)| *at == ifindex);
+        found.map_or(XdpModeUsed::None, |(_, mode)| *mode)
+    }
+}
+
 impl Plane {
-    /// Attaches `steer` and `inside`, and pins maps and links. Links of a former run get the new programs in one
-    /// step each, so no packet meets an interface without a program.
+    /// Attaches `steer` to every outside interface and `inside` to every inside one, and pins maps and links. Links of a
+    /// former run get the new programs in one step each, so no packet meets an interface without a program; links of
+    /// interfaces that are not of the configuration any more are removed.
     ///
     /// # Errors
     /// [`LoadError`]; a former run's programs are still in service on the interfaces not yet reached.
     pub fn attach(&mut self) -> Result<AttachReport, LoadError> {
         self.pin_maps()?;
-        let inside = self.attach_one(PROG_INSIDE, self.options.inside_ifindex, LINK_INSIDE)?;
-        let outside = self.attach_one(PROG_STEER, self.options.outside_ifindex, LINK_OUTSIDE)?;
+        let mut report = AttachReport {
+            modes: Vec::new(),
+            replaced: false,
+        };
+        let mut kept = Vec::new();
+        for (program, side, interfaces) in [
+            (PROG_INSIDE, "inside", &self.options.inside),
+            (PROG_STEER, "outside", &self.options.outside),
+        ] {
+            for ifindex in interfaces {
+                let name = format!("{LINK}{side}_{ifindex}");
+                if kept.contains(&name) {
+                    // Several VLANs of one device.
+                    continue;
+                }
+                // A device that changed sides has a link with the other program.
+                let other = if side == "inside" { "outside" } else { "inside" };
+                remove_pin(&self.options.pin_dir.join(format!("{LINK}{other}_{ifindex}")))
+                    .map_err(|e| LoadError::kernel("remove the link of the other side", e))?;
+                let (mode, replaced) = self.attach_one(program, *ifindex, &name)?;
+                report.modes.push((*ifindex, mode));
+                report.replaced |= replaced;
+                kept.push(name);
+            }
+        }
+        remove_links(&self.options.pin_dir, &kept)
+            .map_err(|e| LoadError::kernel("remove links of interfaces that serve no longer", e))?;
         self.stage = None;
-        Ok(AttachReport {
-            outside: outside.0,
-            inside: inside.0,
-            replaced: outside.1 || inside.1,
-        })
+        Ok(report)
     }
 
     /// Whether the programs are attached still, by the pinned links: four system calls.
@@ -47,18 +75,18 @@ impl Plane {
     /// # Errors
     /// Which one is not, and how to mend it.
     pub fn check_attached(&self) -> Result<(), String> {
-        let wanted = [
-            (LINK_OUTSIDE, PROG_STEER, self.options.outside_ifindex),
-            (LINK_INSIDE, PROG_INSIDE, self.options.inside_ifindex),
-        ];
-        for (name, program, ifindex) in wanted {
-            let path = self.options.pin_dir.join(name);
-            let attached_to = sys::get_pinned(&path).and_then(|link| sys::xdp_link_ifindex(link.as_fd()));
-            if attached_to.ok() != Some(ifindex) {
-                return Err(format!(
-                    "the program {program} is not attached to interface {ifindex} any more (link {}): restart the agent",
-                    path.display()
-                ));
+        let outside = ("outside", PROG_STEER, &self.options.outside);
+        let inside = ("inside", PROG_INSIDE, &self.options.inside);
+        for (side, program, devices) in [outside, inside] {
+            for ifindex in devices {
+                let path = self.options.pin_dir.join(format!("{LINK}{side}_{ifindex}"));
+                let attached_to = sys::get_pinned(&path).and_then(|link| sys::xdp_link_ifindex(link.as_fd()));
+                if attached_to.ok() != Some(*ifindex) {
+                    return Err(format!(
+                        "the program {program} is not attached to interface {ifindex} any more (link {}): restart the agent",
+                        path.display()
+                    ));
+                }
             }
         }
         Ok(())
@@ -191,7 +219,11 @@ fn replace(path: &Path, ifindex: u32, program: BorrowedFd<'_>) -> Result<bool, L
 /// The first pin that could not be removed; a folder that does not exist is no error.
 pub fn remove_pins(folder: &Path) -> io::Result<()> {
     let mut first = Ok(());
-    for name in [LINK_OUTSIDE, LINK_INSIDE, SCHEMA].iter().chain(PINNED_MAPS) {
+    match remove_links(folder, &[]) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => first = Err(error),
+        _ => {}
+    }
+    for name in [SCHEMA].iter().chain(PINNED_MAPS) {
         match std::fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound && first.is_ok() => first = Err(error),
             _ => {}
@@ -204,6 +236,28 @@ pub fn remove_pins(folder: &Path) -> io::Result<()> {
     match std::fs::remove_dir(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound && first.is_ok() => Err(error),
         _ => first,
+    }
+}
+
+/// Removes the pins of links but for those that are kept; the programs go with them.
+fn remove_links(folder: &Path, kept: &[String]) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let stale = name
+            .to_str()
+            .is_some_and(|n| n.starts_with(LINK) && !kept.iter().any(|k| k == n));
+        if stale {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_pin(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

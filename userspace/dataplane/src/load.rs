@@ -47,10 +47,10 @@ pub struct Options {
     pub object: ObjectSource,
     /// Folder on bpffs for pinned maps and links; one per member. Names on bpffs have no dots.
     pub pin_dir: PathBuf,
-    /// Outside interface.
-    pub outside_ifindex: u32,
-    /// Inside interface.
-    pub inside_ifindex: u32,
+    /// Outside interfaces, by index: those on which frames arrive (of a VLAN device, the one below it).
+    pub outside: Vec<u32>,
+    /// Inside interfaces.
+    pub inside: Vec<u32>,
     /// CPUs that serve SAs: 0 to `cpus - 1`.
     pub cpus: u32,
     /// SA slots of all CPUs together.
@@ -65,18 +65,13 @@ pub struct Options {
 }
 
 impl Options {
-    /// Options with the usual queue size, driver mode preferred and no adoption.
-    pub fn new(
-        object: ObjectSource,
-        pin_dir: impl Into<PathBuf>,
-        outside_ifindex: u32,
-        inside_ifindex: u32,
-    ) -> Self {
+    /// Options for one interface on each side, with the usual queue size, driver mode preferred and no adoption.
+    pub fn new(object: ObjectSource, pin_dir: impl Into<PathBuf>, outside: u32, inside: u32) -> Self {
         Self {
             object,
             pin_dir: pin_dir.into(),
-            outside_ifindex,
-            inside_ifindex,
+            outside: vec![outside],
+            inside: vec![inside],
             cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
             slots: 1 << 14,
             mode: Mode::DriverPreferred,
@@ -238,8 +233,13 @@ fn check(options: &Options) -> Result<(), LoadError> {
     if options.cpus == 0 || options.slots == 0 || options.slots > sad::spi::SLOTS_MAX {
         return fail("cpus must be at least 1, slots 1 to 1048576");
     }
-    if options.outside_ifindex == options.inside_ifindex {
-        return fail("outside and inside must be two interfaces (VLANs of one will do)");
+    if options.outside.is_empty() || options.inside.is_empty() {
+        return fail("there must be an outside and an inside interface");
+    }
+    if options.outside.iter().any(|o| options.inside.contains(o)) {
+        return fail(
+            "outside and inside must be two devices: one program runs on a device, so the VLANs of one are of one side",
+        );
     }
     Ok(())
 }

@@ -3,8 +3,12 @@
 use crate::error::PlaneError;
 use crate::load::Plane;
 use crate::sys;
-use maps_schema::names::{MAP_ADDRESSES, MAP_LOCAL, MAP_MEMBER_MACS, MAP_MEMBERS, MAP_VERDICTS};
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, MAX_MEMBERS, MacKey, Member};
+use maps_schema::names::{
+    MAP_ADDRESSES, MAP_LOCAL, MAP_MEMBER_MACS, MAP_MEMBERS, MAP_PORT_OF, MAP_PORTS, MAP_VERDICTS,
+};
+use maps_schema::steer::{
+    AddressKey, ClusterAddress, Local, MAX_MEMBERS, MAX_PORTS, MacKey, Member, NO_VLAN, Port, PortKey,
+};
 use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
 use std::collections::HashMap;
 use std::io;
@@ -33,6 +37,46 @@ impl Plane {
             ..*local
         };
         self.put(MAP_LOCAL, &0u32.to_ne_bytes(), local.as_bytes())
+    }
+
+    /// Writes the interfaces, each at its number; entries that are not named are emptied.
+    ///
+    /// # Errors
+    /// [`PlaneError`] for a number out of range, two ports with one tag on one device, or where the kernel refuses.
+    pub fn set_ports(&mut self, ports: &[Port]) -> Result<(), PlaneError> {
+        let invalid = |text: String| PlaneError::new(text, io::ErrorKind::InvalidInput.into());
+        let mut table = [Port::default(); MAX_PORTS];
+        let mut keys: HashMap<PortKey, u32> = HashMap::new();
+        for port in ports {
+            let entry = table
+                .get_mut(usize::from(port.index))
+                .ok_or_else(|| invalid(format!("put port {}", port.index)))?;
+            *entry = *port;
+            let arrival = PortKey {
+                ifindex: port.ifindex,
+                vlan: u32::from(port.vlan),
+            };
+            let route = PortKey {
+                ifindex: port.device,
+                vlan: u32::from(NO_VLAN),
+            };
+            for key in [arrival, route] {
+                let index = u32::from(port.index);
+                if keys.insert(key, index).is_some_and(|other| other != index) {
+                    return Err(invalid(format!(
+                        "put port {index}: its device serves another one"
+                    )));
+                }
+            }
+        }
+        self.empty(MAP_PORT_OF, size_of::<PortKey>())?;
+        for (index, port) in (0u32..).zip(&table) {
+            self.put(MAP_PORTS, &index.to_ne_bytes(), port.as_bytes())?;
+        }
+        for (key, index) in keys {
+            self.put(MAP_PORT_OF, key.as_bytes(), &index.to_ne_bytes())?;
+        }
+        Ok(())
     }
 
     /// Writes how to reach a member (ids are 1 to 16).
@@ -91,15 +135,15 @@ impl Plane {
     /// # Errors
     /// [`PlaneError`] where the kernel refuses.
     pub fn clear_tables(&mut self) -> Result<(), PlaneError> {
-        for (name, length) in [
-            (MAP_MEMBER_MACS, size_of::<MacKey>()),
-            (MAP_ADDRESSES, size_of::<AddressKey>()),
-        ] {
-            let error = |cause| PlaneError::new(format!("empty map {name}"), cause);
-            let map = self.map(name).map_err(error)?;
-            while let Some(key) = sys::map_next_key(map, None, length).map_err(error)? {
-                sys::map_delete(map, &key).map_err(error)?;
-            }
+        self.empty(MAP_MEMBER_MACS, size_of::<MacKey>())?;
+        self.empty(MAP_ADDRESSES, size_of::<AddressKey>())
+    }
+
+    fn empty(&self, name: &str, key_length: usize) -> Result<(), PlaneError> {
+        let error = |cause| PlaneError::new(format!("empty map {name}"), cause);
+        let map = self.map(name).map_err(error)?;
+        while let Some(key) = sys::map_next_key(map, None, key_length).map_err(error)? {
+            sys::map_delete(map, &key).map_err(error)?;
         }
         Ok(())
     }

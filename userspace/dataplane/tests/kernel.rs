@@ -7,7 +7,7 @@ use dataplane::{Entry, Mode, ObjectSource, Options, Plane, XdpModeUsed};
 use maps_schema::sad::{InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, SaKey};
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::{ACTION_DISCARD, SpdEntry, SpdKey};
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, Member};
+use maps_schema::steer::{AddressKey, ClusterAddress, Local, Member, Port};
 use sad::port::{DataPlane, Direction, MapOp, MapPlan};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -103,6 +103,25 @@ fn run(command: &[&str]) -> String {
     text
 }
 
+/// The kernel lets go of a link some time after its last pin is gone.
+fn free_of_programs(interface: &str) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while run(&["bpftool", "net"]).contains(interface) {
+        assert!(std::time::Instant::now() < end, "{interface} still has a program");
+        std::thread::yield_now();
+    }
+}
+
+fn port(index: u8, side: u8, ifindex: u32) -> Port {
+    Port {
+        ifindex,
+        device: ifindex,
+        side,
+        index,
+        ..Port::default()
+    }
+}
+
 fn limits(limit: u64, epoch: u32) -> Limits {
     Limits {
         limit,
@@ -166,7 +185,7 @@ fn programs_attach_in_driver_mode_and_maps_show_named_fields() {
     plane.execute(&install(5, 0x0100_0005)).expect("execute");
     let report = plane.attach().expect("attach");
     assert_eq!(
-        (report.outside, report.inside, report.replaced),
+        (report.mode(lab.outside), report.mode(lab.inside), report.replaced),
         (XdpModeUsed::Driver, XdpModeUsed::Driver, false)
     );
     for program in plane.programs() {
@@ -186,7 +205,7 @@ fn programs_attach_in_driver_mode_and_maps_show_named_fields() {
     assert!(lab.bpftool("SEGMENTS").contains("\"owner\""));
     assert!(lab.bpftool("SA_OUT_RT_0").contains("\"seq\": 0"));
     assert!(lab.bpftool("SA_IN").contains("value"), "the outer map is pinned");
-    assert!(lab.bpftool("LOCAL").contains("\"outside_ifindex\""));
+    assert!(lab.bpftool("LOCAL").contains("\"own_device\""));
     plane.detach().expect("detach");
     assert!(!lab.pin_dir.exists());
 }
@@ -309,11 +328,18 @@ fn a_live_frame_runs_on_every_cpu_and_is_counted() {
     plane.attach().expect("attach");
     let local = Local {
         member: 1,
-        outside_ifindex: lab.outside,
-        inside_ifindex: lab.inside,
         ..Local::default()
     };
     plane.set_local(&local).expect("local");
+    plane
+        .set_ports(&[port(0, 1, lab.outside), port(8, 2, lab.inside)])
+        .expect("ports");
+    assert!(
+        plane.set_ports(&[port(16, 1, lab.outside)]).is_err(),
+        "no such port"
+    );
+    let twice = [port(0, 1, lab.outside), port(1, 1, lab.outside)];
+    assert!(plane.set_ports(&twice).is_err(), "one device, two ports");
     plane.set_member(2, &Member::default()).expect("member");
     assert!(plane.set_member(0, &Member::default()).is_err());
     plane.put_member_mac([2, 0, 0, 0, 0, 9], 2).expect("mac");
@@ -325,7 +351,7 @@ fn a_live_frame_runs_on_every_cpu_and_is_counted() {
             &ClusterAddress {
                 side: 1,
                 segment: 5,
-                reserved: [0; 2],
+                ports: 1,
             },
         )
         .expect("address");
@@ -447,7 +473,38 @@ fn a_restart_replaces_programs_in_place_and_adopts_the_maps() {
         "new maps are pinned"
     );
     third.detach().expect("detach");
-    assert!(!run(&["bpftool", "net"]).contains("esp-out"));
+    free_of_programs("esp-out");
+}
+
+#[test]
+fn several_outside_interfaces_are_attached_and_one_that_is_gone_from_the_configuration_is_let_go() {
+    let Some(lab) = Lab::new() else { return };
+    let second = nix::net::if_::if_nametoindex("esp-outfar").expect("interface exists");
+    let mut options = lab.options();
+    // As with two VLANs of one device: it is named twice and gets one program.
+    options.outside = vec![lab.outside, second, second];
+    let mut first = Plane::load(&options).expect("load");
+    let report = first.attach().expect("attach");
+    assert_eq!(report.modes.len(), 3);
+    assert_eq!(report.mode(second), XdpModeUsed::Driver);
+    assert!(run(&["bpftool", "net"]).contains("esp-outfar"));
+    drop(first);
+
+    options.outside = vec![lab.outside];
+    let mut after = Plane::load(&options).expect("load");
+    let report = after.attach().expect("attach");
+    assert!(report.replaced);
+    assert_eq!(report.mode(second), XdpModeUsed::None);
+    free_of_programs("esp-outfar");
+    after.detach().expect("detach");
+    free_of_programs("esp-out");
+
+    options.inside = vec![lab.outside];
+    let refused = Plane::load(&options)
+        .err()
+        .expect("one device, two sides")
+        .to_string();
+    assert!(refused.contains("two devices"), "{refused}");
 }
 
 #[test]
@@ -472,7 +529,7 @@ fn the_verifier_report_names_every_program() {
 fn a_missing_interface_is_named() {
     let Some(lab) = Lab::new() else { return };
     let mut options = lab.options();
-    options.outside_ifindex = 0x7fff_fff0;
+    options.outside = vec![0x7fff_fff0];
     let mut plane = Plane::load(&options).expect("load");
     let error = plane.attach().expect_err("no such interface").to_string();
     assert!(

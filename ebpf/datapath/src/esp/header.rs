@@ -1,6 +1,6 @@
 //! ESP's fixed parts and sizes.
 
-use crate::headers::{IPV4_LEN, UDP_LEN};
+use crate::headers::{IPV4_LEN, IPV6_LEN, UDP_LEN};
 
 /// Octets of SPI and sequence number.
 pub const ESP_LEN: usize = 8;
@@ -13,20 +13,21 @@ pub const TRAILER_LEN: usize = 2;
 
 /// Octets before the ESP header in an outer packet of ours.
 #[inline(always)]
-pub const fn outer_len(udp_encap: bool) -> usize {
-    if udp_encap { IPV4_LEN + UDP_LEN } else { IPV4_LEN }
+pub const fn outer_len(udp_encap: bool, v6: bool) -> usize {
+    let ip = if v6 { IPV6_LEN } else { IPV4_LEN };
+    if udp_encap { ip + UDP_LEN } else { ip }
 }
 
-/// Octets of the outer packet around an inner one of `inner` octets.
+/// Octets of the outer packet around an inner one of `inner` octets, with [`outer_len`] octets before the ESP header.
 #[inline(always)]
-pub const fn sealed_len(inner: usize, udp_encap: bool) -> usize {
-    outer_len(udp_encap) + ESP_LEN + IV_LEN + super::pad::padded_len(inner) + ICV_LEN
+pub const fn sealed_len(inner: usize, outer: usize) -> usize {
+    outer + ESP_LEN + IV_LEN + super::pad::padded_len(inner) + ICV_LEN
 }
 
 /// Largest inner packet whose outer packet has at most `mtu` octets.
 #[inline(always)]
-pub const fn inner_max(mtu: usize, udp_encap: bool) -> usize {
-    let room = mtu.saturating_sub(outer_len(udp_encap) + ESP_LEN + IV_LEN + ICV_LEN);
+pub const fn inner_max(mtu: usize, outer: usize) -> usize {
+    let room = mtu.saturating_sub(outer + ESP_LEN + IV_LEN + ICV_LEN);
     (room & !3).saturating_sub(TRAILER_LEN)
 }
 
@@ -50,10 +51,11 @@ mod tests {
     #[test]
     fn the_largest_inner_packet_fits_and_one_octet_more_does_not() {
         for mtu in 576..1600 {
-            for encap in [false, true] {
-                let inner = inner_max(mtu, encap);
-                assert!(sealed_len(inner, encap) <= mtu);
-                assert!(sealed_len(inner + 1, encap) > mtu, "{mtu} {encap}");
+            for (encap, v6) in [(false, false), (false, true), (true, false), (true, true)] {
+                let outer = outer_len(encap, v6);
+                let inner = inner_max(mtu, outer);
+                assert!(sealed_len(inner, outer) <= mtu);
+                assert!(sealed_len(inner + 1, outer) > mtu, "{mtu} {encap} {v6}");
             }
         }
     }

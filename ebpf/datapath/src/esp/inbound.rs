@@ -9,6 +9,7 @@ use maps_schema::event::{
 use maps_schema::sad::{
     InboundSa, SA_ESN, SA_LENIENT, SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305,
 };
+use maps_schema::steer::NO_VLAN;
 use maps_schema::verdict::Verdict;
 
 use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN};
@@ -16,9 +17,10 @@ use super::pad;
 use crate::aead::{AAD_ESN, AAD_PLAIN, NOT_AUTHENTIC, TEXT_MAX};
 use crate::bytes::{Bounded, PacketRead};
 use crate::checksum;
-use crate::env::{ACTION_REDIRECT, Area, Env, RouteQuery, Work};
-use crate::headers::{self, ETHERNET_LEN, PROTOCOL_IPV4};
+use crate::env::{ACTION_REDIRECT, Area, Env, Route, RouteQuery, Work};
+use crate::headers::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_IPV4, PROTOCOL_IPV6};
 use crate::limits::{self, volatile};
+use crate::link;
 use crate::replay::{self, IcvVerified};
 use crate::selectors::{self, Flow};
 use crate::steer::{self, ROLE_OLD_OWNER, ROLE_TAKER_HOLDING, ROLE_TAKER_OPEN, millis};
@@ -43,9 +45,6 @@ const EVIDENCE_REPORTED: u32 = 1 << 31;
 #[inline(always)]
 pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let work = &mut area.work;
-    let Some(local) = env.local() else {
-        return work.drop(Verdict::InternalError);
-    };
     let Some(sa) = env.inbound(work.cpu, work.index) else {
         return work.drop(Verdict::UnknownSpi);
     };
@@ -72,7 +71,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let Ok(range) = limits::inbound_range(&limits, flags, work.alone != 0, work.epoch) else {
         if work.role == ROLE_OLD_OWNER {
             // The new owner has published limits of its own epoch: everything is its business by now.
-            return steer::second_hop(env, work, local, work.other, false);
+            return steer::second_hop(env, work, work.other);
         }
         return work.drop(Verdict::EpochBehind);
     };
@@ -121,7 +120,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
             // The old owner sent it here: it has closed already.
             work.floor_rule = FLOOR_HOLD;
         } else {
-            return steer::second_hop(env, work, local, work.other, false);
+            return steer::second_hop(env, work, work.other);
         }
     }
     lay_out(env, area, text_len, flags & SA_ESN != 0)
@@ -147,60 +146,73 @@ fn lay_out(env: &impl Env, area: &mut Area, text_len: usize, esn: bool) -> bool 
 }
 
 /// After the cipher (`status` is that of [`crate::aead::aead_open`]): ceiling, padding, selectors, mark. `true`: the inner
-/// packet, its header in `work.ip`, is to be forwarded.
+/// packet, its header in `work.ip`, is to be forwarded. The programs call the three parts each from a stack frame of its own.
 #[inline(always)]
 pub fn accept(env: &impl Env, area: &mut Area, status: i32) -> bool {
-    let Area { cipher, work } = area;
-    let Some(proof) = IcvVerified::from_status(status) else {
+    authentic(env, &mut area.work, status) && inspect(env, area) && mark(env, &mut area.work, status)
+}
+
+/// Whether the packet is authentic, and its number one that this member may deliver now.
+#[inline(always)]
+pub fn authentic(env: &impl Env, work: &mut Work, status: i32) -> bool {
+    if IcvVerified::from_status(status).is_none() {
         return work.drop(if status == NOT_AUTHENTIC {
             Verdict::IcvBad
         } else {
             Verdict::SuiteUnknown
         });
-    };
+    }
     if work.floor_rule == FLOOR_HOLD {
         return work.slow(env, SLOW_HELD, Verdict::HeldForWindow);
     }
-    let Some(sa) = env.inbound(work.cpu, work.index) else {
-        return work.drop(Verdict::InternalError);
-    };
     if work.floor_rule == FLOOR_EVIDENCE {
+        let Some(sa) = env.inbound(work.cpu, work.index) else {
+            return work.drop(Verdict::InternalError);
+        };
         evidence(env, work, volatile(&sa.reported_edge));
         return work.drop(Verdict::BelowTakeoverFloor);
     }
     if work.seq > work.ceiling {
         return work.slow(env, SLOW_ABOVE_CEILING, Verdict::AboveCeiling);
     }
+    true
+}
+
+/// What is inside: padding, headers, selectors.
+#[inline(always)]
+pub fn inspect(env: &impl Env, area: &mut Area) -> bool {
+    let Area { cipher, work } = area;
+    let Some(sa) = env.inbound(work.cpu, work.index) else {
+        return work.drop(Verdict::InternalError);
+    };
     let Some((payload, next_header)) = pad::strip(cipher.text(), cipher.text_len as usize) else {
         return work.drop(Verdict::PaddingBad);
     };
-    if next_header != PROTOCOL_IPV4 {
-        // IPv6, and dummy packets of traffic flow confidentiality (RFC 4303 2.6).
-        let known = next_header == headers::PROTOCOL_IPV6 || next_header == headers::PROTOCOL_NONE;
-        return work.drop(if known {
-            Verdict::InnerUnsupported
-        } else {
-            Verdict::PaddingBad
-        });
-    }
     let text = Bounded {
         octets: cipher.text(),
         len: payload,
     };
-    let Some(ip) = headers::ipv4(&text, 0, payload) else {
+    let found = match next_header {
+        PROTOCOL_IPV4 => headers::ipv4(&text, 0, payload),
+        PROTOCOL_IPV6 => headers::ipv6(&text, 0, payload),
+        // A dummy packet of traffic flow confidentiality (RFC 4303 2.6).
+        headers::PROTOCOL_NONE => return work.drop(Verdict::InnerUnsupported),
+        _ => return work.drop(Verdict::PaddingBad),
+    };
+    let Some(ip) = found else {
         return work.drop(Verdict::InnerMalformed);
     };
     work.ip = ip;
-    work.flow = flow(&text, &ip, 0);
-    if !selected(sa, &work.flow) {
-        return work.drop(Verdict::SelectorMismatch);
+    if ip.version == 6 && headers::skip_extensions(&text, 0, &mut work.ip).is_none() {
+        return work.drop(Verdict::InnerExtension);
     }
-    mark(env, work, proof)
+    work.flow = flow(&text, &work.ip, 0);
+    selected(sa, &work.flow) || work.drop(Verdict::SelectorMismatch)
 }
 
 /// What selectors look at in an inner packet at `offset`.
 #[inline(always)]
-pub(crate) fn flow(packet: &impl PacketRead, ip: &headers::Ipv4, offset: usize) -> Flow {
+pub(crate) fn flow(packet: &impl PacketRead, ip: &headers::Ip, offset: usize) -> Flow {
     let mut flow = Flow {
         source: ip.source,
         destination: ip.destination,
@@ -232,8 +244,12 @@ fn selected(sa: &InboundSa, flow: &Flow) -> bool {
     false
 }
 
+/// Marks the number in the window: from here on it counts as seen.
 #[inline(always)]
-fn mark(env: &impl Env, work: &mut Work, proof: IcvVerified) -> bool {
+pub fn mark(env: &impl Env, work: &mut Work, status: i32) -> bool {
+    let Some(proof) = IcvVerified::from_status(status) else {
+        return work.drop(Verdict::InternalError);
+    };
     let marked = env.window(work.cpu, work.index, |window| {
         // The same CPU checked before the cipher ran; nothing can have come between, and the proof costs little.
         let checked = replay::check(window, work.seq)?;
@@ -305,19 +321,28 @@ pub fn forward(env: &impl Env, area: &mut Area) {
         tos: ip.tos,
         protocol: ip.protocol,
         own: false,
+        device: work.port.device,
     });
-    let link_len = if route.is_some() {
-        ETHERNET_LEN
+    // Taken apart at once: a register that a missing route leaves undefined would be refused by the verifier.
+    let known = route.is_some();
+    let route = route.unwrap_or(Route::NONE);
+    let link_len = if known {
+        link::len(route.vlan)
     } else {
         work.link_len as usize
     };
-    if route.is_some() {
+    if known {
         if ip.ttl <= 1 {
             work.drop(Verdict::TtlExceeded);
             return;
         }
         decrement_ttl(cipher.text_mut(), &ip);
     }
+    let ethertype = if ip.version == 6 {
+        ETHERTYPE_IPV6
+    } else {
+        ETHERTYPE_IPV4
+    };
     let text_at = work.esp_at as usize + ESP_LEN + IV_LEN;
     if !env.cut_head(text_at as i32 - link_len as i32)
         || !env.truncate(link_len + inner_len)
@@ -326,29 +351,42 @@ pub fn forward(env: &impl Env, area: &mut Area) {
         work.drop(Verdict::InternalError);
         return;
     }
-    if let Some(route) = route {
-        let [a, b, c, d, e, f] = route.destination;
-        let [g, h, i, j, k, l] = route.source;
-        env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l, 0x08, 0x00]);
+    if known {
+        if !link::write(env, route.destination, route.source, route.vlan, ethertype) {
+            work.drop(Verdict::InternalError);
+            return;
+        }
         work.target = route.ifindex;
         work.end(Verdict::EspOpened, ACTION_REDIRECT);
         return;
     }
     // The link header as it came, so that the stack sees a frame for itself.
-    if let Some(link) = work.front().read::<ETHERNET_LEN>(0) {
-        env.write(0, &link);
-    }
-    if link_len > ETHERNET_LEN
-        && let Some(tag) = work.front().read::<4>(ETHERNET_LEN)
-    {
-        env.write(ETHERNET_LEN, &tag);
+    let tagged = link_len > link::len(NO_VLAN);
+    let ok = if let Some(start) = work.front().read::<14>(0) {
+        env.write(0, &start)
+    } else {
+        false
+    };
+    let ok = ok
+        && match work.front().read::<4>(12) {
+            Some(tag) if tagged => env.write(12, &tag) && env.write(16, &ethertype.to_be_bytes()),
+            Some(_) => env.write(12, &ethertype.to_be_bytes()),
+            None => false,
+        };
+    if !ok {
+        work.drop(Verdict::InternalError);
+        return;
     }
     work.pass(Verdict::EspOpenedLocal);
 }
 
-/// Decrements the TTL of the datagram in `text` whose header was parsed to `ip`, with its checksum.
+/// Decrements the TTL or hop limit of the datagram in `text` whose header was parsed to `ip`, with IPv4's checksum.
 #[inline(always)]
-pub(crate) fn decrement_ttl(text: &mut [u8; TEXT_MAX], ip: &headers::Ipv4) {
+pub(crate) fn decrement_ttl(text: &mut [u8; TEXT_MAX], ip: &headers::Ip) {
+    if ip.version == 6 {
+        text[7] = ip.ttl.wrapping_sub(1);
+        return;
+    }
     let old = u16::from_be_bytes([ip.ttl, ip.protocol]);
     let new = old.wrapping_sub(0x0100);
     text[8] = (new >> 8) as u8;

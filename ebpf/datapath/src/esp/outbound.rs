@@ -15,16 +15,21 @@ use maps_schema::verdict::Verdict;
 
 use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN, outer_len};
 use super::{inbound, nonce, pad};
-use crate::aead::{AAD_ESN, AAD_PLAIN, DONE, TEXT_MAX};
+use crate::aead::{AAD_ESN, AAD_PLAIN, DONE, Scratch, TEXT_MAX};
+use crate::bytes::Bounded;
 use crate::checksum;
 use crate::env::{
-    ACTION_CPU, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, OutboundCounters, RouteQuery, Work, must_hop,
+    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, OutboundCounters,
+    Route, RouteQuery, Work, must_hop,
 };
 use crate::headers::{
-    self, DONT_FRAGMENT, ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, PROTOCOL_ICMP,
+    self, Address, DONT_FRAGMENT, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LEN, IPV6_LEN,
+    PROTOCOL_ICMP, UDP_LEN,
 };
 use crate::icmp;
 use crate::limits::{self, Take, volatile};
+use crate::link;
+use crate::nd;
 use crate::selectors;
 use crate::steer::{self, ROLE_OLD_OWNER, answer_arp, millis};
 
@@ -32,38 +37,68 @@ use crate::steer::{self, ROLE_OLD_OWNER, answer_arp, millis};
 const OUTER_TTL: u8 = 64;
 
 /// On the inside interface, up to the SA's CPU: `true` where the packet is to be sealed right here, with the SA's slot in
-/// `work`.
+/// `work`. `ACTION_NEIGHBOUR` asks for one more stage.
 ///
 /// `may_move` is false in the cpumap program: there the packet has arrived.
 #[inline(always)]
 pub fn choose(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
+    arrive(env, work) && policy(env, work, may_move)
+}
+
+/// First part of [`choose`]: what is this frame? `true`: a packet that policy decides on, its header in `work.ip`.
+#[inline(always)]
+pub fn arrive(env: &impl Env, work: &mut Work) -> bool {
     let Some(local) = env.local() else {
         return work.pass(Verdict::NotForCluster);
     };
-    let Some(link) = headers::link(&work.front()) else {
-        return work.pass(Verdict::NotForCluster);
+    let Some(link) = steer::arrive(env, work, local, SIDE_INSIDE) else {
+        return false;
     };
-    work.link_len = link.len as u32;
-    work.source_mac = link.source;
     if link.ethertype == ETHERTYPE_ARP {
-        return answer_arp(env, work, local, SIDE_INSIDE);
+        return answer_arp(env, work, local);
     }
-    if link.ethertype != ETHERTYPE_IPV4 || link.destination != local.inside_mac {
-        return work.pass(Verdict::NotForCluster);
-    }
-    let available = (work.frame_len as usize).saturating_sub(link.len);
-    let Some(ip) = headers::ipv4(&work.front(), link.len, available) else {
+    let Some(ip) = steer::ip(work, &link) else {
         return work.pass(Verdict::NotForCluster);
     };
     work.ip = ip;
-    let destination = headers::mapped(ip.destination);
-    if env.address(destination).is_some() {
+    if ip.version == 6 {
+        if nd::is_solicitation(work) && steer::reaches(&link, &work.port) {
+            return work.end(Verdict::InternalError, ACTION_NEIGHBOUR);
+        }
+        // What concerns this link only (RFC 4291 2.5.6, 2.7; RFC 4861) is never protected, whatever the policy.
+        if headers::is_of_link(ip.source) || headers::is_of_link(ip.destination) || nd::is_discovery(work) {
+            return work.pass(Verdict::LocalTraffic);
+        }
+    }
+    if link.destination != work.port.mac {
+        return work.pass(Verdict::NotForCluster);
+    }
+    if env.address(headers::octets(ip.destination)).is_some() {
         return work.pass(Verdict::LocalTraffic);
     }
-    let Some(entry) = env.policy(destination) else {
+    true
+}
+
+/// Second part of [`choose`]: the rules for the packet.
+#[inline(always)]
+pub fn policy(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
+    let Some(local) = env.local() else {
+        return work.pass(Verdict::NotForCluster);
+    };
+    let Some(entry) = env.policy(headers::octets(work.ip.destination)) else {
         return work.pass(Verdict::NoPolicy);
     };
-    work.flow = inbound::flow(&work.front(), &ip, link.len);
+    let at = work.link_len as usize;
+    if work.ip.version == 6 {
+        let front = Bounded {
+            octets: &work.head,
+            len: work.head_len as usize,
+        };
+        if headers::skip_extensions(&front, at, &mut work.ip).is_none() {
+            return work.drop(Verdict::InnerExtension);
+        }
+    }
+    work.flow = inbound::flow(&work.front(), &work.ip, at);
     let mut i = 0;
     while i < RULES_PER_PREFIX {
         let rule = &entry.rules[i];
@@ -107,7 +142,7 @@ fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &SpdRule, may_mov
 fn no_sa(env: &impl Env, work: &mut Work) -> bool {
     let connection = work.connection as u16;
     if env.acquire_due(connection, work.now_ns) {
-        let flow = ((work.flow.source as u64) << 32) | work.flow.destination as u64;
+        let flow = (work.flow.source[1] << 32) | (work.flow.destination[1] & u32::MAX as u64);
         env.event(EVENT_ACQUIRE, connection as u32, 0, 0, flow);
     }
     work.drop(Verdict::NoSa)
@@ -120,12 +155,12 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let Some(local) = env.local() else {
         return work.drop(Verdict::InternalError);
     };
-    if !steer::serve_here(env, work, local, work.slot as u8, true) {
+    if !steer::serve_here(env, work, local, work.slot as u8) {
         return false;
     }
     if work.role == ROLE_OLD_OWNER {
         // Its lease ended with the flip: outbound, the new owner alone sends.
-        return steer::second_hop(env, work, local, work.other, true);
+        return steer::second_hop(env, work, work.other);
     }
     let Some(sa) = env.outbound(work.cpu, work.index) else {
         return no_sa(env, work);
@@ -141,13 +176,10 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let flags = volatile(&sa.flags);
     let inner = work.ip.total_len as usize;
     let mtu = path_mtu(sa, local);
-    if header::sealed_len(inner, flags & SA_UDP_ENCAP != 0) > mtu {
-        return too_big(
-            env,
-            area,
-            local,
-            header::inner_max(mtu, flags & SA_UDP_ENCAP != 0),
-        );
+    let v6 = !headers::is_v4(headers::address(&sa.outer_dst));
+    let outer = outer_len(flags & SA_UDP_ENCAP != 0, v6);
+    if header::sealed_len(inner, outer) > mtu {
+        return too_big(env, area, local, header::inner_max(mtu, outer));
     }
     if inner > TEXT_MAX - 8 {
         return work.drop(Verdict::TooBig);
@@ -167,7 +199,12 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     }
     let ip = work.ip;
     inbound::decrement_ttl(cipher.text_mut(), &ip);
-    let Some(text_len) = pad::append(cipher.text_mut(), inner, headers::PROTOCOL_IPV4) else {
+    let next_header = if ip.version == 6 {
+        headers::PROTOCOL_IPV6
+    } else {
+        headers::PROTOCOL_IPV4
+    };
+    let Some(text_len) = pad::append(cipher.text_mut(), inner, next_header) else {
         return work.drop(Verdict::TooBig);
     };
     let esn = flags & SA_ESN != 0;
@@ -242,8 +279,14 @@ fn too_big(env: &impl Env, area: &mut Area, local: &Local, mtu: usize) -> bool {
     }
     // RFC 1122 3.2.2: no error about an error, a later fragment, or to what is no single host. Whether an ICMP
     // message is an error says its type; every ICMP message of that size is treated as one.
-    let single_host = ip.source >> 28 < 0xe && ip.source != 0;
-    if ip.is_later_fragment() || !single_host || ip.protocol == PROTOCOL_ICMP && !is_echo(work) {
+    let source = headers::to_v4(ip.source);
+    let single_host = source >> 28 < 0xe && source != 0;
+    // Its IPv6 counterpart, Packet Too Big, is not sent so far.
+    if ip.version != 4
+        || ip.is_later_fragment()
+        || !single_host
+        || ip.protocol == PROTOCOL_ICMP && !is_echo(work)
+    {
         return work.drop(Verdict::TooBig);
     }
     let text = cipher.text_mut();
@@ -254,16 +297,14 @@ fn too_big(env: &impl Env, area: &mut Area, local: &Local, mtu: usize) -> bool {
     text.copy_within(..icmp::QUOTED, icmp::QUOTE_AT);
     icmp::fragmentation_needed(
         text,
-        headers::unmapped(&local.inside_address),
-        ip.source,
+        headers::to_v4(headers::address(&local.inside_address)),
+        source,
         mtu as u16,
     );
     let link_len = work.link_len as usize;
-    let [a, b, c, d, e, f] = work.source_mac;
-    let [g, h, i, j, k, l] = local.inside_mac;
     if !env.truncate(link_len + icmp::ERROR_LEN)
         || !env.store(link_len, text, icmp::ERROR_LEN)
-        || !env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l])
+        || !link::write_addresses(env, work.source_mac, work.port.mac)
     {
         return work.drop(Verdict::InternalError);
     }
@@ -277,59 +318,112 @@ fn is_echo(work: &Work) -> bool {
     matches!(work.front().u8(at), Some(0 | 8))
 }
 
-/// After the cipher (`status` is that of [`crate::aead::aead_seal`]): outer headers, and on its way.
+/// After the cipher (`status` is that of [`crate::aead::aead_seal`]): outer headers, and on its way. The programs call the two
+/// parts each from a stack frame of its own.
 #[inline(always)]
 pub fn emit(env: &impl Env, area: &mut Area, status: i32) {
+    if direct(env, area, status) {
+        fill(env, area);
+    }
+}
+
+#[inline(always)]
+const fn outer_protocol(encap: bool) -> u8 {
+    if encap {
+        headers::PROTOCOL_UDP
+    } else {
+        headers::PROTOCOL_ESP
+    }
+}
+
+/// First part of [`emit`]: next hop, room, link header. Places and lengths are in `work` then, and the outcome.
+#[inline(always)]
+pub fn direct(env: &impl Env, area: &mut Area, status: i32) -> bool {
     let Area { cipher, work } = area;
     if status != DONE {
-        work.drop(Verdict::SuiteUnknown);
-        return;
+        return work.drop(Verdict::SuiteUnknown);
     }
-    let (Some(local), Some(sa)) = (env.local(), env.outbound(work.cpu, work.index)) else {
+    let Some(sa) = env.outbound(work.cpu, work.index) else {
+        return work.drop(Verdict::InternalError);
+    };
+    let encap = volatile(&sa.flags) & SA_UDP_ENCAP != 0;
+    let text_len = (cipher.text_len as usize).min(TEXT_MAX);
+    let destination = headers::address(&sa.outer_dst);
+    let v6 = !headers::is_v4(destination);
+    let outer = outer_len(encap, v6);
+    let datagram_len = outer + ESP_LEN + IV_LEN + text_len + ICV_LEN;
+    let route = env.route(&RouteQuery {
+        source: headers::address(&sa.outer_src),
+        destination,
+        length: datagram_len as u16,
+        tos: work.ip.tos,
+        protocol: outer_protocol(encap),
+        own: true,
+        device: 0,
+    });
+    let known = route.is_some();
+    // Nobody to send it to is known yet: it is sealed, so the stack may have it, and asks for the neighbour.
+    let route = route.unwrap_or(Route {
+        destination: work.port.mac,
+        source: work.port.mac,
+        ifindex: 0,
+        vlan: work.port.vlan,
+    });
+    let ip_at = link::len(route.vlan);
+    let ethertype = if v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+    if !env.cut_head(work.frame_len as i32 - (ip_at + datagram_len) as i32)
+        || !link::write(env, route.destination, route.source, route.vlan, ethertype)
+    {
+        return work.drop(Verdict::InternalError);
+    }
+    work.link_len = ip_at as u32;
+    work.esp_at = (ip_at + outer) as u32;
+    work.esp_len = (datagram_len - outer) as u32;
+    work.target = route.ifindex;
+    let action = if known { ACTION_REDIRECT } else { ACTION_PASS };
+    work.end(Verdict::EspSealed, action);
+    true
+}
+
+/// Second part of [`emit`]: everything behind the link header.
+#[inline(always)]
+pub fn fill(env: &impl Env, area: &mut Area) {
+    let Area { cipher, work } = area;
+    let Some(sa) = env.outbound(work.cpu, work.index) else {
         work.drop(Verdict::InternalError);
         return;
     };
     let encap = volatile(&sa.flags) & SA_UDP_ENCAP != 0;
-    let text_len = (cipher.text_len as usize).min(TEXT_MAX);
-    let esp_at = ETHERNET_LEN + outer_len(encap);
-    let text_at = esp_at + ESP_LEN + IV_LEN;
-    let frame_len = text_at + text_len + ICV_LEN;
-    if !env.cut_head(work.frame_len as i32 - frame_len as i32) {
-        work.drop(Verdict::InternalError);
-        return;
-    }
-    let source = headers::unmapped(&sa.outer_src);
-    let destination = headers::unmapped(&sa.outer_dst);
-    let protocol = if encap {
-        headers::PROTOCOL_UDP
+    let source = headers::address(&sa.outer_src);
+    let destination = headers::address(&sa.outer_dst);
+    let v6 = !headers::is_v4(destination);
+    let (ip_at, esp_at) = (work.link_len as usize, work.esp_at as usize);
+    let datagram_len = esp_at - ip_at + work.esp_len as usize;
+    let protocol = outer_protocol(encap);
+    let mut ok = if v6 {
+        let ip = outer_ipv6(work, source, destination, protocol, datagram_len);
+        env.write(ip_at, &ip)
     } else {
-        headers::PROTOCOL_ESP
+        let (source, destination) = (headers::to_v4(source), headers::to_v4(destination));
+        let ip = outer_ip(work, source, destination, protocol, datagram_len);
+        env.write(ip_at, &ip)
     };
-    let route = env.route(&RouteQuery {
-        source,
-        destination,
-        length: (frame_len - ETHERNET_LEN) as u16,
-        tos: work.ip.tos,
-        protocol,
-        own: true,
-    });
-    let (to, from) = match &route {
-        Some(route) => (route.destination, route.source),
-        // Nobody to send it to is known yet. It is sealed, so the stack may have it: it asks for the neighbour.
-        None => (local.inside_mac, local.inside_mac),
-    };
-    let ip = outer_ip(work, source, destination, protocol, frame_len - ETHERNET_LEN);
-    let [a, b, c, d, e, f] = to;
-    let [g, h, i, j, k, l] = from;
-    let mut ok = env.write(0, &[a, b, c, d, e, f, g, h, i, j, k, l, 0x08, 0x00]);
-    ok &= env.write(ETHERNET_LEN, &ip);
     if encap {
         let [s0, s1] = sa.encap_ports[0].to_be_bytes();
         let [d0, d1] = sa.encap_ports[1].to_be_bytes();
-        let [l0, l1] = ((frame_len - ETHERNET_LEN - IPV4_LEN) as u16).to_be_bytes();
-        // RFC 3948 2.1: the IPv4 UDP checksum SHOULD be zero.
-        ok &= env.write(ETHERNET_LEN + IPV4_LEN, &[s0, s1, d0, d1, l0, l1, 0, 0]);
+        let length = (work.esp_len as usize + UDP_LEN) as u16;
+        let [l0, l1] = length.to_be_bytes();
+        // RFC 3948 2.1: the IPv4 UDP checksum SHOULD be zero. Over IPv6 it must not be (RFC 8200 8.1).
+        let checksum = if v6 {
+            udp_checksum(env, work, cipher, source, destination, sa.encap_ports, length)
+        } else {
+            0
+        };
+        let [c0, c1] = checksum.to_be_bytes();
+        ok &= env.write(esp_at - UDP_LEN, &[s0, s1, d0, d1, l0, l1, c0, c1]);
     }
+    let text_len = (cipher.text_len as usize).min(TEXT_MAX);
+    let text_at = esp_at + ESP_LEN + IV_LEN;
     let [p0, p1, p2, p3] = work.spi.to_be_bytes();
     let [q0, q1, q2, q3] = (work.seq as u32).to_be_bytes();
     ok &= env.write(esp_at, &[p0, p1, p2, p3, q0, q1, q2, q3]);
@@ -338,16 +432,55 @@ pub fn emit(env: &impl Env, area: &mut Area, status: i32) {
     ok &= env.write(text_at + text_len, &cipher.tag);
     if !ok {
         work.drop(Verdict::InternalError);
-        return;
     }
-    match route {
-        Some(route) => {
-            work.target = route.ifindex;
-            work.end(Verdict::EspSealed, ACTION_REDIRECT);
-        }
-        None => {
-            work.pass(Verdict::EspSealed);
-        }
+}
+
+/// RFC 4301 5.1.2.1: DS field and ECN are copied; flow label 0; never fragmented on the way.
+#[inline(always)]
+fn outer_ipv6(
+    work: &Work,
+    source: Address,
+    destination: Address,
+    protocol: u8,
+    len: usize,
+) -> [u8; IPV6_LEN] {
+    let [l0, l1] = ((len - IPV6_LEN) as u16).to_be_bytes();
+    let tos = work.ip.tos;
+    let mut ip = [0; IPV6_LEN];
+    ip[..8].copy_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0, l0, l1, protocol, OUTER_TTL]);
+    ip[8..24].copy_from_slice(&headers::octets(source));
+    ip[24..].copy_from_slice(&headers::octets(destination));
+    ip
+}
+
+/// Checksum of a UDP datagram over IPv6 that carries ESP (RFC 8200 8.1); 0 goes out as its other form.
+#[inline(always)]
+fn udp_checksum(
+    env: &impl Env,
+    work: &Work,
+    cipher: &Scratch,
+    source: Address,
+    destination: Address,
+    ports: [u16; 2],
+    length: u16,
+) -> u16 {
+    let mut sum = checksum::words(source[0])
+        + checksum::words(source[1])
+        + checksum::words(destination[0])
+        + checksum::words(destination[1])
+        + headers::PROTOCOL_UDP as u32
+        + 2 * length as u32
+        + ports[0] as u32
+        + ports[1] as u32
+        + checksum::words((work.spi as u64) << 32 | work.seq & u32::MAX as u64)
+        + checksum::words(u64::from_be_bytes(cipher.iv));
+    let text_len = (cipher.text_len as usize).min(TEXT_MAX);
+    sum += env.sum(cipher.text(), text_len) as u32;
+    let tag = headers::address(&cipher.tag);
+    sum += checksum::words(tag[0]) + checksum::words(tag[1]);
+    match checksum::fold(sum) {
+        0 => u16::MAX,
+        checksum => checksum,
     }
 }
 

@@ -491,7 +491,7 @@ fn contents() -> Vec<Case> {
         30,
     ));
     for (next_header, verdict) in [
-        (41, Verdict::InnerUnsupported),
+        (41, Verdict::InnerMalformed),
         (59, Verdict::InnerUnsupported),
         (6, Verdict::PaddingBad),
     ] {
@@ -602,9 +602,12 @@ fn contents() -> Vec<Case> {
         .check(edge_is(5)),
     );
     let mut tagged = frame[..12].to_vec();
-    tagged.extend([0x81, 0x00, 0x00, 0x05]);
+    tagged.extend([0x81, 0x00, 0xe0, 0x00]);
     tagged.extend(&frame[12..]);
-    cases.push(opened(steer("under a VLAN tag", world(), tagged), 30));
+    cases.push(opened(
+        steer("under a tag that carries a priority only", world(), tagged),
+        30,
+    ));
     let mut trailed = frame;
     trailed.extend([0; 6]);
     cases.push(opened(

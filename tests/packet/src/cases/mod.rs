@@ -2,8 +2,13 @@
 
 mod handover;
 mod inbound;
+mod neighbour;
 mod outbound;
+mod ports;
 mod steer;
+mod v6;
+mod virtual_mac;
+mod vlan;
 
 use crate::case::Case;
 
@@ -12,6 +17,11 @@ pub fn all() -> Vec<Case> {
     let mut cases = inbound::cases();
     cases.extend(outbound::cases());
     cases.extend(steer::cases());
+    cases.extend(ports::cases());
+    cases.extend(vlan::cases());
+    cases.extend(v6::cases());
+    cases.extend(neighbour::cases());
+    cases.extend(virtual_mac::cases());
     cases.extend(handover::cases());
     cases
 }

@@ -10,7 +10,7 @@ mod selector;
 
 pub(crate) use selector::prefixes;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -152,10 +152,12 @@ pub struct ClusterConfig {
 /// `[interfaces]`.
 #[derive(Clone, Debug)]
 pub struct InterfaceConfig {
-    /// Interface towards the peers.
-    pub outside: String,
-    /// Interface towards the protected networks.
-    pub inside: String,
+    /// Interfaces towards the peers.
+    pub outside: Vec<String>,
+    /// Interfaces towards the protected networks.
+    pub inside: Vec<String>,
+    /// Virtual MAC address of the cluster addresses but for the last octet, which is the address's segment.
+    pub virtual_mac: Option<[u8; 6]>,
     /// TUN device for what this host itself sends to a protected network.
     pub tun: String,
 }
@@ -164,9 +166,9 @@ pub struct InterfaceConfig {
 #[derive(Clone, Debug)]
 pub struct AddressConfig {
     /// Cluster addresses that peers talk to.
-    pub outside: Vec<Ipv4Addr>,
+    pub outside: Vec<IpAddr>,
     /// Next hops of the protected networks.
-    pub inside: Vec<Ipv4Addr>,
+    pub inside: Vec<IpAddr>,
 }
 
 /// `[data_plane]`.
@@ -320,6 +322,17 @@ impl Config {
             .members
             .iter()
             .filter(|m| m.id != self.cluster.member)
+    }
+
+    /// Whether any address or selector is IPv6.
+    pub fn carries_v6(&self) -> bool {
+        let children = self.connections.iter().flat_map(|c| &c.children);
+        let selectors = children.flat_map(|c| c.local_ts.iter().chain(&c.remote_ts));
+        let addresses = self.addresses.outside.iter().chain(&self.addresses.inside);
+        addresses
+            .copied()
+            .chain(selectors.map(|ts| ts.first))
+            .any(|a| a.is_ipv6())
     }
 
     /// Counter index of a connection (0 where the name is not configured).

@@ -1,6 +1,6 @@
 //! From the text to a [`Config`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl Context<'_> {
             }
         };
         let interfaces = match root.table("interfaces", "interfaces") {
-            Some(table) => self.interfaces(table),
+            Some(table) => self.interfaces(table, cluster.as_ref().map_or("", |c| &c.name)),
             None => {
                 root.missing("interfaces", "a section [interfaces] with outside and inside");
                 None
@@ -128,11 +128,52 @@ impl Context<'_> {
         })
     }
 
-    fn interfaces(&self, mut t: Reader<'_>) -> Option<InterfaceConfig> {
-        let outside = t.required_string("outside", "the interface towards the peers");
-        let inside = t.required_string("inside", "the interface towards the protected networks");
+    fn interfaces(&self, mut t: Reader<'_>, cluster: &str) -> Option<InterfaceConfig> {
+        let mut side = |key: &'static str, hint: &str| {
+            if !t.has(key) {
+                t.missing(key, hint);
+                return None;
+            }
+            let list = t.string_or_strings(key)?;
+            if list.value.is_empty() || list.value.len() > maps_schema::steer::PORTS_PER_SIDE {
+                self.problems.add(
+                    list.span,
+                    format!("'{key}' names {} interfaces", list.value.len()),
+                    format!("name 1 to {}", maps_schema::steer::PORTS_PER_SIDE),
+                );
+            }
+            Some(list.value)
+        };
+        let outside = side(
+            "outside",
+            "the interface, or the list of interfaces, towards the peers",
+        );
+        let inside = side(
+            "inside",
+            "the interface, or the list of interfaces, towards the protected networks",
+        );
+        let virtual_mac = t
+            .string("virtual_mac")
+            .and_then(|text| match virtual_mac(&text.value, cluster) {
+                Ok(mac) => Some(mac),
+                Err(why) => {
+                    self.problems.add(
+                        text.span,
+                        format!("virtual_mac '{}' {why}", text.value),
+                        "give \"auto\", or for example \"02:00:5e:10:20:00\"",
+                    );
+                    None
+                }
+            });
         let tun = t.string("tun");
-        for name in [&outside, &inside, &tun].into_iter().flatten() {
+        let named = outside
+            .iter()
+            .chain(&inside)
+            .flatten()
+            .chain(&tun)
+            .cloned()
+            .collect::<Vec<_>>();
+        for name in &named {
             if name.value.is_empty() || name.value.len() > 15 || name.value.contains(['/', ' ']) {
                 self.problems.add(
                     name.span.clone(),
@@ -141,21 +182,18 @@ impl Context<'_> {
                 );
             }
         }
-        let named = [&outside, &inside, &tun]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect::<Vec<_>>();
         check::unique(&self.problems, "interface", &named);
         t.finish();
+        let names = |list: Vec<At<String>>| list.into_iter().map(|n| n.value).collect();
         Some(InterfaceConfig {
-            outside: outside?.value,
-            inside: inside?.value,
+            outside: names(outside?),
+            inside: names(inside?),
+            virtual_mac,
             tun: tun.map_or_else(|| "esp0".to_owned(), |t| t.value),
         })
     }
 
-    fn address_list(&self, t: &mut Reader<'_>, key: &'static str) -> Vec<At<Ipv4Addr>> {
+    fn address_list(&self, t: &mut Reader<'_>, key: &'static str) -> Vec<At<IpAddr>> {
         let Some(list) = t.strings(key) else {
             if !t.has(key) {
                 t.missing(key, "a list of addresses");
@@ -171,8 +209,8 @@ impl Context<'_> {
         }
         let mut out = Vec::new();
         for text in list.value {
-            match text.value.parse::<Ipv4Addr>() {
-                Ok(a) if a.is_unspecified() || a.is_multicast() || a.is_loopback() || a.is_broadcast() => {
+            match text.value.parse::<IpAddr>() {
+                Ok(a) if !is_unicast(a) => {
                     self.problems.add(
                         text.span,
                         format!("{a} cannot be a cluster address"),
@@ -185,8 +223,8 @@ impl Context<'_> {
                 }),
                 Err(_) => self.problems.add(
                     text.span,
-                    format!("'{}' is no IPv4 address", text.value),
-                    "give an IPv4 address without prefix length (this version carries no IPv6)",
+                    format!("'{}' is no IP address", text.value),
+                    "give an address without prefix length",
                 ),
             }
         }
@@ -213,7 +251,7 @@ impl Context<'_> {
                     .outside
                     .iter()
                     .chain(&addresses.inside)
-                    .any(|a| IpAddr::V4(*a) == endpoint.ip());
+                    .any(|a| *a == endpoint.ip());
                 if clash {
                     self.problems.add(
                         root.span(),
@@ -318,7 +356,7 @@ impl Context<'_> {
         names.extend(name.clone());
         let local = t.parsed::<IpAddr>("local", "one of the outside cluster addresses");
         if let (Some(local), Some(addresses)) = (&local, addresses)
-            && !addresses.outside.iter().any(|a| IpAddr::V4(*a) == local.value)
+            && !addresses.outside.contains(&local.value)
         {
             self.problems.add(
                 local.span.clone(),
@@ -329,11 +367,11 @@ impl Context<'_> {
         let remote = match t.required_string("remote", "the peer's address, or remote = \"any\"") {
             Some(text) if text.value == "any" => Some(None),
             Some(text) => match text.value.parse::<IpAddr>() {
-                Ok(address) if address.is_ipv4() => Some(Some(address)),
+                Ok(address) if is_unicast(address) => Some(Some(address)),
                 _ => {
                     self.problems.add(
                         text.span,
-                        format!("remote '{}' is no IPv4 address", text.value),
+                        format!("remote '{}' is no address of a host", text.value),
                         "give an address or \"any\"",
                     );
                     None
@@ -341,6 +379,15 @@ impl Context<'_> {
             },
             None => None,
         };
+        if let (Some(local), Some(Some(remote))) = (&local, &remote)
+            && local.value.is_ipv4() != remote.is_ipv4()
+        {
+            self.problems.add(
+                local.span.clone(),
+                format!("local {} and remote {remote} are not of one family", local.value),
+                "give two IPv4 or two IPv6 addresses",
+            );
+        }
         let local_id = t.required_string("local_id", "our identity");
         let remote_id = t.required_string("remote_id", "the peer's identity");
         let psk_file = t.required_string("psk_file", "the path of a file with the pre-shared key");
@@ -394,9 +441,11 @@ impl Context<'_> {
         t.finish();
         Some(ConnectionConfig {
             name: name?.value,
-            local: local
-                .map(|l| l.value)
-                .or_else(|| addresses?.outside.first().map(|a| IpAddr::V4(*a)))?,
+            local: local.map(|l| l.value).or_else(|| {
+                // Where it is not given: the first that can reach the peer.
+                let family = |a: &&IpAddr| remote.flatten().is_none_or(|r| r.is_ipv4() == a.is_ipv4());
+                addresses?.outside.iter().find(family).copied()
+            })?,
             remote: remote?,
             local_id: local_id?.value,
             remote_id: remote_id?.value,
@@ -506,6 +555,46 @@ impl Context<'_> {
         }
         out
     }
+}
+
+/// Whether an address can be that of one host and reach beyond a link.
+fn is_unicast(address: IpAddr) -> bool {
+    let odd = match address {
+        IpAddr::V4(v4) => v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
+    };
+    !(odd || address.is_unspecified() || address.is_multicast() || address.is_loopback())
+}
+
+/// A virtual MAC address: "auto", from the cluster's name, or one that is locally administered and of one host. Its last octet
+/// gives way to the segment of the address.
+fn virtual_mac(text: &str, cluster: &str) -> Result<[u8; 6], &'static str> {
+    if text == "auto" {
+        // FNV-1a: clusters of other names on one network are told apart, nothing else.
+        let hash = cluster.bytes().fold(0x811c_9dc5_u32, |hash, octet| {
+            (hash ^ u32::from(octet)).wrapping_mul(0x0100_0193)
+        });
+        let [a, b, c, d] = hash.to_be_bytes();
+        return Ok([2, a, b, c, d, 0]);
+    }
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for octet in &mut mac {
+        let part = parts.next().filter(|p| p.len() == 2);
+        *octet = part
+            .and_then(|p| u8::from_str_radix(p, 16).ok())
+            .ok_or("is no MAC address")?;
+    }
+    if parts.next().is_some() {
+        return Err("is no MAC address");
+    }
+    if mac[0] & 3 != 2 {
+        return Err(
+            "is not a locally administered address of one host (its second digit is none of 2, 6, a, e)",
+        );
+    }
+    mac[5] = 0;
+    Ok(mac)
 }
 
 fn example(key: &str) -> &'static str {

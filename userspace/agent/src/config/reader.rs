@@ -286,6 +286,27 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A string, as a list of one, or a list of strings.
+    pub fn string_or_strings(&mut self, key: &'static str) -> Option<At<Vec<At<String>>>> {
+        let value = self.get(key)?;
+        if let Some(text) = value.get_ref().as_str() {
+            let span = value.span();
+            let one = At {
+                value: text.to_owned(),
+                span: span.clone(),
+            };
+            return Some(At {
+                value: vec![one],
+                span,
+            });
+        }
+        if value.get_ref().as_array().is_none() {
+            self.wrong_type(key, value, "a string or a list of strings");
+            return None;
+        }
+        self.strings(key)
+    }
+
     pub fn table(&mut self, key: &'static str, name: &'static str) -> Option<Reader<'a>> {
         let value = self.get(key)?;
         match value.get_ref().as_table() {

@@ -1,11 +1,11 @@
 //! Traffic selectors as text: `net`, `net[proto]`, `net[proto/port]`, `net[proto/first-last]`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use model::TrafficSelector;
 
-/// Reads one selector. IPv4 only: the data plane carries no IPv6 yet.
+/// Reads one selector.
 pub(super) fn parse(text: &str) -> Result<TrafficSelector, String> {
     let (net, rest) = match text.split_once('[') {
         Some((net, rest)) => (net, rest.strip_suffix(']').ok_or("the bracket is not closed")?),
@@ -21,8 +21,10 @@ pub(super) fn parse(text: &str) -> Result<TrafficSelector, String> {
     if net.addr() != net.network() {
         return Err(format!("'{net}' has host bits; the network is {}", net.trunc()));
     }
-    if !net.addr().is_ipv4() {
-        return Err("IPv6 selectors are not carried by this version".to_owned());
+    if matches!(net, IpNet::V6(v6) if v6.network().to_ipv4_mapped().is_some()) {
+        return Err(format!(
+            "'{net}' holds mapped IPv4 addresses; write those as IPv4"
+        ));
     }
     let (protocol, ports) = match rest.split_once('/') {
         Some((protocol, ports)) => (protocol, ports),
@@ -31,6 +33,7 @@ pub(super) fn parse(text: &str) -> Result<TrafficSelector, String> {
     let protocol = match protocol {
         "" => 0,
         "icmp" => 1,
+        "icmpv6" => 58,
         "tcp" => 6,
         "udp" => 17,
         other => other
@@ -57,39 +60,46 @@ pub(super) fn parse(text: &str) -> Result<TrafficSelector, String> {
     })
 }
 
-fn octets(address: IpAddr) -> u32 {
+fn number(address: IpAddr) -> u128 {
     match address {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(_) => 0,
+        IpAddr::V4(v4) => u32::from(v4).into(),
+        IpAddr::V6(v6) => v6.into(),
     }
 }
 
 /// Whether some packet matches both.
 pub(super) fn overlap(a: &TrafficSelector, b: &TrafficSelector) -> bool {
-    octets(a.first) <= octets(b.last)
-        && octets(b.first) <= octets(a.last)
+    a.first.is_ipv4() == b.first.is_ipv4()
+        && number(a.first) <= number(b.last)
+        && number(b.first) <= number(a.last)
         && (a.protocol == 0 || b.protocol == 0 || a.protocol == b.protocol)
         && a.first_port <= b.last_port
         && b.first_port <= a.last_port
 }
 
-/// The fewest prefixes that cover an inclusive IPv4 range, as (network, length).
-pub(crate) fn prefixes(selector: &TrafficSelector) -> Vec<(Ipv4Addr, u8)> {
-    let (mut first, last) = (
-        u64::from(octets(selector.first)),
-        u64::from(octets(selector.last)),
-    );
+/// The fewest prefixes that cover an inclusive range, as (network, length).
+pub(crate) fn prefixes(selector: &TrafficSelector) -> Vec<(IpAddr, u8)> {
+    let v4 = selector.first.is_ipv4();
+    let width: u32 = if v4 { 32 } else { 128 };
+    let (mut first, last) = (number(selector.first), number(selector.last));
     let mut out = Vec::new();
     while first <= last {
-        let align = if first == 0 {
-            32
-        } else {
-            first.trailing_zeros().min(32)
+        // Of all 2^128 addresses the count does not fit.
+        let size = match (last - first).checked_add(1) {
+            Some(count) => count.ilog2(),
+            None => 128,
         };
-        let size = (last - first + 1).ilog2();
-        let bits = align.min(size);
-        out.push((Ipv4Addr::from(first as u32), (32 - bits) as u8));
-        first += 1 << bits;
+        let bits = first.trailing_zeros().min(width).min(size);
+        let network = if v4 {
+            IpAddr::from(Ipv4Addr::from(first as u32))
+        } else {
+            IpAddr::from(Ipv6Addr::from(first))
+        };
+        out.push((network, (width - bits) as u8));
+        match 1u128.checked_shl(bits).and_then(|step| first.checked_add(step)) {
+            Some(next) => first = next,
+            None => break,
+        }
     }
     out
 }
@@ -119,7 +129,8 @@ mod tests {
             "10.1.0.0/24[tcp/81-80]",
             "10.1.0.0/24[blah]",
             "x",
-            "fd00::/8",
+            "fd00::1/8",
+            "::ffff:10.1.0.0/112",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
@@ -139,8 +150,18 @@ mod tests {
         );
         assert_eq!(
             prefixes(&parse("0.0.0.0/0").unwrap()),
-            [(Ipv4Addr::UNSPECIFIED, 0)]
+            [("0.0.0.0".parse().unwrap(), 0)]
         );
+        for net in ["::/0", "2001:db8:1::/48", "2001:db8::5/128"] {
+            let (network, len) = net.split_once('/').unwrap();
+            assert_eq!(
+                prefixes(&parse(net).unwrap()),
+                [(network.parse().unwrap(), len.parse().unwrap())]
+            );
+        }
+        let mut ts = parse("ffff::/16").unwrap();
+        ts.first = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffd".parse().unwrap();
+        assert_eq!(prefixes(&ts).iter().map(|p| p.1).collect::<Vec<_>>(), [128, 127]);
     }
 
     #[test]
@@ -148,6 +169,8 @@ mod tests {
         let of = |a: &str, b: &str| overlap(&parse(a).unwrap(), &parse(b).unwrap());
         assert!(of("10.0.0.0/8", "10.1.0.0/16"));
         assert!(!of("10.0.0.0/16", "10.1.0.0/16"));
+        assert!(of("2001:db8::/32", "2001:db8:1::/48"));
+        assert!(!of("::/0", "0.0.0.0/0"));
         assert!(!of("10.0.0.0/8[tcp]", "10.0.0.0/8[udp]"));
         assert!(!of("10.0.0.0/8[tcp/80]", "10.0.0.0/8[tcp/81]"));
     }

@@ -40,6 +40,68 @@ fn the_example_in_the_docs_is_a_configuration() {
 }
 
 #[test]
+fn addresses_remotes_and_selectors_may_be_ipv6() {
+    let source = EXAMPLE
+        .replace("[\"192.0.2.1\"]", "[\"192.0.2.1\", \"2001:db8:a::1\"]")
+        .replace("remote = \"203.0.113.10\"", "remote = \"2001:db8:b::10\"")
+        .replace(
+            "[\"10.1.0.0/16\"]",
+            "[\"10.1.0.0/16\", \"2001:db8:1::/48[tcp/443]\"]",
+        );
+    let v4_only = Config::read_without_files(EXAMPLE, Path::new("/etc/espalier"))
+        .ok()
+        .unwrap();
+    assert!(!v4_only.carries_v6());
+    let found = problems(&source);
+    assert!(
+        found.len() == 1 && found[0].contains("are not of one family"),
+        "{found:?}"
+    );
+    let source = source.replace("local = \"192.0.2.1\"\n", "");
+    let config = Config::read_without_files(&source, Path::new("/etc/espalier"))
+        .ok()
+        .unwrap();
+    assert!(config.carries_v6());
+    assert_eq!(
+        config.connections[0].local,
+        "2001:db8:a::1".parse::<IpAddr>().unwrap(),
+        "the first address that can reach the peer"
+    );
+}
+
+#[test]
+fn a_virtual_mac_address_is_given_or_made_from_the_clusters_name() {
+    let of = |text: &str| {
+        let source = with(
+            "tun = \"esp0\"",
+            &format!("tun = \"esp0\"\nvirtual_mac = \"{text}\""),
+        );
+        Config::read_without_files(&source, Path::new("/etc/espalier"))
+            .ok()
+            .unwrap()
+            .interfaces
+            .virtual_mac
+            .unwrap()
+    };
+    assert_eq!(of("02:00:5E:10:20:30"), [2, 0, 0x5e, 0x10, 0x20, 0]);
+    let auto = of("auto");
+    assert_eq!((auto[0], auto[5], auto), (2, 0, of("auto")));
+    assert_ne!(auto, [2, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn interfaces_are_one_name_or_a_list_of_names() {
+    let several = with("outside = \"eth0\"", "outside = [\"eth0\", \"eth2\"]");
+    for (source, names) in [(EXAMPLE, &["eth0"][..]), (&several, &["eth0", "eth2"])] {
+        let config = Config::read_without_files(source, Path::new("/etc/espalier"))
+            .ok()
+            .unwrap();
+        assert_eq!(config.interfaces.outside, names);
+        assert_eq!(config.interfaces.inside, ["eth1"]);
+    }
+}
+
+#[test]
 fn an_unknown_key_is_reported_with_line_and_column() {
     let source = with("member = 1", "member = 1\n  hartbeat = \"20ms\"");
     let found = problems(&source);
@@ -103,6 +165,48 @@ fn each_mistake_has_its_own_words() {
             "solo = \"maybe\"",
             "give \"continue\" or \"stop\"",
         ),
+        (
+            "outside = \"eth0\"",
+            "outside = []",
+            "'outside' names 0 interfaces",
+        ),
+        (
+            "outside = \"eth0\"",
+            "outside = [\"eth0\", \"eth1\"]",
+            "interface eth1 is used twice",
+        ),
+        (
+            "outside = \"eth0\"",
+            "outside = 7",
+            "give a string or a list of strings",
+        ),
+        (
+            "outside = \"eth0\"",
+            "outside = [\"eth0\", \"a name of many words\"]",
+            "is no interface name",
+        ),
+        (
+            "outside = [\"192.0.2.1\"]",
+            "outside = [\"192.0.2.1\", \"fe80::1\"]",
+            "fe80::1 cannot be a cluster address",
+        ),
+        (
+            "outside = [\"192.0.2.1\"]",
+            "outside = [\"192.0.2.1\", \"::ffff:192.0.2.2\"]",
+            "cannot be a cluster address",
+        ),
+        (
+            "tun = \"esp0\"",
+            "tun = \"esp0\"\nvirtual_mac = \"00:00:5e:00:01:01\"",
+            "is not a locally administered address",
+        ),
+        (
+            "tun = \"esp0\"",
+            "tun = \"esp0\"\nvirtual_mac = \"02:00:5e:00:01\"",
+            "is no MAC address",
+        ),
+        ("\"10.1.0.0/16\"", "\"2001:db8::1/48\"", "has host bits"),
+        ("\"203.0.113.10\"", "\"ff02::1\"", "is no address of a host"),
         ("slots = 16384", "slots = 16000", "no power of two"),
         ("[interfaces]", "[interfaces", "this is no TOML"),
         (

@@ -20,6 +20,10 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
             "cluster.groups".to_owned(),
             format!("{:?} {:?} {}", cluster.mode, cluster.engine, cluster.groups),
         ),
+        (
+            "interfaces.virtual_mac".to_owned(),
+            format!("{:?}", config.interfaces.virtual_mac),
+        ),
         ("data_plane.slots".to_owned(), config.data_plane.slots.to_string()),
     ];
     let members = cluster.members.iter().map(|m| (m.id, &m.name, m.weight));

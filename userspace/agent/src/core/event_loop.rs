@@ -75,12 +75,13 @@ async fn serve(config: Config) -> Result<()> {
 /// Keeps next hops resolved, in a task of its own.
 fn keep_neighbours(core: &Core, io: &Io) {
     let handle = io.netlink.clone();
-    let interfaces = [core.outside.index, core.inside.index];
-    let remotes = core.config.connections.iter().filter_map(|c| match c.remote {
-        Some(std::net::IpAddr::V4(address)) => Some(address),
-        _ => None,
-    });
-    let peers = remotes.collect::<Vec<_>>();
+    let interfaces = core.ports.all().map(|p| p.index).collect::<Vec<_>>();
+    let peers = core
+        .config
+        .connections
+        .iter()
+        .filter_map(|c| c.remote)
+        .collect::<Vec<_>>();
     tokio::spawn(async move {
         loop {
             for (index, address) in net::neighbour::next_hops(&handle, &interfaces, &peers).await {

@@ -8,16 +8,15 @@ use serde::{Deserialize, Serialize};
 use super::entry::{self, EntryChange};
 use super::{Core, NotApplied};
 use crate::clock;
+use crate::net::ports::{Macs, second_hop};
 use crate::synch::{LinkId, SynchEvent};
-use maps_schema::steer::Member;
+use maps_schema::steer::MAX_PORTS;
 
 /// What a member tells the other about itself, in its hello.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// MAC address on the outside network.
-    pub outside_mac: [u8; 6],
-    /// MAC address on the inside network.
-    pub inside_mac: [u8; 6],
+    /// MAC addresses of its interfaces.
+    pub macs: Macs,
 }
 
 fn link_id(link: Link) -> LinkId {
@@ -323,18 +322,14 @@ impl Core {
                 return;
             }
         };
-        if self.facts.insert(peer, facts) == Some(facts) {
+        if self.facts.get(&peer) == Some(&facts) {
             return;
         }
-        let member = Member {
-            outside_mac: facts.outside_mac,
-            inside_mac: facts.inside_mac,
-        };
-        let written = self
-            .plane
-            .set_member(peer.0, &member)
-            .and_then(|()| self.plane.put_member_mac(facts.outside_mac, peer.0))
-            .and_then(|()| self.plane.put_member_mac(facts.inside_mac, peer.0));
+        let mut written = self.plane.set_member(peer.0, &second_hop(&facts.macs));
+        for (_, mac) in facts.macs.iter().take(MAX_PORTS) {
+            written = written.and_then(|()| self.plane.put_member_mac(*mac, peer.0));
+        }
+        self.facts.insert(peer, facts);
         if let Err(error) = written {
             self.log.warn(
                 "peer_facts",

@@ -38,8 +38,8 @@ use sad::{DataPlane, Sad};
 use crate::clock;
 use crate::config::Config;
 use crate::events::EventLog;
-use crate::net::Interface;
 use crate::net::announce::Announcer;
+use crate::net::ports::Ports;
 use crate::net::socket::IkeSockets;
 use crate::synch::Synch;
 use around::Around;
@@ -91,8 +91,7 @@ struct Core {
 
     sockets: Rc<IkeSockets>,
     announcer: Announcer,
-    outside: Interface,
-    inside: Interface,
+    ports: Ports,
 
     /// Committed records of IKE SAs: what a snapshot is made of, and what a taker adopts.
     mirror: BTreeMap<IkeSpi, SecretBytes>,

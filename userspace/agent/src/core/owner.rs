@@ -9,9 +9,9 @@ use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, 
 use model::{GroupId, IkeSpi, Instant, SecretBytes, SegmentId};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::Core;
 use super::groups::{Group, Ownership};
 use super::suspects::Suspects;
-use super::{Core, setup};
 use crate::clock;
 
 /// Windows that fit into one record of the synch channel. The SAs that were active last go first; one that does not fit loses
@@ -31,6 +31,8 @@ pub struct Merging {
     merged: usize,
     not: usize,
 }
+/// How often a virtual MAC address is announced: switches forget after 300 s as a rule.
+const ANNOUNCE_VIRTUAL: Duration = Duration::from_secs(60);
 
 impl Core {
     /// Writes the owner and side words of all segments of a group.
@@ -97,13 +99,10 @@ impl Core {
 
     fn announce_now(&self, group: GroupId) {
         let layout = self.groups.layout;
-        let of_group = |(segment, address)| (layout.group_of(segment) == group).then_some(address);
-        let outside = setup::outside_addresses(&self.config).filter_map(of_group);
-        let outside = outside.collect::<Vec<_>>();
-        self.announcer.announce(&self.outside, &outside);
-        let inside = setup::inside_addresses(&self.config).filter_map(of_group);
-        let inside = inside.collect::<Vec<_>>();
-        self.announcer.announce(&self.inside, &inside);
+        self.ports
+            .announce(&self.announcer, &self.config.addresses, |segment| {
+                layout.group_of(SegmentId(segment)) == group
+            });
     }
 
     /// When the next announcement is to be repeated.
@@ -122,10 +121,14 @@ impl Core {
             if self.groups.owns(id) {
                 self.announce_now(id);
             }
+            // No frame but these bears a virtual MAC address: switches would forget it, and flood.
+            let for_ever = self.ports.virtual_mac.is_some() && self.groups.owns(id);
             let next = &mut self.groups.get_mut(id).announce_next;
-            *next = next
-                .filter(|(left, _)| *left > 1)
-                .map(|(left, _)| (left - 1, now + Duration::from_millis(500)));
+            *next = match *next {
+                Some((left, _)) if left > 1 => Some((left - 1, now + Duration::from_millis(500))),
+                Some(_) if for_ever => Some((1, now + ANNOUNCE_VIRTUAL)),
+                _ => None,
+            };
         }
     }
 

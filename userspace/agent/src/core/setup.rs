@@ -1,7 +1,7 @@
 //! Brings everything up, in the order in which it is needed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use cluster::{EngineKind, Layout, Node, NodeConfig};
 use dataplane::{Mode, ObjectSource, Options, Plane, XdpModeUsed};
 use ike::Engine;
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, SIDE_INSIDE, SIDE_OUTSIDE};
-use model::{Incarnation, SecretBytes, SegmentId};
+use maps_schema::steer::{Local, SIDE_INSIDE};
+use model::{Incarnation, SecretBytes};
 use rtnetlink::Handle;
 use sad::{DataPlane, Sad, Settings};
 use tokio::sync::mpsc;
@@ -28,8 +28,9 @@ use crate::clock;
 use crate::config::{self, AttachMode, ClusterMode, Config, Solo};
 use crate::events::EventLog;
 use crate::net::announce::Announcer;
+use crate::net::ports::Ports;
 use crate::net::socket::{EspSocket, IKE_PORT, IkeSockets, NAT_T_PORT};
-use crate::net::{self, Interface, sysctl, tun};
+use crate::net::{self, Interface, sysctl, tun, vlan};
 use crate::pki::Identity;
 use crate::synch::{LinkId, Synch, SynchConfig, SynchEvent};
 
@@ -72,55 +73,22 @@ const SETTLE: std::time::Duration = std::time::Duration::from_millis(1000);
 /// The MTU of the TUN device is the smallest: what this host sends itself fits without fragments.
 const TUN_MTU: u32 = 1400;
 
-fn local(config: &Config, steer_key: [u64; 2], outside: &Interface, inside: &Interface) -> Local {
-    let inside_address = config.addresses.inside.first().map(|a| IpAddr::V4(*a));
+fn local(config: &Config, steer_key: [u64; 2], ports: &Ports) -> Local {
+    // ICMP errors are sent for IPv4 only.
+    let inside_address = config.addresses.inside.iter().copied().find(IpAddr::is_ipv4);
     Local {
         steer_key,
         member: u32::from(config.cluster.member.0),
         cpus: 0,
         slots: 0,
-        outside_ifindex: outside.index,
-        inside_ifindex: inside.index,
-        outside_mac: outside.mac,
-        inside_mac: inside.mac,
-        outside_mtu: outside.mtu,
+        own_device: ports.own_device(),
+        outside_mtu: ports.outside_mtu(),
         nat_t_port: NAT_T_PORT,
         ike_port: IKE_PORT,
         inside_address: inside_address.map_or([0; 16], model::address::mapped),
+        virtual_mac: ports.virtual_mac.unwrap_or_default(),
+        reserved: [0; 2],
     }
-}
-
-/// Outside cluster addresses with the segments that they belong to: by their place in the configuration, which is the
-/// same on all members.
-pub fn outside_addresses(config: &Config) -> impl Iterator<Item = (SegmentId, Ipv4Addr)> {
-    placed(0, &config.addresses.outside)
-}
-
-/// Inside cluster addresses with the segments that they belong to.
-pub fn inside_addresses(config: &Config) -> impl Iterator<Item = (SegmentId, Ipv4Addr)> {
-    placed(128, &config.addresses.inside)
-}
-
-fn placed(base: u8, addresses: &[Ipv4Addr]) -> impl Iterator<Item = (SegmentId, Ipv4Addr)> {
-    let place = move |(at, address): (usize, &Ipv4Addr)| (SegmentId(base.wrapping_add(at as u8)), *address);
-    addresses.iter().enumerate().map(place)
-}
-
-fn addresses(config: &Config) -> Vec<(AddressKey, ClusterAddress)> {
-    let entry = |side: u8, (segment, address): (SegmentId, Ipv4Addr)| {
-        let key = AddressKey {
-            address: model::address::mapped(IpAddr::V4(address)),
-        };
-        let value = ClusterAddress {
-            side,
-            segment: segment.0,
-            reserved: [0; 2],
-        };
-        (key, value)
-    };
-    let outside = outside_addresses(config).map(|placed| entry(SIDE_OUTSIDE, placed));
-    let inside = inside_addresses(config).map(|placed| entry(SIDE_INSIDE, placed));
-    outside.chain(inside).collect()
 }
 
 fn mode_name(mode: XdpModeUsed) -> String {
@@ -205,14 +173,19 @@ impl Core {
         capabilities::check()?;
         privileges(&mut log);
         let netlink = net::netlink()?;
-        let outside = net::interface(&netlink, &config.interfaces.outside).await?;
-        let inside = net::interface(&netlink, &config.interfaces.inside).await?;
-        sysctl::prepare(&[&outside.name, &inside.name])?;
+        let ports = Ports::find(&netlink, &config.interfaces).await?;
+        sysctl::prepare(ports.all())?;
+        if config.carries_v6() {
+            sysctl::prepare_v6()?;
+        }
         for address in config.addresses.outside.iter().chain(&config.addresses.inside) {
             net::add_cluster_address(&netlink, *address).await?;
         }
-        for interface in [&outside, &inside] {
-            if !net::has_own_address(&netlink, interface).await {
+        for interface in ports.all() {
+            if let Err(problem) = vlan::prepare(interface) {
+                log.warn("vlan", problem);
+            }
+            if interface.networks.is_empty() {
                 log.warn(
                     "address",
                     format!(
@@ -222,10 +195,9 @@ impl Core {
                 );
             }
         }
-        let device = tun::open(&config.interfaces.tun, outside.mtu.min(TUN_MTU) as u16)?;
+        let device = tun::open(&config.interfaces.tun, ports.outside_mtu().min(TUN_MTU) as u16)?;
         let tun_index = net::interface(&netlink, &config.interfaces.tun).await?.index;
         sysctl::prepare_tun(&config.interfaces.tun)?;
-        let source = config.addresses.inside.first().copied();
         for selector in config
             .connections
             .iter()
@@ -236,11 +208,11 @@ impl Core {
                 if prefix.1 == 0 {
                     log.note(
                         "route",
-                        "remote selector 0.0.0.0/0: this host's own traffic stays on its default route",
+                        "remote selector of all addresses: this host's own traffic stays on its default route",
                     );
                     continue;
                 }
-                net::route_to_tun(&netlink, tun_index, prefix, source).await?;
+                net::route_to_tun(&netlink, tun_index, prefix, &config.addresses.inside).await?;
             }
         }
 
@@ -250,9 +222,10 @@ impl Core {
         let mut options = Options::new(
             ObjectSource::Path(config.data_plane.object.clone()),
             &config.data_plane.pin_dir,
-            outside.index,
-            inside.index,
+            0,
+            0,
         );
+        (options.outside, options.inside) = ports.devices();
         options.slots = config.data_plane.slots;
         if let Some(cpus) = config.data_plane.cpus {
             options.cpus = cpus;
@@ -271,8 +244,9 @@ impl Core {
             )
         })?;
         pins.0 = Some(options.pin_dir.clone());
-        plane.set_local(&local(&config, steer_key, &outside, &inside))?;
-        for (key, address) in addresses(&config) {
+        plane.set_local(&local(&config, steer_key, &ports))?;
+        plane.set_ports(&ports.table())?;
+        for (key, address) in ports.addresses(&config.addresses) {
             plane.put_address(&key, &address)?;
         }
 
@@ -282,7 +256,7 @@ impl Core {
             member: config.cluster.member,
             max_slots: options.slots,
             first_generation: generation[0],
-            outside_mtu: outside.mtu as u16,
+            outside_mtu: ports.outside_mtu() as u16,
             detection: config.cluster.suspicion_floor + config.cluster.heartbeat,
             lifetimes: sad::lifetime::Lifetimes::default(),
         });
@@ -297,8 +271,12 @@ impl Core {
         let engine = Engine::new(ike);
         let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);
         let esp = EspSocket::open()?;
-        let announcer =
+        let mut announcer =
             Announcer::open().context("cannot open a raw socket for announcements; run as root")?;
+        ports
+            .join(&mut announcer, &config.addresses)
+            .context("cannot join the groups that neighbour solicitations go to")?;
+        ports.accept_virtual(&netlink, &config.addresses).await?;
 
         let synch = Synch::start(&synch_config(&config), identity, events)
             .context("cannot start the synch channel")?;
@@ -306,10 +284,10 @@ impl Core {
 
         // Last: from here on packets meet the programs.
         let report = plane.attach().context("cannot attach the programs")?;
-        let attached = vec![
-            interface_status(&outside, "outside", report.outside),
-            interface_status(&inside, "inside", report.inside),
-        ];
+        let attached = ports
+            .numbered()
+            .map(|(_, side, port)| interface_status(port, side, report.mode(port.parent)))
+            .collect::<Vec<_>>();
         for interface in &attached {
             log.note(
                 "attached",
@@ -321,10 +299,7 @@ impl Core {
         }
         // New at every start, and rising, whatever happens to the host's uptime.
         let incarnation = clock::wall_ns();
-        let facts = Facts {
-            outside_mac: outside.mac,
-            inside_mac: inside.mac,
-        };
+        let facts = Facts { macs: ports.macs() };
         let (told, ownership) = mpsc::channel(256);
         let ownership_engine = engine::start(&config, told)?;
         let (made, snapshots) = mpsc::unbounded_channel();
@@ -336,10 +311,9 @@ impl Core {
         let outside_addresses = config.addresses.outside.iter().copied();
         let health = Health::watching(peers.len());
         let network = net::hints::watch(net::hints::Watch {
-            interfaces: vec![outside.name.clone(), inside.name.clone()],
+            interfaces: ports.all().map(|port| port.name.clone()).collect(),
             addresses: outside_addresses
                 .chain(config.addresses.inside.iter().copied())
-                .map(IpAddr::V4)
                 .collect(),
             destinations: peers.into_iter().collect(),
         })
@@ -368,8 +342,7 @@ impl Core {
             attached,
             sockets: sockets.clone(),
             announcer,
-            outside,
-            inside,
+            ports,
             mirror: BTreeMap::new(),
             groups,
             slow: slow::Waiting::default(),
@@ -408,10 +381,10 @@ impl Core {
     }
 }
 
-fn interface_status(interface: &Interface, side: &str, mode: XdpModeUsed) -> InterfaceStatus {
+fn interface_status(interface: &Interface, side: u8, mode: XdpModeUsed) -> InterfaceStatus {
     InterfaceStatus {
         name: interface.name.clone(),
-        side: side.to_owned(),
+        side: if side == SIDE_INSIDE { "inside" } else { "outside" }.to_owned(),
         mode: mode_name(mode),
         mtu: interface.mtu,
     }

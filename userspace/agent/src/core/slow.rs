@@ -2,7 +2,7 @@
 //! The agent itself never touches a window or a counter.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use dataplane::Entry;
 use maps_schema::event::{
@@ -21,8 +21,8 @@ use ike::Input;
 const PER_SA: usize = 64;
 /// Frames that may wait in all.
 const IN_ALL: usize = 8192;
-/// Octets that ESP in UDP may add: IPv4 20, UDP 8, ESP 8, IV 8, padding and trailer up to 5, ICV 16.
-const OVERHEAD: usize = 65;
+/// Octets that ESP in UDP may add: IPv6 40, UDP 8, ESP 8, IV 8, padding and trailer up to 5, ICV 16.
+const OVERHEAD: usize = 85;
 
 struct Frame {
     seq: u64,
@@ -197,10 +197,10 @@ impl Core {
 
     /// An outbound packet that does not fit: its fragments go out, each protected by itself.
     fn fragment(&mut self, whole: &Frame) {
-        let Some((header, packet)) = whole.octets.split_at_checked(ETH_LEN) else {
+        let Some((header, packet)) = whole.octets.split_at_checked(frame::link_len(&whole.octets)) else {
             return;
         };
-        let mtu = (self.outside.mtu as usize).saturating_sub(OVERHEAD);
+        let mtu = (self.ports.outside_mtu() as usize).saturating_sub(OVERHEAD);
         let Some(pieces) = frame::fragments(packet, mtu) else {
             self.slow.counts[6] += 1;
             return;
@@ -213,7 +213,8 @@ impl Core {
 
     /// A packet that this host sends to a protected network itself.
     pub(super) fn local_packet(&mut self, packet: &[u8]) {
-        if packet.first().is_none_or(|first| first >> 4 != 4) {
+        // What the kernel says to the device itself (router solicitations, group reports) is for nobody.
+        if !frame::leaves_the_link(packet) {
             return;
         }
         self.slow.counts[5] += 1;
@@ -221,8 +222,9 @@ impl Core {
             self.slow.counts[6] += 1;
             return;
         }
-        let octets = frame::ethernet(self.inside.mac, packet);
-        self.run_frame(Entry::Inside, 0, self.inside.index, &octets);
+        let port = &self.ports.inside[0];
+        let (octets, device) = (frame::ethernet(port, packet), port.parent);
+        self.run_frame(Entry::Inside, 0, device, &octets);
     }
 
     /// An ESP packet that the stack has reassembled.
@@ -230,15 +232,16 @@ impl Core {
         self.slow.counts[4] += 1;
         match frame::reassembled(packet) {
             Some(packet) if packet.len() + ETH_LEN <= SLOW_FRAME_MAX => {
-                let octets = frame::ethernet(self.outside.mac, &packet);
-                self.run_frame(Entry::Steer, 0, self.outside.index, &octets);
+                let port = &self.ports.outside[0];
+                let (octets, device) = (frame::ethernet(port, &packet), port.parent);
+                self.run_frame(Entry::Steer, 0, device, &octets);
             }
             _ => self.slow.counts[6] += 1,
         }
     }
 
     /// A datagram on an IKE port.
-    pub(super) fn datagram(&mut self, local: SocketAddrV4, remote: SocketAddrV4, bytes: &[u8]) {
+    pub(super) fn datagram(&mut self, local: SocketAddr, remote: SocketAddr, bytes: &[u8]) {
         match crate::net::socket::classify(local.port(), bytes) {
             Datagram::Ike(message) => {
                 let segment = around::segment_of_message(self.steer_key, message);
@@ -253,8 +256,8 @@ impl Core {
                 }
                 self.engine_input(Input::Datagram {
                     now: crate::clock::now(),
-                    local: local.into(),
-                    remote: remote.into(),
+                    local,
+                    remote,
                     bytes: message,
                 });
             }

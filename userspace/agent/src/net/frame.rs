@@ -1,18 +1,47 @@
 //! Ethernet frames for the slow path: what is run through the programs looks as if it had arrived on a wire.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Octets of an Ethernet header.
-pub const ETH_LEN: usize = 14;
+use super::Interface;
 
-/// An IPv4 packet as a frame to `mac`. The sender is a locally administered address that no member has.
-pub fn ethernet(mac: [u8; 6], packet: &[u8]) -> Vec<u8> {
+/// Octets of an Ethernet header with a tag.
+pub const ETH_LEN: usize = 18;
+
+/// A packet as a frame that arrives at an interface. The sender is a locally administered address that no member has.
+pub fn ethernet(interface: &Interface, packet: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(ETH_LEN + packet.len());
-    frame.extend_from_slice(&mac);
+    frame.extend_from_slice(&interface.mac);
     frame.extend_from_slice(&[2, 0, 0, 0, 0, 0xfe]);
-    frame.extend_from_slice(&[8, 0]);
+    if interface.vlan != 0 {
+        frame.extend_from_slice(&[0x81, 0]);
+        frame.extend_from_slice(&interface.vlan.to_be_bytes());
+    }
+    let v6 = packet.first().is_some_and(|first| first >> 4 == 6);
+    frame.extend_from_slice(if v6 { &[0x86, 0xdd] } else { &[8, 0] });
     frame.extend_from_slice(packet);
     frame
+}
+
+/// Whether a packet is IPv4, or IPv6 to more than the link.
+pub fn leaves_the_link(packet: &[u8]) -> bool {
+    match packet.first().map(|first| first >> 4) {
+        Some(4) => true,
+        Some(6) => packet
+            .get(24..40)
+            .and_then(|octets| octets.first_chunk::<16>())
+            .map(|octets| Ipv6Addr::from(*octets))
+            .is_some_and(|to| !to.is_multicast() && !to.is_unicast_link_local()),
+        _ => false,
+    }
+}
+
+/// Octets before the packet of a frame that came from a wire.
+pub fn link_len(frame: &[u8]) -> usize {
+    if frame.get(12..14) == Some(&[0x81, 0]) {
+        18
+    } else {
+        14
+    }
 }
 
 fn checksum(header: &[u8]) -> u16 {
@@ -44,8 +73,36 @@ fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8]) -
     Some(packet)
 }
 
-/// An IPv4 packet with UDP around `payload` (checksum 0: RFC 3948 2.1). `None` if it would be too long.
-pub fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
+/// Checksum of what an IPv6 header stands before (RFC 8200 8.1), with the addresses of that header; 0 where `payload` has the
+/// right one in it.
+pub fn checksum_v6(header: &[u8], protocol: u8, payload: &[u8]) -> u16 {
+    let length = u32::try_from(payload.len()).unwrap_or_default();
+    checksum(
+        &[
+            header.get(8..40).unwrap_or_default(),
+            &length.to_be_bytes(),
+            &[0, 0, 0, protocol],
+            payload,
+        ]
+        .concat(),
+    )
+}
+
+fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, payload: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(payload.len()).ok()?;
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend_from_slice(&length.to_be_bytes());
+    packet.extend_from_slice(&[protocol, 64]);
+    packet.extend_from_slice(&source.octets());
+    packet.extend_from_slice(&destination.octets());
+    packet.extend_from_slice(payload);
+    Some(packet)
+}
+
+/// A packet with UDP around `payload`: over IPv4 with checksum 0 (RFC 3948 2.1), over IPv6 with the right one. `None` if it
+/// would be too long, or the addresses are of two families.
+pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Option<Vec<u8>> {
+    const UDP: u8 = 17;
     let length = u16::try_from(8 + payload.len()).ok()?;
     let mut datagram = Vec::with_capacity(8 + payload.len());
     datagram.extend_from_slice(&source.port().to_be_bytes());
@@ -53,11 +110,27 @@ pub fn udp(source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) -> O
     datagram.extend_from_slice(&length.to_be_bytes());
     datagram.extend_from_slice(&[0, 0]);
     datagram.extend_from_slice(payload);
-    ipv4(*source.ip(), *destination.ip(), 17, &datagram)
+    match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => ipv4(source, destination, UDP, &datagram),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let header = ipv6(source, destination, UDP, &[])?;
+            let sum = match checksum_v6(&header, UDP, &datagram) {
+                0 => 0xffff,
+                sum => sum,
+            };
+            datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+            ipv6(source, destination, UDP, &datagram)
+        }
+        _ => None,
+    }
 }
 
 /// A packet that a raw socket gave (reassembled, so its fragment fields are history) with a right header again.
 pub fn reassembled(packet: &[u8]) -> Option<Vec<u8>> {
+    if packet.first().is_some_and(|first| first >> 4 == 6) {
+        // Its header was made by the socket, without extension headers.
+        return (packet.len() >= 40).then(|| packet.to_vec());
+    }
     let header_len = header_len(packet)?;
     let total = u16::try_from(packet.len()).ok()?;
     let mut packet = packet.to_vec();
@@ -133,8 +206,58 @@ fn blank_uncopied_options(options: &mut [u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    pub fn interface() -> Interface {
+        Interface {
+            name: "eth0".into(),
+            index: 3,
+            parent: 3,
+            vlan: 0,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            networks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn udp_over_ipv6_has_a_checksum() {
+        let from = "[2001:db8::1]:4500".parse().unwrap();
+        let to = "[2001:db8::2]:4500".parse().unwrap();
+        for payload in [&[1, 2, 3][..], &[0; 1200]] {
+            let packet = udp(from, to, payload).unwrap();
+            assert_eq!(packet.len(), 48 + payload.len());
+            assert_eq!(checksum_v6(&packet[..40], 17, &packet[40..]), 0);
+            assert_ne!(&packet[46..48], &[0, 0]);
+            assert_eq!(reassembled(&packet).unwrap(), packet);
+            assert_eq!(ethernet(&interface(), &packet)[12..14], [0x86, 0xdd]);
+        }
+        assert!(udp(from, "192.0.2.1:4500".parse().unwrap(), &[1]).is_none());
+        assert!(reassembled(&[0x60; 39]).is_none());
+        let to = |to: &str| ipv6("2001:db8::1".parse().unwrap(), to.parse().unwrap(), 58, &[]).unwrap();
+        assert!(leaves_the_link(&to("2001:db8::2")) && leaves_the_link(&[0x45]));
+        for odd in [
+            to("ff02::2"),
+            to("fe80::1"),
+            to("2001:db8::2")[..39].to_vec(),
+            Vec::new(),
+        ] {
+            assert!(!leaves_the_link(&odd), "{odd:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_frame_bears_the_tag_of_the_interface_it_is_for() {
+        let mut interface = interface();
+        let frame = ethernet(&interface, &[0x45, 1]);
+        assert_eq!(&frame[12..], &[8, 0, 0x45, 1]);
+        assert_eq!(link_len(&frame), 14);
+        interface.vlan = 0x123;
+        let frame = ethernet(&interface, &[0x45, 1]);
+        assert_eq!(&frame[12..], &[0x81, 0, 1, 0x23, 8, 0, 0x45, 1]);
+        assert_eq!(link_len(&frame), 18);
+    }
 
     fn packet(payload: usize) -> Vec<u8> {
         let bytes = (0..payload).map(|i| i as u8).collect::<Vec<_>>();
@@ -174,8 +297,8 @@ mod tests {
 
     #[test]
     fn udp_around_esp_has_no_checksum() {
-        let from = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 10), 4500);
-        let to = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 4500);
+        let from = "203.0.113.10:4500".parse().unwrap();
+        let to = "192.0.2.1:4500".parse().unwrap();
         let packet = udp(from, to, &[1, 2, 3]).unwrap();
         assert_eq!(packet.len(), 31);
         assert_eq!(&packet[26..28], &[0, 0]);

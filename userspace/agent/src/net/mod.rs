@@ -4,16 +4,19 @@ pub mod announce;
 pub mod frame;
 pub mod hints;
 pub mod neighbour;
+pub mod ports;
 pub mod socket;
 pub mod sysctl;
 pub mod tun;
+pub mod vlan;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// A network interface.
@@ -23,10 +26,16 @@ pub struct Interface {
     pub name: String,
     /// Kernel index.
     pub index: u32,
+    /// Device on which its frames arrive and leave: itself, or what a VLAN device lies on.
+    pub parent: u32,
+    /// VLAN that they are tagged with there, 0 for none.
+    pub vlan: u16,
     /// MAC address; all zero where it has none.
     pub mac: [u8; 6],
     /// Octets of IP packet.
     pub mtu: u32,
+    /// Its own addresses with prefix length; filled where they matter.
+    pub networks: Vec<(IpAddr, u8)>,
 }
 
 /// Opens a netlink connection for the network namespace of this process.
@@ -57,11 +66,17 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
     let mut interface = Interface {
         name: name.to_owned(),
         index: link.header.index,
+        parent: link.header.index,
+        vlan: 0,
         mac: [0; 6],
         mtu: 1500,
+        networks: Vec::new(),
     };
+    let (mut below, mut tag) = (None, None);
     for attribute in &link.attributes {
         match attribute {
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkInfo(infos) => tag = vlan::tag(infos).with_context(|| name.to_owned())?,
             LinkAttribute::Address(octets) => {
                 if let Ok(mac) = octets.as_slice().try_into() {
                     interface.mac = mac;
@@ -71,33 +86,34 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
             _ => {}
         }
     }
+    if let (Some(tag), Some(below)) = (tag, below) {
+        (interface.parent, interface.vlan) = (below, tag);
+    }
     Ok(interface)
 }
 
-/// Whether the interface has an IPv4 address of its own.
-pub async fn has_own_address(handle: &Handle, interface: &Interface) -> bool {
-    let mut addresses = handle
-        .address()
-        .get()
-        .set_link_index_filter(interface.index)
-        .execute();
+/// Addresses of an interface with their prefix lengths, but for link-local ones.
+pub async fn networks(handle: &Handle, index: u32) -> Vec<(IpAddr, u8)> {
+    let mut found = Vec::new();
+    let mut addresses = handle.address().get().set_link_index_filter(index).execute();
     while let Ok(Some(message)) = addresses.try_next().await {
-        let v4 = message
-            .attributes
-            .iter()
-            .any(|a| matches!(a, AddressAttribute::Address(IpAddr::V4(_))));
-        if v4 {
-            return true;
+        for attribute in &message.attributes {
+            if let AddressAttribute::Address(address) = attribute
+                && !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            {
+                found.push((*address, message.header.prefix_len));
+            }
         }
     }
-    false
+    found
 }
 
-/// Puts a cluster address on `lo`, as /32. It stays when the agent stops: every member has it always.
+/// Puts a cluster address on `lo`, as /32 or /128. It stays when the agent stops: every member has it always, so an IPv6 one is
+/// not probed for duplicates.
 ///
 /// # Errors
 /// The kernel refuses.
-pub async fn add_cluster_address(handle: &Handle, address: Ipv4Addr) -> Result<()> {
+pub async fn add_cluster_address(handle: &Handle, address: IpAddr) -> Result<()> {
     let lo = interface(handle, "lo").await?;
     let up = rtnetlink::LinkUnspec::new_with_index(lo.index).up().build();
     handle
@@ -106,38 +122,190 @@ pub async fn add_cluster_address(handle: &Handle, address: Ipv4Addr) -> Result<(
         .execute()
         .await
         .context("cannot bring lo up")?;
-    handle
-        .address()
-        .add(lo.index, IpAddr::V4(address), 32)
-        .replace()
+    let len = if address.is_ipv4() { 32 } else { 128 };
+    let mut request = handle.address().add(lo.index, address, len).replace();
+    if address.is_ipv6() {
+        let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+        request.message_mut().attributes.push(flags);
+    }
+    request
         .execute()
         .await
         .with_context(|| format!("cannot put the cluster address {address} on lo"))
 }
 
-/// Routes what this host itself sends to `network` into the TUN device.
+/// Has the device on which an interface's frames arrive take frames to one more MAC address.
+///
+/// # Errors
+/// The device refuses.
+pub async fn add_unicast(handle: &Handle, interface: &Interface, mac: [u8; 6]) -> Result<()> {
+    let mut request = handle.neighbours().add_bridge(interface.parent, &mac).replace();
+    let header = &mut request.message_mut().header;
+    header.state = NeighbourState::Permanent;
+    header.flags = NeighbourFlags::Own;
+    match request.execute().await {
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
+        other => other.with_context(|| {
+            let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
+            format!("{} does not take the virtual MAC address {mac}", interface.name)
+        }),
+    }
+}
+
+/// Routes what this host itself sends to `network` into the TUN device, from the first of `sources` that is of its family.
 ///
 /// # Errors
 /// The kernel refuses.
 pub async fn route_to_tun(
     handle: &Handle,
     tun: u32,
-    network: (Ipv4Addr, u8),
-    source: Option<Ipv4Addr>,
+    network: (IpAddr, u8),
+    sources: &[IpAddr],
 ) -> Result<()> {
-    let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(network.0, network.1)
-        .output_interface(tun);
-    if let Some(source) = source {
-        route = route.pref_source(source);
-    }
     // Worse than any route that the operator made: a more direct path to a protected network wins.
-    let route = route.priority(9_000).build();
+    const PRIORITY: u32 = 9_000;
+    let message = match network.0 {
+        IpAddr::V4(v4) => {
+            let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(v4, network.1)
+                .output_interface(tun)
+                .priority(PRIORITY);
+            if let Some(source) = sources.iter().find_map(|a| match a {
+                IpAddr::V4(a) => Some(*a),
+                IpAddr::V6(_) => None,
+            }) {
+                route = route.pref_source(source);
+            }
+            route.build()
+        }
+        IpAddr::V6(v6) => {
+            let mut route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(v6, network.1)
+                .output_interface(tun)
+                .priority(PRIORITY);
+            if let Some(source) = sources.iter().find_map(|a| match a {
+                IpAddr::V6(a) => Some(*a),
+                IpAddr::V4(_) => None,
+            }) {
+                route = route.pref_source(source);
+            }
+            route.build()
+        }
+    };
     handle
         .route()
-        .add(route)
+        .add(message)
         .replace()
         .execute()
         .await
         .with_context(|| format!("cannot route {}/{} into the TUN device", network.0, network.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    fn ip(line: &str) -> String {
+        let output = Command::new("ip").args(line.split(' ')).output().unwrap();
+        assert!(
+            output.status.success(),
+            "ip {line}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// In a network namespace of its own; skipped where that is not permitted.
+    #[test]
+    fn the_kernel_takes_addresses_routes_groups_and_virtual_mac_addresses_of_both_families() {
+        let thread = std::thread::spawn(|| {
+            if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                eprintln!("skipped: no network namespace ({error})");
+                return;
+            }
+            ip("link add esp-a type veth peer name esp-b");
+            for line in [
+                "addr add 192.0.2.11/24 dev esp-a",
+                "addr add 2001:db8:a::11/64 dev esp-a nodad",
+            ] {
+                ip(line);
+            }
+            for device in ["esp-a", "esp-b"] {
+                ip(&format!("link set {device} up"));
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let handle = netlink().unwrap();
+                let config = crate::config::InterfaceConfig {
+                    outside: vec!["esp-a".into()],
+                    inside: vec!["esp-b".into()],
+                    virtual_mac: Some([2, 0xaa, 0xbb, 0xcc, 0xdd, 0]),
+                    tun: "esp0".into(),
+                };
+                let ports = ports::Ports::find(&handle, &config).await.unwrap();
+                assert_eq!(ports.outside[0].networks.len(), 2, "{:?}", ports.outside[0]);
+                let addresses = crate::config::AddressConfig {
+                    outside: vec!["192.0.2.1".parse().unwrap(), "2001:db8:a::1".parse().unwrap()],
+                    inside: vec!["2001:db8:1::1".parse().unwrap()],
+                };
+                for address in addresses.outside.iter().chain(&addresses.inside) {
+                    // Twice: as after a restart of the agent.
+                    add_cluster_address(&handle, *address).await.unwrap();
+                    add_cluster_address(&handle, *address).await.unwrap();
+                }
+                let lo = ip("addr show dev lo");
+                assert!(lo.contains("192.0.2.1/32"), "{lo}");
+                assert!(lo.contains("2001:db8:a::1/128 scope global nodad"), "{lo}");
+
+                let mut announcer = announce::Announcer::open().unwrap();
+                ports.join(&mut announcer, &addresses).unwrap();
+                let groups = ip("maddr show dev esp-a");
+                assert!(groups.contains("ff02::1:ff00:1"), "{groups}");
+
+                for _ in 0..2 {
+                    ports.accept_virtual(&handle, &addresses).await.unwrap();
+                }
+                let output = Command::new("bridge")
+                    .args(["fdb", "show", "dev", "esp-a"])
+                    .output()
+                    .unwrap();
+                let table = String::from_utf8_lossy(&output.stdout).into_owned();
+                for mac in ["02:aa:bb:cc:dd:00", "02:aa:bb:cc:dd:01"] {
+                    assert!(table.contains(&format!("{mac} self permanent")), "{table}");
+                }
+                assert!(
+                    !table.contains("02:aa:bb:cc:dd:80"),
+                    "that is the inside's: {table}"
+                );
+                // Sent for all of them; a frame that the device refuses is logged, not returned.
+                ports.announce(&announcer, &addresses, |_| true);
+
+                for network in ["10.1.0.0/16", "2001:db8:2::/48"] {
+                    let (net, len) = network.split_once('/').unwrap();
+                    let prefix = (net.parse().unwrap(), len.parse().unwrap());
+                    route_to_tun(&handle, ports.inside[0].index, prefix, &addresses.inside)
+                        .await
+                        .unwrap();
+                }
+                let routes = ip("-6 route show dev esp-b");
+                assert!(routes.contains("2001:db8:2::/48"), "{routes}");
+                assert!(routes.contains("src 2001:db8:1::1 metric 9000"), "{routes}");
+                assert!(ip("route show dev esp-b").contains("10.1.0.0/16"));
+
+                let peers = ["192.0.2.77".parse().unwrap(), "2001:db8:a::77".parse().unwrap()];
+                let hops = neighbour::next_hops(&handle, &[ports.outside[0].index], &peers).await;
+                for peer in peers {
+                    assert!(hops.contains(&(ports.outside[0].index, peer)), "{hops:?}");
+                    neighbour::probe(&handle, ports.outside[0].index, peer).await;
+                    let known = ip("neigh show dev esp-a");
+                    assert!(known.contains(&peer.to_string()), "{known}");
+                }
+            });
+        });
+        thread.join().unwrap();
+    }
 }

@@ -1,9 +1,11 @@
 //! IKE sockets on the cluster addresses, and the raw socket that gets reassembled ESP packets.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
+use futures_util::FutureExt;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UdpSocket;
@@ -15,29 +17,44 @@ pub const IKE_PORT: u16 = 500;
 /// Port of IKE and ESP behind a NAT.
 pub const NAT_T_PORT: u16 = 4500;
 
-/// A UDP socket on one cluster address. `IP_FREEBIND`, since the address may be put on `lo` later.
-fn udp(address: Ipv4Addr, port: u16) -> Result<UdpSocket> {
-    let socket =
-        Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).context("cannot open a UDP socket")?;
-    socket.set_freebind_v4(true)?;
+/// A UDP socket on one cluster address. Free to bind, since the address may be put on `lo` later.
+fn udp(address: IpAddr, port: u16) -> Result<UdpSocket> {
+    let domain = if address.is_ipv4() {
+        Domain::IPV4
+    } else {
+        Domain::IPV6
+    };
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).context("cannot open a UDP socket")?;
     socket.set_nonblocking(true)?;
     // IKE messages may be larger than the path: the kernel fragments them.
-    let off: libc::c_int = libc::IP_PMTUDISC_DONT;
-    nix_setsockopt(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, off)?;
+    match address {
+        IpAddr::V4(_) => {
+            socket.set_freebind_v4(true)?;
+            let off = libc::IP_PMTUDISC_DONT;
+            nix_setsockopt(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, off)?;
+        }
+        IpAddr::V6(_) => {
+            socket.set_only_v6(true)?;
+            socket.set_freebind_v6(true)?;
+            let off = libc::IPV6_PMTUDISC_DONT;
+            nix_setsockopt(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, off)?;
+        }
+    }
     let _ = socket.set_recv_buffer_size(4 << 20);
     socket
-        .bind(&SocketAddrV4::new(address, port).into())
+        .bind(&SocketAddr::new(address, port).into())
         .map_err(|error| bind_error(address, port, &error))?;
     Ok(UdpSocket::from_std(socket.into())?)
 }
 
-fn bind_error(address: Ipv4Addr, port: u16, error: &io::Error) -> anyhow::Error {
+fn bind_error(address: IpAddr, port: u16, error: &io::Error) -> anyhow::Error {
     let remedy = match error.kind() {
         io::ErrorKind::AddrInUse => "stop the other IKE daemon that uses it (see: ss -ulpn)",
         io::ErrorKind::PermissionDenied => "run as root or with CAP_NET_BIND_SERVICE",
         _ => "check [addresses]",
     };
-    anyhow::anyhow!("cannot bind UDP {address}:{port}: {error}; {remedy}")
+    let place = SocketAddr::new(address, port);
+    anyhow::anyhow!("cannot bind UDP {place}: {error}; {remedy}")
 }
 
 fn nix_setsockopt(
@@ -46,7 +63,6 @@ fn nix_setsockopt(
     name: libc::c_int,
     value: libc::c_int,
 ) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     // SAFETY: the value lives through the call, and its true length is given.
     let done = unsafe {
         libc::setsockopt(
@@ -94,7 +110,7 @@ pub fn classify(port: u16, bytes: &[u8]) -> Datagram<'_> {
 
 /// All IKE sockets.
 pub struct IkeSockets {
-    sockets: Vec<(SocketAddrV4, UdpSocket)>,
+    sockets: Vec<(SocketAddr, UdpSocket)>,
 }
 
 impl IkeSockets {
@@ -102,18 +118,18 @@ impl IkeSockets {
     ///
     /// # Errors
     /// A port is taken or not permitted.
-    pub fn open(addresses: &[Ipv4Addr]) -> Result<Self> {
+    pub fn open(addresses: &[IpAddr]) -> Result<Self> {
         let mut sockets = Vec::new();
         for address in addresses {
             for port in [IKE_PORT, NAT_T_PORT] {
-                sockets.push((SocketAddrV4::new(*address, port), udp(*address, port)?));
+                sockets.push((SocketAddr::new(*address, port), udp(*address, port)?));
             }
         }
         Ok(Self { sockets })
     }
 
     /// Waits for a datagram on any of them: our address, the sender, the number of octets in `buffer`.
-    pub async fn receive(&self, buffer: &mut [u8]) -> (SocketAddrV4, SocketAddrV4, usize) {
+    pub async fn receive(&self, buffer: &mut [u8]) -> (SocketAddr, SocketAddr, usize) {
         loop {
             let ready = self.sockets.iter().map(|(_, socket)| Box::pin(socket.readable()));
             let _ = futures_util::future::select_all(ready).await;
@@ -124,9 +140,9 @@ impl IkeSockets {
     }
 
     /// A datagram that is there already.
-    pub fn try_receive(&self, buffer: &mut [u8]) -> Option<(SocketAddrV4, SocketAddrV4, usize)> {
+    pub fn try_receive(&self, buffer: &mut [u8]) -> Option<(SocketAddr, SocketAddr, usize)> {
         for (local, socket) in &self.sockets {
-            if let Ok((length, SocketAddr::V4(from))) = socket.try_recv_from(buffer) {
+            if let Ok((length, from)) = socket.try_recv_from(buffer) {
                 return Some((*local, from, length));
             }
         }
@@ -156,7 +172,7 @@ impl IkeSockets {
         let socket = self
             .sockets
             .iter()
-            .find(|(address, _)| IpAddr::V4(*address.ip()) == local.ip() && address.port() == local.port())
+            .find(|(address, _)| address.ip() == local.ip() && address.port() == local.port())
             .ok_or_else(|| io::Error::other(format!("{local} is no address of this cluster")))?;
         // The system call itself: tokio's `try_send_to` fails until its reactor has seen the socket writable for the first time.
         socket2::SockRef::from(&socket.1)
@@ -165,35 +181,114 @@ impl IkeSockets {
     }
 }
 
-/// The raw socket for ESP. What XDP passes on are fragments; the stack reassembles them. With the socket there, the kernel
-/// also sends no ICMP "protocol unreachable".
-pub struct EspSocket(AsyncFd<std::os::fd::OwnedFd>);
+/// The raw sockets for ESP. What XDP passes on are fragments, and IPv6 packets with extension headers; the stack puts them
+/// together and looks behind the headers. With the socket there, the kernel also sends no ICMP "protocol unreachable".
+pub struct EspSocket {
+    v4: AsyncFd<OwnedFd>,
+    /// `None` on a host without IPv6.
+    v6: Option<AsyncFd<OwnedFd>>,
+}
+
+const ESP: libc::c_int = 50;
+
+fn raw(domain: Domain) -> Result<Socket> {
+    let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(ESP)))
+        .context("cannot open a raw socket for ESP; run as root")?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn register(socket: Socket) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by the `AsyncFd` and stays the same for its life.
+    unsafe { AsyncFd::register(OwnedFd::from(socket)) }.map_err(io::Error::from)
+}
 
 impl EspSocket {
-    /// Opens it.
+    /// Opens them.
     ///
     /// # Errors
     /// Not permitted (CAP_NET_RAW).
     pub fn open() -> Result<Self> {
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(50)))
-            .context("cannot open a raw socket for ESP; run as root")?;
-        socket.set_nonblocking(true)?;
-        // SAFETY: the descriptor is owned by the `AsyncFd` and stays the same for its life.
-        let fd = unsafe { AsyncFd::register(std::os::fd::OwnedFd::from(socket)) }?;
-        Ok(Self(fd))
+        let v6 = match raw(Domain::IPV6) {
+            Ok(socket) => {
+                // The kernel gives no header: the address that a packet was sent to comes beside it.
+                nix_setsockopt(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+                Some(register(socket)?)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no raw socket for ESP over IPv6");
+                None
+            }
+        };
+        Ok(Self {
+            v4: register(raw(Domain::IPV4)?)?,
+            v6,
+        })
     }
 
     /// Waits for a packet, IP header included.
     ///
     /// # Errors
-    /// The socket fails.
+    /// A socket fails.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0
-            .async_io(tokio::io::Interest::READABLE, |fd| {
-                nix::unistd::read(fd, buffer).map_err(io::Error::from)
-            })
-            .await
+        loop {
+            match nix::unistd::read(&self.v4, buffer) {
+                Ok(length) => return Ok(length),
+                Err(nix::errno::Errno::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let v6 = match &self.v6 {
+                Some(v6) => {
+                    if let Some(length) = receive_v6(v6.as_fd(), buffer)? {
+                        return Ok(length);
+                    }
+                    v6.readable().left_future()
+                }
+                None => std::future::pending().right_future(),
+            };
+            tokio::select! {
+                ready = self.v4.readable() => ready?.clear_ready(),
+                ready = v6 => ready?.clear_ready(),
+            }
+        }
     }
+}
+
+/// A packet of the raw IPv6 socket, with a header made of what the kernel says; `None` where there is none, or not all of it.
+fn receive_v6(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg};
+    const HEADER: usize = 40;
+    let Some((header, payload)) = buffer.split_first_chunk_mut::<HEADER>() else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let mut control = nix::cmsg_space!(libc::in6_pktinfo);
+    let mut pieces = [io::IoSliceMut::new(payload)];
+    let received = recvmsg::<SockaddrIn6>(
+        socket.as_raw_fd(),
+        &mut pieces,
+        Some(&mut control),
+        MsgFlags::MSG_DONTWAIT,
+    );
+    let message = match received {
+        Err(nix::errno::Errno::EAGAIN) => return Ok(None),
+        other => other?,
+    };
+    let destination = message.cmsgs()?.find_map(|c| match c {
+        ControlMessageOwned::Ipv6PacketInfo(info) => Some(info.ipi6_addr.s6_addr),
+        _ => None,
+    });
+    let (Some(source), Some(destination), Ok(length)) =
+        (message.address, destination, u16::try_from(message.bytes))
+    else {
+        return Ok(None);
+    };
+    header.fill(0);
+    header[0] = 0x60;
+    header[4..6].copy_from_slice(&length.to_be_bytes());
+    (header[6], header[7]) = (ESP as u8, 64);
+    header[8..24].copy_from_slice(&source.ip().octets());
+    header[24..].copy_from_slice(&destination);
+    Ok(Some(HEADER + usize::from(length)))
 }
 
 #[cfg(test)]
@@ -202,22 +297,43 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_message_goes_out_before_the_event_loop_has_turned() {
-        let socket = udp(Ipv4Addr::LOCALHOST, 0).unwrap();
-        let SocketAddr::V4(local) = socket.local_addr().unwrap() else {
-            panic!("bound to an IPv4 address");
+        for loopback in ["127.0.0.1", "::1"] {
+            let loopback: IpAddr = loopback.parse().unwrap();
+            let socket = udp(loopback, 0).unwrap();
+            let local = socket.local_addr().unwrap();
+            let sockets = IkeSockets {
+                sockets: vec![(local, socket)],
+            };
+            let peer = std::net::UdpSocket::bind((loopback, 0)).unwrap();
+            peer.set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                .unwrap();
+            sockets
+                .send_ike(local, peer.local_addr().unwrap(), b"first")
+                .unwrap();
+            let mut buffer = [0; 16];
+            let (length, from) = peer.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..length], from), (&b"first"[..], local));
+        }
+    }
+
+    /// Needs CAP_NET_RAW, as the agent does.
+    #[tokio::test]
+    async fn an_esp_packet_over_ipv6_comes_with_a_header_again() {
+        let Ok(sockets) = EspSocket::open() else {
+            eprintln!("skipped: no raw socket");
+            return;
         };
-        let sockets = IkeSockets {
-            sockets: vec![(local, socket)],
-        };
-        let peer = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        peer.set_read_timeout(Some(std::time::Duration::from_secs(5)))
-            .unwrap();
-        sockets
-            .send_ike(local.into(), peer.local_addr().unwrap(), b"first")
-            .unwrap();
-        let mut buffer = [0; 16];
-        let (length, from) = peer.recv_from(&mut buffer).unwrap();
-        assert_eq!((&buffer[..length], from), (&b"first"[..], local.into()));
+        let sender = raw(Domain::IPV6).unwrap();
+        let to = SocketAddr::new("::1".parse().unwrap(), 0);
+        let payload = [7, 0, 0, 1, 0, 0, 0, 9, 1, 2, 3, 4];
+        sender.send_to(&payload, &to.into()).unwrap();
+        let mut buffer = [0; 256];
+        let length = sockets.receive(&mut buffer).await.unwrap();
+        let loopback = std::net::Ipv6Addr::LOCALHOST.octets();
+        assert_eq!(length, 40 + payload.len());
+        assert_eq!(&buffer[..8], &[0x60, 0, 0, 0, 0, 12, 50, 64]);
+        assert_eq!((&buffer[8..24], &buffer[24..40]), (&loopback[..], &loopback[..]));
+        assert_eq!(&buffer[40..length], &payload);
     }
 
     #[test]
