@@ -160,6 +160,6 @@ pub trait Surroundings {
     fn release_esp_spi(&mut self, spi: EspSpi);
     /// Limits of a new Child SA.
     fn initial_limits(&mut self) -> InitialLimits;
-    /// Member and epoch for the IVs of SK payloads.
-    fn iv_prefix(&self) -> (MemberId, Epoch);
+    /// Member and epoch for the IVs of SK payloads of this IKE SA.
+    fn iv_prefix(&self, ike_spi: IkeSpi) -> (MemberId, Epoch);
 }

@@ -1,0 +1,44 @@
+//! R8: one request gets one response, the same octets, whoever answers.
+
+use super::Truth;
+use super::r03_message_ids::{IKE_SA_INIT, header};
+use crate::rng::digest;
+use model::{GroupId, Instant, MemberId};
+use std::collections::HashMap;
+
+#[derive(Default)]
+pub(super) struct Answers {
+    /// By SPIs (of IKE_SA_INIT the initiator's alone), role and Message ID.
+    sent: HashMap<(u64, u64, bool, u32), (u64, MemberId, u64, Instant)>,
+}
+
+impl Answers {
+    pub(super) fn sent(
+        &mut self,
+        now: Instant,
+        (me, life): (MemberId, u64),
+        bytes: &[u8],
+        group: Option<GroupId>,
+        truth: &Truth,
+    ) -> Result<(), String> {
+        let Some((spi_i, spi_r, exchange, initiator, response, id)) = header(bytes) else {
+            return Ok(());
+        };
+        // Cookies and refusals of a first message are stateless: they have no SPI of ours.
+        if !response || spi_r == 0 {
+            return Ok(());
+        }
+        let first = exchange == IKE_SA_INIT;
+        let key = (spi_i, if first { 0 } else { spi_r }, initiator, id);
+        let body = digest(bytes);
+        let (other, who, _, at) = *self.sent.entry(key).or_insert((body, me, life, now));
+        let excused = group.is_some_and(|group| truth.was_split(group) || truth.lost_since(group, at));
+        if other == body || excused {
+            return Ok(());
+        }
+        Err(format!(
+            "member {me} sent another response {id} of IKE SA {spi_i:016x}/{spi_r:016x} than member {who} at {:.3} ms",
+            at.0 as f64 / 1e6
+        ))
+    }
+}

@@ -1,0 +1,195 @@
+//! Who named itself owner in its own maps, and when the two halves of a pair served at once. The simulated world is asked for what
+//! it did (cuts, pauses, deaths), the members only for their owner words.
+
+use cluster::EpochId;
+use cluster::io::Flip;
+use model::{GroupId, Instant, MemberId};
+use std::collections::{BTreeMap, BTreeSet};
+
+struct Claim {
+    life: u64,
+    epoch: EpochId,
+    handover: bool,
+}
+
+/// A time in which both halves of a pair served a group.
+#[derive(Clone, Copy, Debug)]
+struct Split {
+    group: GroupId,
+    /// When the cut began that let it happen.
+    from: Instant,
+    /// `None`: it goes on.
+    to: Option<Instant>,
+}
+
+/// What really was.
+pub struct Truth {
+    may_split: bool,
+    claims: BTreeMap<(GroupId, MemberId), Claim>,
+    /// Members whose agent runs.
+    awake: BTreeSet<MemberId>,
+    lives: BTreeMap<MemberId, u64>,
+    /// Since when members cannot hear each other (or one is too slow to be heard), and until when.
+    trouble: Vec<(Instant, Option<Instant>)>,
+    splits: Vec<Split>,
+    fresh: BTreeMap<GroupId, Instant>,
+}
+
+/// A claim that stems from a cut comes this long after its end at the latest.
+const AFTERMATH_MS: u64 = 2000;
+
+impl Truth {
+    /// Nobody is there. `may_split`: two halves may both serve.
+    pub fn new(may_split: bool) -> Self {
+        Self {
+            may_split,
+            claims: BTreeMap::new(),
+            awake: BTreeSet::new(),
+            lives: BTreeMap::new(),
+            trouble: Vec::new(),
+            splits: Vec::new(),
+            fresh: BTreeMap::new(),
+        }
+    }
+
+    /// An agent starts.
+    pub fn started(&mut self, now: Instant, member: MemberId, life: u64) {
+        self.lives.insert(member, life);
+        self.claims.retain(|(_, m), _| *m != member);
+        self.awake.insert(member);
+        self.update(now);
+    }
+
+    /// An agent stops for a while, or goes on.
+    pub fn awake(&mut self, now: Instant, member: MemberId, awake: bool) {
+        if awake {
+            self.awake.insert(member);
+        } else {
+            self.awake.remove(&member);
+        }
+        self.update(now);
+    }
+
+    /// An agent is dead.
+    pub fn died(&mut self, now: Instant, member: MemberId) {
+        self.lives.remove(&member);
+        self.awake.remove(&member);
+        self.update(now);
+    }
+
+    /// Members cannot hear each other well from now on, or can again.
+    pub fn trouble(&mut self, now: Instant, trouble: bool) {
+        let open = self.trouble.last().is_some_and(|(_, end)| end.is_none());
+        match (trouble, open) {
+            (true, false) => self.trouble.push((now, None)),
+            (false, true) => {
+                if let Some(last) = self.trouble.last_mut() {
+                    last.1 = Some(now);
+                }
+            }
+            _ => {}
+        }
+        self.update(now);
+    }
+
+    /// Whether there is trouble now.
+    pub fn troubled(&self) -> bool {
+        self.trouble.last().is_some_and(|(_, end)| end.is_none())
+    }
+
+    /// Owner words were written.
+    pub fn flipped(&mut self, now: Instant, me: MemberId, life: u64, flip: &Flip) {
+        let key = (flip.group, me);
+        if flip.epoch.owner == me {
+            self.claims.insert(
+                key,
+                Claim {
+                    life,
+                    epoch: flip.epoch,
+                    handover: flip.legacy.is_some(),
+                },
+            );
+        } else {
+            self.claims.remove(&key);
+        }
+        self.update(now);
+    }
+
+    /// Somebody begins with nothing: no state of the group was left.
+    pub fn fresh(&mut self, now: Instant, group: GroupId) {
+        self.fresh.insert(group, now);
+    }
+
+    /// The cluster lost the group's state after `at`.
+    pub fn lost_since(&self, group: GroupId, at: Instant) -> bool {
+        self.fresh.get(&group).is_some_and(|fresh| *fresh >= at)
+    }
+
+    /// Whether a life has ended.
+    pub fn is_dead(&self, member: MemberId, life: u64) -> bool {
+        self.lives.get(&member) != Some(&life)
+    }
+
+    /// Members that name themselves owner of the group and whose agent runs.
+    pub fn owners(&self, group: GroupId) -> Vec<(MemberId, EpochId)> {
+        self.claims
+            .range((group, MemberId(0))..=(group, MemberId(u8::MAX)))
+            .filter(|((_, m), claim)| self.awake.contains(m) && self.lives.get(m) == Some(&claim.life))
+            .map(|((_, m), claim)| (*m, claim.epoch))
+            .collect()
+    }
+
+    /// Whether the pair served from two sides at `at`, or was about to.
+    pub fn split_at(&self, group: GroupId, at: Instant) -> bool {
+        self.splits
+            .iter()
+            .any(|s| s.group == group && s.from <= at && s.to.is_none_or(|to| at <= to))
+    }
+
+    /// The same, of any group.
+    pub fn any_split_at(&self, at: Instant) -> bool {
+        self.splits
+            .iter()
+            .any(|s| s.from <= at && s.to.is_none_or(|to| at <= to))
+    }
+
+    /// Whether the group ever was split up to now.
+    pub fn was_split(&self, group: GroupId) -> bool {
+        self.splits.iter().any(|s| s.group == group)
+    }
+
+    fn update(&mut self, now: Instant) {
+        if !self.may_split {
+            return;
+        }
+        let groups: BTreeSet<GroupId> = self.claims.keys().map(|(group, _)| *group).collect();
+        for group in groups {
+            let both = self.owners(group).len() > 1
+                && !self
+                    .claims
+                    .iter()
+                    .any(|((g, _), claim)| *g == group && claim.handover);
+            let open = self
+                .splits
+                .iter_mut()
+                .find(|s| s.group == group && s.to.is_none());
+            match (open, both) {
+                (None, true) => {
+                    let cause =
+                        self.trouble.iter().rev().find(|(_, end)| {
+                            end.is_none_or(|end| now.millis() <= end.millis() + AFTERMATH_MS)
+                        });
+                    if let Some((from, _)) = cause {
+                        self.splits.push(Split {
+                            group,
+                            from: *from,
+                            to: None,
+                        });
+                    }
+                }
+                (Some(split), false) => split.to = Some(now),
+                _ => {}
+            }
+        }
+    }
+}
