@@ -1,7 +1,7 @@
 //! What goes into a node and what comes out.
 
 use crate::message::{Link, RaiseItem, RaiseKey, SetMember};
-use crate::ownership::{OwnershipAnswer, OwnershipOp, GroupRecord};
+use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{EpochId, Standing};
 use model::{EspSpi, GroupId, Instant, MemberId};
 use std::collections::BTreeSet;
@@ -88,6 +88,15 @@ pub enum Input {
         /// The output's token.
         token: u64,
         /// Raises.
+        items: Vec<RaiseItem>,
+    },
+    /// Answer to [`Output::RestateLimits`].
+    Restated {
+        /// The time.
+        now: Instant,
+        /// The output's token.
+        token: u64,
+        /// The limits.
         items: Vec<RaiseItem>,
     },
     /// Answer to [`Output::CloseLegacy`].
@@ -282,6 +291,21 @@ pub enum Output {
         /// For the answer.
         token: u64,
     },
+    /// Taker, before it serves: limits of these SA directions may be armed at some members of the in-sync set and not at
+    /// others. Answer with [`Input::Restated`]: for each SA that is here, the upper limits that hold for this member in
+    /// `epoch` (distance k from the SA's record: L + kS, C + kH) as the limit, with the record's present step. They are then
+    /// acknowledged by all and come back as [`Output::RaiseCommitted`] before the flip. SAs without upper limits and
+    /// unknown ones are left out.
+    RestateLimits {
+        /// Which group.
+        group: GroupId,
+        /// For the answer.
+        token: u64,
+        /// The epoch that this member has claimed.
+        epoch: EpochId,
+        /// What is in doubt.
+        keys: Vec<RaiseKey>,
+    },
     /// Joining: forget everything of the group, take this, arm the maps, then [`Input::Armed`].
     InstallSnapshot {
         /// Which group.
@@ -468,8 +492,6 @@ pub enum EventKind {
     },
     /// The ownership engine does not answer: what needs it waits.
     EngineSilent {
-        /// What was asked.
-        what: String,
         /// What it said, if anything.
         why: String,
     },

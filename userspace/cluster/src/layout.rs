@@ -43,7 +43,9 @@ impl Layout {
 
     /// Segments of a group.
     pub fn segments(self, group: GroupId) -> impl Iterator<Item = SegmentId> {
-        (0..=255).filter(move |s| s % self.groups == group.0).map(SegmentId)
+        (0..=255)
+            .filter(move |s| s % self.groups == group.0)
+            .map(SegmentId)
     }
 }
 
@@ -107,7 +109,10 @@ mod tests {
         assert_eq!(share(&[(1, 1), (2, 1)]), BTreeMap::from([(1, 8), (2, 8)]));
         assert_eq!(share(&[(1, 3), (2, 1)]), BTreeMap::from([(1, 12), (2, 4)]));
         assert_eq!(share(&[(1, 1), (2, 0)]), BTreeMap::from([(1, 16)]));
-        assert_eq!(share(&[(1, 1), (2, 1), (3, 1)]), BTreeMap::from([(1, 6), (2, 5), (3, 5)]));
+        assert_eq!(
+            share(&[(1, 1), (2, 1), (3, 1)]),
+            BTreeMap::from([(1, 6), (2, 5), (3, 5)])
+        );
         assert_eq!(share(&[]), BTreeMap::new());
     }
 }

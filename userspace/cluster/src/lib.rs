@@ -1,12 +1,12 @@
 //! Sans-IO cluster: membership, synch channel, journal, leases and ceilings, takeover.
 //!
 //! [`Node`] is one member: inputs in, outputs out, time as an argument. It holds the peers (detectors, links, heartbeats) and
-//! one `group` machine for each group of segments: owner or standby, journal, raises, handover. What a group decides, it
+//! one group machine for each group of segments: owner or standby, journal, raises, handover. What a group decides, it
 //! decides by the pure functions of [`rules`], which `tests/model` explores as well. Who owns is settled between two members
 //! (the embedded pair engine) or by an external ownership engine, see [`ownership`].
 
 pub mod detector;
-// mod group;
+mod group;
 pub mod io;
 pub mod journal;
 pub mod layout;

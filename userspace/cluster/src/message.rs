@@ -106,6 +106,8 @@ pub enum Body {
         /// MAC addresses and the like; the agent's business.
         facts: Vec<u8>,
     },
+    /// An operator wants every group at the member that it is meant for.
+    Rebalance,
     /// About one group.
     Group {
         /// Which.
@@ -207,8 +209,11 @@ pub enum GroupBody {
     },
     /// You were excluded: I go on alone.
     SoloNotice,
-    /// Standby to owner: please hand over to me (an operator asked here).
-    HandoverRequest,
+    /// To the owner: please hand the group over to this member (an operator asked here).
+    HandoverRequest {
+        /// The taker.
+        to: MemberId,
+    },
     /// Owner to taker: take over; everything up to `position` is acknowledged.
     HandoverOffer {
         /// Journal position.
@@ -263,6 +268,8 @@ pub struct GroupBeat {
     pub owner: bool,
     /// The in-sync set as the owner knows it, bit `member - 1`; 0 from anybody else.
     pub in_sync: u16,
+    /// Owner: the member that is joining, 0 for none.
+    pub joining: u8,
     /// Last journal position written (owner) or armed (standby).
     pub position: u64,
     /// Owner: raises up to this version are armed by every in-sync member.

@@ -382,16 +382,21 @@ pub fn moved(record: &GroupRecord, to: SetMember) -> Result<GroupRecord, NoTakeo
 /// or the new set. A member that the write adds may claim as soon as the write is done, which this member learns later; one
 /// that it removes may claim until then.
 pub fn required(known: &BTreeSet<SetMember>, wanted: Option<&BTreeSet<SetMember>>) -> BTreeSet<SetMember> {
-    known.iter().chain(wanted.into_iter().flatten()).copied().collect()
+    known
+        .iter()
+        .chain(wanted.into_iter().flatten())
+        .copied()
+        .collect()
 }
 
 /// Whether nobody is left who may claim: every member of the set is known to have begun a new life. `lives`: the present
 /// life of each member that is known (this one included). A member that is only silent may still serve.
 pub fn orphaned(record: &GroupRecord, lives: &BTreeSet<SetMember>) -> bool {
-    record
-        .in_sync
-        .iter()
-        .all(|m| lives.iter().any(|l| l.member == m.member && l.incarnation != m.incarnation))
+    record.in_sync.iter().all(|m| {
+        lives
+            .iter()
+            .any(|l| l.member == m.member && l.incarnation != m.incarnation)
+    })
 }
 
 /// The record with which a member begins again, with no SAs: after [`orphaned`], or by an operator's word.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! owner                                   taker
-//!   | freeze; everything acknowledged       |
+//!   | freeze; everything acknowledged;      |
+//!   | under an engine: the move is written  |
 //!   |------------ HandoverOffer ----------->| shadow armed: owner words name it, epoch + 1, legacy open
 //!   |<----------- HandoverArmed ------------|
 //!   | words name the taker; serves numbers  |
@@ -16,11 +17,14 @@
 //!   |<----------- HandoverDone -------------|
 //! ```
 
+use super::follow::Follow;
 use super::owner::Owner;
+use super::set::Purpose;
 use super::standby::Standby;
-use super::{AfterFlip, Node, Pending, Phase};
-use crate::io::{Command, EventKind, Legacy, Output, Refused};
-use crate::message::Body;
+use super::{AfterFlip, Group, Pending, Phase, life};
+use crate::io::{EventKind, Legacy, Output, Refused};
+use crate::message::{GroupBody, SetMember};
+use crate::node::Shared;
 use crate::rules::{self, EpochId, Standing};
 use model::{Instant, MemberId};
 use std::collections::BTreeSet;
@@ -34,11 +38,17 @@ const LEGACY_DRAIN: Duration = Duration::from_millis(5);
 const GIVE_UP: Duration = Duration::from_millis(2000);
 
 /// Where a handover stands, at the member that owns.
-pub(super) enum OwnerHandover {
+pub(crate) enum OwnerHandover {
     /// Waits until everything is acknowledged.
-    Freezing { since: Instant },
+    Freezing { since: Instant, to: MemberId },
+    /// Waits for the ownership engine. From here on it can end in one way only: the engine's.
+    Moving { to: MemberId },
     /// The taker may arm.
-    Offered { since: Instant, epoch: EpochId },
+    Offered {
+        since: Instant,
+        to: MemberId,
+        epoch: EpochId,
+    },
     /// This member is the taker: it owns, and the old owner still serves its range.
     Taking {
         since: Instant,
@@ -50,8 +60,16 @@ pub(super) enum OwnerHandover {
 }
 
 impl OwnerHandover {
-    pub(super) fn is_frozen(&self) -> bool {
+    pub fn is_frozen(&self) -> bool {
         !matches!(self, Self::Taking { .. })
+    }
+
+    /// The other member.
+    pub fn partner(&self) -> MemberId {
+        match self {
+            Self::Freezing { to, .. } | Self::Moving { to } | Self::Offered { to, .. } => *to,
+            Self::Taking { old, .. } => old.owner,
+        }
     }
 
     /// What is left to do where the other member is lost midway: a taker that was not told that it serves, serves now.
@@ -62,7 +80,12 @@ impl OwnerHandover {
         }
     }
 
-    pub(super) fn offered_epoch(&self) -> Option<EpochId> {
+    /// Whether the ownership engine has the taker as owner, or may have.
+    pub fn is_given_away(&self) -> bool {
+        matches!(self, Self::Moving { .. } | Self::Offered { .. })
+    }
+
+    pub fn offered_epoch(&self) -> Option<EpochId> {
         match self {
             Self::Offered { epoch, .. } => Some(*epoch),
             _ => None,
@@ -71,7 +94,7 @@ impl OwnerHandover {
 }
 
 /// The old owner's last steps.
-pub(super) struct LegacyOwner {
+pub(crate) struct LegacyOwner {
     step: LegacyStep,
     old: EpochId,
 }
@@ -83,131 +106,239 @@ enum LegacyStep {
     Closed { since: Instant },
 }
 
-impl Node {
-    pub(super) fn command(&mut self, now: Instant, command: Command) {
-        let Command::TakeoverTo(to) = command;
-        if let Err(why) = self.start_handover(now, to) {
-            self.event(now, EventKind::HandoverAborted(why.to_string()));
-        }
-    }
-
-    fn start_handover(&mut self, now: Instant, to: MemberId) -> Result<(), Refused> {
-        let me = self.me;
-        match &mut self.phase {
-            Phase::Starting { .. } => Err(Refused::NoOwner),
-            Phase::Owner(_) if to == me.member => Err(Refused::AlreadyOwner(to)),
-            Phase::Owner(owner) => {
-                if owner.handover.is_some() {
-                    return Err(Refused::Handover);
-                }
-                if !owner.in_sync.iter().any(|m| m.member == to) {
-                    return Err(Refused::NotInSync(to));
-                }
-                owner.handover = Some(OwnerHandover::Freezing { since: now });
-                self.handover_progress(now);
-                Ok(())
-            }
-            Phase::Standby(_) if to == self.epoch.owner => Err(Refused::AlreadyOwner(to)),
-            Phase::Standby(standby) => {
-                if to != me.member || !standby.in_sync() {
-                    return Err(Refused::NotInSync(to));
-                }
-                self.send_stream(Body::HandoverRequest);
-                Ok(())
-            }
-        }
-    }
-
-    pub(super) fn handover_requested(&mut self, now: Instant) {
-        let Some(peer) = self.peer.as_ref().map(|p| p.member) else {
-            return;
+impl Group {
+    /// Whether a planned takeover by `to` could begin.
+    pub fn may_move(&self, s: &Shared, to: MemberId) -> Result<(), Refused> {
+        let Phase::Owner(owner) = &self.phase else {
+            return Err(Refused::NotOwner);
         };
-        if let Err(why) = self.start_handover(now, peer) {
-            self.send_stream(Body::HandoverAborted {
-                reason: why.to_string(),
-            });
+        if to == s.me.member {
+            return Err(Refused::AlreadyOwner(to));
+        }
+        if owner.handover.is_some() || owner.follow.is_some() {
+            return Err(Refused::Handover);
+        }
+        if !owner.in_sync.contains(&life(s, to)) {
+            return Err(Refused::NotInSync(to));
+        }
+        if s.peers.get(&to).is_some_and(|p| !p.healthy) {
+            return Err(Refused::NotHealthy(to));
+        }
+        Ok(())
+    }
+
+    pub fn start_handover(&mut self, s: &mut Shared, now: Instant, to: MemberId) -> Result<(), Refused> {
+        self.may_move(s, to)?;
+        if let Phase::Owner(owner) = &mut self.phase {
+            owner.handover = Some(OwnerHandover::Freezing { since: now, to });
+        }
+        self.handover_progress(s, now);
+        Ok(())
+    }
+
+    /// The old owner, at a taker.
+    pub(super) fn old_owner(&self) -> Option<MemberId> {
+        match &self.phase {
+            Phase::Owner(owner) => match owner.handover {
+                Some(OwnerHandover::Taking { old, .. }) => Some(old.owner),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
-    pub(super) fn handover_progress(&mut self, now: Instant) {
-        let (epoch, taker) = (self.epoch, self.peer.as_ref().map_or(MemberId(0), |p| p.member));
+    pub(super) fn handover_progress(&mut self, s: &mut Shared, now: Instant) {
+        let (epoch, pair) = (self.epoch, Self::solo(s).is_some());
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        let next = EpochId {
-            number: rules::next_number(epoch, owner.claim_above),
-            owner: taker,
-        };
         match &owner.handover {
-            Some(OwnerHandover::Freezing { since }) => {
-                let since = *since;
-                if owner.journal.committed() == owner.journal.written() && owner.raises.is_empty() {
-                    let position = owner.journal.written();
-                    owner.handover = Some(OwnerHandover::Offered { since, epoch: next });
-                    self.send_stream(Body::HandoverOffer {
-                        position,
-                        epoch: next,
-                    });
+            Some(OwnerHandover::Freezing { since, to }) => {
+                let (since, to) = (*since, *to);
+                let next = EpochId {
+                    number: rules::next_number(epoch, owner.claim_above),
+                    owner: to,
+                };
+                let quiet = owner.journal.committed() == owner.journal.written()
+                    && owner.raises.is_empty()
+                    && owner.writing.is_none()
+                    && owner.join.is_none();
+                if quiet && pair {
+                    self.offer(s, now, to, next);
+                } else if quiet {
+                    match rules::moved(&self.record(), life(s, to)) {
+                        Ok(new) => {
+                            if let Phase::Owner(owner) = &mut self.phase {
+                                owner.handover = Some(OwnerHandover::Moving { to });
+                            }
+                            self.write(s, now, new, Purpose::Move(to));
+                        }
+                        Err(why) => self.abort_handover(s, now, &why.to_string()),
+                    }
+                } else if owner.join.is_some() && owner.writing.is_none() {
+                    // The joiner begins anew at the taker.
+                    self.drop_join(s);
                 } else if now.since(since) > GIVE_UP {
-                    self.abort_handover(now, "the standby did not acknowledge everything in time");
+                    self.abort_handover(s, now, "the standbys did not acknowledge everything in time");
                 }
             }
-            Some(OwnerHandover::Offered { since, .. }) if now.since(*since) > GIVE_UP => {
-                self.abort_handover(now, "the standby did not arm in time");
+            Some(OwnerHandover::Offered { since, to, .. }) if now.since(*since) > GIVE_UP => {
+                let to = *to;
+                if pair {
+                    self.abort_handover(s, now, "the standby did not arm in time");
+                } else {
+                    self.leave_to_taker(s, now, to);
+                }
             }
             Some(OwnerHandover::Taking { since, .. }) if now.since(*since) > GIVE_UP => {
                 // The old owner is gone or stuck: its range counts as seen, as after a failover.
-                let after = owner
-                    .handover
-                    .take()
-                    .map_or(AfterFlip::Nothing, OwnerHandover::after_loss);
-                self.flip_as_owner(None, after);
-                self.event(
-                    now,
-                    EventKind::HandoverAborted("the old owner did not send its windows".to_owned()),
-                );
-                self.release_held(now);
+                self.finish_alone(s, now, "the old owner did not send its windows");
             }
             _ => {}
         }
     }
 
-    fn abort_handover(&mut self, now: Instant, reason: &str) {
-        if let Phase::Owner(owner) = &mut self.phase {
-            owner.handover = None;
-        }
-        self.send_stream(Body::HandoverAborted {
-            reason: reason.to_owned(),
-        });
-        self.event(now, EventKind::HandoverAborted(reason.to_owned()));
-        self.release_held(now);
+    /// The engine has the taker as owner now.
+    pub(super) fn move_written(&mut self, s: &mut Shared, now: Instant, to: MemberId, next: EpochId) {
+        self.offer(s, now, to, next);
     }
 
-    fn release_held(&mut self, now: Instant) {
+    fn offer(&mut self, s: &mut Shared, now: Instant, to: MemberId, next: EpochId) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        let held: Vec<(u64, Vec<u8>)> = owner.held.drain(..).collect();
-        for (token, entry) in held {
-            self.propose(now, token, entry);
+        owner.handover = Some(OwnerHandover::Offered {
+            since: now,
+            to,
+            epoch: next,
+        });
+        if s.alive(to) || Self::solo(s).is_some() {
+            self.handover_again(s, to);
+        } else {
+            self.leave_to_taker(s, now, to);
         }
     }
 
-    pub(super) fn handover_aborted_by_peer(&mut self, now: Instant, reason: &str) {
-        let ours = match &mut self.phase {
-            Phase::Owner(owner) => owner.handover.take().is_some(),
-            _ => true,
+    /// What the other member may have missed while the stream was down.
+    pub(super) fn handover_again(&mut self, s: &mut Shared, peer: MemberId) {
+        match &self.phase {
+            Phase::Owner(owner) => match &owner.handover {
+                Some(OwnerHandover::Offered { to, epoch, .. }) if *to == peer => {
+                    let body = GroupBody::HandoverOffer {
+                        position: owner.journal.written(),
+                        epoch: *epoch,
+                    };
+                    self.stream(s, peer, body);
+                }
+                Some(OwnerHandover::Taking {
+                    serving: false, old, ..
+                }) if old.owner == peer => self.stream(s, peer, GroupBody::HandoverArmed),
+                _ => {}
+            },
+            Phase::Standby(standby) => {
+                if let Some(LegacyOwner {
+                    step: LegacyStep::Open { .. },
+                    ..
+                }) = &standby.legacy
+                {
+                    self.stream(s, peer, GroupBody::HandoverFlipped);
+                }
+            }
+            Phase::Starting(_) => {}
+        }
+    }
+
+    fn abort_handover(&mut self, s: &mut Shared, now: Instant, reason: &str) {
+        let Phase::Owner(owner) = &mut self.phase else {
+            return;
         };
-        if ours {
-            self.event(now, EventKind::HandoverAborted(reason.to_owned()));
-            self.release_held(now);
+        let Some(handover) = owner.handover.take() else {
+            return;
+        };
+        let to = handover.partner();
+        self.stream(
+            s,
+            to,
+            GroupBody::HandoverAborted {
+                reason: reason.to_owned(),
+            },
+        );
+        let why = reason.to_owned();
+        self.event(s, now, EventKind::HandoverAborted { to, why });
+        self.release_held(s, now);
+    }
+
+    /// Under an engine the taker owns the group by now, whether it has heard the offer or not: it serves by itself, or
+    /// another member claims from it.
+    pub(super) fn leave_to_taker(&mut self, s: &mut Shared, now: Instant, to: MemberId) {
+        let Phase::Owner(owner) = &self.phase else { return };
+        let Some(epoch) = owner.handover.as_ref().and_then(OwnerHandover::offered_epoch) else {
+            return;
+        };
+        let (set, position) = (owner.in_sync.clone(), owner.journal.written());
+        let why = "the taker did not answer; the ownership engine has it as the owner".to_owned();
+        self.event(s, now, EventKind::HandoverAborted { to, why });
+        self.stop_owning(s);
+        self.epoch = epoch;
+        self.pending.clear();
+        self.phase = Phase::Standby(Box::new(Standby::after_handover(set, position, None)));
+        self.flip_as_standby(s);
+        self.event(s, now, EventKind::OwnerIs(epoch));
+        if !s.alive(to) {
+            self.owner_lost(s, now);
+        }
+    }
+
+    /// Taker: the handover ends without the old owner's windows.
+    fn finish_alone(&mut self, s: &mut Shared, now: Instant, why: &str) {
+        let Phase::Owner(owner) = &mut self.phase else {
+            return;
+        };
+        let Some(handover) = owner.handover.take() else {
+            return;
+        };
+        let after = handover.after_loss();
+        self.flip_as_owner(s, None, after);
+        let (to, why) = (s.me.member, why.to_owned());
+        self.event(s, now, EventKind::HandoverAborted { to, why });
+        self.release_held(s, now);
+    }
+
+    pub(super) fn handover_aborted_by_peer(
+        &mut self,
+        s: &mut Shared,
+        now: Instant,
+        peer: MemberId,
+        reason: &str,
+    ) {
+        let pair = Self::solo(s).is_some();
+        match &self.phase {
+            Phase::Owner(owner) => match &owner.handover {
+                // A late word about an earlier one.
+                None => {}
+                Some(handover) if handover.partner() != peer => {}
+                Some(OwnerHandover::Taking { .. }) => self.finish_alone(s, now, reason),
+                // The engine has decided already.
+                Some(OwnerHandover::Moving { .. } | OwnerHandover::Offered { .. }) if !pair => {}
+                Some(_) => {
+                    if let Phase::Owner(owner) = &mut self.phase {
+                        owner.handover = None;
+                    }
+                    let why = reason.to_owned();
+                    self.event(s, now, EventKind::HandoverAborted { to: peer, why });
+                    self.release_held(s, now);
+                }
+            },
+            _ => {
+                let (to, why) = (s.me.member, reason.to_owned());
+                self.event(s, now, EventKind::HandoverAborted { to, why });
+            }
         }
     }
 
     /// Taker: arm the shadow.
-    pub(super) fn handover_offered(&mut self, now: Instant, position: u64, epoch: EpochId) {
-        let old = self.epoch;
-        let me = self.me;
+    pub(super) fn handover_offered(&mut self, s: &mut Shared, now: Instant, position: u64, epoch: EpochId) {
+        let (old, me) = (self.epoch, s.me);
         let Phase::Standby(standby) = &self.phase else {
             return;
         };
@@ -217,12 +348,12 @@ impl Node {
             .clone()
             .filter(|_| standby.in_sync() && standby.armed == position && fits)
         else {
-            self.send_stream(Body::HandoverAborted {
-                reason: "the standby is not in sync".to_owned(),
-            });
+            let reason = "the standby is not in sync".to_owned();
+            self.to_owner(s, GroupBody::HandoverAborted { reason });
             return;
         };
         self.event(
+            s,
             now,
             EventKind::Claimed {
                 epoch,
@@ -232,65 +363,92 @@ impl Node {
         );
         self.epoch = epoch;
         self.pending.clear();
-        let mut owner = Owner::new(now, set, Standing::WithStandby, position, self.config.dead_man);
+        let others: BTreeSet<SetMember> = set
+            .iter()
+            .copied()
+            .filter(|m| m.member != old.owner && *m != me)
+            .collect();
+        let mut owner = Owner::new(
+            now,
+            me,
+            set.clone(),
+            Standing::WithStandby,
+            position,
+            s.config.dead_man,
+        );
+        // The old owner holds all that this member holds.
+        for member in set.iter().filter(|m| m.member == old.owner) {
+            owner.acknowledged.insert(*member, position);
+        }
         owner.handover = Some(OwnerHandover::Taking {
             since: now,
             old,
             serving: false,
             merging: false,
         });
+        owner.follow = Follow::in_passing(now, old, others);
         self.phase = Phase::Owner(Box::new(owner));
-        self.flip_as_owner(
-            Some(Legacy {
-                epoch: old,
-                holding: false,
-            }),
-            AfterFlip::ShadowArmed,
-        );
+        self.call_followers(s);
+        let legacy = Legacy {
+            epoch: old,
+            holding: false,
+        };
+        self.flip_as_owner(s, Some(legacy), AfterFlip::ShadowArmed);
     }
 
     /// Old owner: the taker is armed; from now on its words name the taker.
-    pub(super) fn handover_armed(&mut self, now: Instant, epoch: EpochId) {
+    pub(super) fn handover_armed(&mut self, s: &mut Shared, now: Instant, from: SetMember, epoch: EpochId) {
         let old = self.epoch;
+        let offered = match &self.phase {
+            Phase::Owner(owner) => owner.handover.as_ref().and_then(OwnerHandover::offered_epoch),
+            // Said again: the answer was lost.
+            Phase::Standby(standby) if standby.legacy.is_some() && epoch == old => {
+                return self.handover_again(s, from.member);
+            }
+            _ => None,
+        };
         let Phase::Owner(owner) = &self.phase else { return };
-        if owner.handover.as_ref().and_then(OwnerHandover::offered_epoch) != Some(epoch) {
-            self.refused += 1;
+        if offered != Some(epoch) || epoch.owner != from.member {
+            s.refused += 1;
             return;
         }
-        let (set, position): (BTreeSet<_>, u64) = (owner.in_sync.clone(), owner.journal.written());
-        self.abandon();
-        self.outputs.push_back(Output::SuspendIke);
+        let (set, position) = (owner.in_sync.clone(), owner.journal.written());
+        self.stop_owning(s);
         self.epoch = epoch;
         self.pending.clear();
         let legacy = LegacyOwner {
             step: LegacyStep::Open { since: now },
             old,
         };
-        self.phase = Phase::Standby(Box::new(Standby::after_handover(set, position, legacy)));
+        self.phase = Phase::Standby(Box::new(Standby::after_handover(set, position, Some(legacy))));
+        let legacy = Legacy {
+            epoch: old,
+            holding: false,
+        };
         self.flip(
+            s,
             Some(epoch.owner),
             false,
-            Some(Legacy {
-                epoch: old,
-                holding: false,
-            }),
+            Some(legacy),
             Instant(0),
             AfterFlip::Nothing,
         );
-        self.event(now, EventKind::OwnerIs(epoch));
-        self.send_stream(Body::HandoverFlipped);
+        self.event(s, now, EventKind::OwnerIs(epoch));
+        self.to_owner(s, GroupBody::HandoverFlipped);
     }
 
-    pub(super) fn handover_flipped(&mut self, now: Instant) {
+    pub(super) fn handover_flipped(&mut self, s: &mut Shared, now: Instant, from: MemberId) {
         if let Phase::Owner(owner) = &mut self.phase
-            && let Some(OwnerHandover::Taking { serving, .. }) = &mut owner.handover
+            && let Some(OwnerHandover::Taking { serving, old, .. }) = &mut owner.handover
+            && old.owner == from
             && !std::mem::replace(serving, true)
         {
-            self.serve_and_announce(now);
+            self.serve_and_announce(s, now);
         }
     }
 
-    pub(super) fn legacy_progress(&mut self, now: Instant) {
+    pub(super) fn legacy_progress(&mut self, s: &mut Shared, now: Instant) {
+        let group = self.id;
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
@@ -298,47 +456,49 @@ impl Node {
         match legacy.step {
             LegacyStep::Open { since } if now.since(since) >= LEGACY_OPEN => {
                 legacy.step = LegacyStep::Closing { since: now };
-                self.send_stream(Body::HandoverClosing);
+                self.to_owner(s, GroupBody::HandoverClosing);
             }
             LegacyStep::Holding { since } if now.since(since) >= LEGACY_DRAIN => {
                 legacy.step = LegacyStep::Closed { since: now };
-                self.flip_as_standby();
-                let token = self.token(Pending::Close);
-                self.outputs.push_back(Output::CloseLegacy { token });
+                self.flip_as_standby(s);
+                let token = self.token(s, Pending::Close);
+                s.outputs.push_back(Output::CloseLegacy { group, token });
             }
             LegacyStep::Closing { since } | LegacyStep::Closed { since } if now.since(since) > GIVE_UP => {
                 standby.legacy = None;
-                self.flip_as_standby();
+                self.flip_as_standby(s);
             }
             _ => {}
         }
     }
 
-    pub(super) fn handover_closing(&mut self) {
+    pub(super) fn handover_closing(&mut self, s: &mut Shared, from: MemberId) {
         let Phase::Owner(owner) = &self.phase else { return };
-        if let Some(OwnerHandover::Taking { old, .. }) = owner.handover {
-            self.flip_as_owner(
-                Some(Legacy {
-                    epoch: old,
-                    holding: true,
-                }),
-                AfterFlip::HoldingArmed,
-            );
+        if let Some(OwnerHandover::Taking { old, .. }) = owner.handover
+            && old.owner == from
+        {
+            let legacy = Legacy {
+                epoch: old,
+                holding: true,
+            };
+            self.flip_as_owner(s, Some(legacy), AfterFlip::HoldingArmed);
         }
     }
 
-    pub(super) fn handover_holding(&mut self, now: Instant) {
+    pub(super) fn handover_holding(&mut self, now: Instant, from: MemberId) {
+        let taker = self.epoch.owner;
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
         if let Some(legacy) = &mut standby.legacy
+            && taker == from
             && matches!(legacy.step, LegacyStep::Closing { .. })
         {
             legacy.step = LegacyStep::Holding { since: now };
         }
     }
 
-    pub(super) fn final_windows(&mut self, token: u64, bytes: Vec<u8>) {
+    pub fn final_windows(&mut self, s: &mut Shared, token: u64, bytes: Vec<u8>) {
         if !matches!(self.pending.remove(&token), Some(Pending::Close)) {
             return;
         }
@@ -346,45 +506,53 @@ impl Node {
             return;
         };
         if standby.legacy.is_some() {
-            self.send_stream(Body::HandoverWindows(bytes));
+            self.to_owner(s, GroupBody::HandoverWindows(bytes));
         }
     }
 
-    pub(super) fn handover_windows(&mut self, bytes: Vec<u8>) {
+    pub(super) fn handover_windows(&mut self, s: &mut Shared, from: MemberId, bytes: Vec<u8>) {
+        let group = self.id;
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        if let Some(OwnerHandover::Taking { merging, .. }) = &mut owner.handover
+        if let Some(OwnerHandover::Taking { merging, old, .. }) = &mut owner.handover
+            && old.owner == from
             && !*merging
         {
             *merging = true;
-            let token = self.token(Pending::Merge);
-            self.outputs.push_back(Output::MergeWindows { token, bytes });
+            let token = self.token(s, Pending::Merge);
+            s.outputs.push_back(Output::MergeWindows { group, token, bytes });
         }
     }
 
-    pub(super) fn windows_merged(&mut self, now: Instant) {
+    pub(super) fn windows_merged(&mut self, s: &mut Shared, now: Instant) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        if matches!(owner.handover, Some(OwnerHandover::Taking { merging: true, .. })) {
+        if let Some(OwnerHandover::Taking {
+            merging: true, old, ..
+        }) = owner.handover
+        {
             owner.handover = None;
-            self.flip_as_owner(None, AfterFlip::Nothing);
+            self.flip_as_owner(s, None, AfterFlip::Nothing);
             let epoch = self.epoch;
-            self.event(now, EventKind::HandoverDone { epoch });
-            self.send_stream(Body::HandoverDone);
-            self.release_held(now);
+            self.event(s, now, EventKind::HandoverDone { epoch });
+            self.stream(s, old.owner, GroupBody::HandoverDone);
+            self.release_held(s, now);
         }
     }
 
-    pub(super) fn handover_done(&mut self, now: Instant) {
+    pub(super) fn handover_done(&mut self, s: &mut Shared, now: Instant, from: MemberId) {
+        let epoch = self.epoch;
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
+        if epoch.owner != from {
+            return;
+        }
         if let Some(legacy) = standby.legacy.take() {
-            let epoch = self.epoch;
             debug_assert!(legacy.old < epoch);
-            self.event(now, EventKind::HandoverDone { epoch });
+            self.event(s, now, EventKind::HandoverDone { epoch });
         }
     }
 }

@@ -1,11 +1,14 @@
 //! A member joins, seen from the owner: cap, snapshot, tail, verify, enter.
 
-use super::owner::{Loss, Owner};
-use super::{AfterFlip, Node, Pending, Phase};
+use super::owner::Owner;
+use super::set::{Loss, Purpose};
+use super::{AfterFlip, Group, Pending, Phase};
 use crate::io::{EventKind, Output};
-use crate::message::{Body, CHUNK, RaiseItem, SetMember};
+use crate::message::{CHUNK, GroupBody, RaiseItem, SetMember};
+use crate::node::Shared;
 use crate::rules::{self, JoinFacts, Standing};
 use model::Instant;
+use std::collections::BTreeSet;
 
 #[derive(PartialEq, Eq)]
 enum Step {
@@ -17,10 +20,10 @@ enum Step {
     Armed,
 }
 
-pub(super) struct Join {
-    pub(super) member: SetMember,
+pub(crate) struct Join {
+    pub member: SetMember,
     /// The joiner's number for it.
-    pub(super) id: u64,
+    id: u64,
     step: Step,
     acknowledged: u64,
     verifying: bool,
@@ -29,11 +32,11 @@ pub(super) struct Join {
 
 impl Join {
     /// Whether entries written now are part of what the joiner needs beyond its snapshot.
-    pub(super) fn wants_tail(&self) -> bool {
+    pub fn wants_tail(&self) -> bool {
         self.step != Step::Capping
     }
 
-    pub(super) fn acknowledged(&self) -> u64 {
+    pub fn acknowledged(&self) -> u64 {
         match self.step {
             Step::Capping => 0,
             Step::Sent { position } => position,
@@ -41,7 +44,7 @@ impl Join {
         }
     }
 
-    pub(super) fn acknowledge(&mut self, position: u64) {
+    pub fn acknowledge(&mut self, position: u64) {
         if self.step == Step::Armed {
             self.acknowledged = self.acknowledged.max(position);
         }
@@ -58,34 +61,52 @@ impl Join {
     }
 }
 
-impl Node {
-    pub(super) fn join_requested(&mut self, now: Instant, from: SetMember, id: u64) {
-        let theirs = self.peer.as_ref().and_then(|p| p.digest);
-        if theirs != Some(self.config.digest) {
-            if theirs.is_some() {
-                self.event(now, EventKind::PolicyDiffers(from.member));
+impl Group {
+    pub(super) fn join_requested(&mut self, s: &mut Shared, now: Instant, from: SetMember, id: u64) {
+        let Some(peer) = s.peers.get(&from.member) else {
+            return;
+        };
+        if !peer.policy_known || !peer.differs.is_empty() {
+            let reason = format!(
+                "the policies of members {} and {} differ in: {}",
+                s.me.member,
+                from.member,
+                peer.differs.join(", ")
+            );
+            if peer.policy_known {
+                self.stream(s, from.member, GroupBody::JoinRefused { reason });
             }
-            let reason =
-                "the policies of the two members differ: compare their [[connections]] and [addresses]";
-            self.send_stream(Body::JoinRefused {
-                reason: reason.to_owned(),
-            });
             return;
         }
         let Phase::Owner(owner) = &self.phase else { return };
         // A repeated request, or one from before the last join.
-        if owner.handover.is_some() || owner.admitted.is_some_and(|last| (from, id) <= last) {
+        let repeated = owner
+            .admitted
+            .get(&from.member)
+            .is_some_and(|last| (from.incarnation, id) <= *last);
+        if owner.handover.is_some() || repeated {
             return;
         }
-        if owner.in_sync.contains(&from) || owner.join.is_some() {
+        if owner.required().contains(&from) {
             // This very life says that it holds nothing: it will never adopt, so nothing of its past needs fencing.
-            self.standby_lost(now, "asks to join anew", Loss::GaveUp);
+            self.lose(s, now, BTreeSet::from([from]), "asks to join anew", Loss::GaveUp);
         }
-        self.event(now, EventKind::Joining(from));
+        let Phase::Owner(owner) = &self.phase else { return };
+        if owner.required().contains(&from) || owner.follow.is_some() {
+            // The engine has to say first that it is out; it asks again.
+            return;
+        }
+        match &owner.join {
+            Some(join) if join.member == from => self.drop_join(s),
+            // One after the other: they ask again.
+            Some(_) => return,
+            None => {}
+        }
+        self.event(s, now, EventKind::Joining(from));
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        owner.admitted = Some((from, id));
+        owner.admitted.insert(from.member, (from.incarnation, id));
         // From here on its acknowledgement is required for every raise.
         owner.raises.ask_also(from);
         owner.join = Some(Join {
@@ -96,38 +117,56 @@ impl Node {
             verifying: false,
             verified: false,
         });
-        let token = self.token(Pending::Cap);
-        self.outputs.push_back(Output::CapLimits { token });
+        let group = self.id;
+        let token = self.token(s, Pending::Cap);
+        s.outputs.push_back(Output::CapLimits { group, token });
     }
 
-    pub(super) fn snapshot_taken(&mut self, _now: Instant, token: u64, bytes: Vec<u8>) {
+    pub fn snapshot_taken(&mut self, s: &mut Shared, token: u64, bytes: &[u8]) {
         if !matches!(self.pending.remove(&token), Some(Pending::Cap)) {
             return;
         }
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        let position = owner.journal.written();
+        // The snapshot is what has taken effect here. Entries that wait for another standby are not part of it: they follow.
+        let position = owner.journal.committed();
+        let tail: Vec<(u64, Vec<u8>)> = owner
+            .journal
+            .after(position)
+            .map(|(p, e)| (p, e.to_vec()))
+            .collect();
         let Some(join) = owner.join.as_mut().filter(|j| j.step == Step::Capping) else {
             return;
         };
         join.step = Step::Sent { position };
-        let (join, claim_above) = (join.id, owner.claim_above);
+        let (to, join, claim_above) = (join.member.member, join.id, owner.claim_above);
         let raises_through = owner.raises.version();
         owner.raises.renumber();
-        self.send_stream(Body::SnapshotBegin {
+        let begin = GroupBody::SnapshotBegin {
             join,
             claim_above,
             raises_through,
             position,
             length: bytes.len() as u64,
-        });
+        };
+        self.stream(s, to, begin);
         for chunk in bytes.chunks(CHUNK) {
-            self.send_stream(Body::SnapshotChunk(chunk.to_vec()));
+            self.stream(s, to, GroupBody::SnapshotChunk(chunk.to_vec()));
+        }
+        for (position, entry) in tail {
+            self.stream(s, to, GroupBody::Journal { position, entry });
         }
     }
 
-    pub(super) fn snapshot_acknowledged(&mut self, now: Instant, from: SetMember, id: u64, position: u64) {
+    pub(super) fn snapshot_acknowledged(
+        &mut self,
+        s: &mut Shared,
+        now: Instant,
+        from: SetMember,
+        id: u64,
+        position: u64,
+    ) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
@@ -139,45 +178,82 @@ impl Node {
         }
         join.step = Step::Armed;
         join.acknowledged = position;
-        self.join_progress(now);
+        self.join_progress(s, now);
     }
 
     /// Enters the joiner, or does what is missing for it.
-    pub(super) fn join_progress(&mut self, now: Instant) {
+    pub(super) fn join_progress(&mut self, s: &mut Shared, now: Instant) {
+        let pair = Self::solo(s).is_some();
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
+        if owner.writing.is_some() || owner.handover.is_some() {
+            // The set is being changed; the next look is not far.
+            return;
+        }
         let Some(mut join) = owner.join.take() else { return };
         let facts = join.facts(owner);
+        let member = join.member;
         if rules::may_enter(&facts) {
-            owner.in_sync.insert(join.member);
-            owner.acknowledged.insert(join.member, join.acknowledged);
-            owner.standing = Standing::WithStandby;
-            let in_sync = owner.in_sync.clone();
-            self.event(now, EventKind::InSync(in_sync.clone()));
-            self.flip_as_owner(None, AfterFlip::Nothing);
-            self.send_stream(Body::Joined {
-                join: join.id,
-                in_sync,
-                heartbeat: self.heartbeat_seq,
-            });
+            // From here on its acknowledgements count like those of the others.
+            owner.acknowledged.insert(member, join.acknowledged);
+            owner.join = Some(join);
+            if pair {
+                self.entered(s, now, member);
+            } else {
+                let new = rules::with(&self.record(), member);
+                self.write(s, now, new, Purpose::Enter(member));
+            }
             return;
         }
         let ready = rules::may_enter(&JoinFacts {
             caps_verified: true,
             ..facts
         });
-        if ready && !join.verifying {
-            join.verifying = true;
-            owner.join = Some(join);
-            let token = self.token(Pending::Verify);
-            self.outputs.push_back(Output::VerifyCaps { token });
-            return;
-        }
+        let verify = ready && !join.verifying;
+        join.verifying |= verify;
         owner.join = Some(join);
+        if verify {
+            let group = self.id;
+            let token = self.token(s, Pending::Verify);
+            s.outputs.push_back(Output::VerifyCaps { group, token });
+        }
     }
 
-    pub(super) fn caps_verified(&mut self, now: Instant, token: u64, items: Vec<RaiseItem>) {
+    /// The joiner is in the set.
+    pub(super) fn entered(&mut self, s: &mut Shared, now: Instant, member: SetMember) {
+        let Phase::Owner(owner) = &mut self.phase else {
+            return;
+        };
+        let join = owner.join.take_if(|j| j.member == member);
+        owner.in_sync.insert(member);
+        owner.standing = Standing::WithStandby;
+        let in_sync = owner.in_sync.clone();
+        self.event(s, now, EventKind::InSync(in_sync.clone()));
+        self.flip_as_owner(s, None, AfterFlip::Nothing);
+        match join {
+            Some(join) => self.stream(
+                s,
+                member.member,
+                GroupBody::Joined {
+                    join: join.id,
+                    in_sync,
+                    heartbeat: s.heartbeat_seq,
+                },
+            ),
+            // It was lost while the engine wrote: it is in the set all the same, and has to leave it in order.
+            None => self.lose(
+                s,
+                now,
+                BTreeSet::from([member]),
+                "was lost while it entered",
+                Loss::Silent,
+            ),
+        }
+        s.news = true;
+    }
+
+    pub fn caps_verified(&mut self, s: &mut Shared, now: Instant, token: u64, items: Vec<RaiseItem>) {
         if !matches!(self.pending.remove(&token), Some(Pending::Verify)) {
             return;
         }
@@ -188,7 +264,7 @@ impl Node {
         join.verifying = false;
         join.verified = items.is_empty();
         if join.verified {
-            self.join_progress(now);
+            self.join_progress(s, now);
             // Whatever was written or raised since then needs another look.
             if let Phase::Owner(owner) = &mut self.phase
                 && let Some(join) = &mut owner.join
@@ -197,7 +273,7 @@ impl Node {
             }
         } else {
             // SAs without limits so far: no lost standby knew them, so these are no raises past a lease.
-            self.ask_for(now, items);
+            self.ask_for(s, now, items);
         }
     }
 }

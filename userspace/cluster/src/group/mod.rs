@@ -1,91 +1,51 @@
-//! One member of a pair: the embedded ownership engine, sans IO.
+//! One group of segments: who owns it, its journal, raises, takeover and handover, as this member sees them.
 
+mod engine;
+mod follow;
 mod handover;
 mod join;
 mod owner;
 mod receive;
+mod set;
 mod standby;
+mod starting;
 
-use crate::detector::Detector;
-use crate::io::{Event, EventKind, Flip, Input, Legacy, Output};
-use crate::message::{Body, Heartbeat, Link, Message, RaiseKey, SetMember};
-use crate::rules::{self, EpochId, FirstOwner, Solo, Standing};
-use crate::status::{NodeStatus, PeerStatus, Role};
-use model::{Epoch, Incarnation, Instant, MemberId};
-use owner::{Loss, Owner};
+use crate::io::{EventKind, Flip, Legacy, Output};
+use crate::message::{GroupBeat, GroupBody, Heartbeat, RaiseKey, SetMember};
+use crate::node::{EngineKind, Shared};
+use crate::rules::{EpochId, Solo, Standing};
+use crate::status::{GroupStatus, Role};
+use model::{GroupId, Incarnation, Instant, MemberId};
+use owner::Owner;
 use standby::Standby;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use starting::Starting;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// What a node is told at its start.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// This member.
-    pub me: MemberId,
-    /// New at every start of the agent, and rising.
-    pub incarnation: Incarnation,
-    /// The other member of the pair; `None` for a gateway that stands alone.
-    pub peer: Option<MemberId>,
-    /// This member begins, if both are there and nobody owns the segments.
-    pub preferred: bool,
-    /// Interval of heartbeats.
-    pub heartbeat: Duration,
-    /// Suspicion never comes sooner.
-    pub suspicion_floor: Duration,
-    /// Dead-man's switch T.
-    pub dead_man: Duration,
-    /// How long to listen for the other one before beginning alone.
-    pub settle: Duration,
-    /// Without a standby.
-    pub solo: Solo,
-    /// Digest of the policy that both must share.
-    pub digest: [u8; 32],
-    /// Facts for the other agent.
-    pub facts: Vec<u8>,
-}
-
-/// How long a standby may leave the journal unacknowledged before it is dropped from the in-sync set.
+/// How long a standby may leave the journal or a raise unacknowledged before it is dropped from the in-sync set.
 const ACK_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Raises are sent again after this time.
 const RAISE_RESEND: Duration = Duration::from_millis(10);
-/// A raise that nobody acknowledges for this long is forgotten (the SA is gone); the data plane asks again.
-const RAISE_GIVE_UP: Duration = Duration::from_millis(2000);
-/// Heartbeats whose send times are remembered.
-const SENT_MAX: usize = 256;
+/// How long a taker waits for the other survivors before it has them dropped from the set.
+const FOLLOW_TIMEOUT: Duration = Duration::from_millis(60);
+/// A question to the ownership engine is asked again after this time.
+const ENGINE_RETRY: Duration = Duration::from_millis(100);
+/// An engine that says nothing at all for this long counts as having said that it does not know.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(5);
 
-struct Peer {
-    member: MemberId,
-    incarnation: Option<Incarnation>,
-    detector: Detector,
-    links: BTreeSet<Link>,
-    /// Last heartbeat seen: the confirmation to send back.
-    seen: Option<(Incarnation, u64)>,
-    /// The peer's epoch and whether it claims to own.
-    claims: Option<(EpochId, bool)>,
-    digest: Option<[u8; 32]>,
-}
-
-impl Peer {
-    fn as_set_member(&self) -> Option<SetMember> {
-        self.incarnation.map(|incarnation| SetMember {
-            member: self.member,
-            incarnation,
-        })
-    }
-}
-
-enum Phase {
-    Starting { since: Instant },
+pub(crate) enum Phase {
+    Starting(Starting),
     Owner(Box<Owner>),
     Standby(Box<Standby>),
 }
 
-/// What an [`Input::Armed`] answers.
+/// What an answer of the agent is about.
 enum Pending {
     Entry(u64),
     Raises(Vec<(u64, RaiseKey)>),
     Snapshot { position: u64 },
     Flip(AfterFlip),
+    Restate,
     Merge,
     Cap,
     Verify,
@@ -101,108 +61,51 @@ enum AfterFlip {
     HoldingArmed,
 }
 
-/// One member.
-pub struct Node {
-    config: NodeConfig,
-    me: SetMember,
+/// A member's part in one group.
+pub(crate) struct Group {
+    id: GroupId,
+    home: MemberId,
     phase: Phase,
     /// The epoch in force, as far as this member knows.
     epoch: EpochId,
-    peer: Option<Peer>,
-    outputs: VecDeque<Output>,
     pending: BTreeMap<u64, Pending>,
-    next_token: u64,
-    heartbeat_seq: u64,
-    sent: VecDeque<(u64, Instant)>,
-    last_heartbeat: Option<Instant>,
-    last_tick: Instant,
-    refused: u64,
     /// Joins that this life has asked for.
     joins: u64,
+    /// A member asks for a planned takeover.
+    request: Option<MemberId>,
+    home_ready: Option<Instant>,
 }
 
-impl Node {
-    /// A member that has just started and knows nothing.
-    pub fn new(config: NodeConfig, now: Instant) -> Self {
-        let peer = config.peer.map(|member| Peer {
-            member,
-            incarnation: None,
-            detector: Detector::new(config.heartbeat, config.suspicion_floor, now),
-            links: BTreeSet::new(),
-            seen: None,
-            claims: None,
-            digest: None,
-        });
+impl Group {
+    pub fn new(id: GroupId, home: MemberId, now: Instant) -> Self {
         Self {
-            me: SetMember {
-                member: config.me,
-                incarnation: config.incarnation,
-            },
-            phase: Phase::Starting { since: now },
+            id,
+            home,
+            phase: Phase::Starting(Starting::new(now)),
             epoch: EpochId::NONE,
-            peer,
-            outputs: VecDeque::new(),
             pending: BTreeMap::new(),
-            next_token: 1,
-            heartbeat_seq: 0,
-            sent: VecDeque::new(),
-            last_heartbeat: None,
-            last_tick: now,
-            refused: 0,
             joins: 0,
-            config,
+            request: None,
+            home_ready: None,
         }
     }
 
-    /// Takes an input; outputs come from [`Node::poll`].
-    pub fn handle(&mut self, input: Input) {
-        match input {
-            Input::Tick { now } => self.tick(now),
-            Input::LinkUp { now, peer, link } => self.link_up(now, peer, link),
-            Input::LinkDown { peer, link, .. } => {
-                if let Some(p) = self.peer.as_mut().filter(|p| p.member == peer) {
-                    p.links.remove(&link);
-                }
-            }
-            Input::Received {
-                now,
-                peer,
-                link,
-                bytes,
-            } => self.received(now, peer, link, &bytes),
-            Input::Propose { now, token, entry } => self.propose(now, token, entry),
-            Input::Raise { now, items } => self.raise(now, items),
-            Input::Armed { now, token, unknown } => self.armed(now, token, &unknown),
-            Input::Snapshot { now, token, bytes } => self.snapshot_taken(now, token, bytes),
-            Input::CapsVerified { now, token, items } => self.caps_verified(now, token, items),
-            Input::FinalWindows { token, bytes, .. } => self.final_windows(token, bytes),
-            Input::Report { edges } => self.report(&edges),
-            Input::Command { now, command } => self.command(now, command),
-        }
+    pub fn id(&self) -> GroupId {
+        self.id
     }
 
-    /// The next output.
-    pub fn poll(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+    pub fn home(&self) -> MemberId {
+        self.home
     }
 
-    /// When the next tick is due.
-    pub fn next_wake(&self) -> Instant {
-        let quarter = self.config.heartbeat / 4;
-        self.last_tick + quarter
-    }
-
-    /// The epoch in force.
     pub fn epoch(&self) -> EpochId {
         self.epoch
     }
 
-    /// Whether this member owns the segments.
     pub fn is_owner(&self) -> bool {
         matches!(self.phase, Phase::Owner(_))
     }
 
-    /// How the owner stands; `None` for others.
     pub fn standing(&self) -> Option<Standing> {
         match &self.phase {
             Phase::Owner(owner) => Some(owner.standing),
@@ -210,18 +113,76 @@ impl Node {
         }
     }
 
-    /// Whether new SAs are known to this member alone.
     pub fn is_alone(&self) -> bool {
         match &self.phase {
-            Phase::Owner(owner) => owner.in_sync.len() <= 1 && owner.join.is_none(),
+            Phase::Owner(owner) => owner.required().len() <= 1 && owner.join.is_none(),
             _ => false,
         }
     }
 
-    /// What there is to say.
-    pub fn status(&self) -> NodeStatus {
+    /// Whether a planned handover is under way here, in any part.
+    pub fn is_moving(&self) -> bool {
+        match &self.phase {
+            Phase::Owner(owner) => owner.handover.is_some(),
+            Phase::Standby(standby) => standby.legacy.is_some(),
+            Phase::Starting(_) => false,
+        }
+    }
+
+    pub fn take_request(&mut self) -> Option<MemberId> {
+        self.request.take().filter(|_| self.is_owner())
+    }
+
+    /// Whether the group has been somewhere else than at home for `pause`, while its home could have taken it.
+    pub fn home_is_ready(&mut self, s: &Shared, now: Instant, pause: Duration) -> bool {
+        let ready = self.is_owner()
+            && self.home != s.me.member
+            && s.fit(self.home)
+            && self.may_move(s, self.home).is_ok();
+        if !ready {
+            self.home_ready = None;
+            return false;
+        }
+        now.since(*self.home_ready.get_or_insert(now)) >= pause
+    }
+
+    /// What the heartbeats say of this group.
+    pub fn beat(&self) -> GroupBeat {
+        let (owner, in_sync, position, settled) = match &self.phase {
+            Phase::Owner(o) => (
+                true,
+                Heartbeat::mask_of(&o.in_sync),
+                o.journal.written(),
+                o.raises.settled(),
+            ),
+            Phase::Standby(st) => (false, 0, st.armed, 0),
+            Phase::Starting(_) => (false, 0, 0, 0),
+        };
+        let joining = match &self.phase {
+            Phase::Owner(o) => o.join.as_ref().map_or(0, |j| j.member.member.0),
+            _ => 0,
+        };
+        GroupBeat {
+            joining,
+            epoch: self.epoch,
+            owner,
+            in_sync,
+            position,
+            settled,
+        }
+    }
+
+    /// The lives that the mask in [`Group::beat`] speaks of.
+    pub fn named_lives(&self) -> Vec<SetMember> {
+        match &self.phase {
+            Phase::Owner(owner) => owner.in_sync.iter().copied().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub fn status(&self) -> GroupStatus {
         let (role, in_sync, position, committed, raises_open, valid_until, handover) = match &self.phase {
-            Phase::Starting { .. } => (Role::Starting, None, 0, 0, 0, Instant(0), false),
+            Phase::Starting(_) => (Role::Starting, None, 0, 0, 0, Instant(0), false),
             Phase::Owner(o) => (
                 Role::Active,
                 Some(o.in_sync.clone()),
@@ -231,20 +192,30 @@ impl Node {
                 o.valid_until,
                 o.handover.is_some(),
             ),
-            Phase::Standby(s) => (
-                if s.in_sync() { Role::Standby } else { Role::Joining },
-                s.set.clone(),
-                s.armed,
+            Phase::Standby(st) => (
+                if st.in_sync() {
+                    Role::Standby
+                } else {
+                    Role::Joining
+                },
+                st.set.clone(),
+                st.armed,
                 0,
                 0,
                 Instant(0),
-                s.legacy.is_some(),
+                st.legacy.is_some(),
             ),
         };
-        NodeStatus {
-            me: self.me,
+        let engine_waits = match &self.phase {
+            Phase::Starting(starting) => starting.waits(),
+            Phase::Owner(owner) => owner.writing.is_some(),
+            Phase::Standby(standby) => standby.claim.is_some(),
+        };
+        GroupStatus {
+            group: self.id,
             role,
             epoch: self.epoch,
+            home: self.home,
             in_sync,
             standing: self.standing(),
             position,
@@ -252,127 +223,117 @@ impl Node {
             raises_open,
             valid_until,
             handover,
-            peers: self
-                .peer
-                .iter()
-                .map(|p| PeerStatus {
-                    member: p.member,
-                    alive: p.detector.alive(),
-                    suspected: p.detector.suspected(),
-                    last_heard: p.detector.last_heard(),
-                    threshold_ms: p.detector.threshold().as_millis() as u64,
-                    links: p.links.clone(),
-                })
-                .collect(),
-            refused: self.refused,
+            engine_waits,
         }
     }
 
-    fn tick(&mut self, now: Instant) {
-        let gap = now.since(self.last_tick);
-        self.last_tick = now;
-        if gap > self.config.dead_man {
-            self.event(
-                now,
-                EventKind::LocalStall {
-                    ms: gap.as_millis() as u64,
-                },
-            );
-            if let Phase::Owner(owner) = &mut self.phase {
-                // What waits in the sockets is looked at first, and only a heartbeat sent from now on confirms.
-                owner.reconfirm = Some(self.heartbeat_seq + 1);
-                owner.awake_since = now;
-            }
-        }
-        let suspected = self.peer.as_mut().is_some_and(|p| p.detector.tick(now));
-        if suspected {
-            self.peer_suspected(now);
-        }
+    pub fn tick(&mut self, s: &mut Shared, now: Instant) {
         match &self.phase {
-            Phase::Starting { since } => self.tick_starting(now, *since),
-            Phase::Owner(_) => self.tick_owner(now),
-            Phase::Standby(_) => self.tick_standby(now),
-        }
-        if self
-            .last_heartbeat
-            .is_none_or(|last| now.since(last) >= self.config.heartbeat)
-        {
-            self.last_heartbeat = Some(now);
-            self.send_heartbeats(now);
+            Phase::Starting(_) => self.tick_starting(s, now),
+            Phase::Owner(_) => self.tick_owner(s, now),
+            Phase::Standby(_) => self.tick_standby(s, now),
         }
     }
 
-    fn tick_starting(&mut self, now: Instant, since: Instant) {
-        // Heard, and heard to own nothing: its heartbeats say so, its other records do not.
-        let peer_heard = self
-            .peer
-            .as_ref()
-            .is_some_and(|p| p.detector.alive() && p.claims.is_some_and(|(_, owns)| !owns));
-        let waited = now.since(since);
-        let settle = if self.peer.is_some() {
-            self.config.settle
-        } else {
-            Duration::ZERO
+    /// A peer's silence passed the threshold.
+    pub fn member_silent(&mut self, s: &mut Shared, now: Instant, member: MemberId) {
+        match &self.phase {
+            Phase::Starting(_) => {}
+            Phase::Owner(_) => self.standby_silent(s, now, member, "silent on every link"),
+            Phase::Standby(_) if self.epoch.owner == member => self.owner_lost(s, now),
+            Phase::Standby(_) => {}
+        }
+    }
+
+    /// A peer is heard (again).
+    pub fn member_heard(&mut self, s: &mut Shared, now: Instant, member: MemberId) {
+        if let Phase::Standby(_) = &self.phase
+            && self.epoch.owner == member
+        {
+            self.owner_is_back(s, now);
+        }
+    }
+
+    /// A peer has begun a new life.
+    pub fn member_restarted(&mut self, s: &mut Shared, now: Instant, old: SetMember) {
+        match &self.phase {
+            Phase::Owner(_) => self.standby_restarted(s, now, old),
+            Phase::Standby(_) if self.epoch.owner == old.member => self.owner_lost(s, now),
+            _ => {}
+        }
+    }
+
+    /// This member did not run for a while.
+    pub fn stalled(&mut self, s: &mut Shared, now: Instant, first: u64) {
+        if let Phase::Owner(owner) = &mut self.phase {
+            owner.reconfirm = Some(first);
+            owner.awake_since = now;
+        }
+        self.ask_whether_still_owner(s, now);
+    }
+
+    /// The stream to a peer begins anew.
+    pub fn stream_is_new(&mut self, s: &mut Shared, now: Instant, peer: MemberId) {
+        match &self.phase {
+            Phase::Owner(_) => self.stream_to_standby(s, now, peer),
+            Phase::Standby(_) if self.epoch.owner == peer => self.stream_to_owner(s),
+            _ => {}
+        }
+    }
+
+    fn solo(s: &Shared) -> Option<Solo> {
+        match s.config.engine {
+            EngineKind::Pair { solo } => Some(solo),
+            EngineKind::External => None,
+        }
+    }
+
+    fn token(&mut self, s: &mut Shared, pending: Pending) -> u64 {
+        let token = s.token(self.id);
+        self.pending.insert(token, pending);
+        token
+    }
+
+    fn event(&self, s: &mut Shared, now: Instant, kind: EventKind) {
+        s.event(now, Some(self.id), kind);
+    }
+
+    /// To a peer's stream, in this member's epoch.
+    fn stream(&self, s: &mut Shared, peer: MemberId, body: GroupBody) {
+        s.stream(peer, self.id, self.epoch, body);
+    }
+
+    /// To the owner's stream.
+    fn to_owner(&self, s: &mut Shared, body: GroupBody) {
+        self.stream(s, self.epoch.owner, body);
+    }
+
+    /// The order in which members of a set are to take over, so that the groups of a lost member spread.
+    fn rank(&self, set: &BTreeSet<SetMember>, without: MemberId) -> Vec<MemberId> {
+        let mut members: Vec<MemberId> = set.iter().map(|m| m.member).filter(|m| *m != without).collect();
+        if !members.is_empty() {
+            let by = usize::from(self.id.0) % members.len();
+            members.rotate_left(by);
+        }
+        members
+    }
+
+    /// Becomes the owner in `epoch`, with the set that goes with it. It serves once the others of the set follow it.
+    fn become_owner(&mut self, s: &mut Shared, now: Instant, claimed: Claimed) {
+        let Claimed {
+            epoch,
+            from,
+            in_sync,
+            standing,
+            position,
+        } = claimed;
+        let old = self.epoch;
+        let doubtful = match &self.phase {
+            Phase::Standby(standby) => standby.raises.doubtful(),
+            _ => Vec::new(),
         };
-        if rules::first_owner(
-            self.config.preferred || self.peer.is_none(),
-            peer_heard,
-            waited,
-            settle,
-        ) == FirstOwner::Me
-        {
-            // It holds nothing, whatever epochs it has seen: against any owner that holds something it has to lose.
-            let number = Epoch(1);
-            let from = MemberId(0);
-            self.claim(
-                now,
-                EpochId {
-                    number,
-                    owner: self.me.member,
-                },
-                from,
-                BTreeSet::from([self.me]),
-                Standing::AloneTaker,
-                0,
-            );
-        }
-    }
-
-    fn peer_suspected(&mut self, now: Instant) {
-        let Some(p) = &self.peer else { return };
-        let (member, last_heard) = (p.member, p.detector.last_heard().unwrap_or(now));
-        let threshold_ms = p.detector.threshold().as_millis() as u64;
         self.event(
-            now,
-            EventKind::Suspected {
-                peer: member,
-                last_heard,
-                threshold_ms,
-            },
-        );
-        self.peer_lost(now, "silent on every link");
-    }
-
-    /// The peer's present life is over, or as good as.
-    fn peer_lost(&mut self, now: Instant, reason: &str) {
-        match &self.phase {
-            Phase::Starting { .. } => {}
-            Phase::Owner(_) => self.standby_lost(now, reason, Loss::Silent),
-            Phase::Standby(_) => self.owner_lost(now),
-        }
-    }
-
-    /// Becomes the owner in `epoch` and has the words flipped.
-    fn claim(
-        &mut self,
-        now: Instant,
-        epoch: EpochId,
-        from: MemberId,
-        in_sync: BTreeSet<SetMember>,
-        standing: Standing,
-        position: u64,
-    ) {
-        self.event(
+            s,
             now,
             EventKind::Claimed {
                 epoch,
@@ -382,35 +343,39 @@ impl Node {
         );
         self.epoch = epoch;
         self.pending.clear();
-        let owner = Owner::new(now, in_sync, standing, position, self.config.dead_man);
+        let others: BTreeSet<SetMember> = in_sync.iter().copied().filter(|m| *m != s.me).collect();
+        let mut owner = Owner::new(now, s.me, in_sync.clone(), standing, position, s.config.dead_man);
+        owner.follow = follow::Follow::begin(now, old, others, doubtful);
         self.phase = Phase::Owner(Box::new(owner));
-        self.flip_as_owner(None, AfterFlip::ServeAndAnnounce);
-        self.send_heartbeats(now);
+        s.news = true;
+        self.call_followers(s);
+        self.follow_progress(s, now);
     }
 
     /// Words that say: this member owns, in the present epoch.
-    fn flip_as_owner(&mut self, legacy: Option<Legacy>, after: AfterFlip) {
+    fn flip_as_owner(&mut self, s: &mut Shared, legacy: Option<Legacy>, after: AfterFlip) {
         let Phase::Owner(owner) = &self.phase else { return };
-        let successor = owner
-            .in_sync
-            .iter()
-            .map(|m| m.member)
-            .find(|m| *m != self.me.member);
+        let successor = self
+            .rank(&owner.in_sync, s.me.member)
+            .into_iter()
+            .find(|m| s.alive(*m));
         let (alone, valid_until) = (owner.standing == Standing::AloneTaker, owner.valid_until);
-        self.flip(successor, alone, legacy, valid_until, after);
+        self.flip(s, successor, alone, legacy, valid_until, after);
     }
 
     fn flip(
         &mut self,
+        s: &mut Shared,
         successor: Option<MemberId>,
         alone: bool,
         legacy: Option<Legacy>,
         valid_until: Instant,
         after: AfterFlip,
     ) {
-        let epoch = self.epoch;
-        let token = self.token(Pending::Flip(after));
-        self.outputs.push_back(Output::Flip(Flip {
+        let (group, epoch) = (self.id, self.epoch);
+        let token = self.token(s, Pending::Flip(after));
+        s.outputs.push_back(Output::Flip(Flip {
+            group,
             token,
             epoch,
             valid_until,
@@ -420,122 +385,77 @@ impl Node {
         }));
     }
 
-    fn armed(&mut self, now: Instant, token: u64, unknown: &[RaiseKey]) {
+    pub fn armed(&mut self, s: &mut Shared, now: Instant, token: u64, unknown: &[RaiseKey]) {
         match self.pending.remove(&token) {
-            Some(Pending::Entry(position)) => self.entry_armed(position),
-            Some(Pending::Raises(versions)) => self.raises_armed(versions, unknown),
-            Some(Pending::Snapshot { position }) => self.snapshot_installed(position),
-            Some(Pending::Merge) => self.windows_merged(now),
-            Some(Pending::Flip(after)) => self.flipped(now, after),
-            Some(Pending::Cap | Pending::Verify | Pending::Close) | None => {}
+            Some(Pending::Entry(position)) => self.entry_armed(s, position),
+            Some(Pending::Raises(versions)) => self.raises_armed(s, versions, unknown),
+            Some(Pending::Snapshot { position }) => self.snapshot_installed(s, position),
+            Some(Pending::Merge) => self.windows_merged(s, now),
+            Some(Pending::Flip(after)) => self.flipped(s, now, after),
+            Some(Pending::Cap | Pending::Verify | Pending::Close | Pending::Restate) | None => {}
         }
     }
 
-    fn flipped(&mut self, now: Instant, after: AfterFlip) {
+    fn flipped(&mut self, s: &mut Shared, now: Instant, after: AfterFlip) {
         match after {
             AfterFlip::Nothing => {}
             AfterFlip::ServeAndAnnounce => {
-                self.event(now, EventKind::Flipped(self.epoch));
-                self.serve_and_announce(now);
+                self.event(s, now, EventKind::Flipped(self.epoch));
+                self.serve_and_announce(s, now);
             }
             AfterFlip::ShadowArmed => {
-                self.event(now, EventKind::Flipped(self.epoch));
-                self.send_stream(Body::HandoverArmed);
+                self.event(s, now, EventKind::Flipped(self.epoch));
+                if let Some(old) = self.old_owner() {
+                    self.stream(s, old, GroupBody::HandoverArmed);
+                }
             }
-            AfterFlip::HoldingArmed => self.send_stream(Body::HandoverHolding),
+            AfterFlip::HoldingArmed => {
+                if let Some(old) = self.old_owner() {
+                    self.stream(s, old, GroupBody::HandoverHolding);
+                }
+            }
         }
     }
 
-    fn serve_and_announce(&mut self, now: Instant) {
-        self.outputs.push_back(Output::Announce);
-        self.event(now, EventKind::Announced(self.epoch));
-        self.outputs.push_back(Output::ResumeIke);
+    fn serve_and_announce(&mut self, s: &mut Shared, now: Instant) {
+        let group = self.id;
+        s.outputs.push_back(Output::Announce { group });
+        self.event(s, now, EventKind::Announced(self.epoch));
+        s.outputs.push_back(Output::ResumeIke { group });
         if let Phase::Owner(owner) = &self.phase {
             let (set, standing) = (owner.in_sync.clone(), owner.standing);
-            self.event(now, EventKind::InSync(set));
-            self.event(now, EventKind::Standing(standing));
+            self.event(s, now, EventKind::InSync(set));
+            self.event(s, now, EventKind::Standing(standing));
         }
     }
 
-    fn send_heartbeats(&mut self, now: Instant) {
-        let links: Vec<Link> = self.peer.iter().flat_map(|p| p.links.iter().copied()).collect();
-        for link in links {
-            self.send_heartbeat(now, link, false);
-        }
+    /// Gives up what it owns: nothing that waits will be committed here.
+    fn stop_owning(&mut self, s: &mut Shared) {
+        self.abandon(s);
+        let group = self.id;
+        s.outputs.push_back(Output::SuspendIke { group });
     }
+}
 
-    fn send_heartbeat(&mut self, now: Instant, link: Link, reply: bool) {
-        self.heartbeat_seq += 1;
-        if self.sent.len() == SENT_MAX {
-            self.sent.pop_front();
-        }
-        self.sent.push_back((self.heartbeat_seq, now));
-        let (owner, in_sync, position) = match &self.phase {
-            Phase::Owner(o) => (true, o.in_sync.clone(), o.journal.written()),
-            Phase::Standby(s) => (false, BTreeSet::new(), s.armed),
-            Phase::Starting { .. } => (false, BTreeSet::new(), 0),
-        };
-        let echo = self.peer.as_ref().and_then(|p| p.seen);
-        let body = Body::Heartbeat(Heartbeat {
-            seq: self.heartbeat_seq,
-            echo,
-            owner,
-            in_sync,
-            position,
-            reply,
-        });
-        self.send_datagram(link, body);
-    }
+/// A claim that holds.
+struct Claimed {
+    epoch: EpochId,
+    from: MemberId,
+    in_sync: BTreeSet<SetMember>,
+    standing: Standing,
+    position: u64,
+}
 
-    /// On every link that is up.
-    fn send_datagram_everywhere(&mut self, body: &Body) {
-        let links: Vec<Link> = self.peer.iter().flat_map(|p| p.links.iter().copied()).collect();
-        for link in links {
-            self.send_datagram(link, body.clone());
-        }
+/// The life of a member, or one that nobody has.
+fn life(s: &Shared, member: MemberId) -> SetMember {
+    if member == s.me.member {
+        return s.me;
     }
-
-    fn send_datagram(&mut self, link: Link, body: Body) {
-        let Some(peer) = self.peer.as_ref().map(|p| p.member) else {
-            return;
-        };
-        let bytes = Message {
-            from: self.me,
-            epoch: self.epoch,
-            body,
-        }
-        .encode();
-        self.outputs.push_back(Output::SendDatagram { peer, link, bytes });
-    }
-
-    /// On the synch link, or on the outside link while the synch link is down.
-    fn send_stream(&mut self, body: Body) {
-        let Some(p) = &self.peer else { return };
-        let (peer, link) = (
-            p.member,
-            if p.links.contains(&Link::Synch) {
-                Link::Synch
-            } else {
-                Link::Outside
-            },
-        );
-        let bytes = Message {
-            from: self.me,
-            epoch: self.epoch,
-            body,
-        }
-        .encode();
-        self.outputs.push_back(Output::SendStream { peer, link, bytes });
-    }
-
-    fn token(&mut self, pending: Pending) -> u64 {
-        let token = self.next_token;
-        self.next_token += 1;
-        self.pending.insert(token, pending);
-        token
-    }
-
-    fn event(&mut self, at: Instant, kind: EventKind) {
-        self.outputs.push_back(Output::Event(Event { at, kind }));
-    }
+    s.peers
+        .get(&member)
+        .and_then(crate::node::Peer::as_set_member)
+        .unwrap_or(SetMember {
+            member,
+            incarnation: Incarnation(u64::MAX),
+        })
 }

@@ -1,312 +1,395 @@
-//! The owner: journal, raises, validity, the loss of its standby.
+//! The owner: journal, raises, validity.
 
+use super::follow::Follow;
 use super::handover::OwnerHandover;
 use super::join::Join;
-use super::{ACK_TIMEOUT, AfterFlip, Node, Phase, RAISE_GIVE_UP, RAISE_RESEND};
-use crate::io::{EventKind, Output, Refused};
+use super::set::Writing;
+use super::{ACK_TIMEOUT, Group, Phase, RAISE_RESEND};
+use crate::io::{Output, Refused};
 use crate::journal::Journal;
-use crate::message::{
-    Body, EDGES_PER_DATAGRAM, Heartbeat, Link, RAISES_PER_DATAGRAM, RaiseItem, RaiseKey, SetMember,
-};
+use crate::message::{EDGES_PER_DATAGRAM, GroupBody, RAISES_PER_DATAGRAM, RaiseItem, RaiseKey, SetMember};
+use crate::node::Shared;
 use crate::raises::Raises;
 use crate::rules::{self, Ack, RaiseDecision, Solo, Standing};
-use model::{Epoch, EspSpi, Instant};
+use model::{Epoch, EspSpi, Incarnation, Instant, MemberId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// How the owner lost its standby.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Loss {
-    /// It does not answer.
-    Silent,
-    /// It is back as a new incarnation. What the old one did unseen, nobody knows.
-    NewLife,
-    /// The very incarnation that had the place says that it holds nothing.
-    GaveUp,
-}
-
-pub(super) struct Owner {
-    pub(super) in_sync: BTreeSet<SetMember>,
-    pub(super) standing: Standing,
-    pub(super) journal: Journal,
-    pub(super) raises: Raises,
-    pub(super) acknowledged: BTreeMap<SetMember, u64>,
-    pub(super) join: Option<Join>,
-    /// The last join that was let begin.
-    pub(super) admitted: Option<(SetMember, u64)>,
-    /// Number that the next claim must pass.
-    pub(super) claim_above: Epoch,
-    pub(super) handover: Option<OwnerHandover>,
+pub(crate) struct Owner {
+    me: SetMember,
+    pub in_sync: BTreeSet<SetMember>,
+    pub standing: Standing,
+    pub journal: Journal,
+    pub raises: Raises,
+    pub acknowledged: BTreeMap<SetMember, u64>,
+    pub join: Option<Join>,
+    /// The last join of each member that was let begin.
+    pub admitted: BTreeMap<MemberId, (Incarnation, u64)>,
+    /// Number that the next claim must pass (pair engine).
+    pub claim_above: Epoch,
+    pub handover: Option<OwnerHandover>,
     /// Proposals that wait for the end of a handover.
-    pub(super) held: VecDeque<(u64, Vec<u8>)>,
+    pub held: VecDeque<(u64, Vec<u8>)>,
+    /// After a claim: the other survivors, until they follow.
+    pub follow: Option<Follow>,
+    /// A change of the record at the ownership engine that is not settled.
+    pub writing: Option<Writing>,
+    /// Members that are to leave the set as soon as the engine has written it, and why.
+    pub out: BTreeMap<SetMember, String>,
+    /// A read that tells whether this member still owns the group.
+    pub asking: Option<u64>,
     /// Send time of the last confirmed heartbeat (or of the own loop, where that confirms).
-    confirmed: Instant,
-    pub(super) valid_until: Instant,
+    pub confirmed: Instant,
+    pub valid_until: Instant,
     /// After a local stall: only a heartbeat with this number or a later one confirms.
-    pub(super) reconfirm: Option<u64>,
-    pub(super) awake_since: Instant,
-    /// Since when the in-sync standby owes an acknowledgement of the journal.
-    owing_since: Option<Instant>,
+    pub reconfirm: Option<u64>,
+    pub awake_since: Instant,
+    /// Since when each in-sync standby owes an acknowledgement of the journal.
+    owing: BTreeMap<SetMember, Instant>,
 }
 
 impl Owner {
-    pub(super) fn new(
+    pub fn new(
         now: Instant,
+        me: SetMember,
         in_sync: BTreeSet<SetMember>,
         standing: Standing,
         position: u64,
         dead_man: Duration,
     ) -> Self {
         Self {
-            acknowledged: in_sync.iter().map(|m| (*m, position)).collect(),
+            me,
             in_sync,
             standing,
             journal: Journal::continue_from(position),
             raises: Raises::default(),
+            acknowledged: BTreeMap::new(),
             join: None,
-            admitted: None,
+            admitted: BTreeMap::new(),
             claim_above: Epoch(0),
             handover: None,
             held: VecDeque::new(),
+            follow: None,
+            writing: None,
+            out: BTreeMap::new(),
+            asking: None,
             confirmed: now,
             valid_until: rules::valid_until(now, dead_man),
             reconfirm: None,
             awake_since: now,
-            owing_since: None,
+            owing: BTreeMap::new(),
         }
     }
 
-    /// Members of the set but for `me`.
-    fn standbys(&self, me: SetMember) -> impl Iterator<Item = SetMember> {
-        self.in_sync.iter().copied().filter(move |m| *m != me)
+    /// Whose acknowledgement counts as required: the set, and the one that a write under way would make of it.
+    pub fn required(&self) -> BTreeSet<SetMember> {
+        rules::required(&self.in_sync, self.writing.as_ref().map(Writing::set))
+    }
+
+    /// The required members but for this one.
+    pub fn standbys(&self) -> BTreeSet<SetMember> {
+        let mut standbys = self.required();
+        standbys.remove(&self.me);
+        standbys
+    }
+
+    fn joiner(&self) -> Option<SetMember> {
+        self.join.as_ref().map(|j| j.member)
+    }
+
+    fn asked(&self) -> BTreeSet<SetMember> {
+        rules::asked_for_raise(&self.required(), self.me.member, self.joiner())
     }
 
     fn anybody_listens(&self) -> bool {
-        self.in_sync.len() > 1 || self.join.is_some()
+        self.required().len() > 1 || self.join.is_some()
+    }
+
+    /// To whom new entries go.
+    fn listeners(&self) -> BTreeSet<MemberId> {
+        let joiner = self.join.as_ref().filter(|j| j.wants_tail()).map(|j| j.member);
+        self.standbys()
+            .into_iter()
+            .chain(joiner)
+            .map(|m| m.member)
+            .collect()
+    }
+
+    /// Forgets what somebody owed.
+    pub fn owes_nothing(&mut self, member: &SetMember) {
+        self.owing.remove(member);
+        self.acknowledged.remove(member);
     }
 }
 
-impl Node {
-    pub(super) fn propose(&mut self, now: Instant, token: u64, entry: Vec<u8>) {
-        let me = self.me;
+impl Group {
+    pub fn propose(&mut self, s: &mut Shared, now: Instant, token: u64, entry: Vec<u8>) {
         let Phase::Owner(owner) = &mut self.phase else {
-            self.outputs.push_back(Output::Refused {
-                token,
-                why: Refused::NotOwner,
-            });
+            let why = Refused::NotOwner;
+            s.outputs.push_back(Output::Refused { token, why });
             return;
         };
-        if owner.handover.is_some() {
+        if owner.handover.is_some() || owner.follow.as_ref().is_some_and(Follow::blocks) {
             owner.held.push_back((token, entry));
             return;
         }
         let listens = owner.anybody_listens();
         let position = owner.journal.append(token, entry.clone(), listens);
-        if owner.standbys(me).next().is_some() {
-            owner.owing_since.get_or_insert(now);
+        for standby in owner.standbys() {
+            owner.owing.entry(standby).or_insert(now);
         }
-        if listens && owner.join.as_ref().is_none_or(Join::wants_tail) {
-            self.send_stream(Body::Journal { position, entry });
+        for listener in owner.listeners() {
+            let entry = entry.clone();
+            self.stream(s, listener, GroupBody::Journal { position, entry });
         }
-        self.commit();
+        self.commit(s);
     }
 
     /// Releases what every in-sync standby has acknowledged.
-    pub(super) fn commit(&mut self) {
-        let me = self.me;
+    pub(super) fn commit(&mut self, s: &mut Shared) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
         let acknowledged: Vec<u64> = owner
-            .standbys(me)
-            .map(|m| owner.acknowledged.get(&m).copied().unwrap_or(0))
+            .standbys()
+            .iter()
+            .map(|m| owner.acknowledged.get(m).copied().unwrap_or(0))
             .collect();
         let position = rules::commit_position(owner.journal.written(), acknowledged);
         for token in owner.journal.commit_to(position) {
-            self.outputs.push_back(Output::Committed { token });
+            s.outputs.push_back(Output::Committed { token });
         }
         let joiner = owner.join.as_ref().map_or(u64::MAX, Join::acknowledged);
         owner.journal.forget_to(position.min(joiner));
-        if owner.journal.committed() == owner.journal.written() {
-            owner.owing_since = None;
-        }
+        let (written, acknowledged) = (owner.journal.written(), &owner.acknowledged);
+        owner
+            .owing
+            .retain(|m, _| acknowledged.get(m).copied().unwrap_or(0) < written);
     }
 
-    pub(super) fn journal_ack(&mut self, now: Instant, from: SetMember, position: u64) {
+    pub(super) fn journal_ack(&mut self, s: &mut Shared, now: Instant, from: SetMember, position: u64) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
         let position = position.min(owner.journal.written());
+        let in_set = owner.required().contains(&from);
         if let Some(join) = owner.join.as_mut().filter(|j| j.member == from) {
             join.acknowledge(position);
-        } else if owner.in_sync.contains(&from) {
+        }
+        if in_set {
+            // Before it follows this epoch, an acknowledgement says nothing of this member's journal.
+            let follows = owner.follow.as_ref().is_none_or(|f| !f.misses(&from));
             let known = owner.acknowledged.entry(from).or_insert(0);
-            if position > *known {
+            if follows && position > *known {
                 *known = position;
                 // It moves: the time limit is for a standby that does not.
-                owner.owing_since = Some(now);
+                owner.owing.insert(from, now);
             }
-        } else {
-            self.refused += 1;
+        } else if owner.join.as_ref().is_none_or(|j| j.member != from) {
+            s.refused += 1;
             return;
         }
-        self.commit();
-        self.join_progress(now);
+        self.commit(s);
+        self.join_progress(s, now);
     }
 
-    pub(super) fn raise(&mut self, now: Instant, items: Vec<RaiseItem>) {
-        let (me, solo) = (self.me, self.config.solo);
+    pub fn raise(&mut self, s: &mut Shared, now: Instant, items: Vec<RaiseItem>) {
+        let solo = Self::solo(s);
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        if owner.handover.as_ref().is_some_and(OwnerHandover::is_frozen) {
+        if owner.handover.as_ref().is_some_and(OwnerHandover::is_frozen)
+            || owner.follow.as_ref().is_some_and(Follow::blocks)
+        {
             // Limits are frozen; the data plane asks again.
             return;
         }
-        let joining = owner.join.as_ref().map(|j| j.member);
-        let nobody = rules::asked_for_raise(&owner.in_sync, me.member, joining).is_empty();
+        let nobody = owner.asked().is_empty();
         let (mut wanted, mut refused) = (Vec::new(), Vec::new());
         for item in items {
             let decision = rules::decide_raise(owner.standing, nobody, item.direction);
-            match rules::under_solo(solo, owner.standing, decision) {
+            match rules::under_solo(solo.unwrap_or(Solo::Continue), owner.standing, decision) {
                 RaiseDecision::Ask | RaiseDecision::UseNow => wanted.push(item),
                 RaiseDecision::RekeyInstead => refused.push(item),
             }
         }
         if !refused.is_empty() {
-            self.outputs.push_back(Output::RaiseRefused { items: refused });
+            let (group, items) = (self.id, refused);
+            s.outputs.push_back(Output::RaiseRefused { group, items });
         }
-        self.ask_for(now, wanted);
+        self.ask_for(s, now, wanted);
     }
 
     /// Has limits acknowledged by everybody who has to, or uses them at once where that is nobody.
-    pub(super) fn ask_for(&mut self, now: Instant, items: Vec<RaiseItem>) {
-        let me = self.me;
+    pub(super) fn ask_for(&mut self, s: &mut Shared, now: Instant, items: Vec<RaiseItem>) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
         if items.is_empty() {
             return;
         }
-        let joining = owner.join.as_ref().map(|j| j.member);
-        let asked = rules::asked_for_raise(&owner.in_sync, me.member, joining);
+        let asked = owner.asked();
         if asked.is_empty() {
-            self.outputs.push_back(Output::RaiseCommitted { items });
+            self.raises_complete(s, items);
             return;
         }
         let opened: Vec<(u64, RaiseItem)> = items
             .into_iter()
             .map(|item| (owner.raises.open(now, item, asked.clone()), item))
             .collect();
-        self.send_raises(&opened);
-    }
-
-    fn send_raises(&mut self, raises: &[(u64, RaiseItem)]) {
-        for chunk in raises.chunks(RAISES_PER_DATAGRAM) {
-            self.send_datagram(Link::Synch, Body::Raise(chunk.to_vec()));
+        let settled = owner.raises.settled();
+        for member in asked {
+            self.send_raises(s, member.member, settled, &opened, false);
         }
     }
 
-    /// What is not acknowledged goes over every link: packets wait for it, and a dead link shows itself only later.
-    fn resend_raises(&mut self, raises: &[(u64, RaiseItem)]) {
-        for chunk in raises.chunks(RAISES_PER_DATAGRAM) {
-            self.send_datagram_everywhere(&Body::Raise(chunk.to_vec()));
+    pub(super) fn raises_complete(&self, s: &mut Shared, items: Vec<RaiseItem>) {
+        if !items.is_empty() {
+            let group = self.id;
+            s.outputs.push_back(Output::RaiseCommitted { group, items });
         }
     }
 
-    pub(super) fn raise_ack(&mut self, now: Instant, from: SetMember, acks: &[(u64, RaiseKey)]) {
+    /// What is sent again goes over every link: packets wait for it, and a dead link shows itself only later.
+    fn send_raises(
+        &self,
+        s: &mut Shared,
+        to: MemberId,
+        settled: u64,
+        raises: &[(u64, RaiseItem)],
+        again: bool,
+    ) {
+        for chunk in raises.chunks(RAISES_PER_DATAGRAM) {
+            let body = GroupBody::Raise {
+                settled,
+                items: chunk.to_vec(),
+            };
+            if again {
+                s.datagrams(to, self.id, self.epoch, body);
+            } else {
+                s.datagram(to, self.id, self.epoch, body);
+            }
+        }
+    }
+
+    pub(super) fn raise_ack(
+        &mut self,
+        s: &mut Shared,
+        now: Instant,
+        from: SetMember,
+        armed: &[(u64, RaiseKey)],
+        unknown: &[(u64, RaiseKey)],
+    ) {
         let epoch = self.epoch;
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
+        // An in-sync member that does not know the SA has seen its removal already: there is nothing to arm. A joiner may
+        // not have it yet.
+        let in_set = owner.required().contains(&from);
+        let gone = unknown.iter().filter(|_| in_set);
         let mut complete = Vec::new();
-        for (version, key) in acks {
-            complete.extend(owner.raises.acknowledge(
+        for (version, key) in armed.iter().chain(gone) {
+            let ack = Ack {
                 epoch,
-                *key,
-                &Ack {
-                    epoch,
-                    from,
-                    version: *version,
-                },
-            ));
+                from,
+                version: *version,
+            };
+            complete.extend(owner.raises.acknowledge(now, epoch, *key, &ack));
         }
-        if !complete.is_empty() {
-            self.outputs.push_back(Output::RaiseCommitted { items: complete });
-        }
-        self.join_progress(now);
+        self.raises_complete(s, complete);
+        self.follow_progress(s, now);
+        self.join_progress(s, now);
     }
 
-    pub(super) fn report(&mut self, edges: &[(u32, EspSpi, u64)]) {
+    pub fn report(&mut self, s: &mut Shared, edges: &[(u32, EspSpi, u64)]) {
         let Phase::Owner(owner) = &self.phase else { return };
-        if !owner.anybody_listens() {
-            return;
-        }
-        for chunk in edges.chunks(EDGES_PER_DATAGRAM) {
-            self.send_datagram(Link::Synch, Body::Report(chunk.to_vec()));
+        for listener in owner.listeners() {
+            for chunk in edges.chunks(EDGES_PER_DATAGRAM) {
+                s.datagram(listener, self.id, self.epoch, GroupBody::Report(chunk.to_vec()));
+            }
         }
     }
 
-    pub(super) fn tick_owner(&mut self, now: Instant) {
+    pub(super) fn tick_owner(&mut self, s: &mut Shared, now: Instant) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        owner.raises.expire(now, RAISE_GIVE_UP);
         let due = owner.raises.due(now, RAISE_RESEND);
-        self.resend_raises(&due);
-        self.overdue(now);
-        self.join_progress(now);
-        self.handover_progress(now);
-        self.extend(now);
+        let settled = owner.raises.settled();
+        for (member, raises) in due {
+            self.send_raises(s, member.member, settled, &raises, true);
+        }
+        self.overdue(s, now);
+        self.engine_overdue(s, now);
+        self.follow_progress(s, now);
+        self.join_progress(s, now);
+        self.handover_progress(s, now);
+        self.extend(s, now);
     }
 
-    /// A standby that is heard but does not acknowledge is dropped, so that it cannot stall IKE.
-    fn overdue(&mut self, now: Instant) {
+    /// A standby that is heard but does not acknowledge is dropped, so that it cannot stall IKE or traffic.
+    fn overdue(&mut self, s: &mut Shared, now: Instant) {
         let Phase::Owner(owner) = &self.phase else { return };
-        if owner
-            .owing_since
-            .is_some_and(|since| now.since(since) > ACK_TIMEOUT)
-        {
-            self.standby_lost(now, "does not acknowledge the journal", Loss::Silent);
+        let mut late: BTreeSet<SetMember> = owner
+            .owing
+            .iter()
+            .filter(|(_, since)| now.since(**since) > ACK_TIMEOUT)
+            .map(|(m, _)| *m)
+            .collect();
+        late.extend(owner.raises.overdue(now, ACK_TIMEOUT * 2));
+        late.retain(|m| owner.in_sync.contains(m));
+        if !late.is_empty() {
+            self.lose(s, now, late, "does not acknowledge", super::set::Loss::Silent);
         }
     }
 
-    fn extend(&mut self, now: Instant) {
-        let (solo, dead_man, epoch) = (self.config.solo, self.config.dead_man, self.epoch);
-        let suspicion = self.peer.as_ref().map_or(dead_man, |p| p.detector.threshold());
+    fn extend(&mut self, s: &mut Shared, now: Instant) {
+        let solo = Self::solo(s);
+        let (dead_man, epoch) = (s.config.dead_man, self.epoch);
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
+        // Under an engine a member that is cut off stays within its limits, and another one can only claim there; so
+        // that the loss of a standby never stops a healthy owner, its own loop confirms, as under `continue`.
+        let alone = owner.in_sync.len() == 1 || solo != Some(Solo::Stop);
         if owner.reconfirm.is_some() {
+            let suspicion = owner
+                .in_sync
+                .iter()
+                .filter_map(|m| s.peers.get(&m.member))
+                .map(|p| p.detector.threshold())
+                .max()
+                .unwrap_or(dead_man);
             // Nobody is there to confirm: then the loop itself does, once it has been awake for as long as it takes to
             // hear of a member that took over meanwhile.
-            let nobody = owner.in_sync.len() == 1 || solo == Solo::Continue;
-            if !(nobody && now.since(owner.awake_since) > suspicion) {
+            if !(alone && now.since(owner.awake_since) > suspicion) {
                 return;
             }
             owner.reconfirm = None;
         }
-        if owner.in_sync.len() == 1 || solo == Solo::Continue {
+        if alone {
             owner.confirmed = owner.confirmed.max(now);
         }
         let until = rules::valid_until(owner.confirmed, dead_man);
-        if until > owner.valid_until {
+        // Before the flip the words are another's.
+        if until > owner.valid_until && !owner.follow.as_ref().is_some_and(Follow::blocks) {
             owner.valid_until = until;
-            self.outputs.push_back(Output::ExtendValidity { epoch, until });
+            let group = self.id;
+            s.outputs
+                .push_back(Output::ExtendValidity { group, epoch, until });
         }
     }
 
-    /// The peer's heartbeat confirms one of ours.
-    pub(super) fn confirmation(&mut self, from: SetMember, heartbeat: &Heartbeat) {
-        let Some((incarnation, seq)) = heartbeat.echo else {
-            return;
-        };
-        let sent = self.sent.iter().find(|(s, _)| *s == seq).map(|(_, at)| *at);
-        let me = self.me;
+    /// A peer's heartbeat, in this epoch, confirms one of ours.
+    pub(super) fn confirmation(&mut self, s: &Shared, from: SetMember, echo: Option<(Incarnation, u64)>) {
+        let Some((incarnation, seq)) = echo else { return };
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        let Some(sent) = sent.filter(|_| incarnation == me.incarnation && owner.in_sync.contains(&from))
+        let Some(sent) = s
+            .sent_at(seq)
+            .filter(|_| incarnation == s.me.incarnation && owner.in_sync.contains(&from))
         else {
             return;
         };
@@ -316,84 +399,57 @@ impl Node {
         }
     }
 
-    /// The standby (or joiner) is gone.
-    pub(super) fn standby_lost(&mut self, now: Instant, reason: &str, loss: Loss) {
-        let solo = self.config.solo;
-        let (me, epoch) = (self.me, self.epoch);
+    /// The stream to a standby is new: what it has not acknowledged is sent again.
+    pub(super) fn stream_to_standby(&mut self, s: &mut Shared, now: Instant, peer: MemberId) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        if let Some(join) = owner.join.take() {
-            let complete = owner.raises.excuse(join.member);
-            if !complete.is_empty() {
-                self.outputs.push_back(Output::RaiseCommitted { items: complete });
-            }
-            if owner.in_sync.len() == 1 {
-                owner.journal.forget_all();
-            }
-        }
-        let lost: Vec<SetMember> = owner.standbys(me).collect();
-        if lost.is_empty() || (solo == Solo::Stop && loss == Loss::Silent) {
+        if owner
+            .join
+            .as_ref()
+            .is_some_and(|j| j.member.member == peer && !owner.required().contains(&j.member))
+        {
+            // A snapshot may be cut in half; the joiner asks again.
+            self.drop_join(s);
             return;
         }
-        owner.in_sync = BTreeSet::from([me]);
-        owner.acknowledged.clear();
-        owner.owing_since = None;
-        owner.standing = rules::standing_after_loss(loss == Loss::GaveUp);
-        if loss != Loss::GaveUp {
-            owner.claim_above = rules::claim_above(owner.claim_above, epoch);
+        self.call_followers(s);
+        self.handover_again(s, peer);
+        self.resend_journal(s, peer);
+        self.join_progress(s, now);
+    }
+
+    /// Sends every entry after the last one that the peer has acknowledged.
+    pub(super) fn resend_journal(&mut self, s: &mut Shared, peer: MemberId) {
+        let Phase::Owner(owner) = &self.phase else {
+            return;
+        };
+        let Some(member) = owner.standbys().into_iter().find(|m| m.member == peer) else {
+            return;
+        };
+        if owner.follow.as_ref().is_some_and(|f| f.misses(&member)) {
+            return;
         }
-        let standing = owner.standing;
-        let after = owner
-            .handover
-            .take()
-            .map_or(AfterFlip::Nothing, OwnerHandover::after_loss);
-        let held: Vec<(u64, Vec<u8>)> = owner.held.drain(..).collect();
-        let open = owner.raises.take_all();
-        owner.journal.forget_all();
-        for member in lost {
-            self.event(
-                now,
-                EventKind::Excluded {
-                    member: member.member,
-                    reason: reason.to_owned(),
-                },
-            );
-        }
-        self.event(now, EventKind::Standing(standing));
-        // On every link: a standby that hears it must not adopt.
-        let links: Vec<Link> = self.peer.iter().flat_map(|p| p.links.iter().copied()).collect();
-        for link in links {
-            self.send_datagram(link, Body::SoloNotice);
-        }
-        self.flip_as_owner(None, after);
-        self.commit();
-        self.raise(now, open);
-        for (token, entry) in held {
-            self.propose(now, token, entry);
+        let from = owner.acknowledged.get(&member).copied().unwrap_or(0);
+        let entries: Vec<(u64, Vec<u8>)> = owner.journal.after(from).map(|(p, e)| (p, e.to_vec())).collect();
+        for (position, entry) in entries {
+            self.stream(s, peer, GroupBody::Journal { position, entry });
         }
     }
 
-    /// The stream to the peer is new: what it has not acknowledged is sent again.
-    pub(super) fn resend_journal(&mut self) {
-        let Some(peer) = self.peer.as_ref().and_then(super::Peer::as_set_member) else {
-            return;
-        };
+    /// Proposals that waited.
+    pub(super) fn release_held(&mut self, s: &mut Shared, now: Instant) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        if !owner.in_sync.contains(&peer) {
-            return;
-        }
-        let from = owner.acknowledged.get(&peer).copied().unwrap_or(0);
-        let entries: Vec<(u64, Vec<u8>)> = owner.journal.after(from).map(|(p, e)| (p, e.to_vec())).collect();
-        for (position, entry) in entries {
-            self.send_stream(Body::Journal { position, entry });
+        let held: Vec<(u64, Vec<u8>)> = owner.held.drain(..).collect();
+        for (token, entry) in held {
+            self.propose(s, now, token, entry);
         }
     }
 
     /// This member is not the owner any more: nothing that waits will be committed here.
-    pub(super) fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self, s: &mut Shared) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
@@ -403,10 +459,8 @@ impl Node {
             .into_iter()
             .chain(owner.held.drain(..).map(|(token, _)| token));
         for token in tokens.collect::<Vec<_>>() {
-            self.outputs.push_back(Output::Refused {
-                token,
-                why: Refused::NotOwner,
-            });
+            let why = Refused::NotOwner;
+            s.outputs.push_back(Output::Refused { token, why });
         }
     }
 }

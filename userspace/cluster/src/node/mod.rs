@@ -1,0 +1,346 @@
+//! One member: its peers, heartbeats, and a machine for each group of segments.
+//!
+//! What concerns one group alone is in [`crate::group`]; here is what all of them share: who is alive, how records get to
+//! others, and which group moves next.
+
+mod moves;
+mod peers;
+mod receive;
+
+use crate::group::Group;
+use crate::io::{Command, EventKind, Input, Output};
+use crate::layout::{self, Layout};
+use crate::message::{Body, Heartbeat, Link, Message, Policy, SetMember};
+use crate::rules::{EpochId, Solo, Standing};
+use crate::status::{NodeStatus, PeerStatus};
+use model::{EspSpi, GroupId, Incarnation, Instant, MemberId};
+use moves::Moves;
+pub(crate) use peers::{Peer, Shared};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Who settles ownership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// Two members among themselves (or one alone).
+    Pair {
+        /// What the owner does without its standby.
+        solo: Solo,
+    },
+    /// An external engine with compare-and-swap: claims and changes of the in-sync set are committed there first.
+    External,
+}
+
+/// What a node is told at its start.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// This member.
+    pub me: MemberId,
+    /// New at every start of the agent, and rising.
+    pub incarnation: Incarnation,
+    /// All members (this one too), with their weights: shares of the groups. In a hot standby cluster the preferred
+    /// member has weight 1 and the others 0.
+    pub members: BTreeMap<MemberId, u32>,
+    /// How the segments are cut.
+    pub layout: Layout,
+    /// Who settles ownership.
+    pub engine: EngineKind,
+    /// Interval of heartbeats.
+    pub heartbeat: Duration,
+    /// Suspicion never comes sooner.
+    pub suspicion_floor: Duration,
+    /// Dead-man's switch T.
+    pub dead_man: Duration,
+    /// How long to listen for the others before beginning alone.
+    pub settle: Duration,
+    /// Move groups to the members they are meant for by itself, this long after such a member is in sync; `None`: only by
+    /// command.
+    pub rebalance: Option<Duration>,
+    /// Digests of the policy that all must share.
+    pub policy: Policy,
+    /// Facts for the other agents.
+    pub facts: Vec<u8>,
+}
+
+/// One member.
+pub struct Node {
+    shared: Shared,
+    groups: Vec<Group>,
+    moves: Moves,
+    last_tick: Instant,
+    last_heartbeat: Option<Instant>,
+}
+
+impl Node {
+    /// A member that has just started and knows nothing.
+    pub fn new(config: NodeConfig, now: Instant) -> Self {
+        let homes = layout::homes(config.layout, &config.members);
+        let groups = config
+            .layout
+            .groups()
+            .map(|group| Group::new(group, homes.get(&group).copied().unwrap_or(config.me), now))
+            .collect();
+        Self {
+            shared: Shared::new(config, now),
+            groups,
+            moves: Moves::default(),
+            last_tick: now,
+            last_heartbeat: None,
+        }
+    }
+
+    /// Takes an input; outputs come from [`Node::poll`].
+    pub fn handle(&mut self, input: Input) {
+        match input {
+            Input::Tick { now } => self.tick(now),
+            Input::LinkUp { now, peer, link } => self.link_up(now, peer, link),
+            Input::LinkDown { now, peer, link } => self.link_down(now, peer, link),
+            Input::Received {
+                now,
+                peer,
+                link,
+                bytes,
+            } => self.received(now, peer, link, &bytes),
+            Input::Propose {
+                now,
+                group,
+                token,
+                entry,
+            } => self.group_input(group, |g, s| g.propose(s, now, token, entry)),
+            Input::Raise { now, items } => {
+                let layout = self.shared.config.layout;
+                for (group, items) in split(items, |item| layout.group_of_slot(item.slot)) {
+                    self.group_input(group, |g, s| g.raise(s, now, items));
+                }
+            }
+            Input::Armed { now, token, unknown } => {
+                self.group_input(group_of_token(token), |g, s| g.armed(s, now, token, &unknown));
+            }
+            Input::Snapshot { token, bytes, .. } => {
+                self.group_input(group_of_token(token), |g, s| g.snapshot_taken(s, token, &bytes));
+            }
+            Input::CapsVerified { now, token, items } => {
+                self.group_input(group_of_token(token), |g, s| {
+                    g.caps_verified(s, now, token, items)
+                });
+            }
+            Input::Restated { now, token, items } => {
+                self.group_input(group_of_token(token), |g, s| g.restated(s, now, token, items));
+            }
+            Input::FinalWindows { token, bytes, .. } => {
+                self.group_input(group_of_token(token), |g, s| g.final_windows(s, token, bytes));
+            }
+            Input::Report { edges } => {
+                let layout = self.shared.config.layout;
+                for (group, edges) in split(edges, |(slot, _, _): &(u32, EspSpi, u64)| {
+                    layout.group_of_slot(*slot)
+                }) {
+                    self.group_input(group, |g, s| g.report(s, &edges));
+                }
+            }
+            Input::OwnershipAnswered { now, token, answer } => {
+                self.shared.engine_answered(now, &answer);
+                self.group_input(group_of_token(token), |g, s| {
+                    g.engine_answered(s, now, token, answer)
+                });
+            }
+            Input::OwnershipSeen { now, group, record } => {
+                if let Some(record) = record {
+                    self.group_input(group, |g, s| g.record_seen(s, now, &record));
+                }
+            }
+            Input::Health { now, trouble } => self.health(now, trouble),
+            Input::Command { now, command } => self.command(now, command),
+        }
+    }
+
+    /// The next output.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.shared.outputs.pop_front()
+    }
+
+    /// When the next tick is due.
+    pub fn next_wake(&self) -> Instant {
+        self.last_tick + self.shared.config.heartbeat / 4
+    }
+
+    /// The epoch of a group in force, as far as this member knows.
+    pub fn epoch(&self, group: GroupId) -> EpochId {
+        self.group(group).map_or(EpochId::NONE, Group::epoch)
+    }
+
+    /// Whether this member owns the group.
+    pub fn owns(&self, group: GroupId) -> bool {
+        self.group(group).is_some_and(Group::is_owner)
+    }
+
+    /// How the owner stands; `None` where this member does not own the group.
+    pub fn standing(&self, group: GroupId) -> Option<Standing> {
+        self.group(group).and_then(Group::standing)
+    }
+
+    /// Whether new SAs of the group are known to this member alone.
+    pub fn is_alone(&self, group: GroupId) -> bool {
+        self.group(group).is_some_and(Group::is_alone)
+    }
+
+    /// What there is to say.
+    pub fn status(&self) -> NodeStatus {
+        let shared = &self.shared;
+        NodeStatus {
+            me: shared.me,
+            groups: self.groups.iter().map(Group::status).collect(),
+            peers: shared
+                .peers
+                .values()
+                .map(|p| PeerStatus {
+                    member: p.member,
+                    alive: p.detector.alive(),
+                    suspected: p.detector.suspected(),
+                    last_heard: p.detector.last_heard(),
+                    threshold_ms: p.detector.threshold().as_millis() as u64,
+                    links: p.links.clone(),
+                    healthy: p.healthy,
+                    draining: p.draining,
+                    differs: p.differs.clone(),
+                })
+                .collect(),
+            refused: shared.refused,
+            draining: shared.draining,
+            trouble: shared.trouble.clone(),
+            engine_silent: shared.engine_silent.clone(),
+        }
+    }
+
+    fn group(&self, group: GroupId) -> Option<&Group> {
+        self.groups.get(usize::from(group.0))
+    }
+
+    /// Hands something to a group; it is lost where there is no such group.
+    fn group_input(&mut self, group: GroupId, f: impl FnOnce(&mut Group, &mut Shared)) {
+        self.with_group(group, f);
+    }
+
+    /// Does something with a group; nothing where there is no such group.
+    fn with_group<T>(&mut self, group: GroupId, f: impl FnOnce(&mut Group, &mut Shared) -> T) -> Option<T> {
+        self.groups
+            .get_mut(usize::from(group.0))
+            .map(|g| f(g, &mut self.shared))
+    }
+
+    fn each_group(&mut self, mut f: impl FnMut(&mut Group, &mut Shared)) {
+        for group in &mut self.groups {
+            f(group, &mut self.shared);
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let gap = now.since(self.last_tick);
+        self.last_tick = now;
+        if gap > self.shared.config.dead_man {
+            let ms = gap.as_millis() as u64;
+            self.shared.event(now, None, EventKind::LocalStall { ms });
+            // What waits in the sockets is looked at first, and only a heartbeat sent from now on confirms.
+            let first = self.shared.heartbeat_seq + 1;
+            self.each_group(|g, s| g.stalled(s, now, first));
+        }
+        let suspected: Vec<MemberId> = self
+            .shared
+            .peers
+            .values_mut()
+            .filter_map(|p| p.detector.tick(now).then_some(p.member))
+            .collect();
+        for member in suspected {
+            let Some(p) = self.shared.peers.get(&member) else {
+                continue;
+            };
+            let kind = EventKind::Suspected {
+                peer: member,
+                last_heard: p.detector.last_heard().unwrap_or(now),
+                threshold_ms: p.detector.threshold().as_millis() as u64,
+            };
+            self.shared.event(now, None, kind);
+            self.each_group(|g, s| g.member_silent(s, now, member));
+        }
+        self.each_group(|g, s| g.tick(s, now));
+        self.move_on(now);
+        if self
+            .last_heartbeat
+            .is_none_or(|last| now.since(last) >= self.shared.config.heartbeat)
+        {
+            self.last_heartbeat = Some(now);
+            self.heartbeats(now);
+        }
+        self.urgent_heartbeats(now);
+    }
+
+    /// Heartbeats to everybody, on every link.
+    fn heartbeats(&mut self, now: Instant) {
+        let links = self.shared.all_links();
+        for (peer, link) in links {
+            self.heartbeat(now, peer, link, false);
+        }
+    }
+
+    /// A group has news that others should not have to wait for (a claim).
+    fn urgent_heartbeats(&mut self, now: Instant) {
+        if std::mem::take(&mut self.shared.news) {
+            self.heartbeats(now);
+        }
+    }
+
+    fn heartbeat(&mut self, now: Instant, peer: MemberId, link: Link, reply: bool) {
+        let groups: Vec<_> = self.groups.iter().map(Group::beat).collect();
+        let shared = &mut self.shared;
+        let seq = shared.next_heartbeat(now);
+        let lives: BTreeSet<SetMember> = self.groups.iter().flat_map(Group::named_lives).collect();
+        let body = Body::Heartbeat(Heartbeat {
+            seq,
+            echo: shared.peers.get(&peer).and_then(|p| p.seen),
+            reply,
+            healthy: shared.trouble.is_none(),
+            draining: shared.draining,
+            lives: lives.into_iter().collect(),
+            groups,
+        });
+        let bytes = Message {
+            from: shared.me,
+            body,
+        }
+        .encode();
+        shared
+            .outputs
+            .push_back(Output::SendDatagram { peer, link, bytes });
+    }
+
+    fn health(&mut self, now: Instant, trouble: Option<String>) {
+        if self.shared.trouble.is_some() != trouble.is_some() {
+            let member = self.shared.me.member;
+            let kind = EventKind::Health {
+                member,
+                trouble: trouble.clone(),
+            };
+            self.shared.event(now, None, kind);
+        }
+        self.shared.trouble = trouble;
+        self.move_on(now);
+    }
+
+    fn command(&mut self, now: Instant, command: Command) {
+        self.commanded(now, command);
+        self.move_on(now);
+    }
+}
+
+/// Tokens of outputs name their group in the low bits.
+fn group_of_token(token: u64) -> GroupId {
+    GroupId((token % u64::from(layout::GROUPS_MAX)) as u8)
+}
+
+fn split<T>(items: Vec<T>, group_of: impl Fn(&T) -> GroupId) -> BTreeMap<GroupId, Vec<T>> {
+    let mut by_group: BTreeMap<GroupId, Vec<T>> = BTreeMap::new();
+    for item in items {
+        by_group.entry(group_of(&item)).or_default().push(item);
+    }
+    by_group
+}

@@ -1,0 +1,177 @@
+//! Links and records: who may say what, and in which of its lives.
+
+use super::{Node, Shared};
+use crate::io::{EventKind, Output};
+use crate::message::{Body, Heartbeat, Link, Message, Policy, SetMember};
+use model::{Instant, MemberId};
+use std::time::Duration;
+
+/// Records of an earlier life may still arrive this long after a new one was heard; later they come from a second agent.
+const LATE_RECORDS: Duration = Duration::from_secs(5);
+
+impl Node {
+    pub(super) fn link_up(&mut self, now: Instant, peer: MemberId, link: Link) {
+        let Some(p) = self.shared.peers.get_mut(&peer) else {
+            return;
+        };
+        let before = p.stream_link();
+        p.links.insert(link);
+        let carrier = p.stream_link();
+        let hello = Message {
+            from: self.shared.me,
+            body: Body::Hello {
+                policy: self.shared.config.policy.clone(),
+                facts: self.shared.config.facts.clone(),
+            },
+        };
+        let bytes = hello.encode();
+        self.shared
+            .outputs
+            .push_back(Output::SendStream { peer, link, bytes });
+        self.heartbeat(now, peer, link, false);
+        // A new stream, also where the link was thought to be up: what the old one carried may be lost.
+        if carrier == Some(link) || carrier != before {
+            self.each_group(|g, s| g.stream_is_new(s, now, peer));
+        }
+    }
+
+    pub(super) fn link_down(&mut self, now: Instant, peer: MemberId, link: Link) {
+        let Some(p) = self.shared.peers.get_mut(&peer) else {
+            return;
+        };
+        let before = p.stream_link();
+        p.links.remove(&link);
+        let carrier = p.stream_link();
+        if carrier.is_some() && carrier != before {
+            self.each_group(|g, s| g.stream_is_new(s, now, peer));
+        }
+    }
+
+    pub(super) fn received(&mut self, now: Instant, peer: MemberId, link: Link, bytes: &[u8]) {
+        let message = match Message::decode(bytes) {
+            Ok(message) => message,
+            Err(error) => return self.shared.refuse(now, peer, &error.to_string()),
+        };
+        if message.from.member != peer || !self.shared.peers.contains_key(&peer) {
+            let why = "the record names another sender than the channel";
+            return self.shared.refuse(now, peer, why);
+        }
+        if !self.same_life(now, message.from) {
+            self.shared.refused += 1;
+            return;
+        }
+        if let Some(p) = self.shared.peers.get_mut(&peer)
+            && p.detector.heard(now)
+        {
+            self.shared.event(now, None, EventKind::PeerHeard(peer));
+            self.each_group(|g, s| g.member_heard(s, now, peer));
+        }
+        let from = message.from;
+        match message.body {
+            Body::Heartbeat(heartbeat) => self.heartbeat_heard(now, link, from, &heartbeat),
+            Body::Hello { policy, facts } => {
+                self.policy_heard(now, peer, &policy);
+                self.shared.outputs.push_back(Output::PeerFacts { peer, facts });
+            }
+            Body::Rebalance => self.rebalance(now),
+            Body::Group { group, epoch, body } => {
+                if self
+                    .with_group(group, |g, s| g.received(s, now, from, epoch, body))
+                    .is_none()
+                {
+                    let why = "the record is of a group that this member does not have";
+                    self.shared.refuse(now, peer, why);
+                }
+            }
+        }
+    }
+
+    /// Whether the record is of the peer's present life; a new life is noticed here.
+    fn same_life(&mut self, now: Instant, from: SetMember) -> bool {
+        let Some(p) = self.shared.peers.get_mut(&from.member) else {
+            return false;
+        };
+        match p.incarnation {
+            Some(known) if known == from.incarnation => true,
+            Some(known) if from.incarnation < known && p.detector.alive() => {
+                if now.since(p.since) > LATE_RECORDS && !std::mem::replace(&mut p.twin_reported, true) {
+                    self.shared.event(now, None, EventKind::Twin(from.member));
+                }
+                false
+            }
+            known => {
+                p.incarnation = Some(from.incarnation);
+                p.since = now;
+                p.detector.reset(now);
+                p.seen = None;
+                p.beats.clear();
+                p.twin_reported = false;
+                if let Some(was) = known {
+                    let old = SetMember {
+                        member: from.member,
+                        incarnation: was,
+                    };
+                    self.each_group(|g, s| g.member_restarted(s, now, old));
+                }
+                true
+            }
+        }
+    }
+
+    fn heartbeat_heard(&mut self, now: Instant, link: Link, from: SetMember, heartbeat: &Heartbeat) {
+        let Some(p) = self.shared.peers.get_mut(&from.member) else {
+            return;
+        };
+        // Heartbeats overtake each other; what an older one says of the groups is outdated.
+        let newest = p.seen.is_none_or(|(_, seq)| heartbeat.seq > seq);
+        if newest {
+            p.seen = Some((from.incarnation, heartbeat.seq));
+            p.beats.clone_from(&heartbeat.groups);
+            p.draining = heartbeat.draining;
+            if std::mem::replace(&mut p.healthy, heartbeat.healthy) != heartbeat.healthy {
+                let trouble = (!heartbeat.healthy).then(|| "its data plane is in trouble".to_owned());
+                let member = from.member;
+                self.shared
+                    .event(now, None, EventKind::Health { member, trouble });
+            }
+        }
+        let owns_any = heartbeat.groups.iter().any(|beat| beat.owner);
+        for (group, beat) in self.groups.iter_mut().zip(&heartbeat.groups) {
+            group.beat_heard(&mut self.shared, now, from, heartbeat, beat, newest);
+        }
+        if owns_any && !heartbeat.reply {
+            self.heartbeat(now, from.member, link, true);
+        }
+    }
+
+    fn policy_heard(&mut self, now: Instant, member: MemberId, theirs: &Policy) {
+        let ours = &self.shared.config.policy;
+        let parts: Vec<String> = ours
+            .keys()
+            .chain(theirs.keys().filter(|part| !ours.contains_key(*part)))
+            .filter(|part| ours.get(*part) != theirs.get(*part))
+            .cloned()
+            .collect();
+        let Some(p) = self.shared.peers.get_mut(&member) else {
+            return;
+        };
+        p.policy_known = true;
+        let news = p.differs != parts;
+        p.differs.clone_from(&parts);
+        if news && !parts.is_empty() {
+            self.shared
+                .event(now, None, EventKind::PolicyDiffers { member, parts });
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn refuse(&mut self, now: Instant, peer: MemberId, reason: &str) {
+        self.refused += 1;
+        let kind = EventKind::RecordRefused {
+            peer,
+            reason: reason.to_owned(),
+        };
+        self.event(now, None, kind);
+    }
+}
