@@ -17,8 +17,6 @@ use std::time::Duration;
 pub struct Peer {
     /// Its number, from 1.
     pub number: u8,
-    /// Outside address.
-    pub address: u32,
     /// The engine.
     pub engine: Engine,
     /// Its SAs.
@@ -97,7 +95,6 @@ impl Peer {
         plane.execute(&plan).expect("the maps are there");
         Self {
             number: config.number,
-            address: config.address,
             engine: Engine::new(config.engine),
             sad,
             plane,
@@ -306,15 +303,5 @@ impl Peer {
             .map(|sa| sa.spi)
             .collect();
         self.rng.pick(&all).copied()
-    }
-
-    /// Names of the key octets of a record, for comparison only.
-    pub fn has_pair(&self, spi_in: EspSpi, spi_out: EspSpi) -> bool {
-        self.sad.get(spi_out).is_some_and(|e| e.record.spi_out == spi_in)
-    }
-
-    /// Entries of the SA database, for the end of a run.
-    pub fn children(&self) -> usize {
-        self.sad.len()
     }
 }

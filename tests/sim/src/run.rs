@@ -19,8 +19,8 @@ pub struct Options {
     pub engine: Option<Engine>,
     /// A rule to break.
     pub sabotage: Option<Sabotage>,
-    /// Keep the last events in words.
-    pub verbose: bool,
+    /// So many of the last events are kept in words.
+    pub keep: usize,
 }
 
 /// What a seed came to.
@@ -63,7 +63,7 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
         scenario.noise_only,
         scenario.judge_traffic,
         options.sabotage,
-        options.verbose,
+        options.keep,
     );
     Outcome {
         seed,

@@ -4,12 +4,9 @@ use crate::rng::mix;
 use model::Instant;
 use std::collections::VecDeque;
 
-/// Events that a failure shows.
-const SHOWN: usize = 40;
-
 /// The story of a run.
 pub struct Trace {
-    verbose: bool,
+    keep: usize,
     /// Digest of every event: two runs of a seed must agree.
     pub digest: u64,
     /// Events so far.
@@ -18,17 +15,17 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// `verbose`: words are kept, and not only the digest.
-    pub fn new(verbose: bool) -> Self {
+    /// `keep`: so many of the last events are kept in words; all of them are in the digest.
+    pub fn new(keep: usize) -> Self {
         Self {
-            verbose,
+            keep,
             digest: 0,
             steps: 0,
             recent: VecDeque::new(),
         }
     }
 
-    /// Notes an event. The words are made only where they are kept.
+    /// Notes an event. The words are made only where they are kept; empty ones are not shown.
     pub fn note(
         &mut self,
         now: Instant,
@@ -42,13 +39,17 @@ impl Trace {
             .bytes()
             .fold(0_u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
         self.digest = mix(mix(mix(self.digest, kind_word), numbers[0]), numbers[1]);
-        if self.verbose {
-            if self.recent.len() == SHOWN {
+        if self.keep > 0 {
+            let words = words();
+            if words.is_empty() {
+                return;
+            }
+            if self.recent.len() == self.keep {
                 self.recent.pop_front();
             }
             let ms = now.0 as f64 / 1e6;
             self.recent
-                .push_back(format!("{:>7} {ms:>11.3} ms  {kind:<10} {}", self.steps, words()));
+                .push_back(format!("{:>7} {ms:>11.3} ms  {kind:<10} {words}", self.steps));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::Truth;
 use super::r03_message_ids::{IKE_SA_INIT, header};
+use super::r10_nonces::SK;
 use crate::rng::digest;
 use model::{GroupId, Instant, MemberId};
 use std::collections::HashMap;
@@ -24,11 +25,12 @@ impl Answers {
         let Some((spi_i, spi_r, exchange, initiator, response, id)) = header(bytes) else {
             return Ok(());
         };
-        // Cookies and refusals of a first message are stateless: they have no SPI of ours.
-        if !response || spi_r == 0 {
+        // Cookies and refusals of a first message have no SPI of ours, and what is said of an unknown SPI is not protected: both are
+        // stateless, and anybody may say them.
+        let first = exchange == IKE_SA_INIT;
+        if !response || spi_r == 0 || (!first && bytes.get(16) != Some(&SK)) {
             return Ok(());
         }
-        let first = exchange == IKE_SA_INIT;
         let key = (spi_i, if first { 0 } else { spi_r }, initiator, id);
         let body = digest(bytes);
         let (other, who, _, at) = *self.sent.entry(key).or_insert((body, me, life, now));

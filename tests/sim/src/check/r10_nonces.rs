@@ -13,7 +13,7 @@ pub(super) struct Nonces {
 }
 
 /// Encrypted and Authenticated payload.
-const SK: u8 = 46;
+pub(super) const SK: u8 = 46;
 
 impl Nonces {
     pub(super) fn esp(&mut self, me: MemberId, esp: &Esp) -> Result<(), String> {

@@ -28,6 +28,8 @@ pub struct Truth {
     claims: BTreeMap<(GroupId, MemberId), Claim>,
     /// Members whose agent runs.
     awake: BTreeSet<MemberId>,
+    /// When an agent last stopped for a while.
+    asleep: BTreeMap<MemberId, Instant>,
     lives: BTreeMap<MemberId, u64>,
     /// Since when members cannot hear each other (or one is too slow to be heard), and until when.
     trouble: Vec<(Instant, Option<Instant>)>,
@@ -45,6 +47,7 @@ impl Truth {
             may_split,
             claims: BTreeMap::new(),
             awake: BTreeSet::new(),
+            asleep: BTreeMap::new(),
             lives: BTreeMap::new(),
             trouble: Vec::new(),
             splits: Vec::new(),
@@ -66,6 +69,7 @@ impl Truth {
             self.awake.insert(member);
         } else {
             self.awake.remove(&member);
+            self.asleep.insert(member, now);
         }
         self.update(now);
     }
@@ -164,32 +168,53 @@ impl Truth {
         }
         let groups: BTreeSet<GroupId> = self.claims.keys().map(|(group, _)| *group).collect();
         for group in groups {
-            let both = self.owners(group).len() > 1
-                && !self
-                    .claims
-                    .iter()
-                    .any(|((g, _), claim)| *g == group && claim.handover);
+            let cause = self.cause(now, group);
             let open = self
                 .splits
                 .iter_mut()
                 .find(|s| s.group == group && s.to.is_none());
-            match (open, both) {
-                (None, true) => {
-                    let cause =
-                        self.trouble.iter().rev().find(|(_, end)| {
-                            end.is_none_or(|end| now.millis() <= end.millis() + AFTERMATH_MS)
-                        });
-                    if let Some((from, _)) = cause {
-                        self.splits.push(Split {
-                            group,
-                            from: *from,
-                            to: None,
-                        });
-                    }
-                }
-                (Some(split), false) => split.to = Some(now),
+            match (open, cause) {
+                (None, Some(from)) => self.splits.push(Split {
+                    group,
+                    from,
+                    to: None,
+                }),
+                (Some(split), None) => split.to = Some(now),
                 _ => {}
             }
         }
+    }
+
+    /// Whether the pair is split now, and since when what led to it goes on.
+    ///
+    /// Two ways lead there: both run and cannot hear each other; or one slept while the other took over, and wakes up when that one
+    /// sleeps in turn or is dead: nobody is there to tell it.
+    fn cause(&self, now: Instant, group: GroupId) -> Option<Instant> {
+        let claims: Vec<(MemberId, &Claim)> = self
+            .claims
+            .range((group, MemberId(0))..=(group, MemberId(u8::MAX)))
+            .map(|((_, m), claim)| (*m, claim))
+            .collect();
+        let [(a, first), (b, second)] = claims[..] else {
+            return None;
+        };
+        if first.handover || second.handover {
+            return None;
+        }
+        let (stale, newer) = if first.epoch < second.epoch { (a, b) } else { (b, a) };
+        if !self.awake.contains(&stale) {
+            return None;
+        }
+        let cut = self
+            .trouble
+            .iter()
+            .rev()
+            .find(|(_, end)| end.is_none_or(|end| now.millis() <= end.millis() + AFTERMATH_MS))
+            .map(|(from, _)| *from);
+        let slept = self.asleep.get(&stale).copied();
+        if self.awake.contains(&newer) {
+            return cut.map(|from| slept.map_or(from, |slept| from.min(slept)));
+        }
+        slept.into_iter().chain(cut).min()
     }
 }

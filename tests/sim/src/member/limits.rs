@@ -2,6 +2,7 @@
 
 use super::{Cx, Member};
 use crate::sabotage::Sabotage;
+use cluster::message::RaiseKey;
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
     EVENT_ACQUIRE, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, Event,
@@ -167,7 +168,8 @@ impl Member {
 
     /// Raises were acknowledged: publish them, then run what waited for them.
     pub(super) fn raise_committed(&mut self, cx: &mut Cx<'_>, group: GroupId, items: &[RaiseItem]) {
-        let epoch = self.of(group).epoch;
+        // The node's epoch: what a taker restates is published before its words say so.
+        let epoch = self.node.epoch(group).number;
         let mut slots = BTreeSet::new();
         for item in items {
             if let Some(raise) = self.raise_of(item, epoch) {
@@ -225,6 +227,33 @@ impl Member {
         if !edges.is_empty() {
             self.node_input(cx, Input::Report { edges });
         }
+    }
+
+    /// Taker, before it serves: the upper limits that hold for it in the epoch that it has claimed.
+    pub(super) fn restated(&self, keys: &[RaiseKey], epoch: u16) -> Vec<RaiseItem> {
+        keys.iter()
+            .filter_map(|key| {
+                let entry = self.sad.by_slot(key.slot)?;
+                let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
+                let (spi, limit, step) = match key.direction {
+                    cluster::Direction::Inbound => {
+                        let range = datapath::limits::inbound_range(&entry.ceiling, flags, false, epoch).ok()?;
+                        (entry.record.spi_in.0, range.ceiling, entry.ceiling.step)
+                    }
+                    cluster::Direction::Outbound => {
+                        let range = datapath::limits::outbound_range(&entry.lease, flags, false, epoch).ok()?;
+                        (entry.record.spi_out.0, range.last, entry.lease.step)
+                    }
+                };
+                (spi == key.spi && limit != u64::MAX).then_some(RaiseItem {
+                    slot: key.slot,
+                    spi,
+                    direction: key.direction,
+                    limit,
+                    step,
+                })
+            })
+            .collect()
     }
 
     pub(super) fn raise_of(&self, item: &RaiseItem, epoch: Epoch) -> Option<LimitRaise> {

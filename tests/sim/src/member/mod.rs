@@ -298,7 +298,7 @@ impl Member {
             let phase = self.engine.connection_phase(&name);
             let (not_before, attempts) = self.redial.get(&name).copied().unwrap_or_default();
             if !self.owns(self.layout.group_of(segment))
-                || phase != ike::ConnectionPhase::Down
+                || !matches!(phase, ike::ConnectionPhase::Down | ike::ConnectionPhase::Partial)
                 || cx.now < not_before
             {
                 continue;

@@ -60,6 +60,12 @@ impl Member {
                 let items = caps.iter().filter_map(|raise| self.raise_item(raise)).collect();
                 self.node.handle(Input::CapsVerified { now, token, items });
             }
+            Output::RestateLimits {
+                token, epoch, keys, ..
+            } => {
+                let items = self.restated(&keys, epoch.number.low16());
+                self.node.handle(Input::Restated { now, token, items });
+            }
             Output::InstallSnapshot { group, token, bytes } => {
                 self.install_snapshot(cx, group, token, &bytes)
             }

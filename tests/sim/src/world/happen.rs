@@ -54,7 +54,6 @@ impl World {
                 life,
                 peer,
                 link,
-                ..
             } => {
                 if self.seat(member).life == life {
                     self.hand(member, Item::LinkLost { peer, link });
@@ -358,7 +357,8 @@ fn describe(from: u8, to: u8, link: cluster::Link, bytes: &[u8]) -> String {
     let body = match Message::decode(bytes) {
         Err(error) => error.to_string(),
         Ok(message) => match message.body {
-            Body::Heartbeat(beat) => format!("heartbeat {}", beat.seq),
+            // Far too many to be of interest.
+            Body::Heartbeat(_) => return String::new(),
             Body::Hello { .. } => "hello".to_owned(),
             Body::Group { group, epoch, body } => {
                 let name = match body {

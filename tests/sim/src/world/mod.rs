@@ -42,7 +42,6 @@ enum What {
         life: u64,
         peer: u8,
         link: Link,
-        connection: u64,
     },
     /// A frame arrives at a member.
     Frame { to: u8, inside: bool, octets: Vec<u8> },
@@ -223,7 +222,7 @@ impl World {
         noise_only: bool,
         judge_traffic: bool,
         sabotage: Option<Sabotage>,
-        verbose: bool,
+        keep: usize,
     ) -> Self {
         let rng = Rng::new(seed);
         let now = Instant::from_millis(1000);
@@ -246,7 +245,7 @@ impl World {
         let mut world = Self {
             now,
             watch: Watch::new(setup.facts(noise_only)),
-            trace: Trace::new(verbose),
+            trace: Trace::new(keep),
             queue: BinaryHeap::new(),
             number: 0,
             seats,

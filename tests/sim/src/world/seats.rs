@@ -136,7 +136,7 @@ impl World {
         if !stream.up {
             return;
         }
-        let (connection, idle) = (stream.number, stream.idle);
+        let idle = stream.idle;
         self.net.close(ia, ib, link);
         let at = self.now + noticed.unwrap_or(idle);
         for (member, peer) in [(a, b), (b, a)] {
@@ -148,7 +148,6 @@ impl World {
                     life,
                     peer,
                     link,
-                    connection,
                 },
             );
         }
