@@ -34,6 +34,8 @@ pub enum Sabotage {
     ReportsEverything,
     /// A record that cannot be read makes the agent drain the member.
     GarbageDrains,
+    /// SPIs that unfinished exchanges had reserved stay reserved when another member takes over.
+    ReservationsKept,
     /// A standby that suspects the owner does nothing about it: the flip never reaches the maps.
     FlipLost,
 }

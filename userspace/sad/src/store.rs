@@ -260,6 +260,26 @@ impl Sad {
         }
     }
 
+    /// This member serves these segments no more: SPIs that its unfinished exchanges had reserved are free again. Whoever serves
+    /// now goes on with those exchanges or not, and may give the slots to others, which this member's mirror must follow.
+    pub fn release_unused_spis(&mut self, of: impl Fn(SegmentId) -> bool) {
+        let entries = &self.entries;
+        let installed = |spi: EspSpi| {
+            entries
+                .get(&spi_slot(spi.0))
+                .is_some_and(|e| e.record.spi_in == spi)
+        };
+        self.spis.release_where(of, installed);
+    }
+
+    /// This member goes on with an exchange in which another one promised this SPI to a peer: its slot is taken.
+    ///
+    /// # Errors
+    /// [`SadError::Spi`] where the slot is in use.
+    pub fn hold_spi(&mut self, spi: EspSpi) -> Result<(), SadError> {
+        Ok(self.spis.adopt(spi)?)
+    }
+
     /// Limits for the journal entry of a new SA.
     pub fn initial_limits(&self) -> InitialLimits {
         InitialLimits {
