@@ -72,7 +72,13 @@ fn main() -> ExitCode {
         keep: 0,
     };
     if let Some(seed) = arguments.seed {
-        let outcome = run_seed(seed, &Options { keep: arguments.events, ..options });
+        let outcome = run_seed(
+            seed,
+            &Options {
+                keep: arguments.events,
+                ..options
+            },
+        );
         print(&outcome, &arguments);
         println!("{}", summary(&outcome));
         return code(outcome.ran.violations.is_empty());
@@ -110,9 +116,15 @@ fn run_many(arguments: &Arguments, options: &Options) -> ExitCode {
                     let outcome = run_seed(arguments.start + number, options);
                     totals.seeds.fetch_add(1, Ordering::Relaxed);
                     totals.packets.fetch_add(outcome.ran.packets, Ordering::Relaxed);
-                    totals.takeovers.fetch_add(outcome.ran.takeovers, Ordering::Relaxed);
-                    totals.handovers.fetch_add(outcome.ran.handovers, Ordering::Relaxed);
-                    totals.virtual_ms.fetch_add(outcome.ran.virtual_ms, Ordering::Relaxed);
+                    totals
+                        .takeovers
+                        .fetch_add(outcome.ran.takeovers, Ordering::Relaxed);
+                    totals
+                        .handovers
+                        .fetch_add(outcome.ran.handovers, Ordering::Relaxed);
+                    totals
+                        .virtual_ms
+                        .fetch_add(outcome.ran.virtual_ms, Ordering::Relaxed);
                     if !outcome.ran.violations.is_empty() {
                         totals.failed.fetch_add(1, Ordering::Relaxed);
                         stop.store(!arguments.keep_going, Ordering::Relaxed);
@@ -202,7 +214,12 @@ fn print(outcome: &Outcome, arguments: &Arguments) {
         println!("{peer:?}");
     }
     for v in &outcome.ran.violations {
-        println!("BREACH of {} at {:.3} ms: {}", v.rule, v.at.0 as f64 / 1e6, v.text);
+        println!(
+            "BREACH of {} at {:.3} ms: {}",
+            v.rule,
+            v.at.0 as f64 / 1e6,
+            v.text
+        );
     }
     println!("{}, commit {commit}", summary(outcome));
     let mut again = format!("cargo xtask sim --seed {}", outcome.seed);

@@ -201,7 +201,11 @@ impl Truth {
         if first.handover || second.handover {
             return None;
         }
-        let (stale, newer) = if first.epoch < second.epoch { (a, b) } else { (b, a) };
+        let (stale, newer) = if first.epoch < second.epoch {
+            (a, b)
+        } else {
+            (b, a)
+        };
         if !self.awake.contains(&stale) {
             return None;
         }

@@ -237,11 +237,13 @@ impl Member {
                 let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
                 let (spi, limit, step) = match key.direction {
                     cluster::Direction::Inbound => {
-                        let range = datapath::limits::inbound_range(&entry.ceiling, flags, false, epoch).ok()?;
+                        let range =
+                            datapath::limits::inbound_range(&entry.ceiling, flags, false, epoch).ok()?;
                         (entry.record.spi_in.0, range.ceiling, entry.ceiling.step)
                     }
                     cluster::Direction::Outbound => {
-                        let range = datapath::limits::outbound_range(&entry.lease, flags, false, epoch).ok()?;
+                        let range =
+                            datapath::limits::outbound_range(&entry.lease, flags, false, epoch).ok()?;
                         (entry.record.spi_out.0, range.last, entry.lease.step)
                     }
                 };

@@ -100,7 +100,10 @@ impl Member {
         for spi in self.engine.pending_esp_spis() {
             if self.group_of_child(spi) == group && self.sad.hold_spi(spi).is_err() {
                 cx.trace.note(cx.now, "promised", [u64::from(spi.0), 0], || {
-                    format!("member {}: the slot of {spi}, promised to a peer, is in use", self.me)
+                    format!(
+                        "member {}: the slot of {spi}, promised to a peer, is in use",
+                        self.me
+                    )
                 });
             }
         }
@@ -134,7 +137,8 @@ impl Member {
         self.pending.retain(|p| p.group != group);
         let layout = self.layout;
         if self.sabotage != Some(Sabotage::ReservationsKept) {
-            self.sad.release_unused_spis(|segment| layout.group_of(segment) == group);
+            self.sad
+                .release_unused_spis(|segment| layout.group_of(segment) == group);
         }
     }
 

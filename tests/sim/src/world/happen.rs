@@ -54,14 +54,19 @@ impl World {
                 life,
                 peer,
                 link,
+                connection,
             } => {
                 if self.seat(member).life == life {
-                    self.hand(member, Item::LinkLost { peer, link });
-                    // There may be a new connection by now; the end of the old one came first.
-                    let stream = self.net.stream(MemberId(member), MemberId(peer), link);
-                    if stream.up && self.seat(member).state == State::Up {
-                        self.step(member, |m, cx| m.link(cx, MemberId(peer), link, true));
-                    }
+                    let up = false;
+                    self.hand(
+                        member,
+                        Item::Link {
+                            peer,
+                            link,
+                            connection,
+                            up,
+                        },
+                    );
                 }
             }
             What::Frame { to, inside, octets } => self.frame(to, inside, octets),

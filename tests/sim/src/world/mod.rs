@@ -19,7 +19,7 @@ use crate::trace::Trace;
 use cluster::{GroupRecord, Link, OwnershipAnswer, OwnershipOp};
 use model::{GroupId, Instant, MemberId};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 /// Something in the queue.
@@ -42,6 +42,7 @@ enum What {
         life: u64,
         peer: u8,
         link: Link,
+        connection: u64,
     },
     /// A frame arrives at a member.
     Frame { to: u8, inside: bool, octets: Vec<u8> },
@@ -88,9 +89,12 @@ enum Item {
         connection: u64,
         bytes: Vec<u8>,
     },
-    LinkLost {
+    /// A connection is there, or is lost.
+    Link {
         peer: u8,
         link: Link,
+        connection: u64,
+        up: bool,
     },
     Ike(crate::frames::IkeDatagram),
     Answer {
@@ -145,6 +149,10 @@ struct Seat {
     /// When the next turn is due; other turns in the queue are void.
     turn: Instant,
     slow: Duration,
+    /// What arrives now is looked at after this time: it may not overtake what came while the agent was slower.
+    late_until: Instant,
+    /// The connections that the agent knows of, by peer and link: their number, while they are up.
+    links: BTreeMap<(u8, Link), u64>,
     up_since: Instant,
 }
 
@@ -234,6 +242,8 @@ impl World {
                 inbox: VecDeque::new(),
                 turn: Instant(u64::MAX),
                 slow: Duration::ZERO,
+                late_until: now,
+                links: BTreeMap::new(),
                 up_since: now,
             })
             .collect();

@@ -28,6 +28,8 @@ impl World {
             inbox: Default::default(),
             turn: Instant(u64::MAX),
             slow: Duration::ZERO,
+            late_until: now,
+            links: Default::default(),
             up_since: now,
         };
         self.trace.note(now, "start", [u64::from(member), life], || {
@@ -91,9 +93,10 @@ impl World {
         let now = self.now;
         let seat = self.seat(member);
         match seat.state {
-            State::Up if seat.slow.is_zero() => self.take(member, item),
+            State::Up if seat.slow.is_zero() && seat.late_until <= now => self.take(member, item),
             State::Up => {
-                let (at, life) = (now + seat.slow, seat.life);
+                seat.late_until = seat.late_until.max(now + seat.slow);
+                let (at, life) = (seat.late_until, seat.life);
                 self.put(at, What::Late { member, life, item });
             }
             State::Paused => seat.inbox.push_back(item),
@@ -116,9 +119,12 @@ impl World {
                     self.step(member, |m, cx| m.record(cx, peer, link, bytes));
                 }
             }
-            Item::LinkLost { peer, link } => {
-                self.step(member, |m, cx| m.link(cx, MemberId(peer), link, false));
-            }
+            Item::Link {
+                peer,
+                link,
+                connection,
+                up,
+            } => self.take_link(member, peer, link, connection, up),
             Item::Ike(datagram) => self.step(member, |m, cx| m.ike_datagram(cx, &datagram)),
             Item::Answer { token, answer } => self.step(member, |m, cx| {
                 m.node_input(cx, Input::OwnershipAnswered { now, token, answer });
@@ -129,6 +135,20 @@ impl World {
         }
     }
 
+    /// News of a connection. The end of an old one comes before the beginning of a new one, and is heard once.
+    fn take_link(&mut self, member: u8, peer: u8, link: Link, connection: u64, up: bool) {
+        let known = self.seat(member).links.get(&(peer, link)).copied();
+        let lost = if up { known.is_some() } else { known == Some(connection) };
+        if lost {
+            self.seat(member).links.remove(&(peer, link));
+            self.step(member, |m, cx| m.link(cx, MemberId(peer), link, false));
+        }
+        if up && known.is_none_or(|known| known < connection) {
+            self.seat(member).links.insert((peer, link), connection);
+            self.step(member, |m, cx| m.link(cx, MemberId(peer), link, true));
+        }
+    }
+
     /// A connection is lost. Both ends (that still run) notice after a while; `noticed`: at once.
     fn lose(&mut self, a: u8, b: u8, link: Link, noticed: Option<Duration>) {
         let (ia, ib) = (Self::member_id(a), Self::member_id(b));
@@ -136,7 +156,7 @@ impl World {
         if !stream.up {
             return;
         }
-        let idle = stream.idle;
+        let (idle, connection) = (stream.idle, stream.number);
         self.net.close(ia, ib, link);
         let at = self.now + noticed.unwrap_or(idle);
         for (member, peer) in [(a, b), (b, a)] {
@@ -148,6 +168,7 @@ impl World {
                     life,
                     peer,
                     link,
+                    connection,
                 },
             );
         }
@@ -193,8 +214,18 @@ impl World {
                 stream.up = true;
                 stream.number += 1;
                 stream.idle = idle;
-                self.step(a, |m, cx| m.link(cx, ib, link, true));
-                self.step(b, |m, cx| m.link(cx, ia, link, true));
+                let connection = stream.number;
+                for (member, peer) in [(a, b), (b, a)] {
+                    self.hand(
+                        member,
+                        Item::Link {
+                            peer,
+                            link,
+                            connection,
+                            up: true,
+                        },
+                    );
+                }
             }
             (false, _) => {}
         }
