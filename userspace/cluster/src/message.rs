@@ -7,8 +7,13 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
-/// Version of the records on the synch channel.
-pub const VERSION: u8 = 2;
+/// Newest format of the records on the synch channel that this release speaks.
+pub const VERSION: u8 = 3;
+/// Oldest format that it speaks. Two members use the newest one that both know, so that a cluster can be upgraded one
+/// member after the other; a Hello is always in the oldest format, and names the newest.
+pub const OLDEST: u8 = 2;
+/// In [`GroupBeat::joining`]: the sender's format does not say it.
+pub const NOT_SAID: u8 = u8::MAX;
 /// Octets of a snapshot in one record.
 pub const CHUNK: usize = 32 * 1024;
 /// Longest record that is accepted.
@@ -85,22 +90,29 @@ pub struct RaiseKey {
 /// Digest of each part of the policy that all members must share, by the name of the part.
 pub type Policy = BTreeMap<String, [u8; 16]>;
 
-/// A record.
+/// A record, in the newest format.
+pub type Message = MessageOf<Heartbeat>;
+/// What a record is about, in the newest format.
+pub type Body = BodyOf<Heartbeat>;
+
+/// A record of a format whose heartbeats are `H`: that is all in which the formats differ.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Message {
+pub struct MessageOf<H> {
     /// Who says it, in which life.
     pub from: SetMember,
     /// What.
-    pub body: Body,
+    pub body: BodyOf<H>,
 }
 
 /// What a record is about. No `Debug`: journal entries and snapshots hold keys.
 #[derive(Clone, Serialize, Deserialize)]
-pub enum Body {
+pub enum BodyOf<H> {
     /// I am alive.
-    Heartbeat(Heartbeat),
-    /// First record on a stream.
+    Heartbeat(H),
+    /// First record on a stream, always in the oldest format.
     Hello {
+        /// Newest format that the sender speaks.
+        newest: u8,
         /// Digests of the policy that all members must share.
         policy: Policy,
         /// MAC addresses and the like; the agent's business.
@@ -268,7 +280,7 @@ pub struct GroupBeat {
     pub owner: bool,
     /// The in-sync set as the owner knows it, bit `member - 1`; 0 from anybody else.
     pub in_sync: u16,
-    /// Owner: the member that is joining, 0 for none.
+    /// Owner: the member that is joining, 0 for none, [`NOT_SAID`].
     pub joining: u8,
     /// Last journal position written (owner) or armed (standby).
     pub position: u64,
@@ -302,7 +314,7 @@ pub enum BadRecord {
     Length(usize),
     /// From a version of espalier that speaks another format.
     #[error(
-        "record of version {0}, this member speaks version {VERSION}: run the same release on all members"
+        "record of version {0}, this member speaks versions {OLDEST} to {VERSION}: upgrade one release at a time, and all members"
     )]
     Version(u8),
     /// Not a record.
@@ -311,10 +323,15 @@ pub enum BadRecord {
 }
 
 impl Message {
-    /// Octets for the channel.
-    pub fn encode(&self) -> Vec<u8> {
-        let octets = postcard::to_extend(self, vec![VERSION]);
+    /// Octets for the channel, in a format that the receiver speaks.
+    pub fn encode(&self, version: u8) -> Vec<u8> {
         // Plain data without maps of unknown length always encodes.
+        let octets = if version == OLDEST {
+            let older = self.clone().with_heartbeat(HeartbeatOf2::from);
+            postcard::to_extend(&older, vec![OLDEST])
+        } else {
+            postcard::to_extend(self, vec![VERSION])
+        };
         octets.unwrap_or_default()
     }
 
@@ -326,12 +343,92 @@ impl Message {
         if octets.len() < 2 || octets.len() > RECORD_MAX {
             return Err(BadRecord::Length(octets.len()));
         }
-        if octets[0] != VERSION {
-            return Err(BadRecord::Version(octets[0]));
+        match octets[0] {
+            OLDEST => {
+                whole::<MessageOf<HeartbeatOf2>>(&octets[1..]).map(|m| m.with_heartbeat(Heartbeat::from))
+            }
+            VERSION => whole(&octets[1..]),
+            other => Err(BadRecord::Version(other)),
         }
-        match postcard::take_from_bytes(&octets[1..]) {
-            Ok((message, [])) => Ok(message),
-            _ => Err(BadRecord::Garbage),
+    }
+}
+
+fn whole<'a, T: Deserialize<'a>>(octets: &'a [u8]) -> Result<T, BadRecord> {
+    match postcard::take_from_bytes(octets) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(BadRecord::Garbage),
+    }
+}
+
+impl<H> MessageOf<H> {
+    fn with_heartbeat<G>(self, f: impl FnOnce(H) -> G) -> MessageOf<G> {
+        let body = match self.body {
+            BodyOf::Heartbeat(heartbeat) => BodyOf::Heartbeat(f(heartbeat)),
+            BodyOf::Hello {
+                newest,
+                policy,
+                facts,
+            } => BodyOf::Hello {
+                newest,
+                policy,
+                facts,
+            },
+            BodyOf::Rebalance => BodyOf::Rebalance,
+            BodyOf::Group { group, epoch, body } => BodyOf::Group { group, epoch, body },
+        };
+        MessageOf {
+            from: self.from,
+            body,
+        }
+    }
+}
+
+/// A heartbeat of format 2: it does not say who is joining, nor that the sender is being drained.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct HeartbeatOf2 {
+    seq: u64,
+    echo: Option<(Incarnation, u64)>,
+    reply: bool,
+    healthy: bool,
+    lives: Vec<SetMember>,
+    groups: Vec<(EpochId, bool, u16, u64, u64)>,
+}
+
+impl From<Heartbeat> for HeartbeatOf2 {
+    fn from(h: Heartbeat) -> Self {
+        Self {
+            seq: h.seq,
+            echo: h.echo,
+            reply: h.reply,
+            healthy: h.healthy,
+            lives: h.lives,
+            groups: h
+                .groups
+                .iter()
+                .map(|g| (g.epoch, g.owner, g.in_sync, g.position, g.settled))
+                .collect(),
+        }
+    }
+}
+
+impl From<HeartbeatOf2> for Heartbeat {
+    fn from(h: HeartbeatOf2) -> Self {
+        let beat = |(epoch, owner, in_sync, position, settled)| GroupBeat {
+            epoch,
+            owner,
+            in_sync,
+            joining: NOT_SAID,
+            position,
+            settled,
+        };
+        Self {
+            seq: h.seq,
+            echo: h.echo,
+            reply: h.reply,
+            healthy: h.healthy,
+            draining: false,
+            lives: h.lives,
+            groups: h.groups.into_iter().map(beat).collect(),
         }
     }
 }

@@ -140,6 +140,11 @@ impl Raises {
         complete
     }
 
+    /// Whether a raise of this SA direction is under way.
+    pub fn is_open(&self, key: &RaiseKey) -> bool {
+        self.open.contains_key(key)
+    }
+
     /// Raises that are not acknowledged.
     pub fn len(&self) -> usize {
         self.open.len()

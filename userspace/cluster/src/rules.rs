@@ -103,8 +103,9 @@ pub fn commit_position(written: u64, acknowledged: impl IntoIterator<Item = u64>
         .map_or(written, |lowest| lowest.min(written))
 }
 
-/// Whose acknowledgement a raise needs: the in-sync set but for the owner, and whoever is joining, from the start of its
-/// snapshot.
+/// Whose acknowledgement a raise needs: the in-sync set but for the owner, and whoever is joining, once its maps hold the
+/// snapshot. What was raised before that it is asked for then (see [`JoinFacts::raises_open`]), so that a joiner that
+/// is slow, or whose snapshot is damaged, stalls no traffic.
 pub fn asked_for_raise(
     set: &BTreeSet<SetMember>,
     me: MemberId,
@@ -255,7 +256,8 @@ pub struct JoinFacts {
     pub acknowledged: u64,
     /// Last position written.
     pub written: u64,
-    /// Raises that are not acknowledged yet.
+    /// Raises that are not acknowledged yet; those that went into use without the joiner since its snapshot was taken count
+    /// until it has acknowledged them.
     pub raises_open: usize,
     /// The owner's upper limits are enforced and its counters lie within what the joiner has acknowledged.
     pub caps_verified: bool,

@@ -37,6 +37,8 @@ pub struct PeerStatus {
     pub healthy: bool,
     /// It is being drained.
     pub draining: bool,
+    /// Format of records that goes to it.
+    pub speaks: u8,
     /// Parts of its policy that differ from ours.
     pub differs: Vec<String>,
 }

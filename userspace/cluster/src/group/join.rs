@@ -4,11 +4,12 @@ use super::owner::Owner;
 use super::set::{Loss, Purpose};
 use super::{AfterFlip, Group, Pending, Phase};
 use crate::io::{EventKind, Output};
-use crate::message::{CHUNK, GroupBody, RaiseItem, SetMember};
+use crate::message::{CHUNK, GroupBody, RaiseItem, RaiseKey, SetMember};
 use crate::node::Shared;
 use crate::rules::{self, JoinFacts, Standing};
 use model::Instant;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 #[derive(PartialEq, Eq)]
 enum Step {
@@ -28,9 +29,32 @@ pub(crate) struct Join {
     acknowledged: u64,
     verifying: bool,
     verified: bool,
+    since: Instant,
+    /// Limits that went into use without it since its snapshot was taken: it is asked for them once it is armed.
+    owed: BTreeMap<RaiseKey, RaiseItem>,
 }
 
+/// A joiner that has not armed its snapshot in this time makes room for others.
+const STUCK: Duration = Duration::from_secs(30);
+
 impl Join {
+    /// Whether its maps hold the snapshot.
+    pub fn is_armed(&self) -> bool {
+        self.step == Step::Armed
+    }
+
+    /// Whether it takes too long.
+    pub fn is_stuck(&self, now: Instant) -> bool {
+        !self.is_armed() && now.since(self.since) > STUCK
+    }
+
+    /// These limits are in use; before it is armed, nobody has asked the joiner.
+    pub fn owes(&mut self, items: &[RaiseItem]) {
+        if !self.is_armed() {
+            self.owed.extend(items.iter().map(|item| (item.key(), *item)));
+        }
+    }
+
     /// Whether entries written now are part of what the joiner needs beyond its snapshot.
     pub fn wants_tail(&self) -> bool {
         self.step != Step::Capping
@@ -107,8 +131,6 @@ impl Group {
             return;
         };
         owner.admitted.insert(from.member, (from.incarnation, id));
-        // From here on its acknowledgement is required for every raise.
-        owner.raises.ask_also(from);
         owner.join = Some(Join {
             member: from,
             id,
@@ -116,6 +138,8 @@ impl Group {
             acknowledged: 0,
             verifying: false,
             verified: false,
+            since: now,
+            owed: BTreeMap::new(),
         });
         let group = self.id;
         let token = self.token(s, Pending::Cap);
@@ -178,6 +202,14 @@ impl Group {
         }
         join.step = Step::Armed;
         join.acknowledged = position;
+        // From here on its acknowledgement is required for every raise, and for those that it has missed.
+        let owed = std::mem::take(&mut join.owed);
+        owner.raises.ask_also(from);
+        let missed = owed
+            .into_values()
+            .filter(|item| !owner.raises.is_open(&item.key()))
+            .collect();
+        self.ask_for(s, now, missed);
         self.join_progress(s, now);
     }
 

@@ -93,8 +93,9 @@ impl Owner {
         standbys
     }
 
+    /// The joiner, once its maps hold the snapshot.
     fn joiner(&self) -> Option<SetMember> {
-        self.join.as_ref().map(|j| j.member)
+        self.join.as_ref().filter(|j| j.is_armed()).map(|j| j.member)
     }
 
     fn asked(&self) -> BTreeSet<SetMember> {
@@ -243,7 +244,12 @@ impl Group {
         }
     }
 
-    pub(super) fn raises_complete(&self, s: &mut Shared, items: Vec<RaiseItem>) {
+    pub(super) fn raises_complete(&mut self, s: &mut Shared, items: Vec<RaiseItem>) {
+        if let Phase::Owner(owner) = &mut self.phase
+            && let Some(join) = &mut owner.join
+        {
+            join.owes(&items);
+        }
         if !items.is_empty() {
             let group = self.id;
             s.outputs.push_back(Output::RaiseCommitted { group, items });
@@ -338,6 +344,12 @@ impl Group {
             .map(|(m, _)| *m)
             .collect();
         late.extend(owner.raises.overdue(now, ACK_TIMEOUT * 2));
+        if let Some(join) = &owner.join
+            && (join.is_stuck(now) || late.contains(&join.member) && !owner.required().contains(&join.member))
+        {
+            self.drop_join(s);
+        }
+        let Phase::Owner(owner) = &self.phase else { return };
         late.retain(|m| owner.in_sync.contains(m));
         if !late.is_empty() {
             self.lose(s, now, late, "does not acknowledge", super::set::Loss::Silent);

@@ -2,7 +2,7 @@
 
 use super::{Group, Phase, life};
 use crate::io::{EventKind, Output};
-use crate::message::{GroupBeat, GroupBody, Heartbeat, SetMember};
+use crate::message::{GroupBeat, GroupBody, Heartbeat, NOT_SAID, SetMember};
 use crate::node::Shared;
 use crate::rules::{self, EpochId};
 use model::{Instant, MemberId};
@@ -124,7 +124,8 @@ impl Group {
             }
             Phase::Standby(standby) if theirs == mine => {
                 standby.raises.settle(beat.settled);
-                if standby.is_forgotten(now, beat.joining == s.me.member.0 || set.contains(&s.me)) {
+                let joining = [s.me.member.0, NOT_SAID].contains(&beat.joining);
+                if standby.is_forgotten(now, joining || set.contains(&s.me)) {
                     return self.was_excluded(s, now);
                 }
                 self.owner_names_set(s, now, heartbeat.seq, &set);

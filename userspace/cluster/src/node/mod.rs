@@ -10,7 +10,7 @@ mod receive;
 use crate::group::Group;
 use crate::io::{Command, EventKind, Input, Output};
 use crate::layout::{self, Layout};
-use crate::message::{Body, Heartbeat, Link, Message, Policy, SetMember};
+use crate::message::{Body, Heartbeat, Link, Message, OLDEST, Policy, SetMember, VERSION};
 use crate::rules::{EpochId, Solo, Standing};
 use crate::status::{NodeStatus, PeerStatus};
 use model::{EspSpi, GroupId, Incarnation, Instant, MemberId};
@@ -87,6 +87,12 @@ impl Node {
             last_tick: now,
             last_heartbeat: None,
         }
+    }
+
+    /// Speaks no newer format of records than this one, although the release could: for a rolling upgrade, until every
+    /// member runs it.
+    pub fn speak_at_most(&mut self, version: u8) {
+        self.shared.speak = version.clamp(OLDEST, VERSION);
     }
 
     /// Takes an input; outputs come from [`Node::poll`].
@@ -202,6 +208,7 @@ impl Node {
                     links: p.links.clone(),
                     healthy: p.healthy,
                     draining: p.draining,
+                    speaks: shared.version_for(p.member),
                     differs: p.differs.clone(),
                 })
                 .collect(),
@@ -307,7 +314,7 @@ impl Node {
             from: shared.me,
             body,
         }
-        .encode();
+        .encode(shared.version_for(peer));
         shared
             .outputs
             .push_back(Output::SendDatagram { peer, link, bytes });

@@ -43,11 +43,10 @@ impl Node {
             Command::Undrain => self.shared.draining = false,
             Command::Rebalance => {
                 self.rebalance(now);
-                let bytes = Message {
+                let message = Message {
                     from: self.shared.me,
                     body: Body::Rebalance,
-                }
-                .encode();
+                };
                 let peers: Vec<(MemberId, Link)> = self
                     .shared
                     .peers
@@ -55,7 +54,7 @@ impl Node {
                     .filter_map(|p| p.stream_link().map(|link| (p.member, link)))
                     .collect();
                 for (peer, link) in peers {
-                    let bytes = bytes.clone();
+                    let bytes = message.encode(self.shared.version_for(peer));
                     self.shared
                         .outputs
                         .push_back(Output::SendStream { peer, link, bytes });

@@ -4,7 +4,7 @@ use super::NodeConfig;
 use crate::detector::Detector;
 use crate::io::{Event, EventKind, Output};
 use crate::layout::GROUPS_MAX;
-use crate::message::{Body, GroupBeat, GroupBody, Link, Message, SetMember};
+use crate::message::{Body, GroupBeat, GroupBody, Link, Message, OLDEST, SetMember, VERSION};
 use crate::ownership::OwnershipAnswer;
 use crate::rules::EpochId;
 use model::{GroupId, Incarnation, Instant, MemberId};
@@ -23,6 +23,8 @@ pub(crate) struct Peer {
     pub links: BTreeSet<Link>,
     /// Last heartbeat seen: the confirmation to send back.
     pub seen: Option<(Incarnation, u64)>,
+    /// Newest format of records that it speaks, as it says; the oldest one before that.
+    pub speaks: u8,
     /// What its last heartbeat said of the groups; empty before the first one.
     pub beats: Vec<GroupBeat>,
     /// What its policy differs in; `None` before its Hello.
@@ -42,6 +44,7 @@ impl Peer {
             detector: Detector::new(config.heartbeat, config.suspicion_floor, now),
             links: BTreeSet::new(),
             seen: None,
+            speaks: OLDEST,
             beats: Vec::new(),
             policy_known: false,
             differs: Vec::new(),
@@ -79,6 +82,8 @@ pub(crate) struct Shared {
     pub trouble: Option<String>,
     pub draining: bool,
     pub engine_silent: Option<(Instant, String)>,
+    /// Newest format that this member is to speak.
+    pub speak: u8,
     /// Heartbeats are to go out now.
     pub news: bool,
 }
@@ -105,6 +110,7 @@ impl Shared {
             trouble: None,
             draining: false,
             engine_silent: None,
+            speak: VERSION,
             news: false,
             config,
         }
@@ -175,7 +181,7 @@ impl Shared {
         let Some(link) = self.peers.get(&peer).and_then(Peer::stream_link) else {
             return;
         };
-        let bytes = self.record(group, epoch, body);
+        let bytes = self.record(peer, group, epoch, body);
         self.outputs.push_back(Output::SendStream { peer, link, bytes });
     }
 
@@ -184,7 +190,7 @@ impl Shared {
         let Some(link) = self.peers.get(&peer).and_then(Peer::stream_link) else {
             return;
         };
-        let bytes = self.record(group, epoch, body);
+        let bytes = self.record(peer, group, epoch, body);
         self.outputs.push_back(Output::SendDatagram { peer, link, bytes });
     }
 
@@ -196,16 +202,22 @@ impl Shared {
             .into_iter()
             .flat_map(|p| p.links.iter().copied())
             .collect();
-        let bytes = self.record(group, epoch, body);
+        let bytes = self.record(peer, group, epoch, body);
         for link in links {
             let bytes = bytes.clone();
             self.outputs.push_back(Output::SendDatagram { peer, link, bytes });
         }
     }
 
-    fn record(&self, group: GroupId, epoch: EpochId, body: GroupBody) -> Vec<u8> {
+    fn record(&self, peer: MemberId, group: GroupId, epoch: EpochId, body: GroupBody) -> Vec<u8> {
         let body = Body::Group { group, epoch, body };
-        Message { from: self.me, body }.encode()
+        Message { from: self.me, body }.encode(self.version_for(peer))
+    }
+
+    /// The newest format that both speak.
+    pub fn version_for(&self, peer: MemberId) -> u8 {
+        let theirs = self.peers.get(&peer).map_or(OLDEST, |p| p.speaks);
+        self.speak.min(theirs).max(OLDEST)
     }
 
     /// Keeps track of whether the ownership engine answers.

@@ -2,7 +2,7 @@
 
 use super::{Node, Shared};
 use crate::io::{EventKind, Output};
-use crate::message::{Body, Heartbeat, Link, Message, Policy, SetMember};
+use crate::message::{Body, Heartbeat, Link, Message, OLDEST, Policy, SetMember};
 use model::{Instant, MemberId};
 use std::time::Duration;
 
@@ -20,11 +20,12 @@ impl Node {
         let hello = Message {
             from: self.shared.me,
             body: Body::Hello {
+                newest: self.shared.speak,
                 policy: self.shared.config.policy.clone(),
                 facts: self.shared.config.facts.clone(),
             },
         };
-        let bytes = hello.encode();
+        let bytes = hello.encode(OLDEST);
         self.shared
             .outputs
             .push_back(Output::SendStream { peer, link, bytes });
@@ -69,7 +70,14 @@ impl Node {
         let from = message.from;
         match message.body {
             Body::Heartbeat(heartbeat) => self.heartbeat_heard(now, link, from, &heartbeat),
-            Body::Hello { policy, facts } => {
+            Body::Hello {
+                newest,
+                policy,
+                facts,
+            } => {
+                if let Some(p) = self.shared.peers.get_mut(&peer) {
+                    p.speaks = newest;
+                }
                 self.policy_heard(now, peer, &policy);
                 self.shared.outputs.push_back(Output::PeerFacts { peer, facts });
             }
@@ -104,6 +112,7 @@ impl Node {
                 p.since = now;
                 p.detector.reset(now);
                 p.seen = None;
+                p.speaks = OLDEST;
                 p.beats.clear();
                 p.twin_reported = false;
                 if let Some(was) = known {

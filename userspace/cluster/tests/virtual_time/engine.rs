@@ -275,6 +275,50 @@ fn a_snapshot_does_not_swallow_entries_that_wait_for_another_standby() {
 }
 
 #[test]
+fn a_joiner_that_is_slow_with_its_snapshot_stalls_no_raise_and_misses_none() {
+    let mut world = three();
+    world.raise(A, 1, Direction::Outbound, 100);
+    world.run(10);
+    world.kill(C);
+    world.run_until(1000, "C is out", |w| record(w).2 == 2);
+    world.restart(C);
+    world.members[C].slow_snapshot = true;
+    world.run(600);
+    for limit in [200, 300] {
+        world.raise(A, 1, Direction::Outbound, limit);
+        world.run(5);
+        assert_eq!(
+            world.members[A].groups[0].limits[&(1, true)],
+            limit,
+            "B has acknowledged it"
+        );
+    }
+    assert_eq!(
+        world.members[C].groups[0].limits[&(1, true)],
+        100,
+        "the snapshot's"
+    );
+    world.release(C);
+    world.run_until(1000, "C is in sync", |w| w.settled(A));
+    assert_eq!(world.members[C].groups[0].limits[&(1, true)], 300);
+}
+
+#[test]
+fn a_joiner_that_never_arms_its_snapshot_makes_room_for_another() {
+    let mut world = three();
+    world.kill(B);
+    world.kill(C);
+    world.run_until(1000, "A is alone", |w| record(w).2 == 1);
+    world.restart(B);
+    world.members[B].slow_snapshot = true;
+    world.run(500);
+    world.restart(C);
+    world.run(5000);
+    assert_eq!(record(&world).2, 1, "one joins after the other");
+    world.run_until(40_000, "C is in sync", |w| record(w).2 == 2);
+}
+
+#[test]
 fn a_member_that_everybody_has_forgotten_does_not_claim() {
     let mut world = three();
     world.isolated = vec![C];
@@ -410,6 +454,47 @@ fn a_drained_member_gets_nothing_back_until_it_is_undrained() {
 }
 
 #[test]
+fn members_of_two_formats_work_together_and_an_upgrade_one_by_one_loses_nothing() {
+    let mut world = World::of(1, Shape::engine(3));
+    for index in [A, B, C] {
+        world.members[index].node.speak_at_most(2);
+    }
+    world.relink();
+    world.run_until(3000, "a cluster of the old format", |w| w.settled(A));
+    let mut entries = 0u64;
+    let mut owner = A;
+    for upgraded in [C, B, A] {
+        if owner == upgraded {
+            world.command(owner, Command::Drain);
+            world.run_until(2000, "drained", |w| w.settled(B) || w.settled(C));
+            owner = if world.members[B].is_owner() { B } else { C };
+        }
+        world.kill(upgraded);
+        world.restart(upgraded);
+        world.run_until(3000, "the upgraded member is in sync", |w| w.settled(owner));
+        for _ in 0..5 {
+            entries += 1;
+            world.propose(owner, &entries.to_be_bytes());
+            world.run(10);
+        }
+        assert_eq!(world.members[upgraded].groups[0].mirror.len() as u64, entries);
+        // The pairs that are both upgraded speak the new format.
+        let formats: Vec<u8> = (0..3)
+            .flat_map(|i| world.members[i].node.status().peers)
+            .map(|p| p.speaks)
+            .collect();
+        let upgraded_pairs = formats.iter().filter(|v| **v == 3).count();
+        assert_eq!(
+            upgraded_pairs,
+            [0, 2, 6][[C, B, A]
+                .iter()
+                .position(|m| *m == upgraded)
+                .expect("one of them")]
+        );
+    }
+}
+
+#[test]
 fn the_same_id_twice_is_noticed() {
     let mut world = three();
     world.run(6000);
@@ -421,7 +506,7 @@ fn the_same_id_twice_is_noticed() {
         },
         body: cluster::message::Body::Rebalance,
     };
-    world.garbage(A, twin.encode());
+    world.garbage(A, twin.encode(cluster::message::VERSION));
     assert!(world.saw(A, |e| matches!(e, EventKind::Twin(MemberId(2)))));
     assert!(world.settled(A));
 }

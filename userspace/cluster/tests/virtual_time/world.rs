@@ -60,6 +60,9 @@ pub struct Member {
     pub events: Vec<Event>,
     pub raise_refused: Vec<RaiseItem>,
     pub restated: usize,
+    /// A snapshot is not armed until [`World::release`] says so.
+    pub slow_snapshot: bool,
+    held: Vec<u64>,
 }
 
 /// Group 0, of which the tests of hot standby speak.
@@ -270,6 +273,14 @@ impl World {
             });
         }
         self.settle(index);
+    }
+
+    /// All links come up anew.
+    pub fn relink(&mut self) {
+        for index in self.everybody() {
+            self.links(index, false);
+            self.links(index, true);
+        }
     }
 
     /// Member 2 starts over with another policy.
@@ -569,6 +580,15 @@ impl World {
         self.settle(index);
     }
 
+    /// Arms the snapshots that were held back.
+    pub fn release(&mut self, index: usize) {
+        self.members[index].slow_snapshot = false;
+        for token in std::mem::take(&mut self.members[index].held) {
+            self.arm(index, token);
+        }
+        self.settle(index);
+    }
+
     fn arm(&mut self, index: usize, token: u64) {
         self.members[index].node.handle(Input::Armed {
             now: self.now,
@@ -683,7 +703,11 @@ impl World {
                     let part = &mut member.groups[usize::from(group.0)];
                     part.mirror = mirror;
                     part.limits = limits.into_iter().collect();
-                    self.arm(index, token);
+                    if member.slow_snapshot {
+                        member.held.push(token);
+                    } else {
+                        self.arm(index, token);
+                    }
                 }
                 Output::Flip(flip) => {
                     let part = &mut member.groups[usize::from(flip.group.0)];
@@ -807,6 +831,8 @@ impl Member {
             events: Vec::new(),
             raise_refused: Vec::new(),
             restated: 0,
+            slow_snapshot: false,
+            held: Vec::new(),
         }
     }
 }
