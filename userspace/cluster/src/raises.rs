@@ -112,6 +112,13 @@ impl Raises {
             .collect()
     }
 
+    /// This member did not run for a while: nobody has owed anything for longer than from now on.
+    pub fn restart_clocks(&mut self, now: Instant) {
+        for open in self.open.values_mut() {
+            open.since = now;
+        }
+    }
+
     /// Nobody is left to ask: all open items.
     pub fn take_all(&mut self) -> Vec<RaiseItem> {
         std::mem::take(&mut self.open)

@@ -268,6 +268,9 @@ impl Group {
         if let Phase::Owner(owner) = &mut self.phase {
             owner.reconfirm = Some(first);
             owner.awake_since = now;
+            // Acknowledgements may wait in the sockets, or word of a member that took over: nobody is late yet.
+            owner.owing.values_mut().for_each(|since| *since = now);
+            owner.raises.restart_clocks(now);
         }
         self.ask_whether_still_owner(s, now);
     }

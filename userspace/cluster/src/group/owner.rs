@@ -45,7 +45,7 @@ pub(crate) struct Owner {
     pub reconfirm: Option<u64>,
     pub awake_since: Instant,
     /// Since when each in-sync standby owes an acknowledgement of the journal.
-    owing: BTreeMap<SetMember, Instant>,
+    pub(super) owing: BTreeMap<SetMember, Instant>,
 }
 
 impl Owner {
