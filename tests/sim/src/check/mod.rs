@@ -232,10 +232,12 @@ impl Watch {
                     self.handovers += u64::from(*planned);
                 }
             }
+            EventKind::Excluded { member, .. } => self.truth.excluded(now, group, *member),
             EventKind::InSync(set) => {
                 if set.len() > 1 {
                     self.survivor.known(me, group);
                 }
+                self.truth.in_sync(group, set);
                 self.liveness.in_sync(me, group, set);
             }
             _ => {}

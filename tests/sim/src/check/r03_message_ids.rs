@@ -7,8 +7,10 @@ use std::collections::HashMap;
 
 #[derive(Default)]
 pub(super) struct MessageIds {
-    /// By SPIs and role: the highest Message ID, the digest of its message, when it was first sent.
-    highest: HashMap<(u64, u64, bool), (u32, u64)>,
+    /// By SPIs and role: the highest Message ID.
+    highest: HashMap<(u64, u64, bool), u32>,
+    /// Digest of every request. One that an old owner sends again late is no harm: the octets are the same.
+    sent: HashMap<(u64, u64, bool, u32), u64>,
 }
 
 /// The fixed header (RFC 7296 3.1): SPIs, exchange, is it the original initiator's, is it a response, Message ID.
@@ -48,16 +50,20 @@ impl MessageIds {
             return Ok(());
         }
         let body = digest(bytes);
-        let key = (spi_i, spi_r, initiator);
-        let before = self.highest.insert(key, (id, body));
+        let before = self.sent.insert((spi_i, spi_r, initiator, id), body);
+        let highest = self.highest.entry((spi_i, spi_r, initiator)).or_insert(id);
+        let was = *highest;
+        *highest = was.max(id);
         // A pair that was split may have forked its Message IDs (docs/SYNCH-CHANNEL.md).
-        let forked = group.is_some_and(|group| truth.was_split(group));
+        if group.is_some_and(|group| truth.was_split(group)) {
+            return Ok(());
+        }
         match before {
-            Some((highest, _)) if id < highest && !forked => Err(format!(
-                "member {me} sent request {id} of IKE SA {spi_i:016x}/{spi_r:016x} after {highest}"
-            )),
-            Some((highest, other)) if id == highest && body != other && !forked => Err(format!(
+            Some(other) if other != body => Err(format!(
                 "member {me} sent other octets as request {id} of IKE SA {spi_i:016x}/{spi_r:016x}"
+            )),
+            None if id < was => Err(format!(
+                "member {me} sent a new request {id} of IKE SA {spi_i:016x}/{spi_r:016x} after {was}"
             )),
             _ => Ok(()),
         }

@@ -35,6 +35,8 @@ pub struct Truth {
     trouble: Vec<(Instant, Option<Instant>)>,
     splits: Vec<Split>,
     fresh: BTreeMap<GroupId, Instant>,
+    /// Members that an owner went on without, and when.
+    excluded: BTreeMap<(GroupId, MemberId), Instant>,
 }
 
 /// A claim that stems from a cut comes this long after its end at the latest.
@@ -52,6 +54,7 @@ impl Truth {
             trouble: Vec::new(),
             splits: Vec::new(),
             fresh: BTreeMap::new(),
+            excluded: BTreeMap::new(),
         }
     }
 
@@ -129,6 +132,20 @@ impl Truth {
         self.fresh.get(&group).is_some_and(|fresh| *fresh >= at)
     }
 
+    /// An owner goes on without this member. If that one does not hear of it, it may take over what it does not know all of.
+    pub fn excluded(&mut self, now: Instant, group: GroupId, member: MemberId) {
+        self.excluded.entry((group, member)).or_insert(now);
+        self.update(now);
+    }
+
+    /// These are in sync.
+    pub fn in_sync(&mut self, group: GroupId, set: &BTreeSet<cluster::SetMember>) {
+        if set.len() > 1 {
+            self.excluded
+                .retain(|(g, m), _| *g != group || !set.iter().any(|s| s.member == *m));
+        }
+    }
+
     /// Whether a life has ended.
     pub fn is_dead(&self, member: MemberId, life: u64) -> bool {
         self.lives.get(&member) != Some(&life)
@@ -187,8 +204,9 @@ impl Truth {
 
     /// Whether the pair is split now, and since when what led to it goes on.
     ///
-    /// Two ways lead there: both run and cannot hear each other; or one slept while the other took over, and wakes up when that one
-    /// sleeps in turn or is dead: nobody is there to tell it.
+    /// Three ways lead there: both run and cannot hear each other; one slept while the other took over, and wakes up when that one
+    /// sleeps in turn or is dead, so that nobody is there to tell it; or one went on without the other, which slept, and sleeps or is
+    /// dead when that one wakes up and takes over.
     fn cause(&self, now: Instant, group: GroupId) -> Option<Instant> {
         let claims: Vec<(MemberId, &Claim)> = self
             .claims
@@ -206,6 +224,9 @@ impl Truth {
         } else {
             (b, a)
         };
+        if let Some(at) = self.excluded.get(&(group, newer)) {
+            return Some(*at);
+        }
         if !self.awake.contains(&stale) {
             return None;
         }
