@@ -135,7 +135,7 @@ impl Setup {
     /// What the checkers must know.
     pub fn facts(&self, noise_only: bool) -> Facts {
         Facts {
-            may_split: self.engine == Engine::Pair && self.solo == Solo::Continue,
+            pair: (self.engine == Engine::Pair).then_some(self.solo == Solo::Continue),
             layout: Layout::new(self.groups),
             address: ADDRESS,
             noise_only,

@@ -44,8 +44,9 @@ pub struct Violation {
 /// What a run is, as far as rules depend on it.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
-    /// The embedded pair engine with `solo = "continue"`: a split keeps only what docs/SYNCH-CHANNEL.md says.
-    pub may_split: bool,
+    /// The embedded pair engine, and whether its owner goes on alone (`solo = "continue"`): a split keeps only what
+    /// docs/SYNCH-CHANNEL.md says.
+    pub pair: Option<bool>,
     /// The cut of the segments.
     pub layout: Layout,
     /// The cluster's outside address.
@@ -90,7 +91,7 @@ impl Watch {
         Self {
             facts,
             violations: Vec::new(),
-            truth: Truth::new(facts.may_split),
+            truth: Truth::new(facts.pair),
             traffic: Default::default(),
             liveness: Default::default(),
             survivor: Default::default(),

@@ -24,7 +24,8 @@ struct Split {
 
 /// What really was.
 pub struct Truth {
-    may_split: bool,
+    /// A pair of the embedded engine, and whether its owner goes on alone.
+    pair: Option<bool>,
     claims: BTreeMap<(GroupId, MemberId), Claim>,
     /// Members whose agent runs.
     awake: BTreeSet<MemberId>,
@@ -43,10 +44,10 @@ pub struct Truth {
 const AFTERMATH_MS: u64 = 2000;
 
 impl Truth {
-    /// Nobody is there. `may_split`: two halves may both serve.
-    pub fn new(may_split: bool) -> Self {
+    /// Nobody is there. `pair`: of the embedded engine, and whether its owner goes on alone.
+    pub fn new(pair: Option<bool>) -> Self {
         Self {
-            may_split,
+            pair,
             claims: BTreeMap::new(),
             awake: BTreeSet::new(),
             asleep: BTreeMap::new(),
@@ -180,12 +181,10 @@ impl Truth {
     }
 
     fn update(&mut self, now: Instant) {
-        if !self.may_split {
-            return;
-        }
+        let Some(goes_on) = self.pair else { return };
         let groups: BTreeSet<GroupId> = self.claims.keys().map(|(group, _)| *group).collect();
         for group in groups {
-            let cause = self.cause(now, group);
+            let cause = self.cause(now, group, goes_on);
             let open = self
                 .splits
                 .iter_mut()
@@ -207,7 +206,7 @@ impl Truth {
     /// Three ways lead there: both run and cannot hear each other; one slept while the other took over, and wakes up when that one
     /// sleeps in turn or is dead, so that nobody is there to tell it; or one went on without the other, which slept, and sleeps or is
     /// dead when that one wakes up and takes over.
-    fn cause(&self, now: Instant, group: GroupId) -> Option<Instant> {
+    fn cause(&self, now: Instant, group: GroupId, goes_on: bool) -> Option<Instant> {
         let claims: Vec<(MemberId, &Claim)> = self
             .claims
             .range((group, MemberId(0))..=(group, MemberId(u8::MAX)))
@@ -224,6 +223,12 @@ impl Truth {
         } else {
             (b, a)
         };
+        let dead = self.claims.get(&(group, newer)).map(|c| c.life) != self.lives.get(&newer).copied();
+        if !goes_on && !dead {
+            // Under `stop` an owner waits for its standby, unless that one comes back with nothing: what its last life did unheard,
+            // nobody knows.
+            return None;
+        }
         if let Some(at) = self.excluded.get(&(group, newer)) {
             return Some(*at);
         }

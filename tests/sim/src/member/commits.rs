@@ -6,43 +6,55 @@ use crate::sabotage::Sabotage;
 use ike::{Command, Output, Transmit};
 use model::{ChildSaChange, Epoch, EspSpi, GroupId};
 use sad::Context;
+use std::collections::BTreeSet;
 
 impl Member {
     pub(super) fn engine_output(&mut self, cx: &mut Cx<'_>, output: Output) {
         match output {
             Output::Commit(commit) => {
-                let about = commit.transmits.iter().filter_map(|t| t.ike_spi).collect();
-                let changes: Vec<EntryChange> = commit.changes.into_iter().map(EntryChange::from).collect();
-                let Some(group) = changes.first().map(|change| self.group_of_change(change)) else {
-                    for transmit in commit.transmits {
-                        self.transmit_in_order(cx, transmit);
-                    }
-                    return;
-                };
-                self.next_token += 1;
-                let token = self.next_token;
-                let entry = entry::encode(&changes);
-                let mut transmits = commit.transmits;
-                if self.sabotage == Some(Sabotage::SendBeforeCommit) {
-                    for transmit in transmits.drain(..) {
-                        self.transmit(cx, transmit);
+                let about: Vec<_> = commit.transmits.iter().filter_map(|t| t.ike_spi).collect();
+                // A commit may concern several groups (INITIAL_CONTACT): each has a journal of its own.
+                let mut parts: Vec<(GroupId, Vec<EntryChange>)> = Vec::new();
+                for change in commit.changes.into_iter().map(EntryChange::from) {
+                    let group = self.group_of_change(&change);
+                    match parts.iter_mut().find(|(g, _)| *g == group) {
+                        Some((_, changes)) => changes.push(change),
+                        None => parts.push((group, vec![change])),
                     }
                 }
-                self.pending.push_back(Pending {
-                    token,
-                    group,
-                    changes,
-                    transmits,
-                    about,
-                    alone: self.node.is_alone(group),
-                });
-                let now = cx.now;
-                self.node.handle(cluster::Input::Propose {
-                    now,
-                    group,
-                    token,
-                    entry,
-                });
+                let mut transmits = commit.transmits;
+                if parts.is_empty() || self.sabotage == Some(Sabotage::SendBeforeCommit) {
+                    for transmit in transmits.drain(..) {
+                        self.transmit_in_order(cx, transmit);
+                    }
+                }
+                let first = self.next_token + 1;
+                self.next_token += parts.len() as u64;
+                let siblings: BTreeSet<u64> = (first + 1..=self.next_token).collect();
+                for (token, (group, changes)) in (first..).zip(parts) {
+                    let entry = entry::encode(&changes);
+                    let main = token == first;
+                    self.pending.push_back(Pending {
+                        token,
+                        group,
+                        changes,
+                        transmits: if main { std::mem::take(&mut transmits) } else { Vec::new() },
+                        about: about.clone(),
+                        alone: self.node.is_alone(group),
+                        siblings: if main { siblings.clone() } else { BTreeSet::new() },
+                        done: false,
+                    });
+                    let now = cx.now;
+                    cx.trace.note(now, "propose", [u64::from(self.me.0), token], || {
+                        format!("member {}: proposal {token} of group {group}", self.me)
+                    });
+                    self.node.handle(cluster::Input::Propose {
+                        now,
+                        group,
+                        token,
+                        entry,
+                    });
+                }
             }
             Output::Transmit(transmit) => self.transmit_in_order(cx, transmit),
             Output::Event(event) => {
@@ -88,18 +100,18 @@ impl Member {
         let Some(at) = self.pending.iter().position(|p| p.token == token) else {
             return;
         };
-        let Some(pending) = self.pending.remove(at) else {
-            return;
-        };
-        let alone = pending.alone && self.node.is_alone(pending.group);
-        let epoch = self.of(pending.group).epoch;
-        let failed = self.apply(cx, pending.group, &pending.changes, epoch, alone);
-        let known = !self.node.is_alone(pending.group);
-        cx.watch
-            .effective(self.me, pending.group, &pending.changes, known);
-        for transmit in pending.transmits {
-            self.transmit(cx, transmit);
-        }
+        cx.trace.note(cx.now, "committed", [u64::from(self.me.0), token], || {
+            format!("member {}: proposal {token}", self.me)
+        });
+        let pending = &mut self.pending[at];
+        pending.done = true;
+        let (group, changes) = (pending.group, std::mem::take(&mut pending.changes));
+        let alone = pending.alone && self.node.is_alone(group);
+        let epoch = self.of(group).epoch;
+        let failed = self.apply(cx, group, &changes, epoch, alone);
+        let known = !self.node.is_alone(group);
+        cx.watch.effective(self.me, group, &changes, known);
+        self.settled(cx, token);
         for spi_in in failed {
             if self.engine.ike_spi_of_child(spi_in).is_some() {
                 self.engine_command(cx, Command::DeleteChild { spi_in });
@@ -107,8 +119,29 @@ impl Member {
         }
     }
 
-    pub(super) fn refused(&mut self, token: u64) {
+    /// A proposal is through: messages that waited for it, and for no other, go out.
+    fn settled(&mut self, cx: &mut Cx<'_>, token: u64) {
+        for pending in &mut self.pending {
+            pending.siblings.remove(&token);
+        }
+        while let Some(at) = self
+            .pending
+            .iter()
+            .position(|p| p.done && p.siblings.is_empty())
+        {
+            for transmit in self.pending.remove(at).map(|p| p.transmits).unwrap_or_default() {
+                self.transmit(cx, transmit);
+            }
+        }
+    }
+
+    pub(super) fn refused(&mut self, cx: &mut Cx<'_>, token: u64, why: &cluster::Refused) {
+        cx.trace.note(cx.now, "refused", [u64::from(self.me.0), token], || {
+            format!("member {}: proposal {token}: {why}", self.me)
+        });
         self.pending.retain(|p| p.token != token);
+        // Whoever owns that group now has it in its own hands.
+        self.settled(cx, token);
     }
 
     /// Changes take effect here. Returns the Child SAs whose change did not.

@@ -87,6 +87,10 @@ struct Pending {
     transmits: Vec<Transmit>,
     about: Vec<IkeSpi>,
     alone: bool,
+    /// Proposals of the same commit for other groups: its messages wait for all of them.
+    siblings: BTreeSet<u64>,
+    /// Its changes have taken effect.
+    done: bool,
 }
 
 /// Who owns a group, as the maps have it.
@@ -414,7 +418,11 @@ impl Member {
     pub fn frame(&mut self, cx: &mut Cx<'_>, inside: bool, octets: Vec<u8>, agent: bool) -> Option<Vec<u8>> {
         let mut datagram = None;
         match self.plane.run(cx.now, inside, octets) {
-            Outcome::Gone(_) => {}
+            Outcome::Gone(verdict) => {
+                cx.trace.note(cx.now, "dropped", [u64::from(self.me.0), verdict as u64], || {
+                    format!("member {}: {verdict:?}", self.me)
+                });
+            }
             Outcome::Stack(verdict, octets) => {
                 if verdict == maps_schema::verdict::Verdict::IkeToAgent {
                     datagram = Some(octets);

@@ -26,7 +26,7 @@ impl Member {
                 cx.effects.push(Effect::Datagram { to, link, bytes });
             }
             Output::Committed { token } => self.committed(cx, token),
-            Output::Refused { token, .. } => self.refused(token),
+            Output::Refused { token, why } => self.refused(cx, token, &why),
             Output::RaiseCommitted { group, items } => self.raise_committed(cx, group, &items),
             Output::RaiseRefused { items, .. } => self.raise_refused(cx, &items),
             Output::Apply {
