@@ -311,6 +311,9 @@ impl World {
                 break;
             }
         }
+        if !self.watch.violations.is_empty() {
+            self.tell_states();
+        }
         Ran {
             violations: self.watch.violations,
             digest: self.trace.digest,
@@ -320,6 +323,44 @@ impl World {
             packets: self.watch.traffic.packets,
             takeovers: self.watch.takeovers,
             handovers: self.watch.handovers,
+        }
+    }
+
+    /// What engines and databases hold in the end, for whoever looks into a failure.
+    fn tell_states(&mut self) {
+        let mut lines = Vec::new();
+        let hosts = self
+            .peers
+            .iter()
+            .map(|p| (format!("peer {}", p.number), &p.engine, &p.sad))
+            .chain(self.seats.iter().filter_map(|s| {
+                let m = s.member.as_ref()?;
+                Some((format!("member {} ({:?})", m.me, s.state), &m.engine, &m.sad))
+            }));
+        for (name, engine, sad) in hosts {
+            for sa in engine.status() {
+                let children: Vec<String> = sa
+                    .children
+                    .iter()
+                    .map(|c| format!("{}/{} {}", c.spi_in, c.spi_out, c.phase))
+                    .collect();
+                lines.push(format!(
+                    "{name}: IKE SA {} {} next {}/{} outstanding {}: {}",
+                    sa.spi,
+                    sa.phase,
+                    sa.next_send,
+                    sa.next_receive,
+                    sa.outstanding,
+                    children.join(", ")
+                ));
+            }
+            for e in sad.iter() {
+                let (spi, outbound) = (e.record.spi_in, e.outbound_in_use);
+                lines.push(format!("{name}: Child SA {spi}, outbound {outbound}, local {}", e.local_only));
+            }
+        }
+        for line in lines {
+            self.trace.note(self.now, "end", [0, 0], || line);
         }
     }
 
