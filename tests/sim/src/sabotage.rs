@@ -36,6 +36,10 @@ pub enum Sabotage {
     GarbageDrains,
     /// SPIs that unfinished exchanges had reserved stay reserved when another member takes over.
     ReservationsKept,
+    /// IKE messages come from the member's own address.
+    OwnAddress,
+    /// A connection of which a frame still waits for a raise is closed.
+    SlowRaiseKills,
     /// A standby that suspects the owner does nothing about it: the flip never reaches the maps.
     FlipLost,
 }

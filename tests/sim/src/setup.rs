@@ -104,9 +104,15 @@ impl Setup {
         let standby = rng.permille(300);
         let lease = rng.range(4, 64);
         let headroom = rng.range(1, 8);
-        let peers = (1..=rng.range(1, 2) as u8)
+        let mut peers: Vec<PeerKind> = (1..=rng.range(1, 2) as u8)
             .map(|number| PeerKind::draw(rng, number))
             .collect();
+        if engine == Engine::Pair {
+            // What the lost half of a split rekeyed is found out at the next rekey at the latest (docs/SIMULATION.md, open findings).
+            for peer in &mut peers {
+                peer.child_rekey.get_or_insert(Duration::from_secs(4));
+            }
+        }
         Self {
             members,
             engine,

@@ -1,6 +1,7 @@
 //! The checkers: they look at what leaves and enters, at owner words and at what is in the databases, and know nothing of how
 //! the code under test comes to it. One file for each requirement of docs/ARCHITECTURE.md's list.
 
+mod dead_man;
 mod liveness;
 mod mirror;
 mod r01_survivor;
@@ -126,10 +127,10 @@ impl Watch {
 
     /// A member sealed or opened an ESP packet.
     pub fn esp(&mut self, now: Instant, me: MemberId, life: u64, esp: &Esp, frame: &[u8]) {
-        let group = self
-            .facts
-            .layout
-            .group_of_slot(maps_schema::sad::spi_slot(esp.spi));
+        let found = dead_man::serves(now, me, &self.truth);
+        self.found("dead-man", now, found);
+        let layout = self.facts.layout;
+        let group = layout.group_of_slot(maps_schema::sad::spi_slot(esp.spi));
         if esp.opened {
             let found = self.replay.accepted(now, me, esp, group, &self.truth);
             self.found("R6", now, found);

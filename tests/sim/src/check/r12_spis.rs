@@ -12,6 +12,14 @@ pub(super) struct Spis {
 
 impl Spis {
     pub(super) fn drawn(&mut self, me: MemberId, life: u64, spi: Drawn, live: bool) -> Result<(), String> {
+        // Cut by owner: the member's number is part of each SPI.
+        let named = match spi {
+            Drawn::Esp(spi) => (spi.0 >> 20 & 0xf) as u8 + 1,
+            Drawn::Ike(spi) => (spi.0 >> 48) as u8,
+        };
+        if named != me.0 {
+            return Err(format!("{spi:?}, drawn by member {me}, names member {named}"));
+        }
         match spi {
             Drawn::Ike(spi) => match self.ike.insert(spi.0, me) {
                 Some(who) => Err(format!(

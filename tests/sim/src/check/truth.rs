@@ -81,7 +81,9 @@ impl Truth {
     /// An agent is dead.
     pub fn died(&mut self, now: Instant, member: MemberId) {
         self.lives.remove(&member);
-        self.awake.remove(&member);
+        if self.awake.remove(&member) {
+            self.asleep.insert(member, now);
+        }
         self.update(now);
     }
 
@@ -145,6 +147,14 @@ impl Truth {
             self.excluded
                 .retain(|(g, m), _| *g != group || !set.iter().any(|s| s.member == *m));
         }
+    }
+
+    /// Since when a member's agent does not run: it sleeps, or is dead while the programs of its host go on.
+    pub fn silent_since(&self, member: MemberId) -> Option<Instant> {
+        if self.awake.contains(&member) {
+            return None;
+        }
+        self.asleep.get(&member).copied()
     }
 
     /// Whether a life has ended.

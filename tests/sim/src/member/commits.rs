@@ -38,7 +38,11 @@ impl Member {
                         token,
                         group,
                         changes,
-                        transmits: if main { std::mem::take(&mut transmits) } else { Vec::new() },
+                        transmits: if main {
+                            std::mem::take(&mut transmits)
+                        } else {
+                            Vec::new()
+                        },
                         about: about.clone(),
                         alone: self.node.is_alone(group),
                         siblings: if main { siblings.clone() } else { BTreeSet::new() },
@@ -90,7 +94,10 @@ impl Member {
         }
     }
 
-    fn transmit(&mut self, cx: &mut Cx<'_>, transmit: Transmit) {
+    fn transmit(&mut self, cx: &mut Cx<'_>, mut transmit: Transmit) {
+        if self.sabotage == Some(Sabotage::OwnAddress) {
+            transmit.local.set_ip([192, 0, 2, 100 + self.me.0].into());
+        }
         cx.watch.ike_sent(cx.now, self.me, self.life, &transmit.bytes);
         cx.effects.push(Effect::Ike(transmit));
     }
@@ -100,9 +107,10 @@ impl Member {
         let Some(at) = self.pending.iter().position(|p| p.token == token) else {
             return;
         };
-        cx.trace.note(cx.now, "committed", [u64::from(self.me.0), token], || {
-            format!("member {}: proposal {token}", self.me)
-        });
+        cx.trace
+            .note(cx.now, "committed", [u64::from(self.me.0), token], || {
+                format!("member {}: proposal {token}", self.me)
+            });
         let pending = &mut self.pending[at];
         pending.done = true;
         let (group, changes) = (pending.group, std::mem::take(&mut pending.changes));
@@ -124,11 +132,7 @@ impl Member {
         for pending in &mut self.pending {
             pending.siblings.remove(&token);
         }
-        while let Some(at) = self
-            .pending
-            .iter()
-            .position(|p| p.done && p.siblings.is_empty())
-        {
+        while let Some(at) = self.pending.iter().position(|p| p.done && p.siblings.is_empty()) {
             for transmit in self.pending.remove(at).map(|p| p.transmits).unwrap_or_default() {
                 self.transmit(cx, transmit);
             }
@@ -136,9 +140,10 @@ impl Member {
     }
 
     pub(super) fn refused(&mut self, cx: &mut Cx<'_>, token: u64, why: &cluster::Refused) {
-        cx.trace.note(cx.now, "refused", [u64::from(self.me.0), token], || {
-            format!("member {}: proposal {token}: {why}", self.me)
-        });
+        cx.trace
+            .note(cx.now, "refused", [u64::from(self.me.0), token], || {
+                format!("member {}: proposal {token}: {why}", self.me)
+            });
         self.pending.retain(|p| p.token != token);
         // Whoever owns that group now has it in its own hands.
         self.settled(cx, token);

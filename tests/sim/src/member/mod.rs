@@ -290,6 +290,13 @@ impl Member {
         if !self.owns_any() {
             return;
         }
+        if self.sabotage == Some(Sabotage::SlowRaiseKills) {
+            for slot in self.slow.slots() {
+                if let Some(connection) = self.sad.by_slot(slot).map(|e| e.record.connection.clone()) {
+                    self.engine_command(cx, Command::Terminate { connection });
+                }
+            }
+        }
         self.sweep_waiting(cx);
         self.rekey_suspects(cx);
         self.redial(cx);
@@ -419,9 +426,10 @@ impl Member {
         let mut datagram = None;
         match self.plane.run(cx.now, inside, octets) {
             Outcome::Gone(verdict) => {
-                cx.trace.note(cx.now, "dropped", [u64::from(self.me.0), verdict as u64], || {
-                    format!("member {}: {verdict:?}", self.me)
-                });
+                cx.trace
+                    .note(cx.now, "dropped", [u64::from(self.me.0), verdict as u64], || {
+                        format!("member {}: {verdict:?}", self.me)
+                    });
             }
             Outcome::Stack(verdict, octets) => {
                 if verdict == maps_schema::verdict::Verdict::IkeToAgent {

@@ -30,6 +30,11 @@ impl Waiting {
         }
     }
 
+    /// Slots for which something waits.
+    pub(super) fn slots(&self) -> BTreeSet<u32> {
+        self.inbound.keys().chain(self.outbound.keys()).copied().collect()
+    }
+
     /// Another member serves these slots now.
     pub(super) fn clear(&mut self, gone: impl Fn(u32) -> bool) {
         self.inbound.retain(|slot, _| !gone(*slot));
@@ -57,14 +62,7 @@ impl Member {
 
     /// Looks at everything that waits: a raise may have been given up, or its SA is gone.
     pub(super) fn sweep_waiting(&mut self, cx: &mut Cx<'_>) {
-        let slots: BTreeSet<u32> = self
-            .slow
-            .inbound
-            .keys()
-            .chain(self.slow.outbound.keys())
-            .copied()
-            .collect();
-        for slot in slots {
+        for slot in self.slow.slots() {
             self.run_waiting(cx, slot);
         }
     }

@@ -33,6 +33,8 @@ pub struct Scenario {
     pub noise_only: bool,
     /// The synch traffic is judged (R5).
     pub judge_traffic: bool,
+    /// Of a fault that was found: seeds that showed it.
+    pub seeds: Option<&'static [u64]>,
 }
 
 const NO_FAULTS: Mix = Mix {
@@ -66,6 +68,7 @@ const PLAIN: Scenario = Scenario {
     adjust: as_drawn,
     noise_only: false,
     judge_traffic: false,
+    seeds: None,
 };
 
 fn calm_peers(setup: &mut Setup) {
@@ -82,21 +85,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "everything",
         about: "all kinds of faults in one run",
         weight: 30,
-        mix: Mix {
-            kill: 4,
-            pause: 4,
-            slow: 2,
-            cut: 3,
-            one_way: 2,
-            weather: 3,
-            peer_path: 2,
-            engine: 3,
-            operator: 3,
-            peer: 4,
-            attack: 6,
-            burst: 3,
-            synch_noise: 2,
-        },
+        mix: found::EVERYTHING,
         ..PLAIN
     },
     Scenario {
@@ -189,7 +178,14 @@ pub static SCENARIOS: &[Scenario] = &[
         judge_traffic: true,
         ..PLAIN
     },
-    found::NOTHING_YET,
+    Scenario {
+        name: "no-faults",
+        about: "nothing happens at all",
+        ..PLAIN
+    },
+    found::KEPT_RESERVATIONS,
+    found::LATE_AFTER_SLEEP,
+    found::DELETED_PREDECESSOR,
 ];
 
 impl Scenario {

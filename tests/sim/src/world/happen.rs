@@ -282,8 +282,19 @@ impl World {
                 p.command(cx, ike::Command::Terminate { connection });
             }),
             Fault::Replay => {
-                for (peer, octets) in self.captured.clone() {
-                    self.into_cluster(peer, octets, false);
+                // To every member: whoever is on that network may choose.
+                for (_, octets) in self.captured.clone() {
+                    for to in self.members() {
+                        let mut octets = octets.clone();
+                        frames::readdress(
+                            &mut octets,
+                            crate::plane::outside_mac(to),
+                            crate::plane::OUTSIDE_ROUTER,
+                        );
+                        let at = self.now + Duration::from_micros(self.rng.below(2000));
+                        let inside = false;
+                        self.put(at, What::Frame { to, inside, octets });
+                    }
                 }
             }
             Fault::Garbage => self.garbage(),

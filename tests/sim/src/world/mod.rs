@@ -356,7 +356,10 @@ impl World {
             }
             for e in sad.iter() {
                 let (spi, outbound) = (e.record.spi_in, e.outbound_in_use);
-                lines.push(format!("{name}: Child SA {spi}, outbound {outbound}, local {}", e.local_only));
+                lines.push(format!(
+                    "{name}: Child SA {spi}, outbound {outbound}, local {}",
+                    e.local_only
+                ));
             }
         }
         for line in lines {

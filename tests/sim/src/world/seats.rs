@@ -138,7 +138,11 @@ impl World {
     /// News of a connection. The end of an old one comes before the beginning of a new one, and is heard once.
     fn take_link(&mut self, member: u8, peer: u8, link: Link, connection: u64, up: bool) {
         let known = self.seat(member).links.get(&(peer, link)).copied();
-        let lost = if up { known.is_some() } else { known == Some(connection) };
+        let lost = if up {
+            known.is_some()
+        } else {
+            known == Some(connection)
+        };
         if lost {
             self.seat(member).links.remove(&(peer, link));
             self.step(member, |m, cx| m.link(cx, MemberId(peer), link, false));
