@@ -38,7 +38,7 @@ pub enum Sabotage {
     ReservationsKept,
     /// IKE messages come from the member's own address.
     OwnAddress,
-    /// A connection of which a frame still waits for a raise is closed.
+    /// A connection of which some frames wait for a raise is closed.
     SlowRaiseKills,
     /// A standby that suspects the owner does nothing about it: the flip never reaches the maps.
     FlipLost,

@@ -78,6 +78,8 @@ pub struct Setup {
     pub limits: InitialLimits,
     /// See [`MemberConfig::step_max`].
     pub step_max: u64,
+    /// Questions to the ownership engine may be carried out after the member has given them up.
+    pub late_writes: bool,
     /// Peers.
     pub peers: Vec<PeerKind>,
     /// Key of the steering hash.
@@ -133,6 +135,7 @@ impl Setup {
                 headroom,
             },
             step_max: rng.range(8, 256),
+            late_writes: false,
             peers,
             steer_key: [rng.next(), rng.next()],
         }

@@ -11,7 +11,7 @@ const CASES: &[(Sabotage, &[&str], &str, u64)] = &[
     (Sabotage::RaiseUnconfirmed, &["R4", "R6"], "cuts", 400),
     (Sabotage::CeilingIgnored, &["R6"], "kills", 200),
     (Sabotage::ValidityIgnored, &["dead-man"], "pauses", 60),
-    (Sabotage::SendBeforeCommit, &["R3", "R8"], "kills", 100),
+    (Sabotage::SendBeforeCommit, &["R3", "R8"], "everything", 200),
     (Sabotage::EpochNotRaised, &["R4"], "kills", 60),
     (Sabotage::EpochNotRaised, &["R8"], "kills", 60),
     (Sabotage::StaleSnapshot, &["R1"], "kills", 60),

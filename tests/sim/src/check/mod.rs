@@ -127,10 +127,13 @@ impl Watch {
 
     /// A member sealed or opened an ESP packet.
     pub fn esp(&mut self, now: Instant, me: MemberId, life: u64, esp: &Esp, frame: &[u8]) {
-        let found = dead_man::serves(now, me, &self.truth);
-        self.found("dead-man", now, found);
         let layout = self.facts.layout;
         let group = layout.group_of_slot(maps_schema::sad::spi_slot(esp.spi));
+        // The old owner in a planned handover serves up to its ceiling, by no clock.
+        if self.truth.claims(group, me) {
+            let found = dead_man::serves(now, me, &self.truth);
+            self.found("dead-man", now, found);
+        }
         if esp.opened {
             let found = self.replay.accepted(now, me, esp, group, &self.truth);
             self.found("R6", now, found);
@@ -229,6 +232,7 @@ impl Watch {
                 self.survivor.claimed(me, group, *from);
                 if from.0 == 0 {
                     self.truth.fresh(now, group);
+                    self.survivor.fresh(group);
                 } else {
                     self.takeovers += 1;
                     self.handovers += u64::from(*planned);

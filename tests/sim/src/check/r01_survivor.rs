@@ -71,6 +71,11 @@ impl Survivor {
         self.from.insert((group, me), from);
     }
 
+    /// A group begins with nothing.
+    pub(super) fn fresh(&mut self, group: GroupId) {
+        self.effective.retain(|(g, _), _| *g != group);
+    }
+
     pub(super) fn forget(&mut self, me: MemberId, group: GroupId) {
         self.effective.remove(&(group, me));
         self.removed.remove(&(group, me));

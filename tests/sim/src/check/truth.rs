@@ -36,6 +36,8 @@ pub struct Truth {
     trouble: Vec<(Instant, Option<Instant>)>,
     splits: Vec<Split>,
     fresh: BTreeMap<GroupId, Instant>,
+    /// Highest epoch of each group in which a life served that has ended since.
+    ghosts: BTreeMap<GroupId, EpochId>,
     /// Members that an owner went on without, and when.
     excluded: BTreeMap<(GroupId, MemberId), Instant>,
 }
@@ -56,12 +58,17 @@ impl Truth {
             splits: Vec::new(),
             fresh: BTreeMap::new(),
             excluded: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
         }
     }
 
     /// An agent starts.
     pub fn started(&mut self, now: Instant, member: MemberId, life: u64) {
         self.lives.insert(member, life);
+        for ((group, _), claim) in self.claims.iter().filter(|((_, m), _)| *m == member) {
+            let ghost = self.ghosts.entry(*group).or_insert(claim.epoch);
+            *ghost = claim.epoch.max(*ghost);
+        }
         self.claims.retain(|(_, m), _| *m != member);
         self.awake.insert(member);
         self.update(now);
@@ -111,6 +118,15 @@ impl Truth {
     pub fn flipped(&mut self, now: Instant, me: MemberId, life: u64, flip: &Flip) {
         let key = (flip.group, me);
         if flip.epoch.owner == me {
+            let known = self.claims.get(&key).is_some_and(|c| c.epoch == flip.epoch);
+            if let Some(from) = self
+                .excluded
+                .remove(&key)
+                .filter(|_| self.pair.is_some() && !known)
+            {
+                // It takes over from an owner that had gone on without it, unheard, and is not there any more.
+                self.split_between(flip.group, from, now);
+            }
             self.claims.insert(
                 key,
                 Claim {
@@ -147,6 +163,11 @@ impl Truth {
             self.excluded
                 .retain(|(g, m), _| *g != group || !set.iter().any(|s| s.member == *m));
         }
+    }
+
+    /// Whether the member names itself owner.
+    pub fn claims(&self, group: GroupId, member: MemberId) -> bool {
+        self.claims.contains_key(&(group, member))
     }
 
     /// Since when a member's agent does not run: it sleeps, or is dead while the programs of its host go on.
@@ -190,8 +211,33 @@ impl Truth {
         self.splits.iter().any(|s| s.group == group)
     }
 
+    fn split_between(&mut self, group: GroupId, from: Instant, to: Instant) {
+        self.splits.push(Split {
+            group,
+            from,
+            to: Some(to),
+        });
+    }
+
     fn update(&mut self, now: Instant) {
         let Some(goes_on) = self.pair else { return };
+        // One that slept, or was cut off, goes on from where it was; what a life that has ended did after it, it cannot know.
+        let overtaken: Vec<(GroupId, MemberId)> = self
+            .claims
+            .iter()
+            .filter(|((group, m), claim)| {
+                self.awake.contains(m) && self.ghosts.get(group).is_some_and(|ghost| claim.epoch < *ghost)
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        for (group, member) in overtaken {
+            self.ghosts.remove(&group);
+            let slept = self.asleep.get(&member).copied();
+            let cut = self.trouble.last().map(|(from, _)| *from);
+            if let Some(from) = slept.into_iter().chain(cut).min() {
+                self.split_between(group, from, now);
+            }
+        }
         let groups: BTreeSet<GroupId> = self.claims.keys().map(|(group, _)| *group).collect();
         for group in groups {
             let cause = self.cause(now, group, goes_on);

@@ -23,9 +23,14 @@ impl Member {
                     }
                 }
                 let mut transmits = commit.transmits;
-                if parts.is_empty() || self.sabotage == Some(Sabotage::SendBeforeCommit) {
+                let early = self.sabotage == Some(Sabotage::SendBeforeCommit);
+                if parts.is_empty() || early {
                     for transmit in transmits.drain(..) {
-                        self.transmit_in_order(cx, transmit);
+                        if early {
+                            self.transmit(cx, transmit);
+                        } else {
+                            self.transmit_in_order(cx, transmit);
+                        }
                     }
                 }
                 let first = self.next_token + 1;

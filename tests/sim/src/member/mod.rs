@@ -290,13 +290,6 @@ impl Member {
         if !self.owns_any() {
             return;
         }
-        if self.sabotage == Some(Sabotage::SlowRaiseKills) {
-            for slot in self.slow.slots() {
-                if let Some(connection) = self.sad.by_slot(slot).map(|e| e.record.connection.clone()) {
-                    self.engine_command(cx, Command::Terminate { connection });
-                }
-            }
-        }
         self.sweep_waiting(cx);
         self.rekey_suspects(cx);
         self.redial(cx);

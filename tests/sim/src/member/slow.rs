@@ -2,6 +2,7 @@
 
 use super::{Cx, Member};
 use crate::plane::Slow;
+use crate::sabotage::Sabotage;
 use maps_schema::event::{SLOW_ABOVE_CEILING, SLOW_HELD, SLOW_NO_LEASE};
 use sad::Direction;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -49,6 +50,12 @@ impl Member {
         match frame.kind {
             SLOW_ABOVE_CEILING => {
                 self.slow.put(true, frame);
+                let waiting = self.slow.inbound.get(&slot).map_or(0, VecDeque::len);
+                if self.sabotage == Some(Sabotage::SlowRaiseKills) && waiting > 3 {
+                    if let Some(connection) = self.sad.by_slot(slot).map(|e| e.record.connection.clone()) {
+                        self.engine_command(cx, ike::Command::Terminate { connection });
+                    }
+                }
                 self.run_waiting(cx, slot);
             }
             SLOW_HELD if self.slow.held.len() < HELD => self.slow.held.push_back(frame),

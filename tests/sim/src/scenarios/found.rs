@@ -2,6 +2,7 @@
 
 use super::{NO_FAULTS, PLAIN, Scenario};
 use crate::faults::Mix;
+use crate::setup::{Engine, Setup};
 
 /// What the scenario `everything` is made of.
 pub(super) const EVERYTHING: Mix = Mix {
@@ -35,7 +36,7 @@ pub(super) const KEPT_RESERVATIONS: Scenario = Scenario {
     name: "kept-reservations",
     about: "an SA lands in a slot that an old owner had reserved for an unfinished exchange",
     mix: PAUSES,
-    seeds: Some(&[1, 2, 3]),
+    seeds: Some(&[1, 2, 7, 17]),
     ..PLAIN
 };
 
@@ -44,6 +45,7 @@ pub(super) const KEPT_RESERVATIONS: Scenario = Scenario {
 pub(super) const LATE_AFTER_SLEEP: Scenario = Scenario {
     name: "late-after-sleep",
     about: "an owner wakes up with a commit that nobody has acknowledged",
+    engine: Some(Engine::Pair),
     mix: PAUSES,
     seeds: Some(&[1, 2, 3]),
     ..PLAIN
@@ -60,6 +62,51 @@ pub(super) const DELETED_PREDECESSOR: Scenario = Scenario {
         burst: 1,
         ..NO_FAULTS
     },
-    seeds: Some(&[1, 2, 3]),
+    seeds: Some(&[101]),
+    ..PLAIN
+};
+
+fn late_writes(setup: &mut Setup) {
+    setup.late_writes = true;
+}
+
+/// Open: a write that the owner gave up, and read back as not done, is done later. The key then holds an in-sync set that the owner
+/// neither takes over nor replaces ("was it edited?"), and nobody can join any more.
+pub(super) const LATE_WRITE: Scenario = Scenario {
+    name: "late-write",
+    about: "open: a write is carried out after the owner has given it up and read the key",
+    weight: 0,
+    engine: Some(Engine::Etcd),
+    mix: Mix {
+        engine: 6,
+        kill: 3,
+        pause: 2,
+        operator: 2,
+        attack: 2,
+        ..NO_FAULTS
+    },
+    adjust: late_writes,
+    ..PLAIN
+};
+
+fn no_lifetimes(setup: &mut Setup) {
+    for peer in &mut setup.peers {
+        peer.child_rekey = None;
+    }
+}
+
+/// Open: the lost half of a split rekeyed a Child SA with the peer. Message IDs of both halves happen to agree, so liveness checks find
+/// nothing, and until the next rekey all packets meet an unknown SPI.
+pub(super) const FORKED_CHILD: Scenario = Scenario {
+    name: "forked-child",
+    about: "open: what the lost half of a split rekeyed is not established anew",
+    weight: 0,
+    engine: Some(Engine::Pair),
+    mix: Mix {
+        cut: 6,
+        peer: 4,
+        ..NO_FAULTS
+    },
+    adjust: no_lifetimes,
     ..PLAIN
 };

@@ -186,6 +186,8 @@ pub static SCENARIOS: &[Scenario] = &[
     found::KEPT_RESERVATIONS,
     found::LATE_AFTER_SLEEP,
     found::DELETED_PREDECESSOR,
+    found::LATE_WRITE,
+    found::FORKED_CHILD,
 ];
 
 impl Scenario {

@@ -53,7 +53,13 @@ impl World {
             set.iter()
                 .any(|m| m.member == MemberId(member) && m.incarnation.0 == seat.life)
         });
-        if !steady || !named || self.watch.truth_troubled() {
+        // One that never heard that it is in sync does not claim (docs/SIMULATION.md, open findings).
+        let knows = seat.member.as_ref().is_some_and(|m| {
+            let status = m.node.status();
+            let role = status.groups.iter().find(|g| g.group == group).map(|g| g.role);
+            matches!(role, Some(Role::Active | Role::Standby))
+        });
+        if !steady || !named || !knows || self.watch.truth_troubled() {
             return false;
         }
         match self.setup.engine {

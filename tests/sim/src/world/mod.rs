@@ -277,6 +277,7 @@ impl World {
             rng: rng.fork(4),
             setup,
         };
+        world.etcd.late_writes = world.setup.late_writes;
         for member in 1..=world.setup.members {
             world.start(member);
         }
