@@ -334,7 +334,7 @@ impl Member {
             return;
         };
         let segment = crate::around::segment_of_name(self.steer_key, &connection);
-        if self.owns(self.layout.group_of(segment)) && self.initiates.contains(&connection) {
+        if self.serving.contains(&self.layout.group_of(segment)) && self.initiates.contains(&connection) {
             self.engine_command(cx, ike::Command::Initiate { connection });
         }
     }

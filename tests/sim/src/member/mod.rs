@@ -145,6 +145,8 @@ pub struct Member {
     /// Who owns what, as the maps have it.
     pub ownership: BTreeMap<GroupId, Ownership>,
     before: BTreeMap<GroupId, Ownership>,
+    /// Groups whose IKE SAs the engine has. A taker's words may name it before that: until then it must not initiate anything.
+    serving: BTreeSet<GroupId>,
     pending: VecDeque<Pending>,
     slow: slow::Waiting,
     suspects: BTreeMap<EspSpi, bool>,
@@ -208,6 +210,7 @@ impl Member {
             mirror: BTreeMap::new(),
             ownership: BTreeMap::new(),
             before: BTreeMap::new(),
+            serving: BTreeSet::new(),
             pending: VecDeque::new(),
             slow: slow::Waiting::default(),
             suspects: BTreeMap::new(),
@@ -301,7 +304,7 @@ impl Member {
             let segment = crate::around::segment_of_name(self.steer_key, &name);
             let phase = self.engine.connection_phase(&name);
             let (not_before, attempts) = self.redial.get(&name).copied().unwrap_or_default();
-            if !self.owns(self.layout.group_of(segment))
+            if !self.serving.contains(&self.layout.group_of(segment))
                 || !matches!(phase, ike::ConnectionPhase::Down | ike::ConnectionPhase::Partial)
                 || cx.now < not_before
             {
@@ -458,7 +461,7 @@ impl Member {
         let Some(segment) = crate::frames::segment_of(self.steer_key, &from.bytes) else {
             return;
         };
-        if !self.owns(self.layout.group_of(segment)) {
+        if !self.serving.contains(&self.layout.group_of(segment)) {
             return;
         }
         let now = cx.now;

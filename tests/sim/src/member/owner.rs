@@ -72,6 +72,7 @@ impl Member {
     /// This member serves now: the engine takes all mirrored IKE SAs and sends what is outstanding again.
     pub(super) fn resume_ike(&mut self, cx: &mut Cx<'_>, group: GroupId) {
         self.release_engine(group);
+        self.serving.insert(group);
         let mut lost = 0;
         let records: Vec<_> = self
             .mirror
@@ -120,6 +121,7 @@ impl Member {
     /// This member serves the group no more.
     pub(super) fn suspend_ike(&mut self, group: GroupId) {
         self.release_engine(group);
+        self.serving.remove(&group);
         let layout = self.layout;
         self.slow.clear(|slot| layout.group_of_slot(slot) == group);
         self.redial.clear();
