@@ -13,12 +13,12 @@ impl Rng {
     /// A stream of its own for a part of the world, so that a change in one part does not move all the others.
     pub fn fork(&self, label: u64) -> Self {
         let mut rng = Self(self.0 ^ label.wrapping_mul(0xd134_2543_de82_ef95));
-        rng.next();
+        rng.word();
         rng
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -28,7 +28,7 @@ impl Rng {
 
     /// A number below `n` (below 1 for 0).
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+        self.word() % n.max(1)
     }
 
     /// A number from `low` to `high`, both included.
@@ -49,7 +49,7 @@ impl Rng {
     /// Fills octets.
     pub fn fill(&mut self, out: &mut [u8]) {
         for chunk in out.chunks_mut(8) {
-            let octets = self.next().to_le_bytes();
+            let octets = self.word().to_le_bytes();
             chunk.copy_from_slice(&octets[..chunk.len()]);
         }
     }

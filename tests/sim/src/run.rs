@@ -5,7 +5,7 @@ use crate::rng::Rng;
 use crate::sabotage::Sabotage;
 use crate::scenarios::{SCENARIOS, Scenario};
 use crate::setup::{Engine, Setup};
-use crate::world::{Ran, World};
+use crate::world::{Ran, Ways, World};
 use model::Instant;
 
 /// What is asked for.
@@ -55,16 +55,13 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
         Some(schedule) => schedule(&setup, FAULTS_FROM),
         None => faults::draw(&mut rng, &setup, &scenario.mix, FAULTS_FROM, heal_at),
     };
-    let world = World::new(
-        seed,
-        setup.clone(),
-        schedule,
-        heal_at,
-        scenario.noise_only,
-        scenario.judge_traffic,
-        options.sabotage,
-        options.keep,
-    );
+    let ways = Ways {
+        noise_only: scenario.noise_only,
+        judge_traffic: scenario.judge_traffic,
+        sabotage: options.sabotage,
+        keep: options.keep,
+    };
+    let world = World::new(seed, setup.clone(), schedule, heal_at, ways);
     Outcome {
         seed,
         scenario: scenario.name,

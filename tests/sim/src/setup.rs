@@ -137,7 +137,7 @@ impl Setup {
             step_max: rng.range(8, 256),
             late_writes: false,
             peers,
-            steer_key: [rng.next(), rng.next()],
+            steer_key: [rng.word(), rng.word()],
         }
     }
 

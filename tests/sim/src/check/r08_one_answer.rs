@@ -7,10 +7,13 @@ use crate::rng::digest;
 use model::{GroupId, Instant, MemberId};
 use std::collections::HashMap;
 
+/// Digest, who sent it, in which life, and when.
+type Answer = (u64, MemberId, u64, Instant);
+
 #[derive(Default)]
 pub(super) struct Answers {
     /// By SPIs (of IKE_SA_INIT the initiator's alone), role and Message ID.
-    sent: HashMap<(u64, u64, bool, u32), (u64, MemberId, u64, Instant)>,
+    sent: HashMap<(u64, u64, bool, u32), Answer>,
 }
 
 impl Answers {

@@ -51,10 +51,11 @@ impl Member {
             SLOW_ABOVE_CEILING => {
                 self.slow.put(true, frame);
                 let waiting = self.slow.inbound.get(&slot).map_or(0, VecDeque::len);
-                if self.sabotage == Some(Sabotage::SlowRaiseKills) && waiting > 3 {
-                    if let Some(connection) = self.sad.by_slot(slot).map(|e| e.record.connection.clone()) {
-                        self.engine_command(cx, ike::Command::Terminate { connection });
-                    }
+                if self.sabotage == Some(Sabotage::SlowRaiseKills)
+                    && waiting > 3
+                    && let Some(connection) = self.sad.by_slot(slot).map(|e| e.record.connection.clone())
+                {
+                    self.engine_command(cx, ike::Command::Terminate { connection });
                 }
                 self.run_waiting(cx, slot);
             }

@@ -30,7 +30,7 @@ impl World {
                     transmit.remote,
                     &transmit.bytes,
                 );
-                self.to_peer(from, IpAddr::V4(*remote.ip()), octets);
+                self.send_to_peer(from, IpAddr::V4(*remote.ip()), octets);
             }
             Effect::Announce(group) => {
                 if self.watch.facts.layout.group_of(SegmentId(0)) == group {
@@ -99,7 +99,7 @@ impl World {
         }
         if mac == OUTSIDE_ROUTER {
             if let Some(address) = frames::destination(&octets) {
-                self.to_peer(from, IpAddr::V4(address.into()), octets);
+                self.send_to_peer(from, IpAddr::V4(address.into()), octets);
             }
             return;
         }
@@ -121,7 +121,7 @@ impl World {
         }
     }
 
-    fn to_peer(&mut self, from: u8, address: IpAddr, octets: Vec<u8>) {
+    fn send_to_peer(&mut self, from: u8, address: IpAddr, octets: Vec<u8>) {
         let peer = self
             .setup
             .peers
@@ -136,14 +136,14 @@ impl World {
     }
 
     /// A peer's frame reaches the cluster.
-    pub(super) fn from_peer(&mut self, peer: u8, octets: Vec<u8>) {
+    pub(super) fn receive_from_peer(&mut self, peer: u8, octets: Vec<u8>) {
         if frames::is_esp(&octets) {
             if self.captured.len() == REMEMBERED {
                 self.captured.pop_front();
             }
             self.captured.push_back((peer, octets.clone()));
         }
-        self.into_cluster(peer, octets, false);
+        self.enter_cluster(peer, octets, false);
     }
 
     /// The member at which something for the cluster's address arrives: whoever announced it last, or the one that an ECMP
@@ -160,7 +160,7 @@ impl World {
         up.get(at % up.len().max(1)).copied()
     }
 
-    pub(super) fn into_cluster(&mut self, flow: u8, mut octets: Vec<u8>, inside: bool) {
+    pub(super) fn enter_cluster(&mut self, flow: u8, mut octets: Vec<u8>, inside: bool) {
         let Some(to) = self.way_in(flow, inside) else {
             return;
         };

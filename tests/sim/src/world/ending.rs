@@ -191,6 +191,7 @@ impl World {
     }
 
     fn look_at_mirrors(&mut self, since: Instant) {
+        self.start_over();
         if self.now.since(since) < Duration::from_millis(600) {
             return;
         }

@@ -209,7 +209,7 @@ impl World {
         let packet = self.packet(peer, outbound);
         if outbound {
             let frame = packet.frame([0; 6], [0; 6]);
-            self.into_cluster(peer, frame, true);
+            self.enter_cluster(peer, frame, true);
         } else {
             self.peer_step(peer, |p, cx| p.send(cx, packet));
         }
@@ -332,7 +332,7 @@ impl World {
             let mut bytes = bytes;
             match self.rng.below(5) {
                 0 => bytes.truncate(self.rng.below(bytes.len() as u64) as usize),
-                1 => bytes[0] = self.rng.next() as u8,
+                1 => bytes[0] = self.rng.word() as u8,
                 2 => bytes.push(0),
                 3 => {
                     let len = self.rng.range(1, 200) as usize;

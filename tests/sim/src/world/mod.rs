@@ -199,6 +199,19 @@ pub struct World {
     judge_traffic: bool,
 }
 
+/// How a run is watched.
+#[derive(Clone, Copy, Debug)]
+pub struct Ways {
+    /// Nothing happens but noise on the synch network.
+    pub noise_only: bool,
+    /// The synch traffic is judged.
+    pub judge_traffic: bool,
+    /// A rule to break.
+    pub sabotage: Option<Sabotage>,
+    /// So many of the last events are kept in words.
+    pub keep: usize,
+}
+
 /// What a run came to.
 #[derive(Clone, Debug)]
 pub struct Ran {
@@ -222,16 +235,13 @@ pub struct Ran {
 
 impl World {
     /// A world that is about to begin.
-    pub fn new(
-        seed: u64,
-        setup: Setup,
-        schedule: Schedule,
-        heal_at: Instant,
-        noise_only: bool,
-        judge_traffic: bool,
-        sabotage: Option<Sabotage>,
-        keep: usize,
-    ) -> Self {
+    pub fn new(seed: u64, setup: Setup, schedule: Schedule, heal_at: Instant, ways: Ways) -> Self {
+        let Ways {
+            noise_only,
+            judge_traffic,
+            sabotage,
+            keep,
+        } = ways;
         let rng = Rng::new(seed);
         let now = Instant::from_millis(1000);
         let seats = (0..setup.members)
@@ -423,7 +433,7 @@ impl World {
         f(peer, &mut cx);
         for effect in effects {
             if let Effect::Frame { octets, .. } = effect {
-                self.from_peer(number, octets);
+                self.receive_from_peer(number, octets);
             }
         }
     }
