@@ -4,6 +4,7 @@ mod build;
 mod cargo_tools;
 mod demo;
 mod setup;
+mod sim;
 mod steps;
 mod svg;
 mod test;
@@ -43,6 +44,13 @@ enum Command {
     },
     /// Check the rules of the source tree: dependency direction, clocks, file lengths, SAFETY comments.
     Tidy,
+    /// Simulated clusters under random faults, one for each seed: `cargo xtask sim --seeds 1000`, `--seed 7` to see one again.
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Everything that has to pass: format, lints, tidy, unit, packet, model and interop tests, one real takeover.
     Test,
     /// The main job, live: a strongSwan peer keeps its tunnel while a member of the cluster is killed.
@@ -71,6 +79,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Verifier { json } => verifier::run(json).map(|()| true),
         Command::Run { config } => build::run_member(&config),
         Command::Tidy => tidy::run(),
+        Command::Sim { arguments } => sim::run(&arguments),
         Command::Test => test::run(),
         Command::Demo(options) => demo::run(&options),
         Command::LabClean => {

@@ -1,17 +1,15 @@
 //! The table's world in memory: `datapath::env::Env` without a kernel.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
-use datapath::aead::{Scratch, TEXT_MAX, aead_open, aead_seal};
+use datapath::aead::{Scratch, TEXT_MAX};
 use datapath::control;
 use datapath::env::{
     ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, HEAD_LEN,
-    OutboundCounters, Route, RouteQuery, Work, begin,
+    OutboundCounters, Route, RouteQuery, Work,
 };
-use datapath::esp::{inbound, outbound};
 use datapath::headers;
 use datapath::nd;
-use datapath::steer;
 use maps_schema::event::SLOW_FRAME_MAX;
 use maps_schema::sad::{
     FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
@@ -22,20 +20,18 @@ use maps_schema::verdict::Verdict;
 use zerocopy::FromBytes;
 
 use crate::case::{Action, Case, Observed, Program};
+use crate::in_memory::{HostFrame, run_inside, run_outside};
 use crate::world::*;
 
 /// Milliseconds that the clock shows.
 const NOW_MS: u64 = 5_000_000;
-/// Room before the frame.
-const HEADROOM: usize = 256;
 
 struct Host<'a> {
     world: &'a World,
     ifindex: u32,
     window: RefCell<InboundSaRuntime>,
     counters: OutboundCounters,
-    frame: RefCell<Vec<u8>>,
-    headroom: Cell<usize>,
+    frame: HostFrame,
     events: RefCell<Vec<(u32, u64)>>,
     slow: RefCell<Vec<(u32, Vec<u8>)>>,
     members: Vec<(u8, Member)>,
@@ -170,7 +166,7 @@ impl Env for Host<'_> {
         if self.frame_len() > SLOW_FRAME_MAX {
             return Err(Verdict::TooBig);
         }
-        self.slow.borrow_mut().push((kind, self.frame.borrow().clone()));
+        self.slow.borrow_mut().push((kind, self.frame.octets()));
         Ok(())
     }
 
@@ -179,23 +175,15 @@ impl Env for Host<'_> {
     }
 
     fn frame_len(&self) -> usize {
-        self.frame.borrow().len()
+        self.frame.frame_len()
     }
 
     fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize {
-        let frame = self.frame.borrow();
-        let len = frame.len().min(HEAD_LEN);
-        head[..len].copy_from_slice(&frame[..len]);
-        len
+        self.frame.load_head(head)
     }
 
     fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool {
-        let frame = self.frame.borrow();
-        let Some(from) = frame.get(offset..offset + len) else {
-            return false;
-        };
-        text[..len].copy_from_slice(from);
-        true
+        self.frame.load(offset, text, len)
     }
 
     fn sum(&self, text: &[u8; TEXT_MAX], len: usize) -> u16 {
@@ -203,58 +191,23 @@ impl Env for Host<'_> {
     }
 
     fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool {
-        let frame = self.frame.borrow();
-        let Some(from) = frame.get(offset..offset + 16) else {
-            return false;
-        };
-        out.copy_from_slice(from);
-        true
+        self.frame.load_16(offset, out)
     }
 
     fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool {
-        let mut frame = self.frame.borrow_mut();
-        let Some(to) = frame.get_mut(offset..offset + len) else {
-            return false;
-        };
-        to.copy_from_slice(&text[..len]);
-        true
+        self.frame.store(offset, text, len)
     }
 
     fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool {
-        let mut frame = self.frame.borrow_mut();
-        let Some(to) = frame.get_mut(offset..offset + N) else {
-            return false;
-        };
-        to.copy_from_slice(octets);
-        true
+        self.frame.write(offset, octets)
     }
 
     fn cut_head(&self, delta: i32) -> bool {
-        let mut frame = self.frame.borrow_mut();
-        if let Ok(cut) = usize::try_from(delta) {
-            if cut + 14 > frame.len() {
-                return false;
-            }
-            frame.drain(..cut);
-            self.headroom.set(self.headroom.get() + cut);
-            return true;
-        }
-        let more = delta.unsigned_abs() as usize;
-        if more > self.headroom.get() {
-            return false;
-        }
-        self.headroom.set(self.headroom.get() - more);
-        frame.splice(0..0, std::iter::repeat_n(0xaa, more));
-        true
+        self.frame.cut_head(delta)
     }
 
     fn truncate(&self, len: usize) -> bool {
-        let mut frame = self.frame.borrow_mut();
-        if len > frame.len() {
-            return false;
-        }
-        frame.truncate(len);
-        true
+        self.frame.truncate(len)
     }
 }
 
@@ -272,8 +225,7 @@ pub fn run(case: &Case) -> Observed {
         ifindex: case.ifindex,
         window: RefCell::new(case.world.window),
         counters,
-        frame: RefCell::new(case.frame.clone()),
-        headroom: Cell::new(HEADROOM),
+        frame: HostFrame::new(case.frame.clone()),
         events: RefCell::default(),
         slow: RefCell::default(),
         members: MEMBERS.to_vec(),
@@ -284,27 +236,11 @@ pub fn run(case: &Case) -> Observed {
     });
     let outcome = match case.program {
         Program::Steer | Program::EspIn => {
-            begin(&host, &mut area.work);
-            if steer::steer(&host, &mut area.work, case.program == Program::Steer)
-                && inbound::admit(&host, &mut area)
-            {
-                // SAFETY: two separate values.
-                let status = unsafe { aead_open(&case.world.key_in, &mut area.cipher) };
-                if inbound::accept(&host, &mut area, status) {
-                    inbound::forward(&host, &mut area);
-                }
-            }
+            run_outside(&host, &mut area, case.program == Program::Steer);
             None
         }
         Program::Inside | Program::EspOut => {
-            begin(&host, &mut area.work);
-            if outbound::choose(&host, &mut area.work, case.program == Program::Inside)
-                && outbound::admit(&host, &mut area)
-            {
-                // SAFETY: two separate values.
-                let status = unsafe { aead_seal(&case.world.key_out, &mut area.cipher) };
-                outbound::emit(&host, &mut area, status);
-            }
+            run_inside(&host, &mut area, case.program == Program::Inside);
             None
         }
         Program::SaCtl => {
@@ -336,7 +272,7 @@ pub fn run(case: &Case) -> Observed {
         verdict,
         target,
         action,
-        frame: host.frame.borrow().clone(),
+        frame: host.frame.octets(),
         window: *host.window.borrow(),
         counters: OutboundSaRuntime {
             seq: c.seq.get(),

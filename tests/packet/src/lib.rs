@@ -5,5 +5,6 @@ pub mod case;
 pub mod cases;
 pub mod frames;
 pub mod host;
+pub mod in_memory;
 pub mod kernel;
 pub mod world;

@@ -161,6 +161,28 @@ fn a_rekey_of_a_child_that_is_being_deleted_has_to_wait() {
 }
 
 #[test]
+fn an_sa_that_the_peer_replaced_and_we_delete_leaves_traffic_on_its_successor() {
+    let mut world = up(3);
+    let (a, b) = (world.spi_in(A), world.spi_in(B));
+    // a --->  SK {N(REKEY_SA), SA, Ni, TSi, TSr}   b answers and waits for the Delete of the old SA
+    world.command(A, Command::RekeyChild { spi_in: a });
+    world.step();
+    // b --->  SK {D}, before a has seen the answer: a's own Delete has nothing left to delete
+    world.command(B, Command::DeleteChild { spi_in: b });
+    world.settle();
+    world.assert_up(1);
+    for side in [A, B] {
+        let only = world.spi_in(side);
+        assert_eq!(
+            world.sides[side].outbound.get("c"),
+            Some(&only),
+            "side {side} sends on the new SA\n{}",
+            world.story()
+        );
+    }
+}
+
+#[test]
 fn children_are_deleted_by_either_side_and_by_both_at_once() {
     for who in [vec![A], vec![B], vec![A, B]] {
         let mut world = up(7);

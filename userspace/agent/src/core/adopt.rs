@@ -29,6 +29,7 @@ impl Core {
         group.adopting = waiting;
         group.adoption = Some((began, 0));
         group.withholding = false;
+        group.resumed = true;
         // Connections that are down are initiated at once.
         self.redial.clear();
         self.adopt_turn(began);

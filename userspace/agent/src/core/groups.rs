@@ -47,6 +47,9 @@ pub struct Group {
     pub evidence: HashSet<EspSpi>,
     /// The last takeover by this member.
     pub takeover: Option<TakeoverStatus>,
+    /// The engine serves the group: since the node said so, until it says otherwise. In a planned takeover the words name
+    /// this member before that.
+    pub resumed: bool,
     /// Mirrored IKE SAs that the engine has still to adopt.
     pub adopting: BTreeSet<IkeSpi>,
     /// When the adoption began, and how many IKE SAs could not be adopted.
@@ -65,6 +68,7 @@ impl Group {
             suspects: Suspects::default(),
             evidence: HashSet::new(),
             takeover: None,
+            resumed: false,
             adopting: BTreeSet::new(),
             adoption: None,
         }
@@ -120,6 +124,11 @@ impl Groups {
 
     pub fn owns(&self, id: GroupId) -> bool {
         self.get(id).ownership.owner == Some(self.me)
+    }
+
+    /// Whether the engine serves the segment.
+    pub fn serves_segment(&self, segment: SegmentId) -> bool {
+        self.owns_segment(segment) && self.of(segment).resumed
     }
 
     pub fn owns_segment(&self, segment: SegmentId) -> bool {

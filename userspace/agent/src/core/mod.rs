@@ -384,7 +384,7 @@ impl Core {
     /// IKE SAs are still being adopted, nobody can say whether it is up.
     fn initiates(&self, connection: &str) -> bool {
         let segment = around::segment_of_name(self.steer_key, connection);
-        self.groups.owns_segment(segment) && self.groups.iter().all(|g| g.adopting.is_empty())
+        self.groups.serves_segment(segment) && self.groups.iter().all(|g| g.adopting.is_empty())
     }
 
     /// Whether another member serves the connection: the peer initiated it there.

@@ -143,6 +143,7 @@ impl Core {
         self.snapshots.forget(id);
         let group = self.groups.get_mut(id);
         group.pending.clear();
+        group.resumed = false;
         group.adopting.clear();
         group.adoption = None;
         self.slow.clear_where(|slot| layout.group_of_slot(slot) == id);

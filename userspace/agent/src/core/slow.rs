@@ -245,7 +245,7 @@ impl Core {
         match crate::net::socket::classify(local.port(), bytes) {
             Datagram::Ike(message) => {
                 let segment = around::segment_of_message(self.steer_key, message);
-                if !segment.is_some_and(|segment| self.groups.owns_segment(segment)) {
+                if !segment.is_some_and(|segment| self.groups.serves_segment(segment)) {
                     // The programs pass it on to its owner; what got here in between, the peer repeats. It is never
                     // answered: one member at a time works on an IKE SA (RFC 6027 3.7).
                     self.slow.counts[7] += 1;

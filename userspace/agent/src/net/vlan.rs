@@ -1,4 +1,4 @@
-//! VLAN devices. Their frames meet the programs, tagged, on the device below them (ADR 4).
+//! VLAN devices. Their frames meet the programs, tagged, on the device below them (ADR 7).
 
 use std::io;
 use std::os::fd::AsRawFd;

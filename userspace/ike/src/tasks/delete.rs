@@ -29,6 +29,8 @@ pub(crate) fn start_child(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi)
 pub(crate) fn finish_child(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi) {
     if let Some(index) = sa.children.iter().position(|child| child.spi_in == spi_in) {
         let child = sa.children.remove(index);
+        // The peer may have replaced it meanwhile and waits for its own Delete of it, which has nothing to delete any more.
+        switch_successor(sa, ctx, spi_in);
         remove_child(sa, ctx, &child, "deleted");
     }
 }

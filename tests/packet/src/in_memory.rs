@@ -1,0 +1,151 @@
+//! What every host-side `datapath::env::Env` shares: a frame in memory, and the programs' stages in their order. The case tables
+//! and the simulation (tests/sim) run the same rules through it.
+
+use std::cell::{Cell, RefCell};
+
+use datapath::aead::{TEXT_MAX, aead_open, aead_seal};
+use datapath::env::{Area, Env, HEAD_LEN, begin};
+use datapath::esp::{inbound, outbound};
+use datapath::steer;
+
+/// Room before a frame, octets.
+pub const HEADROOM: usize = 256;
+
+/// A frame as the programs see it: the octets, and how much room is left before them.
+pub struct HostFrame {
+    octets: RefCell<Vec<u8>>,
+    headroom: Cell<usize>,
+}
+
+impl HostFrame {
+    /// A frame that has just arrived.
+    pub fn new(octets: Vec<u8>) -> Self {
+        Self {
+            octets: RefCell::new(octets),
+            headroom: Cell::new(HEADROOM),
+        }
+    }
+
+    /// The octets as they are now.
+    pub fn octets(&self) -> Vec<u8> {
+        self.octets.borrow().clone()
+    }
+
+    /// The octets, without a copy.
+    pub fn into_octets(self) -> Vec<u8> {
+        self.octets.into_inner()
+    }
+
+    /// [`Env::frame_len`].
+    pub fn frame_len(&self) -> usize {
+        self.octets.borrow().len()
+    }
+
+    /// [`Env::load_head`].
+    pub fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize {
+        let frame = self.octets.borrow();
+        let len = frame.len().min(HEAD_LEN);
+        head[..len].copy_from_slice(&frame[..len]);
+        len
+    }
+
+    /// [`Env::load`].
+    pub fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool {
+        let frame = self.octets.borrow();
+        let Some(from) = frame.get(offset..offset + len) else {
+            return false;
+        };
+        text[..len].copy_from_slice(from);
+        true
+    }
+
+    /// [`Env::load_16`].
+    pub fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool {
+        let frame = self.octets.borrow();
+        let Some(from) = frame.get(offset..offset + 16) else {
+            return false;
+        };
+        out.copy_from_slice(from);
+        true
+    }
+
+    /// [`Env::store`].
+    pub fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool {
+        let mut frame = self.octets.borrow_mut();
+        let Some(to) = frame.get_mut(offset..offset + len) else {
+            return false;
+        };
+        to.copy_from_slice(&text[..len]);
+        true
+    }
+
+    /// [`Env::write`].
+    pub fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool {
+        let mut frame = self.octets.borrow_mut();
+        let Some(to) = frame.get_mut(offset..offset + N) else {
+            return false;
+        };
+        to.copy_from_slice(octets);
+        true
+    }
+
+    /// [`Env::cut_head`].
+    pub fn cut_head(&self, delta: i32) -> bool {
+        let mut frame = self.octets.borrow_mut();
+        if let Ok(cut) = usize::try_from(delta) {
+            if cut + 14 > frame.len() {
+                return false;
+            }
+            frame.drain(..cut);
+            self.headroom.set(self.headroom.get() + cut);
+            return true;
+        }
+        let more = delta.unsigned_abs() as usize;
+        if more > self.headroom.get() {
+            return false;
+        }
+        self.headroom.set(self.headroom.get() - more);
+        frame.splice(0..0, std::iter::repeat_n(0xaa, more));
+        true
+    }
+
+    /// [`Env::truncate`].
+    pub fn truncate(&self, len: usize) -> bool {
+        let mut frame = self.octets.borrow_mut();
+        if len > frame.len() {
+            return false;
+        }
+        frame.truncate(len);
+        true
+    }
+}
+
+/// The programs `steer` (`may_move`) and `esp_in` on the outside interface: the outcome is in `area.work`.
+pub fn run_outside(env: &impl Env, area: &mut Area, may_move: bool) {
+    begin(env, &mut area.work);
+    if !steer::steer(env, &mut area.work, may_move) || !inbound::admit(env, area) {
+        return;
+    }
+    let Some(key) = env.key_in(area.work.cpu, area.work.index) else {
+        return;
+    };
+    // SAFETY: two separate values.
+    let status = unsafe { aead_open(key, &mut area.cipher) };
+    if inbound::accept(env, area, status) {
+        inbound::forward(env, area);
+    }
+}
+
+/// The programs `inside` (`may_move`) and `esp_out` on the inside interface.
+pub fn run_inside(env: &impl Env, area: &mut Area, may_move: bool) {
+    begin(env, &mut area.work);
+    if !outbound::choose(env, &mut area.work, may_move) || !outbound::admit(env, area) {
+        return;
+    }
+    let Some(key) = env.key_out(area.work.cpu, area.work.index) else {
+        return;
+    };
+    // SAFETY: two separate values.
+    let status = unsafe { aead_seal(key, &mut area.cipher) };
+    outbound::emit(env, area, status);
+}

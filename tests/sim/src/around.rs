@@ -1,0 +1,87 @@
+//! What an IKE engine may ask of its host, in the simulation.
+
+use crate::rng::Rng;
+use datapath::steer::first_message_segment;
+use ike::Surroundings;
+use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
+use sad::Sad;
+
+/// Borrowed for one input of the engine.
+pub struct Around<'a> {
+    /// SPIs and limits come from here.
+    pub sad: &'a mut Sad,
+    /// Randomness.
+    pub rng: &'a mut Rng,
+    /// This member.
+    pub member: MemberId,
+    /// Epoch of each segment; `None`: of the IVs is told nothing (a broken build).
+    pub epoch_of: &'a dyn Fn(SegmentId) -> Option<Epoch>,
+    /// Key of the hash that steers first messages.
+    pub steer_key: [u64; 2],
+    /// First limits of a new SA.
+    pub limits: InitialLimits,
+    /// SPIs that were drawn, for the checkers.
+    pub drawn: &'a mut Vec<Drawn>,
+}
+
+/// An SPI that was given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drawn {
+    /// Of ESP.
+    Esp(EspSpi),
+    /// Of IKE.
+    Ike(IkeSpi),
+}
+
+/// Which segment a connection that we initiate belongs to, equal on all members.
+pub fn segment_of_name(steer_key: [u64; 2], name: &str) -> SegmentId {
+    SegmentId(first_message_segment(
+        steer_key,
+        crate::rng::digest(name.as_bytes()),
+    ))
+}
+
+impl Around<'_> {
+    fn spi_in(&mut self, segment: SegmentId) -> IkeSpi {
+        let mut octets = [0; 8];
+        self.rng.fill(&mut octets);
+        octets[0] = segment.0;
+        octets[1] = self.member.0;
+        let spi = IkeSpi(u64::from_be_bytes(octets));
+        self.drawn.push(Drawn::Ike(spi));
+        spi
+    }
+}
+
+impl Surroundings for Around<'_> {
+    fn random(&mut self, out: &mut [u8]) {
+        self.rng.fill(out);
+    }
+    fn ike_spi(&mut self, peer: Option<IkeSpi>, connection: &str) -> IkeSpi {
+        let segment = match peer {
+            Some(peer) => SegmentId(first_message_segment(self.steer_key, peer.0)),
+            None => segment_of_name(self.steer_key, connection),
+        };
+        self.spi_in(segment)
+    }
+    fn successor_ike_spi(&mut self, old: IkeSpi) -> IkeSpi {
+        self.spi_in(old.segment())
+    }
+    fn esp_spi(&mut self, ike_spi: IkeSpi) -> Option<EspSpi> {
+        let spi = self.sad.reserve_spi(ike_spi.segment())?;
+        self.drawn.push(Drawn::Esp(spi));
+        Some(spi)
+    }
+    fn release_esp_spi(&mut self, spi: EspSpi) {
+        self.sad.release_spi(spi);
+    }
+    fn initial_limits(&mut self) -> InitialLimits {
+        self.limits
+    }
+    fn iv_prefix(&self, ike_spi: IkeSpi) -> (MemberId, Epoch) {
+        match (self.epoch_of)(ike_spi.segment()) {
+            Some(epoch) => (self.member, epoch),
+            None => (MemberId(0), Epoch(0)),
+        }
+    }
+}

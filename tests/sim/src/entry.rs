@@ -1,0 +1,60 @@
+//! Journal entries and snapshots of the simulated agent: what `userspace/agent` encodes, in the simulation's own form.
+
+use ike::{Change, IkeSaChange};
+use model::{ChildSaChange, EspSpi, IkeSpi, SecretBytes};
+use sad::SnapshotSa;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A change in an entry.
+#[derive(Clone, Serialize, Deserialize)]
+pub enum EntryChange {
+    /// Record of an IKE SA.
+    IkePut(IkeSpi, SecretBytes),
+    /// An IKE SA is gone.
+    IkeRemove(IkeSpi),
+    /// Change of a Child SA.
+    Child(ChildSaChange),
+}
+
+/// All of a group.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Committed records of IKE SAs.
+    pub ike: BTreeMap<IkeSpi, SecretBytes>,
+    /// Child SAs with their limits.
+    pub children: Vec<SnapshotSa>,
+    /// Child SAs whose numbers a lost standby may have used.
+    pub suspects: Vec<EspSpi>,
+}
+
+impl From<Change> for EntryChange {
+    fn from(change: Change) -> Self {
+        match change {
+            Change::IkeSa(IkeSaChange::Put { spi, record }) => Self::IkePut(spi, record),
+            Change::IkeSa(IkeSaChange::Remove { spi }) => Self::IkeRemove(spi),
+            Change::ChildSa(change) => Self::Child(change),
+        }
+    }
+}
+
+/// Inbound SPI that a change is about.
+pub fn spi_of(change: &ChildSaChange) -> EspSpi {
+    match change {
+        ChildSaChange::Install { record, .. } => record.spi_in,
+        ChildSaChange::UseOutbound { spi_in }
+        | ChildSaChange::MovePeer { spi_in, .. }
+        | ChildSaChange::MoveIkeSa { spi_in, .. }
+        | ChildSaChange::Remove { spi_in } => *spi_in,
+    }
+}
+
+/// As octets.
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_extend(value, Vec::new()).expect("plain data always has a form")
+}
+
+/// From octets; `None` where they are damaged.
+pub fn decode<'a, T: Deserialize<'a>>(octets: &'a [u8]) -> Option<T> {
+    postcard::from_bytes(octets).ok()
+}

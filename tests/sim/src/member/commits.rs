@@ -1,0 +1,257 @@
+//! Commits of the engine: proposed, acknowledged, applied, sent. Nothing is sent before.
+
+use super::{Cx, Effect, Member, Pending};
+use crate::entry::{self, EntryChange};
+use crate::sabotage::Sabotage;
+use ike::{Command, Output, Transmit};
+use model::{ChildSaChange, Epoch, EspSpi, GroupId};
+use sad::Context;
+use std::collections::BTreeSet;
+
+impl Member {
+    pub(super) fn engine_output(&mut self, cx: &mut Cx<'_>, output: Output) {
+        match output {
+            Output::Commit(commit) => {
+                let about: Vec<_> = commit.transmits.iter().filter_map(|t| t.ike_spi).collect();
+                // A commit may concern several groups (INITIAL_CONTACT): each has a journal of its own.
+                let mut parts: Vec<(GroupId, Vec<EntryChange>)> = Vec::new();
+                for change in commit.changes.into_iter().map(EntryChange::from) {
+                    let group = self.group_of_change(&change);
+                    match parts.iter_mut().find(|(g, _)| *g == group) {
+                        Some((_, changes)) => changes.push(change),
+                        None => parts.push((group, vec![change])),
+                    }
+                }
+                let mut transmits = commit.transmits;
+                let early = self.sabotage == Some(Sabotage::SendBeforeCommit);
+                if parts.is_empty() || early {
+                    for transmit in transmits.drain(..) {
+                        if early {
+                            self.transmit(cx, transmit);
+                        } else {
+                            self.transmit_in_order(cx, transmit);
+                        }
+                    }
+                }
+                let first = self.next_token + 1;
+                self.next_token += parts.len() as u64;
+                let siblings: BTreeSet<u64> = (first + 1..=self.next_token).collect();
+                for (token, (group, changes)) in (first..).zip(parts) {
+                    let entry = entry::encode(&changes);
+                    let main = token == first;
+                    self.pending.push_back(Pending {
+                        token,
+                        group,
+                        changes,
+                        transmits: if main {
+                            std::mem::take(&mut transmits)
+                        } else {
+                            Vec::new()
+                        },
+                        about: about.clone(),
+                        alone: self.node.is_alone(group),
+                        siblings: if main { siblings.clone() } else { BTreeSet::new() },
+                        done: false,
+                    });
+                    let now = cx.now;
+                    cx.trace.note(now, "propose", [u64::from(self.me.0), token], || {
+                        format!("member {}: proposal {token} of group {group}", self.me)
+                    });
+                    self.node.handle(cluster::Input::Propose {
+                        now,
+                        group,
+                        token,
+                        entry,
+                    });
+                }
+            }
+            Output::Transmit(transmit) => self.transmit_in_order(cx, transmit),
+            Output::Event(event) => {
+                cx.trace
+                    .note(cx.now, "ike", [u64::from(self.me.0), event.kind as u64], || {
+                        format!("member {}: {event}", self.me)
+                    });
+                if event.kind == ike::EventKind::Established
+                    && let Some(connection) = &event.connection
+                {
+                    self.redial.remove(connection);
+                }
+                cx.watch.gateway_event(cx.now, self.me, &event);
+            }
+        }
+    }
+
+    fn group_of_change(&self, change: &EntryChange) -> GroupId {
+        match change {
+            EntryChange::IkePut(spi, _) | EntryChange::IkeRemove(spi) => self.group_of(*spi),
+            EntryChange::Child(change) => self.group_of_child(entry::spi_of(change)),
+        }
+    }
+
+    /// A message of an IKE SA never overtakes a commit of that IKE SA.
+    fn transmit_in_order(&mut self, cx: &mut Cx<'_>, transmit: Transmit) {
+        let behind = transmit
+            .ike_spi
+            .and_then(|spi| self.pending.iter_mut().rev().find(|p| p.about.contains(&spi)));
+        match behind {
+            Some(pending) => pending.transmits.push(transmit),
+            None => self.transmit(cx, transmit),
+        }
+    }
+
+    fn transmit(&mut self, cx: &mut Cx<'_>, mut transmit: Transmit) {
+        if self.sabotage == Some(Sabotage::OwnAddress) {
+            transmit.local.set_ip([192, 0, 2, 100 + self.me.0].into());
+        }
+        cx.watch.ike_sent(cx.now, self.me, self.life, &transmit.bytes);
+        cx.effects.push(Effect::Ike(transmit));
+    }
+
+    /// An entry was acknowledged: its changes take effect, then its messages go out.
+    pub(super) fn committed(&mut self, cx: &mut Cx<'_>, token: u64) {
+        let Some(at) = self.pending.iter().position(|p| p.token == token) else {
+            return;
+        };
+        cx.trace
+            .note(cx.now, "committed", [u64::from(self.me.0), token], || {
+                format!("member {}: proposal {token}", self.me)
+            });
+        let pending = &mut self.pending[at];
+        pending.done = true;
+        let (group, changes) = (pending.group, std::mem::take(&mut pending.changes));
+        let alone = pending.alone && self.node.is_alone(group);
+        let epoch = self.of(group).epoch;
+        let failed = self.apply(cx, group, &changes, epoch, alone);
+        let known = !self.node.is_alone(group);
+        cx.watch.effective(self.me, group, &changes, known);
+        self.settled(cx, token);
+        for spi_in in failed {
+            if self.engine.ike_spi_of_child(spi_in).is_some() {
+                self.engine_command(cx, Command::DeleteChild { spi_in });
+            }
+        }
+    }
+
+    /// A proposal is through: messages that waited for it, and for no other, go out.
+    fn settled(&mut self, cx: &mut Cx<'_>, token: u64) {
+        for pending in &mut self.pending {
+            pending.siblings.remove(&token);
+        }
+        while let Some(at) = self.pending.iter().position(|p| p.done && p.siblings.is_empty()) {
+            for transmit in self.pending.remove(at).map(|p| p.transmits).unwrap_or_default() {
+                self.transmit(cx, transmit);
+            }
+        }
+    }
+
+    pub(super) fn refused(&mut self, cx: &mut Cx<'_>, token: u64, why: &cluster::Refused) {
+        cx.trace
+            .note(cx.now, "refused", [u64::from(self.me.0), token], || {
+                format!("member {}: proposal {token}: {why}", self.me)
+            });
+        self.pending.retain(|p| p.token != token);
+        // Whoever owns that group now has it in its own hands.
+        self.settled(cx, token);
+    }
+
+    /// Changes take effect here. Returns the Child SAs whose change did not.
+    pub(super) fn apply(
+        &mut self,
+        cx: &mut Cx<'_>,
+        group: GroupId,
+        changes: &[EntryChange],
+        epoch: Epoch,
+        alone: bool,
+    ) -> Vec<EspSpi> {
+        let mut failed = Vec::new();
+        for change in changes {
+            if let EntryChange::Child(change) = change {
+                let context = Context {
+                    now: cx.now,
+                    epoch,
+                    alone,
+                };
+                if let Err(error) = self.apply_child(change, context) {
+                    let spi = entry::spi_of(change);
+                    cx.trace.note(cx.now, "unapplied", [u64::from(spi.0), 0], || {
+                        format!("member {}: SA {spi}: {error}", self.me)
+                    });
+                    failed.push(spi);
+                }
+            }
+        }
+        if failed.is_empty() || self.owns(group) {
+            for change in changes {
+                match change {
+                    EntryChange::IkePut(spi, record) => {
+                        let stale = self.sabotage == Some(Sabotage::StaleRecord) && !self.owns(group);
+                        if !(stale && self.mirror.contains_key(spi)) {
+                            self.mirror.insert(*spi, record.clone());
+                        }
+                    }
+                    EntryChange::IkeRemove(spi) => drop(self.mirror.remove(spi)),
+                    EntryChange::Child(_) => {}
+                }
+            }
+        }
+        failed
+    }
+
+    fn apply_child(&mut self, change: &ChildSaChange, context: Context) -> Result<(), sad::SadError> {
+        if let ChildSaChange::Remove { spi_in } = change {
+            self.suspects.remove(spi_in);
+            if self.sad.get(*spi_in).is_none() {
+                return Ok(());
+            }
+        }
+        let plan = self.sad.apply(change, context)?;
+        self.execute(&plan);
+        Ok(())
+    }
+
+    pub(super) fn execute(&mut self, plan: &sad::MapPlan) {
+        self.plane.execute(plan).expect("every slot is there");
+    }
+
+    /// Standby: an entry of the journal.
+    pub(super) fn apply_entry(
+        &mut self,
+        cx: &mut Cx<'_>,
+        group: GroupId,
+        token: u64,
+        epoch: Epoch,
+        octets: &[u8],
+    ) {
+        if self.withholding.contains(&group) {
+            return;
+        }
+        if self.sabotage == Some(Sabotage::ArmedUnapplied) {
+            return self.armed(cx, token);
+        }
+        let ok = match entry::decode::<Vec<EntryChange>>(octets) {
+            Some(changes) => {
+                let ok = self.apply(cx, group, &changes, epoch, false).is_empty();
+                cx.watch.mirrored(self.me, group, &changes);
+                ok
+            }
+            None => false,
+        };
+        if ok {
+            self.armed(cx, token);
+        } else {
+            // An acknowledgement covers every earlier position: none until a snapshot is installed.
+            self.withholding.insert(group);
+            cx.trace.note(cx.now, "withholds", [u64::from(self.me.0), 0], || {
+                format!("member {} acknowledges nothing more of group {group}", self.me)
+            });
+        }
+    }
+
+    pub(super) fn armed(&mut self, cx: &mut Cx<'_>, token: u64) {
+        self.node.handle(cluster::Input::Armed {
+            now: cx.now,
+            token,
+            unknown: Vec::new(),
+        });
+    }
+}

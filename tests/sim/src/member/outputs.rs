@@ -1,0 +1,182 @@
+//! What the node wants done.
+
+use super::{Cx, Effect, Member};
+use crate::entry;
+use crate::plane::{inside_mac, outside_mac};
+use crate::sabotage::Sabotage;
+use cluster::io::EventKind;
+use cluster::{Input, Output, Standing};
+
+impl Member {
+    pub(super) fn node_output(&mut self, cx: &mut Cx<'_>, output: Output) {
+        let now = cx.now;
+        match output {
+            Output::SendStream {
+                peer: to,
+                link,
+                bytes,
+            } => {
+                cx.effects.push(Effect::Stream { to, link, bytes });
+            }
+            Output::SendDatagram {
+                peer: to,
+                link,
+                bytes,
+            } => {
+                cx.effects.push(Effect::Datagram { to, link, bytes });
+            }
+            Output::Committed { token } => self.committed(cx, token),
+            Output::Refused { token, why } => self.refused(cx, token, &why),
+            Output::RaiseCommitted { group, items } => self.raise_committed(cx, group, &items),
+            Output::RaiseRefused { items, .. } => self.raise_refused(cx, &items),
+            Output::Apply {
+                group,
+                token,
+                epoch,
+                entry,
+                ..
+            } => self.apply_entry(cx, group, token, epoch.number, &entry),
+            Output::ApplyRaises {
+                token, epoch, items, ..
+            } => {
+                let mut unknown = Vec::new();
+                for item in &items {
+                    match self.raise_of(item, epoch.number) {
+                        Some(raise) if self.apply_newest(now, &raise) => {}
+                        _ => unknown.push(item.key()),
+                    }
+                }
+                self.node.handle(Input::Armed { now, token, unknown });
+            }
+            Output::ApplyReport { edges } => {
+                for (_, spi, edge) in edges {
+                    let plan = self.sad.report_edge(spi, edge);
+                    self.execute(&plan);
+                }
+            }
+            Output::CapLimits { group, token } => self.cap_limits(cx, group, token),
+            Output::VerifyCaps { group, token } => {
+                let caps = self.caps(group);
+                let items = caps.iter().filter_map(|raise| self.raise_item(raise)).collect();
+                self.node.handle(Input::CapsVerified { now, token, items });
+            }
+            Output::RestateLimits {
+                token, epoch, keys, ..
+            } => {
+                let items = self.restated(&keys, epoch.number.low16());
+                self.node.handle(Input::Restated { now, token, items });
+            }
+            Output::InstallSnapshot { group, token, bytes } => {
+                self.install_snapshot(cx, group, token, &bytes)
+            }
+            Output::Flip(flip) => {
+                if self.sabotage != Some(Sabotage::FlipLost) || flip.epoch.number.0 <= 1 {
+                    self.flip(cx, &flip);
+                }
+                self.armed(cx, flip.token);
+            }
+            Output::ExtendValidity { group, epoch, until } => {
+                let segments: Vec<_> = self.layout.segments(group).collect();
+                for segment in segments {
+                    self.plane.extend_validity(
+                        segment.0,
+                        epoch.owner.0,
+                        epoch.number.low16(),
+                        until.millis(),
+                    );
+                }
+            }
+            Output::Announce { group } => cx.effects.push(Effect::Announce(group)),
+            Output::ResumeIke { group } => self.resume_ike(cx, group),
+            Output::SuspendIke { group } => self.suspend_ike(group),
+            Output::DiscardFork { group } => {
+                self.suspend_ike(group);
+                self.forget(group);
+                cx.watch.discarded(now, self.me, group);
+            }
+            Output::CloseLegacy { group, token } => {
+                let bytes = self.final_windows(group);
+                self.node.handle(Input::FinalWindows { now, token, bytes });
+            }
+            Output::MergeWindows { token, bytes, .. } => {
+                self.merge_windows(cx, &bytes);
+                self.armed(cx, token);
+            }
+            Output::PeerFacts { peer, .. } => {
+                // The facts' encoding is the agent's business; here every member's addresses follow from its id.
+                let macs = maps_schema::steer::Member {
+                    outside_mac: outside_mac(peer.0),
+                    inside_mac: inside_mac(peer.0),
+                };
+                self.plane.set_member(peer.0, macs);
+            }
+            Output::Ownership { token, group, op } => cx.effects.push(Effect::Ownership { token, group, op }),
+            Output::Event(event) => self.node_event(cx, &event),
+        }
+    }
+
+    fn node_event(&mut self, cx: &mut Cx<'_>, event: &cluster::Event) {
+        cx.trace.note(cx.now, "node", [u64::from(self.me.0), 0], || {
+            format!(
+                "member {}: group {:?}: {:?}",
+                self.me,
+                event.group.map(|g| g.0),
+                event.kind
+            )
+        });
+        if let Some(group) = event.group {
+            match &event.kind {
+                EventKind::InSync(set) if set.len() > 1 && self.owns(group) => {
+                    self.suspects_begun.insert(group);
+                }
+                EventKind::Standing(Standing::AloneUnfenced) => self.suspect_shared(group),
+                _ => {}
+            }
+        }
+        cx.watch.node_event(cx.now, self.me, self.life, event);
+    }
+
+    /// The standby is lost and may be serving: it knows every SA that is not this member's alone.
+    fn suspect_shared(&mut self, group: model::GroupId) {
+        let installed = self.sad.iter().filter(|e| !e.local_only).map(|e| e.record.spi_in);
+        let proposed = self
+            .pending
+            .iter()
+            .filter(|p| !p.alone)
+            .flat_map(|p| &p.changes)
+            .filter_map(|change| match change {
+                entry::EntryChange::Child(change @ model::ChildSaChange::Install { .. }) => {
+                    Some(entry::spi_of(change))
+                }
+                _ => None,
+            });
+        let all: Vec<_> = installed
+            .chain(proposed)
+            .filter(|spi| self.group_of_child(*spi) == group)
+            .collect();
+        for spi in all {
+            self.suspects.insert(spi, false);
+        }
+        self.suspects_begun.remove(&group);
+    }
+
+    /// Once a second: some of the SAs that a lost standby knew.
+    pub(super) fn rekey_suspects(&mut self, cx: &mut Cx<'_>) {
+        let due: Vec<_> = self
+            .suspects
+            .iter()
+            .filter(|(spi, asked)| {
+                !**asked
+                    && self.suspects_begun.contains(&self.group_of_child(**spi))
+                    && self.sad.get(**spi).is_some_and(|e| e.outbound_in_use)
+                    && self.engine.ike_spi_of_child(**spi).is_some()
+            })
+            .map(|(spi, _)| *spi)
+            .take(20)
+            .collect();
+        for spi_in in due {
+            self.suspects.insert(spi_in, true);
+            self.engine_command(cx, ike::Command::RekeyChild { spi_in });
+        }
+    }
+}

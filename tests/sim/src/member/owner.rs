@@ -1,0 +1,216 @@
+//! Ownership: owner words, the engine's life, and the windows of a planned handover.
+
+use super::{Cx, Member, Ownership};
+use crate::sabotage::Sabotage;
+use cluster::io::Flip;
+use maps_schema::sad::{FinalWindow, SA_LOCAL_ONLY};
+use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
+use model::{EspSpi, GroupId};
+use zerocopy::{FromBytes, IntoBytes};
+
+impl Member {
+    /// Writes the owner and side words of a group's segments.
+    pub(super) fn flip(&mut self, cx: &mut Cx<'_>, flip: &Flip) {
+        let (owner, mut epoch) = (flip.epoch.owner, flip.epoch.number);
+        if self.sabotage == Some(Sabotage::EpochNotRaised) && epoch.0 > 1 {
+            epoch.0 = 1;
+        }
+        let word = OwnerWord {
+            owner: owner.0,
+            epoch: epoch.low16(),
+            valid_until_ms: flip.valid_until.millis(),
+        };
+        let legacy = flip.legacy.map_or((0, LEGACY_NONE, 0), |l| {
+            let phase = if l.holding { LEGACY_HOLDING } else { LEGACY_OPEN };
+            (l.epoch.owner.0, phase, l.epoch.number.low16())
+        });
+        let side = SideWord {
+            successor: flip.successor.map_or(0, |m| m.0),
+            flags: if flip.alone { SEGMENT_ALONE } else { 0 },
+            legacy_owner: legacy.0,
+            legacy_phase: legacy.1,
+            legacy_epoch: legacy.2,
+        };
+        let group = flip.group;
+        let segments: Vec<_> = self.layout.segments(group).collect();
+        for segment in segments {
+            self.plane.flip(segment.0, word, side);
+        }
+        let now = self.of(group);
+        if now.epoch != epoch {
+            let layout = self.layout;
+            self.evidence
+                .retain(|spi| layout.group_of_slot(maps_schema::sad::spi_slot(spi.0)) != group);
+            self.before.insert(group, now);
+        }
+        self.ownership.insert(
+            group,
+            Ownership {
+                owner: Some(owner),
+                epoch,
+                alone: flip.alone,
+            },
+        );
+        cx.trace.note(cx.now, "flip", [u64::from(self.me.0), word.pack()], || {
+            format!(
+                "member {}: group {group}: owner {owner} epoch {} until {} ms, successor {:?}, alone {}, legacy {:?}",
+                self.me,
+                epoch,
+                flip.valid_until.millis(),
+                flip.successor.map(|m| m.0),
+                flip.alone,
+                flip.legacy
+            )
+        });
+        cx.watch.flipped(cx.now, self.me, self.life, flip);
+        if self.owns(group) && flip.legacy.is_none() {
+            let layout = self.layout;
+            self.run_held(cx, |slot| layout.group_of_slot(slot) == group);
+        }
+    }
+
+    /// This member serves now: the engine takes all mirrored IKE SAs and sends what is outstanding again.
+    pub(super) fn resume_ike(&mut self, cx: &mut Cx<'_>, group: GroupId) {
+        self.release_engine(group);
+        self.serving.insert(group);
+        let mut lost = 0;
+        let records: Vec<_> = self
+            .mirror
+            .iter()
+            .filter(|(spi, _)| self.group_of(**spi) == group)
+            .map(|(spi, record)| (*spi, record.clone()))
+            .collect();
+        for (spi, record) in &records {
+            if self.engine.adopt(cx.now, *spi, record).is_err() {
+                lost += 1;
+            }
+        }
+        cx.trace.note(
+            cx.now,
+            "resume",
+            [u64::from(self.me.0), records.len() as u64],
+            || {
+                format!(
+                    "member {} serves group {group}: {} IKE SAs ({lost} not readable), {} Child SAs in all",
+                    self.me,
+                    records.len(),
+                    self.sad.len()
+                )
+            },
+        );
+        for spi in self.engine.pending_esp_spis() {
+            if self.group_of_child(spi) == group && self.sad.hold_spi(spi).is_err() {
+                cx.trace.note(cx.now, "promised", [u64::from(spi.0), 0], || {
+                    format!(
+                        "member {}: the slot of {spi}, promised to a peer, is in use",
+                        self.me
+                    )
+                });
+            }
+        }
+        let layout = self.layout;
+        let children = self.sad.iter().filter(|e| layout.group_of(e.segment()) == group);
+        cx.watch.resumed(cx.now, self.me, self.life, group, children);
+        let now = cx.now;
+        self.with_engine(cx, |engine, around| engine.resume(now, around));
+        self.redial.clear();
+        self.withholding.remove(&group);
+        self.suspects_begun.insert(group);
+    }
+
+    /// This member serves the group no more.
+    pub(super) fn suspend_ike(&mut self, group: GroupId) {
+        self.release_engine(group);
+        self.serving.remove(&group);
+        let layout = self.layout;
+        self.slow.clear(|slot| layout.group_of_slot(slot) == group);
+        self.redial.clear();
+        self.reported
+            .retain(|spi, _| layout.group_of_slot(maps_schema::sad::spi_slot(spi.0)) != group);
+    }
+
+    fn release_engine(&mut self, group: GroupId) {
+        let spis: Vec<_> = self.engine.export().into_iter().map(|(spi, _)| spi).collect();
+        for spi in spis {
+            if self.group_of(spi) == group {
+                self.engine.release(spi);
+            }
+        }
+        self.pending.retain(|p| p.group != group);
+        let layout = self.layout;
+        if self.sabotage != Some(Sabotage::ReservationsKept) {
+            self.sad
+                .release_unused_spis(|segment| layout.group_of(segment) == group);
+        }
+    }
+
+    /// Nothing of the group is known here any more.
+    pub(super) fn forget(&mut self, group: GroupId) {
+        let layout = self.layout;
+        self.mirror
+            .retain(|spi, _| layout.group_of(spi.segment()) != group);
+        self.suspects
+            .retain(|spi, _| layout.group_of_slot(maps_schema::sad::spi_slot(spi.0)) != group);
+        self.remove_children(group, |_| false);
+    }
+
+    /// Removes the group's Child SAs but for those to keep.
+    pub(super) fn remove_children(&mut self, group: GroupId, keep: impl Fn(EspSpi) -> bool) {
+        let layout = self.layout;
+        let gone: Vec<EspSpi> = self
+            .sad
+            .iter()
+            .filter(|e| layout.group_of(e.segment()) == group && !keep(e.record.spi_in))
+            .map(|e| e.record.spi_in)
+            .collect();
+        for spi_in in gone {
+            let context = sad::Context {
+                now: model::Instant(0),
+                epoch: model::Epoch(0),
+                alone: false,
+            };
+            if let Ok(plan) = self.sad.apply(&model::ChildSaChange::Remove { spi_in }, context) {
+                self.execute(&plan);
+            }
+        }
+    }
+
+    /// Old owner in a planned handover: the windows as they are when no program runs any more.
+    pub(super) fn final_windows(&mut self, group: GroupId) -> Vec<u8> {
+        let before = self.before.get(&group).copied().unwrap_or_default();
+        let mut octets = Vec::new();
+        for entry in self.sad.iter() {
+            if self.layout.group_of(entry.segment()) != group {
+                continue;
+            }
+            let Some(counters) = self.plane.counters(entry.slot()) else {
+                continue;
+            };
+            let window = counters.inbound;
+            let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
+            let range =
+                datapath::limits::inbound_range(&entry.ceiling, flags, before.alone, before.epoch.low16());
+            let (true, Ok(range)) = (window.spi == entry.record.spi_in.0, range) else {
+                continue;
+            };
+            let merged = FinalWindow {
+                slot: entry.slot(),
+                spi: window.spi,
+                edge: window.edge,
+                floor: range.ceiling,
+                blocks: window.blocks,
+            };
+            octets.extend_from_slice(merged.as_bytes());
+        }
+        octets
+    }
+
+    /// Taker in a planned handover.
+    pub(super) fn merge_windows(&mut self, cx: &mut Cx<'_>, octets: &[u8]) {
+        for chunk in octets.chunks_exact(size_of::<FinalWindow>()) {
+            if let Ok(window) = FinalWindow::read_from_bytes(chunk) {
+                self.plane.merge_window(cx.now, &window);
+            }
+        }
+    }
+}

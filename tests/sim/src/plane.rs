@@ -1,0 +1,615 @@
+//! A host's data plane: the rules of `ebpf/datapath` over maps in memory.
+//!
+//! Programs run one at a time and between two steps of the agent. What several CPUs do to one map at once is shown by
+//! tests/packet and tests under load, not here.
+
+use crate::sabotage::Sabotage;
+use datapath::aead::{Scratch, TEXT_MAX};
+use datapath::env::{
+    ACTION_CPU, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, HEAD_LEN, OutboundCounters, Route,
+    RouteQuery, Work,
+};
+use maps_schema::event::{Event, SLOW_FRAME_MAX};
+use maps_schema::sad::{
+    FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SA_LOCAL_ONLY, SaKey, slot_place,
+};
+use maps_schema::segment::{OwnerWord, SideWord};
+use maps_schema::spd::SpdEntry;
+use maps_schema::steer::{ClusterAddress, Local, Member};
+use maps_schema::verdict::Verdict;
+use model::Instant;
+use sad::memory::MemoryPlane;
+use sad::{DataPlane, MapPlan, PlanError, SaCounters};
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
+use test_packet::in_memory::{HostFrame, run_inside, run_outside};
+
+/// Slots of every member and peer: four for each segment, so that they are used again.
+pub const SLOTS: u32 = 1024;
+/// Interface indexes.
+pub const OUTSIDE: u32 = 1;
+/// See [`OUTSIDE`].
+pub const INSIDE: u32 = 2;
+/// The ring buffers of the programs hold this many records.
+const RING: usize = 512;
+
+/// MAC address of a member's outside interface.
+pub fn outside_mac(member: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 0, member]
+}
+
+/// MAC address of a member's inside interface.
+pub fn inside_mac(member: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 1, member]
+}
+
+/// MAC address of whatever is outside and no member.
+pub const OUTSIDE_ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+/// The same inside.
+pub const INSIDE_ROUTER: [u8; 6] = [2, 0, 0, 0, 1, 0xfe];
+
+/// A frame for the agent.
+pub struct Slow {
+    /// `SLOW_*`.
+    pub kind: u32,
+    /// Slot of the SA.
+    pub slot: u32,
+    /// Sequence number.
+    pub seq: u64,
+    /// The frame.
+    pub octets: Vec<u8>,
+    /// It came in on the inside interface.
+    pub inside: bool,
+}
+
+/// What became of a frame.
+pub enum Outcome {
+    /// Dropped, or given to the slow path.
+    Gone(Verdict),
+    /// Left to the host's stack (IKE, mostly).
+    Stack(Verdict, Vec<u8>),
+    /// Sent out of an interface.
+    Send {
+        /// Interface.
+        ifindex: u32,
+        /// Octets.
+        octets: Vec<u8>,
+        /// Sealed or opened just now, and with what.
+        esp: Option<Esp>,
+    },
+}
+
+/// An ESP packet that was sealed or opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Esp {
+    /// Opened, not sealed.
+    pub opened: bool,
+    /// SPI in the packet.
+    pub spi: u32,
+    /// Sequence number.
+    pub seq: u64,
+    /// Names the key.
+    pub key: u64,
+    /// Epoch in which it was served.
+    pub epoch: u16,
+    /// IV, of a sealed one.
+    pub iv: u64,
+}
+
+/// A host's maps and programs.
+pub struct Plane {
+    local: Local,
+    maps: MemoryPlane,
+    segments: Vec<(u64, u64)>,
+    members: BTreeMap<u8, Member>,
+    addresses: Vec<(u32, ClusterAddress)>,
+    /// Taken out while a program runs.
+    area: Option<Box<Area>>,
+    /// Events that the agent has not fetched.
+    pub events: Vec<Event>,
+    /// Frames that the agent has not fetched.
+    pub slow: Vec<Slow>,
+    /// Verdicts.
+    pub verdicts: BTreeMap<u32, u64>,
+    acquired: BTreeMap<u16, u64>,
+    sabotage: Option<Sabotage>,
+    lost: u64,
+}
+
+/// What a host is.
+pub struct Host {
+    /// Member id; peers are members of clusters of one.
+    pub member: u8,
+    /// CPUs that serve SAs.
+    pub cpus: u32,
+    /// MAC addresses, outside and inside.
+    pub macs: ([u8; 6], [u8; 6]),
+    /// Key of the steering hash.
+    pub steer_key: [u64; 2],
+    /// Cluster addresses: value, side, segment.
+    pub addresses: Vec<(u32, u8, u8)>,
+}
+
+struct View<'a> {
+    plane: &'a PlaneMaps<'a>,
+    frame: HostFrame,
+    cpu: u32,
+    now_ns: u64,
+    inside: bool,
+    window: RefCell<(Option<u32>, InboundSaRuntime)>,
+    counters: OnceCell<(u32, OutboundCounters)>,
+    unlimited_in: OnceCell<InboundSa>,
+    unlimited_out: OnceCell<OutboundSa>,
+    events: RefCell<Vec<Event>>,
+    slow: RefCell<Vec<Slow>>,
+    acquired: RefCell<Option<u16>>,
+}
+
+/// The parts of a plane that a run reads.
+struct PlaneMaps<'a> {
+    local: &'a Local,
+    maps: &'a MemoryPlane,
+    segments: &'a [(u64, u64)],
+    members: &'a BTreeMap<u8, Member>,
+    addresses: &'a [(u32, ClusterAddress)],
+    acquired: &'a BTreeMap<u16, u64>,
+    slow_room: bool,
+    sabotage: Option<Sabotage>,
+}
+
+impl View<'_> {
+    fn slot(&self, cpu: u32, index: u32) -> u32 {
+        index * self.plane.local.cpus.max(1) + cpu
+    }
+}
+
+impl Env for View<'_> {
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+    fn cpu(&self) -> u32 {
+        self.cpu
+    }
+    fn last_hop(&self, _cpu: u32, _outbound: bool) -> u64 {
+        0
+    }
+    fn note_hop(&self, _cpu: u32, _outbound: bool, _now_ns: u64) {}
+    fn local(&self) -> Option<&Local> {
+        Some(self.plane.local)
+    }
+    fn segment(&self, segment: u8) -> Option<(u64, u64)> {
+        let (owner, side) = self.plane.segments[usize::from(segment)];
+        if self.plane.sabotage == Some(Sabotage::ValidityIgnored) {
+            let mut word = OwnerWord::unpack(owner);
+            word.valid_until_ms = maps_schema::segment::VALID_UNTIL_MASK;
+            return Some((word.pack(), side));
+        }
+        Some((owner, side))
+    }
+    fn member(&self, member: u8) -> Option<&Member> {
+        self.plane.members.get(&member)
+    }
+    fn is_member_mac(&self, mac: [u8; 6]) -> bool {
+        self.plane
+            .members
+            .values()
+            .any(|m| m.outside_mac == mac || m.inside_mac == mac)
+    }
+    fn address(&self, address: [u8; 16]) -> Option<ClusterAddress> {
+        self.plane
+            .addresses
+            .iter()
+            .find(|(a, _)| datapath::headers::mapped(*a) == address)
+            .map(|(_, address)| *address)
+    }
+    fn inbound(&self, cpu: u32, index: u32) -> Option<&InboundSa> {
+        let sa = self.plane.maps.inbound.get(self.slot(cpu, index) as usize)?;
+        if self.plane.sabotage == Some(Sabotage::CeilingIgnored) && sa.spi != 0 {
+            return Some(self.unlimited_in.get_or_init(|| InboundSa {
+                flags: sa.flags | SA_LOCAL_ONLY,
+                ..*sa
+            }));
+        }
+        Some(sa)
+    }
+    fn window<R>(&self, cpu: u32, index: u32, f: impl FnOnce(&mut InboundSaRuntime) -> R) -> Option<R> {
+        let slot = self.slot(cpu, index);
+        let mut window = self.window.borrow_mut();
+        if window.0 != Some(slot) {
+            *window = (Some(slot), self.plane.maps.runtime.get(slot as usize)?.inbound);
+        }
+        Some(f(&mut window.1))
+    }
+    fn key_in(&self, cpu: u32, index: u32) -> Option<&SaKey> {
+        self.plane.maps.keys_in.get(self.slot(cpu, index) as usize)
+    }
+    fn outbound(&self, cpu: u32, index: u32) -> Option<&OutboundSa> {
+        let sa = self.plane.maps.outbound.get(self.slot(cpu, index) as usize)?;
+        if self.plane.sabotage == Some(Sabotage::LeaseIgnored) && sa.spi != 0 {
+            return Some(self.unlimited_out.get_or_init(|| OutboundSa {
+                flags: sa.flags | SA_LOCAL_ONLY,
+                ..*sa
+            }));
+        }
+        Some(sa)
+    }
+    fn counters(&self, cpu: u32, index: u32) -> Option<&OutboundCounters> {
+        let slot = self.slot(cpu, index);
+        let now = self.plane.maps.runtime.get(slot as usize)?.outbound;
+        let (held, counters) = self.counters.get_or_init(|| {
+            let counters = OutboundCounters::default();
+            counters.seq.set(now.seq);
+            counters.packets.set(now.packets);
+            counters.bytes.set(now.bytes);
+            counters.last_ms.set(now.last_ms);
+            counters.exhausted_version.set(now.exhausted_version);
+            (slot, counters)
+        });
+        // A packet meets one outbound SA.
+        (*held == slot).then_some(counters)
+    }
+    fn key_out(&self, cpu: u32, index: u32) -> Option<&SaKey> {
+        self.plane.maps.keys_out.get(self.slot(cpu, index) as usize)
+    }
+    fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
+        let number = u128::from_be_bytes(destination);
+        let fits = |len: u32, prefix: u128| len == 0 || (number ^ prefix) >> (128 - len) == 0;
+        self.plane
+            .maps
+            .spd
+            .iter()
+            .rev()
+            .find(|((len, prefix), _)| fits(*len, u128::from_be_bytes(*prefix)))
+            .map(|(_, entry)| entry)
+    }
+    fn route(&self, query: &RouteQuery) -> Option<Route> {
+        let local = self.plane.local;
+        Some(if query.own {
+            Route {
+                destination: OUTSIDE_ROUTER,
+                source: local.outside_mac,
+                ifindex: OUTSIDE,
+            }
+        } else {
+            Route {
+                destination: INSIDE_ROUTER,
+                source: local.inside_mac,
+                ifindex: INSIDE,
+            }
+        })
+    }
+    fn event(&self, kind: u32, slot: u32, spi: u32, epoch: u16, seq: u64) {
+        self.events.borrow_mut().push(Event {
+            kind,
+            slot,
+            spi,
+            epoch: u32::from(epoch),
+            seq,
+            time_ns: self.now_ns,
+        });
+    }
+    fn slow(&self, kind: u32, slot: u32, _spi: u32, seq: u64) -> Result<(), Verdict> {
+        if self.frame.frame_len() > SLOW_FRAME_MAX {
+            return Err(Verdict::TooBig);
+        }
+        if !self.plane.slow_room {
+            return Err(Verdict::SlowPathFull);
+        }
+        self.slow.borrow_mut().push(Slow {
+            kind,
+            slot,
+            seq,
+            octets: self.frame.octets(),
+            inside: self.inside,
+        });
+        Ok(())
+    }
+    fn acquire_due(&self, connection: u16, now_ns: u64) -> bool {
+        let due = self
+            .plane
+            .acquired
+            .get(&connection)
+            .is_none_or(|at| now_ns.saturating_sub(*at) > 500_000_000);
+        if due {
+            *self.acquired.borrow_mut() = Some(connection);
+        }
+        due
+    }
+    fn frame_len(&self) -> usize {
+        self.frame.frame_len()
+    }
+    fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize {
+        self.frame.load_head(head)
+    }
+    fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool {
+        self.frame.load(offset, text, len)
+    }
+    fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool {
+        self.frame.load_16(offset, out)
+    }
+    fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool {
+        self.frame.store(offset, text, len)
+    }
+    fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool {
+        self.frame.write(offset, octets)
+    }
+    fn cut_head(&self, delta: i32) -> bool {
+        self.frame.cut_head(delta)
+    }
+    fn truncate(&self, len: usize) -> bool {
+        self.frame.truncate(len)
+    }
+}
+
+/// Names a key by its octets, whatever SPI or slot it sits in.
+fn key_name(key: &SaKey) -> u64 {
+    let salt = u64::from(u32::from_le_bytes(key.salt));
+    key.schedule[..8]
+        .iter()
+        .fold(salt, |h, word| crate::rng::mix(h, *word))
+}
+
+impl Plane {
+    /// Empty maps; nobody owns any segment.
+    pub fn new(host: &Host, sabotage: Option<Sabotage>) -> Self {
+        let address = |side| host.addresses.iter().find(|a| a.1 == side).map_or(0, |a| a.0);
+        Self {
+            local: Local {
+                steer_key: host.steer_key,
+                member: u32::from(host.member),
+                cpus: host.cpus,
+                slots: SLOTS,
+                outside_ifindex: OUTSIDE,
+                inside_ifindex: INSIDE,
+                outside_mac: host.macs.0,
+                inside_mac: host.macs.1,
+                outside_mtu: 1500,
+                nat_t_port: 4500,
+                ike_port: 500,
+                inside_address: datapath::headers::mapped(address(maps_schema::steer::SIDE_INSIDE)),
+            },
+            maps: MemoryPlane::new(SLOTS),
+            segments: vec![(0, 0); 256],
+            members: BTreeMap::new(),
+            addresses: host
+                .addresses
+                .iter()
+                .map(|(value, side, segment)| {
+                    let address = ClusterAddress {
+                        side: *side,
+                        segment: *segment,
+                        reserved: [0; 2],
+                    };
+                    (*value, address)
+                })
+                .collect(),
+            area: None,
+            events: Vec::new(),
+            slow: Vec::new(),
+            verdicts: BTreeMap::new(),
+            acquired: BTreeMap::new(),
+            sabotage,
+            lost: 0,
+        }
+    }
+
+    /// Notes where a member's frames go.
+    pub fn set_member(&mut self, member: u8, macs: Member) {
+        self.members.insert(member, macs);
+    }
+
+    /// Stores both words of a segment.
+    pub fn flip(&mut self, segment: u8, word: OwnerWord, side: SideWord) {
+        self.segments[usize::from(segment)] = (word.pack(), side.pack());
+    }
+
+    /// The owner word of a segment.
+    pub fn word(&self, segment: u8) -> OwnerWord {
+        OwnerWord::unpack(self.segments[usize::from(segment)].0)
+    }
+
+    /// Raises valid-until where the word names this owner and epoch.
+    pub fn extend_validity(&mut self, segment: u8, owner: u8, epoch: u16, until_ms: u64) -> bool {
+        let cell = &mut self.segments[usize::from(segment)].0;
+        let mut word = OwnerWord::unpack(*cell);
+        if word.owner != owner || word.epoch != epoch {
+            return false;
+        }
+        word.valid_until_ms = word.valid_until_ms.max(until_ms);
+        *cell = word.pack();
+        true
+    }
+
+    /// Carries a plan out.
+    ///
+    /// # Errors
+    /// It names a slot that does not exist.
+    pub fn execute(&mut self, plan: &MapPlan) -> Result<(), PlanError> {
+        self.maps.execute(plan)
+    }
+
+    /// Counters of a slot.
+    pub fn counters(&self, slot: u32) -> Option<SaCounters> {
+        self.maps.counters(slot)
+    }
+
+    /// The program `sa_ctl`.
+    pub fn merge_window(&mut self, now: Instant, window: &FinalWindow) -> u32 {
+        let (cpu, _) = slot_place(window.slot, self.local.cpus);
+        let (view, code) = {
+            let maps = self.maps();
+            let view = view(&maps, Vec::new(), cpu, now, false);
+            let code = datapath::control::merge_final_window(&view, window);
+            (Effects::of(view), code)
+        };
+        self.absorb(view);
+        code
+    }
+
+    fn maps(&self) -> PlaneMaps<'_> {
+        PlaneMaps {
+            local: &self.local,
+            maps: &self.maps,
+            segments: &self.segments,
+            members: &self.members,
+            addresses: &self.addresses,
+            acquired: &self.acquired,
+            slow_room: self.slow.len() < RING,
+            sabotage: self.sabotage,
+        }
+    }
+
+    fn absorb(&mut self, effects: Effects) -> Vec<u8> {
+        if let (Some(slot), window) = effects.window
+            && let Some(runtime) = self.maps.runtime.get_mut(slot as usize)
+        {
+            runtime.inbound = window;
+        }
+        if let Some((slot, counters)) = effects.counters
+            && let Some(runtime) = self.maps.runtime.get_mut(slot as usize)
+        {
+            runtime.outbound = counters;
+        }
+        if let Some(connection) = effects.acquired {
+            self.acquired.insert(connection, effects.now_ns);
+        }
+        for event in effects.events {
+            if self.events.len() < RING {
+                self.events.push(event);
+            } else {
+                self.lost += 1;
+            }
+        }
+        self.slow.extend(effects.slow);
+        effects.frame
+    }
+
+    /// Runs a frame that arrived on an interface.
+    pub fn run(&mut self, now: Instant, inside: bool, octets: Vec<u8>) -> Outcome {
+        let mut area = self.area.take().unwrap_or_else(|| {
+            Box::new(Area {
+                cipher: Scratch::default(),
+                work: Work::EMPTY,
+            })
+        });
+        let outcome = self.run_in(&mut area, now, inside, octets);
+        self.area = Some(area);
+        outcome
+    }
+
+    fn run_in(&mut self, area: &mut Area, now: Instant, inside: bool, octets: Vec<u8>) -> Outcome {
+        let effects = {
+            let maps = self.maps();
+            let view = view(&maps, octets, 0, now, inside);
+            program(&view, area, inside, true);
+            Effects::of(view)
+        };
+        let mut octets = self.absorb(effects);
+        if area.work.action == ACTION_CPU {
+            let cpu = area.work.target;
+            let effects = {
+                let maps = self.maps();
+                let view = view(&maps, octets, cpu, now, inside);
+                program(&view, area, inside, false);
+                Effects::of(view)
+            };
+            octets = self.absorb(effects);
+        }
+        let work = &area.work;
+        let verdict = Verdict::from_number(work.verdict).unwrap_or(Verdict::InternalError);
+        *self.verdicts.entry(work.verdict).or_default() += 1;
+        let esp = match verdict {
+            Verdict::EspOpened => Some(Esp {
+                opened: true,
+                spi: work.spi,
+                seq: work.seq,
+                key: self.maps.keys_in.get(work.slot as usize).map_or(0, key_name),
+                epoch: work.epoch,
+                iv: 0,
+            }),
+            Verdict::EspSealed => Some(Esp {
+                opened: false,
+                spi: work.spi,
+                seq: work.seq,
+                key: self.maps.keys_out.get(work.slot as usize).map_or(0, key_name),
+                epoch: work.epoch,
+                iv: u64::from_be_bytes(area.cipher.iv),
+            }),
+            _ => None,
+        };
+        match work.action {
+            ACTION_PASS => Outcome::Stack(verdict, octets),
+            ACTION_TRANSMIT => Outcome::Send {
+                ifindex: if inside { INSIDE } else { OUTSIDE },
+                octets,
+                esp,
+            },
+            ACTION_REDIRECT => Outcome::Send {
+                ifindex: work.target,
+                octets,
+                esp,
+            },
+            _ => Outcome::Gone(verdict),
+        }
+    }
+}
+
+/// What a program left behind.
+struct Effects {
+    frame: Vec<u8>,
+    window: (Option<u32>, InboundSaRuntime),
+    counters: Option<(u32, OutboundSaRuntime)>,
+    events: Vec<Event>,
+    slow: Vec<Slow>,
+    acquired: Option<u16>,
+    now_ns: u64,
+}
+
+impl Effects {
+    fn of(view: View<'_>) -> Self {
+        let counters = view.counters.into_inner().map(|(slot, c)| {
+            let runtime = OutboundSaRuntime {
+                seq: c.seq.get(),
+                packets: c.packets.get(),
+                bytes: c.bytes.get(),
+                last_ms: c.last_ms.get(),
+                exhausted_version: c.exhausted_version.get(),
+            };
+            (slot, runtime)
+        });
+        Self {
+            frame: view.frame.into_octets(),
+            window: view.window.into_inner(),
+            counters,
+            events: view.events.into_inner(),
+            slow: view.slow.into_inner(),
+            acquired: view.acquired.into_inner(),
+            now_ns: view.now_ns,
+        }
+    }
+}
+
+fn program(view: &View<'_>, area: &mut Area, inside: bool, may_move: bool) {
+    if inside {
+        run_inside(view, area, may_move);
+    } else {
+        run_outside(view, area, may_move);
+    }
+}
+
+fn view<'a>(plane: &'a PlaneMaps<'a>, octets: Vec<u8>, cpu: u32, now: Instant, inside: bool) -> View<'a> {
+    View {
+        plane,
+        frame: HostFrame::new(octets),
+        cpu,
+        now_ns: now.0,
+        inside,
+        window: RefCell::new((None, InboundSaRuntime::default())),
+        counters: OnceCell::new(),
+        unlimited_in: OnceCell::new(),
+        unlimited_out: OnceCell::new(),
+        events: RefCell::default(),
+        slow: RefCell::default(),
+        acquired: RefCell::new(None),
+    }
+}

@@ -1,0 +1,45 @@
+//! Rules that can be broken on purpose, so that every checker is seen to catch what it is there for. The breaks are in the
+//! simulation's own glue and maps; the product has no such switch.
+
+use clap::ValueEnum;
+
+/// A rule that this build breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Sabotage {
+    /// The data plane sends past the lease.
+    LeaseIgnored,
+    /// The data plane accepts past the ceiling.
+    CeilingIgnored,
+    /// The data plane serves although the owner word has expired.
+    ValidityIgnored,
+    /// Wished raises are used before anybody has acknowledged them.
+    RaiseUnconfirmed,
+    /// IKE messages are sent when they are proposed, not when they are committed.
+    SendBeforeCommit,
+    /// A flip writes the words of the first epoch again.
+    EpochNotRaised,
+    /// A joining member gets the first snapshot that was ever taken.
+    StaleSnapshot,
+    /// A standby acknowledges entries without taking them over.
+    ArmedUnapplied,
+    /// A standby keeps the first record of every IKE SA.
+    StaleRecord,
+    /// IVs of IKE messages name neither member nor epoch.
+    IvWithoutSender,
+    /// All members allocate SPIs as member 1.
+    SpiOfMemberOne,
+    /// A link that goes down clears the standby's SAs.
+    LinkLossKills,
+    /// Every scan reports every window, moved or not.
+    ReportsEverything,
+    /// A record that cannot be read makes the agent drain the member.
+    GarbageDrains,
+    /// SPIs that unfinished exchanges had reserved stay reserved when another member takes over.
+    ReservationsKept,
+    /// IKE messages come from the member's own address.
+    OwnAddress,
+    /// A connection of which some frames wait for a raise is closed.
+    SlowRaiseKills,
+    /// A standby that suspects the owner does nothing about it: the flip never reaches the maps.
+    FlipLost,
+}

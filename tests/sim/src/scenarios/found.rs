@@ -1,0 +1,112 @@
+//! Faults of the product that the simulation found: a mix that shows each, and seeds with which it failed before it was mended.
+
+use super::{NO_FAULTS, PLAIN, Scenario};
+use crate::faults::Mix;
+use crate::setup::{Engine, Setup};
+
+/// What the scenario `everything` is made of.
+pub(super) const EVERYTHING: Mix = Mix {
+    kill: 4,
+    pause: 4,
+    slow: 2,
+    cut: 3,
+    one_way: 2,
+    weather: 3,
+    peer_path: 2,
+    engine: 3,
+    operator: 3,
+    peer: 4,
+    attack: 6,
+    burst: 3,
+    synch_noise: 2,
+};
+
+const PAUSES: Mix = Mix {
+    pause: 5,
+    slow: 2,
+    peer: 3,
+    attack: 1,
+    burst: 1,
+    ..NO_FAULTS
+};
+
+/// An owner that was replaced kept the ESP SPIs of its unfinished exchanges reserved. The new owner gave the slots to SAs of its own,
+/// which the old one could then never mirror: it acknowledged nothing more, and no snapshot could be installed.
+pub(super) const KEPT_RESERVATIONS: Scenario = Scenario {
+    name: "kept-reservations",
+    about: "an SA lands in a slot that an old owner had reserved for an unfinished exchange",
+    mix: PAUSES,
+    seeds: Some(&[1, 2, 7, 17]),
+    ..PLAIN
+};
+
+/// An owner that had slept for longer than the time limit of acknowledgements dropped its standby at the first tick, before it had read
+/// that this one had taken over: it committed alone, and sent other octets under Message IDs that were used.
+pub(super) const LATE_AFTER_SLEEP: Scenario = Scenario {
+    name: "late-after-sleep",
+    about: "an owner wakes up with a commit that nobody has acknowledged",
+    engine: Some(Engine::Pair),
+    mix: PAUSES,
+    seeds: Some(&[1, 2, 3]),
+    ..PLAIN
+};
+
+/// A Child SA that the peer had replaced, and that was then deleted from this side: its successor waited for ever for the peer's Delete,
+/// and nothing was sent any more.
+pub(super) const DELETED_PREDECESSOR: Scenario = Scenario {
+    name: "deleted-predecessor",
+    about: "a peer deletes the Child SA whose rekey by the other side is on its way",
+    mix: Mix {
+        pause: 4,
+        peer: 8,
+        burst: 1,
+        ..NO_FAULTS
+    },
+    seeds: Some(&[101]),
+    ..PLAIN
+};
+
+fn late_writes(setup: &mut Setup) {
+    setup.late_writes = true;
+}
+
+/// Open: a write that the owner gave up, and read back as not done, is done later. The key then holds an in-sync set that the owner
+/// neither takes over nor replaces ("was it edited?"), and nobody can join any more.
+pub(super) const LATE_WRITE: Scenario = Scenario {
+    name: "late-write",
+    about: "open: a write is carried out after the owner has given it up and read the key",
+    weight: 0,
+    engine: Some(Engine::Etcd),
+    mix: Mix {
+        engine: 6,
+        kill: 3,
+        pause: 2,
+        operator: 2,
+        attack: 2,
+        ..NO_FAULTS
+    },
+    adjust: late_writes,
+    ..PLAIN
+};
+
+fn no_lifetimes(setup: &mut Setup) {
+    for peer in &mut setup.peers {
+        peer.child_rekey = None;
+    }
+}
+
+/// Open: the lost half of a split rekeyed a Child SA with the peer. Message IDs of both halves happen to agree, so liveness checks find
+/// nothing, and until the next rekey all packets meet an unknown SPI.
+pub(super) const FORKED_CHILD: Scenario = Scenario {
+    name: "forked-child",
+    about: "open: what the lost half of a split rekeyed is not established anew",
+    weight: 0,
+    engine: Some(Engine::Pair),
+    mix: Mix {
+        cut: 6,
+        peer: 4,
+        ..NO_FAULTS
+    },
+    adjust: no_lifetimes,
+    ..PLAIN
+};

@@ -1,0 +1,309 @@
+//! What kind of cluster a seed stands for.
+
+use crate::check::Facts;
+use crate::frames;
+use crate::member::MemberConfig;
+use crate::peer::PeerConfig;
+use crate::plane::{Host, inside_mac, outside_mac};
+use crate::rng::Rng;
+use crate::sabotage::Sabotage;
+use cluster::{EngineKind, Layout, NodeConfig, Solo};
+use ike::{ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, Proposal, Retransmit};
+use maps_schema::steer::{SIDE_INSIDE, SIDE_OUTSIDE};
+use model::{Incarnation, InitialLimits, MemberId, SecretBytes, TrafficSelector};
+use sad::{Policy, PolicyAction};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+/// The cluster's outside address.
+pub const ADDRESS: u32 = 0xc000_0201;
+/// Its inside address.
+pub const INSIDE_ADDRESS: u32 = 0x0a01_0001;
+
+/// Outside address of a peer.
+pub fn peer_address(number: u8) -> u32 {
+    0xc633_6400 | u32::from(number)
+}
+
+/// Which ownership engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Engine {
+    /// The embedded one for two members.
+    Pair,
+    /// An external one with compare-and-swap.
+    Etcd,
+}
+
+/// What a peer is like.
+#[derive(Clone, Debug)]
+pub struct PeerKind {
+    /// From 1.
+    pub number: u8,
+    /// ESP suite, as a proposal.
+    pub esp: &'static str,
+    /// Its replay window.
+    pub window: u64,
+    /// It initiates; otherwise the cluster does.
+    pub initiates: bool,
+    /// ESP in UDP.
+    pub encap: bool,
+    /// Lifetimes.
+    pub child_rekey: Option<Duration>,
+    /// See `child_rekey`.
+    pub ike_rekey: Option<Duration>,
+    /// Time between two packets in each direction, microseconds.
+    pub interval_us: [u64; 2],
+}
+
+/// A whole world.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Members.
+    pub members: u8,
+    /// Engine.
+    pub engine: Engine,
+    /// For a pair.
+    pub solo: Solo,
+    /// How the segments are cut.
+    pub groups: u8,
+    /// The members' weights.
+    pub weights: Vec<u32>,
+    /// Groups go home by themselves.
+    pub rebalance: Option<Duration>,
+    /// Several ways in: an ECMP router instead of one member that holds the address.
+    pub ecmp: bool,
+    /// CPUs of each member.
+    pub cpus: Vec<u32>,
+    /// First lease and ceiling of new SAs.
+    pub limits: InitialLimits,
+    /// See [`MemberConfig::step_max`].
+    pub step_max: u64,
+    /// Questions to the ownership engine may be carried out after the member has given them up.
+    pub late_writes: bool,
+    /// Peers.
+    pub peers: Vec<PeerKind>,
+    /// Key of the steering hash.
+    pub steer_key: [u64; 2],
+}
+
+impl Setup {
+    /// Draws one.
+    pub fn draw(rng: &mut Rng, members: Option<u8>, engine: Option<Engine>) -> Self {
+        let engine = engine.unwrap_or(match members {
+            Some(3..) => Engine::Etcd,
+            _ if rng.permille(500) => Engine::Pair,
+            _ => Engine::Etcd,
+        });
+        let members = match engine {
+            Engine::Pair => 2,
+            Engine::Etcd => members.unwrap_or(if rng.permille(700) { 3 } else { 2 }),
+        };
+        let groups = if rng.permille(500) {
+            1
+        } else {
+            rng.range(2, 6) as u8
+        };
+        let standby = rng.permille(300);
+        let lease = rng.range(4, 64);
+        let headroom = rng.range(1, 8);
+        let mut peers: Vec<PeerKind> = (1..=rng.range(1, 2) as u8)
+            .map(|number| PeerKind::draw(rng, number))
+            .collect();
+        if engine == Engine::Pair {
+            // What the lost half of a split rekeyed is found out at the next rekey at the latest (docs/SIMULATION.md, open findings).
+            for peer in &mut peers {
+                peer.child_rekey.get_or_insert(Duration::from_secs(4));
+            }
+        }
+        Self {
+            members,
+            engine,
+            solo: if rng.permille(750) {
+                Solo::Continue
+            } else {
+                Solo::Stop
+            },
+            groups,
+            weights: (0..members).map(|m| u32::from(m == 0 || !standby)).collect(),
+            rebalance: rng.permille(300).then_some(Duration::from_millis(800)),
+            ecmp: rng.permille(400),
+            cpus: (0..members).map(|_| rng.range(1, 4) as u32).collect(),
+            limits: InitialLimits {
+                lease,
+                lease_step: lease,
+                ceiling: headroom,
+                headroom,
+            },
+            step_max: rng.range(8, 256),
+            late_writes: false,
+            peers,
+            steer_key: [rng.word(), rng.word()],
+        }
+    }
+
+    /// What the checkers must know.
+    pub fn facts(&self, noise_only: bool) -> Facts {
+        Facts {
+            pair: (self.engine == Engine::Pair).then_some(self.solo == Solo::Continue),
+            layout: Layout::new(self.groups),
+            address: ADDRESS,
+            noise_only,
+            steer_key: self.steer_key,
+        }
+    }
+
+    /// A member for its life `life`.
+    pub fn member(&self, me: MemberId, life: u64, sabotage: Option<Sabotage>) -> MemberConfig {
+        let at = usize::from(me.0) - 1;
+        let members = (1..=self.members)
+            .map(|m| (MemberId(m), self.weights[usize::from(m) - 1]))
+            .collect();
+        MemberConfig {
+            node: NodeConfig {
+                me,
+                incarnation: Incarnation(life),
+                members,
+                layout: Layout::new(self.groups),
+                engine: match self.engine {
+                    Engine::Pair => EngineKind::Pair { solo: self.solo },
+                    Engine::Etcd => EngineKind::External,
+                },
+                heartbeat: Duration::from_millis(20),
+                suspicion_floor: Duration::from_millis(100),
+                dead_man: Duration::from_millis(80),
+                settle: Duration::from_millis(300),
+                rebalance: self.rebalance,
+                policy: std::collections::BTreeMap::from([("cluster".to_owned(), [7; 16])]),
+                facts: vec![me.0],
+            },
+            engine: EngineConfig {
+                connections: self.peers.iter().map(|peer| peer.connection(false)).collect(),
+                endpoint: EndpointConfig::new(SecretBytes::new(vec![9; 32])),
+            },
+            host: Host {
+                member: me.0,
+                cpus: self.cpus[at],
+                macs: (outside_mac(me.0), inside_mac(me.0)),
+                steer_key: self.steer_key,
+                addresses: vec![(ADDRESS, SIDE_OUTSIDE, 0), (INSIDE_ADDRESS, SIDE_INSIDE, 0)],
+            },
+            policies: self.peers.iter().map(|peer| peer.policy(false)).collect(),
+            limits: self.limits,
+            step_max: self.step_max,
+            initiates: self
+                .peers
+                .iter()
+                .filter(|p| !p.initiates)
+                .map(|p| format!("peer{}", p.number))
+                .collect(),
+            sabotage,
+        }
+    }
+}
+
+fn range(base: u32, prefix_len: u32) -> TrafficSelector {
+    TrafficSelector {
+        first: IpAddr::V4(Ipv4Addr::from_bits(base)),
+        last: IpAddr::V4(Ipv4Addr::from_bits(base | (u32::MAX >> prefix_len))),
+        protocol: 0,
+        first_port: 0,
+        last_port: u16::MAX,
+    }
+}
+
+impl PeerKind {
+    fn draw(rng: &mut Rng, number: u8) -> Self {
+        let suites = [
+            "chacha20poly1305",
+            "chacha20poly1305-esn",
+            "aes128gcm16",
+            "aes128gcm16-esn",
+        ];
+        let rekey = |rng: &mut Rng, low, high, chance| {
+            rng.permille(chance)
+                .then(|| Duration::from_millis(rng.range(low, high)))
+        };
+        Self {
+            number,
+            esp: rng.pick(&suites).copied().unwrap_or(suites[0]),
+            window: rng.pick(&[32, 64, 1024]).copied().unwrap_or(64),
+            initiates: rng.permille(600),
+            encap: rng.permille(250),
+            child_rekey: rekey(rng, 1500, 5000, 600),
+            ike_rekey: rekey(rng, 2500, 8000, 400),
+            interval_us: [rng.range(2_000, 40_000), rng.range(2_000, 40_000)],
+        }
+    }
+
+    fn connection(&self, at_peer: bool) -> Connection {
+        let addresses = [ADDRESS, peer_address(self.number)].map(|a| IpAddr::V4(Ipv4Addr::from_bits(a)));
+        let ids = ["@gateway".to_owned(), format!("@peer{}", self.number)];
+        let (here, there) = if at_peer { (1, 0) } else { (0, 1) };
+        let psk = SecretBytes::new(format!("secret of peer {}", self.number).into_bytes());
+        let name = format!("peer{}", self.number);
+        let mut connection = Connection::new(&name, addresses[here], Identity::parse(&ids[here]), psk);
+        connection.remotes = vec![addresses[there]];
+        connection.remote_id = Some(Identity::parse(&ids[there]));
+        connection.dpd_delay = Some(Duration::from_millis(700));
+        connection.retransmit = Retransmit {
+            initial: Duration::from_millis(250),
+            factor_percent: 150,
+            tries: 5,
+        };
+        connection.ike_proposals = Proposal::parse_ike("chacha20poly1305-prfsha256-x25519")
+            .into_iter()
+            .collect();
+        // Each side rekeys: sometimes both at once.
+        connection.ike_rekey_time = self.ike_rekey.filter(|_| at_peer == self.initiates);
+        connection.child_rekey_time = self.child_rekey;
+        connection.rekey_jitter = Duration::from_millis(100);
+        connection.force_encap = self.encap;
+        let (near, far) = self.selectors(at_peer);
+        let mut child = if at_peer {
+            ChildConfig::new("net", far, near)
+        } else {
+            ChildConfig::new("net", near, far)
+        };
+        child.esp_proposals = Proposal::parse_esp(self.esp).into_iter().collect();
+        connection.children = vec![child];
+        connection
+    }
+
+    /// The peer has a part of what the cluster offers: the selectors are narrowed.
+    fn selectors(&self, at_peer: bool) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+        let far = frames::far_host(self.number) & 0xffff_ff00;
+        (
+            vec![range(0x0a01_0000, 16)],
+            vec![range(far, if at_peer { 25 } else { 24 })],
+        )
+    }
+
+    fn policy(&self, at_peer: bool) -> Policy {
+        let (near, far) = self.selectors(at_peer);
+        let (local, remote) = if at_peer { (far, near) } else { (near, far) };
+        Policy {
+            connection: format!("peer{}", self.number),
+            child: "net".to_owned(),
+            local,
+            remote,
+            action: PolicyAction::Protect,
+            lenient: false,
+            lifetimes: None,
+        }
+    }
+
+    /// The peer itself.
+    pub fn peer(&self) -> PeerConfig {
+        PeerConfig {
+            number: self.number,
+            address: peer_address(self.number),
+            engine: EngineConfig {
+                connections: vec![self.connection(true)],
+                endpoint: EndpointConfig::new(SecretBytes::new(vec![8; 32])),
+            },
+            policies: vec![self.policy(true)],
+            window: self.window,
+            initiates: self.initiates,
+        }
+    }
+}

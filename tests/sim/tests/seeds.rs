@@ -1,0 +1,114 @@
+//! Thousands of simulated clusters, and proof that a seed replays.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use test_sim::scenarios::{SCENARIOS, Scenario};
+use test_sim::{Options, run_seed};
+
+/// Seeds of a test run; `ESPALIER_SIM_SEEDS` and `ESPALIER_SIM_START` change that.
+const SEEDS: u64 = 2000;
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Runs seeds on two threads; what failed, in words.
+fn run(start: u64, seeds: u64, options: &Options) -> Vec<String> {
+    let next = AtomicU64::new(start);
+    let (failures, totals) = (Mutex::new(Vec::new()), [0; 3].map(AtomicU64::new));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= start + seeds {
+                        break;
+                    }
+                    let outcome = run_seed(seed, options);
+                    totals[0].fetch_add(outcome.ran.packets, Ordering::Relaxed);
+                    totals[1].fetch_add(outcome.ran.takeovers, Ordering::Relaxed);
+                    totals[2].fetch_add(outcome.ran.virtual_ms / 1000, Ordering::Relaxed);
+                    let Some(first) = outcome.ran.violations.first() else {
+                        continue;
+                    };
+                    // Once more, for the words.
+                    let words = Options {
+                        keep: 40,
+                        ..options.clone()
+                    };
+                    let again = run_seed(seed, &words);
+                    let asked = options.scenario.map_or(String::new(), |s| format!(" --scenario {}", s.name));
+                    failures.lock().expect("no panic").push(format!(
+                        "{}\nseed {seed}, scenario {}, event {}: {} at {} ms: {}\nagain: cargo xtask sim --seed {seed}{asked}",
+                        again.ran.recent.join("\n"),
+                        outcome.scenario,
+                        outcome.ran.steps,
+                        first.rule,
+                        first.at.millis(),
+                        first.text,
+                    ));
+                }
+            });
+        }
+    });
+    let of = |n: usize| totals[n].load(Ordering::Relaxed);
+    println!(
+        "seeds {start} to {}: {} ESP packets, {} takeovers, {} s of virtual time",
+        start + seeds - 1,
+        of(0),
+        of(1),
+        of(2)
+    );
+    failures.into_inner().expect("no panic")
+}
+
+#[test]
+fn no_rule_is_broken_in_thousands_of_random_runs() {
+    let start = number("ESPALIER_SIM_START", 1);
+    let failures = run(start, number("ESPALIER_SIM_SEEDS", SEEDS), &Options::default());
+    assert!(
+        failures.is_empty(),
+        "{} seeds failed\n{}",
+        failures.len(),
+        failures.join("\n\n")
+    );
+}
+
+#[test]
+fn what_was_found_once_stays_mended() {
+    for (scenario, seeds) in SCENARIOS.iter().filter_map(|s| Some((s, s.seeds?))) {
+        let options = Options {
+            scenario: Some(scenario),
+            ..Options::default()
+        };
+        for seed in seeds {
+            let failures = run(*seed, 1, &options);
+            assert!(
+                failures.is_empty(),
+                "{}: {}\n{}",
+                scenario.name,
+                scenario.about,
+                failures.join("\n")
+            );
+        }
+    }
+}
+
+#[test]
+fn a_seed_replays_event_by_event() {
+    for scenario in ["everything", "kills", "planned", "engine"] {
+        for seed in [3, 77, 1234] {
+            let options = Options {
+                scenario: Scenario::named(scenario),
+                ..Options::default()
+            };
+            let (a, b) = (run_seed(seed, &options), run_seed(seed, &options));
+            assert_eq!(
+                (a.ran.digest, a.ran.steps, a.ran.packets),
+                (b.ran.digest, b.ran.steps, b.ran.packets),
+                "seed {seed} of {scenario}"
+            );
+        }
+    }
+}
