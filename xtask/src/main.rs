@@ -2,7 +2,9 @@
 
 mod build;
 mod cargo_tools;
+mod chaos;
 mod demo;
+mod histogram;
 mod setup;
 mod steps;
 mod svg;
@@ -47,6 +49,8 @@ enum Command {
     Test,
     /// The main job, live: a strongSwan peer keeps its tunnel while a member of the cluster is killed.
     Demo(demo::Options),
+    /// Random faults on a real cluster under load, judged by wire recorders.
+    Chaos(chaos::Options),
     /// Remove labs that `demo --keep` has left running.
     LabClean,
 }
@@ -73,6 +77,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Tidy => tidy::run(),
         Command::Test => test::run(),
         Command::Demo(options) => demo::run(&options),
+        Command::Chaos(options) => chaos::run(&options),
         Command::LabClean => {
             for folder in lab::resources::folders() {
                 println!("clearing {}", folder.display());

@@ -7,9 +7,12 @@
 
 pub mod baseline;
 pub mod clock;
+pub mod cluster;
 pub mod cmd;
 pub mod config;
+pub mod deliveries;
 pub mod esp;
+pub mod faults;
 pub mod flow;
 pub mod iperf;
 pub mod ledger;
@@ -20,6 +23,7 @@ pub mod ping;
 pub mod recorder;
 pub mod replay;
 pub mod resources;
+pub mod seen;
 pub mod stage;
 pub mod strongswan;
 pub mod tcp;
