@@ -68,6 +68,11 @@ pub fn cable(lab: &Lab, letter: &str, cable: Cable, connected: bool) -> Result<(
 /// Drops so many per cent (1 to 100) of the packets on a member's interfaces until [`heal_loss`].
 pub fn lose(member: &Member, interfaces: &[&str], way: Way, percent: u8) -> Result<()> {
     let mut rules = String::from("table inet esp_chaos {\n");
+    let chance = if percent >= 100 {
+        String::new()
+    } else {
+        format!("numgen random mod 100 < {percent}")
+    };
     for (chain, hook, matches, on) in [
         ("into", "input", "iifname", way != Way::Out),
         ("out", "output", "oifname", way != Way::In),
@@ -75,7 +80,7 @@ pub fn lose(member: &Member, interfaces: &[&str], way: Way, percent: u8) -> Resu
         if on {
             let names: Vec<String> = interfaces.iter().map(|i| format!("\"{i}\"")).collect();
             rules.push_str(&format!(
-                "chain {chain} {{\n type filter hook {hook} priority -300;\n {matches} {{ {} }} numgen random mod 100 < {percent} drop\n}}\n",
+                "chain {chain} {{\n type filter hook {hook} priority -300;\n {matches} {{ {} }} {chance} drop\n}}\n",
                 names.join(", ")
             ));
         }

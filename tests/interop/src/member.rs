@@ -44,6 +44,8 @@ pub struct Member {
     log: PathBuf,
     product: Product,
     process: Option<Child>,
+    /// A killed process that may still be on its way out: pid and start time.
+    dying: Option<(u32, u64)>,
     /// A socket in the member's namespace, for taking its links down without starting a program.
     switch: UdpSocket,
 }
@@ -67,6 +69,7 @@ impl Member {
             product: product.clone(),
             environment: Vec::new(),
             process: None,
+            dying: None,
             switch: place
                 .netns
                 .inside(|| UdpSocket::bind("127.0.0.1:0").context("switch socket"))?,
@@ -87,6 +90,13 @@ impl Member {
 
     /// Starts the agent.
     pub fn start(&mut self, resources: &Resources) -> Result<()> {
+        if let Some((pid, start)) = self.dying.take() {
+            // Its control socket is taken until the kernel has seen to its end.
+            wait_for(Duration::from_secs(10), Duration::from_millis(2), || {
+                (start_time(pid) != Some(start)).then_some(())
+            })
+            .with_context(|| format!("the killed agent {pid} does not go away"))?;
+        }
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -166,6 +176,7 @@ impl Member {
     /// Kills the agent (SIGKILL). Returns the time just before.
     pub fn kill_agent(&mut self) -> Result<u64> {
         let mut process = self.process.take().context("the agent does not run")?;
+        self.dying = start_time(process.id()).map(|start| (process.id(), start));
         let at = now_ns();
         kill(Pid::from_raw(process.id() as i32), Signal::SIGKILL).context("kill")?;
         // Reaped later in the background: waiting here would delay what comes in the same instant.

@@ -19,6 +19,9 @@ const REFUSED: [&str; 4] = [
     "unknown_spi",
 ];
 
+/// Replays in one round at most.
+const REPLAYS_MAX: u32 = 3;
+
 /// What goes on from round to round.
 #[derive(Default)]
 pub struct Course {
@@ -130,8 +133,28 @@ fn begun_anew(scene: &Scene, injected: &Injected, may_split: bool, tally: &mut T
     }
 }
 
-/// Sends the owner again what was captured since the fault before this one. Returns frames and refusals.
+/// Sends the owner again what was captured since the fault before this one, and once more where the queues of a busy machine
+/// have lost too much of it. Returns frames and refusals.
 fn replay(scene: &Scene, owner: usize, tally: &mut Tally) -> Result<(u64, u64)> {
+    let (mut sent, mut refused) = (0, 0);
+    for _ in 0..REPLAYS_MAX {
+        let (now_sent, now_refused) = replay_once(scene, owner)?;
+        (sent, refused) = (sent + now_sent, refused + now_refused);
+        tally.replayed += now_sent;
+        tally.replays_refused += now_refused;
+        // Frames that were lost in an outage are new to the owner, which may accept them once.
+        if now_refused * 10 >= now_sent * 9 {
+            break;
+        }
+    }
+    anyhow::ensure!(
+        sent > 0 && refused >= sent / 2,
+        "of {sent} replayed frames only {refused} were judged by the owner: the replay proves nothing"
+    );
+    Ok((sent, refused))
+}
+
+fn replay_once(scene: &Scene, owner: usize) -> Result<(u64, u64)> {
     let cluster = &scene.cluster;
     let frames = cluster.outside.read(|l| l.frames_before(now_ns()));
     let member = &cluster.members[owner];
@@ -142,18 +165,10 @@ fn replay(scene: &Scene, owner: usize, tally: &mut Tally) -> Result<(u64, u64)> 
     let before = refusals()?;
     let mac = Lab::mac(&member.place.netns, "outside")?;
     let sent = lab::replay::replay(&cluster.lab.router, "outside", mac, frames)?;
-    // Frames that were lost in an outage are new to the owner and may be accepted once; a busy machine's queues lose some.
     wait_for(Duration::from_secs(2), Duration::from_millis(50), || {
         (refusals().ok()? >= before + sent).then_some(())
     });
-    let refused = refusals()?.saturating_sub(before).min(sent);
-    tally.replayed += sent;
-    tally.replays_refused += refused;
-    anyhow::ensure!(
-        sent > 0 && refused >= sent / 2,
-        "of {sent} replayed frames only {refused} were judged by the owner: the replay proves nothing"
-    );
-    Ok((sent, refused))
+    Ok((sent, refusals()?.saturating_sub(before).min(sent)))
 }
 
 /// What the recorders say of the whole run so far.
