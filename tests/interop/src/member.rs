@@ -44,8 +44,8 @@ pub struct Member {
     log: PathBuf,
     product: Product,
     process: Option<Child>,
-    /// A killed process that may still be on its way out: pid and start time.
-    dying: Option<(u32, u64)>,
+    /// A killed process that may still be on its way out.
+    dying: Option<u32>,
     /// A socket in the member's namespace, for taking its links down without starting a program.
     switch: UdpSocket,
 }
@@ -90,10 +90,10 @@ impl Member {
 
     /// Starts the agent.
     pub fn start(&mut self, resources: &Resources) -> Result<()> {
-        if let Some((pid, start)) = self.dying.take() {
-            // Its control socket is taken until the kernel has seen to its end.
+        if let Some(pid) = self.dying.take() {
+            // Its control socket is taken until the last of its threads is gone and it was reaped.
             wait_for(Duration::from_secs(10), Duration::from_millis(2), || {
-                (start_time(pid) != Some(start)).then_some(())
+                (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
             })
             .with_context(|| format!("the killed agent {pid} does not go away"))?;
         }
@@ -176,7 +176,7 @@ impl Member {
     /// Kills the agent (SIGKILL). Returns the time just before.
     pub fn kill_agent(&mut self) -> Result<u64> {
         let mut process = self.process.take().context("the agent does not run")?;
-        self.dying = start_time(process.id()).map(|start| (process.id(), start));
+        self.dying = Some(process.id());
         let at = now_ns();
         kill(Pid::from_raw(process.id() as i32), Signal::SIGKILL).context("kill")?;
         // Reaped later in the background: waiting here would delay what comes in the same instant.

@@ -173,7 +173,7 @@ fn clock_jump(scene: &Scene, victim: usize, seconds: i64) -> Result<bool> {
 /// How far the agent's wall clock is off, seconds, by an event that it logs now.
 fn wall_clock_off(scene: &Scene, member: usize) -> Result<i64> {
     let member = &scene.cluster.members[member];
-    // Refused by its owner, a takeover to the member that serves already is logged all the same.
+    // A standby logs the planned takeover to it, the owner the liveness check.
     let me = member.place.id.to_string();
     let before = last_event(member)?.0;
     let _ = member.espalier(&["takeover", "--to", &me]);
