@@ -51,6 +51,8 @@ enum Command {
     Demo(demo::Options),
     /// Random faults on a real cluster under load, judged by wire recorders.
     Chaos(chaos::Options),
+    /// Check the checkers: builds with a safety rule removed must be caught.
+    Mutants(chaos::mutants::Options),
     /// Remove labs that `demo --keep` has left running.
     LabClean,
 }
@@ -78,6 +80,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Test => test::run(),
         Command::Demo(options) => demo::run(&options),
         Command::Chaos(options) => chaos::run(&options),
+        Command::Mutants(options) => chaos::mutants::run(&options),
         Command::LabClean => {
             for folder in lab::resources::folders() {
                 println!("clearing {}", folder.display());

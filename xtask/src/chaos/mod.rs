@@ -2,6 +2,7 @@
 
 mod fault;
 mod inject;
+pub mod mutants;
 mod rng;
 mod round;
 mod scene;
