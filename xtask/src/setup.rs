@@ -42,6 +42,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/bin/nsenter", "util-linux"),
     ("/usr/sbin/sysctl", "procps"),
     ("/usr/sbin/modprobe", "kmod"),
+    ("/usr/bin/etcd", "etcd-server"),
+    ("/usr/bin/etcdctl", "etcd-client"),
+    // The etcd-client crate compiles its protocol description, which includes ones that come with the compiler.
+    ("/usr/bin/protoc", "protobuf-compiler"),
+    ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
 ];
 
 /// Installs everything that builds, tests and the demo need.

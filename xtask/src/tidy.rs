@@ -16,6 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("ike", &["model", "ike-wire", "crypto"]),
     ("sad", &["model", "maps-schema", "datapath"]),
     ("cluster", &["model", "crypto"]),
+    ("ownership", &["cluster", "model"]),
     ("dataplane", &["sad", "model", "maps-schema", "datapath"]),
     (
         "agent",
@@ -28,6 +29,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "ike",
             "sad",
             "cluster",
+            "ownership",
             "dataplane",
         ],
     ),

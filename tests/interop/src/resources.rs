@@ -42,8 +42,16 @@ impl Resources {
             )?;
             let id = format!("{:02x}{:02x}", random[0], random[1]);
             let folder = Path::new(BASE).join(&id);
+            // Under another name until the ledger says whose it is: without that line it looks like a leftover to all others.
+            let fresh = Path::new(BASE).join(format!(".{id}"));
             fs::create_dir_all(BASE).with_context(|| format!("cannot create {BASE}: the lab needs root"))?;
-            if fs::create_dir(&folder).is_err() {
+            if folder.exists() || fs::create_dir(&fresh).is_err() {
+                continue;
+            }
+            let me = std::process::id();
+            Ledger(fresh.join("ledger")).note(&format!("lab {me} {}", start_time(me).unwrap_or(0)))?;
+            if fs::rename(&fresh, &folder).is_err() {
+                let _ = fs::remove_dir_all(&fresh);
                 continue;
             }
             let this = Self {
@@ -51,8 +59,6 @@ impl Resources {
                 folder: folder.clone(),
                 kept: false,
             };
-            let me = std::process::id();
-            this.note(&format!("lab {me} {}", start_time(me).unwrap_or(0)))?;
             if let Ok(mut live) = LIVE.lock() {
                 live.push(folder);
             }
@@ -73,7 +79,7 @@ impl Resources {
 
     /// A process was started.
     pub fn note_process(&self, pid: u32) -> Result<()> {
-        self.note(&format!("pid {pid} {}", start_time(pid).unwrap_or(0)))
+        self.ledger().note_process(pid)
     }
 
     /// A file or folder (a pin) will exist that must go.
@@ -87,12 +93,32 @@ impl Resources {
         self.note("keep")
     }
 
+    /// A handle for what starts processes later, after the `Resources` are out of reach.
+    pub fn ledger(&self) -> Ledger {
+        Ledger(self.folder.join("ledger"))
+    }
+
     fn note(&self, line: &str) -> Result<()> {
-        let path = self.folder.join("ledger");
+        self.ledger().note(line)
+    }
+}
+
+/// The ledger of one lab.
+#[derive(Clone, Debug)]
+pub struct Ledger(PathBuf);
+
+impl Ledger {
+    /// A process was started.
+    pub fn note_process(&self, pid: u32) -> Result<()> {
+        self.note(&format!("pid {pid} {}", start_time(pid).unwrap_or(0)))
+    }
+
+    fn note(&self, line: &str) -> Result<()> {
+        let path = &self.0;
         let mut file = OpenOptions::new()
             .create(true)
             .append(true)
-            .open(&path)
+            .open(path)
             .with_context(|| path.display().to_string())?;
         writeln!(file, "{line}").with_context(|| path.display().to_string())
     }
@@ -143,7 +169,12 @@ pub fn clear_leftovers() {
             .lines()
             .find_map(|l| l.strip_prefix("lab "))
             .and_then(parse_process);
-        let alive = owner.is_some_and(|(pid, start)| start_time(pid) == Some(start));
+        let alive = match owner {
+            Some((pid, start)) => start_time(pid) == Some(start),
+            None => folder
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with('.')),
+        };
         if !alive && !text.lines().any(|l| l == "keep") {
             clear(&folder);
         }
@@ -221,6 +252,24 @@ fn parse_process(line: &str) -> Option<(u32, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labs_that_start_at_once_do_not_take_each_other_for_leftovers() {
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                std::thread::spawn(|| {
+                    for _ in 0..25 {
+                        let lab = Resources::new().expect("a lab");
+                        clear_leftovers();
+                        assert!(lab.folder.join("ledger").exists(), "{} was cleared", lab.id);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no lab is lost");
+        }
+    }
 
     #[test]
     fn a_process_is_known_by_its_start_time_and_a_dead_one_has_none() {

@@ -1,7 +1,8 @@
 //! What the control socket answers: the one definition of every `--json` output. The binary's tables are drawn from it.
 //!
 //! HTTP over the Unix socket of `[control]`: `GET /v1/status`, `GET /v1/sas`, `GET /v1/events`, `GET /metrics`,
-//! `POST /v1/takeover`, `POST /v1/rekey`, `POST /v1/liveness`. An error is a [`Failure`] with a 4xx or 5xx status.
+//! `POST /v1/takeover`, `POST /v1/drain`, `POST /v1/undrain`, `POST /v1/rebalance`, `POST /v1/start-over`, `POST /v1/rekey`,
+//! `POST /v1/liveness`. An error is a [`Failure`] with a 4xx or 5xx status.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,15 +16,20 @@ pub struct Status {
     pub member: u8,
     /// This member's name.
     pub name: String,
-    /// `active`, `standby`, `joining`, `alone` (active without a standby), `starting` or `stopped`.
+    /// `hot-standby` or `load-sharing`.
+    pub mode: String,
+    /// Ownership engine: `pair` or `etcd`.
+    pub engine: String,
+    /// `active`, `standby`, `joining`, `alone` (active without a standby), `starting` or `stopped`. With several groups:
+    /// `active` if it owns any.
     pub role: String,
-    /// Member that owns the segments, 0 for none.
+    /// Member that owns the segments, 0 for none. With several groups this and `epoch` are those of group 0.
     pub owner: u8,
     /// Ownership epoch.
     pub epoch: u64,
     /// Incarnation of this agent.
     pub incarnation: u64,
-    /// Members (ids) whose acknowledgement every change waits for.
+    /// Members (ids) whose acknowledgement every change waits for; with several groups, those that are in sync in all.
     pub in_sync: Vec<u8>,
     /// Milliseconds for which the owner word is still valid; negative once it has expired.
     pub valid_for_ms: i64,
@@ -31,6 +37,18 @@ pub struct Status {
     pub uptime_s: u64,
     /// Segments by owner.
     pub segments: BTreeMap<u8, u32>,
+    /// Groups of segments: the units of ownership, in their order. One in a hot-standby cluster.
+    #[serde(default)]
+    pub groups: Vec<GroupLine>,
+    /// The member is being drained.
+    #[serde(default)]
+    pub draining: bool,
+    /// Why the member's data plane does not work, if it does not.
+    #[serde(default)]
+    pub trouble: Option<String>,
+    /// The ownership engine does not answer.
+    #[serde(default)]
+    pub engine_silent: Option<EngineSilence>,
     /// The other members.
     pub members: Vec<MemberStatus>,
     /// Journal.
@@ -41,8 +59,49 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The last takeover that this member carried out.
     pub last_takeover: Option<TakeoverStatus>,
+    /// The last one of each group.
+    #[serde(default)]
+    pub takeovers: Vec<TakeoverStatus>,
     /// Packets by verdict, all connections together; verdicts that never happened are left out.
     pub verdicts: BTreeMap<String, u64>,
+}
+
+/// One group of segments, seen from here.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct GroupLine {
+    /// Number.
+    pub group: u8,
+    /// How many of the 256 segments are in it.
+    pub segments: u32,
+    /// Member that owns it, 0 for none.
+    pub owner: u8,
+    /// Ownership epoch.
+    pub epoch: u64,
+    /// This member's role in it: `active`, `alone`, `standby`, `joining` or `starting`.
+    pub role: String,
+    /// The member that it is meant for.
+    pub home: u8,
+    /// The in-sync set, as far as known.
+    pub in_sync: Vec<u8>,
+    /// How the owner stands, where this member is the owner: `with_standby`, `alone`, `alone_unfenced`.
+    pub standing: Option<String>,
+    /// Last journal position written (owner) or armed (standby).
+    pub position: u64,
+    /// Last position that every in-sync member has acknowledged (owner).
+    pub committed: u64,
+    /// A planned takeover is under way.
+    pub handover: bool,
+    /// A claim or a change of the in-sync set waits for the ownership engine.
+    pub engine_waits: bool,
+}
+
+/// The ownership engine does not answer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct EngineSilence {
+    /// For how long, ms.
+    pub for_ms: u64,
+    /// What it said last, or what happened.
+    pub why: String,
 }
 
 /// Another member, seen from here.
@@ -54,8 +113,23 @@ pub struct MemberStatus {
     pub name: String,
     /// `up`, `suspected` or `down`.
     pub state: String,
-    /// Whether it is in the in-sync set.
+    /// Whether it is in the in-sync set (with several groups: of every one).
     pub in_sync: bool,
+    /// Share in load sharing, as configured; 0 for a pure standby.
+    #[serde(default)]
+    pub weight: u32,
+    /// Groups that it owns.
+    #[serde(default)]
+    pub groups_owned: u32,
+    /// Its data plane works, as it says.
+    #[serde(default)]
+    pub healthy: bool,
+    /// It is being drained.
+    #[serde(default)]
+    pub draining: bool,
+    /// Parts of its configuration that differ from this member's and must not.
+    #[serde(default)]
+    pub differs: Vec<String>,
     /// Links over which it was heard within the suspicion threshold.
     pub links_up: Vec<String>,
     /// Milliseconds since its last heartbeat on any link.
@@ -108,19 +182,26 @@ pub struct InterfaceStatus {
 /// A takeover that this member carried out. Times are milliseconds since `started_ns`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TakeoverStatus {
+    /// Which group of segments.
+    #[serde(default)]
+    pub group: u8,
     /// `failover` or `planned`.
     pub kind: String,
     /// Why, one sentence.
     pub reason: String,
     /// The member that owned the segments before.
     pub from: u8,
+    /// The member that took them over: this one.
+    #[serde(default)]
+    pub to: u8,
     /// The new epoch.
     pub epoch: u64,
     /// Time of the last sign of life of the old owner (failover) or of the command (planned): `CLOCK_MONOTONIC`, ns.
     pub started_ns: u64,
     /// The same on the wall clock, ns since 1970.
     pub started_wall_ns: u64,
-    /// Each phase's time since `started_ns`, ms: `suspected`, `claimed`, `flipped`, `announced`, `first_packet`.
+    /// Each phase's time since `started_ns`, ms: `suspected`, `claimed`, `flipped`, `announced`, `resumed` (all IKE SAs
+    /// adopted), `first_packet`, `windows_merged`.
     pub phases_ms: BTreeMap<String, f64>,
     /// Child SAs taken over.
     pub child_sas: u32,
@@ -141,6 +222,9 @@ pub struct IkeSa {
     pub spi_local: String,
     /// The peer's SPI.
     pub spi_remote: String,
+    /// Segment.
+    #[serde(default)]
+    pub segment: u8,
     /// Whether we initiated it.
     pub initiator: bool,
     /// Our address and port.
@@ -209,6 +293,9 @@ pub struct LoggedEvent {
     pub monotonic_ns: u64,
     /// ns since 1970.
     pub wall_ns: u64,
+    /// The group of segments that it is about; `None`: the whole member.
+    #[serde(default)]
+    pub group: Option<u8>,
     /// Short name.
     pub kind: String,
     /// One sentence.
@@ -220,6 +307,18 @@ pub struct LoggedEvent {
 pub struct TakeoverRequest {
     /// Member that is to own the segments; the standby (or this member, if it is one) where not given.
     pub to: Option<u8>,
+    /// Group of segments; all where not given.
+    #[serde(default)]
+    pub group: Option<u8>,
+}
+
+/// `POST /v1/start-over`: begin anew, without SAs, with groups whose in-sync members are all lost.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StartOverRequest {
+    /// Group of segments; all that have no owner that is heard where not given.
+    pub group: Option<u8>,
+    /// The operator knows what is lost, and that no member of the in-sync set serves any more.
+    pub yes: bool,
 }
 
 /// `POST /v1/rekey`: one of the fields.

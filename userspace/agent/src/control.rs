@@ -15,7 +15,10 @@ use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::api::{Done, Failure, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, Status, TakeoverRequest};
+use crate::api::{
+    Done, Failure, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, StartOverRequest, Status,
+    TakeoverRequest,
+};
 use crate::clock;
 use crate::metrics::Sample;
 
@@ -34,6 +37,14 @@ pub enum Request {
     Metrics(oneshot::Sender<Sample>),
     /// Planned takeover.
     Takeover(TakeoverRequest, oneshot::Sender<Outcome>),
+    /// Hand over everything and take nothing back.
+    Drain(oneshot::Sender<Outcome>),
+    /// The end of it.
+    Undrain(oneshot::Sender<Outcome>),
+    /// Groups go to the members that they are meant for.
+    Rebalance(oneshot::Sender<Outcome>),
+    /// Begin anew with lost groups.
+    StartOver(StartOverRequest, oneshot::Sender<Outcome>),
     /// Rekey.
     Rekey(RekeyRequest, oneshot::Sender<Outcome>),
     /// Liveness check of a connection's IKE SAs.
@@ -42,8 +53,9 @@ pub enum Request {
 
 type Core = mpsc::Sender<Request>;
 
-/// The core loop answers at once unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// The core loop answers at once unless it hangs, and the end of a command comes within its own limit: at most 42 s for the
+/// move of 64 groups.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 fn failure(code: StatusCode, text: &str) -> Response {
     (
@@ -80,10 +92,22 @@ async fn command(core: &Core, request: impl FnOnce(oneshot::Sender<Outcome>) -> 
     }
 }
 
-async fn json<T: Serialize>(core: &Core, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Response {
+async fn json<T: Serialize + Send + 'static>(
+    core: &Core,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+) -> Response {
     match ask(core, request).await {
-        Ok(value) => Json(value).into_response(),
+        Ok(value) => encoded(value).await,
         Err(response) => response,
+    }
+}
+
+/// As JSON; made beside the core loop, which shares this thread: a list may have a hundred thousand SAs.
+async fn encoded<T: Serialize + Send + 'static>(value: T) -> Response {
+    match tokio::task::spawn_blocking(move || serde_json::to_vec(&value)).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Ok(Err(error)) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 
@@ -116,6 +140,26 @@ fn routes(core: Core) -> Router {
             post(
                 async |State(core): State<Core>, Json(wish): Json<TakeoverRequest>| {
                     command(&core, |answer| Request::Takeover(wish, answer)).await
+                },
+            ),
+        )
+        .route(
+            "/v1/drain",
+            post(async |State(core): State<Core>| command(&core, Request::Drain).await),
+        )
+        .route(
+            "/v1/undrain",
+            post(async |State(core): State<Core>| command(&core, Request::Undrain).await),
+        )
+        .route(
+            "/v1/rebalance",
+            post(async |State(core): State<Core>| command(&core, Request::Rebalance).await),
+        )
+        .route(
+            "/v1/start-over",
+            post(
+                async |State(core): State<Core>, Json(wish): Json<StartOverRequest>| {
+                    command(&core, |answer| Request::StartOver(wish, answer)).await
                 },
             ),
         )

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use model::GroupId;
+
 use crate::api::LoggedEvent;
 use crate::clock;
 
@@ -14,28 +16,50 @@ pub struct EventLog {
     ring: VecDeque<LoggedEvent>,
 }
 
+/// Whether an operator should look at an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// No need to.
+    Note,
+    /// Yes.
+    Warn,
+}
+
 impl EventLog {
     /// Notes an event that an operator need not look at.
     pub fn note(&mut self, kind: &str, text: impl Into<String>) {
-        let text = text.into();
-        tracing::info!(kind, "{text}");
-        self.push(kind, text);
+        self.add(Level::Note, None, kind, text);
     }
 
     /// Notes an event that an operator should look at.
     pub fn warn(&mut self, kind: &str, text: impl Into<String>) {
-        let text = text.into();
-        tracing::warn!(kind, "{text}");
-        self.push(kind, text);
+        self.add(Level::Warn, None, kind, text);
     }
 
-    fn push(&mut self, kind: &str, text: String) {
+    /// [`EventLog::note`] about one group.
+    pub fn note_of(&mut self, group: GroupId, kind: &str, text: impl Into<String>) {
+        self.add(Level::Note, Some(group), kind, text);
+    }
+
+    /// [`EventLog::warn`] about one group.
+    pub fn warn_of(&mut self, group: GroupId, kind: &str, text: impl Into<String>) {
+        self.add(Level::Warn, Some(group), kind, text);
+    }
+
+    /// Adds an event of either level, about one group or the whole member.
+    pub fn add(&mut self, level: Level, group: Option<GroupId>, kind: &str, text: impl Into<String>) {
+        let (group, text) = (group.map(|id| id.0), text.into());
+        match level {
+            Level::Note => tracing::info!(kind, group, "{text}"),
+            Level::Warn => tracing::warn!(kind, group, "{text}"),
+        }
         if self.ring.len() == KEPT {
             self.ring.pop_front();
         }
         self.ring.push_back(LoggedEvent {
             monotonic_ns: clock::now().0,
             wall_ns: clock::wall_ns(),
+            group,
             kind: kind.to_owned(),
             text,
         });

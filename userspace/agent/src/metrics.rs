@@ -141,6 +141,107 @@ impl Sample {
             &[],
             &[(&[], s.in_sync.len() as i64)],
         )?;
+        let name_of = |id: u8| {
+            let peer = s.members.iter().find(|peer| peer.id == id);
+            match peer {
+                Some(peer) => peer.name.clone(),
+                None if id == s.member => s.name.clone(),
+                None => "none".to_owned(),
+            }
+        };
+        let mut owners = Vec::new();
+        let mut numbers: [Vec<(String, i64)>; 4] = Default::default();
+        for group in &s.groups {
+            let name = group.group.to_string();
+            owners.push(([name.clone(), name_of(group.owner)], 1));
+            let values = [
+                group.epoch as i64,
+                group.in_sync.len() as i64,
+                i64::from(group.owner == group.home),
+                i64::from(group.engine_waits),
+            ];
+            for (rows, value) in numbers.iter_mut().zip(values) {
+                rows.push((name.clone(), value));
+            }
+        }
+        let owners = owners.iter().map(|(l, v)| (l.each_ref().map(String::as_str), *v));
+        let owners = owners.collect::<Vec<_>>();
+        let owners = owners.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
+        b.gauge(
+            "espalier_group_owner",
+            "1 for the member that owns the group of segments, as far as this member knows.",
+            &["group", "owner"],
+            &owners,
+        )?;
+        let names = [
+            (
+                "espalier_group_epoch",
+                "Ownership epoch of the group of segments.",
+            ),
+            (
+                "espalier_group_in_sync_members",
+                "Members in the group's in-sync set, the owner included.",
+            ),
+            (
+                "espalier_group_at_home",
+                "1 where the member that the group is meant for owns it.",
+            ),
+            (
+                "espalier_group_engine_waits",
+                "1 while the group waits for the ownership engine.",
+            ),
+        ];
+        for ((name, help), rows) in names.into_iter().zip(&numbers) {
+            let rows = rows
+                .iter()
+                .map(|(group, v)| ([group.as_str()], *v))
+                .collect::<Vec<_>>();
+            let rows = rows.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
+            b.gauge(name, help, &["group"], &rows)?;
+        }
+        b.gauge(
+            "espalier_healthy",
+            "1 while the member's own data plane works.",
+            &[],
+            &[(&[], i64::from(s.trouble.is_none()))],
+        )?;
+        b.gauge(
+            "espalier_draining",
+            "1 while the member is being drained.",
+            &[],
+            &[(&[], i64::from(s.draining))],
+        )?;
+        let silence = s
+            .engine_silent
+            .as_ref()
+            .map_or(0.0, |silent| silent.for_ms as f64 / 1000.0);
+        b.float(
+            "espalier_engine_silent_seconds",
+            "For how long the ownership engine has not answered; 0: it does, or there is none.",
+            &[],
+            &[(&[], silence)],
+        )?;
+        let peers = s
+            .members
+            .iter()
+            .map(|peer| ([peer.name.as_str()], peer))
+            .collect::<Vec<_>>();
+        let healthy = peers.iter().map(|(l, peer)| (&l[..], i64::from(peer.healthy)));
+        b.gauge(
+            "espalier_peer_healthy",
+            "1 while the peer says that its data plane works.",
+            &["peer"],
+            &healthy.collect::<Vec<_>>(),
+        )?;
+        let heard = peers
+            .iter()
+            .map(|(l, peer)| (&l[..], i64::from(peer.state == "up")));
+        b.gauge(
+            "espalier_peer_up",
+            "1 while the peer is heard.",
+            &["peer"],
+            &heard.collect::<Vec<_>>(),
+        )?;
         let mut links = Vec::new();
         for peer in &s.members {
             for link in ["synch", "outside"] {

@@ -2,7 +2,9 @@
 
 use crate::client::Client;
 use crate::{ClusterCommand, Command, Query, tables};
-use agent::api::{Done, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, Status, TakeoverRequest};
+use agent::api::{
+    Done, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, StartOverRequest, Status, TakeoverRequest,
+};
 use agent::config::Config;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -40,7 +42,13 @@ pub fn execute(command: Command) -> Result<ExitCode> {
             out!("{}", text.trim_end());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Takeover { query, to } => order(&query, "/v1/takeover", &TakeoverRequest { to }),
+        Command::Takeover { query, to, group } => {
+            order(&query, "/v1/takeover", &TakeoverRequest { to, group })
+        }
+        Command::Drain(query) => order(&query, "/v1/drain", &()),
+        Command::Undrain(query) => order(&query, "/v1/undrain", &()),
+        Command::Rebalance(query) => order(&query, "/v1/rebalance", &()),
+        Command::StartOver { query, group, yes } => start_over(&query, group, yes),
         Command::Rekey {
             query,
             connection,
@@ -133,6 +141,25 @@ fn order(query: &Query, path: &str, body: &impl Serialize) -> Result<ExitCode> {
         out!("{} ({:.1} ms)", done.text, done.took_ms);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `espalier start-over` says where it is not confirmed.
+const START_OVER: &str = "\
+This begins anew, without any SA, with groups whose in-sync members are all lost. Every peer of theirs has to establish its
+IKE and Child SAs again; until then its traffic is dropped.
+
+Do it only when the members that `espalier events` names as lost will not come back with their state, and none of them still
+serves: a member that is alive but cut off would go on with SAs that the others know nothing of. If one of them can be
+reached or started again, do that instead.
+
+Add --yes to do it.";
+
+fn start_over(query: &Query, group: Option<u8>, yes: bool) -> Result<ExitCode> {
+    if !yes {
+        eprintln!("{START_OVER}");
+        return Ok(ExitCode::from(2));
+    }
+    order(query, "/v1/start-over", &StartOverRequest { group, yes })
 }
 
 fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {

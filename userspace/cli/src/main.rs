@@ -46,13 +46,33 @@ enum Command {
     Events(Query),
     /// Counters in the format of Prometheus.
     Metrics(Target),
-    /// Move the cluster to another member in a planned way: nothing is lost.
+    /// Move groups of segments to another member in a planned way: nothing is lost. Waits for the end.
     Takeover {
         #[command(flatten)]
         query: Query,
         /// Member that is to own the segments; the standby where not given.
         #[arg(long)]
         to: Option<u8>,
+        /// This group of segments only (see espalier status); all where not given.
+        #[arg(long)]
+        group: Option<u8>,
+    },
+    /// Hand over all that the member owns and take nothing back, for maintenance. Waits for the end; nothing is lost.
+    Drain(Query),
+    /// End of drain: the member takes groups over again.
+    Undrain(Query),
+    /// Move every group to the member that it is meant for, where that one is in sync. Waits for the end; nothing is lost.
+    Rebalance(Query),
+    /// Begin anew, with no SAs, with groups whose in-sync members are all lost. Read the warning: run it without --yes.
+    StartOver {
+        #[command(flatten)]
+        query: Query,
+        /// This group of segments only; every group without an owner that is heard where not given.
+        #[arg(long)]
+        group: Option<u8>,
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
     },
     /// Rekey Child SAs or an IKE SA now.
     Rekey {

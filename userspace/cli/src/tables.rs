@@ -1,6 +1,6 @@
 //! Answers as tables for people.
 
-use agent::api::{IkeSa, LoggedEvent, Status};
+use agent::api::{IkeSa, LoggedEvent, MemberStatus, Status, TakeoverStatus};
 use comfy_table::{Table, presets};
 use std::fmt::Write;
 
@@ -33,11 +33,13 @@ pub fn status(status: &Status) -> String {
     };
     let _ = writeln!(
         out,
-        "{} member {} ({}): {}\nepoch {}, owner {}{valid}, in sync {}, journal {} (committed {}), up {} s",
+        "{} member {} ({}): {}, {} with the {} engine\nepoch {}, owner {}{valid}, in sync {}, journal {} (committed {}), up {} s",
         status.cluster,
         status.member,
         status.name,
         status.role,
+        status.mode,
+        status.engine,
         status.epoch,
         status.owner,
         list(&status.in_sync),
@@ -45,11 +47,32 @@ pub fn status(status: &Status) -> String {
         status.journal.committed,
         status.uptime_s,
     );
+    if let Some(trouble) = &status.trouble {
+        let _ = writeln!(out, "TROUBLE: {trouble}");
+    }
+    if status.draining {
+        let _ = writeln!(
+            out,
+            "drained: it takes nothing over by itself (espalier undrain ends that)"
+        );
+    }
+    if let Some(silence) = &status.engine_silent {
+        let _ = writeln!(
+            out,
+            "the ownership engine has not answered for {:.1} s: {}",
+            silence.for_ms as f64 / 1000.0,
+            silence.why
+        );
+    }
+    if status.groups.len() > 1 {
+        let _ = writeln!(out, "\n{}", groups(status));
+    }
     let mut members = table(&[
         "member",
         "name",
         "state",
         "in sync",
+        "groups",
         "links",
         "last heartbeat",
         "suspected after",
@@ -58,8 +81,9 @@ pub fn status(status: &Status) -> String {
         members.add_row([
             member.id.to_string(),
             member.name.clone(),
-            member.state.clone(),
+            member_state(member),
             if member.in_sync { "yes" } else { "no" }.to_owned(),
+            member.groups_owned.to_string(),
             list(&member.links_up),
             member
                 .last_heartbeat_ms
@@ -68,6 +92,14 @@ pub fn status(status: &Status) -> String {
         ]);
     }
     let _ = writeln!(out, "\n{members}");
+    for member in status.members.iter().filter(|m| !m.differs.is_empty()) {
+        let _ = writeln!(
+            out,
+            "member {} has another configuration in: {}",
+            member.id,
+            member.differs.join(", ")
+        );
+    }
     let mut connections = table(&["connection", "state", "peer", "Child SAs", "reason"]);
     for connection in &status.connections {
         connections.add_row([
@@ -86,25 +118,19 @@ pub fn status(status: &Status) -> String {
             interface.side, interface.name, interface.mode, interface.mtu
         );
     }
-    if let Some(takeover) = &status.last_takeover {
-        let mut phases: Vec<_> = takeover.phases_ms.iter().collect();
-        phases.sort_by(|a, b| a.1.total_cmp(b.1));
-        let line = phases
-            .iter()
-            .map(|(name, ms)| format!("{name} {ms:.1} ms"))
-            .collect::<Vec<_>>()
-            .join(" -> ");
+    if let Some(last) = &status.last_takeover {
         let _ = writeln!(
             out,
-            "\nlast takeover: {} from member {} to epoch {} ({})\n  {line}\n  {} IKE SAs, {} Child SAs, {} rekeyed on evidence",
-            takeover.kind,
-            takeover.from,
-            takeover.epoch,
-            takeover.reason,
-            takeover.ike_sas,
-            takeover.child_sas,
-            takeover.evidence_rekeys
+            "\nlast takeover: {}",
+            takeover(last, status.groups.len() > 1)
         );
+    }
+    let others = status.takeovers.iter().filter(|t| {
+        let last = status.last_takeover.as_ref();
+        last.is_none_or(|last| last.group != t.group)
+    });
+    for other in others {
+        let _ = writeln!(out, "before: {}", takeover(other, true));
     }
     if !status.verdicts.is_empty() {
         let mut verdicts = table(&["verdict", "packets"]);
@@ -115,6 +141,71 @@ pub fn status(status: &Status) -> String {
     }
     out.truncate(out.trim_end().len());
     out
+}
+
+fn member_state(member: &MemberStatus) -> String {
+    let mut state = member.state.clone();
+    if !member.healthy {
+        state.push_str(", in trouble");
+    }
+    if member.draining {
+        state.push_str(", drained");
+    }
+    state
+}
+
+/// Who owns what.
+fn groups(status: &Status) -> Table {
+    let mut groups = table(&["group", "segments", "owner", "epoch", "in sync", "home", "state"]);
+    for group in &status.groups {
+        let mut state = group.role.clone();
+        if group.handover {
+            state.push_str(", moving");
+        }
+        if group.engine_waits {
+            state.push_str(", waits for the ownership engine");
+        }
+        groups.add_row([
+            group.group.to_string(),
+            group.segments.to_string(),
+            if group.owner == 0 {
+                "none".to_owned()
+            } else {
+                group.owner.to_string()
+            },
+            group.epoch.to_string(),
+            list(&group.in_sync),
+            group.home.to_string(),
+            state,
+        ]);
+    }
+    groups
+}
+
+fn takeover(takeover: &TakeoverStatus, with_group: bool) -> String {
+    let mut phases: Vec<_> = takeover.phases_ms.iter().collect();
+    phases.sort_by(|a, b| a.1.total_cmp(b.1));
+    let line = phases
+        .iter()
+        .map(|(name, ms)| format!("{name} {ms:.1} ms"))
+        .collect::<Vec<_>>()
+        .join(" -> ");
+    let group = if with_group {
+        format!(" of group {}", takeover.group)
+    } else {
+        String::new()
+    };
+    format!(
+        "{}{group} from member {} to member {}, epoch {} ({})\n  {line}\n  {} IKE SAs, {} Child SAs, {} rekeyed on evidence",
+        takeover.kind,
+        takeover.from,
+        takeover.to,
+        takeover.epoch,
+        takeover.reason,
+        takeover.ike_sas,
+        takeover.child_sas,
+        takeover.evidence_rekeys
+    )
 }
 
 /// `espalier sas`.
@@ -190,11 +281,12 @@ pub fn events(events: &[LoggedEvent]) -> String {
     if events.is_empty() {
         return "nothing has happened yet".to_owned();
     }
-    let mut table = table(&["monotonic s", "wall clock (UTC)", "event", ""]);
+    let mut table = table(&["monotonic s", "wall clock (UTC)", "group", "event", ""]);
     for event in events {
         table.add_row([
             format!("{:.6}", event.monotonic_ns as f64 / 1e9),
             utc(event.wall_ns),
+            event.group.map_or_else(String::new, |group| group.to_string()),
             event.kind.clone(),
             event.text.clone(),
         ]);
@@ -211,7 +303,7 @@ fn utc(wall_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use agent::api::{ChildSa, TakeoverStatus};
+    use agent::api::{ChildSa, GroupLine};
 
     #[test]
     fn phases_of_a_takeover_are_shown_in_the_order_of_time() {
@@ -227,6 +319,33 @@ mod tests {
         });
         assert!(
             text.contains("suspected 101.0 ms -> claimed 102.0 ms -> flipped 104.5 ms"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn groups_are_shown_where_there_are_several_and_troubles_always() {
+        let group = |id, owner| GroupLine {
+            group: id,
+            owner,
+            role: "standby".to_owned(),
+            ..GroupLine::default()
+        };
+        let mut shown = Status {
+            groups: vec![group(0, 2)],
+            trouble: Some("inside interface eth1 has no carrier".to_owned()),
+            ..Status::default()
+        };
+        let text = status(&shown);
+        assert!(text.contains("TROUBLE: inside interface eth1"), "{text}");
+        assert!(!text.contains("home"), "{text}");
+        shown.groups.push(GroupLine {
+            engine_waits: true,
+            ..group(1, 0)
+        });
+        let text = status(&shown);
+        assert!(
+            text.contains("none") && text.contains("standby, waits for the ownership engine"),
             "{text}"
         );
     }

@@ -1,8 +1,9 @@
 //! What goes into a node and what comes out.
 
 use crate::message::{Link, RaiseItem, RaiseKey, SetMember};
+use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{EpochId, Standing};
-use model::{EspSpi, Instant, MemberId};
+use model::{EspSpi, GroupId, Instant, MemberId};
 use std::collections::BTreeSet;
 use thiserror::Error;
 
@@ -46,25 +47,29 @@ pub enum Input {
     Propose {
         /// The time.
         now: Instant,
+        /// The group that the change belongs to.
+        group: GroupId,
         /// The caller's name for it.
         token: u64,
         /// The change.
         entry: Vec<u8>,
     },
-    /// Owner: raise these limits; each is answered by [`Output::RaiseCommitted`] or [`Output::RaiseRefused`].
+    /// Owner: raise these limits, of any groups; each is answered by [`Output::RaiseCommitted`] or
+    /// [`Output::RaiseRefused`]. Items of groups that this member does not own are dropped.
     Raise {
         /// The time.
         now: Instant,
         /// The limits.
         items: Vec<RaiseItem>,
     },
-    /// The agent has carried out an output that asked for it.
+    /// The agent has carried out an output that asked for it. Where it could not (a map was not written), it must not say
+    /// so: a member that is silent for long enough is dropped from the in-sync set and joins anew.
     Armed {
         /// The time.
         now: Instant,
         /// The output's token.
         token: u64,
-        /// Raises that it could not arm (SA not known here yet).
+        /// Raises of SAs that are not known here (not yet, or not any more): nothing was armed for them.
         unknown: Vec<RaiseKey>,
     },
     /// Answer to [`Output::CapLimits`]: limits are capped and published; this is the state of all SAs.
@@ -85,6 +90,15 @@ pub enum Input {
         /// Raises.
         items: Vec<RaiseItem>,
     },
+    /// Answer to [`Output::RestateLimits`].
+    Restated {
+        /// The time.
+        now: Instant,
+        /// The output's token.
+        token: u64,
+        /// The limits.
+        items: Vec<RaiseItem>,
+    },
     /// Answer to [`Output::CloseLegacy`].
     FinalWindows {
         /// The time.
@@ -94,10 +108,37 @@ pub enum Input {
         /// Encoded by the agent.
         bytes: Vec<u8>,
     },
-    /// Owner: right edges for the standby's evidence rule.
+    /// Owner: right edges for the standbys' evidence rule, of any groups.
     Report {
         /// Slot, SPI, edge.
         edges: Vec<(u32, EspSpi, u64)>,
+    },
+    /// The ownership engine answers [`Output::Ownership`].
+    OwnershipAnswered {
+        /// The time.
+        now: Instant,
+        /// The output's token.
+        token: u64,
+        /// What it says.
+        answer: OwnershipAnswer,
+    },
+    /// The ownership engine tells of a key that changed (its watch), or of what it found at its start. May be late or
+    /// missing: nothing rests on it.
+    OwnershipSeen {
+        /// The time.
+        now: Instant,
+        /// Which group.
+        group: GroupId,
+        /// What the key holds; `None`: nothing.
+        record: Option<GroupRecord>,
+    },
+    /// Whether this member's own data plane works (programs attached, links up). A member that is not healthy takes
+    /// nothing over, and hands over what it owns.
+    Health {
+        /// The time.
+        now: Instant,
+        /// `None`: healthy. Else why not, for people.
+        trouble: Option<String>,
     },
     /// An operator wants something.
     Command {
@@ -111,15 +152,32 @@ pub enum Input {
 /// What an operator may want.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// A planned takeover by this member.
-    TakeoverTo(MemberId),
+    /// Planned takeovers: these groups go to this member, one after the other. Groups that it owns already are left alone.
+    TakeoverTo {
+        /// The taker.
+        to: MemberId,
+        /// Which; `None`: all.
+        group: Option<GroupId>,
+    },
+    /// This member hands over all that it owns and takes no group back but by a command or a failover.
+    Drain,
+    /// The end of [`Command::Drain`].
+    Undrain,
+    /// Groups that this member owns go to the members they are meant for, where these are in sync.
+    Rebalance,
+    /// Nobody that is left may claim the group (all in-sync members are lost): begin again with no SAs. Peers establish
+    /// theirs anew. Only where an operator knows that no member of the in-sync set serves any more.
+    StartOver {
+        /// Which; `None`: every group without an owner that is heard.
+        group: Option<GroupId>,
+    },
 }
 
 /// Why something is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refused {
     /// Not the owner (any more).
-    #[error("this member does not own the segments")]
+    #[error("this member does not own the group of segments")]
     NotOwner,
     /// A planned takeover is under way.
     #[error("a planned takeover is under way")]
@@ -128,11 +186,17 @@ pub enum Refused {
     #[error("member {0} is not in the in-sync set; wait until `espalier status` shows it in sync")]
     NotInSync(MemberId),
     /// Nobody owns the segments.
-    #[error("the cluster has no owner at the moment")]
+    #[error("the group has no owner at the moment")]
     NoOwner,
     /// Already so.
-    #[error("member {0} owns the segments already")]
+    #[error("member {0} owns the group already")]
     AlreadyOwner(MemberId),
+    /// Nothing to do.
+    #[error("there is no other member in sync that could take the group")]
+    NoTaker,
+    /// The taker's data plane is in trouble.
+    #[error("member {0} is not healthy: see its `espalier status`")]
+    NotHealthy(MemberId),
     /// It did not work out.
     #[error("{0}")]
     Failed(String),
@@ -172,16 +236,22 @@ pub enum Output {
     },
     /// These limits are acknowledged: publish them in the maps.
     RaiseCommitted {
+        /// Whose group.
+        group: GroupId,
         /// The limits.
         items: Vec<RaiseItem>,
     },
     /// The lost standby may hold the numbers above: rekey the SA instead.
     RaiseRefused {
+        /// Whose group.
+        group: GroupId,
         /// The limits that were asked for.
         items: Vec<RaiseItem>,
     },
     /// Standby: put the change into mirror and maps, then [`Input::Armed`].
     Apply {
+        /// Of which group.
+        group: GroupId,
         /// For the answer.
         token: u64,
         /// Its position.
@@ -193,6 +263,8 @@ pub enum Output {
     },
     /// Standby: put the limits into the maps (epoch: the current one), then [`Input::Armed`].
     ApplyRaises {
+        /// Of which group.
+        group: GroupId,
         /// For the answer.
         token: u64,
         /// Epoch of the limits.
@@ -205,47 +277,87 @@ pub enum Output {
         /// Slot, SPI, edge.
         edges: Vec<(u32, EspSpi, u64)>,
     },
-    /// Owner: cap the limits of all SAs at the current epoch and answer with [`Input::Snapshot`].
+    /// Owner: cap the limits of all SAs of the group at its current epoch and answer with [`Input::Snapshot`].
     CapLimits {
+        /// Which group.
+        group: GroupId,
         /// For the answer.
         token: u64,
     },
     /// Owner: compare all counters with the acknowledged limits and answer with [`Input::CapsVerified`].
     VerifyCaps {
+        /// Which group.
+        group: GroupId,
         /// For the answer.
         token: u64,
     },
-    /// Joining: forget everything, take this, arm the maps, then [`Input::Armed`].
+    /// Taker, before it serves: limits of these SA directions may be armed at some members of the in-sync set and not at
+    /// others. Answer with [`Input::Restated`]: for each SA that is here, the upper limits that hold for this member in
+    /// `epoch` (distance k from the SA's record: L + kS, C + kH) as the limit, with the record's present step. They are then
+    /// acknowledged by all and come back as [`Output::RaiseCommitted`] before the flip. SAs without upper limits and
+    /// unknown ones are left out.
+    RestateLimits {
+        /// Which group.
+        group: GroupId,
+        /// For the answer.
+        token: u64,
+        /// The epoch that this member has claimed.
+        epoch: EpochId,
+        /// What is in doubt.
+        keys: Vec<RaiseKey>,
+    },
+    /// Joining: forget everything of the group, take this, arm the maps, then [`Input::Armed`].
     InstallSnapshot {
+        /// Which group.
+        group: GroupId,
         /// For the answer.
         token: u64,
         /// The snapshot.
         bytes: Vec<u8>,
     },
-    /// Write these owner and side words to all segments (an atomic store each), then [`Input::Armed`].
+    /// Write these owner and side words to all segments of a group (an atomic store each), then [`Input::Armed`].
     Flip(Flip),
-    /// Raise valid-until of every segment that this member owns in this epoch, by compare-and-swap.
+    /// Raise valid-until of every segment of the group, which this member owns in this epoch, by compare-and-swap.
     ExtendValidity {
+        /// Which group.
+        group: GroupId,
         /// The epoch of the words.
         epoch: EpochId,
         /// Until when.
         until: Instant,
     },
-    /// Gratuitous ARP for every cluster address, repeated.
-    Announce,
-    /// This member serves now: adopt the mirrored IKE SAs and send outstanding octets again.
-    ResumeIke,
-    /// This member serves no more: the IKE engine forgets its SAs (the mirror keeps them).
-    SuspendIke,
-    /// This member's fork lost, or it starts over: forget every SA.
-    DiscardFork,
+    /// Gratuitous ARP for every cluster address whose segment is in the group, repeated.
+    Announce {
+        /// Which group.
+        group: GroupId,
+    },
+    /// This member serves now: adopt the group's mirrored IKE SAs and send outstanding octets again.
+    ResumeIke {
+        /// Which group.
+        group: GroupId,
+    },
+    /// This member serves no more: the IKE engine forgets the group's SAs (the mirror keeps them), and proposals of the
+    /// group that are not answered never will be.
+    SuspendIke {
+        /// Which group.
+        group: GroupId,
+    },
+    /// This member's fork lost, or it starts over: forget every SA of the group.
+    DiscardFork {
+        /// Which group.
+        group: GroupId,
+    },
     /// Old owner in a planned handover: stop serving, drain, answer with [`Input::FinalWindows`].
     CloseLegacy {
+        /// Which group.
+        group: GroupId,
         /// For the answer.
         token: u64,
     },
     /// Taker: merge the old owner's windows, then run what was held, then [`Input::Armed`].
     MergeWindows {
+        /// Which group.
+        group: GroupId,
         /// For the answer.
         token: u64,
         /// Windows.
@@ -258,13 +370,25 @@ pub enum Output {
         /// The octets that its agent gave.
         facts: Vec<u8>,
     },
+    /// The ownership engine is asked; [`Input::OwnershipAnswered`] answers with the token. Only with
+    /// [`crate::node::EngineKind::External`].
+    Ownership {
+        /// For the answer.
+        token: u64,
+        /// Which group's key.
+        group: GroupId,
+        /// What.
+        op: OwnershipOp,
+    },
     /// For logs, the timeline and metrics.
     Event(Event),
 }
 
-/// Owner and side words for all segments.
+/// Owner and side words for all segments of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flip {
+    /// Which group.
+    pub group: GroupId,
     /// For the answer.
     pub token: u64,
     /// Owner and epoch.
@@ -293,6 +417,8 @@ pub struct Legacy {
 pub struct Event {
     /// When.
     pub at: Instant,
+    /// The group that it is about; `None`: the whole member.
+    pub group: Option<GroupId>,
     /// What.
     pub kind: EventKind,
 }
@@ -348,15 +474,46 @@ pub enum EventKind {
         /// The winner.
         theirs: EpochId,
     },
-    /// The policies differ.
-    PolicyDiffers(MemberId),
+    /// The policies differ: the names of the parts that do.
+    PolicyDiffers {
+        /// Who.
+        member: MemberId,
+        /// Parts of the configuration, for example `connection site-a` or `cluster.groups`.
+        parts: Vec<String>,
+    },
+    /// Two agents run with the same member id.
+    Twin(MemberId),
+    /// A member says that its data plane is in trouble, or is well again (`None`).
+    Health {
+        /// Who.
+        member: MemberId,
+        /// Why.
+        trouble: Option<String>,
+    },
+    /// The ownership engine does not answer: what needs it waits.
+    EngineSilent {
+        /// What it said, if anything.
+        why: String,
+    },
+    /// The ownership engine answers again.
+    EngineBack,
+    /// Nobody that is heard may take the group over: its in-sync set is lost.
+    Orphaned {
+        /// The members that could, if they came back in the life that they had.
+        in_sync: BTreeSet<SetMember>,
+    },
     /// A planned handover ended.
     HandoverDone {
         /// The new epoch.
         epoch: EpochId,
     },
     /// A planned handover was given up.
-    HandoverAborted(String),
+    HandoverAborted {
+        /// To whom.
+        to: MemberId,
+        /// Why.
+        why: String,
+    },
     /// A record was refused.
     RecordRefused {
         /// From whom.

@@ -2,13 +2,18 @@
 //! say what was said. Anything of another version, epoch or incarnation is refused by name.
 
 use crate::rules::EpochId;
-use model::{Epoch, EspSpi, Incarnation, MemberId};
+use model::{Epoch, EspSpi, GroupId, Incarnation, MemberId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
-/// Version of the records on the synch channel.
-pub const VERSION: u8 = 1;
+/// Newest format of the records on the synch channel that this release speaks.
+pub const VERSION: u8 = 3;
+/// Oldest format that it speaks. Two members use the newest one that both know, so that a cluster can be upgraded one
+/// member after the other; a Hello is always in the oldest format, and names the newest.
+pub const OLDEST: u8 = 2;
+/// In [`GroupBeat::joining`]: the sender's format does not say it.
+pub const NOT_SAID: u8 = u8::MAX;
 /// Octets of a snapshot in one record.
 pub const CHUNK: usize = 32 * 1024;
 /// Longest record that is accepted.
@@ -82,29 +87,53 @@ pub struct RaiseKey {
     pub direction: Direction,
 }
 
-/// A record.
+/// Digest of each part of the policy that all members must share, by the name of the part.
+pub type Policy = BTreeMap<String, [u8; 16]>;
+
+/// A record, in the newest format.
+pub type Message = MessageOf<Heartbeat>;
+/// What a record is about, in the newest format.
+pub type Body = BodyOf<Heartbeat>;
+
+/// A record of a format whose heartbeats are `H`: that is all in which the formats differ.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Message {
+pub struct MessageOf<H> {
     /// Who says it, in which life.
     pub from: SetMember,
-    /// The sender's epoch.
-    pub epoch: EpochId,
     /// What.
-    pub body: Body,
+    pub body: BodyOf<H>,
 }
 
-/// What a record says. No `Debug`: journal entries and snapshots hold keys.
+/// What a record is about. No `Debug`: journal entries and snapshots hold keys.
 #[derive(Clone, Serialize, Deserialize)]
-pub enum Body {
+pub enum BodyOf<H> {
     /// I am alive.
-    Heartbeat(Heartbeat),
-    /// First record on a stream.
+    Heartbeat(H),
+    /// First record on a stream, always in the oldest format.
     Hello {
-        /// Digest of the policy that all members must share.
-        digest: [u8; 32],
+        /// Newest format that the sender speaks.
+        newest: u8,
+        /// Digests of the policy that all members must share.
+        policy: Policy,
         /// MAC addresses and the like; the agent's business.
         facts: Vec<u8>,
     },
+    /// An operator wants every group at the member that it is meant for.
+    Rebalance,
+    /// About one group.
+    Group {
+        /// Which.
+        group: GroupId,
+        /// The sender's epoch of the group.
+        epoch: EpochId,
+        /// What.
+        body: GroupBody,
+    },
+}
+
+/// What a record says of a group.
+#[derive(Clone, Serialize, Deserialize)]
+pub enum GroupBody {
     /// A change.
     Journal {
         /// Its position; they are consecutive.
@@ -118,9 +147,35 @@ pub enum Body {
         position: u64,
     },
     /// New limits, each with its version.
-    Raise(Vec<(u64, RaiseItem)>),
+    Raise {
+        /// Versions up to this one are armed by every in-sync member.
+        settled: u64,
+        /// Version and limits.
+        items: Vec<(u64, RaiseItem)>,
+    },
     /// These versions are armed.
-    RaiseAck(Vec<(u64, RaiseKey)>),
+    RaiseAck {
+        /// Armed.
+        armed: Vec<(u64, RaiseKey)>,
+        /// Versions for SAs that the sender does not know.
+        unknown: Vec<(u64, RaiseKey)>,
+    },
+    /// Taker to the other in-sync members: I own the group in the epoch of this record.
+    NewEpoch {
+        /// The epoch that it follows.
+        old: EpochId,
+        /// Last journal position in the taker's mirror.
+        position: u64,
+        /// The new in-sync set.
+        in_sync: BTreeSet<SetMember>,
+    },
+    /// I follow you: my mirror ends where yours does.
+    EpochAck {
+        /// The position.
+        position: u64,
+        /// SA directions whose last raise I armed without hearing that everybody has: say what holds.
+        doubtful: Vec<RaiseKey>,
+    },
     /// Right edges of inbound windows, for the evidence rule; may be stale.
     Report(Vec<(u32, EspSpi, u64)>),
     /// Let me join; whatever this life of mine held before, I hold nothing now.
@@ -166,8 +221,11 @@ pub enum Body {
     },
     /// You were excluded: I go on alone.
     SoloNotice,
-    /// Standby to owner: please hand over to me (an operator asked here).
-    HandoverRequest,
+    /// To the owner: please hand the group over to this member (an operator asked here).
+    HandoverRequest {
+        /// The taker.
+        to: MemberId,
+    },
     /// Owner to taker: take over; everything up to `position` is acknowledged.
     HandoverOffer {
         /// Journal position.
@@ -201,14 +259,51 @@ pub struct Heartbeat {
     pub seq: u64,
     /// The receiver's last heartbeat that the sender has seen, and the life that it came from: the confirmation.
     pub echo: Option<(Incarnation, u64)>,
-    /// The sender owns the segments.
-    pub owner: bool,
-    /// The in-sync set as the owner knows it; empty from anybody else.
-    pub in_sync: BTreeSet<SetMember>,
-    /// Last journal position written (owner) or armed (standby).
-    pub position: u64,
     /// A reply, to which nobody replies.
     pub reply: bool,
+    /// The sender's data plane works.
+    pub healthy: bool,
+    /// The sender is being drained: it wants no groups.
+    pub draining: bool,
+    /// The lives that the masks below speak of.
+    pub lives: Vec<SetMember>,
+    /// One for each group, in the order of the groups.
+    pub groups: Vec<GroupBeat>,
+}
+
+/// What a heartbeat says of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupBeat {
+    /// The sender's epoch.
+    pub epoch: EpochId,
+    /// The sender owns the group.
+    pub owner: bool,
+    /// The in-sync set as the owner knows it, bit `member - 1`; 0 from anybody else.
+    pub in_sync: u16,
+    /// Owner: the member that is joining, 0 for none, [`NOT_SAID`].
+    pub joining: u8,
+    /// Last journal position written (owner) or armed (standby).
+    pub position: u64,
+    /// Owner: raises up to this version are armed by every in-sync member.
+    pub settled: u64,
+}
+
+impl Heartbeat {
+    /// The set that a mask stands for; members whose life the heartbeat does not name are left out.
+    pub fn set_of(&self, mask: u16) -> BTreeSet<SetMember> {
+        self.lives
+            .iter()
+            .copied()
+            .filter(|m| (1..=16).contains(&m.member.0) && mask & (1 << (m.member.0 - 1)) != 0)
+            .collect()
+    }
+
+    /// The mask of a set.
+    pub fn mask_of(set: &BTreeSet<SetMember>) -> u16 {
+        set.iter()
+            .filter(|m| (1..=16).contains(&m.member.0))
+            .fold(0, |mask, m| mask | 1 << (m.member.0 - 1))
+    }
 }
 
 /// Why a record was refused.
@@ -219,7 +314,7 @@ pub enum BadRecord {
     Length(usize),
     /// From a version of espalier that speaks another format.
     #[error(
-        "record of version {0}, this member speaks version {VERSION}: run the same release on all members"
+        "record of version {0}, this member speaks versions {OLDEST} to {VERSION}: upgrade one release at a time, and all members"
     )]
     Version(u8),
     /// Not a record.
@@ -228,10 +323,15 @@ pub enum BadRecord {
 }
 
 impl Message {
-    /// Octets for the channel.
-    pub fn encode(&self) -> Vec<u8> {
-        let octets = postcard::to_extend(self, vec![VERSION]);
+    /// Octets for the channel, in a format that the receiver speaks.
+    pub fn encode(&self, version: u8) -> Vec<u8> {
         // Plain data without maps of unknown length always encodes.
+        let octets = if version == OLDEST {
+            let older = self.clone().with_heartbeat(HeartbeatOf2::from);
+            postcard::to_extend(&older, vec![OLDEST])
+        } else {
+            postcard::to_extend(self, vec![VERSION])
+        };
         octets.unwrap_or_default()
     }
 
@@ -243,12 +343,92 @@ impl Message {
         if octets.len() < 2 || octets.len() > RECORD_MAX {
             return Err(BadRecord::Length(octets.len()));
         }
-        if octets[0] != VERSION {
-            return Err(BadRecord::Version(octets[0]));
+        match octets[0] {
+            OLDEST => {
+                whole::<MessageOf<HeartbeatOf2>>(&octets[1..]).map(|m| m.with_heartbeat(Heartbeat::from))
+            }
+            VERSION => whole(&octets[1..]),
+            other => Err(BadRecord::Version(other)),
         }
-        match postcard::take_from_bytes(&octets[1..]) {
-            Ok((message, [])) => Ok(message),
-            _ => Err(BadRecord::Garbage),
+    }
+}
+
+fn whole<'a, T: Deserialize<'a>>(octets: &'a [u8]) -> Result<T, BadRecord> {
+    match postcard::take_from_bytes(octets) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(BadRecord::Garbage),
+    }
+}
+
+impl<H> MessageOf<H> {
+    fn with_heartbeat<G>(self, f: impl FnOnce(H) -> G) -> MessageOf<G> {
+        let body = match self.body {
+            BodyOf::Heartbeat(heartbeat) => BodyOf::Heartbeat(f(heartbeat)),
+            BodyOf::Hello {
+                newest,
+                policy,
+                facts,
+            } => BodyOf::Hello {
+                newest,
+                policy,
+                facts,
+            },
+            BodyOf::Rebalance => BodyOf::Rebalance,
+            BodyOf::Group { group, epoch, body } => BodyOf::Group { group, epoch, body },
+        };
+        MessageOf {
+            from: self.from,
+            body,
+        }
+    }
+}
+
+/// A heartbeat of format 2: it does not say who is joining, nor that the sender is being drained.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct HeartbeatOf2 {
+    seq: u64,
+    echo: Option<(Incarnation, u64)>,
+    reply: bool,
+    healthy: bool,
+    lives: Vec<SetMember>,
+    groups: Vec<(EpochId, bool, u16, u64, u64)>,
+}
+
+impl From<Heartbeat> for HeartbeatOf2 {
+    fn from(h: Heartbeat) -> Self {
+        Self {
+            seq: h.seq,
+            echo: h.echo,
+            reply: h.reply,
+            healthy: h.healthy,
+            lives: h.lives,
+            groups: h
+                .groups
+                .iter()
+                .map(|g| (g.epoch, g.owner, g.in_sync, g.position, g.settled))
+                .collect(),
+        }
+    }
+}
+
+impl From<HeartbeatOf2> for Heartbeat {
+    fn from(h: HeartbeatOf2) -> Self {
+        let beat = |(epoch, owner, in_sync, position, settled)| GroupBeat {
+            epoch,
+            owner,
+            in_sync,
+            joining: NOT_SAID,
+            position,
+            settled,
+        };
+        Self {
+            seq: h.seq,
+            echo: h.echo,
+            reply: h.reply,
+            healthy: h.healthy,
+            draining: false,
+            lives: h.lives,
+            groups: h.groups.into_iter().map(beat).collect(),
         }
     }
 }

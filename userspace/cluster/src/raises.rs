@@ -9,6 +9,9 @@ use std::time::Duration;
 struct Open {
     item: RaiseItem,
     version: u64,
+    /// Version of the first raise of this SA direction since all members agreed on it: one that this raise superseded may
+    /// be armed here and there.
+    first: u64,
     missing: BTreeSet<SetMember>,
     sent: Instant,
     since: Instant,
@@ -26,14 +29,18 @@ impl Raises {
     pub fn open(&mut self, now: Instant, item: RaiseItem, asked: BTreeSet<SetMember>) -> u64 {
         self.version += 1;
         let version = self.version;
+        let key = item.key();
+        let before = self.open.get(&key);
+        let (first, since) = before.map_or((version, now), |open| (open.first, open.since));
         self.open.insert(
-            item.key(),
+            key,
             Open {
                 item,
                 version,
+                first,
                 missing: asked,
                 sent: now,
-                since: now,
+                since,
             },
         );
         version
@@ -54,9 +61,19 @@ impl Raises {
     }
 
     /// An acknowledgement of one version. Returns the item where it was the last one missing.
-    pub fn acknowledge(&mut self, epoch: EpochId, key: RaiseKey, ack: &Ack) -> Option<RaiseItem> {
+    pub fn acknowledge(
+        &mut self,
+        now: Instant,
+        epoch: EpochId,
+        key: RaiseKey,
+        ack: &Ack,
+    ) -> Option<RaiseItem> {
         let open = self.open.get_mut(&key)?;
         if !rules::ack_counts(epoch, &open.missing, open.version, ack) {
+            if ack.epoch == epoch && open.missing.contains(&ack.from) && ack.version >= open.first {
+                // Of a raise that was superseded meanwhile: the member is not silent.
+                open.since = now;
+            }
             return None;
         }
         open.missing.remove(&ack.from);
@@ -67,21 +84,32 @@ impl Raises {
         }
     }
 
-    /// Raises to send again: not acknowledged for `interval`.
-    pub fn due(&mut self, now: Instant, interval: Duration) -> Vec<(u64, RaiseItem)> {
-        let mut due = Vec::new();
+    /// Versions up to this one are armed by everybody who was asked.
+    pub fn settled(&self) -> u64 {
+        rules::settled(self.open.values().map(|open| open.first), self.version)
+    }
+
+    /// Raises to send again, by whom they lack: not acknowledged for `interval`.
+    pub fn due(&mut self, now: Instant, interval: Duration) -> BTreeMap<SetMember, Vec<(u64, RaiseItem)>> {
+        let mut due: BTreeMap<SetMember, Vec<(u64, RaiseItem)>> = BTreeMap::new();
         for open in self.open.values_mut() {
             if now.since(open.sent) >= interval {
                 open.sent = now;
-                due.push((open.version, open.item));
+                for member in &open.missing {
+                    due.entry(*member).or_default().push((open.version, open.item));
+                }
             }
         }
         due
     }
 
-    /// Gives up raises that nobody acknowledged for `limit` (the SA is gone on the other side, say).
-    pub fn expire(&mut self, now: Instant, limit: Duration) {
-        self.open.retain(|_, open| now.since(open.since) < limit);
+    /// Members that have owed an acknowledgement for `limit`. A raise is never forgotten: it may be armed at some of them.
+    pub fn overdue(&self, now: Instant, limit: Duration) -> BTreeSet<SetMember> {
+        self.open
+            .values()
+            .filter(|open| now.since(open.since) >= limit)
+            .flat_map(|open| open.missing.iter().copied())
+            .collect()
     }
 
     /// Nobody is left to ask: all open items.
@@ -112,6 +140,11 @@ impl Raises {
         complete
     }
 
+    /// Whether a raise of this SA direction is under way.
+    pub fn is_open(&self, key: &RaiseKey) -> bool {
+        self.open.contains_key(key)
+    }
+
     /// Raises that are not acknowledged.
     pub fn len(&self) -> usize {
         self.open.len()
@@ -123,12 +156,19 @@ impl Raises {
     }
 }
 
-/// The standby's memory of raises: only rising versions are armed.
+/// A standby's memory of raises: only rising versions are armed, and those of which it is not known that everybody has
+/// armed them are in doubt.
 #[derive(Default)]
 pub struct ArmedRaises {
     /// Versions up to this one are part of the snapshot.
     through: u64,
     versions: HashMap<RaiseKey, u64>,
+    /// Up to here everybody has armed what was asked.
+    settled: u64,
+    /// Versions above that, and what they are for.
+    doubts: BTreeMap<u64, RaiseKey>,
+    /// In doubt since an earlier epoch.
+    carried: BTreeSet<RaiseKey>,
 }
 
 /// Directions remembered at most; more SAs than slots exist cannot be.
@@ -138,6 +178,37 @@ impl ArmedRaises {
     /// Whether this version is to be armed: it is not older than one armed before.
     pub fn wanted(&self, key: &RaiseKey, version: u64) -> bool {
         version > self.through && self.versions.get(key).is_none_or(|armed| version >= *armed)
+    }
+
+    /// It is about to be armed.
+    pub fn doubt(&mut self, key: RaiseKey, version: u64) {
+        self.carried.remove(&key);
+        if version > self.settled {
+            self.doubts.insert(version, key);
+        }
+    }
+
+    /// Everybody has armed what was asked up to `version`.
+    pub fn settle(&mut self, version: u64) {
+        if version > self.settled {
+            self.settled = version;
+            self.doubts = self.doubts.split_off(&(version + 1));
+        }
+    }
+
+    /// SA directions whose limits other members may have differently.
+    pub fn doubtful(&self) -> Vec<RaiseKey> {
+        let doubtful: BTreeSet<RaiseKey> = self.doubts.values().chain(&self.carried).copied().collect();
+        doubtful.into_iter().collect()
+    }
+
+    /// Another owner, whose versions begin anew.
+    pub fn next_epoch(&mut self) {
+        self.carried.extend(self.doubts.values());
+        self.doubts.clear();
+        self.versions.clear();
+        self.through = 0;
+        self.settled = 0;
     }
 
     /// It was armed.
@@ -152,7 +223,75 @@ impl ArmedRaises {
 
     /// A snapshot that stands for all versions up to `through`.
     pub fn start_after(&mut self, through: u64) {
-        self.versions.clear();
-        self.through = through;
+        *self = Self {
+            through,
+            settled: through,
+            ..Self::default()
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Direction;
+    use model::{Epoch, Incarnation, MemberId};
+
+    fn item(slot: u32, limit: u64) -> RaiseItem {
+        RaiseItem {
+            slot,
+            spi: slot,
+            direction: Direction::Outbound,
+            limit,
+            step: 1,
+        }
+    }
+
+    fn member(member: u8) -> SetMember {
+        SetMember {
+            member: MemberId(member),
+            incarnation: Incarnation(1),
+        }
+    }
+
+    #[test]
+    fn a_raise_that_supersedes_another_keeps_the_doubt_of_the_first() {
+        let mut raises = Raises::default();
+        let asked = BTreeSet::from([member(2), member(3)]);
+        let epoch = EpochId {
+            number: Epoch(1),
+            owner: MemberId(1),
+        };
+        assert_eq!(raises.settled(), 0);
+        raises.open(Instant(0), item(7, 10), asked.clone());
+        let second = raises.open(Instant(0), item(7, 20), asked.clone());
+        assert_eq!(raises.settled(), 0, "the first may be armed at one of them");
+        raises.open(Instant(0), item(8, 5), asked.clone());
+        for from in asked {
+            let ack = Ack {
+                epoch,
+                from,
+                version: second,
+            };
+            raises.acknowledge(Instant(0), epoch, item(7, 20).key(), &ack);
+        }
+        assert_eq!(raises.settled(), 2, "what is open now begins at version 3");
+    }
+
+    #[test]
+    fn doubt_ends_when_everybody_has_armed_and_outlives_an_epoch() {
+        let mut armed = ArmedRaises::default();
+        let (a, b) = (item(1, 1).key(), item(2, 1).key());
+        armed.doubt(a, 1);
+        armed.doubt(b, 2);
+        armed.settle(1);
+        assert_eq!(armed.doubtful(), [b]);
+        armed.next_epoch();
+        armed.settle(9);
+        assert_eq!(armed.doubtful(), [b], "the taker has not stated it yet");
+        armed.doubt(b, 10);
+        assert_eq!(armed.doubtful(), [b], "nor has everybody armed it");
+        armed.settle(10);
+        assert!(armed.doubtful().is_empty());
     }
 }

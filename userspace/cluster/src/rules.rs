@@ -1,6 +1,7 @@
 //! The decisions of design section 2 and 3 as pure functions. `Node` acts on them, `tests/model` explores them.
 
 use crate::message::{Direction, SetMember};
+use crate::ownership::GroupRecord;
 use model::{Epoch, Incarnation, Instant, MemberId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -102,8 +103,9 @@ pub fn commit_position(written: u64, acknowledged: impl IntoIterator<Item = u64>
         .map_or(written, |lowest| lowest.min(written))
 }
 
-/// Whose acknowledgement a raise needs: the in-sync set but for the owner, and whoever is joining, from the start of its
-/// snapshot.
+/// Whose acknowledgement a raise needs: the in-sync set but for the owner, and whoever is joining, once its maps hold the
+/// snapshot. What was raised before that it is asked for then (see [`JoinFacts::raises_open`]), so that a joiner that
+/// is slow, or whose snapshot is damaged, stalls no traffic.
 pub fn asked_for_raise(
     set: &BTreeSet<SetMember>,
     me: MemberId,
@@ -254,7 +256,8 @@ pub struct JoinFacts {
     pub acknowledged: u64,
     /// Last position written.
     pub written: u64,
-    /// Raises that are not acknowledged yet.
+    /// Raises that are not acknowledged yet; those that went into use without the joiner since its snapshot was taken count
+    /// until it has acknowledged them.
     pub raises_open: usize,
     /// The owner's upper limits are enforced and its counters lie within what the joiner has acknowledged.
     pub caps_verified: bool,
@@ -291,6 +294,131 @@ pub fn first_owner(preferred: bool, peer_heard: bool, waited: Duration, settle: 
         // preferred one is left time to.
         (_, false) if waited >= settle * 2 => FirstOwner::Me,
         _ => FirstOwner::Wait,
+    }
+}
+
+/// Versions of raises that every in-sync member has armed: all below the oldest one that somebody may lack.
+///
+/// `open_since`: for each SA direction with a raise under way, the version of its first raise since all of them agreed
+/// (a raise that supersedes another one inherits it). `last`: the last version given out.
+pub fn settled(open_since: impl IntoIterator<Item = u64>, last: u64) -> u64 {
+    open_since.into_iter().min().map_or(last, |first| first - 1)
+}
+
+/// Whether an in-sync member may follow a taker without a snapshot: it was in the epoch that the taker followed, and its
+/// mirror ends where the taker's does. One that lags, or holds a tail that the taker lacks, takes a snapshot instead.
+///
+/// It is not enough for limits: a raise may be armed here and not there. What is in doubt on either side the taker states
+/// anew, as raises in its own epoch, before it serves (see [`settled`]).
+pub fn may_follow(mine: EpochId, applied: u64, armed: u64, old: EpochId, position: u64) -> bool {
+    mine == old && applied == armed && armed == position
+}
+
+/// Why an ownership engine must not be asked to write a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum NoClaim {
+    /// See [`NoTakeover`].
+    #[error(transparent)]
+    NotInSync(#[from] NoTakeover),
+    /// The record names an owner that this member hears.
+    #[error("the group has an owner that is alive")]
+    OwnerLives,
+}
+
+/// The claim that a member may write over `record`, as it was read just now. `lost`: members that it believes to be gone;
+/// the owner must be one of them. Members of the set that are not lost stay in it.
+///
+/// A claimer that has never heard of the epoch in `record` may claim all the same: nothing was committed in that epoch
+/// without it, since it is in the set, and limits follow from the distance of epochs.
+///
+/// # Errors
+/// [`NoClaim`].
+pub fn claim(record: &GroupRecord, me: SetMember, lost: &BTreeSet<MemberId>) -> Result<GroupRecord, NoClaim> {
+    may_take_over(Some(&record.in_sync), me.member, me.incarnation)?;
+    if record.epoch.owner != me.member && !lost.contains(&record.epoch.owner) {
+        return Err(NoClaim::OwnerLives);
+    }
+    let mut in_sync = record.in_sync.clone();
+    in_sync.retain(|m| m.member != record.epoch.owner && !lost.contains(&m.member));
+    in_sync.insert(me);
+    Ok(GroupRecord {
+        epoch: EpochId {
+            number: next_number(record.epoch, Epoch(0)),
+            owner: me.member,
+        },
+        in_sync,
+    })
+}
+
+/// `record` without members that were lost.
+pub fn without(record: &GroupRecord, lost: &BTreeSet<SetMember>) -> GroupRecord {
+    GroupRecord {
+        epoch: record.epoch,
+        in_sync: record.in_sync.difference(lost).copied().collect(),
+    }
+}
+
+/// `record` with a member that has acknowledged everything.
+pub fn with(record: &GroupRecord, joiner: SetMember) -> GroupRecord {
+    let mut next = record.clone();
+    next.in_sync.insert(joiner);
+    next
+}
+
+/// A planned move of the group to `to`; the old owner stays in sync.
+///
+/// # Errors
+/// `to` is not in the set.
+pub fn moved(record: &GroupRecord, to: SetMember) -> Result<GroupRecord, NoTakeover> {
+    may_take_over(Some(&record.in_sync), to.member, to.incarnation)?;
+    Ok(GroupRecord {
+        epoch: EpochId {
+            number: next_number(record.epoch, Epoch(0)),
+            owner: to.member,
+        },
+        in_sync: record.in_sync.clone(),
+    })
+}
+
+/// Whose acknowledgement counts as required while a write of the ownership engine is under way: everybody in the old
+/// or the new set. A member that the write adds may claim as soon as the write is done, which this member learns later; one
+/// that it removes may claim until then.
+pub fn required(known: &BTreeSet<SetMember>, wanted: Option<&BTreeSet<SetMember>>) -> BTreeSet<SetMember> {
+    known
+        .iter()
+        .chain(wanted.into_iter().flatten())
+        .copied()
+        .collect()
+}
+
+/// Whether nobody is left who may claim: every member of the set is known to have begun a new life. `lives`: the present
+/// life of each member that is known (this one included). A member that is only silent may still serve.
+pub fn orphaned(record: &GroupRecord, lives: &BTreeSet<SetMember>) -> bool {
+    record.in_sync.iter().all(|m| {
+        lives
+            .iter()
+            .any(|l| l.member == m.member && l.incarnation != m.incarnation)
+    })
+}
+
+/// The record with which a member begins again, with no SAs: after [`orphaned`], or by an operator's word.
+pub fn start_over(record: Option<&GroupRecord>, me: SetMember) -> GroupRecord {
+    let old = record.map_or(EpochId::NONE, |r| r.epoch);
+    GroupRecord {
+        epoch: EpochId {
+            number: next_number(old, Epoch(0)),
+            owner: me.member,
+        },
+        in_sync: BTreeSet::from([me]),
+    }
+}
+
+/// How an owner stands under an ownership engine: whoever left the set has left it by a committed write.
+pub fn standing_in(set: &BTreeSet<SetMember>) -> Standing {
+    if set.len() <= 1 {
+        Standing::AloneTaker
+    } else {
+        Standing::WithStandby
     }
 }
 

@@ -2,15 +2,15 @@
 
 use crate::message::{Link, SetMember};
 use crate::rules::{EpochId, Standing};
-use model::{Instant, MemberId};
+use model::{GroupId, Instant, MemberId};
 use std::collections::BTreeSet;
 
-/// Role in the cluster.
+/// Role in one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Looking for the others.
     Starting,
-    /// Owns the segments.
+    /// Owns the group.
     Active,
     /// Mirrors, and may take over.
     Standby,
@@ -33,17 +33,27 @@ pub struct PeerStatus {
     pub threshold_ms: u64,
     /// Links that are up.
     pub links: BTreeSet<Link>,
+    /// Its data plane works, as it says.
+    pub healthy: bool,
+    /// It is being drained.
+    pub draining: bool,
+    /// Format of records that goes to it.
+    pub speaks: u8,
+    /// Parts of its policy that differ from ours.
+    pub differs: Vec<String>,
 }
 
-/// Everything.
+/// One group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeStatus {
-    /// This member.
-    pub me: SetMember,
-    /// Role.
+pub struct GroupStatus {
+    /// Which.
+    pub group: GroupId,
+    /// This member's role in it.
     pub role: Role,
     /// Epoch (with its owner; member 0: none).
     pub epoch: EpochId,
+    /// The member that it is meant for.
+    pub home: MemberId,
     /// The in-sync set, where known.
     pub in_sync: Option<BTreeSet<SetMember>>,
     /// How the owner stands, where this member is the owner.
@@ -58,8 +68,32 @@ pub struct NodeStatus {
     pub valid_until: Instant,
     /// A planned handover is under way.
     pub handover: bool,
+    /// A claim or a change of the in-sync set waits for the ownership engine.
+    pub engine_waits: bool,
+}
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// This member.
+    pub me: SetMember,
+    /// The groups, in their order.
+    pub groups: Vec<GroupStatus>,
     /// The peers.
     pub peers: Vec<PeerStatus>,
     /// Records refused since the start.
     pub refused: u64,
+    /// This member is being drained.
+    pub draining: bool,
+    /// Why its data plane does not work, if it does not.
+    pub trouble: Option<String>,
+    /// The ownership engine does not answer: since when and why.
+    pub engine_silent: Option<(Instant, String)>,
+}
+
+impl NodeStatus {
+    /// Groups that this member owns.
+    pub fn owned(&self) -> impl Iterator<Item = &GroupStatus> {
+        self.groups.iter().filter(|g| g.role == Role::Active)
+    }
 }

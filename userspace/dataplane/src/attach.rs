@@ -42,6 +42,28 @@ impl Plane {
         })
     }
 
+    /// Whether the programs are attached still, by the pinned links: four system calls.
+    ///
+    /// # Errors
+    /// Which one is not, and how to mend it.
+    pub fn check_attached(&self) -> Result<(), String> {
+        let wanted = [
+            (LINK_OUTSIDE, PROG_STEER, self.options.outside_ifindex),
+            (LINK_INSIDE, PROG_INSIDE, self.options.inside_ifindex),
+        ];
+        for (name, program, ifindex) in wanted {
+            let path = self.options.pin_dir.join(name);
+            let attached_to = sys::get_pinned(&path).and_then(|link| sys::xdp_link_ifindex(link.as_fd()));
+            if attached_to.ok() != Some(ifindex) {
+                return Err(format!(
+                    "the program {program} is not attached to interface {ifindex} any more (link {}): restart the agent",
+                    path.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the programs off the interfaces and removes every pin.
     ///
     /// # Errors

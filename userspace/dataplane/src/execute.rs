@@ -58,6 +58,17 @@ pub struct CounterReader {
 }
 
 impl CounterReader {
+    /// SPI of an inbound window and `CLOCK_MONOTONIC` milliseconds of its last packet: two words, for rounds over many SAs.
+    pub fn last_inbound(&self, slot: u32) -> Option<(u32, u64)> {
+        let (array, index) = self.sa.sa_in_rt.place(slot)?;
+        let first = array.word(index, offset_of!(InboundSaRuntime, spi))?;
+        let last_ms = array.word(index, offset_of!(InboundSaRuntime, last_ms))?;
+        // The SPI is the first half of its word in memory.
+        let octets = first.load(Ordering::Relaxed).to_ne_bytes();
+        let spi = u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
+        Some((spi, last_ms.load(Ordering::Relaxed)))
+    }
+
     /// Counters of a slot; `None` where the slot does not exist.
     pub fn counters(&self, slot: u32) -> Option<SaCounters> {
         let (array, index) = self.sa.sa_in_rt.place(slot)?;

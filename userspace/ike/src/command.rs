@@ -49,20 +49,19 @@ fn failed(ctx: &mut Context<'_>, connection: Option<&str>, text: String) {
 
 /// The connection's IKE SA that new children go to.
 fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
-    let mut candidates: Vec<_> = table
-        .of_connection(name)
-        .into_iter()
-        .filter_map(|spi| table.get(spi))
-        .filter(|sa| {
-            let connecting = matches!(
-                sa.phase,
-                Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) | Phase::Established(_)
-            );
-            connecting && sa.successor.is_none()
-        })
-        .collect();
-    candidates.sort_by_key(|sa| !matches!(sa.phase, Phase::Established(_)));
-    candidates.first().map(|sa| sa.spi)
+    let candidates = table.iter_connection(name).filter(|sa| sa.successor.is_none());
+    let mut connecting = None;
+    // A connection may have very many: the first one that is up will do.
+    for sa in candidates {
+        match sa.phase {
+            Phase::Established(_) => return Some(sa.spi),
+            Phase::AwaitInitResponse(_) | Phase::AwaitAuthResponse(_) => {
+                connecting = connecting.or(Some(sa.spi));
+            }
+            _ => {}
+        }
+    }
+    connecting
 }
 
 fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
@@ -202,15 +201,11 @@ pub(crate) fn connection_phase(config: &EngineConfig, table: &Table, name: &str)
         .map(|c| c.children.as_slice());
     let up = |name: &str| {
         let installed = |phase| matches!(phase, ChildPhase::Installed | ChildPhase::AwaitsSwitch { .. });
-        table
-            .of_connection(name_of(sa))
-            .iter()
-            .filter_map(|spi| table.get(*spi))
-            .any(|sa| {
-                sa.children
-                    .iter()
-                    .any(|child| child.name == name && installed(child.phase))
-            })
+        table.iter_connection(name_of(sa)).any(|sa| {
+            sa.children
+                .iter()
+                .any(|child| child.name == name && installed(child.phase))
+        })
     };
     let complete = children
         .unwrap_or_default()

@@ -12,12 +12,12 @@ use crate::status::{ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
 use crate::tasks::{self, Pending, ike_init};
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, WireError, parse_chain};
-use model::{EspSpi, IkeSpi, Instant, SecretBytes};
+use model::{EspSpi, IkeSpi, Instant, SecretBytes, SegmentId};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-/// IKE SAs that one `Timeout` serves; the rest is due at once again.
-const DUE_MAX: usize = 1024;
+/// IKE SAs that one `Timeout` serves; the rest is due at once again. Few, so that the caller gets to its other work.
+const DUE_MAX: usize = 64;
 
 /// The IKEv2 engine of one member.
 pub struct Engine {
@@ -145,6 +145,34 @@ impl Engine {
         self.outputs.clear();
     }
 
+    /// Forgets the IKE SAs of some segments without a word, and what came of them and was not fetched: another member
+    /// serves them now. The answer only has to be dropped: where it holds many IKE SAs, that may be done elsewhere.
+    pub fn remove_segments(&mut self, gone: impl Fn(SegmentId) -> bool) -> Forgotten {
+        let forgotten = Forgotten {
+            _table: self.table.remove_where(|spi| gone(spi.segment())),
+        };
+        self.adopted.retain(|spi| !gone(spi.segment()));
+        let all = std::mem::take(&mut self.outputs);
+        self.outputs = all.into_iter().filter_map(|output| keep(output, &gone)).collect();
+        forgotten
+    }
+
+    /// Whether the IKE SA is here.
+    pub fn contains(&self, spi: IkeSpi) -> bool {
+        self.table.contains(spi)
+    }
+
+    /// SPIs of all IKE SAs, rising.
+    pub fn spis(&self) -> Vec<IkeSpi> {
+        self.table.spis()
+    }
+
+    /// One IKE SA, unless it only waits to be forgotten.
+    pub fn status_of(&self, spi: IkeSpi) -> Option<IkeSaStatus> {
+        let sa = self.table.get(spi)?;
+        (!matches!(sa.phase, Phase::Closed(_))).then(|| sa.status(self.now))
+    }
+
     /// Forgets one IKE SA without a word: its segment went to another member.
     pub fn release(&mut self, spi: IkeSpi) {
         if let Some(sa) = self.table.take(spi) {
@@ -255,6 +283,26 @@ impl Engine {
             commit.transmits = out.transmits;
             self.outputs.push_back(Output::Commit(commit));
         }
+    }
+}
+
+/// IKE SAs that [`Engine::remove_segments`] took out.
+pub struct Forgotten {
+    _table: Table,
+}
+
+/// What of an output is left without the segments that are gone.
+fn keep(output: Output, gone: &impl Fn(SegmentId) -> bool) -> Option<Output> {
+    let lost = |spi: &Option<IkeSpi>| spi.is_some_and(|spi| gone(spi.segment()));
+    match output {
+        Output::Commit(mut commit) => {
+            commit.changes.retain(|change| !gone(change.segment()));
+            commit.transmits.retain(|transmit| !lost(&transmit.ike_spi));
+            (!commit.changes.is_empty() || !commit.transmits.is_empty()).then_some(Output::Commit(commit))
+        }
+        Output::Transmit(transmit) => (!lost(&transmit.ike_spi)).then_some(Output::Transmit(transmit)),
+        // What happened has happened.
+        event @ Output::Event(_) => Some(event),
     }
 }
 

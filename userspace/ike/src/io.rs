@@ -1,7 +1,7 @@
 //! What goes into the engine and what comes out of it.
 
 use crate::event::Event;
-use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes};
+use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId};
 use std::net::SocketAddr;
 
 /// Something that happened.
@@ -129,6 +129,16 @@ pub enum Change {
     ChildSa(ChildSaChange),
 }
 
+impl Change {
+    /// The segment that it belongs to.
+    pub fn segment(&self) -> SegmentId {
+        match self {
+            Self::IkeSa(IkeSaChange::Put { spi, .. } | IkeSaChange::Remove { spi }) => spi.segment(),
+            Self::ChildSa(change) => change.spi_in().segment(),
+        }
+    }
+}
+
 /// A change of an IKE SA.
 pub enum IkeSaChange {
     /// This is all that is needed to go on elsewhere.
@@ -160,6 +170,6 @@ pub trait Surroundings {
     fn release_esp_spi(&mut self, spi: EspSpi);
     /// Limits of a new Child SA.
     fn initial_limits(&mut self) -> InitialLimits;
-    /// Member and epoch for the IVs of SK payloads.
-    fn iv_prefix(&self) -> (MemberId, Epoch);
+    /// Member and epoch for the IVs of SK payloads of this IKE SA.
+    fn iv_prefix(&self, ike_spi: IkeSpi) -> (MemberId, Epoch);
 }

@@ -21,7 +21,7 @@ mod tasks;
 mod timers;
 
 pub use config::{ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, Retransmit};
-pub use engine::Engine;
+pub use engine::{Engine, Forgotten};
 pub use event::{Event, EventKind};
 pub use ike_sa::record::AdoptError;
 pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};

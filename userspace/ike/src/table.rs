@@ -70,6 +70,22 @@ impl Table {
         }
     }
 
+    /// Takes out every IKE SA that is `gone`. Where that is all of them, they go over as they are.
+    pub fn remove_where(&mut self, gone: impl Fn(IkeSpi) -> bool) -> Table {
+        let all: Vec<IkeSpi> = self.sas.keys().copied().filter(|spi| gone(*spi)).collect();
+        if all.len() == self.sas.len() {
+            return std::mem::take(self);
+        }
+        let mut removed = Table::default();
+        for spi in all {
+            if let Some(sa) = self.take(spi) {
+                self.forget(&sa);
+                removed.sas.insert(spi, sa);
+            }
+        }
+        removed
+    }
+
     pub fn get(&self, spi: IkeSpi) -> Option<&IkeSa> {
         self.sas.get(&spi)
     }
@@ -92,6 +108,12 @@ impl Table {
             .get(name)
             .map(|spis| spis.iter().copied().collect())
             .unwrap_or_default()
+    }
+
+    /// [`Table::of_connection`], one by one.
+    pub fn iter_connection(&self, name: &str) -> impl Iterator<Item = &IkeSa> {
+        let spis = self.by_connection.get(name).into_iter().flatten();
+        spis.filter_map(|spi| self.sas.get(spi))
     }
 
     pub fn half_open(&self) -> usize {

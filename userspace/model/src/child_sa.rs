@@ -98,3 +98,16 @@ pub enum ChildSaChange {
         spi_in: EspSpi,
     },
 }
+
+impl ChildSaChange {
+    /// Our inbound SPI of the SA that it is about.
+    pub fn spi_in(&self) -> EspSpi {
+        match self {
+            Self::Install { record, .. } => record.spi_in,
+            Self::UseOutbound { spi_in }
+            | Self::MovePeer { spi_in, .. }
+            | Self::MoveIkeSa { spi_in, .. }
+            | Self::Remove { spi_in } => *spi_in,
+        }
+    }
+}

@@ -7,6 +7,13 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EspSpi(pub u32);
 
+impl EspSpi {
+    /// Segment of an SPI that this cluster allocated: slot mod 256.
+    pub const fn segment(self) -> super::SegmentId {
+        super::SegmentId(self.0 as u8)
+    }
+}
+
 /// IKE SPI (RFC 7296 3.1). One that this cluster allocated is segment 8 | member 8 | 48 random bits, never 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IkeSpi(pub u64);

@@ -9,6 +9,7 @@ use crate::store::{SaEntry, Sad, SadError, policy_of};
 use datapath::limits::{EpochBehind, raised};
 use maps_schema::sad::{Limits, spi_slot};
 use model::{ChildSaRecord, Epoch, EspSpi, Instant, SegmentId};
+use std::ops::RangeBounds;
 use std::time::Duration;
 
 impl Sad {
@@ -20,9 +21,20 @@ impl Sad {
         epoch_of: impl Fn(SegmentId) -> Option<Epoch>,
         counters: impl Fn(u32) -> Option<SaCounters>,
     ) -> Vec<LimitRaise> {
+        self.wants_raises_within(.., now, epoch_of, counters)
+    }
+
+    /// [`Sad::wants_raises`] for some slots only, so that a round over many SAs can be done in parts.
+    pub fn wants_raises_within(
+        &mut self,
+        slots: impl RangeBounds<u32>,
+        now: Instant,
+        epoch_of: impl Fn(SegmentId) -> Option<Epoch>,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LimitRaise> {
         let detection = self.settings.detection;
         let mut raises = Vec::new();
-        for (slot, entry) in &mut self.entries {
+        for (slot, entry) in self.entries.range_mut(slots) {
             let Some(epoch) = epoch_of(entry.segment()) else {
                 continue;
             };
@@ -116,10 +128,22 @@ impl Sad {
         epoch: Epoch,
         counters: impl Fn(u32) -> Option<SaCounters>,
     ) -> Vec<LimitRaise> {
+        self.wants_lowerings_within(.., now, |_| Some(epoch), counters)
+    }
+
+    /// [`Sad::wants_lowerings`] for some slots only. `epoch_of`: `None` for segments whose ceilings must stay.
+    pub fn wants_lowerings_within(
+        &self,
+        slots: impl RangeBounds<u32>,
+        now: Instant,
+        epoch_of: impl Fn(SegmentId) -> Option<Epoch>,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LimitRaise> {
         let detection = self.settings.detection;
         self.entries
-            .iter()
+            .range(slots)
             .filter_map(|(slot, entry)| {
+                let epoch = epoch_of(entry.segment())?;
                 let counters = counters(*slot).filter(|c| entry.is_runtime(c))?;
                 entry.lowering(now, epoch, detection, &counters)
             })
@@ -202,13 +226,24 @@ impl Sad {
         epoch_of: impl Fn(SegmentId) -> (Epoch, bool),
         counters: impl Fn(u32) -> Option<SaCounters>,
     ) -> Vec<LimitRaise> {
+        self.cap_where(|segment| Some(epoch_of(segment)), counters)
+    }
+
+    /// [`Sad::cap_for_join`] for the segments that `epoch_of` knows: those of the group that is joined.
+    pub fn cap_where(
+        &self,
+        epoch_of: impl Fn(SegmentId) -> Option<(Epoch, bool)>,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LimitRaise> {
         let mut caps = Vec::new();
         for (slot, entry) in &self.entries {
+            let Some((epoch, alone)) = epoch_of(entry.segment()) else {
+                continue;
+            };
             // Counters that cannot be read give no cap: the SA keeps its flag, and the join is not complete.
             let Some(counters) = counters(*slot).filter(|c| entry.is_runtime(c)) else {
                 continue;
             };
-            let (epoch, alone) = epoch_of(entry.segment());
             for (direction, current) in [
                 (Direction::Outbound, &entry.lease),
                 (Direction::Inbound, &entry.ceiling),
@@ -239,8 +274,22 @@ impl Sad {
 
     /// SAs that have reached a limit of age or number; each limit is reported once.
     pub fn due(&mut self, now: Instant, counters: impl Fn(u32) -> Option<SaCounters>) -> Vec<LifetimeEvent> {
+        self.due_within(.., now, |_| true, counters)
+    }
+
+    /// [`Sad::due`] for some slots and for the segments that this member owns.
+    pub fn due_within(
+        &mut self,
+        slots: impl RangeBounds<u32>,
+        now: Instant,
+        owned: impl Fn(SegmentId) -> bool,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LifetimeEvent> {
         let mut events = Vec::new();
-        for (slot, entry) in &mut self.entries {
+        for (slot, entry) in self.entries.range_mut(slots) {
+            if !owned(entry.segment()) {
+                continue;
+            }
             let counters = counters(*slot)
                 .filter(|c| entry.is_runtime(c))
                 .unwrap_or_default();

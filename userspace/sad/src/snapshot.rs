@@ -4,7 +4,7 @@ use crate::port::{MapOp, MapPlan};
 use crate::spd::Holder;
 use crate::store::{Context, SaEntry, Sad, SadError};
 use maps_schema::sad::{Limits, spi_slot};
-use model::{ChildSaRecord, Epoch, EspSpi, InitialLimits, Instant};
+use model::{ChildSaRecord, Epoch, EspSpi, InitialLimits, Instant, SegmentId};
 use serde::{Deserialize, Serialize};
 
 /// One SA of a snapshot. No `Debug`: it holds keys.
@@ -57,7 +57,12 @@ impl LimitBase {
 impl Sad {
     /// Every SA with its current limits, in the order in which outbound traffic was switched to it.
     pub fn snapshot(&self, now: Instant) -> Vec<SnapshotSa> {
-        let mut entries: Vec<&SaEntry> = self.entries.values().collect();
+        self.snapshot_where(|_| true, now)
+    }
+
+    /// [`Sad::snapshot`] of some segments.
+    pub fn snapshot_where(&self, of: impl Fn(SegmentId) -> bool, now: Instant) -> Vec<SnapshotSa> {
+        let mut entries: Vec<&SaEntry> = self.entries.values().filter(|e| of(e.segment())).collect();
         entries.sort_by_key(|e| e.switched);
         let snapshot_of = |entry: &&SaEntry| {
             let mut record = entry.record.clone();
@@ -82,13 +87,29 @@ impl Sad {
 
     /// Takes a snapshot in place of all SAs. SAs that are the same stay in the maps untouched, counters included.
     pub fn restore(&mut self, snapshot: Vec<SnapshotSa>, now: Instant) -> Result<MapPlan, SadError> {
+        self.restore_where(|_| true, snapshot, now)
+    }
+
+    /// [`Sad::restore`] of some segments: SAs of others stay, and a snapshot that names one of them is refused.
+    ///
+    /// # Errors
+    /// [`SadError::Foreign`], and as [`Sad::restore`].
+    pub fn restore_where(
+        &mut self,
+        of: impl Fn(SegmentId) -> bool,
+        snapshot: Vec<SnapshotSa>,
+        now: Instant,
+    ) -> Result<MapPlan, SadError> {
+        if let Some(foreign) = snapshot.iter().find(|sa| !of(sa.record.spi_in.segment())) {
+            return Err(SadError::Foreign(foreign.record.spi_in));
+        }
         let mut plan = MapPlan::default();
         let kept: std::collections::HashSet<EspSpi> = snapshot.iter().map(|s| s.record.spi_in).collect();
         let gone: Vec<EspSpi> = self
             .entries
             .values()
             .map(|e| e.record.spi_in)
-            .filter(|s| !kept.contains(s))
+            .filter(|s| of(s.segment()) && !kept.contains(s))
             .collect();
         for spi in gone {
             plan.extend(self.remove(spi));
@@ -98,7 +119,7 @@ impl Sad {
             if self.get(spi).is_some() {
                 // Its records are written anew below; the executor keeps live counters of an SPI that is there.
                 plan.extend(self.spd.remove(Holder::Slot(spi_slot(spi.0))));
-                self.entries.remove(&spi_slot(spi.0));
+                self.take(spi_slot(spi.0));
             }
             let lease = sa.lease.with(sa.record.limits.lease, sa.record.limits.lease_step);
             let ceiling = sa

@@ -13,6 +13,7 @@ use model::{
     SegmentId, TrafficSelector,
 };
 use std::collections::BTreeMap;
+use std::ops::RangeBounds;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -56,6 +57,9 @@ pub enum SadError {
     /// A second SA with the same SPI.
     #[error("SPI {0} is installed already")]
     Installed(EspSpi),
+    /// A snapshot names an SA of a segment that it is not about.
+    #[error("the snapshot names SPI {0}, which is of another segment")]
+    Foreign(EspSpi),
     /// A change names an SA that does not exist.
     #[error("no SA with inbound SPI {0}")]
     Unknown(EspSpi),
@@ -132,6 +136,8 @@ pub struct Sad {
     spis: SpiAllocator,
     pub(crate) spd: Spd,
     pub(crate) entries: BTreeMap<u32, SaEntry>,
+    /// How many of them each connection (by counter index) has in each segment.
+    by_connection: BTreeMap<(u16, u8), u32>,
     pub(crate) policies: Vec<Policy>,
     connections: Vec<String>,
     switches: u64,
@@ -146,6 +152,7 @@ impl Sad {
             spis,
             spd: Spd::default(),
             entries: BTreeMap::new(),
+            by_connection: BTreeMap::new(),
             policies: Vec::new(),
             connections: Vec::new(),
             switches: 0,
@@ -281,6 +288,40 @@ impl Sad {
         self.entries.get(&slot)
     }
 
+    /// SAs of a configured connection, by segment.
+    pub fn children_of(&self, connection: &str) -> impl Iterator<Item = (SegmentId, u32)> {
+        let index = index_of(&self.connections, connection);
+        let counts = self.by_connection.range((index, 0)..=(index, u8::MAX));
+        counts
+            .filter(move |_| index != 0)
+            .map(|((_, segment), count)| (SegmentId(*segment), *count))
+    }
+
+    /// SAs in some slots, by rising slot.
+    pub fn range(&self, slots: impl RangeBounds<u32>) -> impl Iterator<Item = &SaEntry> {
+        self.entries.range(slots).map(|(_, entry)| entry)
+    }
+
+    pub(crate) fn put(&mut self, entry: SaEntry) {
+        let (slot, key) = (entry.slot(), (entry.connection, entry.segment().0));
+        self.take(slot);
+        *self.by_connection.entry(key).or_default() += 1;
+        self.entries.insert(slot, entry);
+    }
+
+    pub(crate) fn take(&mut self, slot: u32) {
+        let Some(entry) = self.entries.remove(&slot) else {
+            return;
+        };
+        let key = (entry.connection, entry.segment().0);
+        if let Some(count) = self.by_connection.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_connection.remove(&key);
+            }
+        }
+    }
+
     /// All SAs by rising slot.
     pub fn iter(&self) -> impl Iterator<Item = &SaEntry> {
         self.entries.values()
@@ -310,8 +351,14 @@ impl Sad {
 
     /// Removes every SA; configured policies stay and trap.
     pub fn clear(&mut self) -> MapPlan {
+        self.clear_where(|_| true)
+    }
+
+    /// Removes every SA of some segments.
+    pub fn clear_where(&mut self, gone: impl Fn(SegmentId) -> bool) -> MapPlan {
         let mut plan = MapPlan::default();
-        let all: Vec<EspSpi> = self.entries.values().map(|e| e.record.spi_in).collect();
+        let of_these = self.entries.values().filter(|e| gone(e.segment()));
+        let all: Vec<EspSpi> = of_these.map(|e| e.record.spi_in).collect();
         for spi in all {
             plan.extend(self.remove(spi));
         }
@@ -363,12 +410,12 @@ impl Sad {
         let held = self.spis.holds(sa.spi_in);
         self.spis.adopt(sa.spi_in)?;
         let slot = entry.slot();
-        self.entries.insert(slot, entry);
+        self.put(entry);
         if outbound_now {
             match self.switch(slot) {
                 Ok(rules) => plan.extend(rules),
                 Err(error) => {
-                    self.entries.remove(&slot);
+                    self.take(slot);
                     if !held {
                         self.spis.release(sa.spi_in);
                     }
@@ -448,7 +495,7 @@ impl Sad {
     pub(crate) fn remove(&mut self, spi: EspSpi) -> MapPlan {
         let slot = spi_slot(spi.0);
         let mut plan = self.spd.remove(Holder::Slot(slot));
-        self.entries.remove(&slot);
+        self.take(slot);
         self.spis.release(spi);
         plan.ops.push(MapOp::ClearSlot { slot });
         plan

@@ -28,6 +28,68 @@ pub enum Solo {
     Stop,
 }
 
+/// How the segments are spread (RFC 6027 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterMode {
+    /// One member owns all of them.
+    HotStandby,
+    /// Groups of segments are spread over the members by weight.
+    LoadSharing,
+}
+
+impl ClusterMode {
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HotStandby => "hot-standby",
+            Self::LoadSharing => "load-sharing",
+        }
+    }
+}
+
+/// Who settles ownership (design section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Two members among themselves.
+    Pair,
+    /// etcd.
+    Etcd,
+}
+
+impl Engine {
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pair => "pair",
+            Self::Etcd => "etcd",
+        }
+    }
+}
+
+/// `[cluster.etcd]`.
+#[derive(Clone, Debug)]
+pub struct EtcdConfig {
+    /// URLs with port.
+    pub endpoints: Vec<String>,
+    /// For https.
+    pub tls: Option<EtcdTls>,
+    /// Under which the keys are, without a slash at the end.
+    pub prefix: String,
+    /// A request that takes longer is given up.
+    pub timeout: Duration,
+}
+
+/// Certificates for etcd.
+#[derive(Clone, Debug)]
+pub struct EtcdTls {
+    /// Certificate authority of the etcd servers.
+    pub ca: PathBuf,
+    /// This member's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
 /// How the programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
@@ -50,6 +112,8 @@ pub struct MemberConfig {
     pub synch: SocketAddr,
     /// Heartbeat link over the outside network.
     pub outside: Option<SocketAddr>,
+    /// Share in load sharing; 0: a pure standby.
+    pub weight: u32,
 }
 
 /// `[cluster]`.
@@ -59,7 +123,17 @@ pub struct ClusterConfig {
     pub name: String,
     /// This member.
     pub member: MemberId,
-    /// Behaviour without a standby.
+    /// How the segments are spread.
+    pub mode: ClusterMode,
+    /// Who settles ownership.
+    pub engine: Engine,
+    /// Groups of segments: 1 in hot standby.
+    pub groups: u8,
+    /// Groups go home by themselves, this long after their member is in sync; `None`: by command.
+    pub rebalance: Option<Duration>,
+    /// The ownership engine, where it is etcd.
+    pub etcd: Option<EtcdConfig>,
+    /// Behaviour without a standby (pair engine).
     pub solo: Solo,
     /// Interval of heartbeats.
     pub heartbeat: Duration,
@@ -67,7 +141,7 @@ pub struct ClusterConfig {
     pub suspicion_floor: Duration,
     /// Dead-man's switch T.
     pub dead_man: Duration,
-    /// The member that takes an unowned cluster.
+    /// The member that takes an unowned cluster (hot standby).
     pub preferred: MemberId,
     /// Folder with ca.crt, member-N.crt, member-N.key and cluster.secret.
     pub pki: PathBuf,

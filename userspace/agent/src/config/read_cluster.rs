@@ -1,13 +1,17 @@
 //! `[cluster]` and `[[cluster.members]]`.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use model::MemberId;
 
 use super::check::{self, Files};
 use super::read::{Context, MS, SECOND};
 use super::reader::Reader;
-use super::{ClusterConfig, MemberConfig, Solo};
+use super::{ClusterConfig, ClusterMode, Engine, EtcdConfig, EtcdTls, MemberConfig, Solo};
+
+/// Groups of segments in load sharing, where none are given.
+const GROUPS: u8 = 16;
 
 impl Context<'_> {
     pub(super) fn cluster(&self, mut t: Reader<'_>) -> Option<ClusterConfig> {
@@ -51,6 +55,21 @@ impl Context<'_> {
                 "raise dead_man or lower heartbeat",
             );
         }
+        let mode = t
+            .word(
+                "mode",
+                &[
+                    ("hot-standby", ClusterMode::HotStandby),
+                    ("load-sharing", ClusterMode::LoadSharing),
+                ],
+            )
+            .unwrap_or(ClusterMode::HotStandby);
+        let engine = t
+            .word("engine", &[("pair", Engine::Pair), ("etcd", Engine::Etcd)])
+            .unwrap_or(Engine::Pair);
+        let groups = self.groups(&mut t, mode);
+        let rebalance = Self::rebalance(&mut t);
+        let etcd = self.ownership_engine(&mut t, engine);
         let preferred = t.integer("preferred", 1..=16);
         let pki = t.required_string("pki", "the folder that 'espalier cluster init' made");
         let tables = t.tables("members", "cluster.members");
@@ -72,6 +91,14 @@ impl Context<'_> {
                 m.missing("synch", "the address and port of its synch link");
             }
             let outside = m.parsed::<SocketAddr>("outside", "address and port on the outside network");
+            let weight = m.integer("weight", 0..=1000);
+            if let Some(weight) = weight.as_ref().filter(|_| mode == ClusterMode::HotStandby) {
+                self.problems.add(
+                    weight.span.clone(),
+                    "'weight' is a share in load sharing",
+                    "remove it (preferred = N names the member that is to be active), or set mode = \"load-sharing\"",
+                );
+            }
             for endpoint in [&synch, &outside].into_iter().flatten() {
                 if endpoint.value.port() == 0 || endpoint.value.ip().is_unspecified() {
                     self.problems.add(
@@ -88,6 +115,7 @@ impl Context<'_> {
                     name: name.value.clone(),
                     synch: synch.value,
                     outside: outside.as_ref().map(|o| o.value),
+                    weight: weight.map_or(1, |w| w.value as u32),
                 });
             }
             ids.extend(id);
@@ -97,11 +125,18 @@ impl Context<'_> {
         check::unique(&self.problems, "member id", &ids);
         check::unique(&self.problems, "member name", &names);
         check::unique(&self.problems, "the address", &endpoints);
-        if ids.len() > 2 {
+        if ids.len() > 2 && engine == Engine::Pair {
             self.problems.add(
                 ids[2].span.clone(),
                 "the pair engine knows two members",
-                "remove the others (a third member needs an external ownership engine)",
+                "set engine = \"etcd\" and add [cluster.etcd], or remove the others",
+            );
+        }
+        if mode == ClusterMode::LoadSharing && !members.is_empty() && members.iter().all(|m| m.weight == 0) {
+            self.problems.add(
+                t.span(),
+                "every member has weight 0: nobody is to own anything",
+                "give at least one of [[cluster.members]] a weight of 1 or more",
             );
         }
         for (what, wanted) in [("member", &member), ("preferred", &preferred)] {
@@ -137,6 +172,11 @@ impl Context<'_> {
         Some(ClusterConfig {
             name: name?.value,
             member: MemberId(member?.value as u8),
+            mode,
+            engine,
+            groups,
+            rebalance,
+            etcd,
             solo,
             heartbeat,
             suspicion_floor: floor,
@@ -144,6 +184,145 @@ impl Context<'_> {
             preferred: preferred.map(|p| MemberId(p.value as u8)).or(lowest)?,
             pki: self.path(&pki?.value),
             members,
+        })
+    }
+
+    fn groups(&self, t: &mut Reader<'_>, mode: ClusterMode) -> u8 {
+        let groups = t.integer("groups", 2..=u64::from(cluster::layout::GROUPS_MAX));
+        match (mode, groups) {
+            (ClusterMode::LoadSharing, groups) => groups.map_or(GROUPS, |g| g.value as u8),
+            (ClusterMode::HotStandby, None) => 1,
+            (ClusterMode::HotStandby, Some(groups)) => {
+                self.problems.add(
+                    groups.span,
+                    "in a hot-standby cluster all segments are one group",
+                    "remove 'groups', or set mode = \"load-sharing\"",
+                );
+                1
+            }
+        }
+    }
+
+    fn rebalance(t: &mut Reader<'_>) -> Option<Duration> {
+        if t.is_text("rebalance", "manual") {
+            return None;
+        }
+        t.duration("rebalance", SECOND..SECOND * 86_400)
+    }
+
+    fn ownership_engine(&self, t: &mut Reader<'_>, engine: Engine) -> Option<EtcdConfig> {
+        let span = t.span();
+        let table = t.table("etcd", "cluster.etcd");
+        match (engine, table) {
+            (Engine::Pair, None) => None,
+            (Engine::Pair, Some(table)) => {
+                self.problems.add(
+                    table.span(),
+                    "[cluster.etcd] is there, but the ownership engine is the pair",
+                    "set engine = \"etcd\" in [cluster], or remove the section",
+                );
+                None
+            }
+            (Engine::Etcd, None) => {
+                self.problems.add(
+                    span,
+                    "engine = \"etcd\" needs a section [cluster.etcd]",
+                    "add it, with endpoints = [\"https://10.9.0.11:2379\"]",
+                );
+                None
+            }
+            (Engine::Etcd, Some(table)) => self.etcd(table),
+        }
+    }
+
+    fn etcd(&self, mut t: Reader<'_>) -> Option<EtcdConfig> {
+        let endpoints = t.strings("endpoints");
+        if endpoints.as_ref().is_none_or(|list| list.value.is_empty()) {
+            t.missing(
+                "endpoints",
+                "the URLs of the etcd servers, for example [\"https://10.9.0.11:2379\"]",
+            );
+        }
+        let endpoints = endpoints.map(|list| list.value).unwrap_or_default();
+        let mut secure = false;
+        for endpoint in &endpoints {
+            let rest = match endpoint.value.split_once("://") {
+                Some(("https", rest)) => {
+                    secure = true;
+                    Some(rest)
+                }
+                Some(("http", rest)) => Some(rest),
+                _ => None,
+            };
+            let authority = rest.and_then(|rest| rest.rsplit_once(':'));
+            let good = authority.is_some_and(|(host, port)| {
+                !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port != 0)
+            });
+            if !good {
+                self.problems.add(
+                    endpoint.span.clone(),
+                    format!("'{}' is no URL of an etcd server", endpoint.value),
+                    "write for example \"https://10.9.0.11:2379\", with the port and without a path",
+                );
+            }
+        }
+        check::unique(&self.problems, "the endpoint", &endpoints);
+        let (ca, cert, key) = (t.string("ca"), t.string("cert"), t.string("key"));
+        let given = [&ca, &cert, &key].into_iter().flatten().count();
+        if given != 0 && given != 3 || secure && given == 0 {
+            self.problems.add(
+                t.span(),
+                match given {
+                    0 => "https needs certificates".to_owned(),
+                    _ => format!("{given} of 'ca', 'cert' and 'key' are given"),
+                },
+                "give all three: the CA of the etcd servers, this member's certificate and its key",
+            );
+        }
+        if let Some(ca) = ca.as_ref().filter(|_| !secure && !endpoints.is_empty()) {
+            self.problems.add(
+                ca.span.clone(),
+                "certificates are given, but no endpoint is https",
+                "write https:// in the endpoints, or remove 'ca', 'cert' and 'key'",
+            );
+        }
+        if self.files == Files::Check {
+            for (file, what) in [(&ca, "etcd CA"), (&cert, "etcd certificate")] {
+                if let Some(file) = file {
+                    let path = self.path(&file.value);
+                    check::plain_file(&self.problems, &file.span, &path, what, "copy it here");
+                }
+            }
+            if let Some(key) = &key {
+                check::secret_file(&self.problems, &key.span, &self.path(&key.value), "etcd key");
+            }
+        }
+        let prefix = t.string("prefix");
+        if let Some(prefix) = &prefix
+            && (!prefix.value.starts_with('/') || prefix.value.ends_with('/'))
+        {
+            self.problems.add(
+                prefix.span.clone(),
+                format!("'prefix' in [cluster.etcd] is '{}'", prefix.value),
+                "begin it with '/' and do not end it with one, for example \"/espalier\"",
+            );
+        }
+        let timeout = t.duration("timeout", MS(50)..SECOND * 10).unwrap_or(MS(500));
+        t.finish();
+        let path = |file: &super::reader::At<String>| self.path(&file.value);
+        let tls = match (&ca, &cert, &key) {
+            (Some(ca), Some(cert), Some(key)) => Some(EtcdTls {
+                ca: path(ca),
+                cert: path(cert),
+                key: path(key),
+            }),
+            _ => None,
+        };
+        Some(EtcdConfig {
+            endpoints: endpoints.into_iter().map(|endpoint| endpoint.value).collect(),
+            tls,
+            prefix: prefix.map_or_else(|| "/espalier".to_owned(), |p| p.value),
+            timeout,
         })
     }
 }

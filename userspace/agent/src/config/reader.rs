@@ -157,6 +157,12 @@ impl<'a> Reader<'a> {
         self.table.iter().any(|(k, _)| k.get_ref().as_ref() == key)
     }
 
+    /// Whether a key is this very word.
+    pub fn is_text(&mut self, key: &'static str, word: &str) -> bool {
+        self.get(key)
+            .is_some_and(|value| value.get_ref().as_str() == Some(word))
+    }
+
     /// A string that `T` can be made of.
     pub fn parsed<T: FromStr>(&mut self, key: &'static str, want: &str) -> Option<At<T>> {
         let text = self.string(key)?;

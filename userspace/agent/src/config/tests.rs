@@ -170,3 +170,118 @@ fn secret_files_must_exist_and_be_private() {
     );
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+const THREE: &str = include_str!("../../../../docs/examples/three-members.toml");
+
+#[test]
+fn the_example_with_three_members_shares_the_load_by_etcd() {
+    let config = Config::read_without_files(THREE, Path::new("/etc/espalier"))
+        .ok()
+        .unwrap();
+    let cluster = &config.cluster;
+    assert_eq!(
+        (cluster.mode, cluster.engine),
+        (ClusterMode::LoadSharing, Engine::Etcd)
+    );
+    assert_eq!((cluster.groups, cluster.rebalance), (16, None));
+    let weights = cluster.members.iter().map(|m| m.weight).collect::<Vec<_>>();
+    assert_eq!(weights, [2, 2, 0]);
+    let etcd = cluster.etcd.as_ref().unwrap();
+    assert_eq!(etcd.endpoints.len(), 3);
+    assert_eq!(etcd.timeout, Duration::from_millis(500));
+    let tls = etcd.tls.as_ref().unwrap();
+    assert!(tls.key.ends_with("etcd.key") && tls.key.starts_with("/etc/espalier"));
+}
+
+#[test]
+fn a_pair_is_one_group_and_needs_no_engine() {
+    let config = Config::read_without_files(EXAMPLE, Path::new("/")).ok().unwrap();
+    let cluster = &config.cluster;
+    assert_eq!(
+        (cluster.mode, cluster.engine),
+        (ClusterMode::HotStandby, Engine::Pair)
+    );
+    assert!(cluster.groups == 1 && cluster.etcd.is_none());
+}
+
+#[test]
+fn mistakes_about_groups_and_engines_have_their_own_words() {
+    let cases = [
+        (
+            "engine = \"etcd\" ",
+            "engine = \"pair\" ",
+            "the pair engine knows two members",
+        ),
+        (
+            "engine = \"etcd\" ",
+            "engine = \"pair\" ",
+            "but the ownership engine is the pair",
+        ),
+        (
+            "mode = \"load-sharing\"",
+            "mode = \"hot-standby\"",
+            "all segments are one group",
+        ),
+        (
+            "mode = \"load-sharing\"",
+            "mode = \"hot-standby\"",
+            "'weight' is a share in load sharing",
+        ),
+        ("groups = 16 ", "groups = 65 ", "give a number from 2 to 64"),
+        ("groups = 16 ", "groups = 1 ", "give a number from 2 to 64"),
+        (
+            "rebalance = \"manual\"",
+            "rebalance = \"never\"",
+            "is no duration",
+        ),
+        (
+            "https://10.9.0.11:2379",
+            "10.9.0.11:2379",
+            "is no URL of an etcd server",
+        ),
+        (
+            "https://10.9.0.11:2379",
+            "https://10.9.0.11",
+            "is no URL of an etcd server",
+        ),
+        (
+            "https://10.9.0.11:2379",
+            "https://10.9.0.12:2379",
+            "is used twice",
+        ),
+        ("cert = \"etcd.crt\"", "", "2 of 'ca', 'cert' and 'key' are given"),
+        (
+            "prefix = \"/espalier\"",
+            "prefix = \"espalier/\"",
+            "begin it with '/'",
+        ),
+        ("timeout = \"500ms\"", "timeout = \"1ms\"", "give at least 50ms"),
+    ];
+    for (from, to, want) in cases {
+        assert!(THREE.contains(from), "the example has no {from:?}");
+        let found = problems(&THREE.replacen(from, to, 1));
+        assert!(
+            found.iter().any(|p| p.contains(want)),
+            "{to}: wanted {want:?} in {found:?}"
+        );
+    }
+    let nobody = THREE.replace("weight = 2", "weight = 0");
+    let found = problems(&nobody);
+    assert!(
+        found.iter().any(|p| p.contains("every member has weight 0")),
+        "{found:?}"
+    );
+    let plain = THREE.replace("https://", "http://");
+    let found = problems(&plain);
+    assert!(
+        found.iter().any(|p| p.contains("no endpoint is https")),
+        "{found:?}"
+    );
+    let start = THREE.find("\n[cluster.etcd]").unwrap();
+    let end = THREE.find("[interfaces]").unwrap();
+    let found = problems(&[&THREE[..start], &THREE[end..]].concat());
+    assert!(
+        found.iter().any(|p| p.contains("needs a section [cluster.etcd]")),
+        "{found:?}"
+    );
+}

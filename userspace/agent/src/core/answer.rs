@@ -2,54 +2,42 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use cluster::NodeStatus;
 use cluster::status::Role;
+use cluster::{GroupStatus, NodeStatus, Standing};
 use ike::{Command, ConnectionPhase};
-use maps_schema::segment::SEGMENTS;
-use model::{EspSpi, Instant, MemberId, TrafficSelector};
+use model::EspSpi;
 use sad::SaEntry;
 
 use super::Core;
 use super::orders::{Goal, Part};
 use super::slow::COUNTS;
-use crate::api::{ChildSa, ConnectionStatus, IkeSa, JournalStatus, MemberStatus, RekeyRequest, Status};
+use crate::api::{
+    ConnectionStatus, EngineSilence, GroupLine, JournalStatus, MemberStatus, RekeyRequest, Status,
+};
 use crate::clock;
 use crate::control::{Outcome, Request};
 use crate::metrics::{Sample, SynchSample};
 
-/// A stopping agent waits no longer than this for the end of its handover.
-const LEAVE: Duration = Duration::from_secs(3);
-
 /// Where the outcome of a command goes.
 type Answer = tokio::sync::oneshot::Sender<Outcome>;
 
-/// A selector as an operator writes it.
-fn selector(ts: &TrafficSelector) -> String {
-    let mut text = crate::config::prefixes(ts)
-        .iter()
-        .map(|(network, length)| format!("{network}/{length}"))
-        .collect::<Vec<_>>()
-        .join("+");
-    if ts.protocol != 0 || (ts.first_port, ts.last_port) != (0, u16::MAX) {
-        let ports = match (ts.first_port, ts.last_port) {
-            (0, u16::MAX) => String::new(),
-            (first, last) if first == last => format!("/{first}"),
-            (first, last) => format!("/{first}-{last}"),
-        };
-        text.push_str(&format!("[{}{ports}]", ts.protocol));
+fn state_of(role: Role, standing: Option<Standing>) -> &'static str {
+    match role {
+        Role::Starting => "starting",
+        Role::Active if standing.is_some_and(|s| s != Standing::WithStandby) => "alone",
+        Role::Active => "active",
+        Role::Standby => "standby",
+        Role::Joining => "joining",
     }
-    text
 }
 
-fn suite(entry: &SaEntry) -> String {
-    match entry.record.suite {
-        model::EspSuite::Aes128Gcm16 => "aes128gcm16",
-        model::EspSuite::Aes256Gcm16 => "aes256gcm16",
-        model::EspSuite::ChaCha20Poly1305 => "chacha20poly1305",
+fn standing_name(standing: Standing) -> &'static str {
+    match standing {
+        Standing::WithStandby => "with_standby",
+        Standing::AloneTaker => "alone",
+        Standing::AloneUnfenced => "alone_unfenced",
     }
-    .to_owned()
 }
 
 impl Core {
@@ -57,117 +45,108 @@ impl Core {
     pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Status(answer) => drop(answer.send(self.status())),
-            Request::Sas(answer) => drop(answer.send(self.sas())),
+            Request::Sas(answer) => self.list_sas(answer),
             Request::Events(answer) => drop(answer.send(self.log.all())),
             Request::Metrics(answer) => drop(answer.send(self.sample())),
-            Request::Takeover(wish, answer) => self.take_over(wish.to, answer),
+            Request::Takeover(wish, answer) => self.take_over(&wish, answer),
+            Request::Drain(answer) => self.drain(answer),
+            Request::Undrain(answer) => self.undrain(answer),
+            Request::Rebalance(answer) => self.rebalance(answer),
+            Request::StartOver(wish, answer) => self.start_over(&wish, answer),
             Request::Rekey(wish, answer) => self.rekey(&wish, answer),
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
         }
     }
 
-    /// A planned takeover; whoever asked hears of its end.
-    fn take_over(&mut self, to: Option<u8>, answer: tokio::sync::oneshot::Sender<Outcome>) {
-        let other = self.config.others().next().map(|m| m.id);
-        // Without a name: from the owner to its standby, wherever the command was given.
-        let to = match to {
-            Some(id) => MemberId(id),
-            None if self.owns() => match other {
-                Some(other) => other,
-                None => {
-                    let _ = answer.send(Err(
-                        "this cluster has one member: there is nobody to hand over to".to_owned(),
-                    ));
-                    return;
-                }
-            },
-            None => self.me,
+    /// Of the group in a hot-standby cluster; else the best of all groups.
+    fn role(&self, node: &NodeStatus) -> &'static str {
+        let rank = |g: &&GroupStatus| match g.role {
+            Role::Active => 3,
+            Role::Standby => 2,
+            Role::Joining => 1,
+            Role::Starting => 0,
         };
-        if !self.config.cluster.members.iter().any(|m| m.id == to) {
-            let _ = answer.send(Err(format!("there is no member {to}")));
-            return;
-        }
-        self.takeover.waiting.push((to, answer));
-        self.node_input(cluster::Input::Command {
-            now: clock::now(),
-            command: cluster::Command::TakeoverTo(to),
-        });
+        let best = node.groups.iter().max_by_key(rank);
+        best.map_or("starting", |g| state_of(g.role, g.standing))
     }
 
-    /// The agent is told to stop: hands over, if there is a standby. Returns when to go at the latest.
-    pub(super) fn leave(&mut self) -> Instant {
-        let now = clock::now();
-        let standby = self
-            .node
-            .status()
-            .in_sync
-            .and_then(|set| set.into_iter().map(|m| m.member).find(|m| *m != self.me));
-        match standby {
-            Some(to) if self.owns() => {
-                self.log
-                    .note("stopping", format!("stopping: handing over to member {to} first"));
-                self.node_input(cluster::Input::Command {
-                    now,
-                    command: cluster::Command::TakeoverTo(to),
-                });
-                now + LEAVE
-            }
-            _ => {
-                self.log.note("stopping", "stopping");
-                now
-            }
-        }
-    }
-
-    /// Whether another member owns the segments and needs nothing of this one any more.
-    pub(super) fn has_left(&self) -> bool {
-        let status = self.node.status();
-        !self.owns() && !status.handover
-    }
-
-    fn role(&self) -> &'static str {
-        match self.node.status().role {
-            Role::Starting => "starting",
-            Role::Active if self.node.is_alone() => "alone",
-            Role::Active => "active",
-            Role::Standby => "standby",
-            Role::Joining => "joining",
+    fn group_status(&self, group: &GroupStatus) -> GroupLine {
+        GroupLine {
+            group: group.group.0,
+            segments: self.groups.layout.segments(group.group).count() as u32,
+            owner: group.epoch.owner.0,
+            epoch: group.epoch.number.0,
+            role: state_of(group.role, group.standing).to_owned(),
+            home: group.home.0,
+            in_sync: group.in_sync.iter().flatten().map(|m| m.member.0).collect(),
+            standing: group.standing.map(|s| standing_name(s).to_owned()),
+            position: group.position,
+            committed: group.committed,
+            handover: group.handover,
+            engine_waits: group.engine_waits,
         }
     }
 
     fn status(&self) -> Status {
-        let (word, _) = self.segments.get(0);
-        let valid_for_ms = word.valid_until_ms as i64 - (clock::now().millis() & ((1 << 40) - 1)) as i64;
+        let now = clock::now();
         let node = self.node.status();
-        let owner = node.epoch.owner.0;
+        let groups = node
+            .groups
+            .iter()
+            .map(|g| self.group_status(g))
+            .collect::<Vec<_>>();
+        let first = groups.first().cloned().unwrap_or_default();
+        let mut segments = BTreeMap::new();
+        for group in groups.iter().filter(|g| g.owner != 0) {
+            *segments.entry(group.owner).or_insert(0) += group.segments;
+        }
+        // The first segment that this member owns speaks for all: their words are extended together.
+        let shown = groups
+            .iter()
+            .find(|g| g.owner == self.me.0)
+            .map_or(0, |g| g.group);
+        let (word, _) = self.segments.get(shown);
+        let valid_for_ms = word.valid_until_ms as i64 - (now.millis() & ((1 << 40) - 1)) as i64;
+        let in_sync = |id: &u8| groups.iter().all(|g| g.in_sync.contains(id));
         let synch = self.synch.counters();
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let mut verdicts = BTreeMap::new();
         for count in self.plane.verdicts().unwrap_or_default() {
             *verdicts.entry(count.verdict.name().to_owned()).or_insert(0) += count.packets;
         }
+        let takeovers = self.groups.iter().filter_map(|g| g.takeover.clone());
+        let last = self
+            .takeover
+            .last
+            .and_then(|id| self.groups.get(id).takeover.clone());
         Status {
             cluster: self.config.cluster.name.clone(),
             member: self.me.0,
             name: self.config.me().name.clone(),
-            role: self.role().to_owned(),
-            owner,
-            epoch: node.epoch.number.0,
+            mode: self.config.cluster.mode.name().to_owned(),
+            engine: self.config.cluster.engine.name().to_owned(),
+            role: self.role(&node).to_owned(),
+            owner: first.owner,
+            epoch: first.epoch,
             incarnation: self.incarnation,
-            in_sync: node.in_sync.iter().flatten().map(|m| m.member.0).collect(),
+            in_sync: first.in_sync.iter().copied().filter(in_sync).collect(),
             valid_for_ms,
-            uptime_s: clock::now().since(self.started).as_secs(),
-            segments: (owner != 0)
-                .then_some((owner, SEGMENTS as u32))
-                .into_iter()
-                .collect(),
-            members: self.members(&node),
+            uptime_s: now.since(self.started).as_secs(),
+            segments,
+            draining: node.draining,
+            trouble: node.trouble.clone(),
+            engine_silent: node.engine_silent.as_ref().map(|(since, why)| EngineSilence {
+                for_ms: now.since(*since).as_millis() as u64,
+                why: why.clone(),
+            }),
+            members: self.members(&node, &groups),
             journal: JournalStatus {
-                position: node.position,
-                committed: node.committed,
+                position: groups.iter().map(|g| g.position).sum(),
+                committed: groups.iter().map(|g| g.committed).sum(),
                 synch_bytes_sent: load(&synch.stream_sent) + load(&synch.datagram_sent),
                 synch_bytes_received: load(&synch.stream_received) + load(&synch.datagram_received),
             },
+            groups,
             connections: self
                 .config
                 .connections
@@ -175,15 +154,13 @@ impl Core {
                 .map(|c| self.connection(c))
                 .collect(),
             interfaces: self.attached.clone(),
-            last_takeover: self.takeover.last.clone().map(|mut last| {
-                last.evidence_rekeys = self.takeover.evidence_rekeys;
-                last
-            }),
+            last_takeover: last,
+            takeovers: takeovers.collect(),
             verdicts,
         }
     }
 
-    fn members(&self, node: &NodeStatus) -> Vec<MemberStatus> {
+    fn members(&self, node: &NodeStatus, groups: &[GroupLine]) -> Vec<MemberStatus> {
         let now = clock::now();
         let member = |config: &crate::config::MemberConfig| {
             let peer = node.peers.iter().find(|p| p.member == config.id);
@@ -197,7 +174,12 @@ impl Core {
                 id: config.id.0,
                 name: config.name.clone(),
                 state: state.to_owned(),
-                in_sync: node.in_sync.iter().flatten().any(|m| m.member == config.id),
+                in_sync: !groups.is_empty() && groups.iter().all(|g| g.in_sync.contains(&config.id.0)),
+                weight: config.weight,
+                groups_owned: groups.iter().filter(|g| g.owner == config.id.0).count() as u32,
+                healthy: peer.is_none_or(|p| p.healthy),
+                draining: peer.is_some_and(|p| p.draining),
+                differs: peer.map(|p| p.differs.clone()).unwrap_or_default(),
                 links_up: up
                     .map(|link| match link {
                         cluster::Link::Synch => "synch".to_owned(),
@@ -214,13 +196,15 @@ impl Core {
     }
 
     fn connection(&self, config: &crate::config::ConnectionConfig) -> ConnectionStatus {
-        let children = self
-            .sad
-            .iter()
-            .filter(|e| e.record.connection == config.name)
-            .count();
-        let state = if self.owns() {
-            match self.engine.connection_phase(&config.name) {
+        let of = self.sad.children_of(&config.name);
+        let (mut children, mut elsewhere) = (0, false);
+        for (segment, count) in of {
+            children += count;
+            elsewhere |= !self.groups.owns_segment(segment);
+        }
+        let phase = self.engine.connection_phase(&config.name);
+        let state = if self.groups.owns_any() && (phase != ConnectionPhase::Down || !elsewhere) {
+            match phase {
                 ConnectionPhase::Down => "down",
                 ConnectionPhase::Connecting | ConnectionPhase::Partial => "connecting",
                 ConnectionPhase::Up => "up",
@@ -234,93 +218,14 @@ impl Core {
             name: config.name.clone(),
             state: state.to_owned(),
             remote: config.remote.map_or_else(|| "any".to_owned(), |r| r.to_string()),
-            children: children as u32,
+            children,
             reason: self.reasons.get(&config.name).filter(|_| state != "up").cloned(),
-        }
-    }
-
-    fn sas(&self) -> Vec<IkeSa> {
-        let mut out = Vec::new();
-        let mut shown = std::collections::HashSet::new();
-        for sa in self.engine.status() {
-            let children = self
-                .sad
-                .iter()
-                .filter(|e| e.record.ike_spi == sa.spi)
-                .collect::<Vec<_>>();
-            shown.extend(children.iter().map(|e| e.record.spi_in));
-            out.push(IkeSa {
-                connection: sa.connection.unwrap_or_default(),
-                state: sa.phase.to_owned(),
-                spi_local: sa.spi.to_string(),
-                spi_remote: sa.peer_spi.to_string(),
-                initiator: sa.initiator,
-                local: sa.local.to_string(),
-                remote: sa.remote.to_string(),
-                remote_id: sa.remote_id.unwrap_or_default(),
-                suite: sa.suite,
-                age_s: Some(sa.age.as_secs()),
-                next_request_id: sa.next_send,
-                expected_request_id: sa.next_receive,
-                children: children.into_iter().map(|e| self.child(e)).collect(),
-            });
-        }
-        // On a standby the engine is empty: the mirror is shown by IKE SA.
-        let mut mirrored: BTreeMap<_, Vec<&SaEntry>> =
-            self.mirror.keys().map(|spi| (*spi, Vec::new())).collect();
-        for entry in self.sad.iter().filter(|e| !shown.contains(&e.record.spi_in)) {
-            mirrored.entry(entry.record.ike_spi).or_default().push(entry);
-        }
-        let served = out
-            .iter()
-            .map(|sa| sa.spi_local.clone())
-            .collect::<std::collections::HashSet<_>>();
-        for (spi, entries) in mirrored {
-            // An owner's record without an SA waits only for the end of a deletion.
-            if entries.is_empty() && (self.owns() || served.contains(&spi.to_string())) {
-                continue;
-            }
-            let first = entries.first();
-            out.push(IkeSa {
-                connection: first.map(|e| e.record.connection.clone()).unwrap_or_default(),
-                state: "mirrored".to_owned(),
-                spi_local: spi.to_string(),
-                local: first.map(|e| e.record.local.to_string()).unwrap_or_default(),
-                remote: first.map(|e| e.record.remote.to_string()).unwrap_or_default(),
-                children: entries.into_iter().map(|e| self.child(e)).collect(),
-                ..IkeSa::default()
-            });
-        }
-        out
-    }
-
-    fn child(&self, entry: &SaEntry) -> ChildSa {
-        let counters = self.counters.counters(entry.slot()).unwrap_or_default();
-        ChildSa {
-            name: entry.record.child.clone(),
-            spi_in: entry.record.spi_in.to_string(),
-            spi_out: entry.record.spi_out.to_string(),
-            suite: suite(entry),
-            esn: entry.record.esn,
-            udp_encap: entry.record.udp_encap,
-            ts_local: entry.record.ts_local.iter().map(selector).collect(),
-            ts_remote: entry.record.ts_remote.iter().map(selector).collect(),
-            segment: entry.segment().0,
-            cpu: self.plane.cpu_of(entry.slot()),
-            packets_in: counters.inbound.packets,
-            bytes_in: counters.inbound.bytes,
-            packets_out: counters.outbound.packets,
-            bytes_out: counters.outbound.bytes,
-            edge: counters.inbound.edge,
-            ceiling: self.ceiling_of(entry.slot()).unwrap_or(0),
-            seq: counters.outbound.seq,
-            lease: self.lease_of(entry.slot()).unwrap_or(0),
         }
     }
 
     /// What a rekey is about; the error says why there is nothing to do.
     fn rekey_parts(&self, wish: &RekeyRequest) -> Result<Vec<(Part, Command)>, String> {
-        if !self.owns() {
+        if !self.groups.owns_any() {
             return Err("this member is not active; ask the active one".to_owned());
         }
         if let Some(connection) = &wish.ike {
@@ -408,7 +313,7 @@ impl Core {
     }
 
     fn liveness_parts(&self, connection: &str) -> Result<Vec<(Part, Command)>, String> {
-        if !self.owns() {
+        if !self.groups.owns_any() {
             return Err("this member is not active; ask the active one".to_owned());
         }
         let part = |sa: ike::IkeSaStatus| {
@@ -441,29 +346,11 @@ impl Core {
         }
     }
 
-    /// Smallest part of a lease and of a headroom that is left.
-    fn headroom(&self) -> (Option<f64>, Option<f64>) {
-        let mut lowest = (None, None);
-        let least = |now: Option<f64>, value: f64| Some(now.map_or(value, |n: f64| n.min(value)));
-        for entry in self.sad.iter().filter(|e| !e.local_only) {
-            let Some(counters) = self.counters.counters(entry.slot()) else {
-                continue;
-            };
-            if let Some(last) = self.lease_of(entry.slot()).filter(|last| *last < u64::MAX) {
-                let left = last.saturating_sub(counters.outbound.seq) as f64 / entry.lease.step.max(1) as f64;
-                lowest.0 = least(lowest.0, left.min(1.0));
-            }
-            if let Some(ceiling) = self.ceiling_of(entry.slot()).filter(|c| *c < u64::MAX) {
-                let left =
-                    ceiling.saturating_sub(counters.inbound.edge) as f64 / entry.ceiling.step.max(1) as f64;
-                lowest.1 = least(lowest.1, left.min(1.0));
-            }
-        }
-        lowest
-    }
-
     fn sample(&self) -> Sample {
-        let (lease_headroom_lowest, ceiling_headroom_lowest) = self.headroom();
+        let lowest = self.scan.lowest_before;
+        let node = self.node.status();
+        let waiting = self.groups.iter().map(|g| g.pending.len()).sum::<usize>();
+        let raises = node.groups.iter().map(|g| g.raises_open).sum::<usize>();
         let verdicts = self.plane.verdicts().unwrap_or_default();
         let synch = self.synch.counters();
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -471,9 +358,9 @@ impl Core {
             status: self.status(),
             ike_sas: self.mirror.len() as u64,
             child_sas: self.sad.len() as u64,
-            commits_pending: (self.pending.len() + self.node.status().raises_open) as u64,
-            lease_headroom_lowest,
-            ceiling_headroom_lowest,
+            commits_pending: (waiting + raises) as u64,
+            lease_headroom_lowest: lowest.lease,
+            ceiling_headroom_lowest: lowest.headroom,
             verdicts: verdicts
                 .into_iter()
                 .map(|v| {

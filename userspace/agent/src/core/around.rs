@@ -5,14 +5,14 @@ use ike::Surroundings;
 use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
 use sad::Sad;
 
+use super::groups::Groups;
+
 /// Borrowed for one input of the engine.
 pub struct Around<'a> {
     /// SPIs and limits come from here.
     pub sad: &'a mut Sad,
-    /// This member.
-    pub member: MemberId,
-    /// Present ownership epoch.
-    pub epoch: Epoch,
+    /// Present ownership epochs.
+    pub groups: &'a Groups,
     /// Key of the hash that steers first messages.
     pub steer_key: [u64; 2],
 }
@@ -31,12 +31,39 @@ pub fn segment_of_name(steer_key: [u64; 2], name: &str) -> SegmentId {
     SegmentId(first_message_segment(steer_key, hash))
 }
 
+/// Our SPI in an IKE message: which of the two it is says the Initiator flag (RFC 7296 3.1). `None`: a first message.
+pub fn our_spi(message: &[u8]) -> Option<IkeSpi> {
+    let (spi_i, spi_r, initiator) = spis(message)?;
+    let ours = if initiator { spi_r } else { spi_i };
+    (ours.0 != 0).then_some(ours)
+}
+
+fn spis(message: &[u8]) -> Option<(IkeSpi, IkeSpi, bool)> {
+    /// Set in messages of the original initiator of the IKE SA.
+    const INITIATOR: u8 = 1 << 3;
+    let spi = |at: usize| {
+        let octets = message.get(at..at + 8)?;
+        Some(IkeSpi(u64::from_be_bytes(octets.try_into().ok()?)))
+    };
+    Some((spi(0)?, spi(8)?, *message.get(19)? & INITIATOR != 0))
+}
+
+/// The segment that an IKE message belongs to, by the rule of the programs (`datapath::steer`): that of our SPI; a first
+/// message's by the hash of the initiator's SPI. `None`: no IKE header.
+pub fn segment_of_message(steer_key: [u64; 2], message: &[u8]) -> Option<SegmentId> {
+    let (spi_i, ..) = spis(message)?;
+    Some(match our_spi(message) {
+        None => SegmentId(first_message_segment(steer_key, spi_i.0)),
+        Some(ours) => ours.segment(),
+    })
+}
+
 impl Around<'_> {
     fn spi_in(&self, segment: SegmentId) -> IkeSpi {
         let mut octets = [0; 8];
         random(&mut octets);
         octets[0] = segment.0;
-        octets[1] = self.member.0;
+        octets[1] = self.groups.me.0;
         // The member is never 0, so the SPI is never 0 either.
         IkeSpi(u64::from_be_bytes(octets))
     }
@@ -71,7 +98,35 @@ impl Surroundings for Around<'_> {
         self.sad.initial_limits()
     }
 
-    fn iv_prefix(&self) -> (MemberId, Epoch) {
-        (self.member, self.epoch)
+    fn iv_prefix(&self, ike_spi: IkeSpi) -> (MemberId, Epoch) {
+        (self.groups.me, self.groups.of(ike_spi.segment()).ownership.epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_belongs_to_the_segment_of_our_spi_and_a_first_one_to_that_of_the_hash() {
+        let key = [3, 4];
+        let message = |spi_i: u64, spi_r: u64, flags: u8| {
+            let mut octets = [0; 28];
+            octets[..8].copy_from_slice(&spi_i.to_be_bytes());
+            octets[8..16].copy_from_slice(&spi_r.to_be_bytes());
+            octets[19] = flags;
+            segment_of_message(key, &octets)
+        };
+        let (ours, theirs) = (0x2a01_0000_0000_0007, 0x7700_0000_0000_0009);
+        // The peer initiated: our SPI is the responder's.
+        assert_eq!(message(theirs, ours, 0x08), Some(SegmentId(0x2a)));
+        // We did: in the peer's messages the flag is not set, response or not.
+        assert_eq!(message(ours, theirs, 0x20), Some(SegmentId(0x2a)));
+        assert_eq!(message(ours, theirs, 0), Some(SegmentId(0x2a)));
+        let first = SegmentId(first_message_segment(key, theirs));
+        assert_eq!(message(theirs, 0, 0x08), Some(first));
+        // The peer's refusal of our first message names no SPI of its own.
+        assert_eq!(message(ours, 0, 0x20), Some(SegmentId(0x2a)));
+        assert_eq!(segment_of_message(key, &[0; 19]), None);
     }
 }

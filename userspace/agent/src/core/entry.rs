@@ -8,7 +8,7 @@ use sad::SnapshotSa;
 use serde::{Deserialize, Serialize};
 
 /// Version of the format; a member refuses another one.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// A change in an entry. No `Debug`: it holds keys.
 #[derive(Clone, Serialize, Deserialize)]
@@ -19,9 +19,21 @@ pub enum EntryChange {
     IkeRemove(IkeSpi),
     /// Change of a Child SA.
     Child(ChildSaChange),
+    /// A peer began anew (INITIAL_CONTACT) by this IKE SA. Owners of other groups forget what they have of it; the owner of
+    /// this group has done so.
+    Contact {
+        /// Connection.
+        connection: String,
+        /// The peer's identity.
+        remote_id: String,
+        /// The IKE SA that stays.
+        ike_spi: IkeSpi,
+    },
+    /// Traffic of this connection met no SA here: whoever initiates the connection does so now.
+    Acquire(String),
 }
 
-/// A snapshot: all IKE SAs and all Child SAs. No `Debug`: it holds keys.
+/// A snapshot: all IKE SAs and all Child SAs of a group. No `Debug`: it holds keys.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Committed records of IKE SAs.
@@ -50,17 +62,6 @@ impl From<Change> for EntryChange {
             Change::IkeSa(IkeSaChange::Remove { spi }) => Self::IkeRemove(spi),
             Change::ChildSa(change) => Self::Child(change),
         }
-    }
-}
-
-/// Inbound SPI of the Child SA that a change is about.
-pub fn spi_of(change: &ChildSaChange) -> EspSpi {
-    match change {
-        ChildSaChange::Install { record, .. } => record.spi_in,
-        ChildSaChange::UseOutbound { spi_in }
-        | ChildSaChange::MovePeer { spi_in, .. }
-        | ChildSaChange::MoveIkeSa { spi_in, .. }
-        | ChildSaChange::Remove { spi_in } => *spi_in,
     }
 }
 

@@ -20,8 +20,8 @@ use crate::pki::Identity;
 use crate::synch::SynchEvent;
 use crate::{clock, net};
 
-/// Looks at all SAs this often.
-const SCAN: Duration = Duration::from_millis(100);
+/// Records of the synch channel taken in one turn.
+const RECORDS: usize = 64;
 /// Asks for next hops this often: well within the time after which the kernel lets an entry go stale.
 const NEIGHBOURS: Duration = Duration::from_secs(5);
 
@@ -52,7 +52,7 @@ async fn serve(config: Config) -> Result<()> {
         control::serve_metrics(address, requests.clone()).await?;
     }
     let (to_core, mut synch) = mpsc::channel(4096);
-    let (mut core, io) = Core::start(config, &identity, to_core).await?;
+    let (mut core, mut io) = Core::start(config, &identity, to_core).await?;
     let events = watch(
         core.plane
             .take_events()
@@ -66,7 +66,7 @@ async fn serve(config: Config) -> Result<()> {
     keep_neighbours(&core, &io);
     let logs = core.plane.take_log().map(watch).transpose()?;
     let rings = Rings { events, frames, logs };
-    let result = event_loop(&mut core, &io, rings, &mut wishes, &mut synch).await;
+    let result = event_loop(&mut core, &mut io, rings, &mut wishes, &mut synch).await;
     core.synch.close().await;
     core.plane.detach().context("cannot remove the pins")?;
     result
@@ -120,7 +120,7 @@ async fn readable<T: AsRawFd>(ring: Option<&AsyncFd<T>>) {
 
 async fn event_loop(
     core: &mut Core,
-    io: &Io,
+    io: &mut Io,
     rings: Rings,
     wishes: &mut mpsc::Receiver<Request>,
     synch: &mut mpsc::Receiver<SynchEvent>,
@@ -135,24 +135,27 @@ async fn event_loop(
     let mut datagram = vec![0; 65_536];
     let mut packet = vec![0; 65_536];
     let mut esp = vec![0; 65_536];
-    let (mut scan, mut second) = (clock::now(), clock::now());
+    let mut second = clock::now();
     let mut leaving: Option<Instant> = None;
     loop {
         let now = clock::now();
-        if core.engine.next_timeout().is_some_and(|at| at <= now) && core.owns() {
-            core.engine_input(Input::Timeout { now });
-        }
+        // First what others wait for: heartbeats, owner words, acknowledgements.
         if core.node.next_wake() <= now {
             core.node_input(cluster::Input::Tick { now });
         }
+        if core.engine.next_timeout().is_some_and(|at| at <= now) {
+            core.engine_input(Input::Timeout { now });
+        }
         core.announce_again(now);
         core.orders_turn(now);
-        if scan <= now {
-            scan = now + SCAN;
+        if core.scan.due <= now {
             drain(core, &mut events, &mut frames);
-            core.scan_limits();
-            core.report_edges();
+            core.scan_turn(now);
         }
+        // Each of these takes two milliseconds of a turn at most, and has another one at once while there is more to do.
+        core.merge_turn(now);
+        core.adopt_turn(now);
+        core.list_turn(now);
         if second <= now {
             second = now + Duration::from_secs(1);
             core.every_second();
@@ -160,21 +163,20 @@ async fn event_loop(
         if leaving.is_some_and(|until| now >= until || core.has_left()) {
             return Ok(());
         }
-        let engine = core
-            .engine
-            .next_timeout()
-            .filter(|_| core.owns())
-            .unwrap_or(Instant(u64::MAX));
-        let again = core.announce_next.map_or(Instant(u64::MAX), |(_, at)| at);
-        let wake = [engine, core.node.next_wake(), scan, second, again]
-            .into_iter()
-            .min()
-            .unwrap_or(now);
+        let wake = core.next_wake().min(second);
         tokio::select! {
             biased;
             _ = terminate.recv(), if leaving.is_none() => leaving = Some(core.leave()),
             _ = interrupt.recv(), if leaving.is_none() => leaving = Some(core.leave()),
-            Some(event) = synch.recv() => core.synch_event(event),
+            Some(event) = synch.recv() => {
+                core.synch_event(event);
+                for _ in 1..RECORDS {
+                    let Ok(event) = synch.try_recv() else { break };
+                    core.synch_event(event);
+                }
+            }
+            Some(told) = io.ownership.recv() => core.ownership_told(told),
+            Some(news) = io.links.recv() => core.link_news(&news),
             ready = events.readable() => {
                 if let Ok(mut ready) = ready { ready.clear_ready(); }
                 drain(core, &mut events, &mut frames);
@@ -194,5 +196,20 @@ async fn event_loop(
             Ok(length) = io.tun.recv(&mut packet) => core.local_packet(&packet[..length]),
             Ok(length) = io.esp.receive(&mut esp) => core.reassembled(&esp[..length]),
         }
+    }
+}
+
+impl Core {
+    /// When the loop has something to do of itself.
+    fn next_wake(&self) -> Instant {
+        if self.is_adopting() || !self.merging.is_empty() || !self.listings.is_empty() {
+            return Instant(0);
+        }
+        let timers = [self.engine.next_timeout(), self.announce_due()];
+        let timers = timers.into_iter().flatten();
+        timers
+            .chain([self.node.next_wake(), self.scan.due])
+            .min()
+            .unwrap_or(Instant(0))
     }
 }

@@ -1,24 +1,59 @@
 //! Leases and ceilings: wishes of the SA database, acknowledged by the replica, published in the maps.
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use cluster::message::RaiseKey;
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
     EVENT_ACQUIRE, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, EVENT_LEASE_EXHAUSTED,
     EVENT_LEASE_SOFT, Event,
 };
 use maps_schema::sad::SA_LOCAL_ONLY;
-use model::EspSpi;
-use sad::{Direction, LimitRaise};
+use model::{Epoch, EspSpi, GroupId, Instant, SegmentId};
+use sad::{Direction, LimitRaise, SaEntry};
 
-use super::{Core, NotApplied};
+use super::entry::EntryChange;
+use super::groups::Group;
+use super::{Core, NotApplied, around};
 use crate::clock;
 
 /// A rekey because of a refused raise is not repeated sooner: it takes a few round trips.
 const REKEY_AGAIN: Duration = Duration::from_secs(10);
-/// Right edges in one report.
-const REPORT_MAX: usize = 2048;
+/// SAs that one turn looks at: about a millisecond.
+const SLICE: usize = 2048;
+/// From the start of a round over all SAs to the next.
+const ROUND: Duration = Duration::from_millis(100);
+/// From one turn to the next within a round.
+const PAUSE: Duration = Duration::from_millis(2);
+/// A wish for a connection that another member is to initiate is passed on no sooner again.
+const ACQUIRE_AGAIN: Duration = Duration::from_secs(1);
+
+/// The round over all SAs, in turns, so that heartbeats never wait for it.
+#[derive(Default)]
+pub struct Scan {
+    /// First slot of the next turn; 0: a new round.
+    slot: u32,
+    began: Instant,
+    /// When the next turn is due.
+    pub due: Instant,
+    /// Smallest part of a lease and of a headroom that is left: of the round under way, and of the last whole one.
+    lowest: Lowest,
+    /// See `lowest`.
+    pub lowest_before: Lowest,
+}
+
+/// Smallest part of a lease and of a headroom that is left among all SAs of this member.
+#[derive(Clone, Copy, Default)]
+pub struct Lowest {
+    pub lease: Option<f64>,
+    pub headroom: Option<f64>,
+}
+
+fn least(now: Option<f64>, value: f64) -> Option<f64> {
+    Some(now.map_or(value, |n| n.min(value)))
+}
 
 impl Core {
     /// Events of the programs.
@@ -46,45 +81,88 @@ impl Core {
         direction: Direction,
         needed: Option<u64>,
     ) -> Option<LimitRaise> {
-        if !self.owns() {
-            return None;
-        }
+        let epoch = self.groups.epoch_if_owned(SegmentId(slot as u8))?;
         let counters = self.counters.counters(slot)?;
-        self.sad.wants_raise(
-            slot,
-            direction,
-            needed,
-            clock::now(),
-            self.ownership.epoch,
-            &counters,
-        )
+        self.sad
+            .wants_raise(slot, direction, needed, clock::now(), epoch, &counters)
     }
 
-    /// A few times a second: looks at all SAs. Events may be lost when their ring buffer is full.
-    pub(super) fn scan_limits(&mut self) {
-        if !self.owns() {
-            return;
+    /// One turn of the round over all SAs: raises (events may be lost when their ring buffer is full), ceilings that are
+    /// too high, lifetimes by number, edges for the standbys.
+    pub(super) fn scan_turn(&mut self, now: Instant) {
+        if self.scan.slot == 0 {
+            self.scan.began = now;
+            self.scan.lowest = Lowest::default();
         }
-        let (counters, epoch) = (self.counters.clone(), self.ownership.epoch);
-        let raises = self
-            .sad
-            .wants_raises(clock::now(), |_| Some(epoch), |slot| counters.counters(slot));
+        let from = self.scan.slot;
+        let last = self.sad.range(from..).nth(SLICE - 1).map(SaEntry::slot);
+        if self.groups.owns_any() {
+            self.scan_slots(from..=last.unwrap_or(u32::MAX), now);
+        }
+        (self.scan.slot, self.scan.due) = match last.and_then(|slot| slot.checked_add(1)) {
+            Some(next) => (next, now + PAUSE),
+            None => {
+                self.scan.lowest_before = self.scan.lowest;
+                (0, (self.scan.began + ROUND).max(now + PAUSE))
+            }
+        };
+    }
+
+    fn scan_slots(&mut self, slots: RangeInclusive<u32>, now: Instant) {
+        let (counters, groups) = (self.counters.clone(), &self.groups);
+        let raises = self.sad.wants_raises_within(
+            slots.clone(),
+            now,
+            |segment| groups.epoch_if_owned(segment),
+            |slot| counters.counters(slot),
+        );
         self.raise(raises);
-        self.lower_ceilings();
+        self.lower_ceilings(slots.clone());
+        self.lifetimes(slots.clone(), now);
+        self.look_at_edges(slots);
+    }
+
+    fn lifetimes(&mut self, slots: RangeInclusive<u32>, now: Instant) {
+        let (counters, groups) = (self.counters.clone(), &self.groups);
+        let due = self.sad.due_within(
+            slots,
+            now,
+            |segment| groups.owns_segment(segment),
+            |slot| counters.counters(slot),
+        );
+        for due in due {
+            let command = match due.kind {
+                sad::lifetime::LifetimeKind::Soft => ike::Command::RekeyChild { spi_in: due.spi_in },
+                sad::lifetime::LifetimeKind::Hard => ike::Command::DeleteChild { spi_in: due.spi_in },
+            };
+            self.adopt_first(due.ike_spi);
+            self.log.note(
+                "lifetime",
+                format!(
+                    "{}/{} SA {}: {:?}",
+                    due.connection, due.child, due.spi_in, due.kind
+                ),
+            );
+            self.engine_command(command);
+        }
     }
 
     /// Ceilings of a time when an SA was much faster come down. In this order: publish, drain, read the edge again, publish
     /// the higher of both; only then the standby hears of it, which holds the old ceiling until then. So nothing that
     /// was accepted ever lies above what a taker counts as seen.
-    fn lower_ceilings(&mut self) {
-        let epoch = self.ownership.epoch;
-        if self.node.status().handover {
-            return;
-        }
+    fn lower_ceilings(&mut self, slots: RangeInclusive<u32>) {
+        let status = self.node.status();
+        let moving = status.groups.iter().filter(|g| g.handover).map(|g| g.group);
+        let moving = moving.collect::<HashSet<GroupId>>();
+        let (layout, groups) = (self.groups.layout, &self.groups);
+        let epoch_of = |segment| {
+            let epoch = groups.epoch_if_owned(segment)?;
+            (!moving.contains(&layout.group_of(segment))).then_some(epoch)
+        };
         let counters = self.counters.clone();
         let lowerings = self
             .sad
-            .wants_lowerings(clock::now(), epoch, |slot| counters.counters(slot));
+            .wants_lowerings_within(slots, clock::now(), epoch_of, |slot| counters.counters(slot));
         if lowerings.is_empty() {
             return;
         }
@@ -134,7 +212,7 @@ impl Core {
     pub(super) fn raise(&mut self, raises: Vec<LimitRaise>) {
         let (refused, raises): (Vec<_>, Vec<_>) = raises
             .iter()
-            .partition(|raise| raise.direction == Direction::Outbound && self.suspects.contains(raise.spi));
+            .partition(|raise| raise.direction == Direction::Outbound && self.is_suspect(raise.spi));
         let items = |raises: Vec<&LimitRaise>| {
             let items = raises.into_iter().filter_map(|raise| self.raise_item(raise));
             items.collect::<Vec<_>>()
@@ -153,11 +231,13 @@ impl Core {
     }
 
     /// Raises were acknowledged: publish them, then run what waited for them.
-    pub(super) fn raise_committed(&mut self, items: &[RaiseItem]) {
+    pub(super) fn raise_committed(&mut self, group: GroupId, items: &[RaiseItem]) {
         tracing::trace!(?items, "raise committed");
+        // Restated limits come back before the flip.
+        let epoch = self.node.epoch(group).number;
         let mut slots = HashSet::new();
         for item in items {
-            if let Some(raise) = self.raise_of(item, self.ownership.epoch) {
+            if let Some(raise) = self.raise_of(item, epoch) {
                 self.apply_raise_or_log(&raise);
                 slots.insert(item.slot);
             }
@@ -186,32 +266,52 @@ impl Core {
                 continue;
             }
             self.refused.insert(spi_in, now);
+            let ike_spi = entry.record.ike_spi;
             self.log.note(
                 "rekey_alone",
                 format!("{name} SA {spi_in}: its limits cannot be raised alone; rekeying"),
             );
+            self.adopt_first(ike_spi);
             self.engine_command(ike::Command::RekeyChild { spi_in });
         }
     }
 
-    /// Tells the standby how far the windows are: base of the evidence rule after a takeover.
-    pub(super) fn report_edges(&mut self) {
-        if !self.owns() || self.node.is_alone() {
-            return;
-        }
+    /// Tells the standbys how far the windows are (base of the evidence rule after a takeover), and notes what is left of
+    /// the limits.
+    fn look_at_edges(&mut self, slots: RangeInclusive<u32>) {
+        let with_standby = |g: &Group| self.groups.owns(g.id) && !self.node.is_alone(g.id);
+        let told = self.groups.iter().filter(|g| with_standby(g)).map(|g| g.id);
+        let told = told.collect::<HashSet<GroupId>>();
         let mut edges = Vec::new();
-        for entry in self.sad.iter() {
+        let mut lowest = self.scan.lowest;
+        for entry in self.sad.range(slots) {
+            if !self.groups.owns_segment(entry.segment()) {
+                continue;
+            }
             let Some(counters) = self.counters.counters(entry.slot()) else {
                 continue;
             };
-            let (spi, edge) = (entry.record.spi_in, counters.inbound.edge);
-            if counters.inbound.spi == spi.0 && self.reported.get(&spi).is_none_or(|known| *known < edge) {
-                edges.push((entry.slot(), spi, edge));
-                if edges.len() == REPORT_MAX {
-                    break;
+            if !entry.local_only {
+                if let Some(last) = self.lease_in(entry).filter(|last| *last < u64::MAX) {
+                    let left = last.saturating_sub(counters.outbound.seq) as f64;
+                    let part = left / entry.lease.step.max(1) as f64;
+                    lowest.lease = least(lowest.lease, part.min(1.0));
+                }
+                if let Some(ceiling) = self.ceiling_in(entry).filter(|c| *c < u64::MAX) {
+                    let left = ceiling.saturating_sub(counters.inbound.edge) as f64;
+                    let part = left / entry.ceiling.step.max(1) as f64;
+                    lowest.headroom = least(lowest.headroom, part.min(1.0));
                 }
             }
+            let (spi, edge) = (entry.record.spi_in, counters.inbound.edge);
+            if told.contains(&self.groups.layout.group_of(entry.segment()))
+                && counters.inbound.spi == spi.0
+                && self.reported.get(&spi).is_none_or(|known| *known < edge)
+            {
+                edges.push((entry.slot(), spi, edge));
+            }
         }
+        self.scan.lowest = lowest;
         self.reported
             .extend(edges.iter().map(|(_, spi, edge)| (*spi, *edge)));
         if !edges.is_empty() {
@@ -241,22 +341,58 @@ impl Core {
 
     /// Highest inbound number that may be accepted now; `None` where there is no such SA.
     pub(super) fn ceiling_of(&self, slot: u32) -> Option<u64> {
-        let entry = self.sad.by_slot(slot)?;
+        self.ceiling_in(self.sad.by_slot(slot)?)
+    }
+
+    pub(super) fn ceiling_in(&self, entry: &SaEntry) -> Option<u64> {
         let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
-        let (alone, epoch) = (self.ownership.alone, self.ownership.epoch.low16());
-        datapath::limits::inbound_range(&entry.ceiling, flags, alone, epoch)
+        let now = &self.groups.of(entry.segment()).ownership;
+        datapath::limits::inbound_range(&entry.ceiling, flags, now.alone, now.epoch.low16())
             .ok()
             .map(|range| range.ceiling)
     }
 
     /// Highest outbound number that may be given out now.
     pub(super) fn lease_of(&self, slot: u32) -> Option<u64> {
-        let entry = self.sad.by_slot(slot)?;
+        self.lease_in(self.sad.by_slot(slot)?)
+    }
+
+    pub(super) fn lease_in(&self, entry: &SaEntry) -> Option<u64> {
         let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
-        let (alone, epoch) = (self.ownership.alone, self.ownership.epoch.low16());
-        datapath::limits::outbound_range(&entry.lease, flags, alone, epoch)
+        let now = &self.groups.of(entry.segment()).ownership;
+        datapath::limits::outbound_range(&entry.lease, flags, now.alone, now.epoch.low16())
             .ok()
             .map(|range| range.last)
+    }
+
+    /// Taker, before it serves: the limits that follow from the distance of epochs, for SAs whose last raise may be armed
+    /// at some members and not at others.
+    pub(super) fn restated(&self, epoch: Epoch, keys: &[RaiseKey]) -> Vec<RaiseItem> {
+        let item = |key: &RaiseKey| {
+            let entry = self.sad.by_slot(key.slot)?;
+            if entry.local_only {
+                return None;
+            }
+            let epoch = epoch.low16();
+            let (spi, limit, step) = match key.direction {
+                cluster::Direction::Inbound => {
+                    let range = datapath::limits::inbound_range(&entry.ceiling, 0, false, epoch).ok()?;
+                    (entry.record.spi_in.0, range.ceiling, entry.ceiling.step)
+                }
+                cluster::Direction::Outbound => {
+                    let range = datapath::limits::outbound_range(&entry.lease, 0, false, epoch).ok()?;
+                    (entry.record.spi_out.0, range.last, entry.lease.step)
+                }
+            };
+            (spi == key.spi).then_some(RaiseItem {
+                slot: key.slot,
+                spi,
+                direction: key.direction,
+                limit,
+                step,
+            })
+        };
+        keys.iter().filter_map(item).collect()
     }
 
     /// Evidence after a takeover: the peer's numbers are stuck below the floor. Rekey, once per SA and epoch.
@@ -268,10 +404,17 @@ impl Core {
             entry.record.spi_in,
             format!("{}/{}", entry.record.connection, entry.record.child),
         );
-        if !self.owns() || !self.evidence.insert(spi_in) {
+        let ike_spi = entry.record.ike_spi;
+        let segment = entry.segment();
+        let owns = self.groups.owns_segment(segment);
+        let group = self.groups.of_mut(segment);
+        if !owns || !group.evidence.insert(spi_in) {
             return;
         }
-        self.takeover.evidence_rekeys += 1;
+        if let Some(last) = &mut group.takeover {
+            last.evidence_rekeys += 1;
+        }
+        self.adopt_first(ike_spi);
         self.log.note(
             "evidence",
             format!("{name} SA {spi_in}: the peer sends below the takeover floor; rekeying"),
@@ -285,9 +428,32 @@ impl Core {
         let Some(config) = index.and_then(|i| self.config.connections.get(i)) else {
             return;
         };
-        if self.owns() && config.remote.is_some() {
-            let connection = config.name.clone();
-            self.engine_command(ike::Command::Initiate { connection });
+        if config.remote.is_none() {
+            return;
+        }
+        let connection = config.name.clone();
+        let segment = around::segment_of_name(self.steer_key, &connection);
+        if self.groups.owns_segment(segment) {
+            if self.initiates(&connection) && !self.served_elsewhere(&connection) {
+                self.engine_command(ike::Command::Initiate { connection });
+            }
+            return;
+        }
+        // Traffic that came here is for a group of this member; whoever owns the connection's name reads its journal.
+        let now = clock::now();
+        let told = self.acquired.get(&connection);
+        let own = self.groups.iter().find(|g| self.groups.owns(g.id)).map(|g| g.id);
+        if let Some(group) = own
+            && told.is_none_or(|at| now.since(*at) >= ACQUIRE_AGAIN)
+        {
+            self.acquired.insert(connection.clone(), now);
+            self.propose_changes(
+                group,
+                vec![EntryChange::Acquire(connection)],
+                Vec::new(),
+                Vec::new(),
+            );
+            self.settle();
         }
     }
 }

@@ -1,11 +1,13 @@
 //! What the cluster node wants done: journal entries, snapshots, raises, words; and what it is told.
 
+use std::collections::VecDeque;
+
 use cluster::{Input, Link, Output, RaiseItem};
-use model::{ChildSaChange, Epoch, EspSpi, MemberId};
-use sad::{Context, DataPlane, Direction, LimitRaise};
+use model::{ChildSaChange, Epoch, EspSpi, GroupId, MemberId};
+use sad::{Context, Direction, LimitRaise};
 use serde::{Deserialize, Serialize};
 
-use super::entry::{self, Snapshot};
+use super::entry::{self, EntryChange, Snapshot};
 use super::suspects::Suspects;
 use super::{Core, NotApplied};
 use crate::clock;
@@ -99,7 +101,7 @@ impl Core {
         self.settle();
     }
 
-    fn armed(&mut self, token: u64) {
+    pub(super) fn armed(&mut self, token: u64) {
         self.node.handle(Input::Armed {
             now: clock::now(),
             token,
@@ -119,45 +121,35 @@ impl Core {
             }
             Output::Committed { token } => self.committed(token),
             Output::Refused { token, why } => {
-                self.pending.retain(|p| p.token != token);
+                for group in self.groups.iter_mut() {
+                    group.pending.retain(|p| p.token != token);
+                }
                 tracing::debug!(%why, "a commit was refused");
             }
-            Output::RaiseCommitted { items } => self.raise_committed(&items),
-            Output::RaiseRefused { items } => self.raise_refused(&items),
+            Output::RaiseCommitted { group, items } => self.raise_committed(group, &items),
+            Output::RaiseRefused { items, .. } => self.raise_refused(&items),
             Output::Apply {
-                token, epoch, entry, ..
-            } => self.apply_entry(token, epoch.number, &entry),
-            Output::ApplyRaises { token, epoch, items } => {
-                tracing::trace!(?items, "raise to arm");
-                let mut unknown = Vec::new();
-                for item in &items {
-                    match self.raise_of(item, epoch.number) {
-                        Some(raise) => match self.apply_newest(&raise) {
-                            Ok(()) => {}
-                            // What is not in the maps is not acknowledged: the owner asks again.
-                            Err(error) => {
-                                tracing::warn!(?item, %error, "a raise was not armed");
-                                unknown.push(item.key());
-                            }
-                        },
-                        None => unknown.push(item.key()),
-                    }
-                }
-                self.node.handle(Input::Armed {
-                    now: clock::now(),
-                    token,
-                    unknown,
-                });
-            }
+                group,
+                token,
+                epoch,
+                entry,
+                ..
+            } => self.apply_entry(group, token, epoch.number, &entry),
+            Output::ApplyRaises {
+                group,
+                token,
+                epoch,
+                items,
+            } => self.apply_raises(group, token, epoch.number, &items),
             Output::ApplyReport { edges } => {
                 for (_, spi, edge) in edges {
                     let plan = self.sad.report_edge(spi, edge);
                     self.execute_or_log(&plan);
                 }
             }
-            Output::CapLimits { token } => self.cap_limits(token),
-            Output::VerifyCaps { token } => {
-                let caps = self.caps();
+            Output::CapLimits { group, token } => self.cap_limits(group, token),
+            Output::VerifyCaps { group, token } => {
+                let caps = self.caps(group);
                 let items = caps.iter().filter_map(|raise| self.raise_item(raise)).collect();
                 self.node.handle(Input::CapsVerified {
                     now: clock::now(),
@@ -165,31 +157,79 @@ impl Core {
                     items,
                 });
             }
-            Output::InstallSnapshot { token, bytes } => self.install_snapshot(token, &bytes),
+            Output::RestateLimits {
+                token, epoch, keys, ..
+            } => {
+                let items = self.restated(epoch.number, &keys);
+                self.node.handle(Input::Restated {
+                    now: clock::now(),
+                    token,
+                    items,
+                });
+            }
+            Output::InstallSnapshot { group, token, bytes } => self.install_snapshot(group, token, &bytes),
             Output::Flip(flip) => {
                 self.flip(&flip);
                 self.armed(flip.token);
             }
-            Output::ExtendValidity { epoch, until } => self.extend_validity(epoch, until),
-            Output::Announce => self.announce(),
-            Output::ResumeIke => self.resume_ike(),
-            Output::SuspendIke => self.suspend_ike(),
-            Output::DiscardFork => self.discard_fork(),
-            Output::CloseLegacy { token } => {
-                let bytes = self.final_windows();
+            Output::ExtendValidity { group, epoch, until } => self.extend_validity(group, epoch, until),
+            Output::Announce { group } => self.announce(group),
+            Output::ResumeIke { group } => self.resume_ike(group),
+            Output::SuspendIke { group } => self.suspend_ike(group),
+            Output::DiscardFork { group } => self.discard_fork(group),
+            Output::CloseLegacy { group, token } => {
+                let bytes = self.final_windows(group);
                 self.node.handle(Input::FinalWindows {
                     now: clock::now(),
                     token,
                     bytes,
                 });
             }
-            Output::MergeWindows { token, bytes } => {
-                self.merge_windows(&bytes);
-                self.armed(token);
-            }
+            Output::MergeWindows { group, token, bytes } => self.merge_windows(group, token, bytes),
             Output::PeerFacts { peer, facts } => self.peer_facts(peer, &facts),
+            Output::Ownership { token, group, op } => self.ask_ownership(token, group, op),
             Output::Event(event) => self.node_event(&event),
         }
+    }
+
+    /// Standby: limits of the owner. What is not in the maps is not acknowledged.
+    fn apply_raises(&mut self, group: GroupId, token: u64, epoch: Epoch, items: &[RaiseItem]) {
+        tracing::trace!(?items, "raise to arm");
+        if self.groups.get(group).withholding {
+            return;
+        }
+        let mut unknown = Vec::new();
+        for item in items {
+            let Some(raise) = self.raise_of(item, epoch) else {
+                unknown.push(item.key());
+                continue;
+            };
+            match self.apply_newest(&raise) {
+                Ok(()) => {}
+                // Of a slot's former SA, say: as good as not there.
+                Err(NotApplied::Refused(error)) => {
+                    tracing::warn!(?item, %error, "a raise was not armed");
+                    unknown.push(item.key());
+                }
+                Err(error) => return self.withhold(group, &format!("a raise: {error}")),
+            }
+        }
+        self.node.handle(Input::Armed {
+            now: clock::now(),
+            token,
+            unknown,
+        });
+    }
+
+    /// An acknowledgement covers what came before it: from here on there is none until a snapshot is installed. The owner
+    /// drops this member from the set for its silence, and it joins anew.
+    fn withhold(&mut self, group: GroupId, what: &str) {
+        self.groups.get_mut(group).withholding = true;
+        self.log.warn_of(
+            group,
+            "journal",
+            format!("not armed, this member acknowledges nothing more of the group until it has joined anew: {what}"),
+        );
     }
 
     /// The raise that the synch channel names; `None` where the SA is not here.
@@ -216,37 +256,70 @@ impl Core {
     }
 
     /// Standby: an entry of the journal.
-    fn apply_entry(&mut self, token: u64, epoch: Epoch, octets: &[u8]) {
-        if self.withholding {
+    fn apply_entry(&mut self, group: GroupId, token: u64, epoch: Epoch, octets: &[u8]) {
+        if self.groups.get(group).withholding {
             return;
         }
         let failed = match entry::decode_entry(octets) {
-            Ok(changes) => match self.apply(&changes, epoch, false).into_iter().next() {
-                None => return self.armed(token),
+            Ok(changes) => match self.apply(group, &changes, epoch, false).into_iter().next() {
+                None => {
+                    self.heed(changes);
+                    return self.armed(token);
+                }
                 Some((spi_in, error)) => format!("SA {spi_in}: {error}"),
             },
             Err(error) => error.to_string(),
         };
-        // An acknowledgement covers every earlier position: from here on there is none until a snapshot is installed.
-        // The owner drops this member from the set for its silence, and it joins anew.
-        self.withholding = true;
-        self.log.warn(
-            "journal",
-            format!("an entry is not armed, this member acknowledges nothing more until it has joined anew: {failed}"),
-        );
+        self.withhold(group, &format!("an entry: {failed}"));
     }
 
-    /// Limits for every SA that has no upper ones.
-    fn caps(&self) -> Vec<LimitRaise> {
-        let (epoch, alone) = (self.ownership.epoch, self.ownership.alone);
-        self.sad
-            .cap_for_join(|_| (epoch, alone), |slot| self.counters.counters(slot))
+    /// What the owner of another group tells everybody.
+    pub(super) fn heed(&mut self, changes: Vec<EntryChange>) {
+        for change in changes {
+            match change {
+                EntryChange::Contact {
+                    connection,
+                    remote_id,
+                    ike_spi,
+                } if self.groups.owns_any() => {
+                    if self.is_adopting() {
+                        // Only the engine knows whose an IKE SA is.
+                        self.late.push(EntryChange::Contact {
+                            connection,
+                            remote_id,
+                            ike_spi,
+                        });
+                        continue;
+                    }
+                    self.engine_command(ike::Command::Forget {
+                        connection,
+                        remote_id,
+                        except: ike_spi,
+                    });
+                }
+                EntryChange::Acquire(connection)
+                    if self.initiates(&connection) && !self.served_elsewhere(&connection) =>
+                {
+                    self.engine_command(ike::Command::Initiate { connection });
+                }
+                _ => {}
+            }
+        }
     }
 
-    /// Owner: a member joins. From here on every SA has limits, and the snapshot says which.
-    fn cap_limits(&mut self, token: u64) {
+    /// Limits for every SA of the group that has no upper ones.
+    fn caps(&self, id: GroupId) -> Vec<LimitRaise> {
+        let layout = self.groups.layout;
+        let ownership = self.groups.get(id).ownership;
+        let of_group =
+            |segment| (layout.group_of(segment) == id).then_some((ownership.epoch, ownership.alone));
+        self.sad.cap_where(of_group, |slot| self.counters.counters(slot))
+    }
+
+    /// Owner: a member joins. From here on every SA of the group has limits, and the snapshot says which.
+    fn cap_limits(&mut self, id: GroupId, token: u64) {
         for _ in 0..CAP_ROUNDS {
-            let caps = self.caps();
+            let caps = self.caps(id);
             if caps.is_empty() {
                 break;
             }
@@ -258,28 +331,30 @@ impl Core {
             self.execute_or_log(&plan);
             if let Err(error) = self.runner.drain_cpus() {
                 self.log
-                    .warn("join", format!("the CPUs were not drained: {error}"));
+                    .warn_of(id, "join", format!("the CPUs were not drained: {error}"));
             }
         }
-        // Entries that are committed by now belong to the snapshot, since its position is behind them.
-        let mut later = Vec::new();
-        while let Some(output) = self.node.poll() {
-            match output {
-                Output::Committed { token } => self.committed(token),
-                other => later.push(other),
-            }
-        }
-        self.deferred.extend(later);
+        self.take_effect(id);
+        let layout = self.groups.layout;
+        let now = clock::now();
+        let group = self.groups.get(id);
         let snapshot = Snapshot {
-            ike: self.mirror.clone(),
-            children: self.sad.snapshot(clock::now()),
-            suspects: self.suspects.spis(),
+            ike: self
+                .mirrored(id)
+                .map(|(spi, record)| (*spi, record.clone()))
+                .collect(),
+            children: self
+                .sad
+                .snapshot_where(|segment| layout.group_of(segment) == id, now),
+            suspects: group.suspects.spis(),
         };
         let bytes = entry::encode_snapshot(&snapshot);
-        self.log.note(
+        let took = clock::now().since(now).as_secs_f64() * 1000.0;
+        self.log.note_of(
+            id,
             "snapshot",
             format!(
-                "snapshot of {} IKE and {} Child SAs, {} octets",
+                "snapshot of {} IKE and {} Child SAs, {} octets, {took:.1} ms",
                 snapshot.ike.len(),
                 snapshot.children.len(),
                 bytes.len()
@@ -292,40 +367,59 @@ impl Core {
         });
     }
 
-    /// Joining: takes the owner's state in place of its own.
-    fn install_snapshot(&mut self, token: u64, bytes: &[u8]) {
-        let snapshot = match entry::decode_snapshot(bytes) {
-            Ok(snapshot) => snapshot,
-            Err(error) => {
-                self.log.warn("snapshot", error.to_string());
-                return;
-            }
-        };
-        self.mirror = snapshot.ike;
-        self.suspects = Suspects::of(snapshot.suspects);
-        match self.sad.restore(snapshot.children, clock::now()) {
-            Ok(plan) => {
-                if let Err(error) = self.plane.execute(&plan) {
-                    // Not armed: this member must not take over.
-                    self.log
-                        .warn("snapshot", format!("the snapshot was not installed: {error}"));
-                    return;
+    /// Entries of the group that are committed by now take effect: the snapshot's position is behind them. Whatever else the
+    /// node has put out keeps its order.
+    fn take_effect(&mut self, id: GroupId) {
+        let mut later = VecDeque::new();
+        while let Some(output) = self.deferred.pop_front().or_else(|| self.node.poll()) {
+            match output {
+                Output::Committed { token } if self.groups.get(id).has_proposed(token) => {
+                    self.committed(token)
                 }
-                self.log.note(
-                    "snapshot",
-                    format!(
-                        "snapshot installed: {} IKE and {} Child SAs",
-                        self.mirror.len(),
-                        self.sad.len()
-                    ),
-                );
-                self.withholding = false;
+                other => later.push_back(other),
+            }
+        }
+        self.deferred = later;
+    }
+
+    /// Joining: takes the owner's state of the group in place of its own.
+    fn install_snapshot(&mut self, id: GroupId, token: u64, bytes: &[u8]) {
+        match self.install(id, bytes) {
+            Ok(text) => {
+                self.log.note_of(id, "snapshot", text);
+                self.groups.get_mut(id).withholding = false;
                 self.armed(token);
             }
-            Err(error) => self
-                .log
-                .warn("snapshot", format!("the snapshot was not installed: {error}")),
+            // Not armed: this member must not take over, and asks to join again.
+            Err(why) => self.withhold(id, &format!("the snapshot was not installed: {why}")),
         }
+    }
+
+    fn install(&mut self, id: GroupId, bytes: &[u8]) -> Result<String, String> {
+        let began = clock::now();
+        let layout = self.groups.layout;
+        let snapshot = entry::decode_snapshot(bytes).map_err(|error| error.to_string())?;
+        if let Some(spi) = snapshot
+            .ike
+            .keys()
+            .find(|spi| layout.group_of(spi.segment()) != id)
+        {
+            return Err(format!("it names IKE SA {spi}, which is of another group"));
+        }
+        let (ike, children) = (snapshot.ike.len(), snapshot.children.len());
+        self.forget_mirror(id);
+        self.mirror.extend(snapshot.ike);
+        self.groups.get_mut(id).suspects = Suspects::of(snapshot.suspects);
+        let of_group = |segment| layout.group_of(segment) == id;
+        let plan = self
+            .sad
+            .restore_where(of_group, snapshot.children, clock::now())
+            .map_err(|error| error.to_string())?;
+        self.execute(&plan).map_err(|error| error.to_string())?;
+        let took = clock::now().since(began).as_secs_f64() * 1000.0;
+        Ok(format!(
+            "snapshot installed: {ike} IKE and {children} Child SAs, {took:.1} ms"
+        ))
     }
 
     /// The other member's MAC addresses: where the second hop goes, and whose frames are not forwarded again.
@@ -363,11 +457,11 @@ impl Core {
     /// Entries of the owner's IKE engine take effect here. Returns the Child SAs (by inbound SPI) whose change did not.
     pub(super) fn apply(
         &mut self,
-        changes: &[entry::EntryChange],
+        group: GroupId,
+        changes: &[EntryChange],
         epoch: Epoch,
         alone: bool,
     ) -> Vec<(EspSpi, NotApplied)> {
-        use entry::EntryChange;
         let mut failed = Vec::new();
         for change in changes {
             if let EntryChange::Child(change) = change {
@@ -377,17 +471,17 @@ impl Core {
                     alone,
                 };
                 if let Err(error) = self.apply_child(change, context) {
-                    failed.push((entry::spi_of(change), error));
+                    failed.push((change.spi_in(), error));
                 }
             }
         }
         // A standby keeps no record of an IKE SA whose Child SAs it lacks; the owner's engine deletes the Child SAs.
-        if failed.is_empty() || self.owns() {
+        if failed.is_empty() || self.groups.owns(group) {
             for change in changes {
                 match change {
                     EntryChange::IkePut(spi, record) => drop(self.mirror.insert(*spi, record.clone())),
                     EntryChange::IkeRemove(spi) => drop(self.mirror.remove(spi)),
-                    EntryChange::Child(_) => {}
+                    EntryChange::Child(_) | EntryChange::Contact { .. } | EntryChange::Acquire(_) => {}
                 }
             }
         }
@@ -396,7 +490,9 @@ impl Core {
 
     fn apply_child(&mut self, change: &ChildSaChange, context: Context) -> Result<(), NotApplied> {
         if let ChildSaChange::Remove { spi_in } = change {
-            self.suspects.remove(*spi_in);
+            self.groups.of_mut(spi_in.segment()).suspects.remove(*spi_in);
+            self.refused.remove(spi_in);
+            self.reported.remove(spi_in);
             // What could not be installed need not be removed.
             if self.sad.get(*spi_in).is_none() {
                 return Ok(());

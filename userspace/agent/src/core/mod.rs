@@ -1,28 +1,35 @@
 //! The core: one thread owns the IKE engine, the SA database, the replica and the data plane, and moves values between
 //! them. Nothing decides here; the order in which things take effect is all that this module is about.
 
+mod adopt;
 mod answer;
 mod around;
 mod capabilities;
+mod command;
 mod convert;
+mod digest;
+mod engine;
 mod entry;
 mod event_loop;
+mod groups;
+mod health;
 mod limits;
 mod member;
 mod orders;
 mod owner;
+mod sas;
 mod setup;
 mod slow;
 mod suspects;
 mod timeline;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
 use cluster::Node;
 use dataplane::{CounterReader, Plane, Runner, Segments};
-use ike::{Command, Engine, Input, Output, Transmit};
-use model::{Epoch, EspSpi, IkeSpi, Instant, MemberId, SecretBytes};
+use ike::{Command, Commit, Engine, Input, Output, Transmit};
+use model::{EspSpi, GroupId, IkeSpi, Instant, MemberId, SecretBytes};
 use sad::{DataPlane, Sad};
 
 use crate::clock;
@@ -34,19 +41,9 @@ use crate::net::socket::IkeSockets;
 use crate::synch::Synch;
 use around::Around;
 use entry::EntryChange;
+use groups::{Groups, Pending};
 
 pub use event_loop::run;
-
-/// A commit of the engine that waits for its acknowledgement.
-struct Pending {
-    token: u64,
-    changes: Vec<EntryChange>,
-    transmits: Vec<Transmit>,
-    /// IKE SAs that the commit is about: their later messages wait behind it.
-    about: Vec<IkeSpi>,
-    /// Proposed while there was no standby: nobody else can know of it.
-    alone: bool,
-}
 
 /// Why a change or a raise did not take effect.
 #[derive(Debug, thiserror::Error)]
@@ -55,14 +52,6 @@ enum NotApplied {
     Refused(#[from] sad::SadError),
     #[error("the maps were not written: {0}")]
     Maps(#[from] sad::PlanError),
-}
-
-/// Who owns the segments, as the maps have it. The pair engine moves all segments together.
-#[derive(Clone, Copy, Debug, Default)]
-struct Ownership {
-    owner: Option<MemberId>,
-    epoch: Epoch,
-    alone: bool,
 }
 
 /// When a connection is to be initiated again.
@@ -103,26 +92,32 @@ struct Core {
 
     /// Committed records of IKE SAs: what a snapshot is made of, and what a taker adopts.
     mirror: BTreeMap<IkeSpi, SecretBytes>,
-    ownership: Ownership,
-    /// Ownership in the epoch before: the old owner's rights in a planned handover.
-    before: Ownership,
-    pending: VecDeque<Pending>,
+    groups: Groups,
     slow: slow::Waiting,
     takeover: timeline::Takeovers,
-    /// Announcements that are still to be repeated, and when.
-    announce_next: Option<(u32, Instant)>,
+    /// Commands about ownership that wait for their end.
+    wishes: command::Wishes,
+    /// Windows of old owners that are being merged.
+    merging: VecDeque<owner::Merging>,
+    scan: limits::Scan,
+    health: health::Health,
+    /// The external ownership engine, where there is one.
+    ownership_engine: Option<ownership::Engine>,
+    /// Lists of SAs that are being put together.
+    listings: Vec<sas::Listing>,
+    /// Peers that began anew, by the IKE SA that says so: the other members hear of it with that IKE SA's next commit.
+    contacts: HashMap<IkeSpi, EntryChange>,
+    /// Such peers as long as not all IKE SAs are adopted.
+    late: Vec<EntryChange>,
+    /// Connections that traffic asked for here and another member is to initiate, and when that was passed on.
+    acquired: HashMap<String, Instant>,
     redial: HashMap<String, Redial>,
     /// Why each connection went down last.
     reasons: HashMap<String, String>,
-    /// Standby: an entry could not be armed; nothing is acknowledged until the next snapshot.
-    withholding: bool,
-    suspects: suspects::Suspects,
-    /// When it was last said that another member's policy differs.
-    policy_warned: Option<Instant>,
+    /// When it was last said in what another member's policy differs, and in what.
+    policy_warned: BTreeMap<MemberId, (Instant, Vec<String>)>,
     /// Commands of operators that wait for their outcome.
     orders: orders::Orders,
-    /// Child SAs rekeyed on evidence in this epoch.
-    evidence: HashSet<EspSpi>,
     /// Child SAs rekeyed since a raise was refused, and when.
     refused: HashMap<EspSpi, Instant>,
     /// Right edges as reported to the standby.
@@ -131,16 +126,11 @@ struct Core {
 }
 
 impl Core {
-    fn owns(&self) -> bool {
-        self.ownership.owner == Some(self.me)
-    }
-
     /// Hands an input to the engine and sees all its consequences through.
     fn engine_input(&mut self, input: Input<'_>) {
         let mut around = Around {
             sad: &mut self.sad,
-            member: self.me,
-            epoch: self.ownership.epoch,
+            groups: &self.groups,
             steer_key: self.steer_key,
         };
         self.engine.handle(input, &mut around);
@@ -178,52 +168,100 @@ impl Core {
     fn engine_output(&mut self, output: Output) {
         match output {
             Output::Commit(commit) => {
-                let about = commit
-                    .transmits
-                    .iter()
-                    .filter_map(|t| t.ike_spi)
-                    .collect::<Vec<_>>();
-                let changes = commit
-                    .changes
-                    .into_iter()
-                    .map(EntryChange::from)
-                    .collect::<Vec<_>>();
-                if changes.is_empty() {
-                    for transmit in commit.transmits {
-                        self.transmit_in_order(transmit);
-                    }
-                    return;
+                for (group, part) in self.split(commit) {
+                    self.propose(group, part);
                 }
-                self.next_token += 1;
-                let token = self.next_token;
-                let entry = entry::encode_entry(&changes);
-                self.pending.push_back(Pending {
-                    token,
-                    changes,
-                    transmits: commit.transmits,
-                    about,
-                    alone: self.node.is_alone(),
-                });
-                self.node.handle(cluster::Input::Propose {
-                    now: clock::now(),
-                    token,
-                    entry,
-                });
             }
             Output::Transmit(transmit) => self.transmit_in_order(transmit),
             Output::Event(event) => self.engine_event(&event),
         }
     }
 
+    /// A commit for each group: what one input brings about may concern IKE SAs of several (a peer that began anew).
+    fn split(&self, commit: Commit) -> BTreeMap<GroupId, Commit> {
+        let layout = self.groups.layout;
+        let mut parts: BTreeMap<GroupId, Commit> = BTreeMap::new();
+        for change in commit.changes {
+            let group = layout.group_of(change.segment());
+            parts.entry(group).or_default().changes.push(change);
+        }
+        for transmit in commit.transmits {
+            // What belongs to no IKE SA goes with what there is.
+            let first = parts.keys().next().copied().unwrap_or_default();
+            let group = transmit
+                .ike_spi
+                .map_or(first, |spi| layout.group_of(spi.segment()));
+            parts.entry(group).or_default().transmits.push(transmit);
+        }
+        parts
+    }
+
+    fn propose(&mut self, group: GroupId, commit: Commit) {
+        if !self.groups.owns(group) {
+            // The engine holds IKE SAs of this member's groups only.
+            tracing::warn!(%group, "a commit for a group of another member was dropped");
+            return;
+        }
+        let about = commit.transmits.iter().filter_map(|t| t.ike_spi);
+        let about = about.collect::<Vec<_>>();
+        let mut changes = commit
+            .changes
+            .into_iter()
+            .map(EntryChange::from)
+            .collect::<Vec<_>>();
+        if changes.is_empty() {
+            for transmit in commit.transmits {
+                self.transmit_in_order(transmit);
+            }
+            return;
+        }
+        if !self.contacts.is_empty() {
+            let named = changes.iter().filter_map(|change| match change {
+                EntryChange::IkePut(spi, _) => self.contacts.remove(spi),
+                _ => None,
+            });
+            let named = named.collect::<Vec<_>>();
+            changes.extend(named);
+        }
+        self.propose_changes(group, changes, commit.transmits, about);
+    }
+
+    fn propose_changes(
+        &mut self,
+        group: GroupId,
+        changes: Vec<EntryChange>,
+        transmits: Vec<Transmit>,
+        about: Vec<IkeSpi>,
+    ) {
+        self.next_token += 1;
+        let token = self.next_token;
+        let entry = entry::encode_entry(&changes);
+        let alone = self.node.is_alone(group);
+        self.groups.get_mut(group).pending.push_back(Pending {
+            token,
+            changes,
+            transmits,
+            about,
+            alone,
+        });
+        self.node.handle(cluster::Input::Propose {
+            now: clock::now(),
+            group,
+            token,
+            entry,
+        });
+    }
+
     /// A message of an IKE SA never overtakes a commit of that IKE SA.
     fn transmit_in_order(&mut self, transmit: Transmit) {
-        let behind = transmit
-            .ike_spi
-            .and_then(|spi| self.pending.iter_mut().rev().find(|p| p.about.contains(&spi)));
-        match behind {
-            Some(pending) => pending.transmits.push(transmit),
-            None => self.transmit(&transmit),
+        if let Some(spi) = transmit.ike_spi {
+            let group = self.groups.of_mut(spi.segment());
+            if let Some(pending) = group.pending.iter_mut().rev().find(|p| p.about.contains(&spi)) {
+                pending.transmits.push(transmit);
+                return;
+            }
         }
+        self.transmit(&transmit);
     }
 
     fn transmit(&mut self, transmit: &Transmit) {
@@ -257,6 +295,21 @@ impl Core {
                 _ => {}
             }
         }
+        if event.kind == EventKind::InitialContact
+            && let Some(spi) = event.ike_spi
+            && let Some(sa) = self.engine.status_of(spi)
+            && let (Some(connection), Some(remote_id)) = (sa.connection, sa.remote_id)
+        {
+            let contact = EntryChange::Contact {
+                connection,
+                remote_id,
+                ike_spi: spi,
+            };
+            if self.is_adopting() {
+                self.late.push(contact.clone());
+            }
+            self.contacts.insert(spi, contact);
+        }
         self.orders_event(event);
         if event.kind.is_warning() {
             self.log.warn(event.kind.name(), event.to_string());
@@ -267,16 +320,20 @@ impl Core {
 
     /// An entry was acknowledged: its changes take effect, then its messages go out.
     fn committed(&mut self, token: u64) {
-        let Some(at) = self.pending.iter().position(|p| p.token == token) else {
-            return;
-        };
-        debug_assert_eq!(at, 0, "commits are acknowledged in their order");
-        let Some(pending) = self.pending.remove(at) else {
+        let found = self.groups.iter().find_map(|g| {
+            let at = g.pending.iter().position(|p| p.token == token)?;
+            Some((g.id, at))
+        });
+        let Some((id, at)) = found else { return };
+        debug_assert_eq!(at, 0, "commits of a group are acknowledged in their order");
+        let group = self.groups.get_mut(id);
+        let epoch = group.ownership.epoch;
+        let Some(pending) = group.pending.remove(at) else {
             return;
         };
         // The standby that was there when it was proposed may know the SA, though it never acknowledged it.
-        let alone = pending.alone && self.node.is_alone();
-        let failed = self.apply(&pending.changes, self.ownership.epoch, alone);
+        let alone = pending.alone && self.node.is_alone(id);
+        let failed = self.apply(id, &pending.changes, epoch, alone);
         self.orders_committed(&pending.changes, &failed);
         for (spi_in, error) in &failed {
             self.log.warn(
@@ -300,11 +357,13 @@ impl Core {
             return Ok(());
         }
         // Plans are idempotent: once more costs nothing and mends what was passing.
-        if let Err(error) = self.plane.execute(plan) {
+        let mut done = self.plane.execute(plan);
+        if let Err(error) = &done {
             tracing::debug!(%error, "a plan is executed once more");
-            self.plane.execute(plan)?;
+            done = self.plane.execute(plan);
         }
-        Ok(())
+        self.health.wrote(&done);
+        Ok(done?)
     }
 
     /// Executes a plan that nothing waits for.
@@ -314,11 +373,21 @@ impl Core {
         }
     }
 
+    /// Whether this member is the one that initiates a connection: it owns the segment of the connection's name. While
+    /// IKE SAs are still being adopted, nobody can say whether it is up.
+    fn initiates(&self, connection: &str) -> bool {
+        let segment = around::segment_of_name(self.steer_key, connection);
+        self.groups.owns_segment(segment) && self.groups.iter().all(|g| g.adopting.is_empty())
+    }
+
+    /// Whether another member serves the connection: the peer initiated it there.
+    fn served_elsewhere(&self, connection: &str) -> bool {
+        let mut segments = self.sad.children_of(connection);
+        segments.any(|(segment, _)| !self.groups.owns_segment(segment))
+    }
+
     /// Initiates what is to be up and is not, with growing pauses.
     fn redial(&mut self, now: Instant) {
-        if !self.owns() {
-            return;
-        }
         let wanted = self
             .config
             .connections
@@ -326,41 +395,31 @@ impl Core {
             .filter(|c| c.start == crate::config::Start::Initiate);
         let names = wanted.map(|c| c.name.clone()).collect::<Vec<_>>();
         for name in names {
-            let phase = self.engine.connection_phase(&name);
-            let redial = self.redial.entry(name.clone()).or_default();
-            if phase != ike::ConnectionPhase::Down || now < redial.not_before {
+            if !self.initiates(&name) {
                 continue;
             }
-            redial.attempts += 1;
-            let pause = std::time::Duration::from_secs(1 << redial.attempts.min(5));
-            redial.not_before = now + pause;
+            let phase = self.engine.connection_phase(&name);
+            let redial = self.redial.get(&name).copied().unwrap_or_default();
+            let down = phase == ike::ConnectionPhase::Down && !self.served_elsewhere(&name);
+            if !down || now < redial.not_before {
+                continue;
+            }
+            let attempts = redial.attempts + 1;
+            let not_before = now + std::time::Duration::from_secs(1 << attempts.min(5));
+            self.redial.insert(name.clone(), Redial { not_before, attempts });
             self.engine_command(Command::Initiate { connection: name });
         }
     }
 
-    /// Once a second: lifetimes by number, connections to initiate.
+    /// Once a second: what depends on no number of SAs.
     fn every_second(&mut self) {
         let now = clock::now();
-        self.takeover_overdue();
-        if !self.owns() {
+        self.look_after_health();
+        self.wishes_turn(now);
+        if !self.groups.owns_any() {
             return;
         }
         self.sweep_waiting();
-        let counters = self.counters.clone();
-        for due in self.sad.due(now, |slot| counters.counters(slot)) {
-            let command = match due.kind {
-                sad::lifetime::LifetimeKind::Soft => Command::RekeyChild { spi_in: due.spi_in },
-                sad::lifetime::LifetimeKind::Hard => Command::DeleteChild { spi_in: due.spi_in },
-            };
-            self.log.note(
-                "lifetime",
-                format!(
-                    "{}/{} SA {}: {:?}",
-                    due.connection, due.child, due.spi_in, due.kind
-                ),
-            );
-            self.engine_command(command);
-        }
         self.rekey_suspects();
         self.redial(now);
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ike::{Command, Event, EventKind, MessageIdWindows};
-use model::{ChildSaChange, EspSpi, IkeSpi, Instant};
+use model::{ChildSaChange, EspSpi, GroupId, IkeSpi, Instant, SegmentId};
 use tokio::sync::oneshot;
 
 use super::entry::EntryChange;
@@ -27,6 +27,13 @@ pub enum Goal {
 }
 
 impl Goal {
+    fn segment(self) -> SegmentId {
+        match self {
+            Self::Child(spi_in) => spi_in.segment(),
+            Self::Ike(spi) | Self::Answer(spi, _) => spi.segment(),
+        }
+    }
+
     /// The answer to a liveness check that is about to be asked for. Where a request is outstanding, the answer to it is a
     /// sign of life as good as any.
     pub fn sign_of_life(spi: IkeSpi, now: MessageIdWindows) -> Self {
@@ -216,10 +223,13 @@ impl Core {
         }
     }
 
-    /// This member serves no more.
-    pub(super) fn orders_given_up(&mut self) {
-        self.orders
-            .failed(|_| Some("this member is not active any more; ask the active one".to_owned()));
+    /// This member serves the group no more.
+    pub(super) fn orders_given_up(&mut self, group: GroupId) {
+        let layout = self.groups.layout;
+        self.orders.failed(|part| {
+            let gone = layout.group_of(part.goal.segment()) == group;
+            gone.then(|| "another member serves these SAs now; ask that one".to_owned())
+        });
     }
 }
 

@@ -6,12 +6,12 @@ use cluster::EpochId;
 use cluster::io::Flip;
 use maps_schema::sad::{FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR};
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
-use model::Instant;
+use model::{GroupId, IkeSpi, Instant, SecretBytes, SegmentId};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::around::Around;
+use super::groups::{Group, Ownership};
 use super::suspects::Suspects;
-use super::{Core, Ownership};
+use super::{Core, setup};
 use crate::clock;
 
 /// Windows that fit into one record of the synch channel. The SAs that were active last go first; one that does not fit loses
@@ -19,9 +19,21 @@ use crate::clock;
 const WINDOWS_MAX: usize = (1 << 20) / size_of::<FinalWindow>() - 1;
 /// Announcements after the first one, and the time to the next.
 const ANNOUNCE_AGAIN: u32 = 3;
+/// Windows are merged for this long before the core does something else.
+const MERGE_TURN: Duration = Duration::from_millis(2);
+
+/// Windows of an old owner, merged in turns; the node hears of it at the end.
+pub struct Merging {
+    group: GroupId,
+    token: u64,
+    octets: Vec<u8>,
+    at: usize,
+    merged: usize,
+    not: usize,
+}
 
 impl Core {
-    /// Writes the owner and side words of all segments.
+    /// Writes the owner and side words of all segments of a group.
     pub(super) fn flip(&mut self, flip: &Flip) {
         let (owner, epoch) = (flip.epoch.owner, flip.epoch.number);
         let word = OwnerWord {
@@ -40,32 +52,33 @@ impl Core {
             legacy_phase: legacy.1,
             legacy_epoch: legacy.2,
         };
-        for segment in 0..=255 {
-            self.segments.flip(segment, word, side);
+        for segment in self.groups.layout.segments(flip.group) {
+            self.segments.flip(segment.0, word, side);
         }
-        if self.ownership.epoch != epoch {
-            self.evidence.clear();
-            self.takeover.evidence_rekeys = 0;
-            self.before = self.ownership;
+        let group = self.groups.get_mut(flip.group);
+        if group.ownership.epoch != epoch {
+            group.evidence.clear();
+            group.before = group.ownership;
         }
-        self.ownership = Ownership {
+        group.ownership = Ownership {
             owner: Some(owner),
             epoch,
             alone: flip.alone,
         };
-        if self.owns() && flip.legacy.is_none() {
-            self.run_held();
+        if self.groups.owns(flip.group) && flip.legacy.is_none() {
+            self.run_held(flip.group);
         }
     }
 
-    pub(super) fn extend_validity(&mut self, epoch: EpochId, until: Instant) {
-        for segment in 0..=255 {
-            let extended =
-                self.segments
-                    .extend_validity(segment, epoch.owner.0, epoch.number.low16(), until.millis());
+    pub(super) fn extend_validity(&mut self, group: GroupId, epoch: EpochId, until: Instant) {
+        for segment in self.groups.layout.segments(group) {
+            let (owner, number) = (epoch.owner.0, epoch.number.low16());
+            let extended = self
+                .segments
+                .extend_validity(segment.0, owner, number, until.millis());
             if let Err(there) = extended {
                 tracing::warn!(
-                    segment,
+                    segment = segment.0,
                     owner = there.owner,
                     epoch = there.epoch,
                     "the owner word is another's"
@@ -75,110 +88,130 @@ impl Core {
         }
     }
 
-    /// Tells both networks where the cluster addresses are; repeated a few times, since frames get lost.
-    pub(super) fn announce(&mut self) {
-        self.announcer
-            .announce(&self.outside, &self.config.addresses.outside);
-        self.announcer
-            .announce(&self.inside, &self.config.addresses.inside);
-        self.announce_next = Some((ANNOUNCE_AGAIN, clock::now() + Duration::from_millis(50)));
+    /// Tells both networks where the cluster addresses of the group are; repeated a few times, since frames get lost.
+    pub(super) fn announce(&mut self, group: GroupId) {
+        self.announce_now(group);
+        let again = clock::now() + Duration::from_millis(50);
+        self.groups.get_mut(group).announce_next = Some((ANNOUNCE_AGAIN, again));
+    }
+
+    fn announce_now(&self, group: GroupId) {
+        let layout = self.groups.layout;
+        let of_group = |(segment, address)| (layout.group_of(segment) == group).then_some(address);
+        let outside = setup::outside_addresses(&self.config).filter_map(of_group);
+        let outside = outside.collect::<Vec<_>>();
+        self.announcer.announce(&self.outside, &outside);
+        let inside = setup::inside_addresses(&self.config).filter_map(of_group);
+        let inside = inside.collect::<Vec<_>>();
+        self.announcer.announce(&self.inside, &inside);
+    }
+
+    /// When the next announcement is to be repeated.
+    pub(super) fn announce_due(&self) -> Option<Instant> {
+        self.groups
+            .iter()
+            .filter_map(|g| g.announce_next.map(|(_, at)| at))
+            .min()
     }
 
     /// Repeats announcements that are due.
     pub(super) fn announce_again(&mut self, now: Instant) {
-        let Some((left, at)) = self.announce_next else {
-            return;
-        };
-        if now < at {
-            return;
-        }
-        if self.owns() {
-            self.announcer
-                .announce(&self.outside, &self.config.addresses.outside);
-            self.announcer
-                .announce(&self.inside, &self.config.addresses.inside);
-        }
-        self.announce_next = (left > 1).then(|| (left - 1, now + Duration::from_millis(500)));
-    }
-
-    /// This member serves now: the engine takes all mirrored IKE SAs and sends what is outstanding again.
-    pub(super) fn resume_ike(&mut self) {
-        let began = clock::now();
-        self.engine.clear();
-        self.pending.clear();
-        let mut lost = 0;
-        for (spi, record) in &self.mirror {
-            if let Err(error) = self.engine.adopt(began, *spi, record) {
-                lost += 1;
-                tracing::warn!(%spi, %error, "an IKE SA was not taken over; its peer will notice and begin anew");
+        let is_due = |g: &Group| g.announce_next.is_some_and(|(_, at)| at <= now);
+        let due = self.groups.iter().filter(|g| is_due(g)).map(|g| g.id);
+        for id in due.collect::<Vec<_>>() {
+            if self.groups.owns(id) {
+                self.announce_now(id);
             }
+            let next = &mut self.groups.get_mut(id).announce_next;
+            *next = next
+                .filter(|(left, _)| *left > 1)
+                .map(|(left, _)| (left - 1, now + Duration::from_millis(500)));
         }
-        let mut around = Around {
-            sad: &mut self.sad,
-            member: self.me,
-            epoch: self.ownership.epoch,
-            steer_key: self.steer_key,
-        };
-        self.engine.resume(began, &mut around);
-        let took = clock::now().since(began).as_secs_f64() * 1000.0;
-        let taken = self.mirror.len() - lost;
-        self.adopted(taken, took);
-        self.log.note(
-            "resumed",
-            format!(
-                "{taken} IKE SAs and {} Child SAs served, {took:.1} ms",
-                self.sad.len()
-            ),
-        );
-        // Connections that are down are initiated at once.
-        self.redial.clear();
-        self.withholding = false;
-        self.begin_suspects();
     }
 
-    /// This member serves no more.
-    pub(super) fn suspend_ike(&mut self) {
-        self.engine.clear();
-        self.pending.clear();
-        self.slow.clear();
+    /// This member serves the group no more.
+    pub(super) fn suspend_ike(&mut self, id: GroupId) {
+        let layout = self.groups.layout;
+        let of_group = |segment| layout.group_of(segment) == id;
+        let forgotten = self.engine.remove_segments(of_group);
+        // Many IKE SAs with their keys take a while to be wiped.
+        tokio::task::spawn_blocking(move || drop(forgotten));
+        let group = self.groups.get_mut(id);
+        group.pending.clear();
+        group.adopting.clear();
+        group.adoption = None;
+        self.slow.clear_where(|slot| layout.group_of_slot(slot) == id);
         self.redial.clear();
-        self.reported.clear();
-        self.orders_given_up();
+        self.contacts.retain(|spi, _| !of_group(spi.segment()));
+        self.reported.retain(|spi, _| !of_group(spi.segment()));
+        self.merging.retain(|merging| merging.group != id);
+        self.orders_given_up(id);
     }
 
-    /// Nothing of this member's state may be served.
-    pub(super) fn discard_fork(&mut self) {
-        self.suspend_ike();
-        self.mirror.clear();
-        self.suspects = Suspects::default();
-        let plan = self.sad.clear();
+    /// Nothing of this member's state of the group may be served.
+    pub(super) fn discard_fork(&mut self, id: GroupId) {
+        self.suspend_ike(id);
+        self.forget_mirror(id);
+        let layout = self.groups.layout;
+        self.groups.get_mut(id).suspects = Suspects::default();
+        let plan = self.sad.clear_where(|segment| layout.group_of(segment) == id);
         self.execute_or_log(&plan);
-        self.log.warn(
+        self.log.warn_of(
+            id,
             "discarded",
-            "all SAs of this member were discarded; it joins anew",
+            "all SAs of the group on this member were discarded; it joins anew",
         );
+    }
+
+    /// Mirrored IKE SAs of a group, rising.
+    pub(super) fn mirrored(&self, id: GroupId) -> impl Iterator<Item = (&IkeSpi, &SecretBytes)> {
+        let range = |segment: SegmentId| {
+            let first = u64::from(segment.0) << 56;
+            self.mirror.range(IkeSpi(first)..=IkeSpi(first | (u64::MAX >> 8)))
+        };
+        self.groups.layout.segments(id).flat_map(range)
+    }
+
+    pub(super) fn forget_mirror(&mut self, id: GroupId) {
+        if self.groups.layout.count() == 1 {
+            self.mirror.clear();
+            return;
+        }
+        let gone = self.mirrored(id).map(|(spi, _)| *spi).collect::<Vec<_>>();
+        for spi in gone {
+            self.mirror.remove(&spi);
+        }
     }
 
     /// Old owner in a planned handover: its words say already that it does not serve. The windows as they are when no
     /// program runs any more.
-    pub(super) fn final_windows(&mut self) -> Vec<u8> {
+    pub(super) fn final_windows(&mut self, id: GroupId) -> Vec<u8> {
         if let Err(error) = self.runner.drain_cpus() {
-            self.log.warn(
+            self.log.warn_of(
+                id,
                 "handover",
                 format!("the CPUs were not drained, no window is handed over: {error}"),
             );
             return Vec::new();
         }
-        let (epoch, alone) = (self.before.epoch.low16(), self.before.alone);
-        let mut windows = Vec::new();
-        for entry in self.sad.iter() {
-            let Some(counters) = self.counters.counters(entry.slot()) else {
+        let layout = self.groups.layout;
+        let before = self.groups.get(id).before;
+        let (epoch, alone) = (before.epoch.low16(), before.alone);
+        // Two words of each window say whether it is wanted at all.
+        let mut wanted = Vec::new();
+        for entry in self.sad.iter().filter(|e| layout.group_of(e.segment()) == id) {
+            let seen = self.counters.last_inbound(entry.slot());
+            if let Some((spi, last_ms)) = seen.filter(|(spi, _)| *spi == entry.record.spi_in.0) {
+                wanted.push((last_ms, entry.slot(), spi));
+            }
+        }
+        wanted.sort_by_key(|(last_ms, ..)| std::cmp::Reverse(*last_ms));
+        wanted.truncate(WINDOWS_MAX);
+        let mut octets = Vec::new();
+        for (_, slot, spi) in wanted {
+            let (Some(entry), Some(counters)) = (self.sad.by_slot(slot), self.counters.counters(slot)) else {
                 continue;
             };
-            let window = counters.inbound;
-            if window.spi != entry.record.spi_in.0 {
-                continue;
-            }
             let flags = if entry.local_only {
                 maps_schema::sad::SA_LOCAL_ONLY
             } else {
@@ -187,48 +220,77 @@ impl Core {
             let Ok(range) = datapath::limits::inbound_range(&entry.ceiling, flags, alone, epoch) else {
                 continue;
             };
-            let last_ms = window.last_ms;
-            windows.push((
-                last_ms,
-                FinalWindow {
-                    slot: entry.slot(),
-                    spi: window.spi,
-                    edge: window.edge,
-                    floor: range.ceiling,
-                    blocks: window.blocks,
-                },
-            ));
+            let window = FinalWindow {
+                slot,
+                spi,
+                edge: counters.inbound.edge,
+                floor: range.ceiling,
+                blocks: counters.inbound.blocks,
+            };
+            octets.extend_from_slice(window.as_bytes());
         }
-        windows.sort_by_key(|(last_ms, _)| std::cmp::Reverse(*last_ms));
-        windows.truncate(WINDOWS_MAX);
-        windows
-            .iter()
-            .flat_map(|(_, window)| window.as_bytes().to_vec())
-            .collect()
+        octets
     }
 
-    /// Taker in a planned handover: each SA's window is merged on its CPU.
-    pub(super) fn merge_windows(&mut self, octets: &[u8]) {
-        let (mut merged, mut not) = (0, 0);
-        for chunk in octets.chunks_exact(size_of::<FinalWindow>()) {
-            let Ok(window) = FinalWindow::read_from_bytes(chunk) else {
-                continue;
-            };
-            let cpu = self.plane.cpu_of(window.slot);
-            match self.runner.control(cpu, window.as_bytes()) {
-                Ok((SA_CTL_MERGED, _)) => merged += 1,
-                Ok((SA_CTL_NO_FLOOR, _)) => {}
-                Ok((code, _)) => {
-                    not += 1;
-                    tracing::debug!(slot = window.slot, code, "a window was not merged");
+    /// Taker in a planned handover: each SA's window is merged on its CPU, in turns.
+    pub(super) fn merge_windows(&mut self, group: GroupId, token: u64, octets: Vec<u8>) {
+        self.merging.push_back(Merging {
+            group,
+            token,
+            octets,
+            at: 0,
+            merged: 0,
+            not: 0,
+        });
+        self.merge_turn(clock::now());
+    }
+
+    /// Merges for as long as a turn may take.
+    pub(super) fn merge_turn(&mut self, now: Instant) {
+        let until = now + MERGE_TURN;
+        while let Some(mut merging) = self.merging.pop_front() {
+            while let Some(chunk) = merging
+                .octets
+                .get(merging.at..merging.at + size_of::<FinalWindow>())
+            {
+                if clock::now() > until {
+                    self.merging.push_front(merging);
+                    return;
                 }
-                Err(error) => {
-                    not += 1;
-                    tracing::debug!(slot = window.slot, %error, "a window was not merged");
+                let window = FinalWindow::read_from_bytes(chunk);
+                merging.at += size_of::<FinalWindow>();
+                if let Ok(window) = window {
+                    self.merge_one(&window, &mut merging);
                 }
             }
+            let (merged, not) = (merging.merged, merging.not);
+            self.log.note_of(
+                merging.group,
+                "handover",
+                format!("{merged} windows merged, {not} not"),
+            );
+            self.armed(merging.token);
+            self.settle();
         }
-        self.log
-            .note("handover", format!("{merged} windows merged, {not} not"));
+    }
+
+    fn merge_one(&self, window: &FinalWindow, merging: &mut Merging) {
+        if self.groups.layout.group_of_slot(window.slot) != merging.group {
+            merging.not += 1;
+            return;
+        }
+        let cpu = self.plane.cpu_of(window.slot);
+        match self.runner.control(cpu, window.as_bytes()) {
+            Ok((SA_CTL_MERGED, _)) => merging.merged += 1,
+            Ok((SA_CTL_NO_FLOOR, _)) => {}
+            Ok((code, _)) => {
+                merging.not += 1;
+                tracing::debug!(slot = window.slot, code, "a window was not merged");
+            }
+            Err(error) => {
+                merging.not += 1;
+                tracing::debug!(slot = window.slot, %error, "a window was not merged");
+            }
+        }
     }
 }

@@ -1,28 +1,31 @@
 //! Brings everything up, in the order in which it is needed.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
-use cluster::{Node, NodeConfig};
+use cluster::{EngineKind, Layout, Node, NodeConfig};
 use dataplane::{Mode, ObjectSource, Options, Plane, XdpModeUsed};
 use ike::Engine;
 use maps_schema::steer::{AddressKey, ClusterAddress, Local, SIDE_INSIDE, SIDE_OUTSIDE};
-use model::{Incarnation, SecretBytes};
+use model::{Incarnation, SecretBytes, SegmentId};
 use rtnetlink::Handle;
 use sad::{DataPlane, Sad, Settings};
 use tokio::sync::mpsc;
 use tun_rs::AsyncDevice;
 
+use super::command::Wishes;
+use super::groups::Groups;
+use super::health::Health;
+use super::limits::Scan;
 use super::member::Facts;
 use super::orders::Orders;
-use super::suspects::Suspects;
-use super::{Core, Ownership, around, capabilities, convert, slow, timeline};
+use super::{Core, around, capabilities, convert, digest, engine, slow, timeline};
 use crate::api::InterfaceStatus;
 use crate::clock;
-use crate::config::{AttachMode, Config, Solo};
+use crate::config::{self, AttachMode, ClusterMode, Config, Solo};
 use crate::events::EventLog;
 use crate::net::announce::Announcer;
 use crate::net::socket::{EspSocket, IKE_PORT, IkeSockets, NAT_T_PORT};
@@ -36,6 +39,10 @@ pub struct Io {
     pub esp: EspSocket,
     pub tun: AsyncDevice,
     pub netlink: Handle,
+    /// What the ownership engine says.
+    pub ownership: mpsc::Receiver<ownership::Told>,
+    /// How the interfaces are.
+    pub links: mpsc::Receiver<net::watch::LinkNews>,
 }
 
 /// The pins of a data plane whose member does not come up are removed, and with them the programs.
@@ -81,30 +88,37 @@ fn local(config: &Config, steer_key: [u64; 2], outside: &Interface, inside: &Int
     }
 }
 
-/// Segment that an address belongs to: by its place in the configuration, which is the same on all members.
+/// Outside cluster addresses with the segments that they belong to: by their place in the configuration, which is the
+/// same on all members.
+pub fn outside_addresses(config: &Config) -> impl Iterator<Item = (SegmentId, Ipv4Addr)> {
+    placed(0, &config.addresses.outside)
+}
+
+/// Inside cluster addresses with the segments that they belong to.
+pub fn inside_addresses(config: &Config) -> impl Iterator<Item = (SegmentId, Ipv4Addr)> {
+    placed(128, &config.addresses.inside)
+}
+
+fn placed(base: u8, addresses: &[Ipv4Addr]) -> impl Iterator<Item = (SegmentId, Ipv4Addr)> {
+    let place = move |(at, address): (usize, &Ipv4Addr)| (SegmentId(base.wrapping_add(at as u8)), *address);
+    addresses.iter().enumerate().map(place)
+}
+
 fn addresses(config: &Config) -> Vec<(AddressKey, ClusterAddress)> {
-    let list = |side: u8, base: u8, addresses: &[std::net::Ipv4Addr]| {
-        addresses
-            .iter()
-            .enumerate()
-            .map(|(at, address)| {
-                let key = AddressKey {
-                    address: model::address::mapped(IpAddr::V4(*address)),
-                };
-                (
-                    key,
-                    ClusterAddress {
-                        side,
-                        segment: base.wrapping_add(at as u8),
-                        reserved: [0; 2],
-                    },
-                )
-            })
-            .collect::<Vec<_>>()
+    let entry = |side: u8, (segment, address): (SegmentId, Ipv4Addr)| {
+        let key = AddressKey {
+            address: model::address::mapped(IpAddr::V4(address)),
+        };
+        let value = ClusterAddress {
+            side,
+            segment: segment.0,
+            reserved: [0; 2],
+        };
+        (key, value)
     };
-    let mut out = list(SIDE_OUTSIDE, 0, &config.addresses.outside);
-    out.extend(list(SIDE_INSIDE, 128, &config.addresses.inside));
-    out
+    let outside = outside_addresses(config).map(|placed| entry(SIDE_OUTSIDE, placed));
+    let inside = inside_addresses(config).map(|placed| entry(SIDE_INSIDE, placed));
+    outside.chain(inside).collect()
 }
 
 fn mode_name(mode: XdpModeUsed) -> String {
@@ -128,41 +142,32 @@ fn privileges(log: &mut EventLog) {
     }
 }
 
-/// What both members must have in common, as a digest that tells nothing to one who does not know the cluster's secret.
-fn digest(config: &Config, identity: &Identity) -> Result<[u8; 32]> {
-    let connections = config.connections.iter().map(|c| {
-        let key = identity.fingerprint("psk", &convert::read_psk(c)?);
-        let shared = (
-            &c.name,
-            c.local,
-            c.remote,
-            &c.local_id,
-            &c.remote_id,
-            &c.ike,
-            c.start,
-        );
-        Ok(format!("{shared:?} {key:02x?} {:?}", c.children))
-    });
-    let connections = connections.collect::<Result<Vec<_>>>()?.join("\n");
-    Ok(identity.derive(&format!("policy {:?} {connections}", config.addresses)))
-}
-
 fn node_config(config: &Config, identity: &Identity, incarnation: u64, facts: Facts) -> Result<NodeConfig> {
     let cluster = &config.cluster;
+    let weight = |m: &crate::config::MemberConfig| match cluster.mode {
+        ClusterMode::HotStandby => u32::from(m.id == cluster.preferred),
+        ClusterMode::LoadSharing => m.weight,
+    };
     Ok(NodeConfig {
         me: cluster.member,
         incarnation: Incarnation(incarnation),
-        peer: config.others().next().map(|m| m.id),
-        preferred: cluster.preferred == cluster.member,
+        members: cluster.members.iter().map(|m| (m.id, weight(m))).collect(),
+        layout: Layout::new(cluster.groups),
+        engine: match cluster.engine {
+            config::Engine::Pair => EngineKind::Pair {
+                solo: match cluster.solo {
+                    Solo::Continue => cluster::Solo::Continue,
+                    Solo::Stop => cluster::Solo::Stop,
+                },
+            },
+            config::Engine::Etcd => EngineKind::External,
+        },
         heartbeat: cluster.heartbeat,
         suspicion_floor: cluster.suspicion_floor,
         dead_man: cluster.dead_man,
         settle: SETTLE.max(cluster.suspicion_floor * 5),
-        solo: match cluster.solo {
-            Solo::Continue => cluster::Solo::Continue,
-            Solo::Stop => cluster::Solo::Stop,
-        },
-        digest: digest(config, identity)?,
+        rebalance: cluster.rebalance,
+        policy: digest::policy(config, identity)?,
         facts: postcard::to_stdvec(&facts).context("cannot encode this member's facts")?,
     })
 }
@@ -315,6 +320,11 @@ impl Core {
             outside_mac: outside.mac,
             inside_mac: inside.mac,
         };
+        let (told, ownership) = mpsc::channel(256);
+        let ownership_engine = engine::start(&config, told)?;
+        let (told, links) = mpsc::channel(16);
+        net::watch::start(vec![outside.index, inside.index], told)?;
+        let groups = Groups::new(Layout::new(config.cluster.groups), config.cluster.member);
         let node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
         pins.keep();
         let core = Core {
@@ -341,19 +351,22 @@ impl Core {
             outside,
             inside,
             mirror: BTreeMap::new(),
-            ownership: Ownership::default(),
-            before: Ownership::default(),
-            pending: VecDeque::new(),
+            groups,
             slow: slow::Waiting::default(),
             takeover: timeline::Takeovers::default(),
-            announce_next: None,
+            wishes: Wishes::default(),
+            merging: VecDeque::new(),
+            scan: Scan::default(),
+            health: Health::default(),
+            ownership_engine,
+            listings: Vec::new(),
+            contacts: HashMap::new(),
+            late: Vec::new(),
+            acquired: HashMap::new(),
             redial: HashMap::new(),
             reasons: HashMap::new(),
-            withholding: false,
-            suspects: Suspects::default(),
-            policy_warned: None,
+            policy_warned: BTreeMap::new(),
             orders: Orders::default(),
-            evidence: HashSet::new(),
             refused: HashMap::new(),
             reported: HashMap::new(),
             ike_events: BTreeMap::new(),
@@ -366,6 +379,8 @@ impl Core {
                 esp,
                 tun: device,
                 netlink,
+                ownership,
+                links,
             },
         ))
     }
@@ -377,40 +392,5 @@ fn interface_status(interface: &Interface, side: &str, mode: XdpModeUsed) -> Int
         side: side.to_owned(),
         mode: mode_name(mode),
         mtu: interface.mtu,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::Path;
-
-    #[test]
-    fn members_with_another_key_of_a_peer_have_another_policy() {
-        let dir = std::env::temp_dir().join(format!("esp-digest-{}", std::process::id()));
-        crate::pki::init(&dir, "lab", 1).unwrap();
-        let identity = Identity::load(&dir, model::MemberId(1)).unwrap();
-        let example = include_str!("../../../../docs/examples/espalier.toml");
-        let mut config = Config::read_without_files(example, Path::new("/etc/espalier"))
-            .ok()
-            .unwrap();
-        let path = dir.join("peer.psk");
-        for connection in &mut config.connections {
-            connection.psk_file = path.clone();
-        }
-        let with = |key: &str| {
-            std::fs::write(&path, key).unwrap();
-            digest(&config, &identity).unwrap()
-        };
-        assert_eq!(
-            with("one key"),
-            with("one key\n"),
-            "the end of the line is not part of the key"
-        );
-        assert_ne!(with("one key"), with("another key"));
-        std::fs::remove_file(&path).unwrap();
-        let error = format!("{:#}", digest(&config, &identity).unwrap_err());
-        assert!(error.contains("peer.psk"), "{error}");
-        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -10,7 +10,9 @@ use maps_schema::event::{
 };
 use sad::Direction;
 
-use super::Core;
+use model::GroupId;
+
+use super::{Core, around};
 use crate::net::frame::{self, ETH_LEN};
 use crate::net::socket::Datagram;
 use ike::Input;
@@ -35,12 +37,12 @@ pub struct Waiting {
     outbound: HashMap<u32, VecDeque<Frame>>,
     held: VecDeque<(u32, Frame)>,
     waiting: usize,
-    /// Frames by reason: above ceiling, held, fragmented, no lease, reassembled, local, lost.
-    pub counts: [u64; 7],
+    /// Frames by reason, in the order of [`COUNTS`].
+    pub counts: [u64; 8],
 }
 
 /// Names of [`Waiting::counts`].
-pub const COUNTS: [&str; 7] = [
+pub const COUNTS: [&str; 8] = [
     "above_ceiling",
     "held",
     "out_fragment",
@@ -48,6 +50,7 @@ pub const COUNTS: [&str; 7] = [
     "reassembled",
     "local",
     "lost",
+    "ike_of_another_member",
 ];
 
 impl Waiting {
@@ -67,12 +70,14 @@ impl Waiting {
         self.waiting += 1;
     }
 
-    /// Forgets everything: another member serves now.
-    pub fn clear(&mut self) {
-        *self = Self {
-            counts: self.counts,
-            ..Self::default()
-        };
+    /// Forgets the frames of some slots: another member serves them now.
+    pub fn clear_where(&mut self, gone: impl Fn(u32) -> bool) {
+        for queues in [&mut self.inbound, &mut self.outbound] {
+            for (_, frames) in queues.extract_if(|slot, _| gone(*slot)) {
+                self.waiting -= frames.len();
+            }
+        }
+        self.held.retain(|(slot, _)| !gone(*slot));
     }
 }
 
@@ -170,8 +175,14 @@ impl Core {
     }
 
     /// The final windows are merged: what was held for them goes through the programs again.
-    pub(super) fn run_held(&mut self) {
-        for (slot, frame) in std::mem::take(&mut self.slow.held) {
+    pub(super) fn run_held(&mut self, group: GroupId) {
+        let layout = self.groups.layout;
+        let all = std::mem::take(&mut self.slow.held);
+        let (ready, others) = all
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|(slot, _)| layout.group_of_slot(*slot) == group);
+        self.slow.held = others;
+        for (slot, frame) in ready {
             self.run_frame(Entry::Steer, slot, frame.ifindex, &frame.octets);
         }
     }
@@ -229,14 +240,25 @@ impl Core {
     /// A datagram on an IKE port.
     pub(super) fn datagram(&mut self, local: SocketAddrV4, remote: SocketAddrV4, bytes: &[u8]) {
         match crate::net::socket::classify(local.port(), bytes) {
-            Datagram::Ike(message) if self.owns() => self.engine_input(Input::Datagram {
-                now: crate::clock::now(),
-                local: local.into(),
-                remote: remote.into(),
-                bytes: message,
-            }),
-            // Another member owns the segment: the peer repeats what got here in between.
-            Datagram::Ike(_) | Datagram::Nothing => {}
+            Datagram::Ike(message) => {
+                let segment = around::segment_of_message(self.steer_key, message);
+                if !segment.is_some_and(|segment| self.groups.owns_segment(segment)) {
+                    // The programs pass it on to its owner; what got here in between, the peer repeats. It is never
+                    // answered: one member at a time works on an IKE SA (RFC 6027 3.7).
+                    self.slow.counts[7] += 1;
+                    return;
+                }
+                if let Some(ours) = around::our_spi(message) {
+                    self.adopt_first(ours);
+                }
+                self.engine_input(Input::Datagram {
+                    now: crate::clock::now(),
+                    local: local.into(),
+                    remote: remote.into(),
+                    bytes: message,
+                });
+            }
+            Datagram::Nothing => {}
             Datagram::Esp(esp) => {
                 if let Some(packet) = frame::udp(remote, local, esp) {
                     self.reassembled(&packet);

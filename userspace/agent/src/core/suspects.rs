@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use model::EspSpi;
+use model::{ChildSaChange, EspSpi, GroupId};
 
 use super::Core;
-use super::entry::{self, EntryChange};
-use model::ChildSaChange;
+use super::entry::EntryChange;
 
 /// Rekeys begun in a second: no more than a peer with many Child SAs can answer beside its other work.
 const PER_SECOND: usize = 20;
@@ -78,26 +77,39 @@ impl Suspects {
 }
 
 impl Core {
-    /// The standby is lost and may be serving: it knows every SA that is not this member's alone.
-    pub(super) fn suspect_shared(&mut self) {
-        let installed = self.sad.iter().filter(|e| !e.local_only).map(|e| e.record.spi_in);
-        let proposed = self
+    /// Whether a lost standby knew the SA and it is not rekeyed yet.
+    pub(super) fn is_suspect(&self, spi_in: EspSpi) -> bool {
+        self.groups.of(spi_in.segment()).suspects.contains(spi_in)
+    }
+
+    /// A standby is lost and may be serving the group: it knows every SA that is not this member's alone.
+    pub(super) fn suspect_shared(&mut self, id: GroupId) {
+        let layout = self.groups.layout;
+        let group = self.groups.get_mut(id);
+        let installed = self
+            .sad
+            .iter()
+            .filter(|e| !e.local_only && layout.group_of(e.segment()) == id)
+            .map(|e| e.record.spi_in);
+        let proposed = group
             .pending
             .iter()
             .filter(|p| !p.alone)
             .flat_map(|p| &p.changes)
             .filter_map(|change| match change {
-                EntryChange::Child(change @ ChildSaChange::Install { .. }) => Some(entry::spi_of(change)),
+                EntryChange::Child(change @ ChildSaChange::Install { .. }) => Some(change.spi_in()),
                 _ => None,
             });
-        self.suspects.suspect(installed.chain(proposed));
+        let all = installed.chain(proposed).collect::<Vec<_>>();
+        group.suspects.suspect(all);
     }
 
     /// A standby is in sync again, or this member has taken such SAs over.
-    pub(super) fn begin_suspects(&mut self) {
-        let count = self.suspects.begin();
+    pub(super) fn begin_suspects(&mut self, id: GroupId) {
+        let count = self.groups.get_mut(id).suspects.begin();
         if count > 0 {
-            self.log.note(
+            self.log.note_of(
+                id,
                 "rekey_after_loss",
                 format!(
                     "{count} Child SAs were known to a standby that was lost and may have served; rekeying them, {PER_SECOND} a second"
@@ -108,11 +120,20 @@ impl Core {
 
     /// Once a second.
     pub(super) fn rekey_suspects(&mut self) {
-        let (sad, engine) = (&self.sad, &self.engine);
+        let (sad, engine, me) = (&self.sad, &self.engine, self.me);
         // One that another has replaced already only waits for its deletion.
         let ready =
             |spi| sad.get(spi).is_some_and(|e| e.outbound_in_use) && engine.ike_spi_of_child(spi).is_some();
-        for spi_in in self.suspects.next(PER_SECOND, ready) {
+        let mut room = PER_SECOND;
+        let mut next = Vec::new();
+        for group in self.groups.iter_mut() {
+            if group.ownership.owner == Some(me) {
+                let found = group.suspects.next(room, ready);
+                room -= found.len();
+                next.extend(found);
+            }
+        }
+        for spi_in in next {
             self.engine_command(ike::Command::RekeyChild { spi_in });
         }
     }

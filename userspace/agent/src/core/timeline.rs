@@ -1,28 +1,26 @@
 //! The node's events, for people: the log, and the phases of a takeover.
 
+use std::collections::BTreeMap;
+
 use cluster::io::EventKind;
 use cluster::{EpochId, Event, Standing};
-use model::{Instant, MemberId};
+use model::{GroupId, Instant, MemberId};
 
 use super::Core;
 use crate::api::TakeoverStatus;
 use crate::clock;
-use crate::control::Outcome;
+use crate::events::Level;
 use maps_schema::event::Event as ProgramEvent;
 
-/// The last takeover, and how many there were.
+/// How many takeovers there were, and which was the last.
 #[derive(Default)]
 pub struct Takeovers {
     /// Unplanned, planned.
     pub count: [u64; 2],
-    /// The last one.
-    pub last: Option<TakeoverStatus>,
-    /// Rekeys on evidence in this epoch.
-    pub evidence_rekeys: u32,
+    /// The group of the last one.
+    pub last: Option<GroupId>,
     /// Who was suspected last: when last heard, when suspected, threshold in ms.
-    suspicion: Option<(MemberId, Instant, Instant, u64)>,
-    /// Somebody waits for the end of a planned takeover.
-    pub waiting: Vec<(MemberId, tokio::sync::oneshot::Sender<Outcome>)>,
+    suspicion: BTreeMap<MemberId, (Instant, Instant, u64)>,
 }
 
 fn millis(from: u64, to: Instant) -> f64 {
@@ -39,70 +37,112 @@ fn members<'a>(set: impl IntoIterator<Item = &'a cluster::SetMember>) -> String 
 impl Core {
     pub(super) fn node_event(&mut self, event: &Event) {
         let now = clock::now();
+        let group = event.group;
+        let of = self.group_name(group);
         match &event.kind {
             EventKind::PeerHeard(peer) => self.log.note("peer_heard", format!("member {peer} is heard")),
-            EventKind::Suspected { peer, last_heard, threshold_ms } => {
-                self.takeover.suspicion = Some((*peer, *last_heard, event.at, *threshold_ms));
+            EventKind::Suspected {
+                peer,
+                last_heard,
+                threshold_ms,
+            } => {
+                let seen = (*last_heard, event.at, *threshold_ms);
+                self.takeover.suspicion.insert(*peer, seen);
                 let silent = millis(last_heard.0, event.at);
                 self.log.warn(
                     "suspected",
                     format!("member {peer} is suspected: silent for {silent:.1} ms on every link (threshold {threshold_ms} ms)"),
                 );
             }
-            EventKind::Claimed { epoch, from, planned } => self.claimed(*epoch, *from, *planned, event.at),
+            EventKind::Claimed { epoch, from, planned } => {
+                self.claimed(group.unwrap_or_default(), *epoch, *from, *planned, event.at);
+            }
             EventKind::Flipped(epoch) => {
-                self.phase(*epoch, "flipped", now);
-                self.log.note("flipped", format!("this member owns all segments in epoch {}", epoch.number));
+                self.phase(group, *epoch, "flipped", now);
+                let text = format!("this member owns {of} in epoch {}", epoch.number);
+                self.log.add(Level::Note, group, "flipped", text);
             }
             EventKind::Announced(epoch) => {
-                self.phase(*epoch, "announced", now);
-                self.log.note("announced", "the cluster's addresses were announced");
+                self.phase(group, *epoch, "announced", now);
+                let text = "the cluster's addresses were announced";
+                self.log.add(Level::Note, group, "announced", text);
             }
             EventKind::OwnerIs(epoch) => {
-                self.log.note("owner_is", format!("member {} owns all segments in epoch {}", epoch.owner, epoch.number));
+                let text = format!("member {} owns {of} in epoch {}", epoch.owner, epoch.number);
+                self.log.add(Level::Note, group, "owner_is", text);
             }
             EventKind::InSync(set) => {
-                self.log.note("in_sync", format!("in sync: {}", members(set)));
-                if set.len() > 1 && self.owns() {
-                    self.begin_suspects();
+                let text = format!("in sync: {}", members(set));
+                self.log.add(Level::Note, group, "in_sync", text);
+                if let Some(id) = group.filter(|id| set.len() > 1 && self.groups.owns(*id)) {
+                    self.begin_suspects(id);
                 }
             }
             EventKind::Standing(standing) => {
-                self.log.note("standing", format!("the owner stands {standing:?}"));
-                if *standing == Standing::AloneUnfenced {
-                    self.suspect_shared();
+                let text = format!("the owner stands {standing:?}");
+                self.log.add(Level::Note, group, "standing", text);
+                if let Some(id) = group.filter(|_| *standing == Standing::AloneUnfenced) {
+                    self.suspect_shared(id);
                 }
             }
-            EventKind::Joining(member) => self.log.note("joining", format!("member {} joins", member.member)),
-            EventKind::Excluded { member, reason } => {
-                self.log.warn("excluded", format!("member {member} is not in sync any more: {reason}"));
+            EventKind::Joining(member) => {
+                let text = format!("member {} joins", member.member);
+                self.log.add(Level::Note, group, "joining", text);
             }
-            EventKind::WasExcluded => self.log.warn("was_excluded", "the owner goes on without this member; it joins anew"),
-            EventKind::ForkLost { mine, theirs } => self.log.warn(
-                "fork_lost",
-                format!(
-                    "both members owned the segments: epoch {} of member {} gives way to epoch {} of member {}",
+            EventKind::Excluded { member, reason } => {
+                let text = format!("member {member} is not in sync any more: {reason}");
+                self.log.add(Level::Warn, group, "excluded", text);
+            }
+            EventKind::WasExcluded => {
+                let text = "the owner goes on without this member; it joins anew";
+                self.log.add(Level::Warn, group, "was_excluded", text);
+            }
+            EventKind::ForkLost { mine, theirs } => {
+                let text = format!(
+                    "two members owned {of}: epoch {} of member {} gives way to epoch {} of member {}",
                     mine.number, mine.owner, theirs.number, theirs.owner
-                ),
+                );
+                self.log.add(Level::Warn, group, "fork_lost", text);
+            }
+            EventKind::PolicyDiffers { member, parts } => self.policy_differs(*member, parts, now),
+            EventKind::Twin(member) => self.log.warn(
+                "twin",
+                format!("two agents run with the id of member {member}: stop one of them, or give it another [cluster] member"),
             ),
-            // Said at every attempt to join; once a minute is enough for people.
-            EventKind::PolicyDiffers(_) if self.policy_warned.is_some_and(|at| now.since(at).as_secs() < 60) => {}
-            EventKind::PolicyDiffers(peer) => {
-                self.policy_warned = Some(now); self.log.warn(
-                "policy_differs",
-                format!("member {peer} has other [[connections]] (their pre-shared keys included) or [addresses]; make them the same on both"),
-            );
+            EventKind::Health { member, trouble } => match trouble {
+                Some(why) => self
+                    .log
+                    .warn("health", format!("the data plane of member {member} is in trouble: {why}")),
+                None => self
+                    .log
+                    .note("health", format!("the data plane of member {member} works again")),
+            },
+            EventKind::EngineSilent { why } => {
+                let text = format!(
+                    "the ownership engine does not answer ({why}): traffic goes on; a takeover, or the loss of a standby, waits for it"
+                );
+                self.log.add(Level::Warn, group, "engine_silent", text);
+            }
+            EventKind::EngineBack => {
+                let text = "the ownership engine answers again";
+                self.log.add(Level::Note, group, "engine_back", text);
+            }
+            EventKind::Orphaned { in_sync } => {
+                let text = format!(
+                    "nobody may take {of} over: members {} were in sync and are gone; bring one of them back, or run: espalier start-over",
+                    members(in_sync)
+                );
+                self.log.add(Level::Warn, group, "orphaned", text);
             }
             EventKind::HandoverDone { epoch } => {
-                self.phase(*epoch, "windows_merged", now);
-                self.log.note("handover_done", format!("planned takeover by member {} is done", epoch.owner));
-                self.takeover_ended(epoch.owner);
+                self.phase(group, *epoch, "windows_merged", now);
+                let text = format!("planned takeover by member {} is done", epoch.owner);
+                self.log.add(Level::Note, group, "handover_done", text);
             }
-            EventKind::HandoverAborted(why) => {
-                self.log.warn("handover_aborted", format!("planned takeover was given up: {why}"));
-                for (_, answer) in self.takeover.waiting.drain(..) {
-                    let _ = answer.send(Err(why.clone()));
-                }
+            EventKind::HandoverAborted { to, why } => {
+                let text = format!("planned takeover of {of} by member {to} was given up: {why}");
+                self.log.add(Level::Warn, group, "handover_aborted", text);
+                self.wish_failed(group, *to, why);
             }
             EventKind::RecordRefused { peer, reason } => {
                 tracing::debug!(%peer, reason, "a record was refused");
@@ -111,24 +151,45 @@ impl Core {
                 self.log.warn("stall", format!("this agent did not run for {ms} ms; it reconfirms before it serves"));
             }
         }
+        self.wishes_turn(now);
     }
 
-    fn claimed(&mut self, epoch: EpochId, from: MemberId, planned: bool, at: Instant) {
-        if from.0 == 0 {
-            self.log.note(
-                "claimed",
-                format!(
-                    "nobody owned the segments: this member claims epoch {}",
-                    epoch.number
-                ),
-            );
+    /// What people call a group: in a hot-standby cluster there is but one.
+    pub(super) fn group_name(&self, group: Option<GroupId>) -> String {
+        match group {
+            Some(id) if self.groups.layout.count() > 1 => format!("group {id}"),
+            _ => "all segments".to_owned(),
+        }
+    }
+
+    /// Said at every attempt to join; once a minute is enough for people.
+    fn policy_differs(&mut self, member: MemberId, parts: &[String], now: Instant) {
+        let said = self.policy_warned.get(&member);
+        if said.is_some_and(|(at, before)| now.since(*at).as_secs() < 60 && before == parts) {
             return;
         }
-        let suspicion = self.takeover.suspicion.filter(|s| s.0 == from && !planned);
-        let started = suspicion.map_or(at, |s| s.1);
+        self.policy_warned.insert(member, (now, parts.to_vec()));
+        self.log.warn(
+            "policy_differs",
+            format!(
+                "member {member} has another configuration (pre-shared keys included) in: {}; make these the same on both",
+                parts.join(", ")
+            ),
+        );
+    }
+
+    fn claimed(&mut self, group: GroupId, epoch: EpochId, from: MemberId, planned: bool, at: Instant) {
+        let of = self.group_name(Some(group));
+        if from.0 == 0 {
+            let text = format!("nobody owned {of}: this member claims epoch {}", epoch.number);
+            self.log.note_of(group, "claimed", text);
+            return;
+        }
+        let suspicion = self.takeover.suspicion.get(&from).filter(|_| !planned).copied();
+        let started = suspicion.map_or(at, |s| s.0);
         let reason = match suspicion {
             _ if planned => format!("member {from} handed over as it was told to"),
-            Some((_, heard, suspected, threshold)) => {
+            Some((heard, suspected, threshold)) => {
                 let silent = millis(heard.0, suspected);
                 format!(
                     "member {from} was silent for {silent:.1} ms on every link (threshold {threshold} ms)"
@@ -138,34 +199,33 @@ impl Core {
         };
         let now = clock::now();
         let mut last = TakeoverStatus {
+            group: group.0,
             kind: if planned { "planned" } else { "failover" }.to_owned(),
             reason: reason.clone(),
             from: from.0,
+            to: self.me.0,
             epoch: epoch.number.0,
             started_ns: started.0,
             started_wall_ns: clock::wall_ns().saturating_sub(now.0.saturating_sub(started.0)),
-            child_sas: self.sad.len() as u32,
-            ike_sas: self.mirror.len() as u32,
             ..TakeoverStatus::default()
         };
-        if let Some((_, _, suspected, _)) = suspicion {
+        if let Some((_, suspected, _)) = suspicion {
             last.phases_ms
                 .insert("suspected".to_owned(), millis(started.0, suspected));
         }
         last.phases_ms
             .insert("claimed".to_owned(), millis(started.0, now));
-        self.takeover.last = Some(last);
+        self.groups.get_mut(group).takeover = Some(last);
+        self.takeover.last = Some(group);
         self.takeover.count[usize::from(planned)] += 1;
-        self.log.note(
-            "claimed",
-            format!("this member claims epoch {}: {reason}", epoch.number),
-        );
+        let text = format!("this member claims epoch {} of {of}: {reason}", epoch.number);
+        self.log.note_of(group, "claimed", text);
     }
 
-    fn phase(&mut self, epoch: EpochId, name: &str, at: Instant) {
-        if let Some(last) = self
+    fn phase(&mut self, group: Option<GroupId>, epoch: EpochId, name: &str, at: Instant) {
+        let group = self.groups.get_mut(group.unwrap_or_default());
+        if let Some(last) = group
             .takeover
-            .last
             .as_mut()
             .filter(|last| last.epoch == epoch.number.0)
         {
@@ -174,23 +234,24 @@ impl Core {
         }
     }
 
-    /// The engine has taken the IKE SAs over.
-    pub(super) fn adopted(&mut self, ike_sas: usize, took_ms: f64) {
-        let epoch = self.ownership.epoch.0;
+    /// The engine has taken the group's IKE SAs over.
+    pub(super) fn adopted(&mut self, id: GroupId, ike_sas: usize, child_sas: usize) {
         let now = clock::now();
-        if let Some(last) = self.takeover.last.as_mut().filter(|last| last.epoch == epoch) {
+        let group = self.groups.get_mut(id);
+        let epoch = group.ownership.epoch.0;
+        if let Some(last) = group.takeover.as_mut().filter(|last| last.epoch == epoch) {
             last.ike_sas = ike_sas as u32;
-            last.child_sas = self.sad.len() as u32;
+            last.child_sas = child_sas as u32;
             last.phases_ms
                 .entry("resumed".to_owned())
                 .or_insert(millis(last.started_ns, now));
-            tracing::debug!(took_ms, "IKE SAs adopted");
         }
     }
 
     /// The first authentic packet that this member accepted in an epoch.
     pub(super) fn first_inbound(&mut self, event: &ProgramEvent) {
-        let Some(last) = &mut self.takeover.last else {
+        let id = self.groups.layout.group_of_slot(event.slot);
+        let Some(last) = &mut self.groups.get_mut(id).takeover else {
             return;
         };
         if last.epoch as u16 != event.epoch as u16 || last.phases_ms.contains_key("first_packet") {
@@ -198,30 +259,10 @@ impl Core {
         }
         let since = millis(last.started_ns, Instant(event.time_ns));
         last.phases_ms.insert("first_packet".to_owned(), since);
-        self.log.note(
+        self.log.note_of(
+            id,
             "first_packet",
             format!("first authentic packet in this epoch {since:.1} ms after the last sign of life"),
         );
-    }
-
-    /// A planned takeover whose end nobody reported: the words say what came of it.
-    pub(super) fn takeover_overdue(&mut self) {
-        let node = self.node.status();
-        if !node.handover && !self.takeover.waiting.is_empty() {
-            self.takeover_ended(node.epoch.owner);
-        }
-    }
-
-    /// Whoever waited for a planned takeover to this member hears that it is done.
-    fn takeover_ended(&mut self, owner: MemberId) {
-        let (done, others) = self
-            .takeover
-            .waiting
-            .drain(..)
-            .partition::<Vec<_>, _>(|(to, _)| *to == owner);
-        self.takeover.waiting = others;
-        for (_, answer) in done {
-            let _ = answer.send(Ok(format!("member {owner} owns all segments now")));
-        }
     }
 }

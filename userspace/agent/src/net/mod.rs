@@ -6,6 +6,7 @@ pub mod neighbour;
 pub mod socket;
 pub mod sysctl;
 pub mod tun;
+pub mod watch;
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,21 +1,35 @@
-//! One member of a pair: the embedded ownership engine, sans IO.
+//! One member: its peers, heartbeats, and a machine for each group of segments.
+//!
+//! What concerns one group alone is in [`crate::group`]; here is what all of them share: who is alive, how records get to
+//! others, and which group moves next.
 
-mod handover;
-mod join;
-mod owner;
+mod moves;
+mod peers;
 mod receive;
-mod standby;
 
-use crate::detector::Detector;
-use crate::io::{Event, EventKind, Flip, Input, Legacy, Output};
-use crate::message::{Body, Heartbeat, Link, Message, RaiseKey, SetMember};
-use crate::rules::{self, EpochId, FirstOwner, Solo, Standing};
-use crate::status::{NodeStatus, PeerStatus, Role};
-use model::{Epoch, Incarnation, Instant, MemberId};
-use owner::{Loss, Owner};
-use standby::Standby;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use crate::group::Group;
+use crate::io::{Command, EventKind, Input, Output};
+use crate::layout::{self, Layout};
+use crate::message::{Body, Heartbeat, Link, Message, OLDEST, Policy, SetMember, VERSION};
+use crate::rules::{EpochId, Solo, Standing};
+use crate::status::{NodeStatus, PeerStatus};
+use model::{EspSpi, GroupId, Incarnation, Instant, MemberId};
+use moves::Moves;
+pub(crate) use peers::{Peer, Shared};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// Who settles ownership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// Two members among themselves (or one alone).
+    Pair {
+        /// What the owner does without its standby.
+        solo: Solo,
+    },
+    /// An external engine with compare-and-swap: claims and changes of the in-sync set are committed there first.
+    External,
+}
 
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
@@ -24,134 +38,61 @@ pub struct NodeConfig {
     pub me: MemberId,
     /// New at every start of the agent, and rising.
     pub incarnation: Incarnation,
-    /// The other member of the pair; `None` for a gateway that stands alone.
-    pub peer: Option<MemberId>,
-    /// This member begins, if both are there and nobody owns the segments.
-    pub preferred: bool,
+    /// All members (this one too), with their weights: shares of the groups. In a hot standby cluster the preferred
+    /// member has weight 1 and the others 0.
+    pub members: BTreeMap<MemberId, u32>,
+    /// How the segments are cut.
+    pub layout: Layout,
+    /// Who settles ownership.
+    pub engine: EngineKind,
     /// Interval of heartbeats.
     pub heartbeat: Duration,
     /// Suspicion never comes sooner.
     pub suspicion_floor: Duration,
     /// Dead-man's switch T.
     pub dead_man: Duration,
-    /// How long to listen for the other one before beginning alone.
+    /// How long to listen for the others before beginning alone.
     pub settle: Duration,
-    /// Without a standby.
-    pub solo: Solo,
-    /// Digest of the policy that both must share.
-    pub digest: [u8; 32],
-    /// Facts for the other agent.
+    /// Move groups to the members they are meant for by itself, this long after such a member is in sync; `None`: only by
+    /// command.
+    pub rebalance: Option<Duration>,
+    /// Digests of the policy that all must share.
+    pub policy: Policy,
+    /// Facts for the other agents.
     pub facts: Vec<u8>,
-}
-
-/// How long a standby may leave the journal unacknowledged before it is dropped from the in-sync set.
-const ACK_TIMEOUT: Duration = Duration::from_millis(1000);
-/// Raises are sent again after this time.
-const RAISE_RESEND: Duration = Duration::from_millis(10);
-/// A raise that nobody acknowledges for this long is forgotten (the SA is gone); the data plane asks again.
-const RAISE_GIVE_UP: Duration = Duration::from_millis(2000);
-/// Heartbeats whose send times are remembered.
-const SENT_MAX: usize = 256;
-
-struct Peer {
-    member: MemberId,
-    incarnation: Option<Incarnation>,
-    detector: Detector,
-    links: BTreeSet<Link>,
-    /// Last heartbeat seen: the confirmation to send back.
-    seen: Option<(Incarnation, u64)>,
-    /// The peer's epoch and whether it claims to own.
-    claims: Option<(EpochId, bool)>,
-    digest: Option<[u8; 32]>,
-}
-
-impl Peer {
-    fn as_set_member(&self) -> Option<SetMember> {
-        self.incarnation.map(|incarnation| SetMember {
-            member: self.member,
-            incarnation,
-        })
-    }
-}
-
-enum Phase {
-    Starting { since: Instant },
-    Owner(Box<Owner>),
-    Standby(Box<Standby>),
-}
-
-/// What an [`Input::Armed`] answers.
-enum Pending {
-    Entry(u64),
-    Raises(Vec<(u64, RaiseKey)>),
-    Snapshot { position: u64 },
-    Flip(AfterFlip),
-    Merge,
-    Cap,
-    Verify,
-    Close,
-}
-
-/// What follows a flip.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum AfterFlip {
-    Nothing,
-    ServeAndAnnounce,
-    ShadowArmed,
-    HoldingArmed,
 }
 
 /// One member.
 pub struct Node {
-    config: NodeConfig,
-    me: SetMember,
-    phase: Phase,
-    /// The epoch in force, as far as this member knows.
-    epoch: EpochId,
-    peer: Option<Peer>,
-    outputs: VecDeque<Output>,
-    pending: BTreeMap<u64, Pending>,
-    next_token: u64,
-    heartbeat_seq: u64,
-    sent: VecDeque<(u64, Instant)>,
-    last_heartbeat: Option<Instant>,
+    shared: Shared,
+    groups: Vec<Group>,
+    moves: Moves,
     last_tick: Instant,
-    refused: u64,
-    /// Joins that this life has asked for.
-    joins: u64,
+    last_heartbeat: Option<Instant>,
 }
 
 impl Node {
     /// A member that has just started and knows nothing.
     pub fn new(config: NodeConfig, now: Instant) -> Self {
-        let peer = config.peer.map(|member| Peer {
-            member,
-            incarnation: None,
-            detector: Detector::new(config.heartbeat, config.suspicion_floor, now),
-            links: BTreeSet::new(),
-            seen: None,
-            claims: None,
-            digest: None,
-        });
+        let homes = layout::homes(config.layout, &config.members);
+        let groups = config
+            .layout
+            .groups()
+            .map(|group| Group::new(group, homes.get(&group).copied().unwrap_or(config.me), now))
+            .collect();
         Self {
-            me: SetMember {
-                member: config.me,
-                incarnation: config.incarnation,
-            },
-            phase: Phase::Starting { since: now },
-            epoch: EpochId::NONE,
-            peer,
-            outputs: VecDeque::new(),
-            pending: BTreeMap::new(),
-            next_token: 1,
-            heartbeat_seq: 0,
-            sent: VecDeque::new(),
-            last_heartbeat: None,
+            shared: Shared::new(config, now),
+            groups,
+            moves: Moves::default(),
             last_tick: now,
-            refused: 0,
-            joins: 0,
-            config,
+            last_heartbeat: None,
         }
+    }
+
+    /// Speaks no newer format of records than this one, although the release could: for a rolling upgrade, until every
+    /// member runs it.
+    pub fn speak_at_most(&mut self, version: u8) {
+        self.shared.speak = version.clamp(OLDEST, VERSION);
     }
 
     /// Takes an input; outputs come from [`Node::poll`].
@@ -159,102 +100,105 @@ impl Node {
         match input {
             Input::Tick { now } => self.tick(now),
             Input::LinkUp { now, peer, link } => self.link_up(now, peer, link),
-            Input::LinkDown { peer, link, .. } => {
-                if let Some(p) = self.peer.as_mut().filter(|p| p.member == peer) {
-                    p.links.remove(&link);
-                }
-            }
+            Input::LinkDown { now, peer, link } => self.link_down(now, peer, link),
             Input::Received {
                 now,
                 peer,
                 link,
                 bytes,
             } => self.received(now, peer, link, &bytes),
-            Input::Propose { now, token, entry } => self.propose(now, token, entry),
-            Input::Raise { now, items } => self.raise(now, items),
-            Input::Armed { now, token, unknown } => self.armed(now, token, &unknown),
-            Input::Snapshot { now, token, bytes } => self.snapshot_taken(now, token, bytes),
-            Input::CapsVerified { now, token, items } => self.caps_verified(now, token, items),
-            Input::FinalWindows { token, bytes, .. } => self.final_windows(token, bytes),
-            Input::Report { edges } => self.report(&edges),
+            Input::Propose {
+                now,
+                group,
+                token,
+                entry,
+            } => self.group_input(group, |g, s| g.propose(s, now, token, entry)),
+            Input::Raise { now, items } => {
+                let layout = self.shared.config.layout;
+                for (group, items) in split(items, |item| layout.group_of_slot(item.slot)) {
+                    self.group_input(group, |g, s| g.raise(s, now, items));
+                }
+            }
+            Input::Armed { now, token, unknown } => {
+                self.group_input(group_of_token(token), |g, s| g.armed(s, now, token, &unknown));
+            }
+            Input::Snapshot { token, bytes, .. } => {
+                self.group_input(group_of_token(token), |g, s| g.snapshot_taken(s, token, &bytes));
+            }
+            Input::CapsVerified { now, token, items } => {
+                self.group_input(group_of_token(token), |g, s| {
+                    g.caps_verified(s, now, token, items)
+                });
+            }
+            Input::Restated { now, token, items } => {
+                self.group_input(group_of_token(token), |g, s| g.restated(s, now, token, items));
+            }
+            Input::FinalWindows { token, bytes, .. } => {
+                self.group_input(group_of_token(token), |g, s| g.final_windows(s, token, bytes));
+            }
+            Input::Report { edges } => {
+                let layout = self.shared.config.layout;
+                for (group, edges) in split(edges, |(slot, _, _): &(u32, EspSpi, u64)| {
+                    layout.group_of_slot(*slot)
+                }) {
+                    self.group_input(group, |g, s| g.report(s, &edges));
+                }
+            }
+            Input::OwnershipAnswered { now, token, answer } => {
+                self.shared.engine_answered(now, &answer);
+                self.group_input(group_of_token(token), |g, s| {
+                    g.engine_answered(s, now, token, answer)
+                });
+            }
+            Input::OwnershipSeen { now, group, record } => {
+                if let Some(record) = record {
+                    self.group_input(group, |g, s| g.record_seen(s, now, &record));
+                }
+            }
+            Input::Health { now, trouble } => self.health(now, trouble),
             Input::Command { now, command } => self.command(now, command),
         }
     }
 
     /// The next output.
     pub fn poll(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.shared.outputs.pop_front()
     }
 
     /// When the next tick is due.
     pub fn next_wake(&self) -> Instant {
-        let quarter = self.config.heartbeat / 4;
-        self.last_tick + quarter
+        self.last_tick + self.shared.config.heartbeat / 4
     }
 
-    /// The epoch in force.
-    pub fn epoch(&self) -> EpochId {
-        self.epoch
+    /// The epoch of a group in force, as far as this member knows.
+    pub fn epoch(&self, group: GroupId) -> EpochId {
+        self.group(group).map_or(EpochId::NONE, Group::epoch)
     }
 
-    /// Whether this member owns the segments.
-    pub fn is_owner(&self) -> bool {
-        matches!(self.phase, Phase::Owner(_))
+    /// Whether this member owns the group.
+    pub fn owns(&self, group: GroupId) -> bool {
+        self.group(group).is_some_and(Group::is_owner)
     }
 
-    /// How the owner stands; `None` for others.
-    pub fn standing(&self) -> Option<Standing> {
-        match &self.phase {
-            Phase::Owner(owner) => Some(owner.standing),
-            _ => None,
-        }
+    /// How the owner stands; `None` where this member does not own the group.
+    pub fn standing(&self, group: GroupId) -> Option<Standing> {
+        self.group(group).and_then(Group::standing)
     }
 
-    /// Whether new SAs are known to this member alone.
-    pub fn is_alone(&self) -> bool {
-        match &self.phase {
-            Phase::Owner(owner) => owner.in_sync.len() <= 1 && owner.join.is_none(),
-            _ => false,
-        }
+    /// Whether new SAs of the group are known to this member alone.
+    pub fn is_alone(&self, group: GroupId) -> bool {
+        self.group(group).is_some_and(Group::is_alone)
     }
 
     /// What there is to say.
     pub fn status(&self) -> NodeStatus {
-        let (role, in_sync, position, committed, raises_open, valid_until, handover) = match &self.phase {
-            Phase::Starting { .. } => (Role::Starting, None, 0, 0, 0, Instant(0), false),
-            Phase::Owner(o) => (
-                Role::Active,
-                Some(o.in_sync.clone()),
-                o.journal.written(),
-                o.journal.committed(),
-                o.raises.len(),
-                o.valid_until,
-                o.handover.is_some(),
-            ),
-            Phase::Standby(s) => (
-                if s.in_sync() { Role::Standby } else { Role::Joining },
-                s.set.clone(),
-                s.armed,
-                0,
-                0,
-                Instant(0),
-                s.legacy.is_some(),
-            ),
-        };
+        let shared = &self.shared;
         NodeStatus {
-            me: self.me,
-            role,
-            epoch: self.epoch,
-            in_sync,
-            standing: self.standing(),
-            position,
-            committed,
-            raises_open,
-            valid_until,
-            handover,
-            peers: self
-                .peer
-                .iter()
+            me: shared.me,
+            groups: self.groups.iter().map(Group::status).collect(),
+            peers: shared
+                .peers
+                .values()
                 .map(|p| PeerStatus {
                     member: p.member,
                     alive: p.detector.alive(),
@@ -262,280 +206,148 @@ impl Node {
                     last_heard: p.detector.last_heard(),
                     threshold_ms: p.detector.threshold().as_millis() as u64,
                     links: p.links.clone(),
+                    healthy: p.healthy,
+                    draining: p.draining,
+                    speaks: shared.version_for(p.member),
+                    differs: p.differs.clone(),
                 })
                 .collect(),
-            refused: self.refused,
+            refused: shared.refused,
+            draining: shared.draining,
+            trouble: shared.trouble.clone(),
+            engine_silent: shared.engine_silent.clone(),
+        }
+    }
+
+    fn group(&self, group: GroupId) -> Option<&Group> {
+        self.groups.get(usize::from(group.0))
+    }
+
+    /// Hands something to a group; it is lost where there is no such group.
+    fn group_input(&mut self, group: GroupId, f: impl FnOnce(&mut Group, &mut Shared)) {
+        self.with_group(group, f);
+    }
+
+    /// Does something with a group; nothing where there is no such group.
+    fn with_group<T>(&mut self, group: GroupId, f: impl FnOnce(&mut Group, &mut Shared) -> T) -> Option<T> {
+        self.groups
+            .get_mut(usize::from(group.0))
+            .map(|g| f(g, &mut self.shared))
+    }
+
+    fn each_group(&mut self, mut f: impl FnMut(&mut Group, &mut Shared)) {
+        for group in &mut self.groups {
+            f(group, &mut self.shared);
         }
     }
 
     fn tick(&mut self, now: Instant) {
         let gap = now.since(self.last_tick);
         self.last_tick = now;
-        if gap > self.config.dead_man {
-            self.event(
-                now,
-                EventKind::LocalStall {
-                    ms: gap.as_millis() as u64,
-                },
-            );
-            if let Phase::Owner(owner) = &mut self.phase {
-                // What waits in the sockets is looked at first, and only a heartbeat sent from now on confirms.
-                owner.reconfirm = Some(self.heartbeat_seq + 1);
-                owner.awake_since = now;
-            }
+        if gap > self.shared.config.dead_man {
+            let ms = gap.as_millis() as u64;
+            self.shared.event(now, None, EventKind::LocalStall { ms });
+            // What waits in the sockets is looked at first, and only a heartbeat sent from now on confirms.
+            let first = self.shared.heartbeat_seq + 1;
+            self.each_group(|g, s| g.stalled(s, now, first));
         }
-        let suspected = self.peer.as_mut().is_some_and(|p| p.detector.tick(now));
-        if suspected {
-            self.peer_suspected(now);
+        let suspected: Vec<MemberId> = self
+            .shared
+            .peers
+            .values_mut()
+            .filter_map(|p| p.detector.tick(now).then_some(p.member))
+            .collect();
+        for member in suspected {
+            let Some(p) = self.shared.peers.get(&member) else {
+                continue;
+            };
+            let kind = EventKind::Suspected {
+                peer: member,
+                last_heard: p.detector.last_heard().unwrap_or(now),
+                threshold_ms: p.detector.threshold().as_millis() as u64,
+            };
+            self.shared.event(now, None, kind);
+            self.each_group(|g, s| g.member_silent(s, now, member));
         }
-        match &self.phase {
-            Phase::Starting { since } => self.tick_starting(now, *since),
-            Phase::Owner(_) => self.tick_owner(now),
-            Phase::Standby(_) => self.tick_standby(now),
-        }
+        self.each_group(|g, s| g.tick(s, now));
+        self.move_on(now);
         if self
             .last_heartbeat
-            .is_none_or(|last| now.since(last) >= self.config.heartbeat)
+            .is_none_or(|last| now.since(last) >= self.shared.config.heartbeat)
         {
             self.last_heartbeat = Some(now);
-            self.send_heartbeats(now);
+            self.heartbeats(now);
+        }
+        self.urgent_heartbeats(now);
+    }
+
+    /// Heartbeats to everybody, on every link.
+    fn heartbeats(&mut self, now: Instant) {
+        let links = self.shared.all_links();
+        for (peer, link) in links {
+            self.heartbeat(now, peer, link, false);
         }
     }
 
-    fn tick_starting(&mut self, now: Instant, since: Instant) {
-        // Heard, and heard to own nothing: its heartbeats say so, its other records do not.
-        let peer_heard = self
-            .peer
-            .as_ref()
-            .is_some_and(|p| p.detector.alive() && p.claims.is_some_and(|(_, owns)| !owns));
-        let waited = now.since(since);
-        let settle = if self.peer.is_some() {
-            self.config.settle
-        } else {
-            Duration::ZERO
-        };
-        if rules::first_owner(
-            self.config.preferred || self.peer.is_none(),
-            peer_heard,
-            waited,
-            settle,
-        ) == FirstOwner::Me
-        {
-            // It holds nothing, whatever epochs it has seen: against any owner that holds something it has to lose.
-            let number = Epoch(1);
-            let from = MemberId(0);
-            self.claim(
-                now,
-                EpochId {
-                    number,
-                    owner: self.me.member,
-                },
-                from,
-                BTreeSet::from([self.me]),
-                Standing::AloneTaker,
-                0,
-            );
+    /// A group has news that others should not have to wait for (a claim).
+    fn urgent_heartbeats(&mut self, now: Instant) {
+        if std::mem::take(&mut self.shared.news) {
+            self.heartbeats(now);
         }
     }
 
-    fn peer_suspected(&mut self, now: Instant) {
-        let Some(p) = &self.peer else { return };
-        let (member, last_heard) = (p.member, p.detector.last_heard().unwrap_or(now));
-        let threshold_ms = p.detector.threshold().as_millis() as u64;
-        self.event(
-            now,
-            EventKind::Suspected {
-                peer: member,
-                last_heard,
-                threshold_ms,
-            },
-        );
-        self.peer_lost(now, "silent on every link");
-    }
-
-    /// The peer's present life is over, or as good as.
-    fn peer_lost(&mut self, now: Instant, reason: &str) {
-        match &self.phase {
-            Phase::Starting { .. } => {}
-            Phase::Owner(_) => self.standby_lost(now, reason, Loss::Silent),
-            Phase::Standby(_) => self.owner_lost(now),
-        }
-    }
-
-    /// Becomes the owner in `epoch` and has the words flipped.
-    fn claim(
-        &mut self,
-        now: Instant,
-        epoch: EpochId,
-        from: MemberId,
-        in_sync: BTreeSet<SetMember>,
-        standing: Standing,
-        position: u64,
-    ) {
-        self.event(
-            now,
-            EventKind::Claimed {
-                epoch,
-                from,
-                planned: false,
-            },
-        );
-        self.epoch = epoch;
-        self.pending.clear();
-        let owner = Owner::new(now, in_sync, standing, position, self.config.dead_man);
-        self.phase = Phase::Owner(Box::new(owner));
-        self.flip_as_owner(None, AfterFlip::ServeAndAnnounce);
-        self.send_heartbeats(now);
-    }
-
-    /// Words that say: this member owns, in the present epoch.
-    fn flip_as_owner(&mut self, legacy: Option<Legacy>, after: AfterFlip) {
-        let Phase::Owner(owner) = &self.phase else { return };
-        let successor = owner
-            .in_sync
-            .iter()
-            .map(|m| m.member)
-            .find(|m| *m != self.me.member);
-        let (alone, valid_until) = (owner.standing == Standing::AloneTaker, owner.valid_until);
-        self.flip(successor, alone, legacy, valid_until, after);
-    }
-
-    fn flip(
-        &mut self,
-        successor: Option<MemberId>,
-        alone: bool,
-        legacy: Option<Legacy>,
-        valid_until: Instant,
-        after: AfterFlip,
-    ) {
-        let epoch = self.epoch;
-        let token = self.token(Pending::Flip(after));
-        self.outputs.push_back(Output::Flip(Flip {
-            token,
-            epoch,
-            valid_until,
-            successor,
-            alone,
-            legacy,
-        }));
-    }
-
-    fn armed(&mut self, now: Instant, token: u64, unknown: &[RaiseKey]) {
-        match self.pending.remove(&token) {
-            Some(Pending::Entry(position)) => self.entry_armed(position),
-            Some(Pending::Raises(versions)) => self.raises_armed(versions, unknown),
-            Some(Pending::Snapshot { position }) => self.snapshot_installed(position),
-            Some(Pending::Merge) => self.windows_merged(now),
-            Some(Pending::Flip(after)) => self.flipped(now, after),
-            Some(Pending::Cap | Pending::Verify | Pending::Close) | None => {}
-        }
-    }
-
-    fn flipped(&mut self, now: Instant, after: AfterFlip) {
-        match after {
-            AfterFlip::Nothing => {}
-            AfterFlip::ServeAndAnnounce => {
-                self.event(now, EventKind::Flipped(self.epoch));
-                self.serve_and_announce(now);
-            }
-            AfterFlip::ShadowArmed => {
-                self.event(now, EventKind::Flipped(self.epoch));
-                self.send_stream(Body::HandoverArmed);
-            }
-            AfterFlip::HoldingArmed => self.send_stream(Body::HandoverHolding),
-        }
-    }
-
-    fn serve_and_announce(&mut self, now: Instant) {
-        self.outputs.push_back(Output::Announce);
-        self.event(now, EventKind::Announced(self.epoch));
-        self.outputs.push_back(Output::ResumeIke);
-        if let Phase::Owner(owner) = &self.phase {
-            let (set, standing) = (owner.in_sync.clone(), owner.standing);
-            self.event(now, EventKind::InSync(set));
-            self.event(now, EventKind::Standing(standing));
-        }
-    }
-
-    fn send_heartbeats(&mut self, now: Instant) {
-        let links: Vec<Link> = self.peer.iter().flat_map(|p| p.links.iter().copied()).collect();
-        for link in links {
-            self.send_heartbeat(now, link, false);
-        }
-    }
-
-    fn send_heartbeat(&mut self, now: Instant, link: Link, reply: bool) {
-        self.heartbeat_seq += 1;
-        if self.sent.len() == SENT_MAX {
-            self.sent.pop_front();
-        }
-        self.sent.push_back((self.heartbeat_seq, now));
-        let (owner, in_sync, position) = match &self.phase {
-            Phase::Owner(o) => (true, o.in_sync.clone(), o.journal.written()),
-            Phase::Standby(s) => (false, BTreeSet::new(), s.armed),
-            Phase::Starting { .. } => (false, BTreeSet::new(), 0),
-        };
-        let echo = self.peer.as_ref().and_then(|p| p.seen);
+    fn heartbeat(&mut self, now: Instant, peer: MemberId, link: Link, reply: bool) {
+        let groups: Vec<_> = self.groups.iter().map(Group::beat).collect();
+        let shared = &mut self.shared;
+        let seq = shared.next_heartbeat(now);
+        let lives: BTreeSet<SetMember> = self.groups.iter().flat_map(Group::named_lives).collect();
         let body = Body::Heartbeat(Heartbeat {
-            seq: self.heartbeat_seq,
-            echo,
-            owner,
-            in_sync,
-            position,
+            seq,
+            echo: shared.peers.get(&peer).and_then(|p| p.seen),
             reply,
+            healthy: shared.trouble.is_none(),
+            draining: shared.draining,
+            lives: lives.into_iter().collect(),
+            groups,
         });
-        self.send_datagram(link, body);
-    }
-
-    /// On every link that is up.
-    fn send_datagram_everywhere(&mut self, body: &Body) {
-        let links: Vec<Link> = self.peer.iter().flat_map(|p| p.links.iter().copied()).collect();
-        for link in links {
-            self.send_datagram(link, body.clone());
-        }
-    }
-
-    fn send_datagram(&mut self, link: Link, body: Body) {
-        let Some(peer) = self.peer.as_ref().map(|p| p.member) else {
-            return;
-        };
         let bytes = Message {
-            from: self.me,
-            epoch: self.epoch,
+            from: shared.me,
             body,
         }
-        .encode();
-        self.outputs.push_back(Output::SendDatagram { peer, link, bytes });
+        .encode(shared.version_for(peer));
+        shared
+            .outputs
+            .push_back(Output::SendDatagram { peer, link, bytes });
     }
 
-    /// On the synch link, or on the outside link while the synch link is down.
-    fn send_stream(&mut self, body: Body) {
-        let Some(p) = &self.peer else { return };
-        let (peer, link) = (
-            p.member,
-            if p.links.contains(&Link::Synch) {
-                Link::Synch
-            } else {
-                Link::Outside
-            },
-        );
-        let bytes = Message {
-            from: self.me,
-            epoch: self.epoch,
-            body,
+    fn health(&mut self, now: Instant, trouble: Option<String>) {
+        if self.shared.trouble.is_some() != trouble.is_some() {
+            let member = self.shared.me.member;
+            let kind = EventKind::Health {
+                member,
+                trouble: trouble.clone(),
+            };
+            self.shared.event(now, None, kind);
         }
-        .encode();
-        self.outputs.push_back(Output::SendStream { peer, link, bytes });
+        self.shared.trouble = trouble;
+        self.move_on(now);
     }
 
-    fn token(&mut self, pending: Pending) -> u64 {
-        let token = self.next_token;
-        self.next_token += 1;
-        self.pending.insert(token, pending);
-        token
+    fn command(&mut self, now: Instant, command: Command) {
+        self.commanded(now, command);
+        self.move_on(now);
     }
+}
 
-    fn event(&mut self, at: Instant, kind: EventKind) {
-        self.outputs.push_back(Output::Event(Event { at, kind }));
+/// Tokens of outputs name their group in the low bits.
+fn group_of_token(token: u64) -> GroupId {
+    GroupId((token % u64::from(layout::GROUPS_MAX)) as u8)
+}
+
+fn split<T>(items: Vec<T>, group_of: impl Fn(&T) -> GroupId) -> BTreeMap<GroupId, Vec<T>> {
+    let mut by_group: BTreeMap<GroupId, Vec<T>> = BTreeMap::new();
+    for item in items {
+        by_group.entry(group_of(&item)).or_default().push(item);
     }
+    by_group
 }

@@ -1,213 +1,186 @@
-//! Records from the peer: who may say what, and when.
+//! Links and records: who may say what, and in which of its lives.
 
-use super::{Node, Phase};
-use crate::io::EventKind;
-use crate::message::{Body, Heartbeat, Link, Message, SetMember};
-use crate::rules;
+use super::{Node, Shared};
+use crate::io::{EventKind, Output};
+use crate::message::{Body, Heartbeat, Link, Message, OLDEST, Policy, SetMember};
 use model::{Instant, MemberId};
+use std::time::Duration;
+
+/// Records of an earlier life may still arrive this long after a new one was heard; later they come from a second agent.
+const LATE_RECORDS: Duration = Duration::from_secs(5);
 
 impl Node {
     pub(super) fn link_up(&mut self, now: Instant, peer: MemberId, link: Link) {
-        let Some(p) = self.peer.as_mut().filter(|p| p.member == peer) else {
+        let Some(p) = self.shared.peers.get_mut(&peer) else {
             return;
         };
+        let before = p.stream_link();
         p.links.insert(link);
-        let hello = Body::Hello {
-            digest: self.config.digest,
-            facts: self.config.facts.clone(),
+        let carrier = p.stream_link();
+        let hello = Message {
+            from: self.shared.me,
+            body: Body::Hello {
+                newest: self.shared.speak,
+                policy: self.shared.config.policy.clone(),
+                facts: self.shared.config.facts.clone(),
+            },
         };
-        let bytes = Message {
-            from: self.me,
-            epoch: self.epoch,
-            body: hello,
+        let bytes = hello.encode(OLDEST);
+        self.shared
+            .outputs
+            .push_back(Output::SendStream { peer, link, bytes });
+        self.heartbeat(now, peer, link, false);
+        // A new stream, also where the link was thought to be up: what the old one carried may be lost.
+        if carrier == Some(link) || carrier != before {
+            self.each_group(|g, s| g.stream_is_new(s, now, peer));
         }
-        .encode();
-        self.outputs
-            .push_back(crate::io::Output::SendStream { peer, link, bytes });
-        self.send_heartbeat(now, link, false);
-        if link == Link::Synch {
-            match &self.phase {
-                Phase::Owner(owner) if owner.join.is_some() => {
-                    // A snapshot may be cut in half; the joiner asks again.
-                    if let Phase::Owner(owner) = &mut self.phase
-                        && let Some(join) = owner.join.take()
-                    {
-                        let complete = owner.raises.excuse(join.member);
-                        if !complete.is_empty() {
-                            self.outputs
-                                .push_back(crate::io::Output::RaiseCommitted { items: complete });
-                        }
-                    }
-                }
-                Phase::Owner(_) => self.resend_journal(),
-                Phase::Standby(_) => self.standby_reconnected(),
-                Phase::Starting { .. } => {}
-            }
+    }
+
+    pub(super) fn link_down(&mut self, now: Instant, peer: MemberId, link: Link) {
+        let Some(p) = self.shared.peers.get_mut(&peer) else {
+            return;
+        };
+        let before = p.stream_link();
+        p.links.remove(&link);
+        let carrier = p.stream_link();
+        if carrier.is_some() && carrier != before {
+            self.each_group(|g, s| g.stream_is_new(s, now, peer));
         }
     }
 
     pub(super) fn received(&mut self, now: Instant, peer: MemberId, link: Link, bytes: &[u8]) {
         let message = match Message::decode(bytes) {
             Ok(message) => message,
-            Err(error) => return self.refuse(now, peer, &error.to_string()),
+            Err(error) => return self.shared.refuse(now, peer, &error.to_string()),
         };
-        if message.from.member != peer || self.peer.as_ref().is_none_or(|p| p.member != peer) {
-            return self.refuse(now, peer, "the record names another sender than the channel");
+        if message.from.member != peer || !self.shared.peers.contains_key(&peer) {
+            let why = "the record names another sender than the channel";
+            return self.shared.refuse(now, peer, why);
         }
         if !self.same_life(now, message.from) {
-            self.refused += 1;
+            self.shared.refused += 1;
             return;
         }
-        if let Some(p) = &mut self.peer
+        if let Some(p) = self.shared.peers.get_mut(&peer)
             && p.detector.heard(now)
         {
-            self.event(now, EventKind::PeerHeard(peer));
+            self.shared.event(now, None, EventKind::PeerHeard(peer));
+            self.each_group(|g, s| g.member_heard(s, now, peer));
         }
-        self.dispatch(now, link, message);
-    }
-
-    fn refuse(&mut self, now: Instant, peer: MemberId, reason: &str) {
-        self.refused += 1;
-        self.event(
-            now,
-            EventKind::RecordRefused {
-                peer,
-                reason: reason.to_owned(),
-            },
-        );
+        let from = message.from;
+        match message.body {
+            Body::Heartbeat(heartbeat) => self.heartbeat_heard(now, link, from, &heartbeat),
+            Body::Hello {
+                newest,
+                policy,
+                facts,
+            } => {
+                if let Some(p) = self.shared.peers.get_mut(&peer) {
+                    p.speaks = newest;
+                }
+                self.policy_heard(now, peer, &policy);
+                self.shared.outputs.push_back(Output::PeerFacts { peer, facts });
+            }
+            Body::Rebalance => self.rebalance(now),
+            Body::Group { group, epoch, body } => {
+                if self
+                    .with_group(group, |g, s| g.received(s, now, from, epoch, body))
+                    .is_none()
+                {
+                    let why = "the record is of a group that this member does not have";
+                    self.shared.refuse(now, peer, why);
+                }
+            }
+        }
     }
 
     /// Whether the record is of the peer's present life; a new life is noticed here.
     fn same_life(&mut self, now: Instant, from: SetMember) -> bool {
-        let Some(p) = &mut self.peer else { return false };
+        let Some(p) = self.shared.peers.get_mut(&from.member) else {
+            return false;
+        };
         match p.incarnation {
             Some(known) if known == from.incarnation => true,
-            Some(known) if from.incarnation < known && p.detector.alive() => false,
+            Some(known) if from.incarnation < known && p.detector.alive() => {
+                if now.since(p.since) > LATE_RECORDS && !std::mem::replace(&mut p.twin_reported, true) {
+                    self.shared.event(now, None, EventKind::Twin(from.member));
+                }
+                false
+            }
             known => {
                 p.incarnation = Some(from.incarnation);
+                p.since = now;
                 p.detector.reset(now);
                 p.seen = None;
-                p.claims = None;
+                p.speaks = OLDEST;
+                p.beats.clear();
+                p.twin_reported = false;
                 if let Some(was) = known {
-                    self.peer_restarted(now, was);
+                    let old = SetMember {
+                        member: from.member,
+                        incarnation: was,
+                    };
+                    self.each_group(|g, s| g.member_restarted(s, now, old));
                 }
                 true
             }
         }
     }
 
-    fn dispatch(&mut self, now: Instant, link: Link, message: Message) {
-        let (from, epoch) = (message.from, message.epoch);
-        match message.body {
-            Body::Heartbeat(heartbeat) => return self.heartbeat(now, link, from, epoch, &heartbeat),
-            Body::Hello { digest, facts } => {
-                if let Some(p) = &mut self.peer {
-                    p.digest = Some(digest);
-                }
-                self.outputs.push_back(crate::io::Output::PeerFacts {
-                    peer: from.member,
-                    facts,
-                });
-                return;
-            }
-            Body::JoinRefused { reason } => return self.refuse(now, from.member, &reason),
-            Body::HandoverArmed => return self.handover_armed(now, epoch),
-            Body::HandoverAborted { reason } => return self.handover_aborted_by_peer(now, &reason),
-            _ => {}
-        }
-        // Everything else counts in the present epoch only.
-        if !rules::same_epoch(self.epoch, epoch) {
-            self.refused += 1;
+    fn heartbeat_heard(&mut self, now: Instant, link: Link, from: SetMember, heartbeat: &Heartbeat) {
+        let Some(p) = self.shared.peers.get_mut(&from.member) else {
             return;
+        };
+        // Heartbeats overtake each other; what an older one says of the groups is outdated.
+        let newest = p.seen.is_none_or(|(_, seq)| heartbeat.seq > seq);
+        if newest {
+            p.seen = Some((from.incarnation, heartbeat.seq));
+            p.beats.clone_from(&heartbeat.groups);
+            p.draining = heartbeat.draining;
+            if std::mem::replace(&mut p.healthy, heartbeat.healthy) != heartbeat.healthy {
+                let trouble = (!heartbeat.healthy).then(|| "its data plane is in trouble".to_owned());
+                let member = from.member;
+                self.shared
+                    .event(now, None, EventKind::Health { member, trouble });
+            }
         }
-        match message.body {
-            // A request of an earlier term must not pass for "I hold nothing": its sender may be in sync by now.
-            Body::JoinRequest { join } => self.join_requested(now, from, join),
-            Body::Journal { position, entry } => self.journal_entry(position, entry),
-            Body::JournalAck { position } => self.journal_ack(now, from, position),
-            Body::Raise(items) => self.raises_wanted(items),
-            Body::RaiseAck(acks) => self.raise_ack(now, from, &acks),
-            Body::Report(edges) => self.report_heard(edges),
-            Body::SnapshotBegin {
-                join,
-                position,
-                length,
-                claim_above,
-                raises_through,
-            } => self.snapshot_begins(join, position, length, claim_above, raises_through),
-            Body::SnapshotChunk(chunk) => self.snapshot_chunk(&chunk),
-            Body::SnapshotAck { join, position } => self.snapshot_acknowledged(now, from, join, position),
-            Body::Joined {
-                join,
-                in_sync,
-                heartbeat,
-            } => self.joined(now, join, in_sync, heartbeat),
-            Body::SoloNotice => self.was_excluded(now),
-            Body::HandoverRequest => self.handover_requested(now),
-            Body::HandoverOffer { position, epoch } => self.handover_offered(now, position, epoch),
-            Body::HandoverFlipped => self.handover_flipped(now),
-            Body::HandoverClosing => self.handover_closing(),
-            Body::HandoverHolding => self.handover_holding(now),
-            Body::HandoverWindows(bytes) => self.handover_windows(bytes),
-            Body::HandoverDone => self.handover_done(now),
-            Body::Heartbeat(_)
-            | Body::Hello { .. }
-            | Body::JoinRefused { .. }
-            | Body::HandoverArmed
-            | Body::HandoverAborted { .. } => {}
+        let owns_any = heartbeat.groups.iter().any(|beat| beat.owner);
+        for (group, beat) in self.groups.iter_mut().zip(&heartbeat.groups) {
+            group.beat_heard(&mut self.shared, now, from, heartbeat, beat, newest);
+        }
+        if owns_any && !heartbeat.reply {
+            self.heartbeat(now, from.member, link, true);
         }
     }
 
-    fn heartbeat(
-        &mut self,
-        now: Instant,
-        link: Link,
-        from: SetMember,
-        epoch: rules::EpochId,
-        heartbeat: &Heartbeat,
-    ) {
-        if let Some(p) = &mut self.peer {
-            if p.seen.is_none_or(|(_, seq)| heartbeat.seq > seq) {
-                p.seen = Some((from.incarnation, heartbeat.seq));
-            }
-            p.claims = Some((epoch, heartbeat.owner));
-        }
-        if heartbeat.owner {
-            self.owner_claims(now, epoch, heartbeat);
-        } else if epoch == self.epoch {
-            self.confirmation(from, heartbeat);
-        }
-        if heartbeat.owner && !heartbeat.reply {
-            self.send_heartbeat(now, link, true);
+    fn policy_heard(&mut self, now: Instant, member: MemberId, theirs: &Policy) {
+        let ours = &self.shared.config.policy;
+        let parts: Vec<String> = ours
+            .keys()
+            .chain(theirs.keys().filter(|part| !ours.contains_key(*part)))
+            .filter(|part| ours.get(*part) != theirs.get(*part))
+            .cloned()
+            .collect();
+        let Some(p) = self.shared.peers.get_mut(&member) else {
+            return;
+        };
+        p.policy_known = true;
+        let news = p.differs != parts;
+        p.differs.clone_from(&parts);
+        if news && !parts.is_empty() {
+            self.shared
+                .event(now, None, EventKind::PolicyDiffers { member, parts });
         }
     }
+}
 
-    fn owner_claims(&mut self, now: Instant, theirs: rules::EpochId, heartbeat: &Heartbeat) {
-        let mine = self.epoch;
-        match &self.phase {
-            Phase::Starting { .. } => self.join(now, theirs),
-            Phase::Owner(owner) => {
-                let offered = owner
-                    .handover
-                    .as_ref()
-                    .is_some_and(|h| h.offered_epoch() == Some(theirs));
-                let written = owner.journal.written();
-                if rules::must_yield_to(mine, written, theirs, heartbeat.position) && !offered {
-                    self.event(now, EventKind::ForkLost { mine, theirs });
-                    self.abandon();
-                    self.outputs.push_back(crate::io::Output::SuspendIke);
-                    self.outputs.push_back(crate::io::Output::DiscardFork);
-                    self.join(now, theirs);
-                }
-            }
-            Phase::Standby(_) if theirs == mine => {
-                self.owner_names_set(now, heartbeat.seq, &heartbeat.in_sync)
-            }
-            Phase::Standby(_) if rules::must_yield(mine, theirs) => {
-                self.outputs.push_back(crate::io::Output::DiscardFork);
-                self.join(now, theirs);
-            }
-            Phase::Standby(_) => {}
-        }
+impl Shared {
+    pub(crate) fn refuse(&mut self, now: Instant, peer: MemberId, reason: &str) {
+        self.refused += 1;
+        let kind = EventKind::RecordRefused {
+            peer,
+            reason: reason.to_owned(),
+        };
+        self.event(now, None, kind);
     }
 }

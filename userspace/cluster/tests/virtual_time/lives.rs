@@ -21,17 +21,17 @@ fn cut(world: &mut World) {
 fn a_preferred_member_that_hears_the_owner_before_its_heartbeat_does_not_claim() {
     let mut world = pair();
     world.kill(0);
-    world.run_until(400, "takeover", |w| w.members[1].node.is_owner());
+    world.run_until(400, "takeover", |w| w.members[1].is_owner());
     // Streams arrive (Hello among them), datagrams (heartbeats) do not.
     world.loss = 100;
-    world.restart(0, Solo::Continue);
+    world.restart(0);
     for _ in 0..60 {
         world.run(1);
-        assert!(!world.members[0].node.is_owner(), "at {:?}", world.now);
+        assert!(!world.members[0].is_owner(), "at {:?}", world.now);
     }
     world.loss = 0;
     world.run_until(2000, "joined", |w| w.settled(1));
-    assert_eq!(world.members[1].discards, 0);
+    assert_eq!(world.members[1].groups[0].discards, 0);
 }
 
 #[test]
@@ -40,17 +40,20 @@ fn a_member_that_started_cut_off_and_holds_nothing_gives_way_to_one_that_does() 
     world.kill(1);
     world.run(300);
     cut(&mut world);
-    world.restart(1, Solo::Continue);
+    world.restart(1);
     world.run(2500);
-    assert!(world.members[1].node.is_owner(), "it hears nobody, so it begins");
+    assert!(world.members[1].is_owner(), "it hears nobody, so it begins");
     assert!(
-        world.members[1].node.epoch() > world.members[0].node.epoch(),
+        world.members[1].epoch() > world.members[0].epoch(),
         "and compares higher"
     );
     world.cut.clear();
     world.run_until(3000, "healed", |w| w.settled(0));
-    assert_eq!(world.members[0].discards, 0, "the member with SAs keeps them");
-    assert_eq!(world.members[1].mirror, [b"sa".to_vec()]);
+    assert_eq!(
+        world.members[0].groups[0].discards, 0,
+        "the member with SAs keeps them"
+    );
+    assert_eq!(world.members[1].groups[0].mirror, [b"sa".to_vec()]);
 }
 
 #[test]
@@ -58,34 +61,34 @@ fn two_lives_of_a_member_never_own_under_the_same_epoch() {
     let mut world = pair();
     // The standby takes over unseen and dies unseen.
     cut(&mut world);
-    world.run_until(400, "split", |w| w.members[1].node.is_owner());
-    let first = world.members[1].node.epoch();
+    world.run_until(400, "split", |w| w.members[1].is_owner());
+    let first = world.members[1].epoch();
     world.kill(1);
     world.run(150);
     world.cut.clear();
-    assert!(world.members[0].node.is_owner() && world.members[0].node.epoch().number.0 == 1);
+    assert!(world.members[0].is_owner() && world.members[0].epoch().number.0 == 1);
     // Its next life joins the old owner, and takes over from it.
-    world.restart(1, Solo::Continue);
+    world.restart(1);
     world.run_until(2000, "rejoined", |w| w.settled(0));
     world.kill(0);
-    world.run_until(400, "takeover", |w| w.members[1].node.is_owner());
-    assert!(world.members[1].node.epoch().number > first.number, "{first:?}");
+    world.run_until(400, "takeover", |w| w.members[1].is_owner());
+    assert!(world.members[1].epoch().number > first.number, "{first:?}");
 }
 
 #[test]
 fn a_planned_takeover_by_the_next_life_does_not_repeat_the_epoch_either() {
     let mut world = pair();
     cut(&mut world);
-    world.run_until(400, "split", |w| w.members[1].node.is_owner());
-    let first = world.members[1].node.epoch();
+    world.run_until(400, "split", |w| w.members[1].is_owner());
+    let first = world.members[1].epoch();
     world.kill(1);
     world.run(150);
     world.cut.clear();
-    world.restart(1, Solo::Continue);
+    world.restart(1);
     world.run_until(2000, "rejoined", |w| w.settled(0));
-    world.command(0, cluster::Command::TakeoverTo(model::MemberId(2)));
+    world.take_over(0, 2);
     world.run_until(300, "handover", |w| w.settled(1));
-    assert!(world.members[1].node.epoch().number > first.number, "{first:?}");
+    assert!(world.members[1].epoch().number > first.number, "{first:?}");
 }
 
 #[test]
@@ -93,9 +96,9 @@ fn a_new_life_of_the_standby_is_no_fence_for_its_old_one() {
     let mut world = pair();
     world.kill(1);
     world.run(20);
-    world.restart(1, Solo::Continue);
+    world.restart(1);
     world.run(2);
-    assert_eq!(world.members[0].node.standing(), Some(Standing::AloneUnfenced));
+    assert_eq!(world.members[0].standing(), Some(Standing::AloneUnfenced));
     let refused = world.members[0].raise_refused.len();
     world.raise(0, 1, Direction::Outbound, 200);
     assert_eq!(
@@ -106,7 +109,7 @@ fn a_new_life_of_the_standby_is_no_fence_for_its_old_one() {
     world.run_until(2000, "rejoined", |w| w.settled(0));
     world.raise(0, 2, Direction::Outbound, 200);
     world.run(5);
-    assert_eq!(world.members[1].limits.get(&(2, true)), Some(&200));
+    assert_eq!(world.members[1].groups[0].limits.get(&(2, true)), Some(&200));
 }
 
 #[test]
@@ -115,7 +118,7 @@ fn with_solo_stop_a_restarted_standby_comes_back() {
     world.run_until(2000, "a pair forms", |w| w.settled(0));
     world.kill(1);
     world.run(20);
-    world.restart(1, Solo::Stop);
+    world.restart(1);
     world.run_until(2000, "rejoined", |w| w.settled(0));
     world.run(50);
     assert!(world.serves(0));
@@ -130,13 +133,16 @@ fn an_excluded_standby_joins_anew_before_it_may_take_over() {
         w.saw(0, |e| matches!(e, EventKind::Excluded { .. }))
     });
     world.propose(0, b"alone");
-    assert_eq!(world.members[0].committed.len(), 2);
+    assert_eq!(world.members[0].groups[0].committed.len(), 2);
     world.members[1].paused = false;
     world.run_until(500, "it learns of it", |w| {
         w.saw(1, |e| matches!(e, EventKind::WasExcluded))
     });
     world.run_until(2000, "rejoined", |w| w.settled(0));
-    assert_eq!(world.members[1].mirror, [b"sa".to_vec(), b"alone".to_vec()]);
+    assert_eq!(
+        world.members[1].groups[0].mirror,
+        [b"sa".to_vec(), b"alone".to_vec()]
+    );
 }
 
 #[test]
@@ -145,10 +151,10 @@ fn preferred_or_not_two_members_that_hear_each_other_find_an_owner() {
         let mut world = World::new(seed, Solo::Continue);
         world.kill(0);
         world.kill(1);
-        world.restart(1, Solo::Continue);
+        world.restart(1);
         let pause = world.roll(1500);
         world.run(pause);
-        world.restart(0, Solo::Continue);
+        world.restart(0);
         world.run_until(4000, "an owner with a standby", |w| w.settled(0) || w.settled(1));
     }
 }

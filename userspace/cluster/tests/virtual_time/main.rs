@@ -1,6 +1,8 @@
-//! The pair engine in virtual time.
+//! Members in virtual time.
 
+mod engine;
 mod faults;
 mod lives;
 mod pair;
+mod sharing;
 mod world;

@@ -2,8 +2,7 @@
 
 use crate::world::World;
 use cluster::io::EventKind;
-use cluster::{Command, Direction, Solo, Standing};
-use model::MemberId;
+use cluster::{Direction, Solo, Standing};
 
 fn pair() -> World {
     let mut world = World::new(1, Solo::Continue);
@@ -14,7 +13,7 @@ fn pair() -> World {
 #[test]
 fn the_preferred_member_begins_and_the_other_joins_by_snapshot() {
     let world = pair();
-    assert_eq!(world.members[0].node.epoch().number.0, 1);
+    assert_eq!(world.members[0].epoch().number.0, 1);
     assert!(world.serves(0));
     assert!(!world.serves(1));
 }
@@ -24,10 +23,10 @@ fn a_member_alone_begins_after_the_settling_time() {
     let mut world = World::new(1, Solo::Continue);
     world.kill(0);
     world.run(900);
-    assert!(!world.members[1].node.is_owner(), "the other one may still come");
+    assert!(!world.members[1].is_owner(), "the other one may still come");
     world.run(300);
-    assert!(world.members[1].node.is_owner());
-    assert_eq!(world.members[1].node.standing(), Some(Standing::AloneTaker));
+    assert!(world.members[1].is_owner());
+    assert_eq!(world.members[1].standing(), Some(Standing::AloneTaker));
 }
 
 #[test]
@@ -35,18 +34,22 @@ fn an_entry_is_released_only_after_the_standby_has_armed_it() {
     let mut world = pair();
     world.propose(0, b"sa");
     assert!(
-        world.members[0].committed.is_empty(),
+        world.members[0].groups[0].committed.is_empty(),
         "the acknowledgement takes a round trip"
     );
-    assert!(world.members[1].mirror.is_empty());
+    assert!(world.members[1].groups[0].mirror.is_empty());
     world.run(1);
-    assert_eq!(world.members[1].mirror, [b"sa".to_vec()], "armed at the standby");
+    assert_eq!(
+        world.members[1].groups[0].mirror,
+        [b"sa".to_vec()],
+        "armed at the standby"
+    );
     assert!(
-        world.members[0].committed.is_empty(),
+        world.members[0].groups[0].committed.is_empty(),
         "but the owner does not know yet"
     );
     world.run(1);
-    assert_eq!(world.members[0].committed, [b"sa".to_vec()]);
+    assert_eq!(world.members[0].groups[0].committed, [b"sa".to_vec()]);
 }
 
 #[test]
@@ -57,17 +60,17 @@ fn a_killed_owner_is_followed_by_its_standby_at_the_suspicion_floor() {
     world.run(5);
     let killed = world.now;
     world.kill(0);
-    world.run_until(400, "takeover", |w| w.members[1].node.is_owner());
+    world.run_until(400, "takeover", |w| w.members[1].is_owner());
     let took = world.now.since(killed).as_millis();
     assert!((75..=130).contains(&took), "took {took} ms");
     assert!(world.serves(1));
-    let flip = world.members[1].flip.as_ref().expect("a flip");
+    let flip = world.members[1].groups[0].flip.as_ref().expect("a flip");
     assert!(flip.alone, "a taker alone has no upper limits");
     assert_eq!(flip.epoch.number.0, 2);
-    assert_eq!(world.members[1].mirror, [b"sa".to_vec()]);
+    assert_eq!(world.members[1].groups[0].mirror, [b"sa".to_vec()]);
     world.propose(1, b"more");
     assert_eq!(
-        world.members[1].committed,
+        world.members[1].groups[0].committed,
         [b"more".to_vec()],
         "alone, nothing waits"
     );
@@ -82,8 +85,11 @@ fn a_killed_standby_leaves_a_healthy_owner_serving_without_a_gap() {
         world.run(1);
         assert!(world.serves(0), "at {:?}", world.now);
     }
-    assert_eq!(world.members[0].committed, [b"never acknowledged".to_vec()]);
-    assert_eq!(world.members[0].node.standing(), Some(Standing::AloneUnfenced));
+    assert_eq!(
+        world.members[0].groups[0].committed,
+        [b"never acknowledged".to_vec()]
+    );
+    assert_eq!(world.members[0].standing(), Some(Standing::AloneUnfenced));
     world.raise(0, 1, Direction::Outbound, 500);
     assert_eq!(
         world.members[0].raise_refused.len(),
@@ -91,7 +97,7 @@ fn a_killed_standby_leaves_a_healthy_owner_serving_without_a_gap() {
         "unfenced: stay below the acknowledged lease, rekey"
     );
     world.raise(0, 1, Direction::Inbound, 500);
-    assert_eq!(world.members[0].limits.get(&(1, false)), Some(&500));
+    assert_eq!(world.members[0].groups[0].limits.get(&(1, false)), Some(&500));
 }
 
 #[test]
@@ -105,8 +111,8 @@ fn with_solo_stop_an_owner_without_standby_stops_serving() {
     assert!(!world.serves(0), "nobody confirms");
     world.propose(0, b"waits");
     world.run(3000);
-    assert!(world.members[0].committed.is_empty());
-    world.restart(1, Solo::Stop);
+    assert!(world.members[0].groups[0].committed.is_empty());
+    world.restart(1);
     world.run_until(3000, "the standby is back", |w| w.settled(0));
     world.run(100);
     assert!(world.serves(0));
@@ -118,24 +124,22 @@ fn a_restarted_member_rejoins_by_snapshot_as_standby() {
     world.propose(0, b"before");
     world.run(10);
     world.kill(0);
-    world.run_until(400, "takeover", |w| w.members[1].node.is_owner());
+    world.run_until(400, "takeover", |w| w.members[1].is_owner());
     world.propose(1, b"meanwhile");
-    world.restart(0, Solo::Continue);
+    world.restart(0);
     world.run_until(2000, "rejoined", |w| w.settled(1));
     assert_eq!(
-        world.members[0].mirror,
+        world.members[0].groups[0].mirror,
         [b"before".to_vec(), b"meanwhile".to_vec()]
     );
-    assert_eq!(world.members[1].node.standing(), Some(Standing::WithStandby));
+    assert_eq!(world.members[1].standing(), Some(Standing::WithStandby));
     assert!(world.serves(1) && !world.serves(0));
     world.propose(1, b"tail");
     world.run(5);
-    assert_eq!(world.members[0].mirror.last(), Some(&b"tail".to_vec()));
+    assert_eq!(world.members[0].groups[0].mirror.last(), Some(&b"tail".to_vec()));
     world.kill(1);
-    world.run_until(400, "and takes over in its turn", |w| {
-        w.members[0].node.is_owner()
-    });
-    assert_eq!(world.members[0].node.epoch().number.0, 3);
+    world.run_until(400, "and takes over in its turn", |w| w.members[0].is_owner());
+    assert_eq!(world.members[0].epoch().number.0, 3);
 }
 
 #[test]
@@ -145,12 +149,12 @@ fn an_owner_that_restarts_faster_than_it_is_suspected_is_followed_at_once() {
     world.run(10);
     world.kill(0);
     world.run(20);
-    world.restart(0, Solo::Continue);
+    world.restart(0);
     world.run_until(50, "takeover on the news of another incarnation", |w| {
-        w.members[1].node.is_owner()
+        w.members[1].is_owner()
     });
     world.run_until(2000, "rejoined", |w| w.settled(1));
-    assert_eq!(world.members[0].mirror, [b"sa".to_vec()]);
+    assert_eq!(world.members[0].groups[0].mirror, [b"sa".to_vec()]);
 }
 
 #[test]
@@ -160,7 +164,7 @@ fn a_paused_owner_gives_way_when_it_wakes() {
     world.run(100);
     world.members[0].paused = true;
     world.run(1500);
-    assert!(world.members[1].node.is_owner());
+    assert!(world.members[1].is_owner());
     assert!(!world.serves(0), "the dead-man's switch has stopped it");
     world.members[0].paused = false;
     for _ in 0..1000 {
@@ -168,17 +172,20 @@ fn a_paused_owner_gives_way_when_it_wakes() {
         assert!(!world.serves(0), "it never serves on its old word");
     }
     assert!(world.settled(1), "it discarded its fork and joined");
-    assert_eq!(world.members[0].discards, 1);
+    assert_eq!(world.members[0].groups[0].discards, 1);
 }
 
 #[test]
 fn a_planned_takeover_moves_ownership_without_a_moment_of_nobody() {
     let mut world = pair();
     world.propose(0, b"sa");
-    world.command(0, Command::TakeoverTo(MemberId(2)));
+    world.take_over(0, 2);
     for _ in 0..100 {
         world.run(1);
-        let legacy = world.members[0].flip.as_ref().is_some_and(|f| f.legacy.is_some());
+        let legacy = world.members[0].groups[0]
+            .flip
+            .as_ref()
+            .is_some_and(|f| f.legacy.is_some());
         assert!(
             world.serves(0) || world.serves(1) || legacy,
             "somebody serves at {:?}",
@@ -186,16 +193,22 @@ fn a_planned_takeover_moves_ownership_without_a_moment_of_nobody() {
         );
     }
     assert!(world.settled(1));
-    assert_eq!(world.members[1].mirror, [b"sa".to_vec()]);
+    assert_eq!(world.members[1].groups[0].mirror, [b"sa".to_vec()]);
     assert!(world.saw(1, |e| matches!(e, EventKind::HandoverDone { .. })));
     assert!(
-        world.members[1].flip.as_ref().is_some_and(|f| f.legacy.is_none()),
+        world.members[1].groups[0]
+            .flip
+            .as_ref()
+            .is_some_and(|f| f.legacy.is_none()),
         "the handover is over"
     );
-    assert_eq!(world.members[0].discards, 0, "the old owner keeps its mirror");
+    assert_eq!(
+        world.members[0].groups[0].discards, 0,
+        "the old owner keeps its mirror"
+    );
     world.propose(1, b"new");
     world.run(3);
-    assert_eq!(world.members[0].mirror.last(), Some(&b"new".to_vec()));
+    assert_eq!(world.members[0].groups[0].mirror.last(), Some(&b"new".to_vec()));
     world.kill(1);
     world.run_until(400, "the old owner can take over again", |w| w.serves(0));
 }
@@ -203,7 +216,7 @@ fn a_planned_takeover_moves_ownership_without_a_moment_of_nobody() {
 #[test]
 fn a_standby_can_be_told_to_take_over() {
     let mut world = pair();
-    world.command(1, Command::TakeoverTo(MemberId(2)));
+    world.take_over(1, 2);
     world.run_until(200, "handover", |w| w.settled(1));
 }
 
@@ -213,13 +226,13 @@ fn a_taker_that_dies_in_the_middle_of_a_handover_leaves_the_owner_serving() {
         let mut world = pair();
         world.propose(0, b"sa");
         world.run(5);
-        world.command(0, Command::TakeoverTo(MemberId(2)));
+        world.take_over(0, 2);
         world.run(after);
         world.kill(1);
         world.run(600);
         assert!(world.serves(0), "killed {after} ms after the command");
         assert_eq!(
-            world.members[0].mirror,
+            world.members[0].groups[0].mirror,
             [b"sa".to_vec()],
             "killed {after} ms after the command"
         );
@@ -232,13 +245,13 @@ fn an_owner_that_dies_in_the_middle_of_a_handover_is_followed() {
         let mut world = pair();
         world.propose(0, b"sa");
         world.run(5);
-        world.command(0, Command::TakeoverTo(MemberId(2)));
+        world.take_over(0, 2);
         world.run(after);
         world.kill(0);
         world.run(600);
         assert!(world.serves(1), "killed {after} ms after the command");
         assert_eq!(
-            world.members[1].mirror,
+            world.members[1].groups[0].mirror,
             [b"sa".to_vec()],
             "killed {after} ms after the command"
         );
@@ -251,7 +264,7 @@ fn members_with_different_policies_do_not_form_a_cluster() {
     world.differ();
     world.run(3000);
     assert!(!world.settled(0));
-    assert!(world.saw(0, |e| matches!(e, EventKind::PolicyDiffers(_))));
+    assert!(world.saw(0, |e| matches!(e, EventKind::PolicyDiffers { .. })));
 }
 
 #[test]
@@ -262,13 +275,16 @@ fn both_heal_a_split_and_the_higher_claim_wins() {
     world.cut = vec![cluster::Link::Synch, cluster::Link::Outside];
     world.run(1000);
     assert!(
-        world.members[0].node.is_owner() && world.members[1].node.is_owner(),
+        world.members[0].is_owner() && world.members[1].is_owner(),
         "continue: both go on"
     );
     world.cut.clear();
     world.run_until(3000, "healed", |w| w.settled(1));
-    assert_eq!(world.members[0].discards, 1, "the loser discards its fork");
-    assert_eq!(world.members[0].mirror, [b"sa".to_vec()]);
+    assert_eq!(
+        world.members[0].groups[0].discards, 1,
+        "the loser discards its fork"
+    );
+    assert_eq!(world.members[0].groups[0].mirror, [b"sa".to_vec()]);
 }
 
 #[test]
@@ -278,9 +294,9 @@ fn a_dead_synch_link_does_not_hold_up_raises() {
     world.raise(0, 1, Direction::Inbound, 500);
     world.run(40);
     assert_eq!(
-        world.members[0].limits.get(&(1, false)),
+        world.members[0].groups[0].limits.get(&(1, false)),
         Some(&500),
         "acknowledged over the outside link"
     );
-    assert_eq!(world.members[1].limits.get(&(1, false)), Some(&500));
+    assert_eq!(world.members[1].groups[0].limits.get(&(1, false)), Some(&500));
 }

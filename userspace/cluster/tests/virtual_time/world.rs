@@ -1,10 +1,15 @@
-//! Two nodes in virtual time: a network that loses, delays, duplicates and reorders; agents that are as simple as an
-//! agent can be (a mirror of entries, limits as numbers).
+//! Members in virtual time: a network that loses, delays, duplicates and reorders; an ownership engine that is slow, silent,
+//! or does what it is told without saying so; agents that are as simple as an agent can be (a mirror of entries, limits as
+//! numbers).
 
-use cluster::io::EventKind;
-use cluster::{Command, Direction, Event, Input, Link, Node, NodeConfig, Output, RaiseItem, Solo};
-use model::{Incarnation, Instant, MemberId};
-use std::collections::{BTreeMap, VecDeque};
+use cluster::io::{EventKind, Flip};
+use cluster::status::{GroupStatus, Role};
+use cluster::{
+    Command, Direction, EngineKind, EpochId, Event, GroupRecord, Input, Layout, Link, Node, NodeConfig,
+    Output, OwnershipAnswer, OwnershipOp, RaiseItem, Solo, Standing,
+};
+use model::{GroupId, Incarnation, Instant, MemberId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// A small generator (xorshift64*): the same seed gives the same run.
@@ -27,27 +32,57 @@ impl Dice {
     }
 }
 
+/// What a member holds of one group.
+#[derive(Default)]
+pub struct Part {
+    /// Entries that took effect, by token order (owner) or applied (standby).
+    pub mirror: Vec<Vec<u8>>,
+    pub committed: Vec<Vec<u8>>,
+    /// Highest limit published or armed, by slot and whether it is a lease.
+    pub limits: BTreeMap<(u32, bool), u64>,
+    pub serving: bool,
+    pub valid_until: Instant,
+    /// Last flip.
+    pub flip: Option<Flip>,
+    pub discards: usize,
+    pub resumed: usize,
+}
+
 /// One member: its node and the least agent.
 pub struct Member {
     pub node: Node,
     pub alive: bool,
     pub paused: bool,
-    /// Entries that took effect, by token order (owner) or applied (standby).
-    pub mirror: Vec<Vec<u8>>,
+    pub groups: Vec<Part>,
     /// Proposals by token.
-    proposed: BTreeMap<u64, Vec<u8>>,
-    pub committed: Vec<Vec<u8>>,
+    proposed: BTreeMap<u64, (GroupId, Vec<u8>)>,
     pub refused: usize,
-    /// Highest limit published, by slot.
-    pub limits: BTreeMap<(u32, bool), u64>,
-    /// Limits that this member, as a standby, has armed.
     pub events: Vec<Event>,
-    pub serving: bool,
-    pub valid_until: Instant,
     pub raise_refused: Vec<RaiseItem>,
-    /// Last flip.
-    pub flip: Option<cluster::io::Flip>,
-    pub discards: usize,
+    pub restated: usize,
+    /// A snapshot is not armed until [`World::release`] says so.
+    pub slow_snapshot: bool,
+    held: Vec<u64>,
+}
+
+/// Group 0, of which the tests of hot standby speak.
+impl Member {
+    pub fn epoch(&self) -> EpochId {
+        self.node.epoch(GroupId(0))
+    }
+    pub fn is_owner(&self) -> bool {
+        self.node.owns(GroupId(0))
+    }
+    pub fn standing(&self) -> Option<Standing> {
+        self.node.standing(GroupId(0))
+    }
+    pub fn status(&self) -> GroupStatus {
+        self.node.status().groups[0].clone()
+    }
+    pub fn owned(&self) -> Vec<u8> {
+        let status = self.node.status();
+        status.owned().map(|g| g.group.0).collect()
+    }
 }
 
 struct Flight {
@@ -58,12 +93,113 @@ struct Flight {
     bytes: Vec<u8>,
 }
 
+struct Ask {
+    /// When the engine does it.
+    at: Instant,
+    from: usize,
+    incarnation: u64,
+    token: u64,
+    group: GroupId,
+    op: OwnershipOp,
+    /// Done, and on its way back.
+    answer: Option<OwnershipAnswer>,
+}
+
+/// The engine: a register for each group.
+#[derive(Default)]
+pub struct Register {
+    pub records: BTreeMap<GroupId, GroupRecord>,
+    /// Every record that was ever written, in order.
+    pub history: Vec<(GroupId, GroupRecord)>,
+    asks: Vec<Ask>,
+    /// Nothing is done, and nobody is answered.
+    pub down: bool,
+    /// These members cannot reach it.
+    pub unreachable: Vec<usize>,
+    /// Per cent of writes that are done, but whose answer is lost.
+    pub forgets: u64,
+    pub delay: u64,
+}
+
+/// What to build.
+#[derive(Clone)]
+pub struct Shape {
+    pub members: u8,
+    pub groups: u8,
+    pub engine: EngineKind,
+    pub weights: Vec<u32>,
+    pub rebalance: Option<Duration>,
+}
+
+impl Shape {
+    pub fn pair(solo: Solo) -> Self {
+        Self {
+            members: 2,
+            groups: 1,
+            engine: EngineKind::Pair { solo },
+            weights: vec![1, 0],
+            rebalance: None,
+        }
+    }
+
+    /// Members with an external engine: one group, preferred member 1.
+    pub fn engine(members: u8) -> Self {
+        let mut weights = vec![0; usize::from(members)];
+        weights[0] = 1;
+        Self {
+            members,
+            groups: 1,
+            engine: EngineKind::External,
+            weights,
+            rebalance: None,
+        }
+    }
+
+    /// Members that share the load evenly.
+    pub fn sharing(members: u8, groups: u8) -> Self {
+        Self {
+            members,
+            groups,
+            engine: EngineKind::External,
+            weights: vec![1; usize::from(members)],
+            rebalance: None,
+        }
+    }
+
+    fn config(&self, me: usize, incarnation: u64) -> NodeConfig {
+        let id = |index: usize| MemberId(index as u8 + 1);
+        NodeConfig {
+            me: id(me),
+            incarnation: Incarnation(incarnation),
+            members: self
+                .weights
+                .iter()
+                .enumerate()
+                .map(|(i, w)| (id(i), *w))
+                .collect(),
+            layout: Layout::new(self.groups),
+            engine: self.engine,
+            heartbeat: Duration::from_millis(20),
+            suspicion_floor: Duration::from_millis(100),
+            dead_man: Duration::from_millis(80),
+            settle: Duration::from_millis(500),
+            rebalance: self.rebalance,
+            policy: BTreeMap::from([("addresses".to_owned(), [7; 16])]),
+            facts: vec![me as u8],
+        }
+    }
+}
+
 pub struct World {
     pub now: Instant,
+    pub shape: Shape,
     pub members: Vec<Member>,
+    pub register: Register,
     dice: Dice,
     datagrams: Vec<Flight>,
     streams: VecDeque<Flight>,
+    /// Streams that have lost a record: they break, and come back as new ones once something passes again.
+    broken: BTreeSet<(usize, usize)>,
     /// Per cent of datagrams lost, duplicated.
     pub loss: u64,
     pub duplication: u64,
@@ -71,65 +207,91 @@ pub struct World {
     pub delay: u64,
     /// Nothing passes on this link.
     pub cut: Vec<Link>,
+    /// Nothing passes from the first to the second member, on any link.
+    pub one_way: Vec<(usize, usize)>,
+    /// These members hear nobody and are heard by nobody.
+    pub isolated: Vec<usize>,
     lives: u64,
     next_token: u64,
 }
 
-fn config(me: u8, incarnation: u64, solo: Solo) -> NodeConfig {
-    NodeConfig {
-        me: MemberId(me),
-        incarnation: Incarnation(incarnation),
-        peer: Some(MemberId(3 - me)),
-        preferred: me == 1,
-        heartbeat: Duration::from_millis(20),
-        suspicion_floor: Duration::from_millis(100),
-        dead_man: Duration::from_millis(80),
-        settle: Duration::from_millis(500),
-        solo,
-        digest: [7; 32],
-        facts: vec![me],
-    }
-}
-
 impl World {
     pub fn new(seed: u64, solo: Solo) -> Self {
+        Self::of(seed, Shape::pair(solo))
+    }
+
+    pub fn of(seed: u64, shape: Shape) -> Self {
         let now = Instant::from_millis(1000);
-        let members = (1..=2)
-            .map(|id| Member::new(config(id, u64::from(id), solo), now))
+        let members = (0..usize::from(shape.members))
+            .map(|i| Member::new(shape.config(i, i as u64 + 1), now))
             .collect();
         let mut world = Self {
             now,
+            shape,
             members,
+            register: Register {
+                delay: 2,
+                ..Register::default()
+            },
             dice: Dice::new(seed),
             datagrams: Vec::new(),
             streams: VecDeque::new(),
+            broken: BTreeSet::new(),
             loss: 0,
             duplication: 0,
             delay: 0,
             cut: Vec::new(),
+            one_way: Vec::new(),
+            isolated: Vec::new(),
             lives: 10,
             next_token: 1,
         };
-        world.link_all();
+        for index in 0..world.members.len() {
+            world.links(index, true);
+        }
         world
     }
 
-    fn link_all(&mut self) {
-        for index in 0..2 {
-            for link in [Link::Synch, Link::Outside] {
-                let (now, peer) = (self.now, MemberId(2 - index as u8));
-                self.members[index].node.handle(Input::LinkUp { now, peer, link });
-            }
-            self.settle(index);
+    fn everybody(&self) -> std::ops::Range<usize> {
+        0..self.members.len()
+    }
+
+    /// All links between a member and the others, seen from it.
+    fn links(&mut self, index: usize, up: bool) {
+        for other in self.everybody().filter(|other| *other != index) {
+            self.links_between(index, other, up);
+        }
+    }
+
+    fn links_between(&mut self, index: usize, other: usize, up: bool) {
+        let (now, peer) = (self.now, MemberId(other as u8 + 1));
+        for link in [Link::Synch, Link::Outside] {
+            self.members[index].node.handle(if up {
+                Input::LinkUp { now, peer, link }
+            } else {
+                Input::LinkDown { now, peer, link }
+            });
+        }
+        self.settle(index);
+    }
+
+    /// All links come up anew.
+    pub fn relink(&mut self) {
+        for index in self.everybody() {
+            self.links(index, false);
+            self.links(index, true);
         }
     }
 
     /// Member 2 starts over with another policy.
     pub fn differ(&mut self) {
-        let mut other = config(2, 2, Solo::Continue);
-        other.digest = [8; 32];
+        let mut other = self.shape.config(1, 2);
+        other.policy.insert("addresses".to_owned(), [8; 16]);
+        other.policy.insert("connection site-a".to_owned(), [1; 16]);
         self.members[1] = Member::new(other, self.now);
-        self.link_all();
+        for index in self.everybody() {
+            self.links(index, true);
+        }
     }
 
     pub fn kill(&mut self, index: usize) {
@@ -137,21 +299,16 @@ impl World {
         self.streams.retain(|f| f.from != index && f.to != index);
     }
 
-    pub fn restart(&mut self, index: usize, solo: Solo) {
+    pub fn restart(&mut self, index: usize) {
         self.lives += 1;
-        self.members[index] = Member::new(config(index as u8 + 1, self.lives, solo), self.now);
-        let now = self.now;
-        for link in [Link::Synch, Link::Outside] {
-            for i in 0..2 {
-                let peer = MemberId(2 - i as u8);
-                self.members[i].node.handle(Input::LinkDown { now, peer, link });
-                if self.members[i].alive {
-                    self.members[i].node.handle(Input::LinkUp { now, peer, link });
-                }
+        self.members[index] = Member::new(self.shape.config(index, self.lives), self.now);
+        for other in self.everybody().filter(|other| *other != index) {
+            if self.members[other].alive {
+                self.links_between(other, index, false);
+                self.links_between(other, index, true);
+                self.links_between(index, other, true);
             }
         }
-        self.settle(0);
-        self.settle(1);
     }
 
     /// Lets `ms` milliseconds pass.
@@ -159,7 +316,9 @@ impl World {
         for _ in 0..ms {
             self.now = self.now + Duration::from_millis(1);
             self.deliver();
-            for index in 0..2 {
+            self.mend_streams();
+            self.engine_works();
+            for index in self.everybody() {
                 let member = &mut self.members[index];
                 if member.alive && !member.paused && self.now >= member.node.next_wake() {
                     member.node.handle(Input::Tick { now: self.now });
@@ -177,7 +336,40 @@ impl World {
             }
             self.run(1);
         }
-        panic!("not within {ms} ms: {what}");
+        panic!("not within {ms} ms: {what}\n{}", self.tell());
+    }
+
+    /// The end of everybody's events, for a failure.
+    pub fn tell(&self) -> String {
+        let mut text = String::new();
+        for (index, member) in self.members.iter().enumerate() {
+            text.push_str(&format!(
+                "member {} (alive {}, paused {}): {:?}\n",
+                index + 1,
+                member.alive,
+                member.paused,
+                member.node.status().groups
+            ));
+            let from = member.events.len().saturating_sub(12);
+            for event in &member.events[from..] {
+                text.push_str(&format!(
+                    "    {} ms {:?} {:?}\n",
+                    event.at.millis(),
+                    event.group,
+                    event.kind
+                ));
+            }
+        }
+        text.push_str(&format!("engine: {:?}\n", self.register.records));
+        text
+    }
+
+    fn passes(&self, flight: &Flight) -> bool {
+        !self.cut.contains(&flight.link)
+            && !self.one_way.contains(&(flight.from, flight.to))
+            && !self.isolated.contains(&flight.from)
+            && !self.isolated.contains(&flight.to)
+            && self.members[flight.to].alive
     }
 
     fn deliver(&mut self) {
@@ -185,11 +377,15 @@ impl World {
         let now = self.now;
         self.datagrams.retain_mut(|flight| {
             if flight.at <= now {
-                due.push(Flight {
-                    at: now,
-                    bytes: std::mem::take(&mut flight.bytes),
-                    ..*flight
-                });
+                let bytes = std::mem::take(&mut flight.bytes);
+                due.push((
+                    false,
+                    Flight {
+                        at: now,
+                        bytes,
+                        ..*flight
+                    },
+                ));
                 false
             } else {
                 true
@@ -198,14 +394,18 @@ impl World {
         let mut later = VecDeque::new();
         while let Some(flight) = self.streams.pop_front() {
             if flight.at <= now && !self.members[flight.to].paused {
-                due.push(flight)
+                due.push((true, flight))
             } else {
                 later.push_back(flight)
             }
         }
         self.streams = later;
-        for flight in due {
-            if self.cut.contains(&flight.link) || !self.members[flight.to].alive {
+        for (stream, flight) in due {
+            if !self.passes(&flight) {
+                if stream {
+                    let (a, b) = (flight.from.min(flight.to), flight.from.max(flight.to));
+                    self.broken.insert((a, b));
+                }
                 continue;
             }
             if self.members[flight.to].paused {
@@ -227,13 +427,104 @@ impl World {
         }
     }
 
+    fn mend_streams(&mut self) {
+        let mended: Vec<(usize, usize)> = self
+            .broken
+            .iter()
+            .copied()
+            .filter(|(a, b)| {
+                let cut = [(*a, *b), (*b, *a)].iter().any(|way| self.one_way.contains(way))
+                    || [a, b].iter().any(|i| self.isolated.contains(i))
+                    || self.cut.contains(&Link::Synch);
+                !cut && [a, b]
+                    .iter()
+                    .all(|i| self.members[**i].alive && !self.members[**i].paused)
+            })
+            .collect();
+        for (a, b) in mended {
+            self.broken.remove(&(a, b));
+            // What was under way on the old connection is gone.
+            self.streams
+                .retain(|f| (f.from, f.to) != (a, b) && (f.from, f.to) != (b, a));
+            for (index, other) in [(a, b), (b, a)] {
+                self.links_between(index, other, false);
+            }
+            for (index, other) in [(a, b), (b, a)] {
+                self.links_between(index, other, true);
+            }
+        }
+    }
+
+    fn engine_works(&mut self) {
+        let now = self.now;
+        let (due, later) = std::mem::take(&mut self.register.asks)
+            .into_iter()
+            .partition(|ask| ask.at <= now);
+        self.register.asks = later;
+        for ask in due {
+            let mut ask: Ask = ask;
+            let Some(answer) = ask.answer.take() else {
+                let cut = self.register.down || self.register.unreachable.contains(&ask.from);
+                let answer = if cut {
+                    OwnershipAnswer::Unknown("no answer".to_owned())
+                } else {
+                    self.register_does(&ask)
+                };
+                let at = now + Duration::from_millis(self.register.delay);
+                self.register.asks.push(Ask {
+                    at,
+                    answer: Some(answer),
+                    ..ask
+                });
+                continue;
+            };
+            let member = &mut self.members[ask.from];
+            let same_life = member.node.status().me.incarnation.0 == ask.incarnation;
+            if member.alive && same_life {
+                let token = ask.token;
+                member
+                    .node
+                    .handle(Input::OwnershipAnswered { now, token, answer });
+                self.settle(ask.from);
+            }
+        }
+    }
+
+    fn register_does(&mut self, ask: &Ask) -> OwnershipAnswer {
+        let there = self.register.records.get(&ask.group).cloned();
+        match &ask.op {
+            OwnershipOp::Read => OwnershipAnswer::Is(there),
+            OwnershipOp::Write { expected, new } if *expected == there => {
+                if let Some(there) = &there {
+                    assert!(new.epoch >= there.epoch, "epochs only rise");
+                }
+                self.register.records.insert(ask.group, new.clone());
+                self.register.history.push((ask.group, new.clone()));
+                let forgets = self.register.forgets;
+                if self.dice.percent(forgets) {
+                    OwnershipAnswer::Unknown("the answer was lost".to_owned())
+                } else {
+                    OwnershipAnswer::Written
+                }
+            }
+            OwnershipOp::Write { .. } => OwnershipAnswer::Differs(there),
+        }
+    }
+
     pub fn propose(&mut self, index: usize, entry: &[u8]) -> u64 {
+        self.propose_in(index, GroupId(0), entry)
+    }
+
+    pub fn propose_in(&mut self, index: usize, group: GroupId, entry: &[u8]) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
         let now = self.now;
-        self.members[index].proposed.insert(token, entry.to_vec());
+        self.members[index]
+            .proposed
+            .insert(token, (group, entry.to_vec()));
         self.members[index].node.handle(Input::Propose {
             now,
+            group,
             token,
             entry: entry.to_vec(),
         });
@@ -264,6 +555,20 @@ impl World {
         self.settle(index);
     }
 
+    pub fn take_over(&mut self, index: usize, to: u8) {
+        let to = MemberId(to);
+        self.command(index, Command::TakeoverTo { to, group: None });
+    }
+
+    pub fn health(&mut self, index: usize, trouble: Option<&str>) {
+        let trouble = trouble.map(str::to_owned);
+        self.members[index].node.handle(Input::Health {
+            now: self.now,
+            trouble,
+        });
+        self.settle(index);
+    }
+
     pub fn garbage(&mut self, index: usize, bytes: Vec<u8>) {
         let peer = MemberId(2 - index as u8);
         self.members[index].node.handle(Input::Received {
@@ -275,126 +580,174 @@ impl World {
         self.settle(index);
     }
 
+    /// Arms the snapshots that were held back.
+    pub fn release(&mut self, index: usize) {
+        self.members[index].slow_snapshot = false;
+        for token in std::mem::take(&mut self.members[index].held) {
+            self.arm(index, token);
+        }
+        self.settle(index);
+    }
+
+    fn arm(&mut self, index: usize, token: u64) {
+        self.members[index].node.handle(Input::Armed {
+            now: self.now,
+            token,
+            unknown: vec![],
+        });
+    }
+
     /// Carries out what the node wants, as an agent would.
     fn settle(&mut self, index: usize) {
         while let Some(output) = self.members[index].node.poll() {
             let now = self.now;
+            let incarnation = self.members[index].node.status().me.incarnation.0;
             let member = &mut self.members[index];
             match output {
-                Output::SendStream { link, bytes, .. } => {
+                Output::SendStream { peer, link, bytes } => {
                     self.streams.push_back(Flight {
                         at: now + Duration::from_millis(1),
                         from: index,
-                        to: 1 - index,
+                        to: usize::from(peer.0) - 1,
                         link,
                         bytes,
                     });
                 }
-                Output::SendDatagram { link, bytes, .. } => self.datagram(index, link, bytes),
+                Output::SendDatagram { peer, link, bytes } => {
+                    self.datagram(index, usize::from(peer.0) - 1, link, bytes);
+                }
+                Output::Ownership { token, group, op } => {
+                    let wait = self.register.delay + self.dice.below(2);
+                    self.register.asks.push(Ask {
+                        at: now + Duration::from_millis(wait),
+                        answer: None,
+                        from: index,
+                        incarnation,
+                        token,
+                        group,
+                        op,
+                    });
+                }
                 Output::Committed { token } => {
-                    let entry = member.proposed.remove(&token).expect("a token that was proposed");
-                    member.mirror.push(entry.clone());
-                    member.committed.push(entry);
+                    let (group, entry) = member.proposed.remove(&token).expect("a token that was proposed");
+                    let part = &mut member.groups[usize::from(group.0)];
+                    part.mirror.push(entry.clone());
+                    part.committed.push(entry);
                 }
                 Output::Refused { token, .. } => {
                     member.proposed.remove(&token);
                     member.refused += 1;
                 }
-                Output::RaiseCommitted { items } => {
+                Output::RaiseCommitted { group, items } => {
+                    let part = &mut member.groups[usize::from(group.0)];
                     for item in items {
-                        member
-                            .limits
+                        part.limits
                             .insert((item.slot, item.direction == Direction::Outbound), item.limit);
                     }
                 }
-                Output::RaiseRefused { items } => member.raise_refused.extend(items),
-                Output::Apply { token, entry, .. } => {
-                    member.mirror.push(entry);
-                    member.node.handle(Input::Armed {
-                        now,
-                        token,
-                        unknown: vec![],
-                    });
+                Output::RaiseRefused { items, .. } => member.raise_refused.extend(items),
+                Output::Apply {
+                    group, token, entry, ..
+                } => {
+                    member.groups[usize::from(group.0)].mirror.push(entry);
+                    self.arm(index, token);
                 }
-                Output::ApplyRaises { token, items, .. } => {
+                Output::ApplyRaises {
+                    group, token, items, ..
+                } => {
+                    let part = &mut member.groups[usize::from(group.0)];
                     for item in items {
                         let key = (item.slot, item.direction == Direction::Outbound);
-                        let known = member.limits.entry(key).or_insert(0);
-                        *known = (*known).max(item.limit);
+                        part.limits.insert(key, item.limit);
                     }
-                    member.node.handle(Input::Armed {
-                        now,
-                        token,
-                        unknown: vec![],
-                    });
+                    self.arm(index, token);
                 }
-                Output::CapLimits { token } => {
-                    let limits: Vec<((u32, bool), u64)> =
-                        member.limits.iter().map(|(k, v)| (*k, *v)).collect();
-                    let bytes = postcard::to_stdvec(&(&member.mirror, limits)).expect("plain data");
+                Output::RestateLimits {
+                    group, token, keys, ..
+                } => {
+                    member.restated += 1;
+                    let part = &member.groups[usize::from(group.0)];
+                    let items = keys
+                        .iter()
+                        .filter_map(|key| {
+                            let limit = *part
+                                .limits
+                                .get(&(key.slot, key.direction == Direction::Outbound))?;
+                            Some(RaiseItem {
+                                slot: key.slot,
+                                spi: key.spi,
+                                direction: key.direction,
+                                limit: limit + 10,
+                                step: 10,
+                            })
+                        })
+                        .collect();
+                    member.node.handle(Input::Restated { now, token, items });
+                }
+                Output::CapLimits { group, token } => {
+                    let part = &member.groups[usize::from(group.0)];
+                    let limits: Vec<((u32, bool), u64)> = part.limits.iter().map(|(k, v)| (*k, *v)).collect();
+                    let bytes = postcard::to_stdvec(&(&part.mirror, limits)).expect("plain data");
                     member.node.handle(Input::Snapshot { now, token, bytes });
                 }
-                Output::VerifyCaps { token } => {
+                Output::VerifyCaps { token, .. } => {
                     member.node.handle(Input::CapsVerified {
                         now,
                         token,
                         items: vec![],
                     });
                 }
-                Output::InstallSnapshot { token, bytes } => {
+                Output::InstallSnapshot { group, token, bytes } => {
                     type Snapshot = (Vec<Vec<u8>>, Vec<((u32, bool), u64)>);
                     let (mirror, limits): Snapshot = postcard::from_bytes(&bytes).expect("what was sent");
-                    member.mirror = mirror;
-                    member.limits = limits.into_iter().collect();
-                    member.node.handle(Input::Armed {
-                        now,
-                        token,
-                        unknown: vec![],
-                    });
+                    let part = &mut member.groups[usize::from(group.0)];
+                    part.mirror = mirror;
+                    part.limits = limits.into_iter().collect();
+                    if member.slow_snapshot {
+                        member.held.push(token);
+                    } else {
+                        self.arm(index, token);
+                    }
                 }
                 Output::Flip(flip) => {
-                    member.serving = flip.epoch.owner.0 == index as u8 + 1;
-                    member.valid_until = flip.valid_until;
+                    let part = &mut member.groups[usize::from(flip.group.0)];
+                    part.serving = flip.epoch.owner.0 == index as u8 + 1;
+                    part.valid_until = flip.valid_until;
                     let token = flip.token;
-                    member.flip = Some(flip);
-                    member.node.handle(Input::Armed {
-                        now,
-                        token,
-                        unknown: vec![],
-                    });
+                    part.flip = Some(flip);
+                    self.arm(index, token);
                 }
-                Output::ExtendValidity { until, .. } => member.valid_until = until,
-                Output::DiscardFork => {
-                    member.mirror.clear();
-                    member.limits.clear();
-                    member.discards += 1;
+                Output::ExtendValidity { group, until, .. } => {
+                    member.groups[usize::from(group.0)].valid_until = until;
                 }
-                Output::CloseLegacy { token } => {
+                Output::DiscardFork { group } => {
+                    let part = &mut member.groups[usize::from(group.0)];
+                    part.mirror.clear();
+                    part.limits.clear();
+                    part.discards += 1;
+                }
+                Output::CloseLegacy { token, .. } => {
                     member.node.handle(Input::FinalWindows {
                         now,
                         token,
                         bytes: b"windows".to_vec(),
                     });
                 }
-                Output::MergeWindows { token, bytes } => {
+                Output::MergeWindows { token, bytes, .. } => {
                     assert_eq!(bytes, b"windows");
-                    member.node.handle(Input::Armed {
-                        now,
-                        token,
-                        unknown: vec![],
-                    });
+                    self.arm(index, token);
                 }
+                Output::ResumeIke { group } => member.groups[usize::from(group.0)].resumed += 1,
                 Output::Event(event) => member.events.push(event),
                 Output::ApplyReport { .. }
-                | Output::Announce
-                | Output::ResumeIke
-                | Output::SuspendIke
+                | Output::Announce { .. }
+                | Output::SuspendIke { .. }
                 | Output::PeerFacts { .. } => {}
             }
         }
     }
 
-    fn datagram(&mut self, from: usize, link: Link, bytes: Vec<u8>) {
+    fn datagram(&mut self, from: usize, to: usize, link: Link, bytes: Vec<u8>) {
         let copies = if self.dice.percent(self.loss) {
             0
         } else {
@@ -410,7 +763,7 @@ impl World {
             self.datagrams.push(Flight {
                 at,
                 from,
-                to: 1 - from,
+                to,
                 link,
                 bytes: bytes.clone(),
             });
@@ -421,19 +774,43 @@ impl World {
         self.dice.below(bound)
     }
 
-    /// Both are there, member `owner` + 1 owns, and the other is in sync.
+    /// Everybody that lives is there, member `owner` + 1 owns group 0, and the others are in sync.
     pub fn settled(&self, owner: usize) -> bool {
-        let status = self.members[owner].node.status();
-        let other = self.members[1 - owner].node.status();
-        self.members[owner].node.is_owner()
-            && status.in_sync.as_ref().is_some_and(|s| s.len() == 2)
-            && other.role == cluster::status::Role::Standby
-            && other.epoch == status.epoch
+        self.settled_in(owner, 0)
+    }
+
+    pub fn settled_in(&self, owner: usize, group: usize) -> bool {
+        let status = self.members[owner].node.status().groups[group].clone();
+        let living = self.members.iter().filter(|m| m.alive).count();
+        self.members[owner].alive
+            && status.role == Role::Active
+            && status.in_sync.as_ref().is_some_and(|set| set.len() == living)
+            && !status.engine_waits
+            && !status.handover
+            && self
+                .members
+                .iter()
+                .enumerate()
+                .filter(|(i, m)| m.alive && *i != owner)
+                .all(|(_, m)| {
+                    let other = &m.node.status().groups[group];
+                    other.role == Role::Standby && other.epoch == status.epoch
+                })
+    }
+
+    /// Every group has an owner, and everybody that lives is in sync.
+    pub fn all_settled(&self) -> bool {
+        (0..usize::from(self.shape.groups))
+            .all(|group| self.everybody().any(|owner| self.settled_in(owner, group)))
     }
 
     pub fn serves(&self, index: usize) -> bool {
+        self.serves_in(index, 0)
+    }
+
+    pub fn serves_in(&self, index: usize, group: usize) -> bool {
         let m = &self.members[index];
-        m.alive && m.serving && self.now <= m.valid_until
+        m.alive && m.groups[group].serving && self.now <= m.groups[group].valid_until
     }
 
     pub fn saw(&self, index: usize, wanted: impl Fn(&EventKind) -> bool) -> bool {
@@ -443,21 +820,19 @@ impl World {
 
 impl Member {
     fn new(config: NodeConfig, now: Instant) -> Self {
+        let groups = config.layout.groups().map(|_| Part::default()).collect();
         Self {
             node: Node::new(config, now),
             alive: true,
             paused: false,
-            mirror: Vec::new(),
+            groups,
             proposed: BTreeMap::new(),
-            committed: Vec::new(),
             refused: 0,
-            limits: BTreeMap::new(),
             events: Vec::new(),
-            serving: false,
-            valid_until: Instant(0),
             raise_refused: Vec::new(),
-            flip: None,
-            discards: 0,
+            restated: 0,
+            slow_snapshot: false,
+            held: Vec::new(),
         }
     }
 }

@@ -61,7 +61,7 @@ fn seal(
             return Err(SealError::IvsUsedUp);
         }
         sa.iv_counter += 1;
-        let (member, epoch) = ctx.around.iv_prefix();
+        let (member, epoch) = ctx.around.iv_prefix(sa.spi);
         let iv = (u64::from(member.0) << 56) | (u64::from(epoch.low16()) << 40) | counter;
         iv.to_be_bytes().to_vec()
     } else {

@@ -81,7 +81,7 @@ impl Surroundings for Around {
             headroom: 64,
         }
     }
-    fn iv_prefix(&self) -> (MemberId, Epoch) {
+    fn iv_prefix(&self, _: IkeSpi) -> (MemberId, Epoch) {
         (MemberId(self.member), Epoch(self.epoch))
     }
 }

@@ -1,18 +1,21 @@
-//! A member that does not own: it joins, mirrors, acknowledges, and takes over when the owner is lost.
+//! A member that does not own: it joins, mirrors, acknowledges, and follows a taker.
 
+use super::engine::Claim;
 use super::handover::LegacyOwner;
-use super::owner::Loss;
-use super::{Node, Pending, Phase};
+use super::{Group, Pending, Phase};
 use crate::io::{EventKind, Output};
-use crate::message::{Body, RaiseItem, RaiseKey, SetMember};
+use crate::message::{GroupBody, RaiseItem, RaiseKey, SetMember};
+use crate::node::Shared;
 use crate::raises::ArmedRaises;
 use crate::rules::{self, EpochId};
-use model::{Epoch, EspSpi, Incarnation, Instant};
+use model::{Epoch, EspSpi, Instant};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A join request is repeated after this time.
 const JOIN_REPEAT: Duration = Duration::from_millis(250);
+/// A joining member that the owner's heartbeats have not named for this long begins anew.
+const FORGOTTEN: Duration = Duration::from_millis(500);
 /// Longest snapshot: 2^20 SAs of 1 KiB.
 const SNAPSHOT_MAX: u64 = 1 << 30;
 
@@ -27,32 +30,42 @@ enum Step {
     },
     /// The agent installs it.
     Installing,
-    /// Follows the journal, but is not in the set.
+    /// Follows the journal, but has not heard that it is in the set.
     Following,
     /// In the in-sync set.
     InSync,
 }
 
-pub(super) struct Standby {
+pub(crate) struct Standby {
     step: Step,
-    pub(super) set: Option<BTreeSet<SetMember>>,
+    pub set: Option<BTreeSet<SetMember>>,
     /// Number of the join, 0 after a handover.
     join: u64,
-    /// Number that a claim must pass.
-    claim_above: Epoch,
+    /// Number that a claim must pass (pair engine).
+    pub claim_above: Epoch,
     /// The owner's heartbeat before which its view of the set does not include this member.
     joined_at: u64,
     /// Last position given to the agent.
     applied: u64,
     /// Last position armed.
-    pub(super) armed: u64,
-    raises: ArmedRaises,
+    pub armed: u64,
+    pub raises: ArmedRaises,
     /// The old owner's part in a planned handover.
-    pub(super) legacy: Option<LegacyOwner>,
+    pub legacy: Option<LegacyOwner>,
+    /// Since when the owner is lost.
+    pub lost: Option<Instant>,
+    /// A claim at the ownership engine.
+    pub claim: Option<Claim>,
+    /// Since when the owner says that it does not own the group (any more).
+    pub disowned: Option<Instant>,
+    /// Since when the owner counts this member neither as joining nor as in sync.
+    forgotten: Option<Instant>,
+    /// Since when another member is heard to own the group, without a word of its own to this one.
+    pub superseded: Option<Instant>,
 }
 
 impl Standby {
-    pub(super) fn joining(join: u64) -> Self {
+    pub fn joining(join: u64) -> Self {
         Self {
             join,
             claim_above: Epoch(0),
@@ -63,54 +76,94 @@ impl Standby {
             armed: 0,
             raises: ArmedRaises::default(),
             legacy: None,
+            lost: None,
+            claim: None,
+            disowned: None,
+            forgotten: None,
+            superseded: None,
         }
+    }
+
+    /// Whether the owner has forgotten a join that this member waits for: it believed for a moment that this member was
+    /// gone. `counted`: its heartbeat names this member.
+    pub fn is_forgotten(&mut self, now: Instant, counted: bool) -> bool {
+        if counted || matches!(self.step, Step::Asking { .. } | Step::InSync) {
+            self.forgotten = None;
+            return false;
+        }
+        now.since(*self.forgotten.get_or_insert(now)) > FORGOTTEN
     }
 
     /// The old owner after a planned handover: it holds everything up to `position`.
-    pub(super) fn after_handover(set: BTreeSet<SetMember>, position: u64, legacy: LegacyOwner) -> Self {
+    pub fn after_handover(set: BTreeSet<SetMember>, position: u64, legacy: Option<LegacyOwner>) -> Self {
         Self {
-            join: 0,
             // The taker's epoch is above all that this member knew of.
-            claim_above: Epoch(0),
             step: Step::InSync,
             set: Some(set),
-            joined_at: 0,
             applied: position,
             armed: position,
-            raises: ArmedRaises::default(),
-            legacy: Some(legacy),
+            legacy,
+            ..Self::joining(0)
         }
     }
 
-    pub(super) fn in_sync(&self) -> bool {
+    pub fn in_sync(&self) -> bool {
         matches!(self.step, Step::InSync)
     }
 
-    fn follows(&self) -> bool {
+    pub fn follows(&self) -> bool {
         matches!(self.step, Step::Following | Step::InSync)
+    }
+
+    pub fn may_follow(&self, mine: EpochId, old: EpochId, position: u64) -> bool {
+        self.follows()
+            && self.legacy.is_none()
+            && rules::may_follow(mine, self.applied, self.armed, old, position)
+    }
+
+    /// Follows a taker: its set, and versions that begin anew. What was in doubt stays so until the taker has stated it.
+    pub fn follow(&mut self, set: BTreeSet<SetMember>, position: u64) {
+        self.step = Step::InSync;
+        self.set = Some(set);
+        self.joined_at = 0;
+        self.armed = position;
+        self.raises.next_epoch();
+        self.lost = None;
+        self.claim = None;
+        self.disowned = None;
+        self.superseded = None;
+    }
+
+    /// What is said to a taker that this member follows.
+    pub fn epoch_ack(&self) -> Option<GroupBody> {
+        self.in_sync().then(|| GroupBody::EpochAck {
+            position: self.armed,
+            doubtful: self.raises.doubtful(),
+        })
     }
 }
 
-impl Node {
+impl Group {
     /// Becomes a standby of whoever owns `epoch`, with nothing in its mirror.
-    pub(super) fn join(&mut self, now: Instant, epoch: EpochId) {
-        self.event(now, EventKind::OwnerIs(epoch));
+    pub(super) fn join(&mut self, s: &mut Shared, now: Instant, epoch: EpochId) {
+        self.event(s, now, EventKind::OwnerIs(epoch));
         self.epoch = epoch;
         self.pending.clear();
         self.joins += 1;
         self.phase = Phase::Standby(Box::new(Standby::joining(self.joins)));
-        self.flip_as_standby();
-        self.tick_standby(now);
+        self.flip_as_standby(s);
+        self.tick_standby(s, now);
     }
 
     /// Words that name the owner, so that what arrives here takes the second hop.
-    pub(super) fn flip_as_standby(&mut self) {
+    pub(super) fn flip_as_standby(&mut self, s: &mut Shared) {
         let owner = self.epoch.owner;
-        self.flip(Some(owner), false, None, Instant(0), super::AfterFlip::Nothing);
+        self.flip(s, Some(owner), false, None, Instant(0), super::AfterFlip::Nothing);
     }
 
-    pub(super) fn tick_standby(&mut self, now: Instant) {
-        let linked = self.peer.as_ref().is_some_and(|p| !p.links.is_empty());
+    pub(super) fn tick_standby(&mut self, s: &mut Shared, now: Instant) {
+        let owner = self.epoch.owner;
+        let linked = s.peers.get(&owner).is_some_and(|p| !p.links.is_empty());
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
@@ -120,60 +173,36 @@ impl Node {
         {
             *last = Some(now);
             let join = standby.join;
-            self.send_stream(Body::JoinRequest { join });
+            self.to_owner(s, GroupBody::JoinRequest { join });
         }
-        self.legacy_progress(now);
-    }
-
-    /// The owner is silent, or its life is over.
-    pub(super) fn owner_lost(&mut self, now: Instant) {
-        let Phase::Standby(standby) = &self.phase else {
-            return;
-        };
-        let old = self.epoch;
-        match rules::takeover(
-            old,
-            standby.claim_above,
-            standby.set.as_ref(),
-            self.me,
-            &BTreeSet::from([self.me]),
-            standby.armed,
-        ) {
-            Ok(plan) => {
-                self.claim(
-                    now,
-                    plan.epoch,
-                    plan.from,
-                    plan.in_sync,
-                    plan.standing,
-                    plan.position,
-                );
-            }
-            Err(_) => {
-                // It may be serving where this member cannot see it: nothing of it is adopted.
-                self.outputs.push_back(Output::DiscardFork);
-                self.pending.clear();
-                self.phase = Phase::Starting { since: now };
-            }
-        }
+        self.legacy_progress(s, now);
+        self.look_for_owner(s, now);
+        self.try_to_take_over(s, now);
+        self.claim_progress(s, now);
     }
 
     /// The owner does not count on this member any more.
-    pub(super) fn was_excluded(&mut self, now: Instant) {
+    pub(super) fn was_excluded(&mut self, s: &mut Shared, now: Instant) {
         let Phase::Standby(standby) = &self.phase else {
             return;
         };
         if matches!(standby.step, Step::Asking { .. }) {
             return;
         }
-        self.event(now, EventKind::WasExcluded);
+        self.event(s, now, EventKind::WasExcluded);
         let epoch = self.epoch;
-        self.join(now, epoch);
+        self.join(s, now, epoch);
     }
 
     /// A heartbeat of the owner in this epoch names the set.
-    pub(super) fn owner_names_set(&mut self, now: Instant, seq: u64, set: &BTreeSet<SetMember>) {
-        let me = self.me;
+    pub(super) fn owner_names_set(
+        &mut self,
+        s: &mut Shared,
+        now: Instant,
+        seq: u64,
+        set: &BTreeSet<SetMember>,
+    ) {
+        let me = s.me;
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
@@ -183,12 +212,19 @@ impl Node {
         if set.contains(&me) {
             standby.set = Some(set.clone());
         } else {
-            self.was_excluded(now);
+            self.was_excluded(s, now);
         }
     }
 
-    pub(super) fn joined(&mut self, now: Instant, join: u64, set: BTreeSet<SetMember>, heartbeat: u64) {
-        let me = self.me;
+    pub(super) fn joined(
+        &mut self,
+        s: &mut Shared,
+        now: Instant,
+        join: u64,
+        set: BTreeSet<SetMember>,
+        heartbeat: u64,
+    ) {
+        let me = s.me;
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
@@ -198,11 +234,12 @@ impl Node {
         standby.step = Step::InSync;
         standby.joined_at = heartbeat;
         standby.set = Some(set.clone());
-        self.event(now, EventKind::InSync(set));
+        self.event(s, now, EventKind::InSync(set));
     }
 
     pub(super) fn snapshot_begins(
         &mut self,
+        s: &mut Shared,
         join: u64,
         position: u64,
         length: u64,
@@ -214,7 +251,7 @@ impl Node {
         };
         // Only the answer to the present request: an older one may still be on its way.
         if length > SNAPSHOT_MAX || standby.join != join || !matches!(standby.step, Step::Asking { .. }) {
-            self.refused += 1;
+            s.refused += 1;
             return;
         }
         standby.claim_above = claim_above;
@@ -226,11 +263,11 @@ impl Node {
             bytes: Vec::new(),
         };
         if length == 0 {
-            self.snapshot_complete();
+            self.snapshot_complete(s);
         }
     }
 
-    pub(super) fn snapshot_chunk(&mut self, chunk: &[u8]) {
+    pub(super) fn snapshot_chunk(&mut self, s: &mut Shared, chunk: &[u8]) {
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
@@ -239,11 +276,11 @@ impl Node {
         };
         bytes.extend_from_slice(chunk);
         if bytes.len() as u64 >= *length {
-            self.snapshot_complete();
+            self.snapshot_complete(s);
         }
     }
 
-    fn snapshot_complete(&mut self) {
+    fn snapshot_complete(&mut self, s: &mut Shared) {
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
@@ -256,18 +293,20 @@ impl Node {
             return;
         };
         if bytes.len() as u64 != length {
-            self.refused += 1;
+            s.refused += 1;
             self.joins += 1;
             **standby = Standby::joining(self.joins);
             return;
         }
         standby.applied = position;
         standby.armed = position;
-        let token = self.token(Pending::Snapshot { position });
-        self.outputs.push_back(Output::InstallSnapshot { token, bytes });
+        let group = self.id;
+        let token = self.token(s, Pending::Snapshot { position });
+        s.outputs
+            .push_back(Output::InstallSnapshot { group, token, bytes });
     }
 
-    pub(super) fn snapshot_installed(&mut self, position: u64) {
+    pub(super) fn snapshot_installed(&mut self, s: &mut Shared, position: u64) {
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
@@ -277,14 +316,14 @@ impl Node {
         standby.step = Step::Following;
         let join = standby.join;
         let armed = standby.armed;
-        self.send_stream(Body::SnapshotAck { join, position });
+        self.to_owner(s, GroupBody::SnapshotAck { join, position });
         if armed > position {
             // The tail was armed meanwhile, and its acknowledgements counted for nothing before this one.
-            self.send_stream(Body::JournalAck { position: armed });
+            self.to_owner(s, GroupBody::JournalAck { position: armed });
         }
     }
 
-    pub(super) fn journal_entry(&mut self, position: u64, entry: Vec<u8>) {
+    pub(super) fn journal_entry(&mut self, s: &mut Shared, position: u64, entry: Vec<u8>) {
         let epoch = self.epoch;
         let Phase::Standby(standby) = &mut self.phase else {
             return;
@@ -295,17 +334,19 @@ impl Node {
         if position <= standby.applied {
             // Sent again after a reconnection.
             let armed = standby.armed;
-            self.send_stream(Body::JournalAck { position: armed });
+            self.to_owner(s, GroupBody::JournalAck { position: armed });
             return;
         }
         if position != standby.applied + 1 {
             // A gap: the stream was cut. The owner sends from the last acknowledged position when it is back.
-            self.refused += 1;
+            s.refused += 1;
             return;
         }
         standby.applied = position;
-        let token = self.token(Pending::Entry(position));
-        self.outputs.push_back(Output::Apply {
+        let token = self.token(s, Pending::Entry(position));
+        let group = self.id;
+        s.outputs.push_back(Output::Apply {
+            group,
             token,
             position,
             epoch,
@@ -313,17 +354,17 @@ impl Node {
         });
     }
 
-    pub(super) fn entry_armed(&mut self, position: u64) {
+    pub(super) fn entry_armed(&mut self, s: &mut Shared, position: u64) {
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
         standby.armed = standby.armed.max(position);
         let armed = standby.armed;
-        self.send_stream(Body::JournalAck { position: armed });
+        self.to_owner(s, GroupBody::JournalAck { position: armed });
     }
 
-    pub(super) fn raises_wanted(&mut self, items: Vec<(u64, RaiseItem)>) {
-        let epoch = self.epoch;
+    pub(super) fn raises_wanted(&mut self, s: &mut Shared, settled: u64, items: Vec<(u64, RaiseItem)>) {
+        let (group, epoch) = (self.id, self.epoch);
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
@@ -332,6 +373,7 @@ impl Node {
         if !standby.follows() || standby.legacy.is_some() {
             return;
         }
+        standby.raises.settle(settled);
         let wanted: Vec<(u64, RaiseItem)> = items
             .into_iter()
             .filter(|(version, item)| standby.raises.wanted(&item.key(), *version))
@@ -339,78 +381,72 @@ impl Node {
         if wanted.is_empty() {
             return;
         }
-        let versions = wanted
+        let versions: Vec<(u64, RaiseKey)> = wanted
             .iter()
             .map(|(version, item)| (*version, item.key()))
             .collect();
+        for (version, key) in &versions {
+            // In doubt from now on: a takeover may come before it is armed, or after.
+            standby.raises.doubt(*key, *version);
+        }
         let items = wanted.into_iter().map(|(_, item)| item).collect();
-        let token = self.token(Pending::Raises(versions));
-        self.outputs
-            .push_back(Output::ApplyRaises { token, epoch, items });
+        let token = self.token(s, Pending::Raises(versions));
+        s.outputs.push_back(Output::ApplyRaises {
+            group,
+            token,
+            epoch,
+            items,
+        });
     }
 
-    pub(super) fn raises_armed(&mut self, versions: Vec<(u64, RaiseKey)>, unknown: &[RaiseKey]) {
+    pub(super) fn raises_armed(
+        &mut self,
+        s: &mut Shared,
+        versions: Vec<(u64, RaiseKey)>,
+        not_here: &[RaiseKey],
+    ) {
+        let (owner, epoch) = (self.epoch.owner, self.epoch);
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
-        let armed: Vec<(u64, RaiseKey)> = versions
-            .into_iter()
-            .filter(|(_, key)| !unknown.contains(key))
-            .collect();
+        let (unknown, armed): (Vec<_>, Vec<_>) =
+            versions.into_iter().partition(|(_, key)| not_here.contains(key));
         for (version, key) in &armed {
             standby.raises.armed(*key, *version);
         }
-        if !armed.is_empty() {
-            self.send_datagram_everywhere(&Body::RaiseAck(armed));
-        }
+        s.datagrams(owner, self.id, epoch, GroupBody::RaiseAck { armed, unknown });
     }
 
-    pub(super) fn report_heard(&mut self, edges: Vec<(u32, EspSpi, u64)>) {
+    pub(super) fn report_heard(&mut self, s: &mut Shared, edges: Vec<(u32, EspSpi, u64)>) {
         let Phase::Standby(standby) = &self.phase else {
             return;
         };
         if standby.follows() {
-            self.outputs.push_back(Output::ApplyReport { edges });
+            s.outputs.push_back(Output::ApplyReport { edges });
         }
     }
 
     /// The stream to the owner is new.
-    pub(super) fn standby_reconnected(&mut self) {
+    pub(super) fn stream_to_owner(&mut self, s: &mut Shared) {
         let Phase::Standby(standby) = &mut self.phase else {
             return;
         };
         match standby.step {
             Step::InSync => {
-                let armed = standby.armed;
-                self.send_stream(Body::JournalAck { position: armed });
+                let position = standby.armed;
+                let follows = standby.epoch_ack();
+                self.to_owner(s, GroupBody::JournalAck { position });
+                if let Some(ack) = follows {
+                    self.to_owner(s, ack);
+                }
+                let owner = self.epoch.owner;
+                self.handover_again(s, owner);
             }
             // Pieces may be missing: from the beginning.
             _ => {
                 self.joins += 1;
                 **standby = Standby::joining(self.joins);
             }
-        }
-    }
-
-    /// The peer has another incarnation than before.
-    pub(super) fn peer_restarted(&mut self, now: Instant, was: Incarnation) {
-        let Some(member) = self.peer.as_ref().map(|p| p.member) else {
-            return;
-        };
-        match &self.phase {
-            Phase::Owner(owner) => {
-                let old = SetMember {
-                    member,
-                    incarnation: was,
-                };
-                let involved =
-                    owner.in_sync.contains(&old) || owner.join.as_ref().is_some_and(|j| j.member == old);
-                if involved {
-                    self.standby_lost(now, "its agent was restarted", Loss::NewLife);
-                }
-            }
-            Phase::Standby(_) if self.epoch.owner == member => self.owner_lost(now),
-            _ => {}
         }
     }
 }

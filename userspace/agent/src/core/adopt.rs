@@ -1,0 +1,110 @@
+//! A member that serves a group adopts its mirrored IKE SAs: in turns, so that heartbeats and owner words do not wait for
+//! a hundred thousand of them, and the IKE SA that somebody asks for first.
+
+use std::time::Duration;
+
+use model::{GroupId, IkeSpi, Instant};
+
+use super::Core;
+use super::around::Around;
+use crate::clock;
+
+/// IKE SAs are adopted for this long before the core does something else.
+const TURN: Duration = Duration::from_millis(2);
+
+impl Core {
+    /// This member serves the group now: the engine takes its mirrored IKE SAs and sends what is outstanding again.
+    pub(super) fn resume_ike(&mut self, id: GroupId) {
+        let began = clock::now();
+        let layout = self.groups.layout;
+        let forgotten = self
+            .engine
+            .remove_segments(|segment| layout.group_of(segment) == id);
+        drop(forgotten);
+        let waiting = self.mirrored(id).map(|(spi, _)| *spi).collect();
+        let group = self.groups.get_mut(id);
+        group.pending.clear();
+        group.adopting = waiting;
+        group.adoption = Some((began, 0));
+        group.withholding = false;
+        // Connections that are down are initiated at once.
+        self.redial.clear();
+        self.adopt_turn(began);
+        self.begin_suspects(id);
+    }
+
+    /// Whether there is something left to adopt.
+    pub(super) fn is_adopting(&self) -> bool {
+        self.groups.iter().any(|g| g.adoption.is_some())
+    }
+
+    /// Adopts for as long as a turn may take.
+    pub(super) fn adopt_turn(&mut self, now: Instant) {
+        let until = now + TURN;
+        let under_way = self.groups.iter().filter(|g| g.adoption.is_some()).map(|g| g.id);
+        for id in under_way.collect::<Vec<_>>() {
+            while let Some(spi) = self.groups.get_mut(id).adopting.pop_first() {
+                self.adopt(id, spi);
+                if clock::now() > until {
+                    self.resume_adopted();
+                    return;
+                }
+            }
+            self.resume_adopted();
+            self.adoption_ended(id);
+        }
+    }
+
+    /// Somebody asks for an IKE SA that is not adopted yet: it is, before the others.
+    pub(super) fn adopt_first(&mut self, spi: IkeSpi) {
+        let id = self.groups.layout.group_of(spi.segment());
+        if self.groups.get_mut(id).adopting.remove(&spi) {
+            self.adopt(id, spi);
+            self.resume_adopted();
+        }
+    }
+
+    fn adopt(&mut self, id: GroupId, spi: IkeSpi) {
+        // Its deletion may have been committed meanwhile.
+        let Some(record) = self.mirror.get(&spi) else {
+            return;
+        };
+        if let Err(error) = self.engine.adopt(clock::now(), spi, record) {
+            if let Some((_, lost)) = &mut self.groups.get_mut(id).adoption {
+                *lost += 1;
+            }
+            tracing::warn!(%spi, %error, "an IKE SA was not taken over; its peer will notice and begin anew");
+        }
+    }
+
+    fn resume_adopted(&mut self) {
+        let mut around = Around {
+            sad: &mut self.sad,
+            groups: &self.groups,
+            steer_key: self.steer_key,
+        };
+        self.engine.resume(clock::now(), &mut around);
+        self.settle();
+    }
+
+    fn adoption_ended(&mut self, id: GroupId) {
+        let Some((began, lost)) = self.groups.get_mut(id).adoption.take() else {
+            return;
+        };
+        let took = clock::now().since(began).as_secs_f64() * 1000.0;
+        let taken = (self.mirrored(id).count()).saturating_sub(lost as usize);
+        let layout = self.groups.layout;
+        let children = self.sad.iter().filter(|e| layout.group_of(e.segment()) == id);
+        let children = children.count();
+        self.adopted(id, taken, children);
+        self.log.note_of(
+            id,
+            "resumed",
+            format!("{taken} IKE SAs and {children} Child SAs served, {took:.1} ms"),
+        );
+        if !self.is_adopting() {
+            let late = std::mem::take(&mut self.late);
+            self.heed(late);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What all members must have in common, as digests by name: a difference is shown as the names of the parts that differ.
+//! A digest tells nothing to one who does not know the cluster's secret.
+
+use anyhow::Result;
+use cluster::message::Policy;
+
+use super::convert;
+use crate::config::Config;
+use crate::pki::Identity;
+
+/// Digests of all parts.
+///
+/// # Errors
+/// A pre-shared key cannot be read.
+pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
+    let cluster = &config.cluster;
+    let mut parts = vec![
+        ("addresses".to_owned(), format!("{:?}", config.addresses)),
+        (
+            "cluster.groups".to_owned(),
+            format!("{:?} {:?} {}", cluster.mode, cluster.engine, cluster.groups),
+        ),
+        ("data_plane.slots".to_owned(), config.data_plane.slots.to_string()),
+    ];
+    let members = cluster.members.iter().map(|m| (m.id, &m.name, m.weight));
+    let members = members.collect::<Vec<_>>();
+    let preferred = cluster.preferred;
+    parts.push(("cluster.members".to_owned(), format!("{members:?} {preferred}")));
+    for (at, c) in config.connections.iter().enumerate() {
+        let key = identity.fingerprint("psk", &convert::read_psk(c)?);
+        let shared = (
+            // Counters and policies are by the place in the file.
+            at,
+            c.local,
+            c.remote,
+            &c.local_id,
+            &c.remote_id,
+            &c.ike,
+            c.start,
+        );
+        let text = format!("{shared:?} {key:02x?} {:?}", c.children);
+        parts.push((format!("connection {}", c.name), text));
+    }
+    let digest = |(name, text): (String, String)| {
+        let whole = identity.derive(&format!("policy {name} {text}"));
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&whole[..16]);
+        (name, digest)
+    };
+    Ok(parts.into_iter().map(digest).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn members_with_another_key_of_a_peer_differ_in_that_connection_alone() {
+        let dir = std::env::temp_dir().join(format!("esp-digest-{}", std::process::id()));
+        crate::pki::init(&dir, "lab", 1).unwrap();
+        let identity = Identity::load(&dir, model::MemberId(1)).unwrap();
+        let example = include_str!("../../../../docs/examples/espalier.toml");
+        let mut config = Config::read_without_files(example, Path::new("/etc/espalier"))
+            .ok()
+            .unwrap();
+        let path = dir.join("peer.psk");
+        for connection in &mut config.connections {
+            connection.psk_file = path.clone();
+        }
+        let with = |config: &Config, key: &str| {
+            std::fs::write(&path, key).unwrap();
+            policy(config, &identity).unwrap()
+        };
+        let one = with(&config, "one key");
+        assert_eq!(
+            one,
+            with(&config, "one key\n"),
+            "the end of the line is not part of the key"
+        );
+        let differing = |other: &Policy| {
+            let names = one
+                .keys()
+                .chain(other.keys())
+                .filter(|name| one.get(*name) != other.get(*name));
+            names.cloned().collect::<std::collections::BTreeSet<_>>()
+        };
+        let names = differing(&with(&config, "another key"));
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["connection site-a"]);
+        let mut slots = config.clone();
+        slots.data_plane.slots *= 2;
+        let names = differing(&with(&slots, "one key"));
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["data_plane.slots"]);
+        std::fs::remove_file(&path).unwrap();
+        let error = format!("{:#}", policy(&config, &identity).unwrap_err());
+        assert!(error.contains("peer.psk"), "{error}");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

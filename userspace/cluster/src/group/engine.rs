@@ -1,0 +1,257 @@
+//! Takeover: in a pair at once, under an ownership engine by a claim that is read, checked, and committed there.
+
+use super::{Claimed, ENGINE_PATIENCE, ENGINE_RETRY, Group, Phase};
+use crate::io::Output;
+use crate::node::Shared;
+use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
+use crate::rules::{self, NoClaim};
+use model::{Instant, MemberId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// The next member in line claims this much later, so that a claim seldom meets another one. The engine decides either way.
+const STAGGER: Duration = Duration::from_millis(40);
+
+/// A claim under way, at a standby.
+pub(crate) struct Claim {
+    step: Step,
+    /// Of the step, or when it is to begin.
+    at: Instant,
+}
+
+enum Step {
+    /// Until `at`.
+    Waiting,
+    Reading(u64),
+    Writing(u64, GroupRecord),
+}
+
+impl Group {
+    /// The owner is silent, or its life is over.
+    pub(super) fn owner_lost(&mut self, s: &mut Shared, now: Instant) {
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        standby.lost.get_or_insert(now);
+        self.try_to_take_over(s, now);
+    }
+
+    /// The owner is heard again.
+    pub(super) fn owner_is_back(&mut self, s: &mut Shared, _now: Instant) {
+        let owner = self.epoch.owner;
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        if Self::same_life_as_in(s, standby.set.as_ref(), owner) {
+            standby.lost = None;
+            standby
+                .claim
+                .take_if(|claim| !matches!(claim.step, Step::Writing(..)));
+        }
+    }
+
+    /// An owner that is alive, but owns nothing: it gave the group to a taker that never served, say. What the engine
+    /// holds tells whose it is.
+    pub(super) fn look_for_owner(&mut self, s: &mut Shared, now: Instant) {
+        if Self::solo(s).is_some() {
+            return;
+        }
+        let (index, epoch) = (usize::from(self.id.0), self.epoch);
+        let beat = s
+            .peers
+            .get(&epoch.owner)
+            .and_then(|p| p.beats.get(index).copied());
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        let disowned =
+            beat.is_some_and(|beat| !beat.owner || beat.epoch != epoch) && standby.legacy.is_none();
+        if !disowned {
+            standby.disowned = None;
+        } else if now.since(*standby.disowned.get_or_insert(now)) > s.config.suspicion_floor * 3 {
+            standby.lost.get_or_insert(now);
+        }
+    }
+
+    /// While the owner is lost.
+    pub(super) fn try_to_take_over(&mut self, s: &mut Shared, now: Instant) {
+        let Phase::Standby(standby) = &self.phase else {
+            return;
+        };
+        let (Some(lost), None) = (standby.lost, &standby.claim) else {
+            return;
+        };
+        if !standby.follows() {
+            // It may be serving where this member cannot see it: nothing of it is adopted.
+            return self.start_anew(s, now);
+        }
+        // A member whose own data plane does not work leaves the claim to the others, for a while.
+        let patience = s.config.suspicion_floor * 5;
+        if s.trouble.is_some() && now.since(lost) < patience {
+            return;
+        }
+        if Self::solo(s).is_some() {
+            return self.take_over_in_pair(s, now);
+        }
+        let owner = self.epoch.owner;
+        let place = standby.set.as_ref().map_or(0, |set| {
+            self.rank(set, owner)
+                .into_iter()
+                .filter(|m| s.alive(*m))
+                .position(|m| m == s.me.member)
+                .unwrap_or(0)
+        });
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        standby.claim = Some(Claim {
+            step: Step::Waiting,
+            at: now + STAGGER * place as u32,
+        });
+        self.claim_progress(s, now);
+    }
+
+    fn take_over_in_pair(&mut self, s: &mut Shared, now: Instant) {
+        let Phase::Standby(standby) = &self.phase else {
+            return;
+        };
+        let plan = rules::takeover(
+            self.epoch,
+            standby.claim_above,
+            standby.set.as_ref(),
+            s.me,
+            &BTreeSet::from([s.me]),
+            standby.armed,
+        );
+        match plan {
+            Ok(plan) => {
+                let claimed = Claimed {
+                    epoch: plan.epoch,
+                    from: plan.from,
+                    in_sync: plan.in_sync,
+                    standing: plan.standing,
+                    position: plan.position,
+                };
+                self.become_owner(s, now, claimed);
+            }
+            // It may be serving where this member cannot see it: nothing of it is adopted.
+            Err(_) => self.start_anew(s, now),
+        }
+    }
+
+    pub(super) fn claim_progress(&mut self, s: &mut Shared, now: Instant) {
+        let group = self.id;
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        let Some(claim) = &mut standby.claim else { return };
+        let due = match claim.step {
+            Step::Waiting => now >= claim.at,
+            Step::Reading(_) | Step::Writing(..) => now.since(claim.at) > ENGINE_PATIENCE,
+        };
+        if due {
+            let token = s.token(group);
+            claim.step = Step::Reading(token);
+            claim.at = now;
+            let op = OwnershipOp::Read;
+            s.outputs.push_back(Output::Ownership { token, group, op });
+        }
+    }
+
+    pub fn engine_answered(&mut self, s: &mut Shared, now: Instant, token: u64, answer: OwnershipAnswer) {
+        match &self.phase {
+            Phase::Starting(_) => self.starting_answered(s, now, token, answer),
+            Phase::Owner(_) => self.owner_answered(s, now, token, answer),
+            Phase::Standby(_) => self.claim_answered(s, now, token, answer),
+        }
+    }
+
+    fn claim_answered(&mut self, s: &mut Shared, now: Instant, token: u64, answer: OwnershipAnswer) {
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        let Some(claim) = &mut standby.claim else { return };
+        let written = match &claim.step {
+            Step::Reading(asked) if *asked == token => None,
+            Step::Writing(asked, new) if *asked == token => Some(new.clone()),
+            _ => return,
+        };
+        match answer {
+            OwnershipAnswer::Written => {
+                if let Some(record) = written {
+                    self.claimed(s, now, record);
+                }
+            }
+            OwnershipAnswer::Is(Some(held)) | OwnershipAnswer::Differs(Some(held)) => {
+                self.claim_over(s, now, &held);
+            }
+            // Not known, or a key that somebody has deleted: read again. A deleted key is no licence to begin.
+            OwnershipAnswer::Unknown(_) | OwnershipAnswer::Is(None) | OwnershipAnswer::Differs(None) => {
+                claim.step = Step::Waiting;
+                claim.at = now + ENGINE_RETRY;
+            }
+        }
+    }
+
+    /// The record as it was just now: claim, or do not.
+    fn claim_over(&mut self, s: &mut Shared, now: Instant, held: &GroupRecord) {
+        let group = self.id;
+        if held.epoch > self.epoch && held.epoch.owner == s.me.member && held.in_sync.contains(&s.me) {
+            // A write of this life whose outcome was not known.
+            return self.claimed(s, now, held.clone());
+        }
+        // Whose life is not the one that the record names, cannot serve by it.
+        let lives = s.lives();
+        let lost: BTreeSet<MemberId> = held
+            .in_sync
+            .iter()
+            .filter(|m| !lives.contains(m))
+            .map(|m| m.member)
+            .collect();
+        match rules::claim(held, s.me, &lost) {
+            Ok(new) => {
+                let Phase::Standby(standby) = &mut self.phase else {
+                    return;
+                };
+                let token = s.token(group);
+                standby.claim = Some(Claim {
+                    step: Step::Writing(token, new.clone()),
+                    at: now,
+                });
+                let op = OwnershipOp::Write {
+                    expected: Some(held.clone()),
+                    new,
+                };
+                s.outputs.push_back(Output::Ownership { token, group, op });
+            }
+            // Another member was faster, or the owner is there after all: its own word will come, else this is looked
+            // at again.
+            Err(NoClaim::OwnerLives) => {
+                let Phase::Standby(standby) = &mut self.phase else {
+                    return;
+                };
+                standby.claim = Some(Claim {
+                    step: Step::Waiting,
+                    at: now + ENGINE_RETRY,
+                });
+            }
+            Err(NoClaim::NotInSync(_)) => self.start_anew(s, now),
+        }
+    }
+
+    fn claimed(&mut self, s: &mut Shared, now: Instant, record: GroupRecord) {
+        let Phase::Standby(standby) = &self.phase else {
+            return;
+        };
+        let position = standby.armed;
+        let standing = rules::standing_in(&record.in_sync);
+        let claimed = Claimed {
+            epoch: record.epoch,
+            from: self.epoch.owner,
+            in_sync: record.in_sync,
+            standing,
+            position,
+        };
+        self.become_owner(s, now, claimed);
+    }
+}
