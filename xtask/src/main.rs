@@ -1,5 +1,6 @@
 //! `cargo xtask`: set-up, builds, checks, tests and the demo. `cargo xtask help` lists them.
 
+mod bench;
 mod build;
 mod cargo_tools;
 mod chaos;
@@ -51,6 +52,11 @@ enum Command {
     Demo(demo::Options),
     /// Random faults on a real cluster under load, judged by wire recorders.
     Chaos(chaos::Options),
+    /// Benchmarks.
+    Bench {
+        #[command(subcommand)]
+        command: bench::Command,
+    },
     /// Check the checkers: builds with a safety rule removed must be caught.
     Mutants(chaos::mutants::Options),
     /// Remove labs that `demo --keep` has left running.
@@ -80,6 +86,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Test => test::run(),
         Command::Demo(options) => demo::run(&options),
         Command::Chaos(options) => chaos::run(&options),
+        Command::Bench { command } => bench::run(&command),
         Command::Mutants(options) => chaos::mutants::run(&options),
         Command::LabClean => {
             for folder in lab::resources::folders() {

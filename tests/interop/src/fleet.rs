@@ -203,7 +203,7 @@ impl Surroundings for Around {
             headroom: 1,
         }
     }
-    fn iv_prefix(&self) -> (MemberId, Epoch) {
+    fn iv_prefix(&self, _ike_spi: IkeSpi) -> (MemberId, Epoch) {
         (MemberId(1), Epoch(1))
     }
 }

@@ -162,15 +162,27 @@ impl Member {
         Ok(at)
     }
 
-    /// Resident memory of the agent, octets.
-    pub fn resident_octets(&self) -> Result<u64> {
+    /// Anonymous memory of the agent (its heap, not the maps that it shares with the kernel), octets.
+    pub fn anonymous_octets(&self) -> Result<u64> {
         let pid = self.pid().context("the agent does not run")?;
         let text = fs::read_to_string(format!("/proc/{pid}/status")).context("status of the agent")?;
-        let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let line = text.lines().find_map(|l| l.strip_prefix("RssAnon:"));
         let kib: u64 = line
             .and_then(|l| l.split_whitespace().next()?.parse().ok())
-            .context("no VmRSS in the agent's status")?;
+            .context("no RssAnon in the agent's status")?;
         Ok(kib * 1024)
+    }
+
+    /// Processor time that the agent has used, in seconds.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let pid = self.pid().context("the agent does not run")?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("stat of the agent")?;
+        let after = stat.rfind(')').map_or("", |i| &stat[i + 1..]);
+        let ticks = after.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.filter_map(|f| f.parse::<u64>().ok()).sum();
+        // SAFETY: a plain library call without pointers.
+        let a_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        Ok(ticks as f64 / a_second.max(1) as f64)
     }
 
     /// Kills the agent (SIGKILL). Returns the time just before.

@@ -4,12 +4,16 @@ use super::fault::{Fault, Victim};
 use super::scene::Scene;
 use anyhow::{Context, Result};
 use lab::clock::{now_ns, sleep_until, wait_for};
+use lab::etcd::EtcdCluster;
 use lab::faults::{self, Cable, Way};
 use nix::sys::signal::Signal;
 use std::time::Duration;
 
 /// Limit of every wait for something that must come.
 pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A slow etcd server stands still for so long, and runs a third of it.
+const SLOW_PULSE_NS: u64 = 150_000_000;
 
 /// What a fault has done, as far as it is known at once.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,17 +82,61 @@ pub fn inject(scene: &mut Scene, fault: Fault, owner: usize) -> Result<Injected>
             member.link(cable.interface(), true)?;
         }
         Fault::Planned => {
-            scene.cluster.members[owner].espalier(&["takeover"])?;
+            let next = (owner + 1) % scene.cluster.members.len();
+            let to = scene.cluster.members[next].place.id.to_string();
+            scene.cluster.members[owner].espalier(&["takeover", "--to", &to])?;
         }
-        Fault::VotersStopped { .. }
-        | Fault::VoterKilled { .. }
-        | Fault::VotersSlow { .. }
-        | Fault::CutFromEtcd { .. }
-        | Fault::VotersStoppedHostDeath { .. } => {
-            anyhow::bail!("{} needs --engine etcd", fault.kind())
+        Fault::CutFromEtcd { ms, .. } => {
+            let addresses: Vec<_> = scene.cluster.lab.voters.iter().map(|v| v.address).collect();
+            let member = &scene.cluster.members[victim];
+            faults::cut_from(member, &addresses)?;
+            sleep_until(injected.at_ns + ms * 1_000_000);
+            faults::heal_loss(member)?;
+        }
+        Fault::VotersStopped { count, ms } => {
+            voters(scene)?.freeze_all(count)?;
+            sleep_until(injected.at_ns + ms * 1_000_000);
+            voters(scene)?.thaw_all()?;
+        }
+        Fault::VoterKilled { leader, ms } => {
+            let etcd = voters(scene)?;
+            let led = etcd.leader()?;
+            let node = if leader { led } else { (led + 1) % etcd.count() };
+            etcd.kill(node)?;
+            sleep_until(injected.at_ns + ms * 1_000_000);
+            etcd.restart(node)?;
+            etcd.wait_ready(node)?;
+        }
+        Fault::VotersSlow { ms } => {
+            let etcd = voters(scene)?;
+            while now_ns() < injected.at_ns + ms * 1_000_000 {
+                etcd.freeze_all(etcd.count())?;
+                sleep_until(now_ns() + SLOW_PULSE_NS);
+                etcd.thaw_all()?;
+                sleep_until(now_ns() + SLOW_PULSE_NS / 3);
+            }
+        }
+        Fault::VotersStoppedHostDeath { ms } => {
+            let count = voters(scene)?.count();
+            voters(scene)?.freeze_all(count)?;
+            injected.at_ns = scene.cluster.members[victim].kill_host()?;
+            sleep_until(injected.at_ns + ms * 1_000_000);
+            let claimed = (0..scene.cluster.members.len()).find(|m| *m != victim && scene.cluster.serves(*m));
+            voters(scene)?.thaw_all()?;
+            anyhow::ensure!(
+                claimed.is_none(),
+                "a member took over although no etcd server answered:\n{}",
+                scene.cluster.states()
+            );
+            injected.taker = Some(taken_over(scene, victim)?);
+            restart(scene, victim, true)?;
         }
     }
     Ok(injected)
+}
+
+fn voters(scene: &mut Scene) -> Result<&mut EtcdCluster> {
+    scene.etcd.as_mut().context("this fault needs --engine etcd")
 }
 
 /// The member that a fault is about: the first one after the owner where it is a standby.

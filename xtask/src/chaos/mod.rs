@@ -12,6 +12,7 @@ use crate::steps::{detail, say, step};
 use crate::{build, cargo_tools, histogram, setup};
 use anyhow::{Context, Result};
 use fault::{Dealer, EngineKind};
+use lab::cluster::Cluster;
 use lab::member::Product;
 use scene::{Build, Scene};
 use std::fs;
@@ -114,7 +115,7 @@ pub fn with_product(options: &Options, product: &Product) -> Result<(Tally, Opti
         product,
         parent: &cargo_tools::root().join("target/lab"),
         members: tally.members,
-        voters: 0,
+        voters: if options.engine == EngineKind::Etcd { 3 } else { 0 },
         settings: scene::settings(),
     };
     let mut scene = step(
@@ -183,6 +184,7 @@ fn finish(scene: Scene, tally: &mut Tally) {
         peers,
         clocks,
         cluster,
+        etcd,
     } = scene;
     match load.stop() {
         Ok((octets, sent, lost)) => {
@@ -192,7 +194,16 @@ fn finish(scene: Scene, tally: &mut Tally) {
         Err(_) => {}
     }
     drop((peers, clocks));
-    drop(cluster);
+    // The members first: they hand over through etcd.
+    let Cluster {
+        members,
+        outside,
+        inside,
+        lab,
+    } = cluster;
+    drop(members);
+    drop((etcd, outside, inside));
+    drop(lab);
 }
 
 fn random_seed() -> Result<u64> {

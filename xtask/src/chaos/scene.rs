@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use lab::clock::wait_for;
 use lab::cluster::Cluster;
 use lab::config::{self, Settings};
+use lab::etcd::{EtcdCluster, EtcdSite};
 use lab::faults::WallClock;
 use lab::flow::Flow;
 use lab::member::Product;
@@ -39,6 +40,9 @@ pub struct Scene {
     pub clocks: Vec<WallClock>,
     /// Members and recorders.
     pub cluster: Cluster,
+    /// The ownership engine's servers, where it has any. The namespaces that they run in are cleared away by the kernel once they
+    /// are gone, so they may outlive the lab's record.
+    pub etcd: Option<EtcdCluster>,
 }
 
 /// Traffic that runs from the first fault to the last one.
@@ -85,7 +89,18 @@ impl Scene {
         )?;
         crate::steps::detail(&format!("configurations and logs: {}", lab.folder.display()));
         let peers = start_peers(&lab, &psk)?;
-        let mut cluster = Cluster::prepare(lab, build.product, &psk, &build.settings)?;
+        let etcd = start_etcd(&lab)?;
+        let mut settings = build.settings.clone();
+        if let Some(etcd) = &etcd {
+            let endpoints = etcd
+                .endpoints()
+                .iter()
+                .map(|e| format!("\"{e}\""))
+                .collect::<Vec<_>>();
+            settings.cluster_keys = "engine = \"etcd\"\n".to_owned();
+            settings.cluster_tables = format!("\n[cluster.etcd]\nendpoints = [{}]\n", endpoints.join(", "));
+        }
+        let mut cluster = Cluster::prepare(lab, build.product, &psk, &settings)?;
         cluster.inside.judge_deliveries();
         let mut clocks = Vec::new();
         for member in &mut cluster.members {
@@ -103,6 +118,7 @@ impl Scene {
             peers,
             clocks,
             cluster,
+            etcd,
         };
         scene
             .load
@@ -171,6 +187,16 @@ impl Load {
         }
         Ok((octets, sent, lost))
     }
+}
+
+fn start_etcd(lab: &Lab) -> Result<Option<EtcdCluster>> {
+    let site = |v: &lab::topology::Voter| EtcdSite {
+        netns: Some(v.netns.clone()),
+        address: v.address.into(),
+    };
+    let sites: Vec<EtcdSite> = lab.voters.iter().map(site).collect();
+    let start = |sites| EtcdCluster::start(&lab.resources, sites, None).context("the etcd servers");
+    (!sites.is_empty()).then(|| start(sites)).transpose()
 }
 
 fn sites(lab: &Lab) -> Result<[&Site; 2]> {
