@@ -160,6 +160,11 @@ impl SpiAllocator {
             .is_some_and(|s| s.holder == Some(spi))
     }
 
+    /// All SPIs that hold a slot, in no order.
+    pub fn held(&self) -> impl Iterator<Item = EspSpi> {
+        self.slots.values().filter_map(|slot| slot.holder)
+    }
+
     /// SPIs in use.
     pub fn in_use(&self) -> usize {
         self.in_use

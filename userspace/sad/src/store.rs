@@ -267,6 +267,17 @@ impl Sad {
         }
     }
 
+    /// Gives back all SPIs of some segments that were reserved but never installed: the exchanges that they were promised in are
+    /// another member's now, or nobody's. Kept, they would stand in the way of what the owner installs in their slots.
+    pub fn forget_promised(&mut self, of: impl Fn(SegmentId) -> bool) {
+        let promised =
+            |spi: &EspSpi| of(SegmentId(maps_schema::sad::spi_segment(spi.0))) && self.get(*spi).is_none();
+        let spis: Vec<EspSpi> = self.spis.held().filter(promised).collect();
+        for spi in spis {
+            self.spis.release(spi);
+        }
+    }
+
     /// Limits for the journal entry of a new SA.
     pub fn initial_limits(&self) -> InitialLimits {
         InitialLimits {

@@ -689,3 +689,28 @@ fn a_ceiling_of_a_faster_time_comes_down_to_the_edge_and_only_as_the_newest_limi
         Some(lower.limits.limit)
     );
 }
+
+#[test]
+fn an_spi_that_was_promised_in_an_unfinished_exchange_does_not_keep_a_member_from_rejoining() {
+    let (mut owner, mut old) = (World::new(2), World::new(1));
+    // The old owner has answered half a rekey when it is stopped; the new owner uses the same slot.
+    let promised = old.sad.reserve_spi(SEGMENT).expect("slots are free");
+    let installed = owner.install("10.2.0.0-10.2.0.255", OutboundUse::Now, None);
+    assert_eq!(spi_slot(promised.0), spi_slot(installed.0));
+    let now = Instant::from_millis(1000);
+    let snapshot = owner.sad.snapshot(now);
+    assert!(
+        old.sad.restore(snapshot.clone(), now).is_err(),
+        "the slot is taken"
+    );
+    old.sad.forget_promised(|segment| segment == SegmentId(5));
+    assert!(
+        old.sad.restore(snapshot.clone(), now).is_err(),
+        "another segment's"
+    );
+    old.sad.forget_promised(|segment| segment == SEGMENT);
+    old.sad.restore(snapshot, now).expect("the slot is free");
+    assert!(old.sad.get(installed).is_some());
+    old.sad.forget_promised(|_| true);
+    assert!(old.sad.get(installed).is_some(), "what is installed stays");
+}
