@@ -7,6 +7,7 @@
 //! There is no clock in the model: every step may be delayed for ever, so a stalled owner that wakes up after a
 //! takeover and goes on sending is one of the interleavings. What holds here does not rest on time.
 
+pub mod group;
 pub mod rules;
 pub mod state;
 pub mod steps;

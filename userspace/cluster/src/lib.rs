@@ -15,6 +15,7 @@ pub mod node;
 pub mod ownership;
 pub mod raises;
 pub mod rules;
+pub mod rules_doubt;
 pub mod status;
 
 pub use io::{Command, Event, Input, Output, Refused};

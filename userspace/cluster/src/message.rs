@@ -178,7 +178,8 @@ pub enum GroupBody {
     },
     /// Right edges of inbound windows, for the evidence rule; may be stale.
     Report(Vec<(u32, EspSpi, u64)>),
-    /// Let me join; whatever this life of mine held before, I hold nothing now.
+    /// Let me join: what I hold is no part of your history (or nothing). It is void for you; I keep it until your snapshot
+    /// replaces it, since I may be in the set still.
     JoinRequest {
         /// Rises with every join of the sender's life.
         join: u64,
@@ -219,8 +220,12 @@ pub enum GroupBody {
         /// Why.
         reason: String,
     },
-    /// You were excluded: I go on alone.
-    SoloNotice,
+    /// You were excluded: I go on without you.
+    SoloNotice {
+        /// The receiver's join that is void by that; 0 for a place that it got by following or by a planned takeover. A
+        /// late notice must not undo a later join.
+        join: u64,
+    },
     /// To the owner: please hand the group over to this member (an operator asked here).
     HandoverRequest {
         /// The taker.

@@ -2,6 +2,7 @@
 
 use crate::message::{RaiseItem, RaiseKey, SetMember};
 use crate::rules::{self, Ack, EpochId};
+use crate::rules_doubt::Doubt;
 use model::Instant;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -112,6 +113,13 @@ impl Raises {
             .collect()
     }
 
+    /// This member did not run for a while: nobody has owed anything for longer than from now on.
+    pub fn restart_clocks(&mut self, now: Instant) {
+        for open in self.open.values_mut() {
+            open.since = now;
+        }
+    }
+
     /// Nobody is left to ask: all open items.
     pub fn take_all(&mut self) -> Vec<RaiseItem> {
         std::mem::take(&mut self.open)
@@ -140,6 +148,11 @@ impl Raises {
         complete
     }
 
+    /// SA directions with a raise under way.
+    pub fn keys(&self) -> Vec<RaiseKey> {
+        self.open.keys().copied().collect()
+    }
+
     /// Whether a raise of this SA direction is under way.
     pub fn is_open(&self, key: &RaiseKey) -> bool {
         self.open.contains_key(key)
@@ -165,10 +178,8 @@ pub struct ArmedRaises {
     versions: HashMap<RaiseKey, u64>,
     /// Up to here everybody has armed what was asked.
     settled: u64,
-    /// Versions above that, and what they are for.
-    doubts: BTreeMap<u64, RaiseKey>,
-    /// In doubt since an earlier epoch.
-    carried: BTreeSet<RaiseKey>,
+    /// SA directions that others may have differently.
+    doubts: BTreeMap<RaiseKey, Doubt>,
 }
 
 /// Directions remembered at most; more SAs than slots exist cannot be.
@@ -182,9 +193,11 @@ impl ArmedRaises {
 
     /// It is about to be armed.
     pub fn doubt(&mut self, key: RaiseKey, version: u64) {
-        self.carried.remove(&key);
-        if version > self.settled {
-            self.doubts.insert(version, key);
+        let doubt = Doubt::Version(version);
+        if doubt.remains(self.settled) {
+            self.doubts.insert(key, doubt);
+        } else {
+            self.doubts.remove(&key);
         }
     }
 
@@ -192,20 +205,20 @@ impl ArmedRaises {
     pub fn settle(&mut self, version: u64) {
         if version > self.settled {
             self.settled = version;
-            self.doubts = self.doubts.split_off(&(version + 1));
+            self.doubts.retain(|_, doubt| doubt.remains(version));
         }
     }
 
     /// SA directions whose limits other members may have differently.
     pub fn doubtful(&self) -> Vec<RaiseKey> {
-        let doubtful: BTreeSet<RaiseKey> = self.doubts.values().chain(&self.carried).copied().collect();
-        doubtful.into_iter().collect()
+        self.doubts.keys().copied().collect()
     }
 
     /// Another owner, whose versions begin anew.
     pub fn next_epoch(&mut self) {
-        self.carried.extend(self.doubts.values());
-        self.doubts.clear();
+        for doubt in self.doubts.values_mut() {
+            *doubt = doubt.in_next_epoch();
+        }
         self.versions.clear();
         self.through = 0;
         self.settled = 0;

@@ -391,17 +391,7 @@ pub fn required(known: &BTreeSet<SetMember>, wanted: Option<&BTreeSet<SetMember>
         .collect()
 }
 
-/// Whether nobody is left who may claim: every member of the set is known to have begun a new life. `lives`: the present
-/// life of each member that is known (this one included). A member that is only silent may still serve.
-pub fn orphaned(record: &GroupRecord, lives: &BTreeSet<SetMember>) -> bool {
-    record.in_sync.iter().all(|m| {
-        lives
-            .iter()
-            .any(|l| l.member == m.member && l.incarnation != m.incarnation)
-    })
-}
-
-/// The record with which a member begins again, with no SAs: after [`orphaned`], or by an operator's word.
+/// The record with which a member begins again, with no SAs: after [`crate::rules_doubt::nobody_left`], or by an operator's word.
 pub fn start_over(record: Option<&GroupRecord>, me: SetMember) -> GroupRecord {
     let old = record.map_or(EpochId::NONE, |r| r.epoch);
     GroupRecord {

@@ -3,6 +3,7 @@
 use crate::config::EngineConfig;
 use crate::endpoint::{self, Admission, Endpoint};
 use crate::event::EventKind;
+use crate::forget::{self, Forgotten};
 use crate::ike_sa::record::{self, AdoptError};
 use crate::ike_sa::windows::Order;
 use crate::ike_sa::{IkeSa, message, phase::Phase};
@@ -148,12 +149,13 @@ impl Engine {
     /// Forgets the IKE SAs of some segments without a word, and what came of them and was not fetched: another member
     /// serves them now. The answer only has to be dropped: where it holds many IKE SAs, that may be done elsewhere.
     pub fn remove_segments(&mut self, gone: impl Fn(SegmentId) -> bool) -> Forgotten {
-        let forgotten = Forgotten {
-            _table: self.table.remove_where(|spi| gone(spi.segment())),
-        };
+        let forgotten = Forgotten::new(self.table.remove_where(|spi| gone(spi.segment())));
         self.adopted.retain(|spi| !gone(spi.segment()));
         let all = std::mem::take(&mut self.outputs);
-        self.outputs = all.into_iter().filter_map(|output| keep(output, &gone)).collect();
+        self.outputs = all
+            .into_iter()
+            .filter_map(|output| forget::keep(output, &gone))
+            .collect();
         forgotten
     }
 
@@ -283,26 +285,6 @@ impl Engine {
             commit.transmits = out.transmits;
             self.outputs.push_back(Output::Commit(commit));
         }
-    }
-}
-
-/// IKE SAs that [`Engine::remove_segments`] took out.
-pub struct Forgotten {
-    _table: Table,
-}
-
-/// What of an output is left without the segments that are gone.
-fn keep(output: Output, gone: &impl Fn(SegmentId) -> bool) -> Option<Output> {
-    let lost = |spi: &Option<IkeSpi>| spi.is_some_and(|spi| gone(spi.segment()));
-    match output {
-        Output::Commit(mut commit) => {
-            commit.changes.retain(|change| !gone(change.segment()));
-            commit.transmits.retain(|transmit| !lost(&transmit.ike_spi));
-            (!commit.changes.is_empty() || !commit.transmits.is_empty()).then_some(Output::Commit(commit))
-        }
-        Output::Transmit(transmit) => (!lost(&transmit.ike_spi)).then_some(Output::Transmit(transmit)),
-        // What happened has happened.
-        event @ Output::Event(_) => Some(event),
     }
 }
 

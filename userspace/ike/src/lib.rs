@@ -10,6 +10,7 @@ pub mod config;
 mod endpoint;
 mod engine;
 pub mod event;
+mod forget;
 mod ike_sa;
 pub mod io;
 mod negotiate;
@@ -21,8 +22,9 @@ mod tasks;
 mod timers;
 
 pub use config::{ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, Retransmit};
-pub use engine::{Engine, Forgotten};
+pub use engine::Engine;
 pub use event::{Event, EventKind};
+pub use forget::Forgotten;
 pub use ike_sa::record::AdoptError;
 pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 pub use proposal::{Proposal, ProposalError};

@@ -292,3 +292,33 @@ fn records_that_do_not_fit_are_refused_with_a_reason() {
         Err(AdoptError::UnknownConnection(_))
     ));
 }
+
+#[test]
+fn segments_that_go_to_another_member_take_along_what_was_not_fetched() {
+    let mut world = World::new(9);
+    world.initiate(A);
+    world.settle();
+    world.assert_up(1);
+    let spi = world.only(A).spi;
+    let (now, here) = (world.now, spi.segment());
+
+    // A request that the agent has not fetched when the segment goes.
+    let side = &mut world.sides[A];
+    let command = Command::Liveness { spi };
+    side.engine
+        .handle(ike::Input::Command { now, command }, &mut side.around);
+    drop(side.engine.remove_segments(|segment| segment != here));
+    assert!(
+        side.engine.contains(spi),
+        "another segment's end is nothing to this one"
+    );
+    drop(side.engine.remove_segments(|segment| segment == here));
+    assert!(!side.engine.contains(spi) && side.engine.spis().is_empty());
+    assert!(side.engine.status_of(spi).is_none() && side.engine.next_timeout().is_none());
+    while let Some(output) = side.engine.poll() {
+        assert!(
+            matches!(output, ike::Output::Event(_)),
+            "nothing is committed or sent for it"
+        );
+    }
+}

@@ -129,6 +129,11 @@ impl Engine {
             .collect();
         let (refusals, refused) = mpsc::unbounded_channel();
         tasks.push(runtime.spawn(pass_on(refused, to_core.clone())).abort_handle());
+        tasks.push(
+            runtime
+                .spawn(Arc::clone(&endpoints).follow_files())
+                .abort_handle(),
+        );
         let watch = watch::Watch::new(endpoints, store, keys, to_core);
         tasks.push(runtime.spawn(watch.run()).abort_handle());
         Ok(Self {

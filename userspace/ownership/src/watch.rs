@@ -41,13 +41,18 @@ enum End {
     Core,
     /// The changes to go on from are compacted.
     Compacted(i64),
+    /// What is in etcd is not for this member: nothing that time mends.
+    Refused(String),
     /// Anything else.
     Fault(String),
 }
 
 impl From<Fault> for End {
     fn from(fault: Fault) -> Self {
-        Self::Fault(fault.to_string())
+        match fault {
+            Fault::LayoutDiffers { .. } | Fault::Unreadable { .. } => Self::Refused(fault.to_string()),
+            _ => Self::Fault(fault.to_string()),
+        }
     }
 }
 
@@ -96,6 +101,15 @@ impl Watch {
                     );
                     self.next = None;
                     continue;
+                }
+                End::Refused(why) => {
+                    if self.well {
+                        tracing::error!(
+                            why,
+                            "the keys in etcd are not this member's: nothing is read or written"
+                        );
+                    }
+                    self.well = false;
                 }
                 End::Fault(why) => {
                     let url = &self.endpoints.get(endpoint).url;

@@ -9,7 +9,8 @@ use lab::etcd::{EtcdCluster, EtcdServerTls};
 use lab::resources::Resources;
 use ownership::{Engine, EtcdConfig, EtcdTls};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, SanType,
 };
 use std::fs;
 use std::net::IpAddr;
@@ -43,6 +44,9 @@ impl Authority {
     fn issue(&self, folder: &Path, name: &str, addresses: &[IpAddr]) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        // With roles, this is the name of etcd's user.
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
         params
             .subject_alt_names
             .extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
@@ -114,7 +118,64 @@ async fn only_the_right_certificates_are_let_in_and_trusted() {
     assert!(why.contains("UnknownIssuer"), "{why}");
     assert_eq!(intruder.seen(G0), []);
     assert_eq!(careful.seen(G0), []);
-    assert_eq!(member.read(G0).await, Is(Some(a)));
+    assert_eq!(member.read(G0).await, Is(Some(a.clone())));
+
+    // New files are taken without a start: first only one of the two, which fits nothing.
+    fs::copy(&right.0, &wrong.0).expect("copy");
+    unknown(intruder.read(G0).await);
+    fs::copy(&right.1, &wrong.1).expect("copy");
+    assert_eq!(intruder.read_until_known(G0).await, Some(a.clone()));
+    intruder.sees(G0, Some(&a)).await;
+}
+
+/// The commands are those of docs/examples/etcd.md.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_for_the_keys_of_one_cluster_is_enough_and_reaches_no_other() {
+    let resources = Resources::new().expect("a lab");
+    let folder = &resources.folder;
+    let sites = EtcdCluster::loopback(&resources, 1).expect("sites");
+    let ours = Authority::new(folder, "ours");
+    let server = ours.issue(folder, "server", &[sites[0].address]);
+    let member = client(&ours, &ours.issue(folder, "gw1", &[]));
+    let tls = EtcdServerTls {
+        ca: ours.certificate.clone(),
+        cert: server.0,
+        key: server.1,
+        client: ours.issue(folder, "root", &[]),
+    };
+    let etcd = EtcdCluster::start(&resources, sites, Some(tls)).expect("etcd");
+    for command in [
+        "role add espalier-lab",
+        "role grant-permission espalier-lab --prefix=true readwrite /espalier/lab/",
+        "user add --no-password gw1",
+        "user grant-role gw1 espalier-lab",
+        "role add root",
+        "user add --no-password root",
+        "user grant-role root root",
+        "auth enable",
+    ] {
+        let words: Vec<&str> = command.split(' ').collect();
+        etcd.etcdctl(0, &words).expect(command);
+    }
+    let allowed = EtcdConfig {
+        tls: member,
+        request_timeout: Duration::from_secs(2),
+        ..config(etcd.endpoints())
+    };
+    let forbidden = EtcdConfig {
+        cluster: "lab2".into(),
+        ..allowed.clone()
+    };
+    let allowed = Member::start(allowed, 4);
+    let a = record(1, 1, 1);
+    assert_eq!(allowed.read_until_known(G0).await, None);
+    assert_eq!(allowed.ask(G0, write(None, &a)).await, Written);
+    allowed.sees(G0, Some(&a)).await;
+    let forbidden = Member::start(forbidden, 4);
+    for op in [OwnershipOp::Read, write(None, &a)] {
+        let why = unknown(forbidden.ask(G0, op).await);
+        assert!(why.contains("permission denied"), "{why}");
+    }
 }
 
 #[tokio::test]

@@ -64,25 +64,7 @@ impl Sad {
     pub fn snapshot_where(&self, of: impl Fn(SegmentId) -> bool, now: Instant) -> Vec<SnapshotSa> {
         let mut entries: Vec<&SaEntry> = self.entries.values().filter(|e| of(e.segment())).collect();
         entries.sort_by_key(|e| e.switched);
-        let snapshot_of = |entry: &&SaEntry| {
-            let mut record = entry.record.clone();
-            record.limits = InitialLimits {
-                lease: entry.lease.limit,
-                lease_step: entry.lease.step,
-                ceiling: entry.ceiling.limit,
-                headroom: entry.ceiling.step,
-            };
-            SnapshotSa {
-                record,
-                lease: LimitBase::of(&entry.lease),
-                ceiling: LimitBase::of(&entry.ceiling),
-                reported_edge: entry.reported_edge,
-                outbound_in_use: entry.outbound_in_use,
-                local_only: entry.local_only,
-                age_ms: u64::try_from(now.since(entry.installed).as_millis()).unwrap_or(u64::MAX),
-            }
-        };
-        entries.iter().map(snapshot_of).collect()
+        entries.iter().map(|entry| entry.snapshot(now)).collect()
     }
 
     /// Takes a snapshot in place of all SAs. SAs that are the same stay in the maps untouched, counters included.
@@ -103,7 +85,6 @@ impl Sad {
         if let Some(foreign) = snapshot.iter().find(|sa| !of(sa.record.spi_in.segment())) {
             return Err(SadError::Foreign(foreign.record.spi_in));
         }
-        let mut plan = MapPlan::default();
         let kept: std::collections::HashSet<EspSpi> = snapshot.iter().map(|s| s.record.spi_in).collect();
         let gone: Vec<EspSpi> = self
             .entries
@@ -111,10 +92,30 @@ impl Sad {
             .map(|e| e.record.spi_in)
             .filter(|s| of(s.segment()) && !kept.contains(s))
             .collect();
-        for spi in gone {
-            plan.extend(self.remove(spi));
+        let mut plan = self.forget(gone);
+        plan.extend(self.restore_some(snapshot, now)?);
+        Ok(plan)
+    }
+
+    /// Removes SAs; those that are not there are left out.
+    pub fn forget(&mut self, spis: impl IntoIterator<Item = EspSpi>) -> MapPlan {
+        let mut plan = MapPlan::default();
+        for spi in spis {
+            if self.get(spi).is_some() {
+                plan.extend(self.remove(spi));
+            }
         }
-        for sa in snapshot {
+        plan
+    }
+
+    /// Takes some SAs of a snapshot, in its order; SAs that are not among them stay as they are. Whoever restores in parts
+    /// removes first what the snapshot does not hold, by [`Sad::forget`].
+    ///
+    /// # Errors
+    /// As [`Sad::restore`]; those before are restored.
+    pub fn restore_some(&mut self, some: Vec<SnapshotSa>, now: Instant) -> Result<MapPlan, SadError> {
+        let mut plan = MapPlan::default();
+        for sa in some {
             let spi = sa.record.spi_in;
             if self.get(spi).is_some() {
                 // Its records are written anew below; the executor keeps live counters of an SPI that is there.
@@ -142,5 +143,32 @@ impl Sad {
             }
         }
         Ok(plan)
+    }
+}
+
+impl SaEntry {
+    /// The SA with its current limits.
+    pub fn snapshot(&self, now: Instant) -> SnapshotSa {
+        let mut record = self.record.clone();
+        record.limits = InitialLimits {
+            lease: self.lease.limit,
+            lease_step: self.lease.step,
+            ceiling: self.ceiling.limit,
+            headroom: self.ceiling.step,
+        };
+        SnapshotSa {
+            record,
+            lease: LimitBase::of(&self.lease),
+            ceiling: LimitBase::of(&self.ceiling),
+            reported_edge: self.reported_edge,
+            outbound_in_use: self.outbound_in_use,
+            local_only: self.local_only,
+            age_ms: u64::try_from(now.since(self.installed).as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// SAs of a snapshot are in the order of this number: the order in which outbound traffic was switched to them.
+    pub fn switched(&self) -> u64 {
+        self.switched
     }
 }

@@ -153,16 +153,26 @@ impl SpiAllocator {
         Ok(())
     }
 
+    /// Frees every SPI of these segments that was reserved and is not `installed`.
+    pub fn release_where(&mut self, of: impl Fn(SegmentId) -> bool, installed: impl Fn(EspSpi) -> bool) {
+        let unused = self
+            .slots
+            .values()
+            .filter_map(|slot| slot.holder)
+            .filter(|spi| of(SegmentId(maps_schema::sad::spi_segment(spi.0))) && !installed(*spi));
+        let mut unused: Vec<EspSpi> = unused.collect();
+        // The order in which slots are used again must not depend on a hash.
+        unused.sort_unstable();
+        for spi in unused {
+            self.release(spi);
+        }
+    }
+
     /// Whether this SPI holds its slot.
     pub fn holds(&self, spi: EspSpi) -> bool {
         self.slots
             .get(&maps_schema::sad::spi_slot(spi.0))
             .is_some_and(|s| s.holder == Some(spi))
-    }
-
-    /// All SPIs that hold a slot, in no order.
-    pub fn held(&self) -> impl Iterator<Item = EspSpi> {
-        self.slots.values().filter_map(|slot| slot.holder)
     }
 
     /// SPIs in use.

@@ -267,15 +267,24 @@ impl Sad {
         }
     }
 
-    /// Gives back all SPIs of some segments that were reserved but never installed: the exchanges that they were promised in are
-    /// another member's now, or nobody's. Kept, they would stand in the way of what the owner installs in their slots.
-    pub fn forget_promised(&mut self, of: impl Fn(SegmentId) -> bool) {
-        let promised =
-            |spi: &EspSpi| of(SegmentId(maps_schema::sad::spi_segment(spi.0))) && self.get(*spi).is_none();
-        let spis: Vec<EspSpi> = self.spis.held().filter(promised).collect();
-        for spi in spis {
-            self.spis.release(spi);
-        }
+    /// This member serves these segments no more: SPIs that its unfinished exchanges had reserved are free again. Whoever serves
+    /// now goes on with those exchanges or not, and may give the slots to others, which this member's mirror must follow.
+    pub fn release_unused_spis(&mut self, of: impl Fn(SegmentId) -> bool) {
+        let entries = &self.entries;
+        let installed = |spi: EspSpi| {
+            entries
+                .get(&spi_slot(spi.0))
+                .is_some_and(|e| e.record.spi_in == spi)
+        };
+        self.spis.release_where(of, installed);
+    }
+
+    /// This member goes on with an exchange in which another one promised this SPI to a peer: its slot is taken.
+    ///
+    /// # Errors
+    /// [`SadError::Spi`] where the slot is in use.
+    pub fn hold_spi(&mut self, spi: EspSpi) -> Result<(), SadError> {
+        Ok(self.spis.adopt(spi)?)
     }
 
     /// Limits for the journal entry of a new SA.

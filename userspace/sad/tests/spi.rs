@@ -145,3 +145,19 @@ proptest! {
         prop_assert_eq!(slots.len(), 8);
     }
 }
+
+#[test]
+fn reservations_of_unfinished_exchanges_give_way_when_another_member_serves() {
+    let mut here = SpiAllocator::new(MemberId(1), 1024, 1);
+    let mut there = SpiAllocator::new(MemberId(2), 1024, 1);
+    let installed = here.reserve(SegmentId(9)).expect("free");
+    let promised = here.reserve(SegmentId(9)).expect("free");
+    let elsewhere = here.reserve(SegmentId(10)).expect("free");
+    // The other one takes over, knows nothing of the promise, and gives the slot to an SA of its own.
+    there.adopt(installed).expect("a mirror");
+    let theirs = there.reserve(SegmentId(9)).expect("free");
+    assert!(here.adopt(theirs).is_err(), "the promise still holds the slot");
+    here.release_where(|segment| segment == SegmentId(9), |spi| spi == installed);
+    assert_eq!(here.adopt(theirs), Ok(()));
+    assert!(here.holds(installed) && here.holds(elsewhere) && !here.holds(promised));
+}

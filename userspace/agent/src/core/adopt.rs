@@ -22,6 +22,7 @@ impl Core {
             .remove_segments(|segment| layout.group_of(segment) == id);
         drop(forgotten);
         let waiting = self.mirrored(id).map(|(spi, _)| *spi).collect();
+        self.snapshots.forget(id);
         let group = self.groups.get_mut(id);
         group.pending.clear();
         group.adopting = waiting;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ike::{Change, IkeSaChange};
-use model::{ChildSaChange, EspSpi, IkeSpi, SecretBytes};
+use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, SecretBytes};
 use sad::SnapshotSa;
 use serde::{Deserialize, Serialize};
 
@@ -40,8 +40,17 @@ pub struct Snapshot {
     pub ike: BTreeMap<IkeSpi, SecretBytes>,
     /// Child SAs with their limits.
     pub children: Vec<SnapshotSa>,
+}
+
+/// What follows a snapshot. No `Debug`: it holds keys.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Tail {
     /// Child SAs (by inbound SPI) whose numbers a lost standby may have used, and that are still to be rekeyed.
     pub suspects: Vec<EspSpi>,
+    /// Commits that took effect while the snapshot was made, in their order. The snapshot may hold what they say.
+    pub entries: Vec<Vec<EntryChange>>,
+    /// The epoch that they were written in.
+    pub epoch: Epoch,
 }
 
 /// Why octets are no entry.
@@ -91,17 +100,29 @@ pub fn decode_entry(octets: &[u8]) -> Result<Vec<EntryChange>, DecodeError> {
     decode(octets)
 }
 
-/// A snapshot as octets.
+/// A snapshot as octets; [`encode_tail`] completes them.
 pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
     encode(snapshot)
 }
 
-/// A snapshot from octets.
+/// Adds what follows a snapshot.
+pub fn encode_tail(octets: &mut Vec<u8>, tail: &Tail) {
+    octets.extend(encode(tail));
+}
+
+/// A snapshot and what follows it, from octets.
 ///
 /// # Errors
 /// [`DecodeError`].
-pub fn decode_snapshot(octets: &[u8]) -> Result<Snapshot, DecodeError> {
-    decode(octets)
+pub fn decode_snapshot(octets: &[u8]) -> Result<(Snapshot, Tail), DecodeError> {
+    match octets.split_first() {
+        Some((&VERSION, rest)) => {
+            let (snapshot, rest) = postcard::take_from_bytes(rest)?;
+            Ok((snapshot, decode(rest)?))
+        }
+        Some((version, _)) => Err(DecodeError::Version(*version)),
+        None => Err(DecodeError::Damaged(postcard::Error::DeserializeUnexpectedEnd)),
+    }
 }
 
 #[cfg(test)]
@@ -139,5 +160,23 @@ mod tests {
         octets[0] = 9;
         assert!(matches!(decode_entry(&octets), Err(DecodeError::Version(9))));
         assert!(matches!(decode_entry(&[]), Err(DecodeError::Damaged(_))));
+    }
+
+    #[test]
+    fn a_snapshot_is_read_with_what_follows_it_and_not_without() {
+        let mut snapshot = Snapshot::default();
+        snapshot.ike.insert(IkeSpi(5), SecretBytes::new(vec![1]));
+        let mut octets = encode_snapshot(&snapshot);
+        assert!(matches!(decode_snapshot(&octets), Err(DecodeError::Damaged(_))));
+        let tail = Tail {
+            suspects: vec![EspSpi(3)],
+            entries: vec![vec![EntryChange::IkeRemove(IkeSpi(5))]],
+            epoch: Epoch(9),
+        };
+        encode_tail(&mut octets, &tail);
+        let (snapshot, tail) = decode_snapshot(&octets).unwrap();
+        assert_eq!(snapshot.ike.len(), 1);
+        assert_eq!((tail.epoch, tail.suspects), (Epoch(9), vec![EspSpi(3)]));
+        assert!(matches!(tail.entries[0][..], [EntryChange::IkeRemove(IkeSpi(5))]));
     }
 }

@@ -155,6 +155,7 @@ async fn event_loop(
         // Each of these takes two milliseconds of a turn at most, and has another one at once while there is more to do.
         core.merge_turn(now);
         core.adopt_turn(now);
+        core.snapshot_turn(now);
         core.list_turn(now);
         if second <= now {
             second = now + Duration::from_secs(1);
@@ -164,6 +165,10 @@ async fn event_loop(
             return Ok(());
         }
         let wake = core.next_wake().min(second);
+        if wake <= clock::now() {
+            // The synch channel's tasks share this thread.
+            tokio::task::yield_now().await;
+        }
         tokio::select! {
             biased;
             _ = terminate.recv(), if leaving.is_none() => leaving = Some(core.leave()),
@@ -176,6 +181,7 @@ async fn event_loop(
                 }
             }
             Some(told) = io.ownership.recv() => core.ownership_told(told),
+            Some(made) = io.snapshots.recv() => core.snapshot_made(made),
             Some(news) = io.links.recv() => core.link_news(&news),
             ready = events.readable() => {
                 if let Ok(mut ready) = ready { ready.clear_ready(); }
@@ -188,13 +194,14 @@ async fn event_loop(
             () = readable(logs.as_ref()) => {
                 if let Some(logs) = &mut logs { logs.get_mut().drain(); }
             }
-            () = clock::sleep_until(wake) => {}
             (local, remote, length) = io.sockets.receive(&mut datagram) => {
                 core.datagram(local, remote, &datagram[..length]);
             }
             Some(wish) = wishes.recv() => core.answer(wish),
             Ok(length) = io.tun.recv(&mut packet) => core.local_packet(&packet[..length]),
             Ok(length) = io.esp.receive(&mut esp) => core.reassembled(&esp[..length]),
+            // Last: whatever has come goes before work that can wait. Timers are looked at in every turn.
+            () = clock::sleep_until(wake) => {}
         }
     }
 }
@@ -202,7 +209,8 @@ async fn event_loop(
 impl Core {
     /// When the loop has something to do of itself.
     fn next_wake(&self) -> Instant {
-        if self.is_adopting() || !self.merging.is_empty() || !self.listings.is_empty() {
+        let turns = self.is_adopting() || self.snapshots.is_busy();
+        if turns || !self.merging.is_empty() || !self.listings.is_empty() {
             return Instant(0);
         }
         let timers = [self.engine.next_timeout(), self.announce_due()];

@@ -1,21 +1,15 @@
 //! What the cluster node wants done: journal entries, snapshots, raises, words; and what it is told.
 
-use std::collections::VecDeque;
-
 use cluster::{Input, Link, Output, RaiseItem};
 use model::{ChildSaChange, Epoch, EspSpi, GroupId, MemberId};
 use sad::{Context, Direction, LimitRaise};
 use serde::{Deserialize, Serialize};
 
-use super::entry::{self, EntryChange, Snapshot};
-use super::suspects::Suspects;
+use super::entry::{self, EntryChange};
 use super::{Core, NotApplied};
 use crate::clock;
 use crate::synch::{LinkId, SynchEvent};
 use maps_schema::steer::Member;
-
-/// Caps are repeated until no SA is without limits; traffic between two looks makes another one necessary.
-const CAP_ROUNDS: usize = 16;
 
 /// What a member tells the other about itself, in its hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +104,16 @@ impl Core {
     }
 
     pub(super) fn node_output(&mut self, output: Output) {
+        let output = match output {
+            // What follows a snapshot waits until it is installed.
+            Output::Apply { group, .. } | Output::ApplyRaises { group, .. } => {
+                match self.snapshots.behind(group, output) {
+                    Some(output) => output,
+                    None => return,
+                }
+            }
+            other => other,
+        };
         match output {
             Output::SendStream { peer, link, bytes } => {
                 if let Err(why) = self.synch.send_record(peer, link_id(link), bytes) {
@@ -167,7 +171,7 @@ impl Core {
                     items,
                 });
             }
-            Output::InstallSnapshot { group, token, bytes } => self.install_snapshot(group, token, &bytes),
+            Output::InstallSnapshot { group, token, bytes } => self.install_snapshot(group, token, bytes),
             Output::Flip(flip) => {
                 self.flip(&flip);
                 self.armed(flip.token);
@@ -223,7 +227,7 @@ impl Core {
 
     /// An acknowledgement covers what came before it: from here on there is none until a snapshot is installed. The owner
     /// drops this member from the set for its silence, and it joins anew.
-    fn withhold(&mut self, group: GroupId, what: &str) {
+    pub(super) fn withhold(&mut self, group: GroupId, what: &str) {
         self.groups.get_mut(group).withholding = true;
         self.log.warn_of(
             group,
@@ -305,121 +309,6 @@ impl Core {
                 _ => {}
             }
         }
-    }
-
-    /// Limits for every SA of the group that has no upper ones.
-    fn caps(&self, id: GroupId) -> Vec<LimitRaise> {
-        let layout = self.groups.layout;
-        let ownership = self.groups.get(id).ownership;
-        let of_group =
-            |segment| (layout.group_of(segment) == id).then_some((ownership.epoch, ownership.alone));
-        self.sad.cap_where(of_group, |slot| self.counters.counters(slot))
-    }
-
-    /// Owner: a member joins. From here on every SA of the group has limits, and the snapshot says which.
-    fn cap_limits(&mut self, id: GroupId, token: u64) {
-        for _ in 0..CAP_ROUNDS {
-            let caps = self.caps(id);
-            if caps.is_empty() {
-                break;
-            }
-            let spis = caps.iter().map(|cap| cap.spi).collect::<Vec<EspSpi>>();
-            for cap in &caps {
-                self.apply_raise_or_log(cap);
-            }
-            let plan = self.sad.known_to_standby(spis);
-            self.execute_or_log(&plan);
-            if let Err(error) = self.runner.drain_cpus() {
-                self.log
-                    .warn_of(id, "join", format!("the CPUs were not drained: {error}"));
-            }
-        }
-        self.take_effect(id);
-        let layout = self.groups.layout;
-        let now = clock::now();
-        let group = self.groups.get(id);
-        let snapshot = Snapshot {
-            ike: self
-                .mirrored(id)
-                .map(|(spi, record)| (*spi, record.clone()))
-                .collect(),
-            children: self
-                .sad
-                .snapshot_where(|segment| layout.group_of(segment) == id, now),
-            suspects: group.suspects.spis(),
-        };
-        let bytes = entry::encode_snapshot(&snapshot);
-        let took = clock::now().since(now).as_secs_f64() * 1000.0;
-        self.log.note_of(
-            id,
-            "snapshot",
-            format!(
-                "snapshot of {} IKE and {} Child SAs, {} octets, {took:.1} ms",
-                snapshot.ike.len(),
-                snapshot.children.len(),
-                bytes.len()
-            ),
-        );
-        self.node.handle(Input::Snapshot {
-            now: clock::now(),
-            token,
-            bytes,
-        });
-    }
-
-    /// Entries of the group that are committed by now take effect: the snapshot's position is behind them. Whatever else the
-    /// node has put out keeps its order.
-    fn take_effect(&mut self, id: GroupId) {
-        let mut later = VecDeque::new();
-        while let Some(output) = self.deferred.pop_front().or_else(|| self.node.poll()) {
-            match output {
-                Output::Committed { token } if self.groups.get(id).has_proposed(token) => {
-                    self.committed(token)
-                }
-                other => later.push_back(other),
-            }
-        }
-        self.deferred = later;
-    }
-
-    /// Joining: takes the owner's state of the group in place of its own.
-    fn install_snapshot(&mut self, id: GroupId, token: u64, bytes: &[u8]) {
-        match self.install(id, bytes) {
-            Ok(text) => {
-                self.log.note_of(id, "snapshot", text);
-                self.groups.get_mut(id).withholding = false;
-                self.armed(token);
-            }
-            // Not armed: this member must not take over, and asks to join again.
-            Err(why) => self.withhold(id, &format!("the snapshot was not installed: {why}")),
-        }
-    }
-
-    fn install(&mut self, id: GroupId, bytes: &[u8]) -> Result<String, String> {
-        let began = clock::now();
-        let layout = self.groups.layout;
-        let snapshot = entry::decode_snapshot(bytes).map_err(|error| error.to_string())?;
-        if let Some(spi) = snapshot
-            .ike
-            .keys()
-            .find(|spi| layout.group_of(spi.segment()) != id)
-        {
-            return Err(format!("it names IKE SA {spi}, which is of another group"));
-        }
-        let (ike, children) = (snapshot.ike.len(), snapshot.children.len());
-        self.forget_mirror(id);
-        self.mirror.extend(snapshot.ike);
-        self.groups.get_mut(id).suspects = Suspects::of(snapshot.suspects);
-        let of_group = |segment| layout.group_of(segment) == id;
-        let plan = self
-            .sad
-            .restore_where(of_group, snapshot.children, clock::now())
-            .map_err(|error| error.to_string())?;
-        self.execute(&plan).map_err(|error| error.to_string())?;
-        let took = clock::now().since(began).as_secs_f64() * 1000.0;
-        Ok(format!(
-            "snapshot installed: {ike} IKE and {children} Child SAs, {took:.1} ms"
-        ))
     }
 
     /// The other member's MAC addresses: where the second hop goes, and whose frames are not forwarded again.

@@ -20,6 +20,7 @@ mod owner;
 mod sas;
 mod setup;
 mod slow;
+mod snapshot;
 mod suspects;
 mod timeline;
 
@@ -99,6 +100,8 @@ struct Core {
     wishes: command::Wishes,
     /// Windows of old owners that are being merged.
     merging: VecDeque<owner::Merging>,
+    /// Snapshots that are taken or installed.
+    snapshots: snapshot::Snapshots,
     scan: limits::Scan,
     health: health::Health,
     /// The external ownership engine, where there is one.
@@ -334,6 +337,7 @@ impl Core {
         // The standby that was there when it was proposed may know the SA, though it never acknowledged it.
         let alone = pending.alone && self.node.is_alone(id);
         let failed = self.apply(id, &pending.changes, epoch, alone);
+        self.snapshots.took_effect(id, &pending.changes);
         self.orders_committed(&pending.changes, &failed);
         for (spi_in, error) in &failed {
             self.log.warn(

@@ -136,7 +136,7 @@ impl Core {
         let forgotten = self.engine.remove_segments(of_group);
         // Many IKE SAs with their keys take a while to be wiped.
         tokio::task::spawn_blocking(move || drop(forgotten));
-        self.sad.forget_promised(of_group);
+        self.snapshots.forget(id);
         let group = self.groups.get_mut(id);
         group.pending.clear();
         group.adopting.clear();

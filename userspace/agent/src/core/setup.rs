@@ -22,7 +22,7 @@ use super::health::Health;
 use super::limits::Scan;
 use super::member::Facts;
 use super::orders::Orders;
-use super::{Core, around, capabilities, convert, digest, engine, slow, timeline};
+use super::{Core, around, capabilities, convert, digest, engine, slow, snapshot, timeline};
 use crate::api::InterfaceStatus;
 use crate::clock;
 use crate::config::{self, AttachMode, ClusterMode, Config, Solo};
@@ -43,6 +43,8 @@ pub struct Io {
     pub ownership: mpsc::Receiver<ownership::Told>,
     /// How the interfaces are.
     pub links: mpsc::Receiver<net::watch::LinkNews>,
+    /// What was made of snapshots beside the core loop.
+    pub snapshots: mpsc::UnboundedReceiver<snapshot::Made>,
 }
 
 /// The pins of a data plane whose member does not come up are removed, and with them the programs.
@@ -322,6 +324,7 @@ impl Core {
         };
         let (told, ownership) = mpsc::channel(256);
         let ownership_engine = engine::start(&config, told)?;
+        let (made, snapshots) = mpsc::unbounded_channel();
         let (told, links) = mpsc::channel(16);
         net::watch::start(vec![outside.index, inside.index], told)?;
         let groups = Groups::new(Layout::new(config.cluster.groups), config.cluster.member);
@@ -356,6 +359,7 @@ impl Core {
             takeover: timeline::Takeovers::default(),
             wishes: Wishes::default(),
             merging: VecDeque::new(),
+            snapshots: snapshot::Snapshots::new(made),
             scan: Scan::default(),
             health: Health::default(),
             ownership_engine,
@@ -381,6 +385,7 @@ impl Core {
                 netlink,
                 ownership,
                 links,
+                snapshots,
             },
         ))
     }

@@ -5,6 +5,7 @@ use crate::io::Output;
 use crate::node::Shared;
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{self, NoClaim};
+use crate::rules_doubt::{Fate, fate, may_ask};
 use model::{Instant, MemberId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,6 +16,8 @@ const STAGGER: Duration = Duration::from_millis(40);
 /// A claim under way, at a standby.
 pub(crate) struct Claim {
     step: Step,
+    /// What was sent, while its outcome is not known: it is repeated as it was until the record has changed.
+    sent: Option<(GroupRecord, GroupRecord)>,
     /// Of the step, or when it is to begin.
     at: Instant,
 }
@@ -23,7 +26,14 @@ enum Step {
     /// Until `at`.
     Waiting,
     Reading(u64),
-    Writing(u64, GroupRecord),
+    Writing(u64),
+}
+
+impl Claim {
+    /// Whether a write may be done, or still come to be.
+    pub fn is_open(&self) -> bool {
+        self.sent.is_some()
+    }
 }
 
 impl Group {
@@ -44,9 +54,7 @@ impl Group {
         };
         if Self::same_life_as_in(s, standby.set.as_ref(), owner) {
             standby.lost = None;
-            standby
-                .claim
-                .take_if(|claim| !matches!(claim.step, Step::Writing(..)));
+            standby.claim.take_if(|claim| !claim.is_open());
         }
     }
 
@@ -81,7 +89,7 @@ impl Group {
         let (Some(lost), None) = (standby.lost, &standby.claim) else {
             return;
         };
-        if !standby.follows() {
+        if !may_ask(standby.holds()) {
             // It may be serving where this member cannot see it: nothing of it is adopted.
             return self.start_anew(s, now);
         }
@@ -106,6 +114,7 @@ impl Group {
         };
         standby.claim = Some(Claim {
             step: Step::Waiting,
+            sent: None,
             at: now + STAGGER * place as u32,
         });
         self.claim_progress(s, now);
@@ -147,7 +156,7 @@ impl Group {
         let Some(claim) = &mut standby.claim else { return };
         let due = match claim.step {
             Step::Waiting => now >= claim.at,
-            Step::Reading(_) | Step::Writing(..) => now.since(claim.at) > ENGINE_PATIENCE,
+            Step::Reading(_) | Step::Writing(_) => now.since(claim.at) > ENGINE_PATIENCE,
         };
         if due {
             let token = s.token(group);
@@ -171,19 +180,19 @@ impl Group {
             return;
         };
         let Some(claim) = &mut standby.claim else { return };
-        let written = match &claim.step {
-            Step::Reading(asked) if *asked == token => None,
-            Step::Writing(asked, new) if *asked == token => Some(new.clone()),
+        let writing = match &claim.step {
+            Step::Reading(asked) if *asked == token => false,
+            Step::Writing(asked) if *asked == token => true,
             _ => return,
         };
         match answer {
             OwnershipAnswer::Written => {
-                if let Some(record) = written {
-                    self.claimed(s, now, record);
+                if writing && let Some((_, new)) = claim.sent.take() {
+                    self.claimed(s, now, new);
                 }
             }
             OwnershipAnswer::Is(Some(held)) | OwnershipAnswer::Differs(Some(held)) => {
-                self.claim_over(s, now, &held);
+                self.claim_over(s, now, held);
             }
             // Not known, or a key that somebody has deleted: read again. A deleted key is no licence to begin.
             OwnershipAnswer::Unknown(_) | OwnershipAnswer::Is(None) | OwnershipAnswer::Differs(None) => {
@@ -194,11 +203,20 @@ impl Group {
     }
 
     /// The record as it was just now: claim, or do not.
-    fn claim_over(&mut self, s: &mut Shared, now: Instant, held: &GroupRecord) {
-        let group = self.id;
+    fn claim_over(&mut self, s: &mut Shared, now: Instant, held: GroupRecord) {
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        if let Some((expected, new)) = standby.claim.as_mut().and_then(|claim| claim.sent.take()) {
+            match fate(Some(&expected), &new, Some(&held)) {
+                Fate::Done => return self.claimed(s, now, new),
+                Fate::Open => return self.write_claim(s, now, expected, new),
+                Fate::Void => {}
+            }
+        }
         if held.epoch > self.epoch && held.epoch.owner == s.me.member && held.in_sync.contains(&s.me) {
-            // A write of this life whose outcome was not known.
-            return self.claimed(s, now, held.clone());
+            // A planned move names this member, and its old owner was lost before it could say so.
+            return self.claimed(s, now, held);
         }
         // Whose life is not the one that the record names, cannot serve by it.
         let lives = s.lives();
@@ -208,22 +226,8 @@ impl Group {
             .filter(|m| !lives.contains(m))
             .map(|m| m.member)
             .collect();
-        match rules::claim(held, s.me, &lost) {
-            Ok(new) => {
-                let Phase::Standby(standby) = &mut self.phase else {
-                    return;
-                };
-                let token = s.token(group);
-                standby.claim = Some(Claim {
-                    step: Step::Writing(token, new.clone()),
-                    at: now,
-                });
-                let op = OwnershipOp::Write {
-                    expected: Some(held.clone()),
-                    new,
-                };
-                s.outputs.push_back(Output::Ownership { token, group, op });
-            }
+        match rules::claim(&held, s.me, &lost) {
+            Ok(new) => self.write_claim(s, now, held, new),
             // Another member was faster, or the owner is there after all: its own word will come, else this is looked
             // at again.
             Err(NoClaim::OwnerLives) => {
@@ -232,6 +236,7 @@ impl Group {
                 };
                 standby.claim = Some(Claim {
                     step: Step::Waiting,
+                    sent: None,
                     at: now + ENGINE_RETRY,
                 });
             }
@@ -239,11 +244,27 @@ impl Group {
         }
     }
 
+    fn write_claim(&mut self, s: &mut Shared, now: Instant, expected: GroupRecord, new: GroupRecord) {
+        let group = self.id;
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        let token = s.token(group);
+        standby.claim = Some(Claim {
+            step: Step::Writing(token),
+            sent: Some((expected.clone(), new.clone())),
+            at: now,
+        });
+        let expected = Some(expected);
+        let op = OwnershipOp::Write { expected, new };
+        s.outputs.push_back(Output::Ownership { token, group, op });
+    }
+
     fn claimed(&mut self, s: &mut Shared, now: Instant, record: GroupRecord) {
         let Phase::Standby(standby) = &self.phase else {
             return;
         };
-        let position = standby.armed;
+        let position = standby.position();
         let standing = rules::standing_in(&record.in_sync);
         let claimed = Claimed {
             epoch: record.epoch,

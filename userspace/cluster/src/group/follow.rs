@@ -17,6 +17,7 @@ use crate::io::Output;
 use crate::message::{GroupBody, RaiseItem, RaiseKey, SetMember};
 use crate::node::Shared;
 use crate::rules::EpochId;
+use crate::rules_doubt::may_serve;
 use model::Instant;
 use std::collections::BTreeSet;
 
@@ -124,6 +125,7 @@ impl Group {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
+        let (required, open) = (owner.required(), owner.raises.len());
         let alone = owner.standbys().is_empty();
         let Some(follow) = &mut owner.follow else { return };
         if !follow.missing.is_empty() {
@@ -149,8 +151,11 @@ impl Group {
                 });
             }
             Step::Restating => {}
-            Step::Settling if !owner.raises.is_empty() => {}
             Step::Calling | Step::Settling => {
+                let following = required.difference(&follow.missing).copied().collect();
+                if !may_serve(&required, s.me.member, &following, open) {
+                    return;
+                }
                 owner.follow = None;
                 self.flip_as_owner(s, None, AfterFlip::ServeAndAnnounce);
                 self.release_held(s, now);

@@ -17,6 +17,7 @@
 //!   |<----------- HandoverDone -------------|
 //! ```
 
+use super::engine::Claim;
 use super::follow::Follow;
 use super::owner::Owner;
 use super::set::Purpose;
@@ -40,9 +41,19 @@ const GIVE_UP: Duration = Duration::from_millis(2000);
 /// Where a handover stands, at the member that owns.
 pub(crate) enum OwnerHandover {
     /// Waits until everything is acknowledged.
-    Freezing { since: Instant, to: MemberId },
-    /// Waits for the ownership engine. From here on it can end in one way only: the engine's.
-    Moving { to: MemberId },
+    Freezing {
+        since: Instant,
+        to: MemberId,
+        /// The engine has the taker as the owner of this epoch already.
+        written: Option<EpochId>,
+    },
+    /// Waits for the ownership engine. From here on it can end in one way only: the engine's. An engine that does not
+    /// answer stops no traffic: after a while the owner goes on, and freezes again when it has the answer.
+    Moving {
+        since: Instant,
+        to: MemberId,
+        thawed: bool,
+    },
     /// The taker may arm.
     Offered {
         since: Instant,
@@ -61,13 +72,18 @@ pub(crate) enum OwnerHandover {
 
 impl OwnerHandover {
     pub fn is_frozen(&self) -> bool {
-        !matches!(self, Self::Taking { .. })
+        !matches!(self, Self::Taking { .. } | Self::Moving { thawed: true, .. })
+    }
+
+    /// Whether proposals wait for its end.
+    pub fn holds(&self) -> bool {
+        !matches!(self, Self::Moving { thawed: true, .. })
     }
 
     /// The other member.
     pub fn partner(&self) -> MemberId {
         match self {
-            Self::Freezing { to, .. } | Self::Moving { to } | Self::Offered { to, .. } => *to,
+            Self::Freezing { to, .. } | Self::Moving { to, .. } | Self::Offered { to, .. } => *to,
             Self::Taking { old, .. } => old.owner,
         }
     }
@@ -82,12 +98,18 @@ impl OwnerHandover {
 
     /// Whether the ownership engine has the taker as owner, or may have.
     pub fn is_given_away(&self) -> bool {
-        matches!(self, Self::Moving { .. } | Self::Offered { .. })
+        matches!(
+            self,
+            Self::Moving { .. } | Self::Offered { .. } | Self::Freezing { written: Some(_), .. }
+        )
     }
 
     pub fn offered_epoch(&self) -> Option<EpochId> {
         match self {
-            Self::Offered { epoch, .. } => Some(*epoch),
+            Self::Offered { epoch, .. }
+            | Self::Freezing {
+                written: Some(epoch), ..
+            } => Some(*epoch),
             _ => None,
         }
     }
@@ -130,7 +152,11 @@ impl Group {
     pub fn start_handover(&mut self, s: &mut Shared, now: Instant, to: MemberId) -> Result<(), Refused> {
         self.may_move(s, to)?;
         if let Phase::Owner(owner) = &mut self.phase {
-            owner.handover = Some(OwnerHandover::Freezing { since: now, to });
+            owner.handover = Some(OwnerHandover::Freezing {
+                since: now,
+                to,
+                written: None,
+            });
         }
         self.handover_progress(s, now);
         Ok(())
@@ -153,8 +179,8 @@ impl Group {
             return;
         };
         match &owner.handover {
-            Some(OwnerHandover::Freezing { since, to }) => {
-                let (since, to) = (*since, *to);
+            Some(OwnerHandover::Freezing { since, to, written }) => {
+                let (since, to, written) = (*since, *to, *written);
                 let next = EpochId {
                     number: rules::next_number(epoch, owner.claim_above),
                     owner: to,
@@ -163,13 +189,19 @@ impl Group {
                     && owner.raises.is_empty()
                     && owner.writing.is_none()
                     && owner.join.is_none();
-                if quiet && pair {
+                if let Some(next) = written.filter(|_| quiet) {
+                    self.offer(s, now, to, next);
+                } else if quiet && pair {
                     self.offer(s, now, to, next);
                 } else if quiet {
                     match rules::moved(&self.record(), life(s, to)) {
                         Ok(new) => {
                             if let Phase::Owner(owner) = &mut self.phase {
-                                owner.handover = Some(OwnerHandover::Moving { to });
+                                owner.handover = Some(OwnerHandover::Moving {
+                                    since: now,
+                                    to,
+                                    thawed: false,
+                                });
                             }
                             self.write(s, now, new, Purpose::Move(to));
                         }
@@ -178,9 +210,23 @@ impl Group {
                 } else if owner.join.is_some() && owner.writing.is_none() {
                     // The joiner begins anew at the taker.
                     self.drop_join(s);
+                } else if now.since(since) > GIVE_UP && written.is_some() {
+                    self.leave_to_taker(s, now, to);
                 } else if now.since(since) > GIVE_UP {
                     self.abort_handover(s, now, "the standbys did not acknowledge everything in time");
                 }
+            }
+            Some(OwnerHandover::Moving {
+                since,
+                to,
+                thawed: false,
+            }) if now.since(*since) > GIVE_UP => {
+                owner.handover = Some(OwnerHandover::Moving {
+                    since: *since,
+                    to: *to,
+                    thawed: true,
+                });
+                self.release_held(s, now);
             }
             Some(OwnerHandover::Offered { since, to, .. }) if now.since(*since) > GIVE_UP => {
                 let to = *to;
@@ -200,7 +246,23 @@ impl Group {
 
     /// The engine has the taker as owner now.
     pub(super) fn move_written(&mut self, s: &mut Shared, now: Instant, to: MemberId, next: EpochId) {
-        self.offer(s, now, to, next);
+        let Phase::Owner(owner) = &mut self.phase else {
+            return;
+        };
+        if !s.alive(to) {
+            owner.handover = Some(OwnerHandover::Offered {
+                since: now,
+                to,
+                epoch: next,
+            });
+            return self.leave_to_taker(s, now, to);
+        }
+        owner.handover = Some(OwnerHandover::Freezing {
+            since: now,
+            to,
+            written: Some(next),
+        });
+        self.handover_progress(s, now);
     }
 
     fn offer(&mut self, s: &mut Shared, now: Instant, to: MemberId, next: EpochId) {
@@ -269,21 +331,19 @@ impl Group {
     }
 
     /// Under an engine the taker owns the group by now, whether it has heard the offer or not: it serves by itself, or
-    /// another member claims from it.
+    /// another member claims from it. This member holds what is committed here; what else the taker holds comes with a
+    /// snapshot.
     pub(super) fn leave_to_taker(&mut self, s: &mut Shared, now: Instant, to: MemberId) {
+        let old = self.epoch;
         let Phase::Owner(owner) = &self.phase else { return };
         let Some(epoch) = owner.handover.as_ref().and_then(OwnerHandover::offered_epoch) else {
             return;
         };
-        let (set, position) = (owner.in_sync.clone(), owner.journal.written());
+        let (position, doubtful) = (owner.journal.committed(), owner.raises.keys());
         let why = "the taker did not answer; the ownership engine has it as the owner".to_owned();
         self.event(s, now, EventKind::HandoverAborted { to, why });
         self.stop_owning(s);
-        self.epoch = epoch;
-        self.pending.clear();
-        self.phase = Phase::Standby(Box::new(Standby::after_handover(set, position, None)));
-        self.flip_as_standby(s);
-        self.event(s, now, EventKind::OwnerIs(epoch));
+        self.join_with(s, now, epoch, old, position, doubtful);
         if !s.alive(to) {
             self.owner_lost(s, now);
         }
@@ -342,6 +402,10 @@ impl Group {
         let Phase::Standby(standby) = &self.phase else {
             return;
         };
+        if standby.claim.as_ref().is_some_and(Claim::is_open) {
+            // The answer to this member's own claim comes first: the record may be further than the offer.
+            return;
+        }
         let fits = epoch.owner == me.member && epoch.number > old.number;
         let Some(set) = standby
             .set
@@ -420,7 +484,7 @@ impl Group {
             step: LegacyStep::Open { since: now },
             old,
         };
-        self.phase = Phase::Standby(Box::new(Standby::after_handover(set, position, Some(legacy))));
+        self.phase = Phase::Standby(Box::new(Standby::after_handover(set, position, legacy)));
         let legacy = Legacy {
             epoch: old,
             holding: false,

@@ -30,6 +30,8 @@ pub(crate) struct Join {
     verifying: bool,
     verified: bool,
     since: Instant,
+    /// The owner had no standby when it began.
+    began_alone: bool,
     /// Limits that went into use without it since its snapshot was taken: it is asked for them once it is armed.
     owed: BTreeMap<RaiseKey, RaiseItem>,
 }
@@ -41,6 +43,11 @@ impl Join {
     /// Whether its maps hold the snapshot.
     pub fn is_armed(&self) -> bool {
         self.step == Step::Armed
+    }
+
+    /// Whether the owner had no standby when the join began.
+    pub fn began_alone(&self) -> bool {
+        self.began_alone
     }
 
     /// Whether it takes too long.
@@ -139,6 +146,7 @@ impl Group {
             verifying: false,
             verified: false,
             since: now,
+            began_alone: owner.standing != Standing::WithStandby,
             owed: BTreeMap::new(),
         });
         let group = self.id;

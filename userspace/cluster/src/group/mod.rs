@@ -15,6 +15,7 @@ use crate::message::{GroupBeat, GroupBody, Heartbeat, RaiseKey, SetMember};
 use crate::node::{EngineKind, Shared};
 use crate::rules::{EpochId, Solo, Standing};
 use crate::status::{GroupStatus, Role};
+use join::Join;
 use model::{GroupId, Incarnation, Instant, MemberId};
 use owner::Owner;
 use standby::Standby;
@@ -268,6 +269,9 @@ impl Group {
         if let Phase::Owner(owner) = &mut self.phase {
             owner.reconfirm = Some(first);
             owner.awake_since = now;
+            // Acknowledgements may wait in the sockets, or word of a member that took over: nobody is late yet.
+            owner.owing.values_mut().for_each(|since| *since = now);
+            owner.raises.restart_clocks(now);
         }
         self.ask_whether_still_owner(s, now);
     }
@@ -327,10 +331,9 @@ impl Group {
             standing,
             position,
         } = claimed;
-        let old = self.epoch;
-        let doubtful = match &self.phase {
-            Phase::Standby(standby) => standby.raises.doubtful(),
-            _ => Vec::new(),
+        let (old, doubtful) = match &self.phase {
+            Phase::Standby(standby) => standby.history(self.epoch),
+            _ => (self.epoch, Vec::new()),
         };
         self.event(
             s,
@@ -359,7 +362,10 @@ impl Group {
             .rank(&owner.in_sync, s.me.member)
             .into_iter()
             .find(|m| s.alive(*m));
-        let (alone, valid_until) = (owner.standing == Standing::AloneTaker, owner.valid_until);
+        // A member that joins holds a snapshot of limits that depend on the epoch's distance: an owner that loses its last
+        // standby meanwhile stays within them. One that was alone when the join began has capped them all.
+        let free = owner.join.as_ref().is_none_or(Join::began_alone);
+        let (alone, valid_until) = (owner.standing == Standing::AloneTaker && free, owner.valid_until);
         self.flip(s, successor, alone, legacy, valid_until, after);
     }
 

@@ -45,7 +45,7 @@ pub(crate) struct Owner {
     pub reconfirm: Option<u64>,
     pub awake_since: Instant,
     /// Since when each in-sync standby owes an acknowledgement of the journal.
-    owing: BTreeMap<SetMember, Instant>,
+    pub(super) owing: BTreeMap<SetMember, Instant>,
 }
 
 impl Owner {
@@ -130,7 +130,9 @@ impl Group {
             s.outputs.push_back(Output::Refused { token, why });
             return;
         };
-        if owner.handover.is_some() || owner.follow.as_ref().is_some_and(Follow::blocks) {
+        if owner.handover.as_ref().is_some_and(OwnerHandover::holds)
+            || owner.follow.as_ref().is_some_and(Follow::blocks)
+        {
             owner.held.push_back((token, entry));
             return;
         }

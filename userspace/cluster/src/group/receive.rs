@@ -73,7 +73,7 @@ impl Group {
                 in_sync,
                 heartbeat,
             } => self.joined(s, now, join, in_sync, heartbeat),
-            GroupBody::SoloNotice => self.was_excluded(s, now),
+            GroupBody::SoloNotice { join } => self.notice(s, now, join),
             GroupBody::HandoverOffer { position, epoch } => self.handover_offered(s, now, position, epoch),
             GroupBody::NewEpoch { .. }
             | GroupBody::JoinRefused { .. }
@@ -135,12 +135,22 @@ impl Group {
                 let since = *standby.superseded.get_or_insert(now);
                 // Its own word (NewEpoch) says whether this mirror is a part of its history.
                 if !listed || now.since(since) > NEW_EPOCH_PATIENCE {
-                    let group = self.id;
-                    s.outputs.push_back(Output::DiscardFork { group });
-                    self.join(s, now, theirs);
+                    self.join_after(s, now, theirs);
                 }
             }
             Phase::Standby(_) => {}
+        }
+    }
+
+    /// A standby hears of an owner whose history its mirror is no part of. In a pair that owner's claim is all there is;
+    /// under an engine this member may still be in the set.
+    fn join_after(&mut self, s: &mut Shared, now: Instant, theirs: EpochId) {
+        if Self::solo(s).is_some() {
+            let group = self.id;
+            s.outputs.push_back(Output::DiscardFork { group });
+            self.join(s, now, theirs);
+        } else {
+            self.join_keeping(s, now, theirs);
         }
     }
 
@@ -189,11 +199,7 @@ impl Group {
                     self.to_owner(s, ack);
                 }
             }
-            Phase::Standby(_) if mine < epoch => {
-                let group = self.id;
-                s.outputs.push_back(Output::DiscardFork { group });
-                self.join(s, now, epoch);
-            }
+            Phase::Standby(_) if mine < epoch => self.join_after(s, now, epoch),
             // Owners and starters hear of it by heartbeats too, and decide there.
             _ => {}
         }

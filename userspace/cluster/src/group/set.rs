@@ -7,7 +7,8 @@ use crate::io::{EventKind, Output};
 use crate::message::{GroupBody, SetMember};
 use crate::node::Shared;
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
-use crate::rules::{self, Solo};
+use crate::rules::{self, Solo, Standing};
+use crate::rules_doubt::{Fate, fate};
 use model::{Instant, MemberId};
 use std::collections::BTreeSet;
 
@@ -88,7 +89,13 @@ impl Group {
         if owner.required().len() == 1 {
             owner.journal.forget_all();
         }
+        let blocked = owner.follow.as_ref().is_some_and(Follow::blocks);
+        let freed = owner.standing == Standing::AloneTaker && !join.began_alone() && !blocked;
         self.raises_complete(s, complete);
+        if freed {
+            // Its snapshot kept this owner within limits (see `flip_as_owner`).
+            self.flip_as_owner(s, None, AfterFlip::Nothing);
+        }
     }
 
     /// Members (standbys, or the joiner) are gone.
@@ -179,6 +186,7 @@ impl Group {
             }
         }
         let blocked = owner.follow.as_ref().is_some_and(Follow::blocks);
+        let joined = owner.admitted.clone();
         for member in lost {
             self.event(
                 s,
@@ -189,7 +197,11 @@ impl Group {
                 },
             );
             // On every link: a standby that hears it must not adopt.
-            s.datagrams(member.member, self.id, self.epoch, GroupBody::SoloNotice);
+            let join = joined
+                .get(&member.member)
+                .filter(|(life, _)| *life == member.incarnation)
+                .map_or(0, |(_, join)| *join);
+            s.datagrams(member.member, self.id, self.epoch, GroupBody::SoloNotice { join });
         }
         self.event(s, now, EventKind::Standing(standing));
         if !blocked {
@@ -320,12 +332,12 @@ impl Group {
             // Not known: asked again after a while.
             OwnershipAnswer::Unknown(_) => return,
         };
-        match held {
-            Some(held) if held == writing.new => self.written(s, now),
-            Some(held) if held == writing.expected => self.ask_engine(s, now, false),
-            Some(held) if held.epoch > epoch => self.yield_to(s, now, held.epoch),
+        match (fate(Some(&writing.expected), &writing.new, held.as_ref()), held) {
+            (Fate::Done, _) => self.written(s, now),
+            (Fate::Open, _) => self.ask_engine(s, now, false),
+            (Fate::Void, Some(held)) if held.epoch > epoch => self.yield_to(s, now, held.epoch),
             // Somebody has edited the key. Nothing is assumed of it; what waits goes on waiting, and people are told.
-            other => {
+            (Fate::Void, other) => {
                 let why = match other {
                     Some(record) => format!(
                         "the key of group {} holds another in-sync set in this owner's epoch {}: was it edited?",

@@ -8,6 +8,7 @@ use crate::message::{GroupBody, RaiseItem, RaiseKey, SetMember};
 use crate::node::Shared;
 use crate::raises::ArmedRaises;
 use crate::rules::{self, EpochId};
+use crate::rules_doubt::{Mirror, discards_when_it_asks};
 use model::{Epoch, EspSpi, Instant};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -36,8 +37,17 @@ enum Step {
     InSync,
 }
 
+/// A mirror of an epoch that another owner has ended, kept until a snapshot replaces it: while the record lists this
+/// member, it is one of those that hold all that was committed.
+struct Kept {
+    epoch: EpochId,
+    position: u64,
+    doubtful: Vec<RaiseKey>,
+}
+
 pub(crate) struct Standby {
     step: Step,
+    kept: Option<Kept>,
     pub set: Option<BTreeSet<SetMember>>,
     /// Number of the join, 0 after a handover.
     join: u64,
@@ -70,6 +80,7 @@ impl Standby {
             join,
             claim_above: Epoch(0),
             step: Step::Asking { last: None },
+            kept: None,
             set: None,
             joined_at: 0,
             applied: 0,
@@ -95,20 +106,59 @@ impl Standby {
     }
 
     /// The old owner after a planned handover: it holds everything up to `position`.
-    pub fn after_handover(set: BTreeSet<SetMember>, position: u64, legacy: Option<LegacyOwner>) -> Self {
+    pub fn after_handover(set: BTreeSet<SetMember>, position: u64, legacy: LegacyOwner) -> Self {
         Self {
             // The taker's epoch is above all that this member knew of.
             step: Step::InSync,
             set: Some(set),
             applied: position,
             armed: position,
-            legacy,
+            legacy: Some(legacy),
             ..Self::joining(0)
         }
     }
 
     pub fn in_sync(&self) -> bool {
         matches!(self.step, Step::InSync)
+    }
+
+    /// What this member holds of the group.
+    pub fn holds(&self) -> Mirror {
+        if self.follows() || self.kept.is_some() {
+            Mirror::Whole
+        } else {
+            Mirror::None
+        }
+    }
+
+    /// The epoch that the mirror belongs to, and what is in doubt in it.
+    pub fn history(&self, epoch: EpochId) -> (EpochId, Vec<RaiseKey>) {
+        match &self.kept {
+            Some(kept) => (kept.epoch, kept.doubtful.clone()),
+            None => (epoch, self.raises.doubtful()),
+        }
+    }
+
+    /// Where the mirror ends.
+    pub fn position(&self) -> u64 {
+        self.kept.as_ref().map_or(self.armed, |kept| kept.position)
+    }
+
+    /// The mirror as something to be kept while a join goes on.
+    fn keep(&self, epoch: EpochId) -> Option<Kept> {
+        match &self.kept {
+            Some(kept) => Some(Kept {
+                epoch: kept.epoch,
+                position: kept.position,
+                doubtful: kept.doubtful.clone(),
+            }),
+            None if self.follows() && !discards_when_it_asks() => Some(Kept {
+                epoch,
+                position: self.armed,
+                doubtful: self.raises.doubtful(),
+            }),
+            None => None,
+        }
     }
 
     pub fn follows(&self) -> bool {
@@ -125,6 +175,7 @@ impl Standby {
     pub fn follow(&mut self, set: BTreeSet<SetMember>, position: u64) {
         self.step = Step::InSync;
         self.set = Some(set);
+        self.join = 0;
         self.joined_at = 0;
         self.armed = position;
         self.raises.next_epoch();
@@ -153,6 +204,48 @@ impl Group {
         self.phase = Phase::Standby(Box::new(Standby::joining(self.joins)));
         self.flip_as_standby(s);
         self.tick_standby(s, now);
+    }
+
+    /// Another member owns the group, and this mirror is no part of its history: joins anew, and keeps what it holds until
+    /// it is out of the set and has something better.
+    pub(super) fn join_keeping(&mut self, s: &mut Shared, now: Instant, epoch: EpochId) {
+        let kept = match &self.phase {
+            Phase::Standby(standby) => standby.keep(self.epoch),
+            _ => None,
+        };
+        self.join(s, now, epoch);
+        if let Phase::Standby(standby) = &mut self.phase {
+            standby.kept = kept;
+        }
+    }
+
+    /// As [`Group::join_keeping`], with a mirror that this member holds as the owner that it was.
+    pub(super) fn join_with(
+        &mut self,
+        s: &mut Shared,
+        now: Instant,
+        epoch: EpochId,
+        old: EpochId,
+        position: u64,
+        doubtful: Vec<RaiseKey>,
+    ) {
+        self.join(s, now, epoch);
+        if let Phase::Standby(standby) = &mut self.phase {
+            standby.kept = Some(Kept {
+                epoch: old,
+                position,
+                doubtful,
+            });
+        }
+    }
+
+    /// The owner says that this member's place, or join, is void.
+    pub(super) fn notice(&mut self, s: &mut Shared, now: Instant, join: u64) {
+        if let Phase::Standby(standby) = &self.phase
+            && standby.join == join
+        {
+            self.was_excluded(s, now);
+        }
     }
 
     /// Words that name the owner, so that what arrives here takes the second hop.
@@ -295,11 +388,14 @@ impl Group {
         if bytes.len() as u64 != length {
             s.refused += 1;
             self.joins += 1;
+            let kept = standby.kept.take();
             **standby = Standby::joining(self.joins);
+            standby.kept = kept;
             return;
         }
         standby.applied = position;
         standby.armed = position;
+        standby.kept = None;
         let group = self.id;
         let token = self.token(s, Pending::Snapshot { position });
         s.outputs
@@ -445,7 +541,9 @@ impl Group {
             // Pieces may be missing: from the beginning.
             _ => {
                 self.joins += 1;
+                let kept = standby.kept.take();
                 **standby = Standby::joining(self.joins);
+                standby.kept = kept;
             }
         }
     }

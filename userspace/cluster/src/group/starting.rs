@@ -5,6 +5,7 @@ use crate::io::{EventKind, Output};
 use crate::node::Shared;
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{self, EpochId, FirstOwner, Standing};
+use crate::rules_doubt::nobody_left;
 use model::{Epoch, Instant, MemberId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -176,7 +177,7 @@ impl Group {
             }
             Some(held) => {
                 let lives = s.lives();
-                let over = rules::orphaned(&held, &lives);
+                let over = nobody_left(&held, &lives);
                 let Phase::Starting(starting) = &mut self.phase else {
                     return;
                 };

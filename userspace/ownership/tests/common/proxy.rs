@@ -102,7 +102,7 @@ impl Proxy {
         let seen = after.wait_for(|bytes| bytes.windows(octets.len()).any(|w| w == octets.as_bytes()));
         tokio::time::timeout(super::LONG, seen)
             .await
-            .expect("the node did not answer the request that was held")
+            .expect("the node never sent what was waited for")
             .expect("the relay lives");
     }
 }

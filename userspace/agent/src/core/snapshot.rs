@@ -1,0 +1,416 @@
+//! Snapshots of a group: taken by the owner, installed by a member that joins. Both go in turns, since with a hundred
+//! thousand SAs either takes far longer than an owner word is valid.
+//!
+//! While an owner copies, commits of the group go on taking effect. They are kept beside the copy, and the joiner applies
+//! them to it: each says what is, not what changes, so one that the copy holds already does no harm.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use cluster::{Input, Output};
+use model::{Epoch, EspSpi, GroupId, IkeSpi, Instant, SecretBytes};
+use sad::{LimitRaise, SadError, SnapshotSa};
+use tokio::sync::mpsc;
+
+use super::entry::{self, EntryChange, Snapshot, Tail};
+use super::suspects::Suspects;
+use super::{Core, NotApplied};
+use crate::clock;
+
+/// Caps are repeated until no SA is without limits; traffic between two looks makes another one necessary.
+const CAP_ROUNDS: usize = 16;
+/// A snapshot is worked at for this long before the core does something else.
+const TURN: Duration = Duration::from_millis(2);
+/// SAs copied, or removed, between two looks at the clock.
+const SOME: usize = 64;
+/// SAs installed between two looks at the clock: each costs several system calls.
+const FEW: usize = 8;
+
+/// What was made or read beside the core loop.
+pub enum Made {
+    /// The copy as octets.
+    Encoded { token: u64, octets: Vec<u8> },
+    /// The octets as a copy, or what is wrong with them.
+    Decoded {
+        token: u64,
+        snapshot: Result<Box<(Snapshot, Tail)>, String>,
+    },
+}
+
+/// An owner's copy under way.
+pub struct Taking {
+    group: GroupId,
+    token: u64,
+    began: Instant,
+    /// Next slot; `None`: the Child SAs are copied.
+    slot: Option<u32>,
+    /// With the order in which outbound traffic was switched to them.
+    children: Vec<(u64, SnapshotSa)>,
+    /// IKE SAs that are still to be copied.
+    waiting: VecDeque<IkeSpi>,
+    ike: BTreeMap<IkeSpi, SecretBytes>,
+    /// The octets are being made: (IKE SAs, Child SAs).
+    encoding: Option<(usize, usize)>,
+    /// Commits that took effect since it began.
+    tail: Vec<Vec<EntryChange>>,
+}
+
+/// A joiner's installation under way.
+pub struct Installing {
+    group: GroupId,
+    token: u64,
+    began: Instant,
+    /// `None`: the octets are being read.
+    gone: Option<VecDeque<EspSpi>>,
+    children: VecDeque<SnapshotSa>,
+    tail: Vec<Vec<EntryChange>>,
+    epoch: Epoch,
+    counts: (usize, usize),
+    /// Outputs of the node about the group that came meanwhile.
+    behind: VecDeque<Output>,
+}
+
+/// Snapshots under way.
+pub struct Snapshots {
+    taking: Vec<Taking>,
+    installing: Vec<Installing>,
+    made: mpsc::UnboundedSender<Made>,
+}
+
+impl Snapshots {
+    pub fn new(made: mpsc::UnboundedSender<Made>) -> Self {
+        Self {
+            taking: Vec::new(),
+            installing: Vec::new(),
+            made,
+        }
+    }
+
+    /// Whether a turn of the loop is wanted.
+    pub fn is_busy(&self) -> bool {
+        let taking = self.taking.iter().any(|t| t.encoding.is_none());
+        taking || self.installing.iter().any(|i| i.gone.is_some())
+    }
+
+    /// A commit took effect.
+    pub fn took_effect(&mut self, group: GroupId, changes: &[EntryChange]) {
+        for taking in self.taking.iter_mut().filter(|t| t.group == group) {
+            taking.tail.push(changes.to_vec());
+        }
+    }
+
+    /// What is under way for a group is not wanted any more.
+    pub fn forget(&mut self, group: GroupId) {
+        self.taking.retain(|t| t.group != group);
+        self.installing.retain(|i| i.group != group);
+    }
+
+    /// Keeps an output for the time after the installation; gives it back where none is under way.
+    pub fn behind(&mut self, group: GroupId, output: Output) -> Option<Output> {
+        match self.installing.iter_mut().find(|i| i.group == group) {
+            Some(installing) => {
+                installing.behind.push_back(output);
+                None
+            }
+            None => Some(output),
+        }
+    }
+}
+
+impl Core {
+    /// Limits for every SA of the group that has no upper ones.
+    pub(super) fn caps(&self, id: GroupId) -> Vec<LimitRaise> {
+        let layout = self.groups.layout;
+        let ownership = self.groups.get(id).ownership;
+        let of_group =
+            |segment| (layout.group_of(segment) == id).then_some((ownership.epoch, ownership.alone));
+        self.sad.cap_where(of_group, |slot| self.counters.counters(slot))
+    }
+
+    /// Owner: a member joins. From here on every SA of the group has limits, and the snapshot says which.
+    pub(super) fn cap_limits(&mut self, id: GroupId, token: u64) {
+        for _ in 0..CAP_ROUNDS {
+            let caps = self.caps(id);
+            if caps.is_empty() {
+                break;
+            }
+            let spis = caps.iter().map(|cap| cap.spi).collect::<Vec<EspSpi>>();
+            for cap in &caps {
+                self.apply_raise_or_log(cap);
+            }
+            let plan = self.sad.known_to_standby(spis);
+            self.execute_or_log(&plan);
+            if let Err(error) = self.runner.drain_cpus() {
+                self.log
+                    .warn_of(id, "join", format!("the CPUs were not drained: {error}"));
+            }
+        }
+        let waiting = self.mirrored(id).map(|(spi, _)| *spi).collect();
+        self.snapshots.taking.retain(|t| t.group != id);
+        self.snapshots.taking.push(Taking {
+            group: id,
+            token,
+            began: clock::now(),
+            slot: Some(0),
+            children: Vec::new(),
+            waiting,
+            ike: BTreeMap::new(),
+            encoding: None,
+            tail: Vec::new(),
+        });
+    }
+
+    /// Works at snapshots for as long as a turn may take.
+    pub(super) fn snapshot_turn(&mut self, now: Instant) {
+        let until = now + TURN;
+        while clock::now() <= until {
+            let next = self.snapshots.taking.iter().position(|t| t.encoding.is_none());
+            if let Some(at) = next {
+                let mut taking = self.snapshots.taking.swap_remove(at);
+                self.copy_some(&mut taking);
+                self.snapshots.taking.push(taking);
+                continue;
+            }
+            let next = self.snapshots.installing.iter().position(|i| i.gone.is_some());
+            let Some(at) = next else { return };
+            let installing = self.snapshots.installing.swap_remove(at);
+            self.install_some(installing);
+        }
+    }
+
+    fn copy_some(&self, taking: &mut Taking) {
+        let layout = self.groups.layout;
+        if let Some(slot) = taking.slot {
+            let mut last = None;
+            for entry in self.sad.range(slot..).take(SOME) {
+                last = Some(entry.slot());
+                if layout.group_of(entry.segment()) == taking.group {
+                    taking
+                        .children
+                        .push((entry.switched(), entry.snapshot(clock::now())));
+                }
+            }
+            taking.slot = last.and_then(|slot| slot.checked_add(1));
+            return;
+        }
+        for spi in taking.waiting.drain(..SOME.min(taking.waiting.len())) {
+            if let Some(record) = self.mirror.get(&spi) {
+                taking.ike.insert(spi, record.clone());
+            }
+        }
+        if !taking.waiting.is_empty() {
+            return;
+        }
+        taking.encoding = Some((taking.ike.len(), taking.children.len()));
+        let mut children = std::mem::take(&mut taking.children);
+        let ike = std::mem::take(&mut taking.ike);
+        let (token, made) = (taking.token, self.snapshots.made.clone());
+        tokio::task::spawn_blocking(move || {
+            children.sort_by_key(|(switched, _)| *switched);
+            let children = children.into_iter().map(|(_, sa)| sa).collect();
+            let octets = entry::encode_snapshot(&Snapshot { ike, children });
+            // The core has gone: nobody joins any more.
+            let _ = made.send(Made::Encoded { token, octets });
+        });
+    }
+
+    /// Something was made beside the core loop.
+    pub(super) fn snapshot_made(&mut self, made: Made) {
+        match made {
+            Made::Encoded { token, octets } => self.snapshot_encoded(token, octets),
+            Made::Decoded { token, snapshot } => self.snapshot_decoded(token, snapshot),
+        }
+        self.settle();
+    }
+
+    fn snapshot_encoded(&mut self, token: u64, mut octets: Vec<u8>) {
+        let Some(id) = self
+            .snapshots
+            .taking
+            .iter()
+            .find(|t| t.token == token)
+            .map(|t| t.group)
+        else {
+            return;
+        };
+        self.take_effect(id);
+        let Some(at) = self.snapshots.taking.iter().position(|t| t.token == token) else {
+            return;
+        };
+        let taking = self.snapshots.taking.swap_remove(at);
+        let group = self.groups.get(id);
+        let tail = Tail {
+            suspects: group.suspects.spis(),
+            entries: taking.tail,
+            epoch: group.ownership.epoch,
+        };
+        entry::encode_tail(&mut octets, &tail);
+        let now = clock::now();
+        let (ike, children) = taking.encoding.unwrap_or_default();
+        self.log.note_of(
+            id,
+            "snapshot",
+            format!(
+                "snapshot of {ike} IKE and {children} Child SAs and {} commits, {} octets, {:.1} ms",
+                tail.entries.len(),
+                octets.len(),
+                now.since(taking.began).as_secs_f64() * 1000.0
+            ),
+        );
+        self.node.handle(Input::Snapshot {
+            now,
+            token,
+            bytes: octets,
+        });
+    }
+
+    /// Entries of the group that are committed by now take effect: the snapshot's position is behind them. Whatever else the
+    /// node has put out keeps its order.
+    fn take_effect(&mut self, id: GroupId) {
+        let mut later = VecDeque::new();
+        while let Some(output) = self.deferred.pop_front().or_else(|| self.node.poll()) {
+            match output {
+                Output::Committed { token } if self.groups.get(id).has_proposed(token) => {
+                    self.committed(token)
+                }
+                other => later.push_back(other),
+            }
+        }
+        self.deferred = later;
+    }
+
+    /// Joining: takes the owner's state of the group in place of its own.
+    pub(super) fn install_snapshot(&mut self, id: GroupId, token: u64, octets: Vec<u8>) {
+        self.snapshots.forget(id);
+        self.snapshots.installing.push(Installing {
+            group: id,
+            token,
+            began: clock::now(),
+            gone: None,
+            children: VecDeque::new(),
+            tail: Vec::new(),
+            epoch: Epoch::default(),
+            counts: (0, 0),
+            behind: VecDeque::new(),
+        });
+        let made = self.snapshots.made.clone();
+        tokio::task::spawn_blocking(move || {
+            let snapshot = entry::decode_snapshot(&octets).map(Box::new);
+            let snapshot = snapshot.map_err(|error| error.to_string());
+            let _ = made.send(Made::Decoded { token, snapshot });
+        });
+    }
+
+    fn snapshot_decoded(&mut self, token: u64, snapshot: Result<Box<(Snapshot, Tail)>, String>) {
+        let Some(at) = self.snapshots.installing.iter().position(|i| i.token == token) else {
+            return;
+        };
+        let mut installing = self.snapshots.installing.swap_remove(at);
+        let (id, layout) = (installing.group, self.groups.layout);
+        let of_group = |segment| layout.group_of(segment) == id;
+        let snapshot = snapshot.and_then(|snapshot| {
+            let ike = snapshot.0.ike.keys().find(|spi| !of_group(spi.segment()));
+            let mut children = snapshot.0.children.iter().map(|sa| sa.record.spi_in);
+            let child = children.find(|spi| !of_group(spi.segment()));
+            match (ike, child) {
+                (Some(spi), _) => Err(format!("it names IKE SA {spi}, which is of another group")),
+                (_, Some(spi)) => Err(format!("it names SA {spi}, which is of another group")),
+                _ => Ok(snapshot),
+            }
+        });
+        let (mut snapshot, tail) = match snapshot {
+            Ok(both) => *both,
+            Err(why) => return self.not_installed(id, &why),
+        };
+        installing.counts = (snapshot.ike.len(), snapshot.children.len());
+        self.forget_mirror(id);
+        self.mirror.append(&mut snapshot.ike);
+        self.groups.get_mut(id).suspects = Suspects::of(tail.suspects);
+        let kept = snapshot.children.iter().map(|sa| sa.record.spi_in);
+        let kept = kept.collect::<HashSet<_>>();
+        let there = self.sad.iter().map(|e| e.record.spi_in);
+        let gone = there.filter(|spi| of_group(spi.segment()) && !kept.contains(spi));
+        installing.gone = Some(gone.collect());
+        installing.children = snapshot.children.into();
+        (installing.tail, installing.epoch) = (tail.entries, tail.epoch);
+        self.snapshots.installing.push(installing);
+    }
+
+    /// Not armed: this member must not take over. It is dropped for its silence, and asks to join again.
+    fn not_installed(&mut self, id: GroupId, why: &str) {
+        self.withhold(id, &format!("the snapshot was not installed: {why}"));
+    }
+
+    fn install_some(&mut self, mut installing: Installing) {
+        let id = installing.group;
+        match self.install_part(&mut installing) {
+            Ok(false) => self.snapshots.installing.push(installing),
+            Ok(true) => {
+                let (ike, children) = installing.counts;
+                let took = clock::now().since(installing.began).as_secs_f64() * 1000.0;
+                self.log.note_of(
+                    id,
+                    "snapshot",
+                    format!("snapshot installed: {ike} IKE and {children} Child SAs, {took:.1} ms"),
+                );
+                self.groups.get_mut(id).withholding = false;
+                self.armed(installing.token);
+                // First what came meanwhile, then what comes of the acknowledgement.
+                for output in installing.behind.into_iter().rev() {
+                    self.deferred.push_front(output);
+                }
+                self.settle();
+            }
+            Err(why) => self.not_installed(id, &why),
+        }
+    }
+
+    /// Returns whether all is done.
+    fn install_part(&mut self, installing: &mut Installing) -> Result<bool, String> {
+        let text = |error: NotApplied| error.to_string();
+        let gone = installing.gone.get_or_insert_default();
+        if !gone.is_empty() {
+            let some = gone.drain(..SOME.min(gone.len())).collect::<Vec<_>>();
+            let plan = self.sad.forget(some);
+            self.execute(&plan).map_err(text)?;
+            return Ok(false);
+        }
+        if !installing.children.is_empty() {
+            let few = FEW.min(installing.children.len());
+            let few = installing.children.drain(..few).collect();
+            let plan = self
+                .sad
+                .restore_some(few, clock::now())
+                .map_err(|e| e.to_string())?;
+            self.execute(&plan).map_err(text)?;
+            return Ok(false);
+        }
+        for changes in std::mem::take(&mut installing.tail) {
+            let failed = self.apply(installing.group, &changes, installing.epoch, false);
+            if let Some((spi_in, error)) = failed.into_iter().find(|(_, error)| !is_there_already(error)) {
+                return Err(format!("SA {spi_in}: {error}"));
+            }
+            self.keep_records(&changes);
+        }
+        Ok(true)
+    }
+
+    /// Records of IKE SAs in changes of a tail: they are kept whatever the copy held already.
+    fn keep_records(&mut self, changes: &[EntryChange]) {
+        for change in changes {
+            match change {
+                EntryChange::IkePut(spi, record) => drop(self.mirror.insert(*spi, record.clone())),
+                EntryChange::IkeRemove(spi) => drop(self.mirror.remove(spi)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// A change of a tail that the copy holds, or that is about an SA which a later change removes.
+fn is_there_already(error: &NotApplied) -> bool {
+    matches!(
+        error,
+        NotApplied::Refused(SadError::Installed(_) | SadError::Unknown(_))
+    )
+}

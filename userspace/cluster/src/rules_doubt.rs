@@ -1,0 +1,188 @@
+//! Decisions about what may differ between members: limits in doubt, writes of the ownership engine that have no answer, and
+//! mirrors that must not be thrown away too early. Pure functions like those of [`crate::rules`].
+
+use crate::message::SetMember;
+use crate::ownership::GroupRecord;
+use model::MemberId;
+use std::collections::BTreeSet;
+
+/// What a standby remembers of an SA direction whose limits the other members may not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Doubt {
+    /// Armed in an epoch before the present one. No version of the present epoch says that the others have it: only a raise of
+    /// this direction that is armed in the present epoch replaces it.
+    Before,
+    /// Armed in the present epoch, by the raise of this version.
+    Version(u64),
+}
+
+impl Doubt {
+    /// Whether the doubt goes on, now that the owner says that raises up to `settled` are armed by everybody.
+    pub fn remains(self, settled: u64) -> bool {
+        match self {
+            Self::Before => true,
+            Self::Version(version) => version > settled,
+        }
+    }
+
+    /// The same doubt in the epoch of a new owner, whose versions begin anew.
+    #[must_use]
+    pub fn in_next_epoch(self) -> Self {
+        Self::Before
+    }
+}
+
+/// Whether a taker may serve: every other member whose acknowledgement is required follows it, and the limits that it stated
+/// anew are armed there.
+pub fn may_serve(
+    required: &BTreeSet<SetMember>,
+    me: MemberId,
+    following: &BTreeSet<SetMember>,
+    raises_open: usize,
+) -> bool {
+    raises_open == 0 && required.iter().all(|m| m.member == me || following.contains(m))
+}
+
+/// What a member holds of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mirror {
+    /// Nothing, or a snapshot of which pieces are missing.
+    None,
+    /// All that it ever acknowledged in this life.
+    Whole,
+}
+
+/// Whether a member may ask the ownership engine for a claim at all. That the record lists its life is not enough: it may
+/// have given its mirror up since, and the write that takes it out of the set may still be on its way.
+pub fn may_ask(mirror: Mirror) -> bool {
+    mirror == Mirror::Whole
+}
+
+/// Whether a member that cannot follow a taker throws its mirror away when it asks to join. It does not: it is in the set until
+/// the taker has taken it out, holds all that was ever committed, and is the one that can go on if the taker dies before that.
+/// The taker sends the snapshot after the write that removes the member is done, and the snapshot replaces the mirror.
+pub fn discards_when_it_asks() -> bool {
+    false
+}
+
+/// What a linearizable read tells about a write without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is done.
+    Done,
+    /// It may still be done, at any time: it must be repeated as it was, and both the old and the new set are required.
+    Open,
+    /// It was not done and never will be: the record it compares with is gone.
+    Void,
+}
+
+/// Judges a write of `new` over `expected` by what was `found` afterwards.
+///
+/// This holds only where no record ever comes back: the engine must compare a revision that rises with every write (etcd:
+/// `mod_revision`), not the value alone.
+pub fn fate(expected: Option<&GroupRecord>, new: &GroupRecord, found: Option<&GroupRecord>) -> Fate {
+    if found == Some(new) {
+        Fate::Done
+    } else if found == expected {
+        Fate::Open
+    } else {
+        Fate::Void
+    }
+}
+
+/// Whether nobody is left who may claim: every life in the set is known to be over, since a later one of the same member
+/// was heard of. An *earlier* life that this member remembers says nothing.
+pub fn nobody_left(record: &GroupRecord, lives: &BTreeSet<SetMember>) -> bool {
+    record.in_sync.iter().all(|m| {
+        lives
+            .iter()
+            .any(|l| l.member == m.member && l.incarnation > m.incarnation)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::EpochId;
+    use model::{Epoch, Incarnation};
+
+    fn member(member: u8, incarnation: u64) -> SetMember {
+        SetMember {
+            member: MemberId(member),
+            incarnation: Incarnation(incarnation),
+        }
+    }
+
+    fn record(number: u64, set: &[SetMember]) -> GroupRecord {
+        GroupRecord {
+            epoch: EpochId {
+                number: Epoch(number),
+                owner: MemberId(1),
+            },
+            in_sync: set.iter().copied().collect(),
+        }
+    }
+
+    #[test]
+    fn a_doubt_ends_with_a_settled_version_of_its_own_epoch_only() {
+        assert!(Doubt::Version(4).remains(3));
+        assert!(!Doubt::Version(4).remains(4));
+        assert!(Doubt::Version(4).in_next_epoch().remains(u64::MAX));
+    }
+
+    #[test]
+    fn a_taker_serves_once_everybody_follows_with_its_limits() {
+        let all = BTreeSet::from([member(1, 1), member(2, 1), member(3, 1)]);
+        let two = BTreeSet::from([member(2, 1), member(3, 1)]);
+        assert!(may_serve(&all, MemberId(1), &two, 0));
+        assert!(!may_serve(&all, MemberId(1), &two, 1), "a raise is open");
+        assert!(!may_serve(&all, MemberId(1), &BTreeSet::from([member(2, 1)]), 0));
+        assert!(
+            !may_serve(
+                &all,
+                MemberId(1),
+                &BTreeSet::from([member(2, 1), member(3, 2)]),
+                0
+            ),
+            "another life"
+        );
+        assert!(may_serve(
+            &BTreeSet::from([member(1, 1)]),
+            MemberId(1),
+            &BTreeSet::new(),
+            0
+        ));
+    }
+
+    #[test]
+    fn a_write_without_an_answer_stays_open_while_its_record_stands() {
+        let (old, new) = (
+            record(1, &[member(1, 1), member(2, 1)]),
+            record(1, &[member(1, 1)]),
+        );
+        assert_eq!(fate(Some(&old), &new, Some(&old)), Fate::Open);
+        assert_eq!(fate(Some(&old), &new, Some(&new)), Fate::Done);
+        assert_eq!(fate(Some(&old), &new, Some(&record(2, &[]))), Fate::Void);
+        assert_eq!(fate(None, &new, None), Fate::Open);
+    }
+
+    #[test]
+    fn an_old_life_that_is_remembered_does_not_end_the_one_in_the_record() {
+        let listed = record(5, &[member(1, 7), member(2, 3)]);
+        assert!(nobody_left(
+            &listed,
+            &BTreeSet::from([member(1, 8), member(2, 4)])
+        ));
+        assert!(!nobody_left(
+            &listed,
+            &BTreeSet::from([member(1, 6), member(2, 4)])
+        ));
+        assert!(!nobody_left(&listed, &BTreeSet::from([member(2, 4)])));
+    }
+
+    #[test]
+    fn only_a_whole_mirror_claims_and_it_is_kept_while_it_may() {
+        assert!(may_ask(Mirror::Whole) && !may_ask(Mirror::None));
+        assert!(!discards_when_it_asks());
+    }
+}
