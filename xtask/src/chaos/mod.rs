@@ -60,6 +60,8 @@ impl Options {
     }
 }
 
+pub use fault::EngineKind as Engine;
+
 /// Runs it; true if every invariant held.
 pub fn run(options: &Options) -> Result<bool> {
     anyhow::ensure!(
