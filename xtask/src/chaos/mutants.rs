@@ -70,9 +70,11 @@ const MUTANTS: [Mutant; 3] = [
         name: "commit_after_send",
         part: Part::Agent,
         file: "userspace/agent/src/core/mod.rs",
-        rule: "                self.next_token += 1;\n                let token = self.next_token;\n",
-        instead: "                for transmit in &commit.transmits {\n                    self.transmit(transmit);\n                }\n                \
-                  self.next_token += 1;\n                let token = self.next_token;\n",
+        rule: "        self.propose_changes(group, changes, commit.transmits, about);",
+        instead: "        for transmit in &commit.transmits {
+            self.transmit(transmit);
+        }
+        self.propose_changes(group, changes, commit.transmits, about);",
         caught: |f| f.sas_lost > 0,
     },
 ];
