@@ -12,9 +12,9 @@ use anyhow::{Context, Result, ensure};
 use lab::clock::{now_ns, wait_for};
 use lab::config::Settings;
 use lab::esp::{IKE_RESPONSE, exchange};
+use lab::faults::{self, Cable};
 use lab::member::Product;
 use lab::topology::{Lab, addr};
-use nix::sys::signal::Signal;
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -224,8 +224,8 @@ fn takeover_and_replay(product: &Product) -> Result<Finding> {
     })
 }
 
-/// The standby's agent is stopped, so it acknowledges nothing; the peer rekeys alpha; the owner's host dies before it may go on
-/// alone; the standby runs again and takes over. What the owner has answered without an acknowledgement, nobody knows of.
+/// The standby's cables are cut, so it hears and acknowledges nothing; the peer rekeys alpha; the owner's host dies before it may go
+/// on alone; the standby is connected again and takes over. What the owner has answered without an acknowledgement, nobody knows of.
 fn takeover_in_an_exchange(product: &Product) -> Result<Finding> {
     let mut scene = stage(
         product,
@@ -237,7 +237,11 @@ fn takeover_in_an_exchange(product: &Product) -> Result<Finding> {
     )?;
     let owner = scene.cluster.wait_all_in_sync(PATIENCE)?;
     let standby = 1 - owner;
-    let stopped = scene.cluster.members[standby].signal(Signal::SIGSTOP)?;
+    let letter = scene.cluster.members[standby].place.letter;
+    let stopped = now_ns();
+    for cable in [Cable::Synch, Cable::Outside] {
+        faults::cable(&scene.cluster.lab, letter, cable, false)?;
+    }
     scene.peers[0].rekey_child("alpha").context("the peer rekeys")?;
     let seen = |response: bool| {
         scene.cluster.outside.read(|l| {
@@ -262,7 +266,9 @@ fn takeover_in_an_exchange(product: &Product) -> Result<Finding> {
         killed - stopped < 1_900_000_000,
         "the owner was killed too late to prove anything: is the machine overloaded?"
     );
-    scene.cluster.members[standby].signal(Signal::SIGCONT)?;
+    for cable in [Cable::Synch, Cable::Outside] {
+        faults::cable(&scene.cluster.lab, letter, cable, true)?;
+    }
     scene.cluster.wait_other_serves(owner, PATIENCE)?;
     // The peer repeats an unanswered request within seconds, and uses a new SA at once.
     let silent = scene.load.wait_answers_after(now_ns(), Duration::from_secs(12));
@@ -273,11 +279,12 @@ fn takeover_in_an_exchange(product: &Product) -> Result<Finding> {
         lost.len()
     ));
     let (dup_seq, dup_iv) = scene.cluster.outside.read(lab::ledger::Ledger::duplicates);
+    let inits = |l: &lab::ledger::Ledger| l.requests(exchange::IKE_SA_INIT, killed, now_ns());
     Ok(Finding {
         dup_seq,
         dup_iv,
         replays_accepted: scene.cluster.inside.read(|l| l.deliveries.repeated.len()) as u64,
-        sas_lost: lost.len() as u64,
+        sas_lost: (lost.len() + scene.cluster.outside.read(inits)) as u64,
     })
 }
 
