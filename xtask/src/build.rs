@@ -40,7 +40,13 @@ pub fn run() -> Result<Built> {
 
 /// Builds the BPF object.
 pub fn bpf() -> Result<PathBuf> {
-    let programs = root().join("ebpf/programs");
+    // The programs have a target folder of their own: other flags, another standard library.
+    bpf_of(&root(), &root().join("ebpf/programs/target"))
+}
+
+/// Builds the BPF object of a source tree into a target folder.
+pub fn bpf_of(tree: &Path, target: &Path) -> Result<PathBuf> {
+    let programs = tree.join("ebpf/programs");
     let mut command = cargo();
     command
         .current_dir(&programs)
@@ -53,13 +59,12 @@ pub fn bpf() -> Result<PathBuf> {
             "build-std=core",
         ])
         .env("CARGO_ENCODED_RUSTFLAGS", BPF_FLAGS.join("\x1f"))
-        // The programs have a target folder of their own: other flags, another standard library.
-        .env("CARGO_TARGET_DIR", programs.join("target"))
+        .env("CARGO_TARGET_DIR", target)
         .env_remove("RUSTUP_TOOLCHAIN")
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC", compiler()?);
     shown("compiling the BPF programs", command)?;
-    let object = programs.join("target/bpfel-unknown-none/release/espalier");
+    let object = target.join("bpfel-unknown-none/release/espalier");
     if !object.is_file() {
         bail!("the build left no object at {}", object.display());
     }

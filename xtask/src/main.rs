@@ -1,8 +1,11 @@
 //! `cargo xtask`: set-up, builds, checks, tests and the demo. `cargo xtask help` lists them.
 
+mod bench;
 mod build;
 mod cargo_tools;
+mod chaos;
 mod demo;
+mod histogram;
 mod setup;
 mod sim;
 mod steps;
@@ -55,6 +58,15 @@ enum Command {
     Test,
     /// The main job, live: a strongSwan peer keeps its tunnel while a member of the cluster is killed.
     Demo(demo::Options),
+    /// Random faults on a real cluster under load, judged by wire recorders.
+    Chaos(chaos::Options),
+    /// Benchmarks.
+    Bench {
+        #[command(subcommand)]
+        command: bench::Command,
+    },
+    /// Check the checkers: builds with a safety rule removed must be caught.
+    Mutants(chaos::mutants::Options),
     /// Remove labs that `demo --keep` has left running.
     LabClean,
 }
@@ -82,6 +94,9 @@ fn run(command: Command) -> Result<bool> {
         Command::Sim { arguments } => sim::run(&arguments),
         Command::Test => test::run(),
         Command::Demo(options) => demo::run(&options),
+        Command::Chaos(options) => chaos::run(&options),
+        Command::Bench { command } => bench::run(&command),
+        Command::Mutants(options) => chaos::mutants::run(&options),
         Command::LabClean => {
             for folder in lab::resources::folders() {
                 println!("clearing {}", folder.display());

@@ -36,6 +36,8 @@ const PACKAGES: &[(&str, &str)] = &[
         "/usr/lib/ipsec/plugins/libstrongswan-gcm.so",
         "libstrongswan-standard-plugins",
     ),
+    ("/usr/sbin/nft", "nftables"),
+    (lab::faults::FAKETIME, "libfaketime"),
     ("/usr/bin/ping", "iputils-ping"),
     ("/usr/bin/nsenter", "util-linux"),
     ("/usr/sbin/sysctl", "procps"),

@@ -13,13 +13,18 @@ const AXIS: f64 = 262.0;
 /// Room for the bars of one direction.
 const BARS: f64 = 128.0;
 
-const INK: &str = "#1f2933";
-const FAINT: &str = "#7b8794";
-const GRID: &str = "#e4e7eb";
+/// Text and lines.
+pub const INK: &str = "#1f2933";
+/// Text that explains.
+pub const FAINT: &str = "#7b8794";
+/// Lines behind.
+pub const GRID: &str = "#e4e7eb";
 const OFFERED: &str = "#d5dbe1";
 const MEMBER_A: &str = "#3b6ea5";
-const MEMBER_B: &str = "#2f9e77";
-const ALARM: &str = "#c8403a";
+/// The taker.
+pub const MEMBER_B: &str = "#2f9e77";
+/// What to look at.
+pub const ALARM: &str = "#c8403a";
 
 /// Draws it.
 pub fn draw(timeline: &Timeline, phases_ms: &BTreeMap<String, f64>, lost: u64) -> String {

@@ -2,7 +2,7 @@
 
 use crate::cargo_tools::cargo;
 use crate::steps::{detail, say};
-use crate::{build, demo, setup, tidy};
+use crate::{build, chaos, demo, setup, tidy};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -72,6 +72,24 @@ pub fn run() -> Result<bool> {
             let takeover = demo::run(&demo::Options::short());
             score.add("takeover", takeover.as_ref().is_ok_and(|ok| *ok));
             if let Err(error) = takeover {
+                detail(&format!("{error:#}"));
+            }
+            use chaos::Engine::{Etcd, Pair};
+            for (what, members, engine) in [
+                ("chaos, a pair", 2, Pair),
+                ("chaos, three members with etcd", 3, Etcd),
+            ] {
+                say(what);
+                let run = chaos::run(&chaos::Options::short(members, engine));
+                score.add(what, run.as_ref().is_ok_and(|ok| *ok));
+                if let Err(error) = run {
+                    detail(&format!("{error:#}"));
+                }
+            }
+            say("mutants: builds with a safety rule removed");
+            let mutants = chaos::mutants::run(&chaos::mutants::Options::default());
+            score.add("mutants", mutants.as_ref().is_ok_and(|ok| *ok));
+            if let Err(error) = mutants {
                 detail(&format!("{error:#}"));
             }
         }

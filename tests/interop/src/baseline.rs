@@ -17,6 +17,8 @@ pub fn peer_connections() -> [Connection; 2] {
             esp_proposal: "chacha20poly1305",
             local_ts: "10.10.1.0/24",
             remote_ts: "10.20.1.0/24",
+            child_rekey: "0",
+            restart: false,
         },
         Connection {
             name: "two",
@@ -28,6 +30,8 @@ pub fn peer_connections() -> [Connection; 2] {
             esp_proposal: "aes256gcm16",
             local_ts: "10.10.2.0/24",
             remote_ts: "10.20.2.0/24",
+            child_rekey: "0",
+            restart: false,
         },
     ]
 }
@@ -44,6 +48,8 @@ pub fn mirrored(c: &Connection) -> Connection {
         esp_proposal: c.esp_proposal,
         local_ts: c.remote_ts,
         remote_ts: c.local_ts,
+        child_rekey: c.child_rekey,
+        restart: c.restart,
     }
 }
 

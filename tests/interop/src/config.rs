@@ -10,9 +10,9 @@ pub const METRICS_PORT: u16 = 9469;
 /// A member as its configuration names it.
 #[derive(Clone, Copy, Debug)]
 pub struct Seat {
-    /// 1 for A, 2 for B.
+    /// 1 for A, 2 for B and so on.
     pub id: u8,
-    /// `a` or `b`.
+    /// `a`, `b` and so on.
     pub letter: &'static str,
     /// Its own address on the outside network.
     pub outside: Ipv4Addr,
@@ -35,8 +35,44 @@ pub struct Paths<'a> {
     pub socket: &'a Path,
 }
 
-/// The file of one member.
+/// What differs from one lab to another.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `solo`.
+    pub solo: &'static str,
+    /// `suspicion_floor`.
+    pub suspicion_floor: &'static str,
+    /// `slots`, a power of two.
+    pub slots: u32,
+    /// Further keys of `[cluster]`, one a line.
+    pub cluster_keys: String,
+    /// Further tables below `[cluster]`.
+    pub cluster_tables: String,
+    /// The connections.
+    pub connections: Vec<Connection>,
+}
+
+impl Settings {
+    /// The demo's, and the examples'.
+    pub fn demo() -> Self {
+        Self {
+            solo: "continue",
+            suspicion_floor: "100ms",
+            slots: 4096,
+            cluster_keys: String::new(),
+            cluster_tables: String::new(),
+            connections: connections().to_vec(),
+        }
+    }
+}
+
+/// The file of one member of the demo.
 pub fn configuration(seat: &Seat, all: &[Seat], paths: &Paths) -> String {
+    configuration_with(seat, all, paths, &Settings::demo())
+}
+
+/// The file of one member.
+pub fn configuration_with(seat: &Seat, all: &[Seat], paths: &Paths, settings: &Settings) -> String {
     let mut members = String::new();
     for other in all {
         members.push_str(&format!(
@@ -44,20 +80,20 @@ pub fn configuration(seat: &Seat, all: &[Seat], paths: &Paths) -> String {
             other.id, other.letter, other.synch, other.outside
         ));
     }
-    let connections: String = connections().iter().map(|c| c.text(paths.psk)).collect();
+    let connections: String = settings.connections.iter().map(|c| c.text(paths.psk)).collect();
     format!(
         "# Member {letter} of the demo's cluster. All members have the same file but for `member`, `pin_dir` and `socket`.
 
 [cluster]
 name = \"demo\"
 member = {id}
-solo = \"continue\"
+solo = \"{solo}\"
 heartbeat = \"20ms\"
-suspicion_floor = \"100ms\"
+suspicion_floor = \"{suspicion_floor}\"
 dead_man = \"80ms\"
 preferred = 1
 pki = \"{pki}\"
-{members}
+{cluster_keys}{members}{cluster_tables}
 [interfaces]
 outside = \"outside\"
 inside = \"inside\"
@@ -70,7 +106,7 @@ inside = [\"{inside}\"]
 [data_plane]
 object = \"{object}\"
 pin_dir = \"{pins}\"
-slots = 4096
+slots = {slots}
 mode = \"native\"
 
 [control]
@@ -79,23 +115,37 @@ metrics = \"127.0.0.1:{METRICS_PORT}\"
 {connections}",
         letter = seat.letter,
         id = seat.id,
+        solo = settings.solo,
+        suspicion_floor = settings.suspicion_floor,
         pki = paths.pki.display(),
+        cluster_keys = settings.cluster_keys,
+        cluster_tables = settings.cluster_tables,
         outside = addr::CLUSTER_OUTSIDE,
         inside = addr::CLUSTER_INSIDE,
         object = paths.object.display(),
         pins = paths.pins.display(),
+        slots = settings.slots,
         socket = paths.socket.display()
     )
 }
 
-struct Connection {
-    name: &'static str,
-    remote: Ipv4Addr,
-    ike: &'static str,
-    start: &'static str,
-    local_ts: &'static str,
-    remote_ts: &'static str,
-    esp: &'static str,
+/// A connection with one child of the same name.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// Its name; the identities are `gw-NAME.example` and `peer-NAME.example`.
+    pub name: &'static str,
+    /// The peer.
+    pub remote: Ipv4Addr,
+    /// Proposal of the IKE SA.
+    pub ike: &'static str,
+    /// `initiate` or `passive`.
+    pub start: &'static str,
+    /// Our selector.
+    pub local_ts: &'static str,
+    /// The peer's.
+    pub remote_ts: &'static str,
+    /// Proposal of the Child SA.
+    pub esp: &'static str,
 }
 
 impl Connection {
@@ -174,7 +224,7 @@ mod tests {
         let file =
             Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../docs/examples/demo-{letter}.toml"));
         let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let seats = seats();
+        let seats = seats(2);
         let seat = seats.iter().find(|s| s.letter == letter).expect("a member");
         let written = configuration(
             seat,

@@ -137,6 +137,16 @@ impl EtcdCluster {
         self.signal(node, Signal::SIGCONT)
     }
 
+    /// Freezes the first so many nodes.
+    pub fn freeze_all(&self, count: usize) -> Result<()> {
+        (0..count.min(self.nodes.len())).try_for_each(|n| self.freeze(n))
+    }
+
+    /// Lets all nodes go on, also those that were not frozen.
+    pub fn thaw_all(&self) -> Result<()> {
+        (0..self.nodes.len()).try_for_each(|n| self.thaw(n))
+    }
+
     /// Starts a node that was killed, on its old data and ports. Does not wait: alone it will not answer.
     pub fn restart(&mut self, node: usize) -> Result<()> {
         self.kill(node)?;

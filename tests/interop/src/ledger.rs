@@ -1,6 +1,9 @@
 //! What a recorder remembers and what follows from it: the invariants of the whole run.
 
+use crate::deliveries::Deliveries;
 use crate::esp::{Headers, IKE_RESPONSE, Kind, parse};
+use crate::replay::REPLAYER;
+use crate::seen::Seen;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
@@ -24,8 +27,8 @@ pub struct Flow {
     pub encap: bool,
     /// Packets by the MAC address that sent them.
     pub senders: BTreeMap<[u8; 6], u64>,
-    seqs: HashSet<u32>,
-    ivs: HashSet<u64>,
+    seqs: Seen,
+    ivs: Seen,
 }
 
 /// An IKE message on the wire.
@@ -56,6 +59,8 @@ pub struct Roles {
     pub member_macs: Vec<[u8; 6]>,
     /// The members' own addresses.
     pub member_addresses: Vec<Ipv4Addr>,
+    /// What members send in clear is remembered packet by packet, so that one that comes twice is found.
+    pub judge_deliveries: bool,
     /// The cluster's address: what is sent by it is judged, what is sent to it is kept for the replay.
     pub cluster: Option<Ipv4Addr>,
 }
@@ -83,6 +88,10 @@ pub struct Ledger {
     pub second_hops: u64,
     /// Packets with a private address in clear: a leak on the outside, the normal thing on the inside.
     pub plain: u64,
+    /// Frames of the replayer: judged by what comes of them, not entered.
+    pub replayed: u64,
+    /// Packets that members delivered in clear, each of which may come once.
+    pub deliveries: Deliveries,
     /// Everything else by name.
     pub other: BTreeMap<String, u64>,
     kept: Vec<u8>,
@@ -107,6 +116,10 @@ impl Ledger {
             self.count("unreadable");
             return;
         };
+        if headers.from == REPLAYER {
+            self.replayed += 1;
+            return;
+        }
         let member_to_member =
             self.roles.member_macs.contains(&headers.from) && self.roles.member_macs.contains(&headers.to);
         match headers.kind.clone() {
@@ -146,6 +159,9 @@ impl Ledger {
             _ if headers.src.is_private() || headers.dst.is_private() => {
                 self.plain += 1;
                 self.clear.push((at_ns, headers.from));
+                if self.roles.judge_deliveries && self.roles.member_macs.contains(&headers.from) {
+                    self.deliveries.enter(at_ns, frame, &headers.kind);
+                }
             }
             Kind::Icmp(kind) => self.count(&format!("icmp_{kind}")),
             Kind::Udp(_, port) => self.count(&format!("udp_{port}")),
@@ -238,6 +254,31 @@ impl Ledger {
             .collect()
     }
 
+    /// From now on deliveries are judged ([`Roles::judge_deliveries`]).
+    pub fn judge_deliveries(&mut self) {
+        self.roles.judge_deliveries = true;
+    }
+
+    /// Forgets what long runs need not remember, as far as it is older than a time: frames for the replay, times of packets,
+    /// deliveries. Sequence numbers and IVs are never forgotten.
+    pub fn forget_before(&mut self, until_ns: u64) {
+        for list in [&mut self.esp_out, &mut self.esp_in, &mut self.clear] {
+            list.retain(|(at, _)| *at >= until_ns);
+        }
+        self.deliveries.forget_before(until_ns);
+        let first = self.kept_index.partition_point(|(at, _, _)| *at < until_ns);
+        let octets = self
+            .kept_index
+            .get(first)
+            .map_or(self.kept.len(), |(_, start, _)| *start);
+        self.kept.drain(..octets);
+        self.kept_index.drain(..first);
+        for (_, start, end) in &mut self.kept_index {
+            *start -= octets;
+            *end -= octets;
+        }
+    }
+
     /// Keeps no more frames, and forgets those that it has.
     pub fn forget_frames(&mut self) {
         self.keeps_no_more = true;
@@ -260,7 +301,7 @@ impl Ledger {
         flow.last_ns = at_ns;
         flow.encap = encap;
         *flow.senders.entry(headers.from).or_default() += 1;
-        flow.dup_seq += u64::from(!flow.seqs.insert(seq));
+        flow.dup_seq += u64::from(!flow.seqs.insert(u64::from(seq)));
         flow.dup_iv += u64::from(!flow.ivs.insert(iv));
         if Some(headers.src) == self.roles.cluster {
             self.esp_out.push((at_ns, headers.from));
@@ -304,6 +345,7 @@ mod tests {
         Ledger::new(Roles {
             member_macs: vec![A, B],
             member_addresses: vec![],
+            judge_deliveries: true,
             cluster: Some(CLUSTER),
         })
     }

@@ -7,10 +7,14 @@
 
 pub mod baseline;
 pub mod clock;
+pub mod cluster;
 pub mod cmd;
 pub mod config;
+pub mod deliveries;
 pub mod esp;
 pub mod etcd;
+pub mod faults;
+pub mod fleet;
 pub mod flow;
 pub mod iperf;
 pub mod ledger;
@@ -18,9 +22,11 @@ pub mod member;
 pub mod netns;
 pub mod pass;
 pub mod ping;
+pub mod probe;
 pub mod recorder;
 pub mod replay;
 pub mod resources;
+pub mod seen;
 pub mod stage;
 pub mod strongswan;
 pub mod tcp;

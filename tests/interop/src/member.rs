@@ -2,7 +2,7 @@
 
 use crate::clock::{now_ns, wait_for};
 use crate::cmd;
-use crate::config::{METRICS_PORT, Paths, configuration};
+use crate::config::{METRICS_PORT, Paths, Settings, configuration_with};
 use crate::netns::Netns;
 use crate::resources::{Resources, start_time};
 use crate::topology::{Lab, Place};
@@ -39,16 +39,25 @@ pub struct Member {
     pub socket: PathBuf,
     /// Its bpffs folder.
     pub pins: PathBuf,
+    /// Environment variables for the agent, from its next start on.
+    pub environment: Vec<(&'static str, String)>,
     log: PathBuf,
     product: Product,
     process: Option<Child>,
+    /// A killed process that may still be on its way out.
+    dying: Option<u32>,
     /// A socket in the member's namespace, for taking its links down without starting a program.
     switch: UdpSocket,
 }
 
 impl Member {
-    /// Writes the configuration.
+    /// Writes the demo's configuration.
     pub fn new(lab: &Lab, place: &Place, product: &Product) -> Result<Self> {
+        Self::with(lab, place, product, &Settings::demo())
+    }
+
+    /// Writes the configuration.
+    pub fn with(lab: &Lab, place: &Place, product: &Product, settings: &Settings) -> Result<Self> {
         let folder = lab.folder.join(place.letter);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let member = Self {
@@ -58,13 +67,15 @@ impl Member {
             pins: PathBuf::from("/sys/fs/bpf").join(lab.resources.name(place.letter)),
             log: folder.join("espalier.log"),
             product: product.clone(),
+            environment: Vec::new(),
             process: None,
+            dying: None,
             switch: place
                 .netns
                 .inside(|| UdpSocket::bind("127.0.0.1:0").context("switch socket"))?,
         };
         lab.resources.note_path(&member.pins)?;
-        let seats = lab.members.each_ref().map(Place::seat);
+        let seats: Vec<_> = lab.members.iter().map(Place::seat).collect();
         let paths = Paths {
             pki: Path::new("../pki"),
             psk: Path::new("../psk"),
@@ -72,12 +83,20 @@ impl Member {
             pins: &member.pins,
             socket: &member.socket,
         };
-        fs::write(&member.config, configuration(&place.seat(), &seats, &paths))?;
+        let text = configuration_with(&place.seat(), &seats, &paths, settings);
+        fs::write(&member.config, text)?;
         Ok(member)
     }
 
     /// Starts the agent.
     pub fn start(&mut self, resources: &Resources) -> Result<()> {
+        if let Some(pid) = self.dying.take() {
+            // Its control socket is taken until the last of its threads is gone and it was reaped.
+            wait_for(Duration::from_secs(10), Duration::from_millis(2), || {
+                (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+            })
+            .with_context(|| format!("the killed agent {pid} does not go away"))?;
+        }
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -95,6 +114,7 @@ impl Member {
                 std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()),
             )
             .env("RUST_BACKTRACE", "1")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -129,9 +149,46 @@ impl Member {
             .is_some_and(|p| start_time(p.id()).is_some())
     }
 
+    /// The agent's process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    /// Sends the agent a signal. Returns the time just before.
+    pub fn signal(&self, signal: Signal) -> Result<u64> {
+        let pid = self.pid().context("the agent does not run")?;
+        let at = now_ns();
+        kill(Pid::from_raw(pid as i32), signal).with_context(|| format!("{signal} to the agent"))?;
+        Ok(at)
+    }
+
+    /// Anonymous memory of the agent (its heap, not the maps that it shares with the kernel), octets.
+    pub fn anonymous_octets(&self) -> Result<u64> {
+        let pid = self.pid().context("the agent does not run")?;
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).context("status of the agent")?;
+        let line = text.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+        let kib: u64 = line
+            .and_then(|l| l.split_whitespace().next()?.parse().ok())
+            .context("no RssAnon in the agent's status")?;
+        Ok(kib * 1024)
+    }
+
+    /// Processor time that the agent has used, in seconds.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let pid = self.pid().context("the agent does not run")?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("stat of the agent")?;
+        let after = stat.rfind(')').map_or("", |i| &stat[i + 1..]);
+        let ticks = after.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.filter_map(|f| f.parse::<u64>().ok()).sum();
+        // SAFETY: a plain library call without pointers.
+        let a_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        Ok(ticks as f64 / a_second.max(1) as f64)
+    }
+
     /// Kills the agent (SIGKILL). Returns the time just before.
     pub fn kill_agent(&mut self) -> Result<u64> {
         let mut process = self.process.take().context("the agent does not run")?;
+        self.dying = Some(process.id());
         let at = now_ns();
         kill(Pid::from_raw(process.id() as i32), Signal::SIGKILL).context("kill")?;
         // Reaped later in the background: waiting here would delay what comes in the same instant.
@@ -166,6 +223,17 @@ impl Member {
                 let _ = process.wait();
             }
         }
+    }
+
+    /// Takes one link down or up at once; routes that went with it are put back.
+    pub fn link(&self, interface: &str, up: bool) -> Result<u64> {
+        let at = now_ns();
+        set_link(&self.switch, interface, up)
+            .with_context(|| format!("{interface} of member {}", self.place.letter))?;
+        if up {
+            self.place.netns.ip(&self.place.routes())?;
+        }
+        Ok(at)
     }
 
     /// Runs `espalier <arguments>` against this member.
@@ -242,7 +310,9 @@ pub fn shared_secrets(lab: &Lab, product: &Product, psk: &str) -> Result<()> {
     let pki = lab.folder.join("pki");
     let mut command = std::process::Command::new(&product.binary);
     command
-        .args(["cluster", "init", "--members", "2", "--name", "demo", "--dir"])
+        .args(["cluster", "init", "--name", "demo", "--members"])
+        .arg(lab.members.len().to_string())
+        .arg("--dir")
         .arg(&pki);
     cmd::output(command, "").context("espalier cluster init")?;
     let mut file = private_file(&lab.folder.join("psk"))?;

@@ -118,6 +118,22 @@ impl Recorder {
         )
     }
 
+    /// From now on every packet that a member sends in clear is remembered, so that one that comes twice is found.
+    pub fn judge_deliveries(&self) {
+        self.ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .judge_deliveries();
+    }
+
+    /// Forgets what long runs need not remember ([`Ledger::forget_before`]).
+    pub fn forget_before(&self, until_ns: u64) {
+        self.ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .forget_before(until_ns);
+    }
+
     /// Keeps no more frames for a replay, and forgets those that it has.
     pub fn forget_frames(&self) {
         self.ledger

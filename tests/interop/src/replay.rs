@@ -6,6 +6,9 @@ use crate::recorder::packet_socket;
 use anyhow::{Context, Result};
 use std::os::fd::AsRawFd;
 
+/// Source MAC address of replayed frames (locally administered), so that recorders do not take them for the peer's.
+pub const REPLAYER: [u8; 6] = [0x02, 0x65, 0x73, 0x70, 0x72, 0x70];
+
 /// Frames in one burst; a pause follows, so that the receiver's queues do not overflow and every frame is judged.
 const BURST: usize = 32;
 const BURST_NS: u64 = 1_000_000;
@@ -20,7 +23,9 @@ pub fn replay(netns: &Netns, interface: &str, to: [u8; 6], frames: Vec<Vec<u8>>)
         for burst in frames.chunks(BURST) {
             for frame in burst {
                 let mut frame = frame.clone();
-                frame.get_mut(..6).context("short frame")?.copy_from_slice(&to);
+                let (head, _) = frame.split_first_chunk_mut::<12>().context("short frame")?;
+                head[..6].copy_from_slice(&to);
+                head[6..].copy_from_slice(&REPLAYER);
                 // SAFETY: the buffer is live and its length is passed with it.
                 let result = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
                 if result < 0 {

@@ -2,11 +2,12 @@
 
 use crate::baseline::peer_connections;
 use crate::clock::wait_for;
-use crate::ledger::Roles;
-use crate::member::{Member, Product, macs, shared_secrets};
+use crate::cluster::Cluster;
+use crate::config::Settings;
+use crate::member::{Member, Product};
 use crate::recorder::Recorder;
 use crate::strongswan::{Charon, swanctl_conf};
-use crate::topology::{Lab, addr};
+use crate::topology::Lab;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use std::time::Duration;
 /// The lab, its daemons and its recorders. Fields are dropped in this order: processes first, namespaces last.
 #[derive(Debug)]
 pub struct Stage {
-    /// Members A and B.
-    pub members: [Member; 2],
+    /// Members A, B and so on.
+    pub members: Vec<Member>,
     /// The peer at site one.
     pub peer: Charon,
     /// What was seen on the outside network.
@@ -49,30 +50,19 @@ pub fn start_peer(lab: &Lab, psk: &str) -> Result<Charon> {
 impl Stage {
     /// Writes configurations, starts recorders and both agents, and waits until the cluster is formed with A active.
     pub fn up(lab: Lab, peer: Charon, product: &Product, psk: &str) -> Result<Self> {
-        shared_secrets(&lab, product, psk)?;
-        let [a, b] = &lab.members;
-        let members = [Member::new(&lab, a, product)?, Member::new(&lab, b, product)?];
-        let addresses = |p: &crate::topology::Place| [p.outside, p.inside];
-        let member_addresses: Vec<_> = lab.members.iter().flat_map(addresses).collect();
-        let roles = |interface: &str| -> Result<Roles> {
-            Ok(Roles {
-                member_macs: macs(&lab, interface)?,
-                member_addresses: member_addresses.clone(),
-                cluster: Some(addr::CLUSTER_OUTSIDE),
-            })
-        };
-        let outside = Recorder::start(&lab.bridges, "br-out", roles("outside")?)?;
-        let inside = Recorder::start(&lab.bridges, "br-in", roles("inside")?)?;
-        let mut stage = Self {
+        let Cluster {
+            members,
+            outside,
+            inside,
+            lab,
+        } = Cluster::up(lab, product, psk, &Settings::demo())?;
+        let stage = Self {
             members,
             peer,
             outside,
             inside,
             lab,
         };
-        for member in &mut stage.members {
-            member.start(&stage.lab.resources)?;
-        }
         stage
             .wait_in_sync(0, Duration::from_secs(20))
             .context("the cluster did not form")?;

@@ -206,6 +206,10 @@ pub struct Connection {
     pub local_ts: &'static str,
     /// The other side's selector.
     pub remote_ts: &'static str,
+    /// The peer rekeys the Child SA after this time; `0` for never.
+    pub child_rekey: &'static str,
+    /// The peer brings the connection up again when it is lost.
+    pub restart: bool,
 }
 
 /// swanctl.conf for these connections with one pre-shared key for each.
@@ -233,8 +237,8 @@ pub fn swanctl_conf(connections: &[Connection], psk: &str) -> String {
         local_ts = {local_ts}
         remote_ts = {remote_ts}
         esp_proposals = {esp}
-        rekey_time = 0
-      }}
+        rekey_time = {rekey}
+{more}      }}
     }}
     rekey_time = 0
     dpd_delay = 3s
@@ -248,7 +252,13 @@ pub fn swanctl_conf(connections: &[Connection], psk: &str) -> String {
             remote_id = c.remote_id,
             local_ts = c.local_ts,
             remote_ts = c.remote_ts,
-            esp = c.esp_proposal
+            esp = c.esp_proposal,
+            rekey = c.child_rekey,
+            more = if c.restart {
+                "        dpd_action = restart\n        close_action = start\n"
+            } else {
+                ""
+            }
         ));
         secrets.push_str(&format!(
             "  ike-{} {{\n    id-1 = {}\n    id-2 = {}\n    secret = \"{psk}\"\n  }}\n",

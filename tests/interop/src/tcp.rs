@@ -1,6 +1,6 @@
 //! One TCP stream at full speed, with the time of every arrival, whose octets are compared with what was sent.
 
-use crate::clock::{now_ns, wait_for};
+use crate::clock::{now_ns, sleep_until, wait_for};
 use crate::netns::Netns;
 use anyhow::{Context, Result, bail};
 use std::io::{ErrorKind, Read, Write};
@@ -36,6 +36,11 @@ pub struct StreamResult {
 impl Stream {
     /// Sends from one namespace to an address in another as fast as TCP lets it.
     pub fn start(from: &Netns, to: (&Netns, Ipv4Addr), port: u16) -> Result<Self> {
+        Self::start_paced(from, to, port, 0)
+    }
+
+    /// The same with a pause of so many nanoseconds from the start of one write of 65 521 octets to the start of the next.
+    pub fn start_paced(from: &Netns, to: (&Netns, Ipv4Addr), port: u16, interval_ns: u64) -> Result<Self> {
         let (netns, address) = to;
         let listener =
             netns.inside(move || TcpListener::bind((address, port)).context("TCP stream: listen"))?;
@@ -52,7 +57,7 @@ impl Stream {
             let stop = stop.clone();
             std::thread::Builder::new()
                 .name("stream out".into())
-                .spawn(move || send(out, &stop))?
+                .spawn(move || send(out, &stop, interval_ns))?
         };
         let receiver = {
             let arrivals = arrivals.clone();
@@ -111,14 +116,20 @@ impl StreamResult {
 }
 
 /// Sends whole periods until it is told to stop; returns the octets.
-fn send(mut socket: TcpStream, stop: &AtomicBool) -> Result<u64> {
+fn send(mut socket: TcpStream, stop: &AtomicBool, interval_ns: u64) -> Result<u64> {
     let pattern = pattern();
     let mut sent = 0u64;
+    let mut due = now_ns();
     while !stop.load(Ordering::Relaxed) {
         socket
             .write_all(&pattern[..PERIOD])
             .with_context(|| format!("TCP stream: sending after {sent} octets"))?;
         sent += PERIOD as u64;
+        // What an outage has held up is not made up for in one burst.
+        due = (due + interval_ns).max(now_ns());
+        if interval_ns > 0 {
+            sleep_until(due);
+        }
     }
     socket
         .shutdown(Shutdown::Write)

@@ -4,10 +4,12 @@
 //!  host --- gateway --- router ===== outside ===== A ===== inside ===== server
 //!  (peer site one)        |          bridge    \   |   /   bridge
 //!  UML kernel peer -------+                     \= B =/
-//!  (peer site two)                          A and B: synch bridge
+//!  (peer site two)        |                      \ .. /
+//!  further sites ---------+          A, B, ... and the etcd voters: synch bridge
 //! ```
 //!
-//! The three bridges live in a namespace of their own, so a member never sees loss of carrier when the other one dies.
+//! Two members in the demo, up to sixteen elsewhere ([`Plan`]). The three bridges live in a namespace of their own, so a
+//! member never sees loss of carrier when another one dies.
 
 use crate::config::Seat;
 use crate::netns::Netns;
@@ -46,9 +48,9 @@ pub mod addr {
 /// A member's place in the lab.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// 1 for A, 2 for B.
+    /// 1 for A, 2 for B and so on.
     pub id: u8,
-    /// `a` or `b`.
+    /// `a`, `b` and so on.
     pub letter: &'static str,
     /// Its namespace; interfaces `outside`, `inside`, `synch`.
     pub netns: Netns,
@@ -60,14 +62,60 @@ pub struct Place {
     pub synch: Ipv4Addr,
 }
 
-/// The members' places, as their configurations name them.
-pub fn seats() -> [Seat; 2] {
-    [(1, "a"), (2, "b")].map(|(id, letter)| Seat {
+/// How large a lab is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Members of the cluster, 1 to 16.
+    pub members: usize,
+    /// Namespaces for etcd servers on the synch bridge.
+    pub voters: usize,
+    /// Peer sites beside the first one, each a gateway that is its own host.
+    pub sites: usize,
+}
+
+impl Plan {
+    /// The demo's: a pair.
+    pub const PAIR: Self = Self {
+        members: 2,
+        voters: 0,
+        sites: 0,
+    };
+}
+
+/// Names of the members by id.
+const LETTERS: [&str; 16] = [
+    "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p",
+];
+
+/// A further peer site.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Its gateway, which is its own host.
+    pub netns: Netns,
+    /// The gateway's address on the wide area side.
+    pub address: Ipv4Addr,
+    /// The address in the selectors of its connection.
+    pub host: Ipv4Addr,
+}
+
+/// Where an etcd server runs.
+#[derive(Clone, Debug)]
+pub struct Voter {
+    /// Its namespace.
+    pub netns: Netns,
+    /// Its address on the synch network.
+    pub address: Ipv4Addr,
+}
+
+/// The places of so many members, as their configurations name them.
+pub fn seats(members: usize) -> Vec<Seat> {
+    let seat = |(letter, id): (&&'static str, u8)| Seat {
         id,
         letter,
         outside: Ipv4Addr::new(203, 0, 113, 10 + id),
         synch: Ipv4Addr::new(10, 255, 0, id),
-    })
+    };
+    LETTERS.iter().zip(1..).take(members).map(seat).collect()
 }
 
 impl Place {
@@ -104,8 +152,12 @@ pub struct Lab {
     pub bridges: Netns,
     /// The server behind the cluster.
     pub server: Netns,
-    /// The two members.
-    pub members: [Place; 2],
+    /// The members.
+    pub members: Vec<Place>,
+    /// Places for etcd servers.
+    pub voters: Vec<Voter>,
+    /// Peer sites beside the first one.
+    pub sites: Vec<Site>,
     /// Where strongSwan runs in the cluster's place, for comparison.
     pub baseline: Netns,
     /// Configuration files, logs, results. Kept after the run.
@@ -120,8 +172,19 @@ pub struct Lab {
 const NO_OFFLOADS: [&str; 10] = ["tx", "off", "gro", "off", "gso", "off", "tso", "off", "rx", "off"];
 
 impl Lab {
-    /// Builds namespaces, bridges, links, addresses and routes. `parent` is where the run's folder is made.
+    /// The demo's lab. `parent` is where the run's folder is made.
     pub fn new(parent: &Path) -> Result<Self> {
+        Self::planned(parent, Plan::PAIR)
+    }
+
+    /// Builds namespaces, bridges, links, addresses and routes. `parent` is where the run's folder is made.
+    pub fn planned(parent: &Path, plan: Plan) -> Result<Self> {
+        anyhow::ensure!(
+            (1..=LETTERS.len()).contains(&plan.members),
+            "a lab has 1 to {} members, not {}",
+            LETTERS.len(),
+            plan.members
+        );
         let resources = Resources::new()?;
         let folder = parent.join(&resources.id);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -152,14 +215,31 @@ impl Lab {
                 synch: seat.synch,
             })
         };
-        let [a, b] = seats();
+        let site = |n: u8| -> Result<Site> {
+            Ok(Site {
+                netns: netns(&format!("site{n}"))?,
+                address: Ipv4Addr::new(198, 18, n, 2),
+                host: Ipv4Addr::new(10, 10, 2 + n, 2),
+            })
+        };
+        let voter = |n: u8| -> Result<Voter> {
+            Ok(Voter {
+                netns: netns(&format!("etcd{n}"))?,
+                address: Ipv4Addr::new(10, 255, 0, 100 + n),
+            })
+        };
         let lab = Lab {
             host: netns("host")?,
             peer: netns("peer")?,
             router: netns("router")?,
             bridges: netns("net")?,
             server: netns("server")?,
-            members: [place(a)?, place(b)?],
+            members: seats(plan.members)
+                .into_iter()
+                .map(place)
+                .collect::<Result<_>>()?,
+            voters: (1..=plan.voters as u8).map(voter).collect::<Result<_>>()?,
+            sites: (1..=plan.sites as u8).map(site).collect::<Result<_>>()?,
             baseline: netns("base")?,
             tap: "uml0".to_owned(),
             folder,
@@ -183,24 +263,26 @@ impl Lab {
         }
         link(&self.host, "lan", &self.peer, "lan")?;
         link(&self.peer, "wan", &self.router, "peer1")?;
-        let [a, b] = &self.members;
-        let ports: [(&Netns, &str, &str, &str); 11] = [
-            (&self.router, "outside", "br-out", "out-router"),
-            (&self.server, "eth0", "br-in", "in-server"),
-            (&a.netns, "outside", "br-out", "out-a"),
-            (&a.netns, "inside", "br-in", "in-a"),
-            (&a.netns, "synch", "br-synch", "synch-a"),
-            (&b.netns, "outside", "br-out", "out-b"),
-            (&b.netns, "inside", "br-in", "in-b"),
-            (&b.netns, "synch", "br-synch", "synch-b"),
-            (&self.baseline, "outside", "br-out", "out-base"),
-            (&self.baseline, "inside", "br-in", "in-base"),
-            (&self.baseline, "synch", "br-synch", "synch-base"),
+        let mut ports: Vec<(&Netns, &str, &str, String)> = vec![
+            (&self.router, "outside", "br-out", "out-router".into()),
+            (&self.server, "eth0", "br-in", "in-server".into()),
+            (&self.baseline, "outside", "br-out", "out-base".into()),
+            (&self.baseline, "inside", "br-in", "in-base".into()),
+            (&self.baseline, "synch", "br-synch", "synch-base".into()),
         ];
+        for place in &self.members {
+            let port = |side: &str| format!("{side}-{}", place.letter);
+            ports.push((&place.netns, "outside", "br-out", port("out")));
+            ports.push((&place.netns, "inside", "br-in", port("in")));
+            ports.push((&place.netns, "synch", "br-synch", port("synch")));
+        }
+        for (voter, n) in self.voters.iter().zip(1..) {
+            ports.push((&voter.netns, "synch", "br-synch", format!("synch-etcd{n}")));
+        }
         for (netns, interface, bridge, port) in ports {
-            link(netns, interface, &self.bridges, port)?;
+            link(netns, interface, &self.bridges, &port)?;
             self.bridges.ip(&format!("link set {port} master {bridge}"))?;
-            pass.attach(&self.bridges, port)?;
+            pass.attach(&self.bridges, &port)?;
         }
 
         self.host.ip(
@@ -243,6 +325,22 @@ impl Lab {
                 place.inside,
                 place.synch,
                 place.routes()
+            ))?;
+        }
+        for voter in &self.voters {
+            voter
+                .netns
+                .ip(&format!("addr add {}/24 dev synch", voter.address))?;
+        }
+        for (site, n) in self.sites.iter().zip(1..) {
+            let port = format!("site{n}");
+            link(&site.netns, "wan", &self.router, &port)?;
+            let [a, b, c, d] = site.address.octets();
+            let router = Ipv4Addr::new(a, b, c, d - 1);
+            self.router.ip(&format!("addr add {router}/30 dev {port}"))?;
+            site.netns.ip(&format!(
+                "addr add {}/30 dev wan\naddr add {}/32 dev lo\nroute add default via {router}",
+                site.address, site.host
             ))?;
         }
         self.baseline.sysctl(&["net.ipv4.ip_forward=1"])

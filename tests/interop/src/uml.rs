@@ -33,6 +33,8 @@ pub fn connection() -> Connection {
         esp_proposal: "aes128gcm16-esn",
         local_ts: "10.30.1.0/24",
         remote_ts: "10.20.1.0/24",
+        child_rekey: "0",
+        restart: false,
     }
 }
 
