@@ -54,6 +54,7 @@ impl Group {
         };
         if Self::same_life_as_in(s, standby.set.as_ref(), owner) {
             standby.lost = None;
+            standby.wary_until = None;
             standby.claim.take_if(|claim| !claim.is_open());
         }
     }
@@ -99,6 +100,9 @@ impl Group {
             return;
         }
         if Self::solo(s).is_some() {
+            if standby.wary_until.is_some_and(|until| now < until) {
+                return;
+            }
             return self.take_over_in_pair(s, now);
         }
         let owner = self.epoch.owner;

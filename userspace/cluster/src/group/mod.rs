@@ -29,6 +29,9 @@ const ACK_TIMEOUT: Duration = Duration::from_millis(1000);
 const RAISE_RESEND: Duration = Duration::from_millis(10);
 /// How long a taker waits for the other survivors before it has them dropped from the set.
 const FOLLOW_TIMEOUT: Duration = Duration::from_millis(60);
+/// A standby of a pair that did not run for a while listens for this long before it claims: it may have been excluded, and
+/// the owner's word of it may need a new connection to reach it.
+const WARY: Duration = Duration::from_millis(1000);
 /// A question to the ownership engine is asked again after this time.
 const ENGINE_RETRY: Duration = Duration::from_millis(100);
 /// An engine that says nothing at all for this long counts as having said that it does not know.
@@ -264,14 +267,20 @@ impl Group {
         }
     }
 
-    /// This member did not run for a while.
-    pub fn stalled(&mut self, s: &mut Shared, now: Instant, first: u64) {
+    /// This member did not run for `gap`. Heartbeats from number `first` on confirm.
+    pub fn stalled(&mut self, s: &mut Shared, now: Instant, gap: Duration, first: u64) {
         if let Phase::Owner(owner) = &mut self.phase {
             owner.reconfirm = Some(first);
             owner.awake_since = now;
             // Acknowledgements may wait in the sockets, or word of a member that took over: nobody is late yet.
             owner.owing.values_mut().for_each(|since| *since = now);
             owner.raises.restart_clocks(now);
+        }
+        // A shorter pause excludes nobody.
+        if gap >= s.config.suspicion_floor
+            && let Phase::Standby(standby) = &mut self.phase
+        {
+            standby.wary_until = Some(now + WARY);
         }
         self.ask_whether_still_owner(s, now);
     }

@@ -124,6 +124,7 @@ impl Group {
             }
             Phase::Standby(standby) if theirs == mine => {
                 standby.raises.settle(beat.settled);
+                standby.wary_until = None;
                 let joining = [s.me.member.0, NOT_SAID].contains(&beat.joining);
                 if standby.is_forgotten(now, joining || set.contains(&s.me)) {
                     return self.was_excluded(s, now);

@@ -64,6 +64,8 @@ pub(crate) struct Standby {
     pub legacy: Option<LegacyOwner>,
     /// Since when the owner is lost.
     pub lost: Option<Instant>,
+    /// After a pause of this member: no claim before (pair engine). An engine would say whether it is in the set still.
+    pub wary_until: Option<Instant>,
     /// A claim at the ownership engine.
     pub claim: Option<Claim>,
     /// Since when the owner says that it does not own the group (any more).
@@ -88,6 +90,7 @@ impl Standby {
             raises: ArmedRaises::default(),
             legacy: None,
             lost: None,
+            wary_until: None,
             claim: None,
             disowned: None,
             forgotten: None,

@@ -249,7 +249,7 @@ impl Node {
             self.shared.event(now, None, EventKind::LocalStall { ms });
             // What waits in the sockets is looked at first, and only a heartbeat sent from now on confirms.
             let first = self.shared.heartbeat_seq + 1;
-            self.each_group(|g, s| g.stalled(s, now, first));
+            self.each_group(|g, s| g.stalled(s, now, gap, first));
         }
         let suspected: Vec<MemberId> = self
             .shared

@@ -158,3 +158,43 @@ fn preferred_or_not_two_members_that_hear_each_other_find_an_owner() {
         world.run_until(4000, "an owner with a standby", |w| w.settled(0) || w.settled(1));
     }
 }
+
+/// Found by chaos: a standby that was stopped for seconds, excluded meanwhile, and that hears nobody at first when it goes on
+/// (its connections are made anew), claimed with what it held.
+#[test]
+fn a_standby_that_was_paused_listens_before_it_claims() {
+    let mut world = pair();
+    world.members[1].paused = true;
+    world.run(2400);
+    assert!(
+        world.members[0]
+            .status()
+            .in_sync
+            .is_some_and(|set| set.len() == 1),
+        "excluded"
+    );
+    world.propose(0, b"while it slept");
+    cut(&mut world);
+    world.members[1].paused = false;
+    world.run(500);
+    assert!(!world.members[1].is_owner(), "it may have been excluded");
+    world.cut.clear();
+    world.run_until(2000, "joined anew", |w| w.settled(0));
+    assert_eq!(world.members[0].groups[0].discards, 0);
+    assert_eq!(
+        world.members[1].groups[0].mirror.last(),
+        Some(&b"while it slept".to_vec())
+    );
+}
+
+#[test]
+fn a_standby_that_was_paused_takes_over_all_the_same_when_the_owner_is_gone() {
+    let mut world = pair();
+    world.members[1].paused = true;
+    world.run(50);
+    world.kill(0);
+    world.run(600);
+    world.members[1].paused = false;
+    world.run_until(1500, "takeover", |w| w.serves(1));
+    assert_eq!(world.members[1].groups[0].mirror, [b"sa".to_vec()]);
+}
