@@ -47,7 +47,9 @@ fn product() -> Result<Product> {
 
 /// Gives the lab, which is built for IPv4, the other family as well.
 fn add_v6(lab: &Lab) -> Result<()> {
-    let [a, b] = &lab.members;
+    let [a, b] = &lab.members[..] else {
+        bail!("the lab has two members")
+    };
     for netns in [&lab.host, &lab.peer, &lab.router, &lab.server, &a.netns, &b.netns] {
         netns.sysctl(&[
             "net.ipv6.conf.all.disable_ipv6=0",
@@ -127,6 +129,8 @@ fn peer_connection() -> Connection {
         esp_proposal: "chacha20poly1305",
         local_ts: "10.10.1.0/24,2001:db8:10::/64",
         remote_ts: "10.20.1.0/24,2001:db8:20::/64",
+        child_rekey: "0",
+        restart: false,
     }
 }
 
@@ -168,7 +172,9 @@ fn a_peer_over_ipv6_keeps_its_tunnel_for_both_families_over_a_takeover() -> Resu
         &swanctl_conf(&[peer_connection()], &psk),
     )?;
     shared_secrets(&lab, &product, &psk)?;
-    let [a, b] = &lab.members;
+    let [a, b] = &lab.members[..] else {
+        bail!("the lab has two members")
+    };
     let mut members = [Member::new(&lab, a, &product)?, Member::new(&lab, b, &product)?];
     for member in &mut members {
         dual_stack(member)?;

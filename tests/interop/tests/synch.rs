@@ -143,7 +143,7 @@ fn cpu_and_memory(member: &Member) -> Result<(f64, f64)> {
 
 /// Whoever is on the synch network sends garbage to B, under its own address and under A's.
 fn flooded(stage: &Stage, before: &[Value]) -> Result<()> {
-    let [a, b] = stage.members.each_ref().map(|m| m.place.synch);
+    let [a, b] = [0, 1].map(|at: usize| stage.members[at].place.synch);
     let bridges = &stage.lab.bridges;
     bridges.ip("address add 10.255.0.99/24 dev br-synch")?;
     let to = SockaddrIn::from(SocketAddrV4::new(b, SYNCH_PORT));

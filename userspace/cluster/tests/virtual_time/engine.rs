@@ -1,6 +1,7 @@
 //! Two and three members with an external ownership engine: claims, exclusions and moves are committed there first.
 
-use crate::world::{Shape, World};
+use crate::register::Shape;
+use crate::world::World;
 use cluster::io::EventKind;
 use cluster::{Command, Direction, Standing};
 use model::{GroupId, MemberId};

@@ -1,7 +1,8 @@
 //! Random faults, seeded: no lost, repeated or reordered record kills an SA (R7), and what was released is known to
 //! whoever owns later.
 
-use crate::world::{Dice, Shape, World};
+use crate::register::Shape;
+use crate::world::{Dice, World};
 use cluster::io::EventKind;
 use cluster::{Direction, Solo};
 

@@ -1,6 +1,7 @@
 //! Load sharing: groups of segments spread over the members, and moved.
 
-use crate::world::{Shape, World};
+use crate::register::Shape;
+use crate::world::World;
 use cluster::{Command, Direction};
 use model::{GroupId, MemberId};
 use std::time::Duration;

@@ -2,13 +2,11 @@
 //! or does what it is told without saying so; agents that are as simple as an agent can be (a mirror of entries, limits as
 //! numbers).
 
+use crate::register::{Register, Shape};
 use cluster::io::{EventKind, Flip};
 use cluster::status::{GroupStatus, Role};
-use cluster::{
-    Command, Direction, EngineKind, EpochId, Event, GroupRecord, Input, Layout, Link, Node, NodeConfig,
-    Output, OwnershipAnswer, OwnershipOp, RaiseItem, Solo, Standing,
-};
-use model::{GroupId, Incarnation, Instant, MemberId};
+use cluster::{Command, Direction, EpochId, Event, Input, Link, Node, NodeConfig, RaiseItem, Solo, Standing};
+use model::{GroupId, Instant, MemberId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -55,14 +53,14 @@ pub struct Member {
     pub paused: bool,
     pub groups: Vec<Part>,
     /// Proposals by token.
-    proposed: BTreeMap<u64, (GroupId, Vec<u8>)>,
+    pub(crate) proposed: BTreeMap<u64, (GroupId, Vec<u8>)>,
     pub refused: usize,
     pub events: Vec<Event>,
     pub raise_refused: Vec<RaiseItem>,
     pub restated: usize,
     /// A snapshot is not armed until [`World::release`] says so.
     pub slow_snapshot: bool,
-    held: Vec<u64>,
+    pub(crate) held: Vec<u64>,
 }
 
 /// Group 0, of which the tests of hot standby speak.
@@ -85,109 +83,12 @@ impl Member {
     }
 }
 
-struct Flight {
-    at: Instant,
-    from: usize,
-    to: usize,
-    link: Link,
-    bytes: Vec<u8>,
-}
-
-struct Ask {
-    /// When the engine does it.
-    at: Instant,
-    from: usize,
-    incarnation: u64,
-    token: u64,
-    group: GroupId,
-    op: OwnershipOp,
-    /// Done, and on its way back.
-    answer: Option<OwnershipAnswer>,
-}
-
-/// The engine: a register for each group.
-#[derive(Default)]
-pub struct Register {
-    pub records: BTreeMap<GroupId, GroupRecord>,
-    /// Every record that was ever written, in order.
-    pub history: Vec<(GroupId, GroupRecord)>,
-    asks: Vec<Ask>,
-    /// Nothing is done, and nobody is answered.
-    pub down: bool,
-    /// These members cannot reach it.
-    pub unreachable: Vec<usize>,
-    /// Per cent of writes that are done, but whose answer is lost.
-    pub forgets: u64,
-    pub delay: u64,
-}
-
-/// What to build.
-#[derive(Clone)]
-pub struct Shape {
-    pub members: u8,
-    pub groups: u8,
-    pub engine: EngineKind,
-    pub weights: Vec<u32>,
-    pub rebalance: Option<Duration>,
-}
-
-impl Shape {
-    pub fn pair(solo: Solo) -> Self {
-        Self {
-            members: 2,
-            groups: 1,
-            engine: EngineKind::Pair { solo },
-            weights: vec![1, 0],
-            rebalance: None,
-        }
-    }
-
-    /// Members with an external engine: one group, preferred member 1.
-    pub fn engine(members: u8) -> Self {
-        let mut weights = vec![0; usize::from(members)];
-        weights[0] = 1;
-        Self {
-            members,
-            groups: 1,
-            engine: EngineKind::External,
-            weights,
-            rebalance: None,
-        }
-    }
-
-    /// Members that share the load evenly.
-    pub fn sharing(members: u8, groups: u8) -> Self {
-        Self {
-            members,
-            groups,
-            engine: EngineKind::External,
-            weights: vec![1; usize::from(members)],
-            rebalance: None,
-        }
-    }
-
-    fn config(&self, me: usize, incarnation: u64) -> NodeConfig {
-        let id = |index: usize| MemberId(index as u8 + 1);
-        NodeConfig {
-            me: id(me),
-            incarnation: Incarnation(incarnation),
-            members: self
-                .weights
-                .iter()
-                .enumerate()
-                .map(|(i, w)| (id(i), *w))
-                .collect(),
-            layout: Layout::new(self.groups),
-            engine: self.engine,
-            heartbeat: Duration::from_millis(20),
-            suspicion_floor: Duration::from_millis(100),
-            dead_man: Duration::from_millis(80),
-            settle: Duration::from_millis(500),
-            rebalance: self.rebalance,
-            policy: BTreeMap::from([("addresses".to_owned(), [7; 16])]),
-            facts: vec![me as u8],
-        }
-    }
+pub(crate) struct Flight {
+    pub at: Instant,
+    pub from: usize,
+    pub to: usize,
+    pub link: Link,
+    pub bytes: Vec<u8>,
 }
 
 pub struct World {
@@ -195,9 +96,9 @@ pub struct World {
     pub shape: Shape,
     pub members: Vec<Member>,
     pub register: Register,
-    dice: Dice,
-    datagrams: Vec<Flight>,
-    streams: VecDeque<Flight>,
+    pub(crate) dice: Dice,
+    pub(crate) datagrams: Vec<Flight>,
+    pub(crate) streams: VecDeque<Flight>,
     /// Streams that have lost a record: they break, and come back as new ones once something passes again.
     broken: BTreeSet<(usize, usize)>,
     /// Per cent of datagrams lost, duplicated.
@@ -455,62 +356,6 @@ impl World {
         }
     }
 
-    fn engine_works(&mut self) {
-        let now = self.now;
-        let (due, later) = std::mem::take(&mut self.register.asks)
-            .into_iter()
-            .partition(|ask| ask.at <= now);
-        self.register.asks = later;
-        for ask in due {
-            let mut ask: Ask = ask;
-            let Some(answer) = ask.answer.take() else {
-                let cut = self.register.down || self.register.unreachable.contains(&ask.from);
-                let answer = if cut {
-                    OwnershipAnswer::Unknown("no answer".to_owned())
-                } else {
-                    self.register_does(&ask)
-                };
-                let at = now + Duration::from_millis(self.register.delay);
-                self.register.asks.push(Ask {
-                    at,
-                    answer: Some(answer),
-                    ..ask
-                });
-                continue;
-            };
-            let member = &mut self.members[ask.from];
-            let same_life = member.node.status().me.incarnation.0 == ask.incarnation;
-            if member.alive && same_life {
-                let token = ask.token;
-                member
-                    .node
-                    .handle(Input::OwnershipAnswered { now, token, answer });
-                self.settle(ask.from);
-            }
-        }
-    }
-
-    fn register_does(&mut self, ask: &Ask) -> OwnershipAnswer {
-        let there = self.register.records.get(&ask.group).cloned();
-        match &ask.op {
-            OwnershipOp::Read => OwnershipAnswer::Is(there),
-            OwnershipOp::Write { expected, new } if *expected == there => {
-                if let Some(there) = &there {
-                    assert!(new.epoch >= there.epoch, "epochs only rise");
-                }
-                self.register.records.insert(ask.group, new.clone());
-                self.register.history.push((ask.group, new.clone()));
-                let forgets = self.register.forgets;
-                if self.dice.percent(forgets) {
-                    OwnershipAnswer::Unknown("the answer was lost".to_owned())
-                } else {
-                    OwnershipAnswer::Written
-                }
-            }
-            OwnershipOp::Write { .. } => OwnershipAnswer::Differs(there),
-        }
-    }
-
     pub fn propose(&mut self, index: usize, entry: &[u8]) -> u64 {
         self.propose_in(index, GroupId(0), entry)
     }
@@ -589,185 +434,12 @@ impl World {
         self.settle(index);
     }
 
-    fn arm(&mut self, index: usize, token: u64) {
+    pub(crate) fn arm(&mut self, index: usize, token: u64) {
         self.members[index].node.handle(Input::Armed {
             now: self.now,
             token,
             unknown: vec![],
         });
-    }
-
-    /// Carries out what the node wants, as an agent would.
-    fn settle(&mut self, index: usize) {
-        while let Some(output) = self.members[index].node.poll() {
-            let now = self.now;
-            let incarnation = self.members[index].node.status().me.incarnation.0;
-            let member = &mut self.members[index];
-            match output {
-                Output::SendStream { peer, link, bytes } => {
-                    self.streams.push_back(Flight {
-                        at: now + Duration::from_millis(1),
-                        from: index,
-                        to: usize::from(peer.0) - 1,
-                        link,
-                        bytes,
-                    });
-                }
-                Output::SendDatagram { peer, link, bytes } => {
-                    self.datagram(index, usize::from(peer.0) - 1, link, bytes);
-                }
-                Output::Ownership { token, group, op } => {
-                    let wait = self.register.delay + self.dice.below(2);
-                    self.register.asks.push(Ask {
-                        at: now + Duration::from_millis(wait),
-                        answer: None,
-                        from: index,
-                        incarnation,
-                        token,
-                        group,
-                        op,
-                    });
-                }
-                Output::Committed { token } => {
-                    let (group, entry) = member.proposed.remove(&token).expect("a token that was proposed");
-                    let part = &mut member.groups[usize::from(group.0)];
-                    part.mirror.push(entry.clone());
-                    part.committed.push(entry);
-                }
-                Output::Refused { token, .. } => {
-                    member.proposed.remove(&token);
-                    member.refused += 1;
-                }
-                Output::RaiseCommitted { group, items } => {
-                    let part = &mut member.groups[usize::from(group.0)];
-                    for item in items {
-                        part.limits
-                            .insert((item.slot, item.direction == Direction::Outbound), item.limit);
-                    }
-                }
-                Output::RaiseRefused { items, .. } => member.raise_refused.extend(items),
-                Output::Apply {
-                    group, token, entry, ..
-                } => {
-                    member.groups[usize::from(group.0)].mirror.push(entry);
-                    self.arm(index, token);
-                }
-                Output::ApplyRaises {
-                    group, token, items, ..
-                } => {
-                    let part = &mut member.groups[usize::from(group.0)];
-                    for item in items {
-                        let key = (item.slot, item.direction == Direction::Outbound);
-                        part.limits.insert(key, item.limit);
-                    }
-                    self.arm(index, token);
-                }
-                Output::RestateLimits {
-                    group, token, keys, ..
-                } => {
-                    member.restated += 1;
-                    let part = &member.groups[usize::from(group.0)];
-                    let items = keys
-                        .iter()
-                        .filter_map(|key| {
-                            let limit = *part
-                                .limits
-                                .get(&(key.slot, key.direction == Direction::Outbound))?;
-                            Some(RaiseItem {
-                                slot: key.slot,
-                                spi: key.spi,
-                                direction: key.direction,
-                                limit: limit + 10,
-                                step: 10,
-                            })
-                        })
-                        .collect();
-                    member.node.handle(Input::Restated { now, token, items });
-                }
-                Output::CapLimits { group, token } => {
-                    let part = &member.groups[usize::from(group.0)];
-                    let limits: Vec<((u32, bool), u64)> = part.limits.iter().map(|(k, v)| (*k, *v)).collect();
-                    let bytes = postcard::to_stdvec(&(&part.mirror, limits)).expect("plain data");
-                    member.node.handle(Input::Snapshot { now, token, bytes });
-                }
-                Output::VerifyCaps { token, .. } => {
-                    member.node.handle(Input::CapsVerified {
-                        now,
-                        token,
-                        items: vec![],
-                    });
-                }
-                Output::InstallSnapshot { group, token, bytes } => {
-                    type Snapshot = (Vec<Vec<u8>>, Vec<((u32, bool), u64)>);
-                    let (mirror, limits): Snapshot = postcard::from_bytes(&bytes).expect("what was sent");
-                    let part = &mut member.groups[usize::from(group.0)];
-                    part.mirror = mirror;
-                    part.limits = limits.into_iter().collect();
-                    if member.slow_snapshot {
-                        member.held.push(token);
-                    } else {
-                        self.arm(index, token);
-                    }
-                }
-                Output::Flip(flip) => {
-                    let part = &mut member.groups[usize::from(flip.group.0)];
-                    part.serving = flip.epoch.owner.0 == index as u8 + 1;
-                    part.valid_until = flip.valid_until;
-                    let token = flip.token;
-                    part.flip = Some(flip);
-                    self.arm(index, token);
-                }
-                Output::ExtendValidity { group, until, .. } => {
-                    member.groups[usize::from(group.0)].valid_until = until;
-                }
-                Output::DiscardFork { group } => {
-                    let part = &mut member.groups[usize::from(group.0)];
-                    part.mirror.clear();
-                    part.limits.clear();
-                    part.discards += 1;
-                }
-                Output::CloseLegacy { token, .. } => {
-                    member.node.handle(Input::FinalWindows {
-                        now,
-                        token,
-                        bytes: b"windows".to_vec(),
-                    });
-                }
-                Output::MergeWindows { token, bytes, .. } => {
-                    assert_eq!(bytes, b"windows");
-                    self.arm(index, token);
-                }
-                Output::ResumeIke { group } => member.groups[usize::from(group.0)].resumed += 1,
-                Output::Event(event) => member.events.push(event),
-                Output::ApplyReport { .. }
-                | Output::Announce { .. }
-                | Output::SuspendIke { .. }
-                | Output::PeerFacts { .. } => {}
-            }
-        }
-    }
-
-    fn datagram(&mut self, from: usize, to: usize, link: Link, bytes: Vec<u8>) {
-        let copies = if self.dice.percent(self.loss) {
-            0
-        } else {
-            1 + u64::from(self.dice.percent(self.duplication))
-        };
-        for _ in 0..copies {
-            let delay = 1 + if self.delay > 0 {
-                self.dice.below(self.delay)
-            } else {
-                0
-            };
-            let at = self.now + Duration::from_millis(delay);
-            self.datagrams.push(Flight {
-                at,
-                from,
-                to,
-                link,
-                bytes: bytes.clone(),
-            });
-        }
     }
 
     pub fn roll(&mut self, bound: u64) -> u64 {

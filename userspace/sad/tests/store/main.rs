@@ -1,0 +1,5 @@
+//! The SA store against a data plane in memory: order of a plan, rekey, removal, snapshots, raises.
+
+mod groups;
+mod sas;
+mod world;
