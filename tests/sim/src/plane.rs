@@ -15,7 +15,9 @@ use maps_schema::sad::{
 };
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::SpdEntry;
-use maps_schema::steer::{ClusterAddress, Local, Member};
+use maps_schema::steer::{
+    ClusterAddress, Local, MAX_PORTS, Member, NO_VLAN, PORTS_PER_SIDE, Port, SIDE_INSIDE, SIDE_OUTSIDE,
+};
 use maps_schema::verdict::Verdict;
 use model::Instant;
 use sad::memory::MemoryPlane;
@@ -30,6 +32,10 @@ pub const SLOTS: u32 = 1024;
 pub const OUTSIDE: u32 = 1;
 /// See [`OUTSIDE`].
 pub const INSIDE: u32 = 2;
+/// Numbers of the two ports.
+const OUTSIDE_PORT: usize = 0;
+/// See [`OUTSIDE_PORT`].
+const INSIDE_PORT: usize = PORTS_PER_SIDE;
 /// The ring buffers of the programs hold this many records.
 const RING: usize = 512;
 
@@ -41,6 +47,25 @@ pub fn outside_mac(member: u8) -> [u8; 6] {
 /// MAC address of a member's inside interface.
 pub fn inside_mac(member: u8) -> [u8; 6] {
     [2, 0, 0, 0, 1, member]
+}
+
+/// A host as a second hop: reached on both networks, outside and inside.
+pub fn reached_at((outside, inside): ([u8; 6], [u8; 6])) -> Member {
+    let mut macs = [[0; 6]; MAX_PORTS];
+    (macs[OUTSIDE_PORT], macs[INSIDE_PORT]) = (outside, inside);
+    Member::reached_at(macs)
+}
+
+fn port(ifindex: u32, index: usize, side: u8, mac: [u8; 6]) -> Port {
+    Port {
+        ifindex,
+        device: ifindex,
+        vlan: NO_VLAN,
+        mac,
+        side,
+        index: index as u8,
+        reserved: [0; 2],
+    }
 }
 
 /// MAC address of whatever is outside and no member.
@@ -99,6 +124,7 @@ pub struct Esp {
 /// A host's maps and programs.
 pub struct Plane {
     local: Local,
+    ports: [Port; 2],
     maps: MemoryPlane,
     segments: Vec<(u64, u64)>,
     members: BTreeMap<u8, Member>,
@@ -148,6 +174,7 @@ struct View<'a> {
 /// The parts of a plane that a run reads.
 struct PlaneMaps<'a> {
     local: &'a Local,
+    ports: &'a [Port; 2],
     maps: &'a MemoryPlane,
     segments: &'a [(u64, u64)],
     members: &'a BTreeMap<u8, Member>,
@@ -177,6 +204,14 @@ impl Env for View<'_> {
     fn local(&self) -> Option<&Local> {
         Some(self.plane.local)
     }
+    fn arrived_at(&self, vlan: u16) -> Option<&Port> {
+        let ifindex = if self.inside { INSIDE } else { OUTSIDE };
+        let mut ports = self.plane.ports.iter();
+        ports.find(|p| (p.ifindex, p.vlan) == (ifindex, vlan))
+    }
+    fn port(&self, index: u8) -> Option<&Port> {
+        self.plane.ports.iter().find(|p| p.index == index)
+    }
     fn segment(&self, segment: u8) -> Option<(u64, u64)> {
         let (owner, side) = self.plane.segments[usize::from(segment)];
         if self.plane.sabotage == Some(Sabotage::ValidityIgnored) {
@@ -190,10 +225,7 @@ impl Env for View<'_> {
         self.plane.members.get(&member)
     }
     fn is_member_mac(&self, mac: [u8; 6]) -> bool {
-        self.plane
-            .members
-            .values()
-            .any(|m| m.outside_mac == mac || m.inside_mac == mac)
+        self.plane.members.values().any(|m| m.macs.contains(&mac))
     }
     fn address(&self, address: [u8; 16]) -> Option<ClusterAddress> {
         self.plane
@@ -263,19 +295,17 @@ impl Env for View<'_> {
             .map(|(_, entry)| entry)
     }
     fn route(&self, query: &RouteQuery) -> Option<Route> {
-        let local = self.plane.local;
-        Some(if query.own {
-            Route {
-                destination: OUTSIDE_ROUTER,
-                source: local.outside_mac,
-                ifindex: OUTSIDE,
-            }
+        let [outside, inside] = self.plane.ports;
+        let (port, destination) = if query.own {
+            (outside, OUTSIDE_ROUTER)
         } else {
-            Route {
-                destination: INSIDE_ROUTER,
-                source: local.inside_mac,
-                ifindex: INSIDE,
-            }
+            (inside, INSIDE_ROUTER)
+        };
+        Some(Route {
+            destination,
+            source: port.mac,
+            ifindex: port.ifindex,
+            vlan: port.vlan,
         })
     }
     fn event(&self, kind: u32, slot: u32, spi: u32, epoch: u16, seq: u64) {
@@ -324,6 +354,9 @@ impl Env for View<'_> {
     fn load(&self, offset: usize, text: &mut [u8; TEXT_MAX], len: usize) -> bool {
         self.frame.load(offset, text, len)
     }
+    fn sum(&self, text: &[u8; TEXT_MAX], len: usize) -> u16 {
+        !test_packet::frames::checksum(&text[..len])
+    }
     fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool {
         self.frame.load_16(offset, out)
     }
@@ -359,15 +392,18 @@ impl Plane {
                 member: u32::from(host.member),
                 cpus: host.cpus,
                 slots: SLOTS,
-                outside_ifindex: OUTSIDE,
-                inside_ifindex: INSIDE,
-                outside_mac: host.macs.0,
-                inside_mac: host.macs.1,
+                own_device: OUTSIDE,
                 outside_mtu: 1500,
                 nat_t_port: 4500,
                 ike_port: 500,
-                inside_address: datapath::headers::mapped(address(maps_schema::steer::SIDE_INSIDE)),
+                inside_address: datapath::headers::mapped(address(SIDE_INSIDE)),
+                virtual_mac: [0; 6],
+                reserved: [0; 2],
             },
+            ports: [
+                port(OUTSIDE, OUTSIDE_PORT, SIDE_OUTSIDE, host.macs.0),
+                port(INSIDE, INSIDE_PORT, SIDE_INSIDE, host.macs.1),
+            ],
             maps: MemoryPlane::new(SLOTS),
             segments: vec![(0, 0); 256],
             members: BTreeMap::new(),
@@ -378,7 +414,12 @@ impl Plane {
                     let address = ClusterAddress {
                         side: *side,
                         segment: *segment,
-                        reserved: [0; 2],
+                        ports: 1
+                            << if *side == SIDE_INSIDE {
+                                INSIDE_PORT
+                            } else {
+                                OUTSIDE_PORT
+                            },
                     };
                     (*value, address)
                 })
@@ -449,6 +490,7 @@ impl Plane {
     fn maps(&self) -> PlaneMaps<'_> {
         PlaneMaps {
             local: &self.local,
+            ports: &self.ports,
             maps: &self.maps,
             segments: &self.segments,
             members: &self.members,

@@ -270,7 +270,8 @@ pub struct Heartbeat {
     pub healthy: bool,
     /// The sender is being drained: it wants no groups.
     pub draining: bool,
-    /// The lives that the masks below speak of.
+    /// The lives that the masks below speak of, by their places here. A member that was started again is listed twice while
+    /// one group counts on its old life still and another one on its new life already.
     pub lives: Vec<SetMember>,
     /// One for each group, in the order of the groups.
     pub groups: Vec<GroupBeat>,
@@ -283,8 +284,8 @@ pub struct GroupBeat {
     pub epoch: EpochId,
     /// The sender owns the group.
     pub owner: bool,
-    /// The in-sync set as the owner knows it, bit `member - 1`; 0 from anybody else.
-    pub in_sync: u16,
+    /// The in-sync set as the owner knows it, a bit for each place in [`Heartbeat::lives`]; 0 from anybody else.
+    pub in_sync: u64,
     /// Owner: the member that is joining, 0 for none, [`NOT_SAID`].
     pub joining: u8,
     /// Last journal position written (owner) or armed (standby).
@@ -294,20 +295,25 @@ pub struct GroupBeat {
 }
 
 impl Heartbeat {
-    /// The set that a mask stands for; members whose life the heartbeat does not name are left out.
-    pub fn set_of(&self, mask: u16) -> BTreeSet<SetMember> {
+    /// The set that a mask stands for; places that the heartbeat does not name are left out.
+    pub fn set_of(&self, mask: u64) -> BTreeSet<SetMember> {
         self.lives
             .iter()
-            .copied()
-            .filter(|m| (1..=16).contains(&m.member.0) && mask & (1 << (m.member.0 - 1)) != 0)
+            .take(u64::BITS as usize)
+            .enumerate()
+            .filter(|(place, _)| mask & 1 << place != 0)
+            .map(|(_, life)| *life)
             .collect()
     }
 
-    /// The mask of a set.
-    pub fn mask_of(set: &BTreeSet<SetMember>) -> u16 {
-        set.iter()
-            .filter(|m| (1..=16).contains(&m.member.0))
-            .fold(0, |mask, m| mask | 1 << (m.member.0 - 1))
+    /// The mask of a set, over these lives.
+    pub fn mask_of(lives: &BTreeSet<SetMember>, set: &BTreeSet<SetMember>) -> u64 {
+        lives
+            .iter()
+            .take(u64::BITS as usize)
+            .enumerate()
+            .filter(|(_, life)| set.contains(life))
+            .fold(0, |mask, (place, _)| mask | 1 << place)
     }
 }
 
@@ -388,7 +394,8 @@ impl<H> MessageOf<H> {
     }
 }
 
-/// A heartbeat of format 2: it does not say who is joining, nor that the sender is being drained.
+/// A heartbeat of format 2: it does not say who is joining, nor that the sender is being drained, and its masks name members,
+/// bit `member - 1`, not lives.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct HeartbeatOf2 {
     seq: u64,
@@ -401,31 +408,47 @@ pub struct HeartbeatOf2 {
 
 impl From<Heartbeat> for HeartbeatOf2 {
     fn from(h: Heartbeat) -> Self {
+        let members = |mask| {
+            h.set_of(mask)
+                .iter()
+                .filter(|m| (1..=16).contains(&m.member.0))
+                .fold(0, |mask, m| mask | 1 << (m.member.0 - 1))
+        };
+        let groups = h
+            .groups
+            .iter()
+            .map(|g| (g.epoch, g.owner, members(g.in_sync), g.position, g.settled))
+            .collect();
         Self {
             seq: h.seq,
             echo: h.echo,
             reply: h.reply,
             healthy: h.healthy,
             lives: h.lives,
-            groups: h
-                .groups
-                .iter()
-                .map(|g| (g.epoch, g.owner, g.in_sync, g.position, g.settled))
-                .collect(),
+            groups,
         }
     }
 }
 
 impl From<HeartbeatOf2> for Heartbeat {
     fn from(h: HeartbeatOf2) -> Self {
+        let places = |mask: u16| {
+            h.lives
+                .iter()
+                .take(u64::BITS as usize)
+                .enumerate()
+                .filter(|(_, m)| (1..=16).contains(&m.member.0) && mask & 1 << (m.member.0 - 1) != 0)
+                .fold(0, |places, (place, _)| places | 1 << place)
+        };
         let beat = |(epoch, owner, in_sync, position, settled)| GroupBeat {
             epoch,
             owner,
-            in_sync,
+            in_sync: places(in_sync),
             joining: NOT_SAID,
             position,
             settled,
         };
+        let groups = h.groups.iter().copied().map(beat).collect();
         Self {
             seq: h.seq,
             echo: h.echo,
@@ -433,7 +456,94 @@ impl From<HeartbeatOf2> for Heartbeat {
             healthy: h.healthy,
             draining: false,
             lives: h.lives,
-            groups: h.groups.into_iter().map(beat).collect(),
+            groups,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::Incarnation;
+
+    fn life(member: u8, incarnation: u64) -> SetMember {
+        SetMember {
+            member: MemberId(member),
+            incarnation: Incarnation(incarnation),
+        }
+    }
+
+    fn heartbeat(sets: &[BTreeSet<SetMember>]) -> Heartbeat {
+        let lives: BTreeSet<SetMember> = sets.iter().flatten().copied().collect();
+        let beat = |set| GroupBeat {
+            epoch: EpochId {
+                number: Epoch(1),
+                owner: MemberId(1),
+            },
+            owner: true,
+            in_sync: Heartbeat::mask_of(&lives, set),
+            joining: 0,
+            position: 7,
+            settled: 3,
+        };
+        Heartbeat {
+            seq: 1,
+            echo: None,
+            reply: false,
+            healthy: true,
+            draining: false,
+            groups: sets.iter().map(beat).collect(),
+            lives: lives.into_iter().collect(),
+        }
+    }
+
+    fn sent(heartbeat: &Heartbeat, version: u8) -> Heartbeat {
+        let message = Message {
+            from: life(1, 1),
+            body: Body::Heartbeat(heartbeat.clone()),
+        };
+        match Message::decode(&message.encode(version)).map(|m| m.body) {
+            Ok(Body::Heartbeat(heartbeat)) => heartbeat,
+            _ => panic!("a heartbeat was sent"),
+        }
+    }
+
+    fn named(heartbeat: &Heartbeat) -> Vec<BTreeSet<SetMember>> {
+        let groups = heartbeat.groups.iter();
+        groups.map(|g| heartbeat.set_of(g.in_sync)).collect()
+    }
+
+    /// Member 2 was started again: one group has its new life in the set, another one its old life still.
+    #[test]
+    fn two_lives_of_a_member_are_told_apart_group_by_group() {
+        let sets = [
+            BTreeSet::from([life(1, 1), life(2, 9), life(3, 1)]),
+            BTreeSet::from([life(1, 1), life(2, 5), life(3, 1)]),
+        ];
+        let heartbeat = heartbeat(&sets);
+        assert_eq!(named(&heartbeat), sets);
+        assert_eq!(named(&sent(&heartbeat, VERSION)), sets);
+    }
+
+    #[test]
+    fn the_older_format_names_the_same_sets_while_every_member_has_one_life() {
+        let sets = [
+            BTreeSet::from([life(1, 1), life(16, 9)]),
+            BTreeSet::from([life(1, 1)]),
+        ];
+        let older = sent(&heartbeat(&sets), OLDEST);
+        assert_eq!(named(&older), sets);
+        assert_eq!(older.groups[0].joining, NOT_SAID);
+    }
+
+    /// Sixteen members in two lives each fill half of the mask; more lives than bits are left out, not mixed up.
+    #[test]
+    fn a_mask_of_as_many_lives_as_can_be_names_each() {
+        let all: BTreeSet<SetMember> = (1..=16).flat_map(|m| [life(m, 1), life(m, 2)]).collect();
+        let heartbeat = heartbeat(std::slice::from_ref(&all));
+        assert_eq!(named(&heartbeat), [all]);
+        let crowd: BTreeSet<SetMember> = (0..80).map(|n| life(1, n)).collect();
+        let mask = Heartbeat::mask_of(&crowd, &crowd);
+        assert_eq!(mask, u64::MAX);
     }
 }

@@ -191,11 +191,7 @@ impl Member {
             },
         });
         let mut plane = Plane::new(&config.host, config.sabotage);
-        let macs = maps_schema::steer::Member {
-            outside_mac: config.host.macs.0,
-            inside_mac: config.host.macs.1,
-        };
-        plane.set_member(me.0, macs);
+        plane.set_member(me.0, crate::plane::reached_at(config.host.macs));
         let plan = sad.configure(config.policies).expect("the policies fit");
         plane.execute(&plan).expect("the maps are there");
         Self {

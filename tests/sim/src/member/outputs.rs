@@ -2,7 +2,7 @@
 
 use super::{Cx, Effect, Member};
 use crate::entry;
-use crate::plane::{inside_mac, outside_mac};
+use crate::plane::{inside_mac, outside_mac, reached_at};
 use crate::sabotage::Sabotage;
 use cluster::io::EventKind;
 use cluster::{Input, Output, Standing};
@@ -104,11 +104,8 @@ impl Member {
             }
             Output::PeerFacts { peer, .. } => {
                 // The facts' encoding is the agent's business; here every member's addresses follow from its id.
-                let macs = maps_schema::steer::Member {
-                    outside_mac: outside_mac(peer.0),
-                    inside_mac: inside_mac(peer.0),
-                };
-                self.plane.set_member(peer.0, macs);
+                let macs = (outside_mac(peer.0), inside_mac(peer.0));
+                self.plane.set_member(peer.0, reached_at(macs));
             }
             Output::Ownership { token, group, op } => cx.effects.push(Effect::Ownership { token, group, op }),
             Output::Event(event) => self.node_event(cx, &event),

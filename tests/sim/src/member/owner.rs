@@ -151,28 +151,14 @@ impl Member {
             .retain(|spi, _| layout.group_of(spi.segment()) != group);
         self.suspects
             .retain(|spi, _| layout.group_of_slot(maps_schema::sad::spi_slot(spi.0)) != group);
-        self.remove_children(group, |_| false);
-    }
-
-    /// Removes the group's Child SAs but for those to keep.
-    pub(super) fn remove_children(&mut self, group: GroupId, keep: impl Fn(EspSpi) -> bool) {
-        let layout = self.layout;
         let gone: Vec<EspSpi> = self
             .sad
             .iter()
-            .filter(|e| layout.group_of(e.segment()) == group && !keep(e.record.spi_in))
             .map(|e| e.record.spi_in)
+            .filter(|spi| layout.group_of(spi.segment()) == group)
             .collect();
-        for spi_in in gone {
-            let context = sad::Context {
-                now: model::Instant(0),
-                epoch: model::Epoch(0),
-                alone: false,
-            };
-            if let Ok(plan) = self.sad.apply(&model::ChildSaChange::Remove { spi_in }, context) {
-                self.execute(&plan);
-            }
-        }
+        let plan = self.sad.forget(gone);
+        self.execute(&plan);
     }
 
     /// Old owner in a planned handover: the windows as they are when no program runs any more.

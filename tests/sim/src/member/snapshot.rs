@@ -5,9 +5,8 @@ use crate::entry::{self, Snapshot};
 use crate::sabotage::Sabotage;
 use cluster::{Input, Output};
 use maps_schema::sad::spi_slot;
-use model::{EspSpi, GroupId};
+use model::GroupId;
 use sad::LimitRaise;
-use std::collections::BTreeSet;
 
 const CAP_ROUNDS: usize = 16;
 
@@ -45,8 +44,9 @@ impl Member {
             }
         }
         self.deferred.extend(later);
-        let mut children = self.sad.snapshot(cx.now);
-        children.retain(|sa| self.group_of_child(sa.record.spi_in) == group);
+        let children = self
+            .sad
+            .snapshot_where(|segment| self.layout.group_of(segment) == group, cx.now);
         let snapshot = Snapshot {
             ike: self
                 .mirror
@@ -95,13 +95,8 @@ impl Member {
             .retain(|spi, _| layout.group_of_slot(spi_slot(spi.0)) != group);
         self.suspects
             .extend(snapshot.suspects.into_iter().map(|spi| (spi, false)));
-        let kept: BTreeSet<EspSpi> = snapshot.children.iter().map(|sa| sa.record.spi_in).collect();
-        self.remove_children(group, |spi| kept.contains(&spi));
-        // `restore` is about all SAs: those of the other groups go in as they are.
-        let mut all = self.sad.snapshot(cx.now);
-        all.retain(|sa| layout.group_of_slot(spi_slot(sa.record.spi_in.0)) != group);
-        all.extend(snapshot.children);
-        match self.sad.restore(all, cx.now) {
+        let here = |segment| layout.group_of(segment) == group;
+        match self.sad.restore_where(here, snapshot.children, cx.now) {
             Ok(plan) => {
                 self.execute(&plan);
                 self.withholding.remove(&group);

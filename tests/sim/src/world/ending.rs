@@ -3,7 +3,6 @@
 use super::{Stage, State, What, World};
 use crate::check::{SERVICE_WITHIN, differences, mirror_of};
 use crate::setup::Engine;
-use cluster::status::Role;
 use cluster::{Command, Solo};
 use model::{GroupId, Instant, MemberId};
 use std::time::Duration;
@@ -53,13 +52,7 @@ impl World {
             set.iter()
                 .any(|m| m.member == MemberId(member) && m.incarnation.0 == seat.life)
         });
-        // One that never heard that it is in sync does not claim (docs/SIMULATION.md, open findings).
-        let knows = seat.member.as_ref().is_some_and(|m| {
-            let status = m.node.status();
-            let role = status.groups.iter().find(|g| g.group == group).map(|g| g.role);
-            matches!(role, Some(Role::Active | Role::Standby))
-        });
-        if !steady || !named || !knows || self.watch.truth_troubled() {
+        if !steady || !named || self.watch.truth_troubled() {
             return false;
         }
         match self.setup.engine {
@@ -129,19 +122,10 @@ impl World {
         self.next_start_over = self.now + Duration::from_secs(2);
         let groups: Vec<GroupId> = self.watch.facts.layout.groups().collect();
         for group in groups {
-            // A member that the engine lists, but that never heard of it, says itself that it is not in sync (docs/SIMULATION.md,
-            // open findings).
             let alive = self.etcd.get(group).is_some_and(|record| {
                 record.in_sync.iter().any(|m| {
                     let seat = &self.seats[usize::from(m.member.0) - 1];
-                    let in_sync = seat.member.as_ref().is_some_and(|member| {
-                        let status = member.node.status();
-                        status
-                            .groups
-                            .iter()
-                            .any(|g| g.group == group && matches!(g.role, Role::Active | Role::Standby))
-                    });
-                    seat.state == State::Up && seat.life == m.incarnation.0 && in_sync
+                    seat.state == State::Up && seat.life == m.incarnation.0
                 })
             });
             let served = self.members().any(|m| self.serves(m, group));

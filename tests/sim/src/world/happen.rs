@@ -391,7 +391,7 @@ fn describe(from: u8, to: u8, link: cluster::Link, bytes: &[u8]) -> String {
                     GroupBody::SnapshotAck { position, .. } => format!("snapshot ack {position}"),
                     GroupBody::Joined { .. } => "joined".to_owned(),
                     GroupBody::JoinRefused { reason } => format!("join refused: {reason}"),
-                    GroupBody::SoloNotice => "solo notice".to_owned(),
+                    GroupBody::SoloNotice { join } => format!("solo notice after join {join}"),
                     GroupBody::HandoverOffer { .. } => "handover offer".to_owned(),
                     GroupBody::HandoverArmed => "handover armed".to_owned(),
                     GroupBody::HandoverFlipped => "handover flipped".to_owned(),

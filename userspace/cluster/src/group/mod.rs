@@ -150,12 +150,12 @@ impl Group {
         now.since(*self.home_ready.get_or_insert(now)) >= pause
     }
 
-    /// What the heartbeats say of this group.
-    pub fn beat(&self) -> GroupBeat {
+    /// What the heartbeats say of this group; `lives` are those that they name.
+    pub fn beat(&self, lives: &BTreeSet<SetMember>) -> GroupBeat {
         let (owner, in_sync, position, settled) = match &self.phase {
             Phase::Owner(o) => (
                 true,
-                Heartbeat::mask_of(&o.in_sync),
+                Heartbeat::mask_of(lives, &o.in_sync),
                 o.journal.written(),
                 o.raises.settled(),
             ),

@@ -297,10 +297,10 @@ impl Node {
     }
 
     fn heartbeat(&mut self, now: Instant, peer: MemberId, link: Link, reply: bool) {
-        let groups: Vec<_> = self.groups.iter().map(Group::beat).collect();
+        let lives: BTreeSet<SetMember> = self.groups.iter().flat_map(Group::named_lives).collect();
+        let groups: Vec<_> = self.groups.iter().map(|g| g.beat(&lives)).collect();
         let shared = &mut self.shared;
         let seq = shared.next_heartbeat(now);
-        let lives: BTreeSet<SetMember> = self.groups.iter().flat_map(Group::named_lives).collect();
         let body = Body::Heartbeat(Heartbeat {
             seq,
             echo: shared.peers.get(&peer).and_then(|p| p.seen),
