@@ -1,18 +1,10 @@
 //! One group of segments at a time, and long work in parts.
 
-use crate::world::{SEGMENT, World, context, policy, record, ts};
-use maps_schema::sad::{Limits, OutboundSaRuntime, SA_ESN, SA_LOCAL_ONLY, spi_slot};
-use maps_schema::spd::{ACTION_NONE, ACTION_PROTECT, ACTION_TRAP, SpdRule};
-use model::{
-    ChildSaChange, ChildSaRecord, Epoch, EspSpi, EspSuite, IkeSpi, InitialLimits, Instant, MemberId,
-    OutboundUse, SecretBytes, SegmentId, TrafficSelector,
-};
-use sad::lifetime::{LifetimeKind, Lifetimes};
-use sad::memory::MemoryPlane;
-use sad::{
-    Context, DataPlane, Direction, LimitRaise, MapOp, MapPlan, Policy, PolicyAction, Sad, SadError, Settings,
-};
-use std::time::Duration;
+use crate::world::{EPOCH, SEGMENT, World, policy, record};
+use maps_schema::sad::spi_slot;
+use maps_schema::spd::ACTION_PROTECT;
+use model::{ChildSaChange, EspSpi, Instant, OutboundUse, SegmentId};
+use sad::{DataPlane, Direction, SadError};
 
 /// A Child SA in another segment than [`SEGMENT`].
 fn install_in(world: &mut World, segment: SegmentId, remote: &str) -> EspSpi {

@@ -1,18 +1,11 @@
 //! One SA after the other: order of a plan, rekey, removal, raises, snapshots.
 
-use crate::world::{SEGMENT, World, context, policy, record, ts};
+use crate::world::{EPOCH, SEGMENT, World, context, policy, record, ts};
 use maps_schema::sad::{Limits, OutboundSaRuntime, SA_ESN, SA_LOCAL_ONLY, spi_slot};
-use maps_schema::spd::{ACTION_NONE, ACTION_PROTECT, ACTION_TRAP, SpdRule};
-use model::{
-    ChildSaChange, ChildSaRecord, Epoch, EspSpi, EspSuite, IkeSpi, InitialLimits, Instant, MemberId,
-    OutboundUse, SecretBytes, SegmentId, TrafficSelector,
-};
-use sad::lifetime::{LifetimeKind, Lifetimes};
-use sad::memory::MemoryPlane;
-use sad::{
-    Context, DataPlane, Direction, LimitRaise, MapOp, MapPlan, Policy, PolicyAction, Sad, SadError, Settings,
-};
-use std::time::Duration;
+use maps_schema::spd::{ACTION_PROTECT, ACTION_TRAP};
+use model::{ChildSaChange, ChildSaRecord, Epoch, EspSpi, Instant, OutboundUse, SecretBytes};
+use sad::lifetime::LifetimeKind;
+use sad::{DataPlane, Direction, LimitRaise, MapOp, Policy, Sad, SadError};
 
 #[test]
 fn an_sa_gets_its_keys_and_counters_before_its_records_and_its_policy_last() {

@@ -1,16 +1,14 @@
 //! A SA store with a data plane in memory, and what the tests put into it.
 
-use maps_schema::sad::{Limits, OutboundSaRuntime, SA_ESN, SA_LOCAL_ONLY, spi_slot};
-use maps_schema::spd::{ACTION_NONE, ACTION_PROTECT, ACTION_TRAP, SpdRule};
+use maps_schema::sad::spi_slot;
+use maps_schema::spd::{ACTION_NONE, SpdRule};
 use model::{
     ChildSaChange, ChildSaRecord, Epoch, EspSpi, EspSuite, IkeSpi, InitialLimits, Instant, MemberId,
     OutboundUse, SecretBytes, SegmentId, TrafficSelector,
 };
-use sad::lifetime::{LifetimeKind, Lifetimes};
+use sad::lifetime::Lifetimes;
 use sad::memory::MemoryPlane;
-use sad::{
-    Context, DataPlane, Direction, LimitRaise, MapOp, MapPlan, Policy, PolicyAction, Sad, SadError, Settings,
-};
+use sad::{Context, DataPlane, LimitRaise, MapOp, MapPlan, Policy, PolicyAction, Sad, Settings};
 use std::time::Duration;
 
 pub(crate) const SEGMENT: SegmentId = SegmentId(4);
