@@ -160,14 +160,7 @@ pub static SCENARIOS: &[Scenario] = &[
         about: "the ownership engine is down, slow, loses answers; members die meanwhile",
         weight: 8,
         engine: Some(Engine::Etcd),
-        mix: Mix {
-            engine: 6,
-            kill: 3,
-            pause: 2,
-            operator: 2,
-            attack: 2,
-            ..NO_FAULTS
-        },
+        mix: found::ENGINE,
         ..PLAIN
     },
     Scenario {
@@ -186,6 +179,8 @@ pub static SCENARIOS: &[Scenario] = &[
     found::KEPT_RESERVATIONS,
     found::LATE_AFTER_SLEEP,
     found::DELETED_PREDECESSOR,
+    found::TWO_LIVES,
+    found::LOST_WHILE_ENTERING,
     found::LATE_WRITE,
     found::FORKED_CHILD,
 ];

@@ -164,6 +164,19 @@ impl Standby {
         }
     }
 
+    /// Asks to join once more, because pieces of the last join may be missing. That the owner is lost, and what is being done
+    /// about it, stays: the engine may have this member in the set already, and then it is the one to go on.
+    fn ask_again(&mut self, join: u64, epoch: EpochId) {
+        *self = Self {
+            kept: self.keep(epoch),
+            lost: self.lost,
+            claim: self.claim.take(),
+            disowned: self.disowned,
+            superseded: self.superseded,
+            ..Self::joining(join)
+        };
+    }
+
     pub fn follows(&self) -> bool {
         matches!(self.step, Step::Following | Step::InSync)
     }
@@ -391,9 +404,7 @@ impl Group {
         if bytes.len() as u64 != length {
             s.refused += 1;
             self.joins += 1;
-            let kept = standby.kept.take();
-            **standby = Standby::joining(self.joins);
-            standby.kept = kept;
+            standby.ask_again(self.joins, self.epoch);
             return;
         }
         standby.applied = position;
@@ -544,9 +555,7 @@ impl Group {
             // Pieces may be missing: from the beginning.
             _ => {
                 self.joins += 1;
-                let kept = standby.kept.take();
-                **standby = Standby::joining(self.joins);
-                standby.kept = kept;
+                standby.ask_again(self.joins, self.epoch);
             }
         }
     }

@@ -177,7 +177,9 @@ impl Group {
             }
             Some(held) => {
                 let lives = s.lives();
-                let over = nobody_left(&held, &lives);
+                // This life may be listed by a write that was carried out after it had looked, and given up: it holds nothing.
+                let others = rules::without(&held, &BTreeSet::from([s.me]));
+                let over = nobody_left(&others, &lives);
                 let Phase::Starting(starting) = &mut self.phase else {
                     return;
                 };
@@ -188,7 +190,7 @@ impl Group {
                     return;
                 }
                 let waited = now.since(starting.since) > s.config.settle * 2;
-                let nobody = held.in_sync.iter().all(|m| !lives.contains(m));
+                let nobody = others.in_sync.iter().all(|m| !lives.contains(m));
                 if nobody && waited && !std::mem::replace(&mut starting.orphaned, true) {
                     let in_sync = held.in_sync;
                     self.event(s, now, EventKind::Orphaned { in_sync });
