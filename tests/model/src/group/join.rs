@@ -32,7 +32,6 @@ impl Actor<'_> {
             }
             return;
         }
-        let member = name(from, life);
         let me = self.me();
         me.admitted[from] = id;
         me.acknowledged[from] = 0;
@@ -41,12 +40,13 @@ impl Actor<'_> {
             life,
             id,
             armed: false,
+            owed: false,
         });
-        // What is open is asked for anew, of the joiner too.
+        // What is open is asked for anew: a late copy of the old version must not undo what the snapshot holds.
         if let Some(open) = &mut me.open {
             me.version += 1;
             open.version = me.version;
-            let asked = (self.rules.asked_for_raise)(&self.required(), self.name().member, Some(member));
+            let asked = self.asked();
             if let Some(open) = &mut self.me().open {
                 open.missing = crate::group::state::narrow(&asked);
             }
@@ -110,6 +110,7 @@ impl Actor<'_> {
             join.armed = true;
             let at = usize::from(join.at);
             me.acknowledged[at] = me.acknowledged[at].max(position);
+            self.ask_joiner();
         }
     }
 
@@ -121,7 +122,7 @@ impl Actor<'_> {
             snapshot_armed: join.armed,
             acknowledged: me.acknowledged[usize::from(join.at)].into(),
             written: me.journal.len() as u64,
-            raises_open: usize::from(me.open.is_some()),
+            raises_open: usize::from(me.open.is_some() || join.owed),
             caps_verified: self
                 .range()
                 .is_some_and(|(_, last)| last != u64::MAX && u64::from(me.counter) <= last),

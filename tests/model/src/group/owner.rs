@@ -61,8 +61,13 @@ impl Actor<'_> {
         self.check_wire();
     }
 
-    fn asked(&self) -> BTreeSet<cluster::SetMember> {
-        let joining = self.view().join.map(|j| name(j.at.into(), j.life));
+    pub(super) fn asked(&self) -> BTreeSet<cluster::SetMember> {
+        // Before it has armed its snapshot nobody waits for it; what it misses it is asked for then.
+        let joining = self
+            .view()
+            .join
+            .filter(|j| j.armed)
+            .map(|j| name(j.at.into(), j.life));
         (self.rules.asked_for_raise)(&self.required(), self.name().member, joining)
     }
 
@@ -75,6 +80,7 @@ impl Actor<'_> {
             RaiseDecision::UseNow => {
                 self.me().open = None;
                 self.publish(limit, step);
+                self.owe();
                 self.after_change();
             }
             RaiseDecision::Ask => {
@@ -145,8 +151,47 @@ impl Actor<'_> {
         {
             self.me().open = None;
             self.publish(open.limit, open.step);
+            self.owe();
             self.after_change();
             self.progress();
+        }
+    }
+
+    /// Limits are in use; a joiner that has not armed its snapshot was not asked.
+    fn owe(&mut self) {
+        if let Some(join) = &mut self.me().join
+            && !join.armed
+        {
+            join.owed = true;
+        }
+    }
+
+    /// The joiner has armed its snapshot: it is asked for what is open, and for what it has missed.
+    pub(super) fn ask_joiner(&mut self) {
+        let catches_up = self.rules.joiner_catches_up;
+        let asked = self.asked();
+        let me = self.me();
+        let Some(join) = &mut me.join else { return };
+        let owed = std::mem::take(&mut join.owed) && catches_up;
+        let at = usize::from(join.at);
+        let is_asked = asked.iter().any(|m| usize::from(m.member.0) == at + 1);
+        let life = join.life;
+        if let Some(open) = &mut me.open {
+            if is_asked {
+                open.missing[at] = life;
+            }
+        } else if owed && is_asked {
+            let (limit, step) = (me.lim.limit, me.lim.step);
+            me.version += 1;
+            let version = me.version;
+            me.open = Some(Open {
+                version,
+                first: version,
+                limit,
+                step,
+                missing: narrow(&asked),
+            });
+            self.say(Body::Raise { version, limit, step });
         }
     }
 

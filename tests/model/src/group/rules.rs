@@ -77,6 +77,8 @@ pub struct Rules {
     pub joiner_keeps_limits: bool,
     /// The notice that a member is excluded says which of its joins is void.
     pub notice_names_join: bool,
+    /// A joiner that has armed its snapshot is asked for the limits that went into use without it.
+    pub joiner_catches_up: bool,
 }
 
 impl Rules {
@@ -113,6 +115,7 @@ impl Rules {
         keeps_raises: true,
         move_is_takeover: true,
         notice_names_join: true,
+        joiner_catches_up: true,
         joiner_keeps_limits: true,
         answer_before_offer: true,
     };

@@ -182,6 +182,8 @@ pub struct Joiner {
     pub id: u8,
     /// It acknowledged the snapshot.
     pub armed: bool,
+    /// Limits went into use without it since its snapshot.
+    pub owed: bool,
 }
 
 /// A member.

@@ -178,13 +178,23 @@ fn a_joiner_is_required_while_its_entry_is_being_written() {
 }
 
 #[test]
-fn a_joiner_is_asked_from_the_start_of_its_snapshot() {
+fn a_joiner_is_asked_once_it_has_armed_its_snapshot() {
     let rules = Rules {
         asked_for_raise: |set, me, _| cluster::rules::asked_for_raise(set, me, None),
         ..PRODUCT
     };
     let bounds = Left { raises: 1, ..JOIN };
     breaks("joiner not asked", R4, pair(bounds, rules));
+}
+
+#[test]
+fn a_joiner_is_asked_for_what_went_into_use_before_that() {
+    let rules = Rules {
+        joiner_catches_up: false,
+        ..PRODUCT
+    };
+    let bounds = Left { raises: 1, ..JOIN };
+    breaks("joiner never hears of it", R4, pair(bounds, rules));
 }
 
 #[test]
