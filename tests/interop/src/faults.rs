@@ -117,7 +117,16 @@ fn nft(member: &Member, rules: &str) -> Result<()> {
 
 /// Takes the XDP program off one of a member's interfaces, as another program on the host might; the pin stays.
 pub fn detach_program(member: &Member, cable: Cable) -> Result<()> {
-    let pin = member.pins.join(format!("link_{}", cable.interface()));
+    // The pin's name ends with the interface's number.
+    let begins = format!("link_{}_", cable.interface());
+    let pin = std::fs::read_dir(&member.pins)
+        .with_context(|| format!("cannot read {}", member.pins.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(&begins))
+        })
+        .with_context(|| format!("no pin {begins}* in {}", member.pins.display()))?;
     cmd::run(&[
         "bpftool".as_ref(),
         "link".as_ref(),

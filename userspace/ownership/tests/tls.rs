@@ -108,7 +108,8 @@ async fn only_the_right_certificates_are_let_in_and_trusted() {
     let why = unknown(intruder.ask(G0, write(Some(&a), &record(2, 2, 2))).await);
     println!("wrong client certificate: {why}");
     assert!(
-        why.contains("did not answer") && why.contains("certificate"),
+        // The alert itself, or (TLS 1.3 lets the connection be closed before it is read) the hint.
+        why.contains("did not answer") && why.to_lowercase().contains("certificate"),
         "{why}"
     );
     // A server certificate of another authority: the client refuses it.
