@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::programs::{Xdp, XdpMode};
 use aya::{EbpfLoader, VerifierLogLevel};
@@ -467,10 +467,18 @@ fn carries(tag: &str, how: How) {
     tcp(&lab, far_v6.into(), &report);
 
     for (plane, side, from) in [(&west, &WEST, &east), (&east, &EAST, &west)] {
-        let sealed = count(from, CONNECTION, Verdict::EspSealed);
-        let opened =
-            count(plane, CONNECTION, Verdict::EspOpened) + count(plane, CONNECTION, Verdict::EspOpenedLocal);
-        // The last acknowledgements may still be on their way. How many there are is TCP's business.
+        let counts = || {
+            let opened = count(plane, CONNECTION, Verdict::EspOpened)
+                + count(plane, CONNECTION, Verdict::EspOpenedLocal);
+            (count(from, CONNECTION, Verdict::EspSealed), opened)
+        };
+        // The ends of the TCP connections may still be on their way. How many packets there are is TCP's business.
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut now = counts();
+        while now.0.abs_diff(now.1) >= 10 && Instant::now() < until {
+            now = counts();
+        }
+        let (sealed, opened) = now;
         assert!(
             opened > 30 && sealed.abs_diff(opened) < 10,
             "{}: {sealed} sealed for it, {opened} opened\n{}",
