@@ -171,7 +171,9 @@ fn finish(env: Xdp, work: &mut Work, place: Place, outside: bool) -> u32 {
         ACTION_TRANSMIT if place == Place::Interface => xdp_action::XDP_TX,
         ACTION_TRANSMIT => redirect(env.ifindex()),
         ACTION_REDIRECT => redirect(work.target),
-        ACTION_CPU => {
+        // Only where the map is used: a cpumap whose entries run a program that refers to that very map is held by it, and both
+        // stay in the kernel for ever once the agent is gone.
+        ACTION_CPU if place == Place::Interface => {
             let to = if outside {
                 maps::CPUS_IN.redirect(work.target, 0)
             } else {
@@ -184,6 +186,10 @@ fn finish(env: Xdp, work: &mut Work, place: Place, outside: bool) -> u32 {
                     xdp_action::XDP_DROP
                 }
             }
+        }
+        ACTION_CPU => {
+            work.drop(Verdict::InternalError);
+            xdp_action::XDP_DROP
         }
         ACTION_DROP => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_DROP,

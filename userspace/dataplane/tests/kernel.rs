@@ -507,6 +507,42 @@ fn several_outside_interfaces_are_attached_and_one_that_is_gone_from_the_configu
     assert!(refused.contains("two devices"), "{refused}");
 }
 
+/// A program in a cpumap's entry that refers to that map keeps it, and is kept by it: with them every map of an agent that was
+/// killed stays in the kernel, until the host has no memory left.
+#[test]
+fn programs_of_cpumap_entries_do_not_hold_the_map_that_holds_them() {
+    let Some(lab) = Lab::new() else { return };
+    let _plane = Plane::load(&lab.options()).expect("load");
+    let ids = |text: &str| -> Vec<u64> {
+        text.split([',', ' '])
+            .filter_map(|id| id.trim().parse().ok())
+            .collect()
+    };
+    let maps = run(&["bpftool", "map", "show"]);
+    let cpumaps: Vec<u64> = maps
+        .lines()
+        .filter_map(|line| line.split_once(": cpumap"))
+        .flat_map(|(id, _)| ids(id))
+        .collect();
+    assert!(cpumaps.len() >= 2, "{maps}");
+    let programs = run(&["bpftool", "prog", "show"]);
+    let mut name = String::new();
+    let mut seen = 0;
+    for line in programs.lines() {
+        if let Some((_, rest)) = line.split_once(" name ") {
+            name = rest.split(' ').next().unwrap_or_default().to_owned();
+        }
+        if let Some((_, list)) = line.split_once("map_ids ")
+            && ["esp_in", "esp_out"].contains(&name.as_str())
+        {
+            seen += 1;
+            let held: Vec<u64> = ids(list).into_iter().filter(|id| cpumaps.contains(id)).collect();
+            assert_eq!(held, [], "{name} refers to a cpumap");
+        }
+    }
+    assert!(seen >= 2, "{programs}");
+}
+
 #[test]
 fn the_verifier_report_names_every_program() {
     let Some(lab) = Lab::new() else { return };
