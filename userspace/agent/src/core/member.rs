@@ -207,14 +207,10 @@ impl Core {
                 unknown.push(item.key());
                 continue;
             };
-            match self.apply_newest(&raise) {
-                Ok(()) => {}
-                // Of a slot's former SA, say: as good as not there.
-                Err(NotApplied::Refused(error)) => {
-                    tracing::warn!(?item, %error, "a raise was not armed");
-                    unknown.push(item.key());
-                }
-                Err(error) => return self.withhold(group, &format!("a raise: {error}")),
+            // The SA is here: limits that it refuses (its record is of a later epoch, say) are as little armed as those that
+            // the maps did not take, and "unknown" would count as an acknowledgement.
+            if let Err(error) = self.apply_newest(&raise) {
+                return self.withhold(group, &format!("a raise: {error}"));
             }
         }
         self.node.handle(Input::Armed {
