@@ -28,6 +28,31 @@ pub struct Product {
     pub object: PathBuf,
 }
 
+impl Product {
+    /// What `cargo xtask build` has made; `ESPALIER_BIN` and `ESPALIER_OBJECT` name others.
+    pub fn built() -> Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../..")
+            .canonicalize()
+            .context("the root of the source tree")?;
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let of = |name: &str, default: PathBuf| std::env::var_os(name).map_or(default, PathBuf::from);
+        let product = Self {
+            binary: of("ESPALIER_BIN", target.join("release/espalier")),
+            object: of(
+                "ESPALIER_OBJECT",
+                root.join("ebpf/programs/target/bpfel-unknown-none/release/espalier"),
+            ),
+        };
+        for file in [&product.binary, &product.object] {
+            if !file.is_file() {
+                bail!("{} is missing: run `cargo xtask build` first", file.display());
+            }
+        }
+        Ok(product)
+    }
+}
+
 /// A member, running or not.
 #[derive(Debug)]
 pub struct Member {

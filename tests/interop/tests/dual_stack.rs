@@ -13,7 +13,7 @@ use lab::netns::Netns;
 use lab::stage::{in_sync_members, is_active, random_psk};
 use lab::strongswan::{Charon, Connection, swanctl_conf};
 use lab::topology::Lab;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 const CLUSTER: &str = "2001:db8:a::10";
@@ -21,29 +21,6 @@ const PEER: &str = "2001:db8:51::2";
 const HOST_V6: &str = "2001:db8:10::2";
 const SERVER_V6: &str = "2001:db8:20::100";
 const PINGS: u32 = 20;
-
-fn product() -> Result<Product> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .canonicalize()?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let of = |name: &str, default: PathBuf| std::env::var_os(name).map_or(default, PathBuf::from);
-    let product = Product {
-        binary: of("ESPALIER_BIN", target.join("release/espalier")),
-        object: of(
-            "ESPALIER_OBJECT",
-            root.join("ebpf/programs/target/bpfel-unknown-none/release/espalier"),
-        ),
-    };
-    for file in [&product.binary, &product.object] {
-        ensure!(
-            file.is_file(),
-            "{} is missing: run `cargo xtask build` first",
-            file.display()
-        );
-    }
-    Ok(product)
-}
 
 /// Gives the lab, which is built for IPv4, the other family as well.
 fn add_v6(lab: &Lab) -> Result<()> {
@@ -160,7 +137,7 @@ fn ping(from: &Netns, source: &str, to: &str) -> Result<u32> {
 
 #[test]
 fn a_peer_over_ipv6_keeps_its_tunnel_for_both_families_over_a_takeover() -> Result<()> {
-    let product = product()?;
+    let product = Product::built()?;
     let psk = random_psk()?;
     let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
     add_v6(&lab)?;

@@ -15,35 +15,12 @@ use nix::sys::socket::{
 use serde_json::Value;
 use std::net::SocketAddrV4;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const SYNCH_PORT: u16 = 4700;
-
-fn product() -> Result<Product> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .canonicalize()?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let of = |name: &str, default: PathBuf| std::env::var_os(name).map_or(default, PathBuf::from);
-    let product = Product {
-        binary: of("ESPALIER_BIN", target.join("release/espalier")),
-        object: of(
-            "ESPALIER_OBJECT",
-            root.join("ebpf/programs/target/bpfel-unknown-none/release/espalier"),
-        ),
-    };
-    for file in [&product.binary, &product.object] {
-        ensure!(
-            file.is_file(),
-            "{} is missing: run `cargo xtask build` first",
-            file.display()
-        );
-    }
-    Ok(product)
-}
 
 /// Which of the cluster's facts must not change.
 fn facts(stage: &Stage) -> Result<Vec<Value>> {
@@ -83,7 +60,7 @@ fn wait_renewed(member: &Member) -> Result<Value> {
 
 #[test]
 fn certificates_and_authority_change_and_the_network_is_flooded_while_traffic_flows() -> Result<()> {
-    let product = product()?;
+    let product = Product::built()?;
     let psk = random_psk()?;
     let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
     let peer = start_peer(&lab, &psk)?;

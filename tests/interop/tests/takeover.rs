@@ -2,41 +2,18 @@
 //!
 //! Needs root, strongSwan, and the built product: `cargo xtask test` sees to all of that.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lab::clock::now_ns;
 use lab::esp::exchange;
 use lab::member::Product;
 use lab::ping;
 use lab::stage::{Stage, random_psk, start_peer};
 use lab::topology::{Lab, addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-fn product() -> Result<Product> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .canonicalize()?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let of = |name: &str, default: PathBuf| std::env::var_os(name).map_or(default, PathBuf::from);
-    let product = Product {
-        binary: of("ESPALIER_BIN", target.join("release/espalier")),
-        object: of(
-            "ESPALIER_OBJECT",
-            root.join("ebpf/programs/target/bpfel-unknown-none/release/espalier"),
-        ),
-    };
-    for file in [&product.binary, &product.object] {
-        ensure!(
-            file.is_file(),
-            "{} is missing: run `cargo xtask build` first",
-            file.display()
-        );
-    }
-    Ok(product)
-}
-
 fn stage() -> Result<Stage> {
-    let product = product()?;
+    let product = Product::built()?;
     let psk = random_psk()?;
     let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
     let peer = start_peer(&lab, &psk)?;
