@@ -42,12 +42,16 @@ pub struct Settings {
     pub solo: &'static str,
     /// `suspicion_floor`.
     pub suspicion_floor: &'static str,
+    /// `mode` of the data plane.
+    pub mode: &'static str,
     /// `slots`, a power of two.
     pub slots: u32,
     /// Further keys of `[cluster]`, one a line.
     pub cluster_keys: String,
     /// Further tables below `[cluster]`.
     pub cluster_tables: String,
+    /// Further keys of `[interfaces]`, one a line.
+    pub interface_keys: String,
     /// The connections.
     pub connections: Vec<Connection>,
 }
@@ -58,9 +62,11 @@ impl Settings {
         Self {
             solo: "continue",
             suspicion_floor: "100ms",
+            mode: "native",
             slots: 4096,
             cluster_keys: String::new(),
             cluster_tables: String::new(),
+            interface_keys: String::new(),
             connections: connections().to_vec(),
         }
     }
@@ -98,7 +104,7 @@ pki = \"{pki}\"
 outside = \"outside\"
 inside = \"inside\"
 tun = \"esp0\"
-
+{interface_keys}
 [addresses]
 outside = [\"{outside}\"]
 inside = [\"{inside}\"]
@@ -107,7 +113,7 @@ inside = [\"{inside}\"]
 object = \"{object}\"
 pin_dir = \"{pins}\"
 slots = {slots}
-mode = \"native\"
+mode = \"{mode}\"
 
 [control]
 socket = \"{socket}\"
@@ -120,10 +126,12 @@ metrics = \"127.0.0.1:{METRICS_PORT}\"
         pki = paths.pki.display(),
         cluster_keys = settings.cluster_keys,
         cluster_tables = settings.cluster_tables,
+        interface_keys = settings.interface_keys,
         outside = addr::CLUSTER_OUTSIDE,
         inside = addr::CLUSTER_INSIDE,
         object = paths.object.display(),
         pins = paths.pins.display(),
+        mode = settings.mode,
         slots = settings.slots,
         socket = paths.socket.display()
     )

@@ -50,12 +50,17 @@ pub fn start_peer(lab: &Lab, psk: &str) -> Result<Charon> {
 impl Stage {
     /// Writes configurations, starts recorders and both agents, and waits until the cluster is formed with A active.
     pub fn up(lab: Lab, peer: Charon, product: &Product, psk: &str) -> Result<Self> {
+        Self::with(lab, peer, product, psk, &Settings::demo())
+    }
+
+    /// The same with other settings than the demo's.
+    pub fn with(lab: Lab, peer: Charon, product: &Product, psk: &str, settings: &Settings) -> Result<Self> {
         let Cluster {
             members,
             outside,
             inside,
             lab,
-        } = Cluster::up(lab, product, psk, &Settings::demo())?;
+        } = Cluster::up(lab, product, psk, settings)?;
         let stage = Self {
             members,
             peer,

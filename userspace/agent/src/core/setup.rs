@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use cluster::{EngineKind, Layout, Node, NodeConfig};
-use dataplane::{Mode, ObjectSource, Options, Plane, XdpModeUsed};
+use dataplane::{ObjectSource, Options, Plane, XdpModeUsed};
 use ike::Engine;
 use maps_schema::steer::{Local, SIDE_INSIDE};
 use model::{Incarnation, SecretBytes};
@@ -25,7 +25,7 @@ use super::orders::Orders;
 use super::{Core, around, capabilities, convert, digest, engine, secrets, slow, snapshot, timeline};
 use crate::api::InterfaceStatus;
 use crate::clock;
-use crate::config::{self, AttachMode, ClusterMode, Config, Solo};
+use crate::config::{self, ClusterMode, Config, Solo};
 use crate::events::EventLog;
 use crate::net::announce::Announcer;
 use crate::net::ports::Ports;
@@ -230,11 +230,7 @@ impl Core {
         if let Some(cpus) = config.data_plane.cpus {
             options.cpus = cpus;
         }
-        options.mode = match config.data_plane.mode {
-            AttachMode::Native => Mode::Driver,
-            AttachMode::Generic => Mode::Generic,
-            AttachMode::Auto => Mode::DriverPreferred,
-        };
+        options.mode = ports.mode(config.data_plane.mode)?;
         // Before the data plane, so that it goes after it.
         let mut pins = Pins(None);
         let mut plane = Plane::load(&options).with_context(|| {

@@ -214,6 +214,7 @@ pub(crate) mod tests {
             name: "eth0".into(),
             index: 3,
             parent: 3,
+            veth: false,
             vlan: 0,
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,

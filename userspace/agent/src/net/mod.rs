@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
@@ -28,6 +28,8 @@ pub struct Interface {
     pub index: u32,
     /// Device on which its frames arrive and leave: itself, or what a VLAN device lies on.
     pub parent: u32,
+    /// That device is one end of a veth pair, whose native XDP has a peculiarity (ADR 8).
+    pub veth: bool,
     /// VLAN that they are tagged with there, 0 for none.
     pub vlan: u16,
     /// MAC address; all zero where it has none.
@@ -67,6 +69,7 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
         name: name.to_owned(),
         index: link.header.index,
         parent: link.header.index,
+        veth: is_veth(&link),
         vlan: 0,
         mac: [0; 6],
         mtu: 1500,
@@ -88,8 +91,19 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
     }
     if let (Some(tag), Some(below)) = (tag, below) {
         (interface.parent, interface.vlan) = (below, tag);
+        let parent = handle.link().get().match_index(below).execute().try_next().await;
+        interface.veth = parent.ok().flatten().is_some_and(|p| is_veth(&p));
     }
     Ok(interface)
+}
+
+fn is_veth(link: &LinkMessage) -> bool {
+    let veth = LinkInfo::Kind(InfoKind::Veth);
+    let infos = link.attributes.iter().filter_map(|a| match a {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    infos.flatten().any(|info| *info == veth)
 }
 
 /// Addresses of an interface with their prefix lengths, but for link-local ones.

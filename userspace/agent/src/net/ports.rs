@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Result, bail};
+use dataplane::Mode;
 use maps_schema::steer::{
     AddressKey, ClusterAddress, MAX_PORTS, Member, PORTS_PER_SIDE, Port, SIDE_INSIDE, SIDE_OUTSIDE,
 };
 use rtnetlink::Handle;
 
 use super::{Interface, interface, networks};
-use crate::config::{AddressConfig, InterfaceConfig};
+use crate::config::{AddressConfig, AttachMode, InterfaceConfig};
 use crate::net::announce::Announcer;
 
 /// First segment of the inside addresses.
@@ -194,6 +195,33 @@ impl Ports {
         Ok(())
     }
 
+    /// How to attach the programs. With a virtual MAC address on a veth device it has to be generic mode: in native mode veth
+    /// decides whose a frame is before the program has rewritten its destination, and the stack then drops what the program
+    /// passes to it, IKE above all (ADR 8). Cards decide afterwards.
+    ///
+    /// # Errors
+    /// The configuration insists on native mode there.
+    pub fn mode(&self, wish: AttachMode) -> Result<Mode> {
+        let veth = self.all().find(|p| p.veth && self.virtual_mac.is_some());
+        match (wish, veth) {
+            (AttachMode::Native, Some(port)) => bail!(
+                "{} is a veth device, where interfaces.virtual_mac does not work in native mode: set data_plane.mode to \"generic\" \
+                 or \"auto\", or leave virtual_mac out",
+                port.name
+            ),
+            (AttachMode::Auto, Some(port)) => {
+                tracing::warn!(
+                    interface = port.name,
+                    "a veth device with a virtual MAC address: XDP runs in generic mode, which is slow"
+                );
+                Ok(Mode::Generic)
+            }
+            (AttachMode::Native, None) => Ok(Mode::Driver),
+            (AttachMode::Generic, _) => Ok(Mode::Generic),
+            (AttachMode::Auto, None) => Ok(Mode::DriverPreferred),
+        }
+    }
+
     /// The MAC address that addresses of a segment are at, on a port.
     fn mac_of(&self, segment: u8, port: &Interface) -> [u8; 6] {
         match self.virtual_mac {
@@ -267,6 +295,7 @@ mod tests {
             name: name.to_owned(),
             index,
             parent: index,
+            veth: false,
             vlan: 0,
             mac: [2, 0, 0, 0, 0, index as u8],
             mtu: 1400 + index,
@@ -318,6 +347,31 @@ mod tests {
         assert_eq!((ports.own_device(), ports.outside_mtu()), (0, 1403));
         let hop = second_hop(&[(0, [2, 0, 0, 0, 0, 9]), (99, [1; 6])]);
         assert_eq!((hop.via[0], hop.via[1], hop.via[8]), (0, 0, 0xff));
+    }
+
+    #[test]
+    fn a_virtual_mac_address_on_a_veth_device_needs_generic_mode() {
+        let modes = |ports: &Ports| {
+            [AttachMode::Native, AttachMode::Auto, AttachMode::Generic].map(|wish| ports.mode(wish).ok())
+        };
+        let as_wished = [
+            Some(Mode::Driver),
+            Some(Mode::DriverPreferred),
+            Some(Mode::Generic),
+        ];
+        let mut ports = ports();
+        ports.inside[0].veth = true;
+        assert_eq!(
+            modes(&ports),
+            as_wished,
+            "a veth device without a virtual address"
+        );
+        ports.virtual_mac = Some([2, 1, 2, 3, 4, 0]);
+        assert_eq!(modes(&ports), [None, Some(Mode::Generic), Some(Mode::Generic)]);
+        let error = ports.mode(AttachMode::Native).unwrap_err().to_string();
+        assert!(error.starts_with("eth1 is a veth device"), "{error}");
+        ports.inside[0].veth = false;
+        assert_eq!(modes(&ports), as_wished, "a virtual address on cards");
     }
 
     #[test]
