@@ -209,6 +209,10 @@ pub struct ConnectionStatus {
     pub children: u32,
     /// Why it is down, the last reason.
     pub reason: Option<String>,
+    /// Extensions agreed on with the peer, on the member that serves it: `crash_detection`, `resumption`, `message_id_sync`,
+    /// `counter_sync`, `per_resource`.
+    #[serde(default)]
+    pub agreed: Vec<String>,
 }
 
 /// An interface with a program.
@@ -280,6 +284,9 @@ pub struct IkeSa {
     pub remote_id: String,
     /// Negotiated algorithms.
     pub suite: String,
+    /// Extensions agreed on with the peer, as in [`ConnectionStatus`].
+    #[serde(default)]
+    pub agreed: Vec<String>,
     /// Seconds since it was established, where known.
     pub age_s: Option<u64>,
     /// Our next request's Message ID.

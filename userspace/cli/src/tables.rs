@@ -104,13 +104,14 @@ pub fn status(status: &Status) -> String {
     if !status.channel.certificate.is_empty() {
         let _ = writeln!(out, "\n{}", channel(&status.channel));
     }
-    let mut connections = table(&["connection", "state", "peer", "Child SAs", "reason"]);
+    let mut connections = table(&["connection", "state", "peer", "Child SAs", "agreed", "reason"]);
     for connection in &status.connections {
         connections.add_row([
             connection.name.clone(),
             connection.state.clone(),
             connection.remote.clone(),
             connection.children.to_string(),
+            list(&connection.agreed),
             connection.reason.clone().unwrap_or_default(),
         ]);
     }

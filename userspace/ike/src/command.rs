@@ -67,7 +67,7 @@ fn failed(ctx: &mut Context<'_>, connection: Option<&str>, text: String) {
 }
 
 /// The connection's IKE SA that new children go to.
-fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
+pub(crate) fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
     let candidates = table.iter_connection(name).filter(|sa| sa.successor.is_none());
     let mut connecting = None;
     // A connection may have very many: the first one that is up will do.

@@ -85,6 +85,8 @@ pub struct Connection {
     pub force_encap: bool,
     /// NAT keepalive interval while we are behind a NAT.
     pub keepalive: Duration,
+    /// Quick crash detection (RFC 6290): the peer gets our token, and a token of its own that it shows is believed.
+    pub crash_detection: bool,
     /// RFC 6311 is offered and agreed to: as a peer we follow the other side's cluster, and as a cluster we ask the peer to raise
     /// its sequence numbers.
     pub cluster_sync: bool,
@@ -119,6 +121,7 @@ impl Connection {
             rekey_jitter: Duration::from_secs(60),
             force_encap: false,
             keepalive: Duration::from_secs(20),
+            crash_detection: true,
             cluster_sync: true,
             mid_sync: MidSync::Never,
             resources: Vec::new(),

@@ -9,7 +9,7 @@ use crate::ike_sa::windows::Order;
 use crate::ike_sa::{IkeSa, message, phase::Phase};
 use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 use crate::outbox::{Context, Outbox};
-use crate::status::{ConnectionPhase, IkeSaStatus, MessageIdWindows};
+use crate::status::{Agreed, ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
 use crate::tasks::{self, Pending, ike_init, message_id_sync, qcd, resume, ticket};
 use crate::tickets::Tickets;
@@ -224,6 +224,12 @@ impl Engine {
     /// How far a connection is.
     pub fn connection_phase(&self, name: &str) -> ConnectionPhase {
         crate::command::connection_phase(&self.config, &self.table, name)
+    }
+
+    /// What was agreed with the peer of a connection that is up: of the IKE SA that new children go to.
+    pub fn agreed(&self, name: &str) -> Option<Agreed> {
+        let sa = self.table.get(crate::command::usable(&self.table, name)?)?;
+        matches!(sa.phase, Phase::Established(_)).then(|| sa.agreed())
     }
 
     /// Message IDs of an IKE SA.

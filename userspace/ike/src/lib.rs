@@ -31,4 +31,4 @@ pub use forget::Forgotten;
 pub use ike_sa::record::{AdoptError, RECORD_VERSIONS};
 pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 pub use proposal::{Proposal, ProposalError};
-pub use status::{ChildSaStatus, ConnectionPhase, IkeSaStatus, MessageIdWindows};
+pub use status::{Agreed, ChildSaStatus, ConnectionPhase, IkeSaStatus, MessageIdWindows};

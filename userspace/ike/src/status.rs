@@ -51,8 +51,39 @@ pub struct IkeSaStatus {
     pub next_receive: u32,
     /// A request of ours is unanswered.
     pub outstanding: bool,
+    /// What was agreed with the peer beyond RFC 7296.
+    pub agreed: Agreed,
     /// Child SAs.
     pub children: Vec<ChildSaStatus>,
+}
+
+/// Extensions that both sides of an IKE SA use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// The peer gave a token by which it can prove a crash (RFC 6290).
+    pub crash_detection: bool,
+    /// The peer granted a ticket, or was granted one (RFC 5723).
+    pub resumption: bool,
+    /// Message IDs can be synchronised (RFC 6311).
+    pub message_id_sync: bool,
+    /// Sequence numbers can be raised on request (RFC 6311).
+    pub counter_sync: bool,
+    /// There may be Child SAs per resource beside a first one (RFC 9611).
+    pub per_resource: bool,
+}
+
+impl Agreed {
+    /// Names of what was agreed, in a fixed order.
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [
+            ("crash_detection", self.crash_detection),
+            ("resumption", self.resumption),
+            ("message_id_sync", self.message_id_sync),
+            ("counter_sync", self.counter_sync),
+            ("per_resource", self.per_resource),
+        ];
+        all.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect()
+    }
 }
 
 /// A Child SA.

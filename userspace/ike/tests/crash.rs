@@ -87,6 +87,8 @@ fn token(octets: &[u8]) -> Payload {
 fn a_peer_that_lost_everything_is_found_out_by_one_packet_and_connected_again() {
     let mut world = established(1);
     let old = world.only(A);
+    assert!(old.agreed.crash_detection && old.agreed.message_id_sync && old.agreed.counter_sync);
+    assert!(!old.agreed.resumption && !old.agreed.per_resource);
     world.lose_everything(B);
     world.command(A, Command::Liveness { spi: old.spi });
     let begun = world.now;
@@ -114,6 +116,29 @@ fn a_peer_that_lost_everything_is_found_out_by_one_packet_and_connected_again() 
         world.sides[A].changes.contains(&removed),
         "the Child SA went by a committed change"
     );
+}
+
+#[test]
+fn where_a_side_has_it_switched_off_it_gives_no_token_and_believes_none() {
+    for off in [A, B] {
+        let mut world = World::with_config(90, |side| {
+            let mut connection = connection(side);
+            connection.crash_detection = side != off;
+            let mut config = config(vec![connection]);
+            config.endpoint.qcd_secret = Some(SecretBytes::new(vec![SECRETS[side]; 32]));
+            config
+        });
+        world.initiate(A);
+        world.settle();
+        world.assert_up(1);
+        assert!(!world.only(1 - off).agreed.crash_detection, "it was given none");
+        let spi = world.only(off).spi;
+        world.lose_everything(1 - off);
+        world.command(off, Command::Liveness { spi });
+        world.settle();
+        assert_eq!(world.only(off).spi, spi, "only its own patience ends it");
+        assert!(!world.has_event(off, EventKind::PeerCrashed));
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! [`Config::read`] gives either a configuration that can be run or every problem of the file at once.
 
 mod check;
+mod extensions;
 mod read;
 mod read_cluster;
 mod reader;
@@ -14,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ike::{Proposal, Retransmit};
+use ike::{MidSync, Proposal, Retransmit};
 use model::{MemberId, TrafficSelector};
 
 pub use reader::Problem;
@@ -204,6 +205,30 @@ pub enum Start {
     Passive,
 }
 
+/// Extensions of IKEv2, keys of `[[connections]]` (docs/IKE.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extensions {
+    /// Quick crash detection (RFC 6290).
+    pub crash_detection: bool,
+    /// Session resumption (RFC 5723).
+    pub resumption: bool,
+    /// Synchronisation after a failover, of this cluster or of the peer's (RFC 6311).
+    pub cluster_sync: bool,
+    /// When the peer is asked to synchronise Message IDs.
+    pub mid_sync: MidSync,
+}
+
+impl Default for Extensions {
+    fn default() -> Self {
+        Self {
+            crash_detection: true,
+            resumption: true,
+            cluster_sync: true,
+            mid_sync: MidSync::Never,
+        }
+    }
+}
+
 /// `[[connections]]`.
 #[derive(Clone, Debug)]
 pub struct ConnectionConfig {
@@ -233,6 +258,8 @@ pub struct ConnectionConfig {
     pub retransmit: Retransmit,
     /// UDP encapsulation even without a NAT.
     pub force_encap: bool,
+    /// What is used beyond RFC 7296, where the peer has it too.
+    pub extensions: Extensions,
     /// Child SAs.
     pub children: Vec<ChildConfig>,
 }

@@ -427,6 +427,7 @@ impl Context<'_> {
             ..usual
         };
         let force_encap = t.boolean("force_encap").unwrap_or(false);
+        let extensions = self.extensions(&mut t);
         let tables = t.tables("children", "connections.children");
         if tables.is_empty() {
             t.missing("children", "at least one [[connections.children]]");
@@ -457,6 +458,7 @@ impl Context<'_> {
             rekey_jitter,
             retransmit,
             force_encap,
+            extensions,
             children,
         })
     }

@@ -105,6 +105,12 @@ impl<'a> Reader<'a> {
         self.span.clone()
     }
 
+    /// Where the value of a key stands; the table's place where it is not given.
+    pub fn span_of(&self, key: &str) -> Range<usize> {
+        let found = self.table.iter().find(|(k, _)| k.get_ref().as_ref() == key);
+        found.map_or_else(|| self.span(), |(_, value)| value.span())
+    }
+
     fn get(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.asked.push(key);
         self.table

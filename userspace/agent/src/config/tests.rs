@@ -102,6 +102,58 @@ fn interfaces_are_one_name_or_a_list_of_names() {
 }
 
 #[test]
+fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
+    let of = |keys: &str| {
+        let source = with("dpd_delay = \"30s\"\n", &format!("dpd_delay = \"30s\"\n{keys}\n"));
+        let config = Config::read_without_files(&source, Path::new("/etc/espalier"));
+        config.unwrap_or_else(|p| panic!("{p:?}")).connections[0].extensions
+    };
+    let usual = Extensions::default();
+    assert_eq!(of(""), usual);
+    let off = of("crash_detection = false\nresumption = false\ncluster_sync = false");
+    assert_eq!(
+        off,
+        Extensions {
+            crash_detection: false,
+            resumption: false,
+            cluster_sync: false,
+            ..usual
+        }
+    );
+    assert_eq!(of("mid_sync = \"on-fork\"").mid_sync, ike::MidSync::OnFork);
+    // What the example says behind '#' are the defaults.
+    let shown = EXAMPLE
+        .lines()
+        .filter(|line| {
+            let keys = ["crash_detection", "resumption", "cluster_sync", "mid_sync"];
+            keys.iter().any(|key| line.starts_with(&format!("# {key} = ")))
+        })
+        .map(|line| format!("{}\n", &line[2..]))
+        .collect::<Vec<_>>();
+    assert_eq!(shown.len(), 4);
+    assert_eq!(of(&shown.concat()), usual);
+}
+
+#[test]
+fn mistakes_with_extensions_are_reported_at_their_line() {
+    for (keys, words) in [
+        ("crash_detection = \"yes\"", "give true or false"),
+        ("mid_sync = \"always\"", "give \"never\" or \"on-fork\""),
+        (
+            "cluster_sync = false\nmid_sync = \"on-fork\"",
+            "needs what cluster_sync = false forbids",
+        ),
+    ] {
+        let source = with("dpd_delay = \"30s\"\n", &format!("dpd_delay = \"30s\"\n{keys}\n"));
+        let found = problems(&source);
+        let line = line_of(&source, keys.lines().last().unwrap());
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with(&format!("{line}:")), "{}", found[0]);
+        assert!(found[0].contains(words), "{}", found[0]);
+    }
+}
+
+#[test]
 fn an_unknown_key_is_reported_with_line_and_column() {
     let source = with("member = 1", "member = 1\n  hartbeat = \"20ms\"");
     let found = problems(&source);

@@ -40,6 +40,11 @@ fn standing_name(standing: Standing) -> &'static str {
     }
 }
 
+/// What was agreed with a peer, as words.
+pub(super) fn words(agreed: ike::Agreed) -> Vec<String> {
+    agreed.names().into_iter().map(str::to_owned).collect()
+}
+
 impl Core {
     /// Answers one wish. Whoever asked may be gone: then nobody reads the answer.
     pub(super) fn answer(&mut self, request: Request) {
@@ -223,6 +228,7 @@ impl Core {
             state: state.to_owned(),
             remote: config.remote.map_or_else(|| "any".to_owned(), |r| r.to_string()),
             children,
+            agreed: self.engine.agreed(&config.name).map(words).unwrap_or_default(),
             reason: self.reasons.get(&config.name).filter(|_| state != "up").cloned(),
         }
     }

@@ -46,6 +46,10 @@ fn connection(config: &ConnectionConfig) -> Result<Connection> {
     let shortest = [c.ike_rekey_time, c.child_rekey_time].into_iter().flatten().min();
     c.rekey_jitter = shortest.map_or(config.rekey_jitter, |time| config.rekey_jitter.min(time / 10));
     c.force_encap = config.force_encap;
+    c.crash_detection = config.extensions.crash_detection;
+    c.resumption = config.extensions.resumption;
+    c.cluster_sync = config.extensions.cluster_sync;
+    c.mid_sync = config.extensions.mid_sync;
     for child in &config.children {
         let mut to = ike::ChildConfig::new(&child.name, child.local_ts.clone(), child.remote_ts.clone());
         to.esp_proposals = child.esp.clone();

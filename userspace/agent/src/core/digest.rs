@@ -5,7 +5,7 @@ use anyhow::Result;
 use cluster::message::Policy;
 
 use super::convert;
-use crate::config::Config;
+use crate::config::{Config, Extensions};
 use crate::pki::Identity;
 
 /// Digests of all parts.
@@ -42,7 +42,11 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
             &c.ike,
             c.start,
         );
-        let text = format!("{shared:?} {key:02x?} {:?}", c.children);
+        let mut text = format!("{shared:?} {key:02x?} {:?}", c.children);
+        // Only where it says something: members that are still to be upgraded do not know these keys.
+        if c.extensions != Extensions::default() {
+            text.push_str(&format!(" {:?}", c.extensions));
+        }
         parts.push((format!("connection {}", c.name), text));
     }
     let digest = |(name, text): (String, String)| {
@@ -95,6 +99,10 @@ mod tests {
         slots.data_plane.slots *= 2;
         let names = differing(&with(&slots, "one key"));
         assert_eq!(names.into_iter().collect::<Vec<_>>(), ["data_plane.slots"]);
+        let mut no_tickets = config.clone();
+        no_tickets.connections[0].extensions.resumption = false;
+        let names = differing(&with(&no_tickets, "one key"));
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["connection site-a"]);
         std::fs::remove_file(&path).unwrap();
         let error = format!("{:#}", policy(&config, &identity).unwrap_err());
         assert!(error.contains("peer.psk"), "{error}");

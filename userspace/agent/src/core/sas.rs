@@ -148,6 +148,7 @@ impl Core {
                 remote: sa.remote.to_string(),
                 remote_id: sa.remote_id.unwrap_or_default(),
                 suite: sa.suite,
+                agreed: super::answer::words(sa.agreed),
                 age_s: Some(sa.age.as_secs()),
                 next_request_id: sa.next_send,
                 expected_request_id: sa.next_receive,

@@ -10,7 +10,7 @@ pub(crate) mod record;
 pub(crate) mod windows;
 
 use crate::config::{Connection, EngineConfig, Identity};
-use crate::status::{ChildSaStatus, IkeSaStatus};
+use crate::status::{Agreed, ChildSaStatus, IkeSaStatus};
 use child::ChildSa;
 use extras::Extras;
 use model::{EspSpi, IkeSpi, Instant};
@@ -181,11 +181,23 @@ impl IkeSa {
             next_send: self.our.next,
             next_receive: self.their.next,
             outstanding: self.our.outstanding.is_some(),
+            agreed: self.agreed(),
             children: self
                 .children
                 .iter()
                 .map(|child| self.child_status(child, now))
                 .collect(),
+        }
+    }
+
+    /// What was agreed with the peer beyond RFC 7296.
+    pub fn agreed(&self) -> Agreed {
+        Agreed {
+            crash_detection: !self.extras.qcd.is_empty(),
+            resumption: self.extras.ticket.is_some() || self.extras.granted.is_some(),
+            message_id_sync: self.extras.sync.message_ids,
+            counter_sync: self.extras.sync.counters,
+            per_resource: self.children.iter().any(|child| child.multiple),
         }
     }
 

@@ -30,8 +30,16 @@ pub(crate) fn token(config: &EndpointConfig, spi_i: IkeSpi, spi_r: IkeSpi) -> Op
     Some(sha256(&[secret.expose(), &spi_i, &spi_r]))
 }
 
+fn is_wanted(sa: &IkeSa, ctx: &Context<'_>) -> bool {
+    sa.connection(ctx.config)
+        .is_some_and(|connection| connection.crash_detection)
+}
+
 /// Our token for the peer, as a payload.
 pub(crate) fn own_token(sa: &IkeSa, ctx: &Context<'_>) -> Option<Payload> {
+    if !is_wanted(sa, ctx) {
+        return None;
+    }
     let (spi_i, spi_r) = sa.header_spis();
     let token = token(&ctx.config.endpoint, spi_i, spi_r)?;
     Some(Payload::Notify(Notify::qcd_token(&token)))
@@ -56,6 +64,7 @@ pub(crate) fn shown(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Message) ->
     let about_loss =
         |notify: &Notify| matches!(notify.kind, NotifyType::INVALID_IKE_SPI | NotifyType::INVALID_SPI);
     if sa.extras.qcd.is_empty()
+        || !is_wanted(sa, ctx)
         || sa.header_spis() != (message.header.spi_i, message.header.spi_r)
         || !message.payloads.notifies().any(about_loss)
     {
