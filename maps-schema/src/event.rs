@@ -17,6 +17,10 @@ pub const EVENT_FIRST_INBOUND: u32 = 5;
 /// destination. At most a few per second and CPU.
 pub const EVENT_ACQUIRE: u32 = 6;
 
+/// A packet used the SA that all CPUs may use, since its own CPU has none (RFC 9611). `slot` is that SA's, `spi` the CPU. At most
+/// a few per second and CPU.
+pub const EVENT_ACQUIRE_CPU: u32 = 7;
+
 /// A rare event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]

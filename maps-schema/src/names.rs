@@ -13,7 +13,7 @@ pub const PROG_SA_CTL: &str = "sa_ctl";
 /// XDP program that passes every frame: for the far ends of veth pairs in a lab.
 pub const PROG_PASS: &str = "pass";
 
-/// Array-of-maps keyed by CPU; inner arrays of [`crate::sad::InboundSa`] indexed by `slot / cpus`.
+/// Array-of-maps keyed by CPU; inner arrays of [`crate::sad::InboundSa`] indexed by [`crate::sad::slot_place`].
 pub const MAP_SA_IN: &str = "SA_IN";
 /// Array-of-maps keyed by CPU; inner arrays of [`crate::sad::InboundSaRuntime`].
 pub const MAP_SA_IN_RT: &str = "SA_IN_RT";
@@ -25,6 +25,8 @@ pub const MAP_SA_OUT_RT: &str = "SA_OUT_RT";
 pub const MAP_KEY_IN: &str = "KEY_IN";
 /// Array-of-maps keyed by CPU; inner arrays of [`crate::sad::SaKey`] for outbound SAs.
 pub const MAP_KEY_OUT: &str = "KEY_OUT";
+/// Array-of-maps keyed by CPU; inner arrays of [`crate::sad::CpuSlot`] by slot of a shared outbound SA.
+pub const MAP_CPU_SLOT: &str = "CPU_SLOT";
 /// LPM trie: [`crate::spd::SpdKey`] to [`crate::spd::SpdEntry`].
 pub const MAP_SPD: &str = "SPD";
 /// Array of 256 [`crate::segment::Segment`], memory-mappable.
@@ -62,6 +64,7 @@ pub const PINNED_MAPS: &[&str] = &[
     MAP_SA_OUT_RT,
     MAP_KEY_IN,
     MAP_KEY_OUT,
+    MAP_CPU_SLOT,
     MAP_SPD,
     MAP_SEGMENTS,
     MAP_MEMBERS,

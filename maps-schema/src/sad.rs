@@ -241,6 +241,7 @@ const _: () = {
     assert!(size_of::<OutboundSa>() == 120);
     assert!(size_of::<OutboundSaRuntime>() == 40);
     assert!(size_of::<SaKey>() == 16 + KEY_WORDS * 8);
+    assert!(size_of::<CpuSlot>() == 8);
     assert!(REPLAY_BLOCKS.is_power_of_two());
 };
 
@@ -276,11 +277,65 @@ pub const fn spi_member(spi: u32) -> u8 {
     ((spi >> 20) & 0xf) as u8 + 1
 }
 
-/// CPU that serves a slot, and the index within that CPU's arrays.
+/// Slots with the same number above the segment, side by side: as many as there are segments.
+const ROW: u32 = 256;
+
+/// CPU that serves a slot, and the index within that CPU's arrays. Neighbouring slots of one segment are on neighbouring CPUs, so
+/// that every segment has slots of every CPU (ADR 9).
 pub const fn slot_place(slot: u32, cpus: u32) -> (u32, u32) {
     if cpus == 0 {
-        (0, slot)
-    } else {
-        (slot % cpus, slot / cpus)
+        return (0, slot);
+    }
+    let (row, segment) = (slot / ROW, slot % ROW);
+    ((segment + row) % cpus, row / cpus * ROW + segment)
+}
+
+/// The slot at a place: the inverse of [`slot_place`].
+pub const fn slot_at(cpu: u32, index: u32, cpus: u32) -> u32 {
+    if cpus == 0 {
+        return index;
+    }
+    let (turn, segment) = (index / ROW, index % ROW);
+    let ahead = (cpu % cpus + cpus - segment % cpus) % cpus;
+    (turn * cpus + ahead) * ROW + segment
+}
+
+/// Entries that each CPU's arrays need for so many slots.
+pub const fn slots_per_cpu(slots: u32, cpus: u32) -> u32 {
+    let rows = slots.div_ceil(ROW);
+    let turns = if cpus == 0 { rows } else { rows.div_ceil(cpus) };
+    if turns == 0 { ROW } else { turns * ROW }
+}
+
+/// What a CPU uses in place of a shared outbound SA (RFC 9611); the index is the shared one's slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CpuSlot {
+    /// One more than the slot of this CPU's own outbound SA; 0 for none.
+    pub number: u32,
+    /// Reserved, 0.
+    pub reserved: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_has_a_place_of_its_own_and_every_segment_is_on_every_cpu() {
+        for cpus in [1, 2, 3, 4, 6, 8, 64] {
+            let slots = 1 << 14;
+            let entries = slots_per_cpu(slots, cpus);
+            for slot in 0..slots {
+                let (cpu, index) = slot_place(slot, cpus);
+                assert!(cpu < cpus && index < entries, "{slot} of {cpus}");
+                assert_eq!(slot_at(cpu, index, cpus), slot);
+            }
+            for segment in 0..ROW {
+                let of_segment = (0..cpus).map(|row| slot_place(row * ROW + segment, cpus).0);
+                assert_eq!(of_segment.fold(0u64, |cpus, cpu| cpus | 1 << cpu), u64::MAX >> (64 - cpus));
+            }
+        }
+        assert_eq!(slot_place(7, 0), (0, 7));
     }
 }

@@ -22,6 +22,9 @@ pub const ACTION_BYPASS: u8 = 3;
 /// Drop.
 pub const ACTION_DISCARD: u8 = 4;
 
+/// As [`ACTION_PROTECT`], where each CPU may have an SA of its own in place of the one in `slot` (map `CPU_SLOT`).
+pub const ACTION_PROTECT_PER_CPU: u8 = 5;
+
 /// One policy rule under a destination prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -34,7 +37,7 @@ pub struct SpdRule {
     pub source_ports: [u16; 2],
     /// First and last destination port.
     pub destination_ports: [u16; 2],
-    /// Slot of the outbound SA, with `ACTION_PROTECT`.
+    /// Slot of the outbound SA, with `ACTION_PROTECT` and `ACTION_PROTECT_PER_CPU`.
     pub slot: u32,
     /// Connection index for counters.
     pub connection: u16,

@@ -114,6 +114,8 @@ pub trait Env {
     fn counters(&self, cpu: u32, index: u32) -> Option<&OutboundCounters>;
     /// Key of an outbound SA.
     fn key_out(&self, cpu: u32, index: u32) -> Option<&SaKey>;
+    /// One more than the slot of the outbound SA that a CPU uses in place of the shared one in `slot`; 0 for none.
+    fn own_slot(&self, cpu: u32, slot: u32) -> u32;
     /// Rules of the longest prefix of a destination (mapped form).
     fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry>;
     /// Routing and neighbour look-up; `None` where the host's stack must deal with the packet.

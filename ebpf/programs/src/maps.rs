@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, CpuMap, HashMap, LpmTrie, PerCpuArr
 use aya_ebpf::macros::btf_map;
 use datapath::env::Area;
 use maps_schema::event::{Event, SlowFrame};
-use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
+use maps_schema::sad::{CpuSlot, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
 use maps_schema::segment::{SEGMENTS as SEGMENT_COUNT, Segment};
 use maps_schema::spd::{SpdEntry, SpdKey};
 use maps_schema::steer::{
@@ -34,6 +34,9 @@ pub static SA_OUT_RT: ArrayOfMaps<Array<OutboundSaRuntime, 1, MMAPABLE>, CPUS> =
 pub static KEY_IN: ArrayOfMaps<Array<SaKey, 1>, CPUS> = ArrayOfMaps::new();
 #[btf_map]
 pub static KEY_OUT: ArrayOfMaps<Array<SaKey, 1>, CPUS> = ArrayOfMaps::new();
+/// Inner arrays are as long as there are slots; the loader makes them.
+#[btf_map]
+pub static CPU_SLOT: ArrayOfMaps<Array<CpuSlot, 1, MMAPABLE>, CPUS> = ArrayOfMaps::new();
 #[btf_map]
 pub static SPD: LpmTrie<SpdKey, SpdEntry, 65536> = LpmTrie::new();
 #[btf_map]

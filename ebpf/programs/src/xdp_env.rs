@@ -232,6 +232,14 @@ impl Env for Xdp {
     }
 
     #[inline(always)]
+    fn own_slot(&self, cpu: u32, slot: u32) -> u32 {
+        maps::CPU_SLOT.get_value(cpu, &slot).map_or(0, |own| {
+            // SAFETY: an aligned word of a map value that the agent writes at once.
+            unsafe { core::ptr::read_volatile(&raw const own.number) }
+        })
+    }
+
+    #[inline(always)]
     fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
         maps::SPD.get(&Key::new(128, SpdKey { destination }))
     }

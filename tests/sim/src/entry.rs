@@ -45,7 +45,9 @@ pub fn spi_of(change: &ChildSaChange) -> EspSpi {
         ChildSaChange::UseOutbound { spi_in }
         | ChildSaChange::MovePeer { spi_in, .. }
         | ChildSaChange::MoveIkeSa { spi_in, .. }
-        | ChildSaChange::Remove { spi_in } => *spi_in,
+        | ChildSaChange::Remove { spi_in }
+        | ChildSaChange::Share { spi_in }
+        | ChildSaChange::Bind { spi_in, .. } => *spi_in,
     }
 }
 

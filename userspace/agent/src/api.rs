@@ -320,6 +320,9 @@ pub struct ChildSa {
     pub segment: u8,
     /// CPU that serves it.
     pub cpu: u32,
+    /// Outbound, that CPU alone uses it, in place of the one that all may use (RFC 9611).
+    #[serde(default)]
+    pub bound: bool,
     /// Packets in.
     pub packets_in: u64,
     /// Octets in.

@@ -6,7 +6,7 @@ use crate::mapped::MappedArray;
 use crate::sys;
 use maps_schema::names::MAP_SPD;
 use maps_schema::sad::{
-    InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
+    CpuSlot, InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
 };
 use maps_schema::spd::SpdKey;
 use sad::port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
@@ -146,6 +146,16 @@ impl Plane {
                 Ok(())
             }
             MapOp::ClearSlot { slot } => self.clear(*slot),
+            MapOp::PutCpuSlot { cpu, slot, own } => {
+                let array = self.sa.cpu_slot.arrays.get(*cpu as usize);
+                let value = CpuSlot {
+                    number: own.map_or(0, |own| own + 1),
+                    reserved: 0,
+                };
+                array
+                    .and_then(|array| array.write(*slot, &value, 0, size_of::<CpuSlot>()))
+                    .ok_or_else(|| self.beyond(*slot))
+            }
             MapOp::PutSpd {
                 prefix_len,
                 key,
@@ -159,6 +169,9 @@ impl Plane {
     }
 
     fn put_key(&self, arrays: &[OwnedFd], slot: u32, key: &SaKey) -> Result<(), String> {
+        if slot >= self.options.slots {
+            return Err(self.beyond(slot));
+        }
         let (cpu, index) = slot_place(slot, self.options.cpus);
         let array = arrays.get(cpu as usize).ok_or_else(|| self.beyond(slot))?;
         sys::map_update(array.as_fd(), &index.to_ne_bytes(), key.as_bytes()).map_err(text)

@@ -141,7 +141,7 @@ impl Plane {
             write_schema(&stage.0, options)?;
             stage.0.clone()
         };
-        let sa = Arc::new(maps::open(&folder, options.cpus)?);
+        let sa = Arc::new(maps::open(&folder, options.cpus, options.slots)?);
 
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS);

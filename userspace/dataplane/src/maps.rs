@@ -5,9 +5,11 @@ use crate::error::LoadError;
 use crate::mapped::MappedArray;
 use crate::sys::{self, MapBtf, MapSpec};
 use maps_schema::names::{
-    MAP_KEY_IN, MAP_KEY_OUT, MAP_SA_IN, MAP_SA_IN_RT, MAP_SA_OUT, MAP_SA_OUT_RT, MAP_SEGMENTS,
+    MAP_CPU_SLOT, MAP_KEY_IN, MAP_KEY_OUT, MAP_SA_IN, MAP_SA_IN_RT, MAP_SA_OUT, MAP_SA_OUT_RT, MAP_SEGMENTS,
 };
-use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
+use maps_schema::sad::{
+    CpuSlot, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slots_per_cpu,
+};
 use maps_schema::segment::{SEGMENTS, Segment};
 use std::mem::size_of;
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,6 +44,8 @@ pub(crate) struct NestedMapped<T> {
     pub arrays: Vec<MappedArray<T>>,
     /// The arrays' descriptors, for pins.
     inner: Vec<OwnedFd>,
+    /// Slots of the cluster: arrays may have room for more.
+    slots: u32,
 }
 
 /// Every SA array.
@@ -52,44 +56,43 @@ pub(crate) struct SaMaps {
     pub sa_out_rt: NestedMapped<OutboundSaRuntime>,
     pub key_in: Nested,
     pub key_out: Nested,
+    /// By slot, not by place.
+    pub cpu_slot: NestedMapped<CpuSlot>,
     pub segments: MappedArray<Segment>,
 }
 
 /// Names of the maps that [`create`] makes; the object's own definitions of them are not used.
-pub(crate) const MADE_BY_HAND: [&str; 7] = [
+pub(crate) const MADE_BY_HAND: [&str; 8] = [
     MAP_SA_IN,
     MAP_SA_IN_RT,
     MAP_SA_OUT,
     MAP_SA_OUT_RT,
     MAP_KEY_IN,
     MAP_KEY_OUT,
+    MAP_CPU_SLOT,
     MAP_SEGMENTS,
 ];
 
 /// Maps whose inner arrays are pinned for operators to look at; never those with keys.
-pub(crate) const SHOWN: [&str; 4] = [MAP_SA_IN, MAP_SA_IN_RT, MAP_SA_OUT, MAP_SA_OUT_RT];
+pub(crate) const SHOWN: [&str; 5] = [MAP_SA_IN, MAP_SA_IN_RT, MAP_SA_OUT, MAP_SA_OUT_RT, MAP_CPU_SLOT];
 
 impl SaMaps {
     /// The inner arrays of [`SHOWN`].
-    pub(crate) fn shown(&self) -> [(&'static str, &[OwnedFd]); 4] {
+    pub(crate) fn shown(&self) -> [(&'static str, &[OwnedFd]); 5] {
         [
             (MAP_SA_IN, &self.sa_in.inner),
             (MAP_SA_IN_RT, &self.sa_in_rt.inner),
             (MAP_SA_OUT, &self.sa_out.inner),
             (MAP_SA_OUT_RT, &self.sa_out_rt.inner),
+            (MAP_CPU_SLOT, &self.cpu_slot.inner),
         ]
     }
-}
-
-/// Entries of one CPU's inner array.
-pub(crate) fn slots_per_cpu(slots: u32, cpus: u32) -> u32 {
-    slots.div_ceil(cpus.max(1)).max(1)
 }
 
 /// Makes the maps and pins them in `folder`, where the loader finds them.
 pub(crate) fn create(folder: &Path, btf: Option<&ObjectBtf>, cpus: u32, slots: u32) -> Result<(), LoadError> {
     let entries = slots_per_cpu(slots, cpus);
-    let nested: [(&str, &str, usize, u32); 6] = [
+    let nested: [(&str, &str, usize, u32); 7] = [
         (MAP_SA_IN, "InboundSa", size_of::<InboundSa>(), sys::F_MMAPABLE),
         (
             MAP_SA_IN_RT,
@@ -107,6 +110,7 @@ pub(crate) fn create(folder: &Path, btf: Option<&ObjectBtf>, cpus: u32, slots: u
         // Not mappable: nothing in this process needs to see keys again.
         (MAP_KEY_IN, "SaKey", size_of::<SaKey>(), 0),
         (MAP_KEY_OUT, "SaKey", size_of::<SaKey>(), 0),
+        (MAP_CPU_SLOT, "CpuSlot", size_of::<CpuSlot>(), sys::F_MMAPABLE),
     ];
     for (name, type_name, value_size, flags) in nested {
         let inner_btf = btf.and_then(|b| b.of(type_name, value_size as u32));
@@ -120,7 +124,8 @@ pub(crate) fn create(folder: &Path, btf: Option<&ObjectBtf>, cpus: u32, slots: u
             kind: sys::TYPE_ARRAY,
             key_size: 4,
             value_size: value_size as u32,
-            max_entries: entries,
+            // The table of what CPUs use in place of shared SAs is by slot.
+            max_entries: if name == MAP_CPU_SLOT { slots } else { entries },
             flags,
             name,
             inner: None,
@@ -129,7 +134,7 @@ pub(crate) fn create(folder: &Path, btf: Option<&ObjectBtf>, cpus: u32, slots: u
         let mut inner = Vec::new();
         for cpu in 0..cpus {
             let array = sys::map_create(&spec).map_err(|e| {
-                LoadError::kernel(format!("create map {name} for CPU {cpu} ({entries} entries)"), e)
+                LoadError::kernel(format!("create map {name} for CPU {cpu} ({} entries)", spec.max_entries), e)
             })?;
             inner.push(array);
         }
@@ -173,19 +178,20 @@ fn pin(map: &OwnedFd, folder: &Path, name: &str) -> Result<(), LoadError> {
 }
 
 /// Opens the maps pinned in `folder` and maps them.
-pub(crate) fn open(folder: &Path, cpus: u32) -> Result<SaMaps, LoadError> {
+pub(crate) fn open(folder: &Path, cpus: u32, slots: u32) -> Result<SaMaps, LoadError> {
     let segments = get(folder, MAP_SEGMENTS)?;
     Ok(SaMaps {
-        sa_in: mapped(folder, MAP_SA_IN, cpus)?,
-        sa_in_rt: mapped(folder, MAP_SA_IN_RT, cpus)?,
-        sa_out: mapped(folder, MAP_SA_OUT, cpus)?,
-        sa_out_rt: mapped(folder, MAP_SA_OUT_RT, cpus)?,
+        sa_in: mapped(folder, MAP_SA_IN, cpus, slots)?,
+        sa_in_rt: mapped(folder, MAP_SA_IN_RT, cpus, slots)?,
+        sa_out: mapped(folder, MAP_SA_OUT, cpus, slots)?,
+        sa_out_rt: mapped(folder, MAP_SA_OUT_RT, cpus, slots)?,
         key_in: Nested {
             inner: inner(folder, MAP_KEY_IN, cpus)?,
         },
         key_out: Nested {
             inner: inner(folder, MAP_KEY_OUT, cpus)?,
         },
+        cpu_slot: mapped(folder, MAP_CPU_SLOT, cpus, slots)?,
         segments: MappedArray::map(segments.as_fd(), SEGMENTS as u32)
             .map_err(|e| LoadError::kernel("map SEGMENTS into memory", e))?,
     })
@@ -210,7 +216,7 @@ fn inner(folder: &Path, name: &str, cpus: u32) -> Result<Vec<OwnedFd>, LoadError
     Ok(arrays)
 }
 
-fn mapped<T>(folder: &Path, name: &str, cpus: u32) -> Result<NestedMapped<T>, LoadError>
+fn mapped<T>(folder: &Path, name: &str, cpus: u32, slots: u32) -> Result<NestedMapped<T>, LoadError>
 where
     T: FromBytes + IntoBytes + Immutable,
 {
@@ -230,7 +236,7 @@ where
             .map_err(|e| LoadError::kernel(format!("map {name} into memory"), e))?;
         arrays.push(array);
     }
-    Ok(NestedMapped { arrays, inner })
+    Ok(NestedMapped { arrays, inner, slots })
 }
 
 impl<T: FromBytes + IntoBytes + Immutable> NestedMapped<T> {
@@ -238,6 +244,6 @@ impl<T: FromBytes + IntoBytes + Immutable> NestedMapped<T> {
     pub(crate) fn place(&self, slot: u32) -> Option<(&MappedArray<T>, u32)> {
         let (cpu, index) = maps_schema::sad::slot_place(slot, self.arrays.len() as u32);
         let array = self.arrays.get(cpu as usize)?;
-        (index < array.len()).then_some((array, index))
+        (slot < self.slots && index < array.len()).then_some((array, index))
     }
 }

@@ -17,20 +17,11 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
     match command {
         Command::Initiate { connection } => initiate(ctx, &connection, None),
         Command::CreateChild { connection, child } => initiate(ctx, &connection, Some(&child)),
-        Command::CreateResourceChild {
-            connection,
-            child,
-            resource,
-        } => {
-            let task = Task::CreateResourceChild { child, resource };
-            match usable(ctx.table, &connection) {
-                Some(spi) => on_ike(ctx, spi, task),
-                None => failed(
-                    ctx,
-                    Some(&connection),
-                    "no IKE SA is up: initiate it first".to_owned(),
-                ),
-            }
+        Command::CreateResourceChild { beside, resource } => {
+            let named = ctx.table.by_child(beside).and_then(|spi| ctx.table.get(spi));
+            let child = named.and_then(|sa| sa.child(beside)).map(|child| child.name.clone());
+            let child = child.unwrap_or_default();
+            on_child(ctx, beside, Task::CreateResourceChild { child, resource });
         }
         Command::RekeyChild { spi_in } => on_child(ctx, spi_in, Task::RekeyChild { spi_in }),
         Command::DeleteChild { spi_in } => on_child(ctx, spi_in, Task::DeleteChild { spi_in }),

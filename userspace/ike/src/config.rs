@@ -138,14 +138,27 @@ impl Connection {
 /// What a Child SA can be bound to: a CPU of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Resource {
-    /// The member.
+    /// The member; 0: whichever serves the IKE SA.
     pub member: MemberId,
     /// Its CPU, as the data plane counts them.
     pub cpu: u16,
 }
 
+impl Resource {
+    /// A CPU of whichever member serves the IKE SA.
+    pub const fn of_owner(cpu: u16) -> Self {
+        Self {
+            member: MemberId(0),
+            cpu,
+        }
+    }
+}
+
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.member == MemberId(0) {
+            return write!(f, "CPU {}", self.cpu);
+        }
         write!(f, "member {} CPU {}", self.member, self.cpu)
     }
 }

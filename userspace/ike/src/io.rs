@@ -48,12 +48,10 @@ pub enum Command {
         /// Name of the child.
         child: String,
     },
-    /// Bring up one more Child SA with the selectors of a child that is up, for a CPU of a member (RFC 9611).
+    /// Bring up one more Child SA with the selectors of one that is up, for a CPU of a member (RFC 9611).
     CreateResourceChild {
-        /// Name of the connection.
-        connection: String,
-        /// Name of the child.
-        child: String,
+        /// Our inbound SPI of the one that all may use.
+        beside: EspSpi,
         /// What it is for; one of [`crate::Connection::resources`].
         resource: Resource,
     },

@@ -36,13 +36,16 @@ fn world_with(seed: u64, adjust: impl Fn(usize, &mut Connection)) -> World {
 }
 
 fn create(world: &mut World, side: usize, resource: Resource) {
-    let command = Command::CreateResourceChild {
-        connection: "t".into(),
-        child: "c".into(),
-        resource,
-    };
-    world.command(side, command);
+    let beside = any_shared(world, side);
+    world.command(side, Command::CreateResourceChild { beside, resource });
     world.settle();
+}
+
+/// The Child SA that all CPUs may use, or an SPI that is none.
+fn any_shared(world: &World, side: usize) -> EspSpi {
+    let children = world.only(side).children;
+    let shared = children.iter().find(|child| child.resource.is_none());
+    shared.map_or(EspSpi(1), |child| child.spi_in)
 }
 
 /// How many Child SAs each resource of a side has; `None`: the one that all may use.
@@ -97,6 +100,11 @@ fn every_resource_gets_a_child_sa_with_the_same_selectors_and_keys_of_its_own() 
         assert_eq!(selectors.len(), 1);
         // Policies still use the one that every CPU may use.
         assert_eq!(world.sides[side].outbound["c"], general[side]);
+        // One is shared, the others are bound to their CPUs and in use there.
+        let shared = BTreeSet::from([general[side]]);
+        assert_eq!(world.sides[side].shared, shared);
+        let bound = &world.sides[side].bound;
+        assert!(bound.len() == 4 && bound.values().all(|used| *used), "{bound:?}");
         // The SPI of each was reserved by the member that serves it.
         for child in world.only(side).children {
             assert_eq!(
@@ -114,13 +122,10 @@ fn every_resource_gets_a_child_sa_with_the_same_selectors_and_keys_of_its_own() 
 fn both_sides_may_ask_at_once() {
     let mut world = world_with(3, |_, _| {});
     for (mine, theirs) in four().into_iter().zip(four().into_iter().rev()) {
-        let command = |resource| Command::CreateResourceChild {
-            connection: "t".into(),
-            child: "c".into(),
-            resource,
-        };
-        world.command(A, command(mine));
-        world.command(B, command(theirs));
+        for (side, resource) in [(A, mine), (B, theirs)] {
+            let beside = first(&world, side);
+            world.command(side, Command::CreateResourceChild { beside, resource });
+        }
         world.settle();
     }
     let sa = world.only(A);
@@ -206,6 +211,14 @@ fn a_rekey_by_either_side_stays_on_the_resource() {
             assert_eq!([spread(&world, A), spread(&world, B)], before);
         }
         world.assert_up(5);
+        for side in [A, B] {
+            let bound = &world.sides[side].bound;
+            assert!(
+                bound.len() == 4 && bound.values().all(|used| *used),
+                "the old ones are gone, and the new ones in use on both sides: {bound:?}"
+            );
+            assert_eq!(world.sides[side].shared.len(), 1);
+        }
         assert_ne!(first(&world, who), general);
         assert_eq!(
             world.sides[who].outbound["c"],
@@ -235,8 +248,7 @@ fn a_takeover_at_any_point_keeps_every_child_sa_on_its_resource() {
             let mut world = world_with(7, |_, _| {});
             create(&mut world, A, resource(1, 1));
             let command = Command::CreateResourceChild {
-                connection: "t".into(),
-                child: "c".into(),
+                beside: first(&world, A),
                 resource: resource(2, 0),
             };
             world.command(A, command);

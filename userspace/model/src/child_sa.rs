@@ -97,6 +97,18 @@ pub enum ChildSaChange {
         /// Our inbound SPI.
         spi_in: EspSpi,
     },
+    /// Both sides want further Child SAs with the selectors of this one, which all CPUs may use (RFC 9611).
+    Share {
+        /// Our inbound SPI.
+        spi_in: EspSpi,
+    },
+    /// This SA is one of those: outbound it is used by its own CPU only, in place of the shared one.
+    Bind {
+        /// Our inbound SPI.
+        spi_in: EspSpi,
+        /// Whether it is used at once, or only after [`ChildSaChange::UseOutbound`] (responder of a rekey).
+        now: bool,
+    },
 }
 
 impl ChildSaChange {
@@ -107,7 +119,9 @@ impl ChildSaChange {
             Self::UseOutbound { spi_in }
             | Self::MovePeer { spi_in, .. }
             | Self::MoveIkeSa { spi_in, .. }
-            | Self::Remove { spi_in } => *spi_in,
+            | Self::Remove { spi_in }
+            | Self::Share { spi_in }
+            | Self::Bind { spi_in, .. } => *spi_in,
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod port;
 pub mod prefix;
 mod raises;
 pub mod record;
+mod siblings;
 pub mod snapshot;
 pub mod spd;
 pub mod spi;

@@ -18,6 +18,8 @@ pub struct MemoryPlane {
     pub keys_in: Vec<SaKey>,
     /// Keys by slot, outbound.
     pub keys_out: Vec<SaKey>,
+    /// Own SAs of CPUs, by CPU and slot of the shared SA.
+    pub cpu_slots: BTreeMap<(u32, u32), u32>,
     /// Policy entries.
     pub spd: BTreeMap<(u32, [u8; 16]), SpdEntry>,
 }
@@ -32,6 +34,7 @@ impl MemoryPlane {
             runtime: vec![SaCounters::default(); slots],
             keys_in: vec![SaKey::EMPTY; slots],
             keys_out: vec![SaKey::EMPTY; slots],
+            cpu_slots: BTreeMap::new(),
             spd: BTreeMap::new(),
         }
     }
@@ -157,6 +160,12 @@ impl MemoryPlane {
                 self.outbound[at] = OutboundSa::default();
                 self.keys_in[at] = SaKey::EMPTY;
                 self.keys_out[at] = SaKey::EMPTY;
+            }
+            MapOp::PutCpuSlot { cpu, slot, own } => {
+                match own {
+                    Some(own) => self.cpu_slots.insert((*cpu, *slot), *own),
+                    None => self.cpu_slots.remove(&(*cpu, *slot)),
+                };
             }
             MapOp::PutSpd {
                 prefix_len,

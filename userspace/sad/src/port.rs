@@ -99,6 +99,15 @@ pub enum MapOp {
         /// The slot.
         slot: u32,
     },
+    /// The SA that a CPU uses in place of a shared outbound one.
+    PutCpuSlot {
+        /// The CPU.
+        cpu: u32,
+        /// Slot of the shared SA.
+        slot: u32,
+        /// Slot of the CPU's own; `None`: it uses the shared one.
+        own: Option<u32>,
+    },
     /// All rules of one destination prefix.
     PutSpd {
         /// Prefix length in bits of the mapped address (96 + n for an IPv4 /n).
@@ -131,6 +140,7 @@ impl MapOp {
             Self::PutFlags { .. } => "put flags",
             Self::PutPath { .. } => "put outer path",
             Self::ClearSlot { .. } => "clear slot",
+            Self::PutCpuSlot { .. } => "put a CPU's own SA",
             Self::PutSpd { .. } => "put policy",
             Self::DeleteSpd { .. } => "delete policy",
         }

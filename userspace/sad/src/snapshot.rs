@@ -142,6 +142,8 @@ impl Sad {
                 });
             }
         }
+        // What SAs are to each other comes behind the snapshot.
+        plan.extend(self.siblings.plan(self.settings.cpus));
         Ok(plan)
     }
 }

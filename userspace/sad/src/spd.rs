@@ -7,9 +7,11 @@
 
 use crate::lifetime::Lifetimes;
 use crate::port::{MapOp, MapPlan};
+use crate::siblings::Part;
+use crate::store::SaEntry;
 use crate::prefix::{MAPPED_IPV4, Prefix, number, split};
 use maps_schema::spd::{
-    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_TRAP, RULES_PER_PREFIX, SpdEntry,
+    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP, RULES_PER_PREFIX, SpdEntry,
     SpdKey, SpdRule,
 };
 use model::TrafficSelector;
@@ -139,15 +141,24 @@ impl Effect {
         }
     }
 
-    /// A live outbound SA; `switched` counts switches, so that the last one comes first.
-    pub(crate) fn of_sa(slot: u32, connection: u16, policy: u32, switched: u64) -> Self {
+    /// A live outbound SA.
+    pub(crate) fn of_sa(entry: &SaEntry, connection: u16, policy: u32) -> Self {
         Self {
-            action: ACTION_PROTECT,
-            slot,
+            action: if entry.part == Part::Shared {
+                ACTION_PROTECT_PER_CPU
+            } else {
+                ACTION_PROTECT
+            },
+            slot: entry.slot(),
             connection,
             policy,
-            recency: u64::MAX - 1 - switched,
+            recency: Self::recency(entry.switched),
         }
+    }
+
+    /// Switches are counted, so that the last one comes first.
+    pub(crate) fn recency(switched: u64) -> u64 {
+        u64::MAX - 1 - switched
     }
 }
 

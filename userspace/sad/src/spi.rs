@@ -83,7 +83,12 @@ impl SpiAllocator {
 
     /// An SPI of this segment, in use from now on; `None` when all its slots are taken.
     pub fn reserve(&mut self, segment: SegmentId) -> Option<EspSpi> {
-        let slot = self.take_slot(segment)?;
+        self.reserve_where(segment, |_| true)
+    }
+
+    /// As [`SpiAllocator::reserve`], out of the slots that are `wanted`.
+    pub fn reserve_where(&mut self, segment: SegmentId, wanted: impl Fn(u32) -> bool) -> Option<EspSpi> {
+        let slot = self.take_slot(segment, wanted)?;
         let first = self.first_generation;
         let entry = self.slots.entry(slot).or_insert(Slot {
             generation: 0,
@@ -180,20 +185,20 @@ impl SpiAllocator {
         self.in_use
     }
 
-    fn take_slot(&mut self, segment: SegmentId) -> Option<u32> {
+    fn take_slot(&mut self, segment: SegmentId, wanted: impl Fn(u32) -> bool) -> Option<u32> {
         let queue = &mut self.segments[usize::from(segment.0)];
-        loop {
-            let slot = u32::from(segment.0) + 256 * queue.fresh;
-            if slot >= self.max_slots {
-                break;
-            }
+        let slot_of = |fresh: u32| u32::from(segment.0) + 256 * fresh;
+        // A slot that is already known was adopted, or taken out of its turn: it is in use, or it waits in the queue.
+        while slot_of(queue.fresh) < self.max_slots && self.slots.contains_key(&slot_of(queue.fresh)) {
             queue.fresh += 1;
-            // A slot that is already known was adopted: it is in use, or it waits in the queue.
-            if !self.slots.contains_key(&slot) {
-                return Some(slot);
-            }
         }
-        queue.freed.pop_front()
+        let fresh = (queue.fresh..).map(slot_of).take_while(|slot| *slot < self.max_slots);
+        let mut free = fresh.filter(|slot| !self.slots.contains_key(slot));
+        if let Some(slot) = free.find(|slot| wanted(*slot)) {
+            return Some(slot);
+        }
+        let at = queue.freed.iter().position(|slot| wanted(*slot))?;
+        queue.freed.remove(at)
     }
 }
 

@@ -4,6 +4,7 @@ use crate::lifetime::{LifetimeKind, Lifetimes};
 use crate::limits::{HEADROOM_MIN, LEASE_MIN, Meter};
 use crate::port::{MapOp, MapPlan};
 use crate::record;
+use crate::siblings::{Part, Siblings};
 use crate::spd::{Effect, Holder, Policy, PolicyAction, Spd, SpdError, selector_pairs};
 use crate::spi::{AdoptError, SpiAllocator};
 use maps_schema::sad::{Limits, spi_segment, spi_slot};
@@ -24,6 +25,8 @@ pub struct Settings {
     pub member: MemberId,
     /// Slots in this member's maps.
     pub max_slots: u32,
+    /// CPUs that serve them on this member.
+    pub cpus: u32,
     /// Where SPI generations start; any octet out of the caller's randomness.
     pub first_generation: u8,
     /// MTU of the outside interface, octets.
@@ -113,6 +116,7 @@ pub struct SaEntry {
     pub(crate) connection: u16,
     pub(crate) pairs: Vec<(TrafficSelector, TrafficSelector)>,
     pub(crate) switched: u64,
+    pub(crate) part: Part,
     pub(crate) lifetimes: Lifetimes,
     pub(crate) reported: Option<LifetimeKind>,
     pub(crate) meters: [Meter; 2],
@@ -133,14 +137,15 @@ impl SaEntry {
 /// The only truth about Child SAs.
 pub struct Sad {
     pub(crate) settings: Settings,
-    spis: SpiAllocator,
+    pub(crate) spis: SpiAllocator,
     pub(crate) spd: Spd,
+    pub(crate) siblings: Siblings,
     pub(crate) entries: BTreeMap<u32, SaEntry>,
     /// How many of them each connection (by counter index) has in each segment.
     by_connection: BTreeMap<(u16, u8), u32>,
     pub(crate) policies: Vec<Policy>,
     connections: Vec<String>,
-    switches: u64,
+    pub(crate) switches: u64,
 }
 
 impl Sad {
@@ -151,6 +156,7 @@ impl Sad {
             settings,
             spis,
             spd: Spd::default(),
+            siblings: Siblings::default(),
             entries: BTreeMap::new(),
             by_connection: BTreeMap::new(),
             policies: Vec::new(),
@@ -190,7 +196,7 @@ impl Sad {
         for entry in self.entries.values().filter(|e| e.outbound_in_use) {
             let at = policy_of(&policies, &entry.record).map_or(u32::MAX, |(at, _)| at);
             let connection = index_of(&connections, &entry.record.connection);
-            let effect = Effect::of_sa(entry.slot(), connection, at, entry.switched);
+            let effect = Effect::of_sa(entry, connection, at);
             spd.put(
                 Holder::Slot(entry.slot()),
                 effect,
@@ -220,7 +226,9 @@ impl Sad {
                 self.install(record, lease, ceiling, *outbound == OutboundUse::Now, context)
             }
             ChildSaChange::UseOutbound { spi_in } => {
-                self.entry_of(*spi_in)?;
+                if self.entry_of(*spi_in)?.is_bound() {
+                    return self.use_bound(*spi_in);
+                }
                 self.switch(spi_slot(spi_in.0))
             }
             ChildSaChange::MovePeer { spi_in, remote } => {
@@ -245,9 +253,12 @@ impl Sad {
                 })
             }
             ChildSaChange::MoveIkeSa { spi_in, ike_spi } => {
-                self.entry_mut_of(*spi_in)?.record.ike_spi = *ike_spi;
+                self.move_to_ike_sa(*spi_in, *ike_spi)?;
                 Ok(MapPlan::default())
             }
+            ChildSaChange::Share { spi_in } => self.share(*spi_in),
+            ChildSaChange::Bind { spi_in, now: true } => self.use_bound(*spi_in),
+            ChildSaChange::Bind { spi_in, now: false } => self.set_part(*spi_in, Part::Bound(None)),
             ChildSaChange::Remove { spi_in } => {
                 self.entry_of(*spi_in)?;
                 Ok(self.remove(*spi_in))
@@ -333,6 +344,7 @@ impl Sad {
         let Some(entry) = self.entries.remove(&slot) else {
             return;
         };
+        self.siblings.take(entry.family(), slot);
         let key = (entry.connection, entry.segment().0);
         if let Some(count) = self.by_connection.get_mut(&key) {
             *count -= 1;
@@ -391,6 +403,7 @@ impl Sad {
         for entry in self.entries.values() {
             plan.extend(self.records_plan(entry)?);
         }
+        plan.extend(self.siblings.full_plan());
         plan.extend(self.spd.full_plan());
         Ok(plan)
     }
@@ -419,6 +432,7 @@ impl Sad {
             connection: index_of(&self.connections, &sa.connection),
             pairs: record::pairs(sa)?,
             switched: 0,
+            part: Part::None,
             lifetimes: policy
                 .and_then(|(_, p)| p.lifetimes)
                 .unwrap_or(self.settings.lifetimes),
@@ -500,7 +514,10 @@ impl Sad {
         }
         let at = policy.map_or(u32::MAX, |(at, _)| at);
         let switched = self.switches + 1;
-        let effect = Effect::of_sa(slot, entry.connection, at, switched);
+        let effect = Effect {
+            recency: Effect::recency(switched),
+            ..Effect::of_sa(entry, entry.connection, at)
+        };
         let plan = self
             .spd
             .put(Holder::Slot(slot), effect, &entry.pairs, &entry.record.connection)?;
@@ -511,12 +528,25 @@ impl Sad {
         Ok(plan)
     }
 
+    /// Writes the rules that point at an SA once more, after it has changed; their precedence stays.
+    pub(crate) fn restate(&mut self, slot: u32) -> Result<MapPlan, SadError> {
+        let Some(entry) = self.entries.get(&slot).filter(|entry| entry.outbound_in_use) else {
+            return Ok(MapPlan::default());
+        };
+        let at = policy_of(&self.policies, &entry.record).map_or(u32::MAX, |(at, _)| at);
+        let effect = Effect::of_sa(entry, entry.connection, at);
+        let name = &entry.record.connection;
+        Ok(self.spd.put(Holder::Slot(slot), effect, &entry.pairs, name)?)
+    }
+
     /// Policy first (the configured one shows again, and traps), then the records.
     pub(crate) fn remove(&mut self, spi: EspSpi) -> MapPlan {
         let slot = spi_slot(spi.0);
         let mut plan = self.spd.remove(Holder::Slot(slot));
         self.take(slot);
         self.spis.release(spi);
+        // Nobody is led to a slot that is empty.
+        plan.extend(self.siblings.plan(self.settings.cpus));
         plan.ops.push(MapOp::ClearSlot { slot });
         plan
     }

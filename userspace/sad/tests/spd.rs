@@ -19,6 +19,7 @@ fn store() -> (Sad, MemoryPlane) {
     let settings = Settings {
         member: MemberId(1),
         max_slots: SLOTS,
+        cpus: 2,
         first_generation: 1,
         outside_mtu: 1500,
         detection: Duration::from_millis(100),

@@ -3,12 +3,12 @@
 //! The number is taken under the lease: checked, added atomically, checked again. It is in the IV with member and epoch, so
 //! that a key never sees a nonce twice, whoever believes to be the owner.
 
-use maps_schema::event::{EVENT_ACQUIRE, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, SLOW_OUT_FRAGMENT};
+use maps_schema::event::{EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, SLOW_OUT_FRAGMENT};
 use maps_schema::sad::{
     OutboundSa, SA_ESN, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305, slot_place,
 };
 use maps_schema::spd::{
-    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, RULES_PER_PREFIX, SpdRule,
+    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, RULES_PER_PREFIX, SpdRule,
 };
 use maps_schema::steer::{Local, SIDE_INSIDE};
 use maps_schema::verdict::Verdict;
@@ -119,7 +119,10 @@ fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &SpdRule, may_mov
     match rule.action {
         ACTION_BYPASS => work.pass(Verdict::Bypassed),
         ACTION_DISCARD => work.drop(Verdict::Discarded),
-        ACTION_PROTECT if rule.slot < local.slots => {
+        ACTION_PROTECT | ACTION_PROTECT_PER_CPU if rule.slot < local.slots => {
+            if rule.action == ACTION_PROTECT_PER_CPU && may_move && own_sa(env, work, local, rule.slot) {
+                return true;
+            }
             work.slot = rule.slot;
             let (cpu, index) = slot_place(rule.slot, local.cpus);
             work.cpu = cpu;
@@ -135,6 +138,28 @@ fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &SpdRule, may_mov
         // `ACTION_TRAP`, and what this version does not know.
         _ => no_sa(env, work),
     }
+}
+
+/// Whether this CPU has an SA of its own beside the shared one (RFC 9611), which is then in `work`. It is fed here and nowhere
+/// else, so no packet of it waits in a queue. Without one the packet uses the shared SA, and the agent hears of it: what came
+/// through the cpumap was reported where it arrived.
+#[inline(always)]
+fn own_sa(env: &impl Env, work: &mut Work, local: &Local, shared: u32) -> bool {
+    let here = env.cpu();
+    let slot = env.own_slot(here, shared).wrapping_sub(1);
+    if slot < local.slots {
+        let (cpu, index) = slot_place(slot, local.cpus);
+        if cpu == here {
+            work.slot = slot;
+            work.cpu = cpu;
+            work.index = index;
+            return true;
+        }
+    }
+    if here < local.cpus && env.acquire_due(work.connection as u16, work.now_ns) {
+        env.event(EVENT_ACQUIRE_CPU, shared, here, 0, 0);
+    }
+    false
 }
 
 /// A policy without SA drops and asks for one; it never lets the packet pass in clear.

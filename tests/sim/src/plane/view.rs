@@ -5,7 +5,7 @@ use crate::sabotage::Sabotage;
 use datapath::aead::TEXT_MAX;
 use datapath::env::{Env, HEAD_LEN, OutboundCounters, Route, RouteQuery};
 use maps_schema::event::{Event, SLOW_FRAME_MAX};
-use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SA_LOCAL_ONLY, SaKey};
+use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SA_LOCAL_ONLY, SaKey, slot_at};
 use maps_schema::segment::OwnerWord;
 use maps_schema::spd::SpdEntry;
 use maps_schema::steer::{ClusterAddress, Local, Member, Port};
@@ -47,7 +47,7 @@ pub(super) struct PlaneMaps<'a> {
 
 impl View<'_> {
     fn slot(&self, cpu: u32, index: u32) -> u32 {
-        index * self.plane.local.cpus.max(1) + cpu
+        slot_at(cpu, index, self.plane.local.cpus)
     }
 }
 
@@ -143,6 +143,10 @@ impl Env for View<'_> {
     }
     fn key_out(&self, cpu: u32, index: u32) -> Option<&SaKey> {
         self.plane.maps.keys_out.get(self.slot(cpu, index) as usize)
+    }
+    fn own_slot(&self, cpu: u32, slot: u32) -> u32 {
+        let own = self.plane.maps.cpu_slots.get(&(cpu, slot));
+        own.map_or(0, |own| own + 1)
     }
     fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
         let number = u128::from_be_bytes(destination);

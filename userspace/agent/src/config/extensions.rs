@@ -13,6 +13,7 @@ impl Context<'_> {
         let crash_detection = flag("crash_detection", usual.crash_detection);
         let resumption = flag("resumption", usual.resumption);
         let cluster_sync = flag("cluster_sync", usual.cluster_sync);
+        let per_cpu = flag("per_cpu", usual.per_cpu);
         let words = [("never", MidSync::Never), ("on-fork", MidSync::OnFork)];
         let mid_sync = t.word("mid_sync", &words).unwrap_or(usual.mid_sync);
         if mid_sync == MidSync::OnFork && !cluster_sync {
@@ -27,6 +28,7 @@ impl Context<'_> {
             resumption,
             cluster_sync,
             mid_sync,
+            per_cpu,
         }
     }
 }

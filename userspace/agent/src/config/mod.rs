@@ -216,6 +216,8 @@ pub struct Extensions {
     pub cluster_sync: bool,
     /// When the peer is asked to synchronise Message IDs.
     pub mid_sync: MidSync,
+    /// A Child SA for each CPU that has traffic, beside the one that all may use (RFC 9611).
+    pub per_cpu: bool,
 }
 
 impl Default for Extensions {
@@ -225,6 +227,7 @@ impl Default for Extensions {
             resumption: true,
             cluster_sync: true,
             mid_sync: MidSync::Never,
+            per_cpu: false,
         }
     }
 }

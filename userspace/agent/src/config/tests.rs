@@ -120,17 +120,18 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
             ..usual
         }
     );
+    assert!(of("per_cpu = true").per_cpu && !usual.per_cpu);
     assert_eq!(of("mid_sync = \"on-fork\"").mid_sync, ike::MidSync::OnFork);
     // What the example says behind '#' are the defaults.
     let shown = EXAMPLE
         .lines()
         .filter(|line| {
-            let keys = ["crash_detection", "resumption", "cluster_sync", "mid_sync"];
+            let keys = ["crash_detection", "resumption", "cluster_sync", "mid_sync", "per_cpu"];
             keys.iter().any(|key| line.starts_with(&format!("# {key} = ")))
         })
         .map(|line| format!("{}\n", &line[2..]))
         .collect::<Vec<_>>();
-    assert_eq!(shown.len(), 4);
+    assert_eq!(shown.len(), 5);
     assert_eq!(of(&shown.concat()), usual);
 }
 

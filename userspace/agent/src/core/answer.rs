@@ -276,7 +276,7 @@ impl Core {
         } else {
             let wanted = wish.connection.as_deref().unwrap_or_default();
             let matches = |e: &&SaEntry| {
-                e.outbound_in_use
+                e.carries_outbound()
                     && (e.record.connection == wanted
                         || e.record.child == wanted
                         || format!("{}/{}", e.record.connection, e.record.child) == wanted)

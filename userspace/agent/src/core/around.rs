@@ -1,7 +1,7 @@
 //! What the IKE engine may ask of this member: randomness, SPIs, limits.
 
 use datapath::steer::first_message_segment;
-use ike::Surroundings;
+use ike::{Resource, Surroundings};
 use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
 use sad::Sad;
 
@@ -91,6 +91,11 @@ impl Surroundings for Around<'_> {
 
     fn esp_spi(&mut self, ike_spi: IkeSpi) -> Option<EspSpi> {
         self.sad.reserve_spi(ike_spi.segment())
+    }
+
+    fn resource_esp_spi(&mut self, ike_spi: IkeSpi, resource: Resource) -> Option<EspSpi> {
+        // Whoever serves the IKE SA serves all its Child SAs: the SPI is of the same segment, and the CPU follows from the slot.
+        self.sad.reserve_spi_on(ike_spi.segment(), u32::from(resource.cpu))
     }
 
     fn release_esp_spi(&mut self, spi: EspSpi) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ike::{Connection, EndpointConfig, EngineConfig, Identity};
+use ike::{Connection, EndpointConfig, EngineConfig, Identity, Resource};
 use model::SecretBytes;
 use sad::lifetime::Lifetimes;
 use sad::{Policy, PolicyAction};
@@ -27,7 +27,7 @@ pub fn read_psk(connection: &ConnectionConfig) -> Result<SecretBytes> {
     Ok(SecretBytes::new(octets[..end].to_vec()))
 }
 
-fn connection(config: &ConnectionConfig) -> Result<Connection> {
+fn connection(config: &ConnectionConfig, cpus: u32) -> Result<Connection> {
     let mut c = Connection::new(
         &config.name,
         config.local,
@@ -50,6 +50,9 @@ fn connection(config: &ConnectionConfig) -> Result<Connection> {
     c.resumption = config.extensions.resumption;
     c.cluster_sync = config.extensions.cluster_sync;
     c.mid_sync = config.extensions.mid_sync;
+    if config.extensions.per_cpu {
+        c.resources = (0..cpus.min(u32::from(u16::MAX))).map(|cpu| Resource::of_owner(cpu as u16)).collect();
+    }
     for child in &config.children {
         let mut to = ike::ChildConfig::new(&child.name, child.local_ts.clone(), child.remote_ts.clone());
         to.esp_proposals = child.esp.clone();
@@ -58,15 +61,15 @@ fn connection(config: &ConnectionConfig) -> Result<Connection> {
     Ok(c)
 }
 
-/// For the IKE engine. `cookie_secret` is the same on all members.
+/// For the IKE engine. `cookie_secret` is the same on all members; `cpus` is how many of this one serve SAs.
 ///
 /// # Errors
 /// A pre-shared key cannot be read.
-pub fn engine(config: &Config, cookie_secret: SecretBytes) -> Result<EngineConfig> {
+pub fn engine(config: &Config, cookie_secret: SecretBytes, cpus: u32) -> Result<EngineConfig> {
     let connections = config
         .connections
         .iter()
-        .map(connection)
+        .map(|c| connection(c, cpus))
         .collect::<Result<Vec<_>>>()?;
     Ok(EngineConfig {
         connections,

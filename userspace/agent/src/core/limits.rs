@@ -7,7 +7,7 @@ use std::time::Duration;
 use cluster::message::RaiseKey;
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
-    EVENT_ACQUIRE, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, EVENT_LEASE_EXHAUSTED,
+    EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, EVENT_LEASE_EXHAUSTED,
     EVENT_LEASE_SOFT, Event,
 };
 use maps_schema::sad::SA_LOCAL_ONLY;
@@ -68,6 +68,7 @@ impl Core {
                 EVENT_EVIDENCE => self.evidence(event.slot, event.spi),
                 EVENT_FIRST_INBOUND => self.first_inbound(event),
                 EVENT_ACQUIRE => self.acquire(event.slot),
+                EVENT_ACQUIRE_CPU => self.acquire_for_cpu(event.slot, event.spi),
                 _ => {}
             }
         }

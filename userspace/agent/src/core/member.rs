@@ -372,6 +372,7 @@ impl Core {
         if let ChildSaChange::Remove { spi_in } = change {
             self.groups.of_mut(spi_in.segment()).suspects.remove(*spi_in);
             self.refused.remove(spi_in);
+            self.forget_asked(*spi_in);
             self.reported.remove(spi_in);
             // What could not be installed need not be removed.
             if self.sad.get(*spi_in).is_none() {

@@ -17,6 +17,7 @@ mod limits;
 mod member;
 mod orders;
 mod owner;
+mod per_cpu;
 mod repair;
 mod sas;
 mod secrets;
@@ -125,6 +126,8 @@ struct Core {
     orders: orders::Orders,
     /// Child SAs rekeyed since a raise was refused, and when.
     refused: HashMap<EspSpi, Instant>,
+    /// Child SAs that were asked for, for a CPU beside a shared one, and when.
+    asked: BTreeMap<(EspSpi, u32), Instant>,
     /// Right edges as reported to the standby.
     reported: HashMap<EspSpi, u64>,
     ike_events: BTreeMap<&'static str, u64>,

@@ -185,6 +185,7 @@ impl Core {
             ts_remote: entry.record.ts_remote.iter().map(selector).collect(),
             segment: entry.segment().0,
             cpu: self.plane.cpu_of(entry.slot()),
+            bound: entry.is_bound(),
             packets_in: counters.inbound.packets,
             bytes_in: counters.inbound.bytes,
             packets_out: counters.outbound.packets,

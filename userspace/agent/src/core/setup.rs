@@ -251,6 +251,7 @@ impl Core {
         let mut sad = Sad::new(Settings {
             member: config.cluster.member,
             max_slots: options.slots,
+            cpus: options.cpus,
             first_generation: generation[0],
             outside_mtu: ports.outside_mtu() as u16,
             detection: config.cluster.suspicion_floor + config.cluster.heartbeat,
@@ -262,7 +263,7 @@ impl Core {
         plane.execute(&plan).context("cannot write the policies")?;
 
         let cookie = SecretBytes::new(identity.derive("ike cookie").to_vec());
-        let mut ike = convert::engine(&config, cookie)?;
+        let mut ike = convert::engine(&config, cookie, options.cpus)?;
         secrets::give(&mut ike.endpoint, identity);
         let engine = Engine::new(ike);
         let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);
@@ -358,6 +359,7 @@ impl Core {
             policy_warned: BTreeMap::new(),
             orders: Orders::default(),
             refused: HashMap::new(),
+            asked: BTreeMap::new(),
             reported: HashMap::new(),
             ike_events: BTreeMap::new(),
             config,

@@ -239,9 +239,16 @@ impl Core {
         };
         let taking = self.snapshots.taking.swap_remove(at);
         let group = self.groups.get(id);
+        let mut entries = taking.tail;
+        // What the copy itself does not say. Last, since it is about SAs of the tail too.
+        let layout = self.groups.layout;
+        let parts = self.sad.parts_where(|segment| layout.group_of(segment) == id);
+        if !parts.is_empty() {
+            entries.push(parts.into_iter().map(EntryChange::Child).collect());
+        }
         let tail = Tail {
             suspects: group.suspects.spis(),
-            entries: taking.tail,
+            entries,
             epoch: group.ownership.epoch,
         };
         entry::encode_tail(&mut octets, &tail);

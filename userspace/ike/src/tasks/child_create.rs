@@ -447,6 +447,15 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
         },
         replaces: agreed.replaces,
     });
+    let spi_in = agreed.spi_in;
+    match agreed.resource {
+        Some(_) => ctx.out.child_changes.push(ChildSaChange::Bind {
+            spi_in,
+            now: agreed.outbound == OutboundUse::Now,
+        }),
+        None if agreed.multiple => ctx.out.child_changes.push(ChildSaChange::Share { spi_in }),
+        None => {}
+    }
     let text = format!(
         "child {} is up: SPI {} in, {} out, {}{}, {} === {}",
         agreed.name,

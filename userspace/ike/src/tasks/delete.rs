@@ -64,10 +64,8 @@ fn switch_successor(sa: &mut IkeSa, ctx: &mut Context<'_>, old: EspSpi) {
     let waiting = ChildPhase::AwaitsSwitch { replaces: old };
     if let Some(new) = sa.children.iter_mut().find(|child| child.phase == waiting) {
         new.phase = ChildPhase::Installed;
-        if new.resource.is_none() {
-            let change = ChildSaChange::UseOutbound { spi_in: new.spi_in };
-            ctx.out.child_changes.push(change);
-        }
+        let change = ChildSaChange::UseOutbound { spi_in: new.spi_in };
+        ctx.out.child_changes.push(change);
     }
 }
 

@@ -127,6 +127,10 @@ pub struct Side {
     pub children: BTreeMap<EspSpi, ChildSaRecord>,
     /// Outbound SA (by inbound SPI) per child name.
     pub outbound: BTreeMap<String, EspSpi>,
+    /// Child SAs that are bound to a CPU, and whether it uses them outbound.
+    pub bound: BTreeMap<EspSpi, bool>,
+    /// Child SAs that may have siblings.
+    pub shared: BTreeSet<EspSpi>,
     pub events: Vec<Event>,
     /// All messages that left, as octets.
     pub sent: Vec<Vec<u8>>,
@@ -245,6 +249,8 @@ impl World {
             journal: BTreeMap::new(),
             children: BTreeMap::new(),
             outbound: BTreeMap::new(),
+            bound: BTreeMap::new(),
+            shared: BTreeSet::new(),
             events: Vec::new(),
             sent: Vec::new(),
             changes: Vec::new(),
@@ -433,6 +439,8 @@ impl World {
         s.journal.clear();
         s.children.clear();
         s.outbound.clear();
+        s.bound.clear();
+        s.shared.clear();
         s.around.allocated.clear();
         s.around.epoch += 1;
         s.around.may_show = true;
@@ -605,6 +613,10 @@ impl Side {
             }
             Change::ChildSa(ChildSaChange::UseOutbound { spi_in }) => {
                 self.changes.push(format!("use {spi_in}"));
+                if let Some(used) = self.bound.get_mut(&spi_in) {
+                    assert!(!std::mem::replace(used, true), "{}: used already", self.name);
+                    return;
+                }
                 let child = self.children[&spi_in].child.clone();
                 self.outbound.insert(child, spi_in);
             }
@@ -614,7 +626,17 @@ impl Side {
             Change::ChildSa(ChildSaChange::MoveIkeSa { spi_in, ike_spi }) => {
                 self.children.get_mut(&spi_in).expect("installed").ike_spi = ike_spi;
             }
+            Change::ChildSa(ChildSaChange::Share { spi_in }) => {
+                assert!(self.children.contains_key(&spi_in));
+                assert!(self.shared.insert(spi_in), "{}: shared already", self.name);
+            }
+            Change::ChildSa(ChildSaChange::Bind { spi_in, now }) => {
+                assert!(self.children.contains_key(&spi_in) && !self.shared.contains(&spi_in));
+                assert!(self.bound.insert(spi_in, now).is_none(), "{}: bound already", self.name);
+            }
             Change::ChildSa(ChildSaChange::Remove { spi_in }) => {
+                self.bound.remove(&spi_in);
+                self.shared.remove(&spi_in);
                 self.changes.push(format!("remove {spi_in}"));
                 self.children.remove(&spi_in).expect("installed");
                 assert!(self.around.allocated.remove(&spi_in));

@@ -2,4 +2,5 @@
 
 mod groups;
 mod sas;
+mod siblings;
 mod world;

@@ -24,6 +24,7 @@ impl World {
         let settings = Settings {
             member: MemberId(member),
             max_slots: 4096,
+            cpus: 2,
             first_generation: 1,
             outside_mtu: 1500,
             detection: Duration::from_millis(100),
