@@ -50,6 +50,8 @@ pub struct Observed {
     pub window: InboundSaRuntime,
     /// The counters afterwards.
     pub counters: OutboundSaRuntime,
+    /// Windows and counters of the SAs in [`crate::world::OWN_SLOTS`].
+    pub own: [(InboundSaRuntime, OutboundSaRuntime); 2],
     /// Kinds and numbers of the events.
     pub events: Vec<(u32, u64)>,
     /// Kinds of frames for the slow path, with their octets.
@@ -71,6 +73,8 @@ pub struct Case {
     pub frame: Vec<u8>,
     /// Interface on which it arrives.
     pub ifindex: u32,
+    /// CPU on which it arrives.
+    pub cpu: u32,
     /// Verdict; none for `sa_ctl`.
     pub verdict: Option<Verdict>,
     /// Connection that the verdict is counted for.
@@ -103,6 +107,7 @@ impl Case {
                 Program::Steer | Program::EspIn => OUTSIDE_IFINDEX,
                 _ => INSIDE_IFINDEX,
             },
+            cpu: 0,
             verdict: None,
             connection: 0,
             action: Action::Drop,
@@ -118,6 +123,12 @@ impl Case {
     /// The frame arrives on this interface.
     pub fn on(mut self, ifindex: u32) -> Self {
         self.ifindex = ifindex;
+        self
+    }
+
+    /// The frame arrives on this CPU.
+    pub fn on_cpu(mut self, cpu: u32) -> Self {
+        self.cpu = cpu;
         self
     }
 

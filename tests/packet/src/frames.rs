@@ -318,6 +318,20 @@ pub struct OpenedFrame {
 /// # Errors
 /// What is wrong with it.
 pub fn open_ours(frame: &[u8], suite: u8, esn_high: Option<u32>, encap: bool) -> Result<OpenedFrame, String> {
+    open_ours_of(SPI_OUT, frame, suite, esn_high, encap)
+}
+
+/// [`open_ours`] of another SA with the same key octets.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn open_ours_of(
+    spi: u32,
+    frame: &[u8],
+    suite: u8,
+    esn_high: Option<u32>,
+    encap: bool,
+) -> Result<OpenedFrame, String> {
     let outer = frame.get(14..).ok_or("no Ethernet header")?.to_vec();
     let v6 = outer[0] >> 4 == 6;
     let (ip_len, protocol) = if v6 { (40, outer[6]) } else { (20, outer[9]) };
@@ -358,7 +372,7 @@ pub fn open_ours(frame: &[u8], suite: u8, esn_high: Option<u32>, encap: bool) ->
         return Err("not ESP".into());
     }
     let esp = &outer[at..];
-    if esp[..4] != SPI_OUT.to_be_bytes() {
+    if esp[..4] != spi.to_be_bytes() {
         return Err("SPI wrong".into());
     }
     let seq_low = u32::from_be_bytes([esp[4], esp[5], esp[6], esp[7]]);
@@ -370,7 +384,7 @@ pub fn open_ours(frame: &[u8], suite: u8, esn_high: Option<u32>, encap: bool) ->
     let opened = key(suite, OUT)
         .open_in_place(
             nonce(&esp[8..16]),
-            aad(SPI_OUT, seq, esn_high.is_some()),
+            aad(spi, seq, esn_high.is_some()),
             &mut text,
         )
         .map_err(|_| "the peer's provider does not open it")?;

@@ -12,7 +12,7 @@ use datapath::headers;
 use datapath::nd;
 use maps_schema::event::SLOW_FRAME_MAX;
 use maps_schema::sad::{
-    FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
+    FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_at, slot_place,
 };
 use maps_schema::spd::SpdEntry;
 use maps_schema::steer::{ClusterAddress, Local, Member, NO_VLAN, Port};
@@ -29,8 +29,10 @@ const NOW_MS: u64 = 5_000_000;
 struct Host<'a> {
     world: &'a World,
     ifindex: u32,
+    cpu: u32,
     window: RefCell<InboundSaRuntime>,
     counters: OutboundCounters,
+    own: [(RefCell<InboundSaRuntime>, OutboundCounters); 2],
     frame: HostFrame,
     events: RefCell<Vec<(u32, u64)>>,
     slow: RefCell<Vec<(u32, Vec<u8>)>>,
@@ -41,6 +43,13 @@ impl Host<'_> {
     fn here<T>(&self, cpu: u32, index: u32, value: T) -> Option<T> {
         (slot_place(SLOT, self.world.local.cpus) == (cpu, index)).then_some(value)
     }
+
+    /// Which of [`OWN_SLOTS`] is meant, if there is an SA.
+    fn own(&self, cpu: u32, index: u32) -> Option<(usize, &Own)> {
+        let slot = slot_at(cpu, index, self.world.local.cpus);
+        let at = OWN_SLOTS.iter().position(|own| *own == slot)?;
+        self.world.own[at].as_ref().map(|own| (at, own))
+    }
 }
 
 impl Env for Host<'_> {
@@ -49,7 +58,7 @@ impl Env for Host<'_> {
     }
 
     fn cpu(&self) -> u32 {
-        0
+        self.cpu
     }
 
     fn last_hop(&self, _cpu: u32, _outbound: bool) -> u64 {
@@ -89,6 +98,9 @@ impl Env for Host<'_> {
 
     fn inbound(&self, cpu: u32, index: u32) -> Option<&InboundSa> {
         static EMPTY: std::sync::OnceLock<InboundSa> = std::sync::OnceLock::new();
+        if let Some((_, own)) = self.own(cpu, index) {
+            return Some(&own.inbound);
+        }
         Some(
             self.here(cpu, index, &self.world.inbound)
                 .unwrap_or_else(|| EMPTY.get_or_init(InboundSa::default)),
@@ -96,23 +108,47 @@ impl Env for Host<'_> {
     }
 
     fn window<R>(&self, cpu: u32, index: u32, f: impl FnOnce(&mut InboundSaRuntime) -> R) -> Option<R> {
+        if let Some((at, _)) = self.own(cpu, index) {
+            return Some(f(&mut self.own[at].0.borrow_mut()));
+        }
         self.here(cpu, index, ())?;
         Some(f(&mut self.window.borrow_mut()))
     }
 
     fn key_in(&self, cpu: u32, index: u32) -> Option<&SaKey> {
+        if let Some((_, own)) = self.own(cpu, index) {
+            return Some(&own.key_in);
+        }
         self.here(cpu, index, &self.world.key_in)
     }
 
     fn outbound(&self, cpu: u32, index: u32) -> Option<&OutboundSa> {
+        if let Some((_, own)) = self.own(cpu, index) {
+            return Some(&own.outbound);
+        }
         self.here(cpu, index, &self.world.outbound)
     }
 
+    fn own_slot(&self, cpu: u32, slot: u32) -> u32 {
+        let uses = self.world.uses_own.get(cpu as usize).is_some_and(|uses| *uses);
+        if slot == SLOT && uses {
+            OWN_SLOTS[cpu as usize] + 1
+        } else {
+            0
+        }
+    }
+
     fn counters(&self, cpu: u32, index: u32) -> Option<&OutboundCounters> {
+        if let Some((at, _)) = self.own(cpu, index) {
+            return Some(&self.own[at].1);
+        }
         self.here(cpu, index, &self.counters)
     }
 
     fn key_out(&self, cpu: u32, index: u32) -> Option<&SaKey> {
+        if let Some((_, own)) = self.own(cpu, index) {
+            return Some(&own.key_out);
+        }
         self.here(cpu, index, &self.world.key_out)
     }
 
@@ -223,6 +259,11 @@ pub fn run(case: &Case) -> Observed {
     let host = Host {
         world: &case.world,
         ifindex: case.ifindex,
+        cpu: case.cpu,
+        own: case.world.own.map(|own| {
+            let window = own.map_or_else(InboundSaRuntime::default, |own| own.window);
+            (RefCell::new(window), OutboundCounters::default())
+        }),
         window: RefCell::new(case.world.window),
         counters,
         frame: HostFrame::new(case.frame.clone()),
@@ -266,7 +307,13 @@ pub fn run(case: &Case) -> Observed {
         Some(_) => None,
         None => Verdict::from_number(work.verdict).map(|v| (work.connection as u16, v)),
     };
-    let c = &host.counters;
+    let read = |c: &OutboundCounters| OutboundSaRuntime {
+        seq: c.seq.get(),
+        packets: c.packets.get(),
+        bytes: c.bytes.get(),
+        last_ms: c.last_ms.get(),
+        exhausted_version: c.exhausted_version.get(),
+    };
     let target = matches!(work.action, ACTION_REDIRECT | ACTION_CPU).then_some(work.target);
     Observed {
         verdict,
@@ -274,13 +321,8 @@ pub fn run(case: &Case) -> Observed {
         action,
         frame: host.frame.octets(),
         window: *host.window.borrow(),
-        counters: OutboundSaRuntime {
-            seq: c.seq.get(),
-            packets: c.packets.get(),
-            bytes: c.bytes.get(),
-            last_ms: c.last_ms.get(),
-            exhausted_version: c.exhausted_version.get(),
-        },
+        counters: read(&host.counters),
+        own: [0, 1].map(|at| (*host.own[at].0.borrow(), read(&host.own[at].1))),
         events: host.events.borrow().clone(),
         slow: host.slow.borrow().clone(),
     }

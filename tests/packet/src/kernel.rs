@@ -15,7 +15,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use dataplane::{ObjectSource, Options, Plane};
 use maps_schema::event::{Event, SlowFrame};
 use maps_schema::names::*;
-use maps_schema::sad::{InboundSaRuntime, OutboundSaRuntime, slot_place};
+use maps_schema::sad::{CpuSlot, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place};
 use maps_schema::segment::{SEGMENTS, Segment};
 use maps_schema::steer::{AddressKey, ClusterAddress, MacKey, PortKey};
 use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
@@ -26,13 +26,14 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::case::{Action, Case, Observed, Program};
 use crate::world::*;
 
-const MADE_BY_DATAPLANE: [&str; 7] = [
+const MADE_BY_DATAPLANE: [&str; 8] = [
     MAP_SA_IN,
     MAP_SA_IN_RT,
     MAP_SA_OUT,
     MAP_SA_OUT_RT,
     MAP_KEY_IN,
     MAP_KEY_OUT,
+    MAP_CPU_SLOT,
     MAP_SEGMENTS,
 ];
 const OTHERS: [&str; 12] = [
@@ -100,8 +101,6 @@ impl Kernel {
     /// Without root, bpffs or the object, and where the verifier refuses a program.
     pub fn load() -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace (root?)")?;
-        let mut cpu = CpuSet::new();
-        cpu.set(0)?;
         network()?;
         let folder = PathBuf::from(format!("/sys/fs/bpf/esp-pkt{}", std::process::id()));
         let object = object_path();
@@ -116,7 +115,7 @@ impl Kernel {
             )
         };
         let plane = Plane::load(&options).with_context(|| format!("load {}", object.display()))?;
-        sched_setaffinity(Pid::from_raw(0), &cpu)?;
+        pin_to(0)?;
         let stage = std::fs::read_dir(&folder)?
             .flatten()
             .map(|e| e.path())
@@ -174,17 +173,59 @@ impl Kernel {
         pinned(&path).with_context(|| format!("open {}", path.display()))
     }
 
-    /// The inner array and index of [`SLOT`].
-    fn inner(&self, name: &str) -> Result<(OwnedFd, u32)> {
-        let (cpu, index) = slot_place(SLOT, CPUS);
-        let mut id = [0u8; 4];
-        lookup(&self.map(name)?, &cpu.to_ne_bytes(), &mut id)?;
-        Ok((by_id(u32::from_ne_bytes(id))?, index))
+    /// The inner array and index of a slot.
+    fn inner(&self, name: &str, slot: u32) -> Result<(OwnedFd, u32)> {
+        let (cpu, index) = slot_place(slot, CPUS);
+        Ok((self.inner_of(name, cpu)?, index))
     }
 
-    fn put_inner(&self, name: &str, value: &[u8]) -> Result<()> {
-        let (map, index) = self.inner(name)?;
+    fn inner_of(&self, name: &str, cpu: u32) -> Result<OwnedFd> {
+        let mut id = [0u8; 4];
+        lookup(&self.map(name)?, &cpu.to_ne_bytes(), &mut id)?;
+        by_id(u32::from_ne_bytes(id))
+    }
+
+    fn put_inner(&self, name: &str, slot: u32, value: &[u8]) -> Result<()> {
+        let (map, index) = self.inner(name, slot)?;
         update(&map, &index.to_ne_bytes(), value).with_context(|| format!("write {name}"))
+    }
+
+    /// Window and counters of a slot.
+    fn runtime(&self, slot: u32) -> Result<(InboundSaRuntime, OutboundSaRuntime)> {
+        let (map, index) = self.inner(MAP_SA_IN_RT, slot)?;
+        let mut window = InboundSaRuntime::default();
+        lookup(&map, &index.to_ne_bytes(), window.as_mut_bytes())?;
+        let (map, index) = self.inner(MAP_SA_OUT_RT, slot)?;
+        let mut counters = OutboundSaRuntime::default();
+        lookup(&map, &index.to_ne_bytes(), counters.as_mut_bytes())?;
+        Ok((window, counters))
+    }
+
+    /// The SAs beside the one in [`SLOT`], and who uses them.
+    fn set_own(&mut self, world: &World) -> Result<()> {
+        for (cpu, slot) in OWN_SLOTS.into_iter().enumerate() {
+            let own = world.own[cpu];
+            let inbound = own.map_or_else(InboundSa::default, |own| own.inbound);
+            let window = own.map_or_else(InboundSaRuntime::default, |own| own.window);
+            let outbound = own.map_or_else(OutboundSa::default, |own| own.outbound);
+            self.put_inner(MAP_SA_IN, slot, inbound.as_bytes())?;
+            self.put_inner(MAP_SA_IN_RT, slot, window.as_bytes())?;
+            self.put_inner(MAP_SA_OUT, slot, outbound.as_bytes())?;
+            self.put_inner(MAP_SA_OUT_RT, slot, OutboundSaRuntime::default().as_bytes())?;
+            self.put_inner(MAP_KEY_IN, slot, own.map_or(SaKey::EMPTY, |own| own.key_in).as_bytes())?;
+            self.put_inner(MAP_KEY_OUT, slot, own.map_or(SaKey::EMPTY, |own| own.key_out).as_bytes())?;
+            let number = if world.uses_own[cpu] { slot + 1 } else { 0 };
+            let value = CpuSlot { number, reserved: 0 };
+            let table = self.inner_of(MAP_CPU_SLOT, cpu as u32)?;
+            update(&table, &SLOT.to_ne_bytes(), value.as_bytes())?;
+        }
+        // A packet that another CPU got just before would have those of this one queue up behind it.
+        let hops = self.ebpf.map_mut("HOPS").context("HOPS")?;
+        let mut hops: aya::maps::Array<_, u64> = aya::maps::Array::try_from(hops)?;
+        for at in 0..hops.len() {
+            hops.set(at, 0, 0)?;
+        }
+        Ok(())
     }
 
     fn put(&self, name: &str, key: &[u8], value: &[u8]) -> Result<()> {
@@ -229,12 +270,12 @@ impl Kernel {
         for i in 0..SEGMENTS as u32 {
             self.put(MAP_SEGMENTS, &i.to_ne_bytes(), segment.as_bytes())?;
         }
-        self.put_inner(MAP_SA_IN, world.inbound.as_bytes())?;
-        self.put_inner(MAP_SA_IN_RT, world.window.as_bytes())?;
-        self.put_inner(MAP_KEY_IN, world.key_in.as_bytes())?;
-        self.put_inner(MAP_SA_OUT, world.outbound.as_bytes())?;
-        self.put_inner(MAP_SA_OUT_RT, world.counters.as_bytes())?;
-        self.put_inner(MAP_KEY_OUT, world.key_out.as_bytes())?;
+        self.put_inner(MAP_SA_IN, SLOT, world.inbound.as_bytes())?;
+        self.put_inner(MAP_SA_IN_RT, SLOT, world.window.as_bytes())?;
+        self.put_inner(MAP_KEY_IN, SLOT, world.key_in.as_bytes())?;
+        self.put_inner(MAP_SA_OUT, SLOT, world.outbound.as_bytes())?;
+        self.put_inner(MAP_SA_OUT_RT, SLOT, world.counters.as_bytes())?;
+        self.put_inner(MAP_KEY_OUT, SLOT, world.key_out.as_bytes())?;
         let mut key = POLICY_PREFIX_LEN.to_ne_bytes().to_vec();
         key.extend(mapped(POLICY_PREFIX));
         self.put(MAP_SPD, &key, world.policy.as_bytes())?;
@@ -243,6 +284,7 @@ impl Kernel {
         self.put(MAP_SPD, &key, world.policy_v6.as_bytes())?;
         let never = vec![0u8; 8 * cpus()?];
         self.put("ACQUIRED", &u32::from(CONNECTION).to_ne_bytes(), &never)?;
+        self.set_own(world)?;
         while self.events.next().is_some() {}
         while self.slow.next().is_some() {}
         Ok(())
@@ -292,9 +334,10 @@ impl Kernel {
                 options.ctx_in = Some(context.as_bytes());
             }
             options.data_out = Some(&mut out);
-            program
-                .test_run(options)
-                .with_context(|| format!("run {}", case.name))?
+            pin_to(case.cpu as usize)?;
+            let result = program.test_run(options);
+            pin_to(0)?;
+            result.with_context(|| format!("run {}", case.name))?
         };
         out.truncate(result.data_size_out as usize);
         let after = self.verdicts()?;
@@ -321,12 +364,8 @@ impl Kernel {
             (_, 4) => Action::Redirect,
             (_, other) => bail!("{}: XDP returned {other}", case.name),
         };
-        let (map, index) = self.inner(MAP_SA_IN_RT)?;
-        let mut window = InboundSaRuntime::default();
-        lookup(&map, &index.to_ne_bytes(), window.as_mut_bytes())?;
-        let (map, index) = self.inner(MAP_SA_OUT_RT)?;
-        let mut counters = OutboundSaRuntime::default();
-        lookup(&map, &index.to_ne_bytes(), counters.as_mut_bytes())?;
+        let (window, counters) = self.runtime(SLOT)?;
+        let own = [self.runtime(OWN_SLOTS[0])?, self.runtime(OWN_SLOTS[1])?];
         let mut events = Vec::new();
         while let Some(item) = self.events.next() {
             let (event, _) = Event::read_from_prefix(&item).ok().context("an event")?;
@@ -353,10 +392,17 @@ impl Kernel {
             frame: out,
             window,
             counters,
+            own,
             events,
             slow,
         })
     }
+}
+
+fn pin_to(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
 /// Two interfaces with the addresses, routes and neighbours of [`crate::host`].

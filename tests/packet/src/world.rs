@@ -7,7 +7,7 @@ use maps_schema::sad::{
     SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
 };
 use maps_schema::segment::{OwnerWord, SideWord};
-use maps_schema::spd::{ACTION_PROTECT, SpdEntry, SpdRule};
+use maps_schema::spd::{ACTION_PROTECT, ACTION_PROTECT_PER_CPU, SpdEntry, SpdRule};
 use maps_schema::steer::{Local, MAX_PORTS, Member, PORTS_PER_SIDE, Port, SIDE_INSIDE, SIDE_OUTSIDE};
 
 /// This member.
@@ -107,9 +107,11 @@ pub const NEAR_VLAN_HOST: u32 = 0x0a01_0305;
 /// Its MAC address.
 pub const NEAR_VLAN_MAC: [u8; 6] = [2, 0, 0, 0, 4, 5];
 /// Slot of the SA pair: segment 0x04, CPU 0.
-pub const SLOT: u32 = 0x104;
+pub const SLOT: u32 = 0x204;
 /// Our SPI: generation 3, member 1, the slot.
-pub const SPI_IN: u32 = 0x0300_0104;
+pub const SPI_IN: u32 = 0x0300_0204;
+/// Slots of the same segment for SAs beside it, by the CPU that serves them.
+pub const OWN_SLOTS: [u32; 2] = [0x004, 0x304];
 /// The peer's SPI.
 pub const SPI_OUT: u32 = 0xc0ff_ee01;
 /// Connection index.
@@ -170,6 +172,35 @@ pub struct World {
     pub policy: SpdEntry,
     /// Rules for destination 2001:db8:2::/48.
     pub policy_v6: SpdEntry,
+    /// SA pairs in [`OWN_SLOTS`], with the suite and key octets of the one in [`SLOT`].
+    pub own: [Option<Own>; 2],
+    /// Whether each CPU is told to use its own in place of the one in [`SLOT`].
+    pub uses_own: [bool; 2],
+}
+
+/// An SA pair beside the one in [`SLOT`].
+#[derive(Clone, Copy)]
+pub struct Own {
+    /// Inbound record.
+    pub inbound: InboundSa,
+    /// Its window.
+    pub window: InboundSaRuntime,
+    /// Its key.
+    pub key_in: SaKey,
+    /// Outbound record.
+    pub outbound: OutboundSa,
+    /// Its key.
+    pub key_out: SaKey,
+}
+
+/// Our SPI of the SA in [`OWN_SLOTS`].
+pub const fn own_spi_in(cpu: usize) -> u32 {
+    0x0500_0000 | OWN_SLOTS[cpu]
+}
+
+/// The peer's SPI of the SA in [`OWN_SLOTS`].
+pub const fn own_spi_out(cpu: usize) -> u32 {
+    SPI_OUT + 1 + cpu as u32
 }
 
 /// Prefix of [`World::policy`] in bits of the mapped address.
@@ -372,7 +403,42 @@ impl World {
             key_out: key(OUT, SPI_OUT),
             policy,
             policy_v6,
+            own: [None; 2],
+            uses_own: [false; 2],
         }
+    }
+
+    /// Child SAs per CPU: the rules say that CPUs may have their own, and these have.
+    pub fn per_cpu(cpus: &[usize]) -> Self {
+        let mut world = Self::plain();
+        world.policy.rules[0].action = ACTION_PROTECT_PER_CPU;
+        for cpu in cpus {
+            let (spi_in, spi_out) = (own_spi_in(*cpu), own_spi_out(*cpu));
+            world.uses_own[*cpu] = true;
+            world.own[*cpu] = Some(Own {
+                inbound: InboundSa {
+                    spi: spi_in,
+                    ..world.inbound
+                },
+                window: InboundSaRuntime {
+                    spi: spi_in,
+                    ..world.window
+                },
+                key_in: SaKey {
+                    spi: spi_in,
+                    ..world.key_in
+                },
+                outbound: OutboundSa {
+                    spi: spi_out,
+                    ..world.outbound
+                },
+                key_out: SaKey {
+                    spi: spi_out,
+                    ..world.key_out
+                },
+            });
+        }
+        world
     }
 
     /// The base world with ChaCha20-Poly1305, 32-bit numbers, no encapsulation.

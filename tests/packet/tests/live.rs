@@ -46,8 +46,8 @@ const WEST: Side = Side {
     inside_net: 0x0a01_0000,
     outside_v6: v6(0xa, 1),
     inside_v6: 1,
-    slot: 0x104,
-    spi_in: 0x0300_0104,
+    slot: 0x204,
+    spi_in: 0x0300_0204,
 };
 const EAST: Side = Side {
     name: "east",

@@ -4,6 +4,7 @@ mod handover;
 mod inbound;
 mod neighbour;
 mod outbound;
+mod per_cpu;
 mod ports;
 mod steer;
 mod v6;
@@ -16,6 +17,7 @@ use crate::case::Case;
 pub fn all() -> Vec<Case> {
     let mut cases = inbound::cases();
     cases.extend(outbound::cases());
+    cases.extend(per_cpu::cases());
     cases.extend(steer::cases());
     cases.extend(ports::cases());
     cases.extend(vlan::cases());

@@ -126,6 +126,8 @@ struct Core {
     orders: orders::Orders,
     /// Child SAs rekeyed since a raise was refused, and when.
     refused: HashMap<EspSpi, Instant>,
+    /// IKE SAs of which a fork was discarded: their peers are still to be asked for Message IDs.
+    forked: VecDeque<IkeSpi>,
     /// Child SAs that were asked for, for a CPU beside a shared one, and when.
     asked: BTreeMap<(EspSpi, u32), Instant>,
     /// Right edges as reported to the standby.
@@ -431,6 +433,7 @@ impl Core {
         }
         self.sweep_waiting();
         self.rekey_suspects();
+        self.ask_message_ids();
         self.redial(now);
     }
 }

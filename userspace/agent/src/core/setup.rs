@@ -360,6 +360,7 @@ impl Core {
             orders: Orders::default(),
             refused: HashMap::new(),
             asked: BTreeMap::new(),
+            forked: VecDeque::new(),
             reported: HashMap::new(),
             ike_events: BTreeMap::new(),
             config,

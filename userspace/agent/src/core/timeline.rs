@@ -88,6 +88,9 @@ impl Core {
             EventKind::Joining(member) => {
                 let text = format!("member {} joins", member.member);
                 self.log.add(Level::Note, group, "joining", text);
+                if let Some(id) = group {
+                    self.fork_has_ended(id, member.member, member.incarnation.0);
+                }
             }
             EventKind::Excluded { member, reason } => {
                 let text = format!("member {member} is not in sync any more: {reason}");
