@@ -17,6 +17,7 @@ pub mod faults;
 pub mod fleet;
 pub mod flow;
 pub mod iperf;
+pub mod gateway;
 pub mod ledger;
 pub mod member;
 pub mod netns;

@@ -83,6 +83,19 @@ impl Member {
 
     /// Writes the configuration.
     pub fn with(lab: &Lab, place: &Place, product: &Product, settings: &Settings) -> Result<Self> {
+        let seats: Vec<_> = lab.members.iter().map(Place::seat).collect();
+        Self::configured(lab, place, product, |paths| {
+            configuration_with(&place.seat(), &seats, paths, settings)
+        })
+    }
+
+    /// Writes a configuration that is made out of the paths.
+    pub fn configured(
+        lab: &Lab,
+        place: &Place,
+        product: &Product,
+        text: impl FnOnce(&Paths<'_>) -> String,
+    ) -> Result<Self> {
         let folder = lab.folder.join(place.letter);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let member = Self {
@@ -100,7 +113,6 @@ impl Member {
                 .inside(|| UdpSocket::bind("127.0.0.1:0").context("switch socket"))?,
         };
         lab.resources.note_path(&member.pins)?;
-        let seats: Vec<_> = lab.members.iter().map(Place::seat).collect();
         let paths = Paths {
             pki: Path::new("../pki"),
             psk: Path::new("../psk"),
@@ -108,9 +120,32 @@ impl Member {
             pins: &member.pins,
             socket: &member.socket,
         };
-        let text = configuration_with(&place.seat(), &seats, &paths, settings);
-        fs::write(&member.config, text)?;
+        fs::write(&member.config, text(&paths))?;
         Ok(member)
+    }
+
+    /// Adds keys to every connection, one a line.
+    pub fn add_keys(&self, keys: &str) -> Result<()> {
+        let text = fs::read_to_string(&self.config)?;
+        let with = text.replace("\nstart = ", &format!("\n{keys}\nstart = "));
+        anyhow::ensure!(with != text, "no connection in {}", self.config.display());
+        Ok(fs::write(&self.config, with)?)
+    }
+
+    /// Nothing is left of a killed agent: its programs are detached, and all maps are gone.
+    pub fn remove_pins(&self) -> Result<()> {
+        fs::remove_dir_all(&self.pins).with_context(|| self.pins.display().to_string())
+    }
+
+    /// `espalier events --json`: (`CLOCK_MONOTONIC` ns, kind, text), oldest first.
+    pub fn events(&self) -> Result<Vec<(u64, String, String)>> {
+        let text = self.espalier(&["events", "--json"])?;
+        let events: Vec<Value> = serde_json::from_str(&text).context("espalier events --json")?;
+        let of = |event: &Value| {
+            let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+            (event["monotonic_ns"].as_u64().unwrap_or(0), text("kind"), text("text"))
+        };
+        Ok(events.iter().map(of).collect())
     }
 
     /// Starts the agent.

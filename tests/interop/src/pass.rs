@@ -74,6 +74,13 @@ impl PassProgram {
         Ok(Self { pin })
     }
 
+    /// The one that the lab has loaded.
+    pub fn of(resources: &Resources) -> Self {
+        Self {
+            pin: PathBuf::from("/sys/fs/bpf").join(resources.name("pass")),
+        }
+    }
+
     /// Attaches it in driver mode.
     pub fn attach(&self, netns: &Netns, interface: &str) -> Result<()> {
         let pin = self.pin.to_string_lossy();

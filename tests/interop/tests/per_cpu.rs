@@ -1,0 +1,184 @@
+//! Child SAs per CPU (RFC 9611) between two espalier gateways: each CPU's traffic has an SA of its own, in both directions.
+//!
+//! Needs root, two CPUs and the built product: `cargo xtask test` sees to the rest.
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::clock::wait_for;
+use lab::cluster::Cluster;
+use lab::gateway;
+use lab::member::{Member, Product};
+use lab::netns::Netns;
+use lab::stage::random_psk;
+use lab::topology::{Lab, Plan, addr};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+const CPUS: [u64; 2] = [0, 1];
+
+/// Pings on each CPU at the same time. How many were lost.
+fn pings(from: &Netns, count: u32) -> Result<u32> {
+    let start = |cpu: u64| {
+        from.command("taskset")
+            .args(["-c", &cpu.to_string(), "ping", "-n", "-q", "-i", "0.005", "-W", "1"])
+            .args(["-c", &count.to_string(), "-s", &(100 + cpu).to_string()])
+            .args(["-I", &addr::HOST_ONE.to_string(), &addr::SERVER_ONE.to_string()])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .context("taskset ping")
+    };
+    let running = CPUS.map(start);
+    let mut lost = 0;
+    for ping in running {
+        let output = ping?.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));
+        let received: u32 = received.with_context(|| format!("ping says: {text}"))?.parse()?;
+        lost += count - received;
+    }
+    Ok(lost)
+}
+
+/// A Child SA as `espalier sas` shows it.
+#[derive(Clone, Debug, PartialEq)]
+struct Sa {
+    spi_in: String,
+    spi_out: String,
+    cpu: u64,
+    bound: bool,
+    packets_in: u64,
+    packets_out: u64,
+}
+
+fn sas(member: &Member) -> Result<Vec<Sa>> {
+    let all = member.sas()?;
+    let children = all.as_array().context("a list")?.iter();
+    let children = children.filter_map(|ike| ike["children"].as_array()).flatten();
+    let of = |child: &Value| {
+        let text = |key: &str| child[key].as_str().unwrap_or_default().to_owned();
+        let number = |key: &str| child[key].as_u64().unwrap_or(0);
+        Sa {
+            spi_in: text("spi_in"),
+            spi_out: text("spi_out"),
+            cpu: number("cpu"),
+            bound: child["bound"].as_bool().unwrap_or(false),
+            packets_in: number("packets_in"),
+            packets_out: number("packets_out"),
+        }
+    };
+    Ok(children.map(of).collect())
+}
+
+/// CPUs that have SAs of their own.
+fn own_cpus(sas: &[Sa]) -> BTreeSet<u64> {
+    sas.iter().filter(|sa| sa.bound).map(|sa| sa.cpu).collect()
+}
+
+#[test]
+fn the_traffic_of_each_cpu_has_an_sa_of_its_own_in_both_directions() -> Result<()> {
+    ensure!(
+        std::thread::available_parallelism()?.get() >= CPUS.len(),
+        "this test needs two CPUs"
+    );
+    let product = Product::built()?;
+    let plan = Plan { members: 1, ..Plan::PAIR };
+    let lab = Lab::planned(Path::new(env!("CARGO_TARGET_TMPDIR")), plan)?;
+    let mut cluster = Cluster::prepare(lab, &product, &random_psk()?, &gateway::settings())?;
+    let mut peer = gateway::place(&cluster.lab, &product)?;
+    peer.add_keys("per_cpu = true")?;
+    cluster.members[0].add_keys("per_cpu = true")?;
+    cluster.start()?;
+    cluster.wait_all_in_sync(Duration::from_secs(30))?;
+    peer.start(&cluster.lab.resources)?;
+    let member = &cluster.members[0];
+    let host = &cluster.lab.host;
+    let complain = |what: &str| -> String {
+        format!(
+            "{what}\n{:#?}\n{:#?}\n{:?}\n{:?}\n{}\n{}",
+            sas(&peer).unwrap_or_default(),
+            sas(member).unwrap_or_default(),
+            peer.verdicts(),
+            member.verdicts(),
+            peer.log_text(),
+            member.log_text()
+        )
+    };
+
+    // On demand: traffic on a CPU without one brings it up.
+    let all: BTreeSet<u64> = CPUS.into();
+    let grown = wait_for(Duration::from_secs(40), Duration::from_millis(50), || {
+        let lost = pings(host, 20).ok()?;
+        let both = [&peer, member].map(|side| sas(side).map(|sas| own_cpus(&sas)).unwrap_or_default());
+        (lost == 0 && both.iter().all(|cpus| *cpus == all)).then_some(())
+    });
+    if grown.is_none() {
+        bail!(complain("no SA for each CPU on both sides"));
+    }
+    for side in [&peer, member] {
+        let status = side.status()?;
+        let agreed = status["connections"][0]["agreed"].to_string();
+        ensure!(agreed.contains("per_resource"), "{agreed}");
+    }
+
+    let before = [sas(&peer)?, sas(member)?];
+    let lost = pings(host, 200)?;
+    ensure!(lost == 0, complain(&format!("{lost} pings lost")));
+    for (side, before) in [&peer, member].into_iter().zip(&before) {
+        let after = sas(side)?;
+        let mut sent: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut received: BTreeMap<u64, u64> = BTreeMap::new();
+        for sa in after.iter().filter(|sa| sa.bound) {
+            let old = before.iter().find(|old| old.spi_in == sa.spi_in);
+            let (was_in, was_out) = old.map_or((0, 0), |old| (old.packets_in, old.packets_out));
+            *sent.entry(sa.cpu).or_default() += sa.packets_out - was_out;
+            *received.entry(sa.cpu).or_default() += sa.packets_in - was_in;
+        }
+        println!("{}: sent by CPU {sent:?}, received by CPU {received:?}", side.place.letter);
+        // Each CPU pinged 200 times. The scheduler may run a softirq of one elsewhere now and then.
+        ensure!(
+            CPUS.iter().all(|cpu| sent.get(cpu).is_some_and(|n| *n >= 100)),
+            complain(&format!("not both CPUs sent with their own SAs: {sent:?}"))
+        );
+        ensure!(
+            CPUS.iter().all(|cpu| received.get(cpu).is_some_and(|n| *n >= 100)),
+            complain(&format!("not both CPUs received on their own SAs: {received:?}"))
+        );
+    }
+
+    // A rekey of one: it stays on its CPU, the others are as they were, nothing is lost.
+    let before = sas(&peer)?;
+    let old = before.iter().find(|sa| sa.bound && sa.cpu == 1).context("the SA of CPU 1")?.clone();
+    let running = {
+        let host = host.clone();
+        std::thread::spawn(move || pings(&host, 400))
+    };
+    let said = peer.espalier(&["rekey", "--spi", &old.spi_in])?;
+    println!("{}", said.trim());
+    let lost = running.join().map_err(|_| anyhow::anyhow!("pings panicked"))??;
+    ensure!(lost == 0, complain(&format!("{lost} pings lost in the rekey")));
+    let spis = |sas: &[Sa]| sas.iter().map(|sa| sa.spi_in.clone()).collect::<BTreeSet<_>>();
+    let replaced = wait_for(Duration::from_secs(10), Duration::from_millis(50), || {
+        let after = sas(&peer).ok()?;
+        (!spis(&after).contains(&old.spi_in)).then_some(after)
+    });
+    let after = replaced.with_context(|| complain("the old SA stays"))?;
+    let new: Vec<&Sa> = after.iter().filter(|sa| !spis(&before).contains(&sa.spi_in)).collect();
+    ensure!(
+        new.len() == 1 && new[0].bound && new[0].cpu == 1,
+        complain(&format!("in its place: {new:?}"))
+    );
+    ensure!(own_cpus(&sas(member)?) == all, complain("the member's CPUs"));
+
+    let (flows, duplicates) = cluster.outside.read(|ledger| {
+        let twice = |flow: &lab::ledger::Flow| flow.dup_seq + flow.dup_iv;
+        let duplicates: u64 = ledger.flows.values().map(twice).sum();
+        let from = |address| ledger.flows.keys().filter(|key| key.0 == address).count();
+        ((from(gateway::OUTSIDE), from(addr::CLUSTER_OUTSIDE)), duplicates)
+    });
+    println!("SAs seen on the wire: {flows:?} (peer, cluster), numbers or IVs used twice: {duplicates}");
+    ensure!(duplicates == 0, "{duplicates} numbers or IVs were used twice");
+    ensure!(flows.0 >= 3 && flows.1 >= 3, "the wire shows {flows:?} SAs");
+    ensure!(cluster.outside.lost() == 0, "the recorder lost packets");
+    Ok(())
+}
