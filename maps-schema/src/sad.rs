@@ -333,7 +333,10 @@ mod tests {
             }
             for segment in 0..ROW {
                 let of_segment = (0..cpus).map(|row| slot_place(row * ROW + segment, cpus).0);
-                assert_eq!(of_segment.fold(0u64, |cpus, cpu| cpus | 1 << cpu), u64::MAX >> (64 - cpus));
+                assert_eq!(
+                    of_segment.fold(0u64, |cpus, cpu| cpus | 1 << cpu),
+                    u64::MAX >> (64 - cpus)
+                );
             }
         }
         assert_eq!(slot_place(7, 0), (0, 7));

@@ -49,7 +49,7 @@ pub fn place(lab: &Lab, product: &Product) -> Result<Member> {
     pass.attach(&lab.host, "lan")?;
     let mut command = std::process::Command::new(&product.binary);
     command
-        .args(["cluster", "init", "--name", "peer", "--members", "1", "--dir"])
+        .args(["cluster", "init", "--name", "peer", "--members", "2", "--dir"])
         .arg(lab.folder.join("peer-pki"));
     cmd::output(command, "").context("espalier cluster init")?;
     let place = Place {

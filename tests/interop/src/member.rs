@@ -143,7 +143,11 @@ impl Member {
         let events: Vec<Value> = serde_json::from_str(&text).context("espalier events --json")?;
         let of = |event: &Value| {
             let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-            (event["monotonic_ns"].as_u64().unwrap_or(0), text("kind"), text("text"))
+            (
+                event["monotonic_ns"].as_u64().unwrap_or(0),
+                text("kind"),
+                text("text"),
+            )
         };
         Ok(events.iter().map(of).collect())
     }
@@ -371,7 +375,8 @@ pub fn shared_secrets(lab: &Lab, product: &Product, psk: &str) -> Result<()> {
     let mut command = std::process::Command::new(&product.binary);
     command
         .args(["cluster", "init", "--name", "demo", "--members"])
-        .arg(lab.members.len().to_string())
+        // A member alone has the certificates of a pair.
+        .arg(lab.members.len().max(2).to_string())
         .arg("--dir")
         .arg(&pki);
     cmd::output(command, "").context("espalier cluster init")?;

@@ -21,7 +21,17 @@ const CPUS: [u64; 2] = [0, 1];
 fn pings(from: &Netns, count: u32) -> Result<u32> {
     let start = |cpu: u64| {
         from.command("taskset")
-            .args(["-c", &cpu.to_string(), "ping", "-n", "-q", "-i", "0.005", "-W", "1"])
+            .args([
+                "-c",
+                &cpu.to_string(),
+                "ping",
+                "-n",
+                "-q",
+                "-i",
+                "0.005",
+                "-W",
+                "1",
+            ])
             .args(["-c", &count.to_string(), "-s", &(100 + cpu).to_string()])
             .args(["-I", &addr::HOST_ONE.to_string(), &addr::SERVER_ONE.to_string()])
             .stdout(std::process::Stdio::piped())
@@ -82,16 +92,16 @@ fn the_traffic_of_each_cpu_has_an_sa_of_its_own_in_both_directions() -> Result<(
         "this test needs two CPUs"
     );
     let product = Product::built()?;
-    let plan = Plan { members: 1, ..Plan::PAIR };
-    let lab = Lab::planned(Path::new(env!("CARGO_TARGET_TMPDIR")), plan)?;
+    let lab = Lab::planned(Path::new(env!("CARGO_TARGET_TMPDIR")), Plan::PAIR)?;
     let mut cluster = Cluster::prepare(lab, &product, &random_psk()?, &gateway::settings())?;
     let mut peer = gateway::place(&cluster.lab, &product)?;
-    peer.add_keys("per_cpu = true")?;
-    cluster.members[0].add_keys("per_cpu = true")?;
+    for side in cluster.members.iter().chain([&peer]) {
+        side.add_keys("per_cpu = true")?;
+    }
     cluster.start()?;
-    cluster.wait_all_in_sync(Duration::from_secs(30))?;
+    let owner = cluster.wait_all_in_sync(Duration::from_secs(30))?;
     peer.start(&cluster.lab.resources)?;
-    let member = &cluster.members[0];
+    let member = &cluster.members[owner];
     let host = &cluster.lab.host;
     let complain = |what: &str| -> String {
         format!(
@@ -134,21 +144,29 @@ fn the_traffic_of_each_cpu_has_an_sa_of_its_own_in_both_directions() -> Result<(
             *sent.entry(sa.cpu).or_default() += sa.packets_out - was_out;
             *received.entry(sa.cpu).or_default() += sa.packets_in - was_in;
         }
-        println!("{}: sent by CPU {sent:?}, received by CPU {received:?}", side.place.letter);
+        println!(
+            "{}: sent by CPU {sent:?}, received by CPU {received:?}",
+            side.place.letter
+        );
         // Each CPU pinged 200 times. The scheduler may run a softirq of one elsewhere now and then.
         ensure!(
             CPUS.iter().all(|cpu| sent.get(cpu).is_some_and(|n| *n >= 100)),
             complain(&format!("not both CPUs sent with their own SAs: {sent:?}"))
         );
         ensure!(
-            CPUS.iter().all(|cpu| received.get(cpu).is_some_and(|n| *n >= 100)),
+            CPUS.iter()
+                .all(|cpu| received.get(cpu).is_some_and(|n| *n >= 100)),
             complain(&format!("not both CPUs received on their own SAs: {received:?}"))
         );
     }
 
     // A rekey of one: it stays on its CPU, the others are as they were, nothing is lost.
     let before = sas(&peer)?;
-    let old = before.iter().find(|sa| sa.bound && sa.cpu == 1).context("the SA of CPU 1")?.clone();
+    let old = before
+        .iter()
+        .find(|sa| sa.bound && sa.cpu == 1)
+        .context("the SA of CPU 1")?
+        .clone();
     let running = {
         let host = host.clone();
         std::thread::spawn(move || pings(&host, 400))
@@ -163,12 +181,50 @@ fn the_traffic_of_each_cpu_has_an_sa_of_its_own_in_both_directions() -> Result<(
         (!spis(&after).contains(&old.spi_in)).then_some(after)
     });
     let after = replaced.with_context(|| complain("the old SA stays"))?;
-    let new: Vec<&Sa> = after.iter().filter(|sa| !spis(&before).contains(&sa.spi_in)).collect();
+    let new: Vec<&Sa> = after
+        .iter()
+        .filter(|sa| !spis(&before).contains(&sa.spi_in))
+        .collect();
     ensure!(
         new.len() == 1 && new[0].bound && new[0].cpu == 1,
         complain(&format!("in its place: {new:?}"))
     );
     ensure!(own_cpus(&sas(member)?) == all, complain("the member's CPUs"));
+
+    // The standby knows which SA is whose: after a takeover each CPU goes on with its own.
+    let kept = spis(&sas(member)?);
+    cluster.members[owner].kill_host()?;
+    let taker = cluster.wait_other_serves(owner, Duration::from_secs(20))?;
+    let member = &cluster.members[taker];
+    let carried = wait_for(Duration::from_secs(40), Duration::from_millis(50), || {
+        let before = sas(member).ok()?;
+        let lost = pings(host, 50).ok()?;
+        let after = sas(member).ok()?;
+        let more = |sa: &&Sa| {
+            let old = before.iter().find(|old| old.spi_in == sa.spi_in);
+            old.is_some_and(|old| sa.packets_out >= old.packets_out + 25)
+        };
+        let sending: BTreeSet<u64> = after
+            .iter()
+            .filter(|sa| sa.bound)
+            .filter(more)
+            .map(|sa| sa.cpu)
+            .collect();
+        (lost == 0 && sending == all).then_some(after)
+    });
+    let Some(carried) = carried else {
+        bail!(
+            "not both CPUs go on after the takeover: {:#?}\n{:?}\n{}",
+            sas(member)?,
+            member.verdicts()?,
+            member.log_text()
+        );
+    };
+    println!(
+        "after the takeover {} of {} SAs are the same",
+        spis(&carried).intersection(&kept).count(),
+        kept.len()
+    );
 
     let (flows, duplicates) = cluster.outside.read(|ledger| {
         let twice = |flow: &lab::ledger::Flow| flow.dup_seq + flow.dup_iv;

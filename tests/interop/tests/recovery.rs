@@ -58,7 +58,9 @@ fn is_up(member: &Member) -> bool {
 
 fn agreed(member: &Member) -> Result<Vec<String>> {
     let status = member.status()?;
-    Ok(serde_json::from_value(status["connections"][0]["agreed"].clone())?)
+    Ok(serde_json::from_value(
+        status["connections"][0]["agreed"].clone(),
+    )?)
 }
 
 /// Kills everything, waits until pings are answered again, and tells what happened.
@@ -67,7 +69,11 @@ fn recover(extensions: bool) -> Result<Story> {
     let lab = Lab::planned(Path::new(env!("CARGO_TARGET_TMPDIR")), Plan::PAIR)?;
     let mut cluster = Cluster::prepare(lab, &product, &random_psk()?, &gateway::settings())?;
     let mut peer = gateway::place(&cluster.lab, &product)?;
-    let keys = if extensions { "" } else { "crash_detection = false\nresumption = false" };
+    let keys = if extensions {
+        ""
+    } else {
+        "crash_detection = false\nresumption = false"
+    };
     for member in &cluster.members {
         member.add_keys(keys)?;
     }
@@ -77,7 +83,11 @@ fn recover(extensions: bool) -> Result<Story> {
     peer.start(&cluster.lab.resources)?;
     let both_up = || (is_up(&peer) && is_up(&cluster.members[owner])).then_some(());
     if wait_for(Duration::from_secs(30), Duration::from_millis(50), both_up).is_none() {
-        bail!("no connection:\n{}\n{}", peer.log_text(), cluster.members[owner].log_text());
+        bail!(
+            "no connection:\n{}\n{}",
+            peer.log_text(),
+            cluster.members[owner].log_text()
+        );
     }
     for member in [&peer, &cluster.members[owner]] {
         let agreed = agreed(member)?;
@@ -93,7 +103,13 @@ fn recover(extensions: bool) -> Result<Story> {
     wait_for(Duration::from_secs(20), Duration::from_millis(50), answered)
         .context("pings are lost before anything has happened")?;
 
-    let ping = Ping::start(&cluster.lab.host, "host to server", addr::HOST_ONE, addr::SERVER_ONE, 5_000)?;
+    let ping = Ping::start(
+        &cluster.lab.host,
+        "host to server",
+        addr::HOST_ONE,
+        addr::SERVER_ONE,
+        5_000,
+    )?;
     let since = now_ns();
     for member in &mut cluster.members {
         member.kill_agent()?;
@@ -119,7 +135,11 @@ fn recover(extensions: bool) -> Result<Story> {
         );
     };
     let pings = ping.stop()?;
-    let first_answer = pings.echoes.iter().filter_map(|echo| echo.back_ns).find(|at| *at > gone);
+    let first_answer = pings
+        .echoes
+        .iter()
+        .filter_map(|echo| echo.back_ns)
+        .find(|at| *at > gone);
     let first_answer = first_answer.context("an answer")?;
     let messages: Vec<IkeMessage> = cluster.outside.read(|ledger| {
         let later = ledger.ike.iter().filter(|m| m.at_ns > since);
@@ -127,10 +147,14 @@ fn recover(extensions: bool) -> Result<Story> {
     });
     let wire = |from, exchange: u8, response: bool, after: u64| {
         let of = messages.iter().find(|m| {
-            m.src == from && m.exchange == exchange && (m.flags & RESPONSE != 0) == response && m.at_ns > after
+            m.src == from
+                && m.exchange == exchange
+                && (m.flags & RESPONSE != 0) == response
+                && m.at_ns > after
         });
-        of.map(|m| m.at_ns)
-            .with_context(|| format!("no exchange {exchange} from {from} (response: {response}): {messages:?}"))
+        of.map(|m| m.at_ns).with_context(|| {
+            format!("no exchange {exchange} from {from} (response: {response}): {messages:?}")
+        })
     };
     let events = peer.events()?;
     let event = |kind: &str| {
@@ -140,31 +164,68 @@ fn recover(extensions: bool) -> Result<Story> {
             .with_context(|| format!("no event {kind}: {events:?}"))
     };
     let count = |exchange: u8| messages.iter().filter(|m| m.exchange == exchange).count();
-    let mut told = vec![("all members killed, their maps removed", since), ("a member serves again", serves)];
+    let mut told = vec![
+        ("all members killed, their maps removed", since),
+        ("a member serves again", serves),
+    ];
     if extensions {
         ensure!(count(IKE_SA_INIT) == 0, "a full handshake: {messages:?}");
         told.extend([
-            ("the cluster answers: INVALID_IKE_SPI and its token", wire(addr::CLUSTER_OUTSIDE, INFORMATIONAL, true, since)?),
-            ("the token matches: the old IKE SA and its Child SA are discarded", event("peer_crashed")?),
-            ("IKE_SESSION_RESUME request with the ticket", wire(gateway::OUTSIDE, IKE_SESSION_RESUME, false, since)?),
-            ("IKE_SESSION_RESUME response", wire(addr::CLUSTER_OUTSIDE, IKE_SESSION_RESUME, true, since)?),
-            ("IKE_AUTH response", wire(addr::CLUSTER_OUTSIDE, IKE_AUTH, true, since)?),
+            (
+                "the cluster answers: INVALID_IKE_SPI and its token",
+                wire(addr::CLUSTER_OUTSIDE, INFORMATIONAL, true, since)?,
+            ),
+            (
+                "the token matches: the old IKE SA and its Child SA are discarded",
+                event("peer_crashed")?,
+            ),
+            (
+                "IKE_SESSION_RESUME request with the ticket",
+                wire(gateway::OUTSIDE, IKE_SESSION_RESUME, false, since)?,
+            ),
+            (
+                "IKE_SESSION_RESUME response",
+                wire(addr::CLUSTER_OUTSIDE, IKE_SESSION_RESUME, true, since)?,
+            ),
+            (
+                "IKE_AUTH response",
+                wire(addr::CLUSTER_OUTSIDE, IKE_AUTH, true, since)?,
+            ),
         ]);
         let resumed = cluster.members[owner].events()?;
-        ensure!(resumed.iter().any(|(_, kind, _)| kind == "resumed"), "{resumed:?}");
+        ensure!(
+            resumed.iter().any(|(_, kind, _)| kind == "resumed"),
+            "{resumed:?}"
+        );
     } else {
         ensure!(count(IKE_SESSION_RESUME) == 0, "a ticket was shown: {messages:?}");
         ensure!(event("peer_crashed").is_err(), "a token was believed");
         told.extend([
             ("the gateway's patience ends", event("peer_silent")?),
-            ("IKE_SA_INIT request", wire(gateway::OUTSIDE, IKE_SA_INIT, false, since)?),
-            ("IKE_SA_INIT response", wire(addr::CLUSTER_OUTSIDE, IKE_SA_INIT, true, since)?),
-            ("IKE_AUTH response", wire(addr::CLUSTER_OUTSIDE, IKE_AUTH, true, since)?),
+            (
+                "IKE_SA_INIT request",
+                wire(gateway::OUTSIDE, IKE_SA_INIT, false, since)?,
+            ),
+            (
+                "IKE_SA_INIT response",
+                wire(addr::CLUSTER_OUTSIDE, IKE_SA_INIT, true, since)?,
+            ),
+            (
+                "IKE_AUTH response",
+                wire(addr::CLUSTER_OUTSIDE, IKE_AUTH, true, since)?,
+            ),
         ]);
     }
-    told.extend([("Child SA up", event("child_up")?), ("first ping answered", first_answer)]);
+    told.extend([
+        ("Child SA up", event("child_up")?),
+        ("first ping answered", first_answer),
+    ]);
     let story = Story {
-        what: if extensions { "With token and ticket" } else { "Without both" },
+        what: if extensions {
+            "With token and ticket"
+        } else {
+            "Without both"
+        },
         since,
         serves,
         told,
@@ -184,7 +245,11 @@ fn a_peer_comes_back_by_token_and_ticket_long_before_its_patience_ends() -> Resu
     let with = recover(true)?;
     let without = recover(false)?;
     let took = |story: &Story| (story.end() - story.since) as f64 / 1e6;
-    println!("recovered after {:.0} ms and {:.0} ms", took(&with), took(&without));
+    println!(
+        "recovered after {:.0} ms and {:.0} ms",
+        took(&with),
+        took(&without)
+    );
     ensure!(took(&with) < took(&without), "the extensions did not help");
     Ok(())
 }

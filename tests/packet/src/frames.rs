@@ -382,11 +382,7 @@ pub fn open_ours_of(
         return Err("text not a multiple of four".into());
     }
     let opened = key(suite, OUT)
-        .open_in_place(
-            nonce(&esp[8..16]),
-            aad(spi, seq, esn_high.is_some()),
-            &mut text,
-        )
+        .open_in_place(nonce(&esp[8..16]), aad(spi, seq, esn_high.is_some()), &mut text)
         .map_err(|_| "the peer's provider does not open it")?;
     let [rest @ .., pad, next] = &*opened else {
         return Err("no trailer".into());

@@ -15,7 +15,9 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use dataplane::{ObjectSource, Options, Plane};
 use maps_schema::event::{Event, SlowFrame};
 use maps_schema::names::*;
-use maps_schema::sad::{CpuSlot, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place};
+use maps_schema::sad::{
+    CpuSlot, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
+};
 use maps_schema::segment::{SEGMENTS, Segment};
 use maps_schema::steer::{AddressKey, ClusterAddress, MacKey, PortKey};
 use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
@@ -212,8 +214,16 @@ impl Kernel {
             self.put_inner(MAP_SA_IN_RT, slot, window.as_bytes())?;
             self.put_inner(MAP_SA_OUT, slot, outbound.as_bytes())?;
             self.put_inner(MAP_SA_OUT_RT, slot, OutboundSaRuntime::default().as_bytes())?;
-            self.put_inner(MAP_KEY_IN, slot, own.map_or(SaKey::EMPTY, |own| own.key_in).as_bytes())?;
-            self.put_inner(MAP_KEY_OUT, slot, own.map_or(SaKey::EMPTY, |own| own.key_out).as_bytes())?;
+            self.put_inner(
+                MAP_KEY_IN,
+                slot,
+                own.map_or(SaKey::EMPTY, |own| own.key_in).as_bytes(),
+            )?;
+            self.put_inner(
+                MAP_KEY_OUT,
+                slot,
+                own.map_or(SaKey::EMPTY, |own| own.key_out).as_bytes(),
+            )?;
             let number = if world.uses_own[cpu] { slot + 1 } else { 0 };
             let value = CpuSlot { number, reserved: 0 };
             let table = self.inner_of(MAP_CPU_SLOT, cpu as u32)?;

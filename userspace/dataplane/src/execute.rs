@@ -6,7 +6,8 @@ use crate::mapped::MappedArray;
 use crate::sys;
 use maps_schema::names::MAP_SPD;
 use maps_schema::sad::{
-    CpuSlot, InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
+    CpuSlot, InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, OutboundSaRuntime, SaKey,
+    slot_place,
 };
 use maps_schema::spd::SpdKey;
 use sad::port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};

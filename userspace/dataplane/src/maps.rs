@@ -134,7 +134,10 @@ pub(crate) fn create(folder: &Path, btf: Option<&ObjectBtf>, cpus: u32, slots: u
         let mut inner = Vec::new();
         for cpu in 0..cpus {
             let array = sys::map_create(&spec).map_err(|e| {
-                LoadError::kernel(format!("create map {name} for CPU {cpu} ({} entries)", spec.max_entries), e)
+                LoadError::kernel(
+                    format!("create map {name} for CPU {cpu} ({} entries)", spec.max_entries),
+                    e,
+                )
             })?;
             inner.push(array);
         }

@@ -19,7 +19,9 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
         Command::CreateChild { connection, child } => initiate(ctx, &connection, Some(&child)),
         Command::CreateResourceChild { beside, resource } => {
             let named = ctx.table.by_child(beside).and_then(|spi| ctx.table.get(spi));
-            let child = named.and_then(|sa| sa.child(beside)).map(|child| child.name.clone());
+            let child = named
+                .and_then(|sa| sa.child(beside))
+                .map(|child| child.name.clone());
             let child = child.unwrap_or_default();
             on_child(ctx, beside, Task::CreateResourceChild { child, resource });
         }

@@ -82,7 +82,10 @@ impl Agreed {
             ("counter_sync", self.counter_sync),
             ("per_resource", self.per_resource),
         ];
-        all.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect()
+        all.into_iter()
+            .filter(|(_, on)| *on)
+            .map(|(name, _)| name)
+            .collect()
     }
 }
 

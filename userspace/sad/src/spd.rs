@@ -7,12 +7,12 @@
 
 use crate::lifetime::Lifetimes;
 use crate::port::{MapOp, MapPlan};
+use crate::prefix::{MAPPED_IPV4, Prefix, number, split};
 use crate::siblings::Part;
 use crate::store::SaEntry;
-use crate::prefix::{MAPPED_IPV4, Prefix, number, split};
 use maps_schema::spd::{
-    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP, RULES_PER_PREFIX, SpdEntry,
-    SpdKey, SpdRule,
+    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP,
+    RULES_PER_PREFIX, SpdEntry, SpdKey, SpdRule,
 };
 use model::TrafficSelector;
 use std::collections::{BTreeMap, BTreeSet};

@@ -192,7 +192,9 @@ impl SpiAllocator {
         while slot_of(queue.fresh) < self.max_slots && self.slots.contains_key(&slot_of(queue.fresh)) {
             queue.fresh += 1;
         }
-        let fresh = (queue.fresh..).map(slot_of).take_while(|slot| *slot < self.max_slots);
+        let fresh = (queue.fresh..)
+            .map(slot_of)
+            .take_while(|slot| *slot < self.max_slots);
         let mut free = fresh.filter(|slot| !self.slots.contains_key(slot));
         if let Some(slot) = free.find(|slot| wanted(*slot)) {
             return Some(slot);

@@ -3,12 +3,15 @@
 //! The number is taken under the lease: checked, added atomically, checked again. It is in the IV with member and epoch, so
 //! that a key never sees a nonce twice, whoever believes to be the owner.
 
-use maps_schema::event::{EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, SLOW_OUT_FRAGMENT};
+use maps_schema::event::{
+    EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, SLOW_OUT_FRAGMENT,
+};
 use maps_schema::sad::{
     OutboundSa, SA_ESN, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305, slot_place,
 };
 use maps_schema::spd::{
-    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, RULES_PER_PREFIX, SpdRule,
+    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, RULES_PER_PREFIX,
+    SpdRule,
 };
 use maps_schema::steer::{Local, SIDE_INSIDE};
 use maps_schema::verdict::Verdict;

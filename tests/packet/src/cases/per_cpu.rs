@@ -28,16 +28,22 @@ fn sealed_with(case: Case, spi: u32) -> Case {
         .any_frame()
         .check(move |seen| {
             let ours = open_ours_of(spi, &seen.frame, SUITE_CHACHA20_POLY1305, None, false)?;
-            let given = [SPI_OUT, own_spi_out(0), own_spi_out(1)]
-                .into_iter()
-                .zip([seen.counters, seen.own[0].1, seen.own[1].1]);
+            let given = [SPI_OUT, own_spi_out(0), own_spi_out(1)].into_iter().zip([
+                seen.counters,
+                seen.own[0].1,
+                seen.own[1].1,
+            ]);
             for (of, counters) in given {
                 let wanted = u64::from(of == spi);
                 if (counters.seq, counters.packets) != (wanted, wanted) {
                     return Err(format!("SA {of:x}: {counters:?}"));
                 }
             }
-            if ours.seq_low == 1 { Ok(()) } else { Err("not its first number".into()) }
+            if ours.seq_low == 1 {
+                Ok(())
+            } else {
+                Err("not its first number".into())
+            }
         })
 }
 
@@ -45,7 +51,11 @@ fn sealed_with(case: Case, spi: u32) -> Case {
 fn edges(wanted: [u64; 3]) -> Check {
     Box::new(move |seen| {
         let found = [seen.window.edge, seen.own[0].0.edge, seen.own[1].0.edge];
-        if found == wanted { Ok(()) } else { Err(format!("edges {found:?}, expected {wanted:?}")) }
+        if found == wanted {
+            Ok(())
+        } else {
+            Err(format!("edges {found:?}, expected {wanted:?}"))
+        }
     })
 }
 
@@ -56,20 +66,35 @@ pub fn cases() -> Vec<Case> {
         let case = inside(&name, World::per_cpu(&[0, 1]), cpu);
         cases.push(sealed_with(case, own_spi_out(cpu as usize)));
     }
-    let case = inside("the shared SA's CPU without its own uses the shared one", World::per_cpu(&[1]), 0);
+    let case = inside(
+        "the shared SA's CPU without its own uses the shared one",
+        World::per_cpu(&[1]),
+        0,
+    );
     cases.push(sealed_with(case, SPI_OUT).events(&[EVENT_ACQUIRE_CPU]));
     cases.push(
-        inside("another CPU without its own moves to the shared one's", World::per_cpu(&[0]), 1)
-            .ends(Verdict::OtherCpu, Action::Redirect)
-            .events(&[EVENT_ACQUIRE_CPU]),
+        inside(
+            "another CPU without its own moves to the shared one's",
+            World::per_cpu(&[0]),
+            1,
+        )
+        .ends(Verdict::OtherCpu, Action::Redirect)
+        .events(&[EVENT_ACQUIRE_CPU]),
     );
     // There the packet has been reported, and the shared SA serves whoever has none.
-    let mut moved = inside("what was moved is sealed with the shared one", World::per_cpu(&[0]), 0);
+    let mut moved = inside(
+        "what was moved is sealed with the shared one",
+        World::per_cpu(&[0]),
+        0,
+    );
     moved.program = Program::EspOut;
     cases.push(sealed_with(moved, SPI_OUT));
     let mut world = World::per_cpu(&[0, 1]);
     world.policy.rules[0].action = ACTION_PROTECT;
-    cases.push(sealed_with(inside("a rule that is for all CPUs", world, 0), SPI_OUT));
+    cases.push(sealed_with(
+        inside("a rule that is for all CPUs", world, 0),
+        SPI_OUT,
+    ));
     let mut world = World::per_cpu(&[1]);
     world.own[1] = None;
     cases.push(
@@ -120,11 +145,21 @@ fn inbound() -> Vec<Case> {
             .events(&[EVENT_FIRST_INBOUND])
     };
     vec![
-        opened(steer("CPU 1 opens what comes for its own SA", world.clone(), own_spi_in(1), 1))
-            .check(edges([5, 5, 5])),
-        steer("the same number on the shared SA is a replay", world.clone(), SPI_IN, 0)
-            .ends(Verdict::ReplayDuplicate, Action::Drop)
-            .check(edges([5, 5, 0])),
+        opened(steer(
+            "CPU 1 opens what comes for its own SA",
+            world.clone(),
+            own_spi_in(1),
+            1,
+        ))
+        .check(edges([5, 5, 5])),
+        steer(
+            "the same number on the shared SA is a replay",
+            world.clone(),
+            SPI_IN,
+            0,
+        )
+        .ends(Verdict::ReplayDuplicate, Action::Drop)
+        .check(edges([5, 5, 0])),
         steer("and on CPU 0's own", world.clone(), own_spi_in(0), 0)
             .ends(Verdict::ReplayDuplicate, Action::Drop)
             .check(edges([5, 5, 0])),

@@ -5,7 +5,9 @@ use crate::sabotage::Sabotage;
 use datapath::aead::TEXT_MAX;
 use datapath::env::{Env, HEAD_LEN, OutboundCounters, Route, RouteQuery};
 use maps_schema::event::{Event, SLOW_FRAME_MAX};
-use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SA_LOCAL_ONLY, SaKey, slot_at};
+use maps_schema::sad::{
+    InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SA_LOCAL_ONLY, SaKey, slot_at,
+};
 use maps_schema::segment::OwnerWord;
 use maps_schema::spd::SpdEntry;
 use maps_schema::steer::{ClusterAddress, Local, Member, Port};

@@ -126,7 +126,13 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
     let shown = EXAMPLE
         .lines()
         .filter(|line| {
-            let keys = ["crash_detection", "resumption", "cluster_sync", "mid_sync", "per_cpu"];
+            let keys = [
+                "crash_detection",
+                "resumption",
+                "cluster_sync",
+                "mid_sync",
+                "per_cpu",
+            ];
             keys.iter().any(|key| line.starts_with(&format!("# {key} = ")))
         })
         .map(|line| format!("{}\n", &line[2..]))

@@ -95,7 +95,8 @@ impl Surroundings for Around<'_> {
 
     fn resource_esp_spi(&mut self, ike_spi: IkeSpi, resource: Resource) -> Option<EspSpi> {
         // Whoever serves the IKE SA serves all its Child SAs: the SPI is of the same segment, and the CPU follows from the slot.
-        self.sad.reserve_spi_on(ike_spi.segment(), u32::from(resource.cpu))
+        self.sad
+            .reserve_spi_on(ike_spi.segment(), u32::from(resource.cpu))
     }
 
     fn release_esp_spi(&mut self, spi: EspSpi) {

@@ -51,7 +51,9 @@ fn connection(config: &ConnectionConfig, cpus: u32) -> Result<Connection> {
     c.cluster_sync = config.extensions.cluster_sync;
     c.mid_sync = config.extensions.mid_sync;
     if config.extensions.per_cpu {
-        c.resources = (0..cpus.min(u32::from(u16::MAX))).map(|cpu| Resource::of_owner(cpu as u16)).collect();
+        c.resources = (0..cpus.min(u32::from(u16::MAX)))
+            .map(|cpu| Resource::of_owner(cpu as u16))
+            .collect();
     }
     for child in &config.children {
         let mut to = ike::ChildConfig::new(&child.name, child.local_ts.clone(), child.remote_ts.clone());

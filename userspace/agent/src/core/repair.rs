@@ -62,8 +62,13 @@ impl Core {
     /// Once a second.
     pub(super) fn ask_message_ids(&mut self) {
         for _ in 0..ASKED_PER_SECOND.min(self.forked.len()) {
-            let Some(spi) = self.forked.pop_front() else { return };
-            let able = self.engine.status_of(spi).is_some_and(|sa| sa.agreed.message_id_sync);
+            let Some(spi) = self.forked.pop_front() else {
+                return;
+            };
+            let able = self
+                .engine
+                .status_of(spi)
+                .is_some_and(|sa| sa.agreed.message_id_sync);
             if able {
                 self.engine_command(Command::SyncMessageIds {
                     spi,

@@ -122,8 +122,9 @@ impl Core {
     pub(super) fn rekey_suspects(&mut self) {
         let (sad, engine, me) = (&self.sad, &self.engine, self.me);
         // One that another has replaced already only waits for its deletion.
-        let ready =
-            |spi| sad.get(spi).is_some_and(|e| e.carries_outbound()) && engine.ike_spi_of_child(spi).is_some();
+        let ready = |spi| {
+            sad.get(spi).is_some_and(|e| e.carries_outbound()) && engine.ike_spi_of_child(spi).is_some()
+        };
         let mut room = PER_SECOND;
         let mut next = Vec::new();
         for group in self.groups.iter_mut() {

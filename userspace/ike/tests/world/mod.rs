@@ -632,7 +632,11 @@ impl Side {
             }
             Change::ChildSa(ChildSaChange::Bind { spi_in, now }) => {
                 assert!(self.children.contains_key(&spi_in) && !self.shared.contains(&spi_in));
-                assert!(self.bound.insert(spi_in, now).is_none(), "{}: bound already", self.name);
+                assert!(
+                    self.bound.insert(spi_in, now).is_none(),
+                    "{}: bound already",
+                    self.name
+                );
             }
             Change::ChildSa(ChildSaChange::Remove { spi_in }) => {
                 self.bound.remove(&spi_in);

@@ -71,7 +71,10 @@ fn a_cpu_uses_its_own_sa_and_without_one_the_shared_one() {
     );
     assert_eq!(world.used(), slots([zero, shared]));
     // Policies follow the shared one only.
-    assert_eq!(world.lookup("10.2.0.9"), Some((ACTION_PROTECT_PER_CPU, spi_slot(shared.0))));
+    assert_eq!(
+        world.lookup("10.2.0.9"),
+        Some((ACTION_PROTECT_PER_CPU, spi_slot(shared.0)))
+    );
 }
 
 #[test]
@@ -88,7 +91,11 @@ fn the_peers_rekey_is_used_when_the_old_one_goes_and_the_latest_of_several_is_us
     let second = world.bound(1, true);
     assert_eq!(world.used(), slots([shared, second]));
     world.apply(ChildSaChange::Remove { spi_in: second });
-    assert_eq!(world.used(), slots([shared, new]), "the earlier one is used again");
+    assert_eq!(
+        world.used(),
+        slots([shared, new]),
+        "the earlier one is used again"
+    );
 }
 
 #[test]
@@ -177,7 +184,11 @@ fn a_joiner_and_an_empty_data_plane_get_to_know_all_of_it() {
     joiner.configure(vec![policy("net", REMOTE)]);
     assert_eq!(joiner.used(), slots([zero, waiting]));
     let plan = joiner.sad.clear();
-    assert!(plan.ops.iter().all(|op| !matches!(op, MapOp::PutCpuSlot { own: Some(_), .. })));
+    assert!(
+        plan.ops
+            .iter()
+            .all(|op| !matches!(op, MapOp::PutCpuSlot { own: Some(_), .. }))
+    );
     joiner.run(plan);
     assert!(joiner.plane.cpu_slots.is_empty());
 }
