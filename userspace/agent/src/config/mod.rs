@@ -233,6 +233,10 @@ pub struct ConnectionConfig {
     pub retransmit: Retransmit,
     /// UDP encapsulation even without a NAT.
     pub force_encap: bool,
+    /// IKE fragmentation (RFC 7383).
+    pub fragmentation: bool,
+    /// Longest IP packets of fragmented IKE messages.
+    pub fragment_size: u16,
     /// Child SAs.
     pub children: Vec<ChildConfig>,
 }

@@ -46,6 +46,8 @@ fn connection(config: &ConnectionConfig) -> Result<Connection> {
     let shortest = [c.ike_rekey_time, c.child_rekey_time].into_iter().flatten().min();
     c.rekey_jitter = shortest.map_or(config.rekey_jitter, |time| config.rekey_jitter.min(time / 10));
     c.force_encap = config.force_encap;
+    c.fragmentation = config.fragmentation;
+    c.fragment_size = config.fragment_size;
     for child in &config.children {
         let mut to = ike::ChildConfig::new(&child.name, child.local_ts.clone(), child.remote_ts.clone());
         to.esp_proposals = child.esp.clone();
