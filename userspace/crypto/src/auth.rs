@@ -16,20 +16,21 @@ pub struct AuthInput<'a> {
     pub sk_p: &'a SecretBytes,
     /// Body of the signer's ID payload as sent: type, reserved octets, data.
     pub id_body: &'a [u8],
+    /// IntAuth, which binds IKE_INTERMEDIATE exchanges (RFC 9242 3.3.2); empty where there were none.
+    pub intermediate: &'a [u8],
 }
 
-/// AUTH = prf(prf(shared secret, "Key Pad for IKEv2"), message | nonce | prf(SK_p, ID body)).
+/// AUTH = prf(prf(shared secret, "Key Pad for IKEv2"), message | nonce | prf(SK_p, ID body) | IntAuth).
 pub fn psk_auth(prf: Prf, psk: &SecretBytes, input: AuthInput<'_>) -> Vec<u8> {
     let key = prf.compute(psk.expose(), &[KEY_PAD]);
     signed(prf, &key, input)
 }
 
-/// prf(key, message | nonce | prf(SK_p, ID body)).
+/// prf(key, message | nonce | prf(SK_p, ID body) | IntAuth).
 fn signed(prf: Prf, key: &SecretBytes, input: AuthInput<'_>) -> Vec<u8> {
     let maced_id = prf.compute(input.sk_p.expose(), &[input.id_body]);
-    prf.compute(key.expose(), &[input.message, input.nonce, maced_id.expose()])
-        .expose()
-        .to_vec()
+    let parts = [input.message, input.nonce, maced_id.expose(), input.intermediate];
+    prf.compute(key.expose(), &parts).expose().to_vec()
 }
 
 /// Whether the data of the peer's AUTH payload is right; compares in constant time.

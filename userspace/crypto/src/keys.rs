@@ -1,4 +1,4 @@
-//! Key derivation of IKE SAs and Child SAs (RFC 7296 2.14, 2.17, 2.18, RFC 5723 5.1).
+//! Key derivation of IKE SAs and Child SAs (RFC 7296 2.14, 2.17, 2.18, RFC 5723 5.1, RFC 9370 2.2, RFC 8784 3).
 
 use crate::{CryptoError, IkeCipher, Prf, SkKey};
 use model::{EspSuite, IkeSpi, SecretBytes};
@@ -59,8 +59,8 @@ impl IkeKeys {
         Self::expand(prf, cipher, inputs, &skeyseed)
     }
 
-    /// Keys of the successor of this IKE SA: SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr), with the *old* SA's PRF; expanded
-    /// with the new one (RFC 7296 2.18).
+    /// Keys of the successor of this IKE SA: SKEYSEED = prf(SK_d (old), g^ir (new) | Ni | Nr | SK(1) | ... SK(n)), with the *old*
+    /// SA's PRF; expanded with the new one (RFC 7296 2.18). `additional`: secrets of IKE_FOLLOWUP_KE exchanges (RFC 9370 2.2.4).
     ///
     /// # Errors
     /// As [`IkeKeys::derive`].
@@ -70,12 +70,35 @@ impl IkeKeys {
         cipher: IkeCipher,
         inputs: KeyInputs<'_>,
         g_ir: &SecretBytes,
+        additional: &[SecretBytes],
     ) -> Result<Self, CryptoError> {
-        let skeyseed = self.prf.compute(
-            self.sk_d.expose(),
-            &[g_ir.expose(), inputs.nonce_i, inputs.nonce_r],
-        );
+        let mut parts = vec![g_ir.expose(), inputs.nonce_i, inputs.nonce_r];
+        parts.extend(additional.iter().map(SecretBytes::expose));
+        let skeyseed = self.prf.compute(self.sk_d.expose(), &parts);
         Self::expand(prf, cipher, inputs, &skeyseed)
+    }
+
+    /// The same IKE SA's keys after one more key exchange in IKE_INTERMEDIATE: SKEYSEED(n) = prf(SK_d(n-1), SK(n) | Ni | Nr)
+    /// (RFC 9370 2.2.2). Nonces and SPIs are those of IKE_SA_INIT.
+    ///
+    /// # Errors
+    /// As [`IkeKeys::derive`].
+    pub fn update(&self, inputs: KeyInputs<'_>, shared: &SecretBytes) -> Result<Self, CryptoError> {
+        self.rekey(self.prf, self.cipher, inputs, shared, &[])
+    }
+
+    /// SK_d, SK_pi and SK_pr with a post-quantum pre-shared key mixed in: SK = prf+(PPK, SK') (RFC 8784 3).
+    ///
+    /// # Errors
+    /// As [`IkeKeys::derive`].
+    pub fn with_ppk(&self, ppk: &SecretBytes) -> Result<Self, CryptoError> {
+        let mix = |key: &SecretBytes| self.prf.plus(ppk.expose(), &[key.expose()], key.len());
+        Ok(Self {
+            sk_d: mix(&self.sk_d)?,
+            sk_pi: mix(&self.sk_pi)?,
+            sk_pr: mix(&self.sk_pr)?,
+            ..self.clone()
+        })
     }
 
     /// Keys of an IKE SA that resumes another one: SKEYSEED = prf(SK_d (old), "Resumption" | Ni | Nr), with the PRF of the
@@ -153,8 +176,8 @@ pub struct ChildKeys {
     pub responder: SecretBytes,
 }
 
-/// KEYMAT = prf+(SK_d, [g^ir |] Ni | Nr) (RFC 7296 2.17). Nonces of the exchange that makes the Child SA; `g_ir` of its own KE
-/// payloads, if it had any.
+/// KEYMAT = prf+(SK_d, [g^ir |] Ni | Nr [| SK(1) | ... SK(n)]) (RFC 7296 2.17). Nonces of the exchange that makes the Child SA;
+/// `g_ir` of its own KE payloads, if it had any; `additional` of the IKE_FOLLOWUP_KE exchanges behind it (RFC 9370 2.2.4).
 ///
 /// # Errors
 /// Never with the suites offered here; [`CryptoError::PrfPlusLength`] is passed on.
@@ -164,13 +187,14 @@ pub fn child_keymat(
     g_ir: Option<&SecretBytes>,
     nonce_i: &[u8],
     nonce_r: &[u8],
+    additional: &[SecretBytes],
     suite: EspSuite,
 ) -> Result<ChildKeys, CryptoError> {
     let len = suite.key_len() + ESP_SALT_LEN;
-    let material = match g_ir {
-        Some(g_ir) => prf.plus(sk_d.expose(), &[g_ir.expose(), nonce_i, nonce_r], 2 * len)?,
-        None => prf.plus(sk_d.expose(), &[nonce_i, nonce_r], 2 * len)?,
-    };
+    let mut seed: Vec<&[u8]> = g_ir.map(SecretBytes::expose).into_iter().collect();
+    seed.extend([nonce_i, nonce_r]);
+    seed.extend(additional.iter().map(SecretBytes::expose));
+    let material = prf.plus(sk_d.expose(), &seed, 2 * len)?;
     // All keys for SAs from the initiator to the responder are taken first.
     let (initiator, responder) = material.expose().split_at(len);
     Ok(ChildKeys {

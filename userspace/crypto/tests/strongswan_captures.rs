@@ -104,10 +104,11 @@ fn check(text: &str, prf: Prf, cipher: IkeCipher, suite: EspSuite) {
             nonce,
             sk_p,
             id_body,
+            intermediate: &[],
         };
         assert!(verify_psk_auth(prf, &psk, input, &capture.all(auth)[0]), "{auth}");
     }
-    let child = child_keymat(prf, &keys.sk_d, None, &nonce_i, &nonce_r, suite).unwrap();
+    let child = child_keymat(prf, &keys.sk_d, None, &nonce_i, &nonce_r, &[], suite).unwrap();
     assert!(child.initiator.expose() == capture.secret("child_i", 0).expose());
     assert!(child.responder.expose() == capture.secret("child_r", 0).expose());
 
@@ -115,7 +116,7 @@ fn check(text: &str, prf: Prf, cipher: IkeCipher, suite: EspSuite) {
     let inner_nonce = |index: usize| body(messages[index][28], &inner[index - 2], NONCE);
     let g_ir = capture.secret("child_g_ir", 0);
     let (nonce_i, nonce_r) = (inner_nonce(4), inner_nonce(5));
-    let child = child_keymat(prf, &keys.sk_d, Some(&g_ir), &nonce_i, &nonce_r, suite).unwrap();
+    let child = child_keymat(prf, &keys.sk_d, Some(&g_ir), &nonce_i, &nonce_r, &[], suite).unwrap();
     assert!(child.initiator.expose() == capture.secret("child_i", 1).expose());
     assert!(child.responder.expose() == capture.secret("child_r", 1).expose());
 
@@ -129,7 +130,7 @@ fn check(text: &str, prf: Prf, cipher: IkeCipher, suite: EspSuite) {
         spi_r: new_spi(9),
     };
     let new_keys = keys
-        .rekey(prf, cipher, inputs, &capture.secret("g_ir", 1))
+        .rekey(prf, cipher, inputs, &capture.secret("g_ir", 1), &[])
         .unwrap();
     capture.assert_keys(&new_keys, 1);
 

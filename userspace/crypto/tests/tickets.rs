@@ -60,6 +60,7 @@ fn auth_of_a_resumed_ike_sa_is_keyed_with_sk_p_itself() {
         nonce: b"other's nonce",
         sk_p: &sk_p,
         id_body: b"\x02\0\0\0a",
+        intermediate: &[],
     };
     let maced = hmac_sha256(&[5; 32], &[b"\x02\0\0\0a"]);
     let expected = hmac_sha256(&[5; 32], &[b"message", b"other's nonce", &maced]);

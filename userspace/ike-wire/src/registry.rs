@@ -92,13 +92,20 @@ registry! {
 }
 
 registry! {
-    /// Transform Type (RFC 7296 3.3.2).
+    /// Transform Type (RFC 7296 3.3.2, RFC 9370).
     TransformType(u8) {
         ENCR = 1,
         PRF = 2,
         INTEG = 3,
         KE = 4,
         ESN = 5,
+        ADDKE1 = 6,
+        ADDKE2 = 7,
+        ADDKE3 = 8,
+        ADDKE4 = 9,
+        ADDKE5 = 10,
+        ADDKE6 = 11,
+        ADDKE7 = 12,
     }
 }
 

@@ -67,7 +67,10 @@ pub(crate) fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
     for sa in candidates {
         match sa.phase {
             Phase::Established(_) => return Some(sa.spi),
-            Phase::AwaitInitResponse(_) | Phase::AwaitResumeResponse(_) | Phase::AwaitAuthResponse(_) => {
+            Phase::AwaitInitResponse(_)
+            | Phase::AwaitResumeResponse(_)
+            | Phase::AwaitIntermediateResponse(_)
+            | Phase::AwaitAuthResponse(_) => {
                 connecting = connecting.or(Some(sa.spi));
             }
             _ => {}
@@ -152,6 +155,12 @@ fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
             .map(|outstanding| &outstanding.pending),
     ) {
         (_, Some(Pending::CreateChild(offer))) => offer.name == child && offer.resource.is_none(),
+        (_, Some(Pending::FollowUp(asked))) => {
+            let coming = Task::CreateChild {
+                child: child.to_owned(),
+            };
+            asked.task == coming
+        }
         (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().is_some_and(|offer| offer.name == child),
         _ => false,
     };
@@ -197,6 +206,7 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
         (
             Phase::AwaitInitResponse(_)
             | Phase::AwaitResumeResponse(_)
+            | Phase::AwaitIntermediateResponse(_)
             | Phase::AwaitAuthResponse(_)
             | Phase::AwaitAuthRequest(_),
             Task::DeleteIke,

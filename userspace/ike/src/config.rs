@@ -7,6 +7,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+/// Longest IP packets that IKE messages are sent in where no connection says otherwise: every IPv6 link carries them, and nearly
+/// every path of IPv4.
+pub const FRAGMENT_SIZE: u16 = 1280;
+
 /// Everything the engine needs to know beforehand. No `Debug`: it holds secrets.
 #[derive(Clone)]
 pub struct EngineConfig {
@@ -97,6 +101,10 @@ pub struct Connection {
     pub resources: Vec<Resource>,
     /// Session resumption (RFC 5723): tickets are asked for, shown and (with [`EndpointConfig::ticket_secret`]) granted.
     pub resumption: bool,
+    /// IKE messages are fragmented where they are too long and the peer can do so as well (RFC 7383).
+    pub fragmentation: bool,
+    /// Longest IP packets of fragmented messages.
+    pub fragment_size: u16,
     /// UDP port on which the peer expects first messages; 500 unless there is a reason.
     pub remote_port: u16,
 }
@@ -126,6 +134,8 @@ impl Connection {
             mid_sync: MidSync::Never,
             resources: Vec::new(),
             resumption: true,
+            fragmentation: true,
+            fragment_size: FRAGMENT_SIZE,
             remote_port: 500,
         }
     }

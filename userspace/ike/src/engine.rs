@@ -5,13 +5,13 @@ use crate::endpoint::{self, Admission, Endpoint};
 use crate::event::EventKind;
 use crate::forget::{self, Forgotten};
 use crate::ike_sa::record::{self, AdoptError};
-use crate::ike_sa::windows::Order;
-use crate::ike_sa::{IkeSa, message, phase::Phase};
+use crate::ike_sa::windows::{Order, Outstanding};
+use crate::ike_sa::{IkeSa, fragments, message, phase::Phase};
 use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 use crate::outbox::{Context, Outbox};
 use crate::status::{Agreed, ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
-use crate::tasks::{self, Pending, ike_init, message_id_sync, qcd, resume, ticket};
+use crate::tasks::{self, Pending, ike_init, intermediate, message_id_sync, qcd, resume, ticket};
 use crate::tickets::Tickets;
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};
 use model::{EspSpi, IkeSpi, Instant, SecretBytes, SegmentId};
@@ -20,6 +20,9 @@ use std::net::SocketAddr;
 
 /// IKE SAs that one `Timeout` serves; the rest is due at once again. Few, so that the caller gets to its other work.
 const DUE_MAX: usize = 64;
+
+/// Where the exchange type stands in a message.
+const EXCHANGE_AT: usize = 18;
 
 /// The IKEv2 engine of one member.
 pub struct Engine {
@@ -251,14 +254,14 @@ impl Engine {
     /// allocator must not give their slots to others. They end with an `Install` or with
     /// [`Surroundings::release_esp_spi`].
     pub fn pending_esp_spis(&self) -> Vec<EspSpi> {
-        let mut spis: Vec<_> = self.table.iter().filter_map(tasks::promised_spi).collect();
+        let mut spis: Vec<_> = self.table.iter().flat_map(tasks::promised_spis).collect();
         spis.sort_unstable();
         spis
     }
 
-    /// [`Engine::pending_esp_spis`] of one IKE SA: each has one unfinished exchange of its own at most.
-    pub fn pending_esp_spi(&self, spi: IkeSpi) -> Option<EspSpi> {
-        self.table.get(spi).and_then(tasks::promised_spi)
+    /// [`Engine::pending_esp_spis`] of one IKE SA: there is one unfinished exchange of each side at most.
+    pub fn pending_esp_spis_of(&self, spi: IkeSpi) -> impl Iterator<Item = EspSpi> {
+        self.table.get(spi).into_iter().flat_map(tasks::promised_spis)
     }
 
     /// Number of IKE SAs, half-open ones included.
@@ -464,8 +467,9 @@ fn first_message(
             // A repetition is the same octet for octet (RFC 7296 2.1); anything else from there is none of ours.
             let same =
                 matches!(&sa.phase, Phase::AwaitAuthRequest(phase) if phase.transcript.request == bytes);
-            if same && let Some(response) = sa.their.last_response.clone() {
-                message::repeat(sa, ctx, response);
+            // After IKE_INTERMEDIATE another response is the last one.
+            if same && sa.their.next == 1 {
+                repeat_response(sa, ctx);
             }
         });
     }
@@ -557,53 +561,87 @@ fn protected(
     message: &Message,
 ) {
     let header = message.header;
-    // Fragments (RFC 7383) are not announced, so no peer sends any.
-    let Some(sealed) = message
-        .protected
-        .as_ref()
-        .filter(|sealed| sealed.fragment.is_none())
-    else {
+    let Some(sealed) = &message.protected else {
         return unprotected_hint(sa, ctx, message);
     };
+    if sealed.fragment.is_some() && sa.more.fragment_size.is_none() {
+        return;
+    }
     if header.flags.initiator == sa.initiator || sa.header_spis() != (header.spi_i, header.spi_r) {
         return;
     }
     if message_id_sync::may_be_request(sa, &header) && synchronisation(sa, ctx, bytes, sealed) {
         return;
     }
-    let id = header.message_id;
-    let order = if header.flags.response {
-        // Cheap checks first: only the awaited response is worth a decryption.
-        match &sa.our.outstanding {
-            Some(outstanding) if outstanding.id == id && !matches!(outstanding.pending, Pending::Init) => {
-                Order::New
-            }
-            _ => Order::OutOfWindow,
-        }
-    } else {
-        sa.their.order(id)
-    };
+    let order = order(sa, &header);
     if order == Order::OutOfWindow {
         return;
+    }
+    if order == Order::Repeated && sa.is_half_open() && intermediate::is_answered(sa, bytes) {
+        return repeat_response(sa, ctx);
     }
     let Ok(inner) = message::open(sa, bytes, sealed) else {
         return;
     };
     if order == Order::Repeated {
-        if let Some(response) = sa.their.last_response.clone() {
-            message::repeat(sa, ctx, response);
+        // RFC 7383 2.6.1: of a fragmented request the first fragment alone is answered again.
+        if sealed.fragment.is_none_or(|fragment| fragment.number == 1) {
+            repeat_response(sa, ctx);
         }
         return;
     }
     if matches!(sa.phase, Phase::Closed(_)) {
         return;
     }
+    let (first, inner, digest) = match sealed.fragment {
+        None => (sealed.first, inner, None),
+        Some(fragment) => {
+            let limit = if sa.is_half_open() {
+                fragments::HALF_OPEN_MAX
+            } else {
+                fragments::AUTHENTIC_MAX
+            };
+            let kept = &mut sa.fragments;
+            match fragments::add(kept, &header, fragment, sealed.first, inner, bytes, limit) {
+                Some(whole) => (whole.first, whole.inner, Some(whole.digest)),
+                None => return,
+            }
+        }
+    };
+    sa.fragments = None;
     heard(sa, ctx, local, remote);
-    let parsed = parse_chain(sealed.first, &inner);
+    let parsed = parse_chain(first, &inner);
+    if header.exchange == ExchangeType::IKE_INTERMEDIATE {
+        intermediate::cover(sa, &header, first, &inner);
+    }
     if header.flags.response {
         tasks::on_response(sa, ctx, parsed);
     } else {
-        tasks::on_request(sa, ctx, header.exchange, id, parsed);
+        tasks::on_request(sa, ctx, header.exchange, header.message_id, parsed);
+        if header.exchange == ExchangeType::IKE_INTERMEDIATE {
+            intermediate::answered(sa, digest.unwrap_or_else(|| crypto::sha256(&[bytes])));
+        }
+    }
+}
+
+/// Where a message stands in its window. Cheap checks first: only the awaited response is worth a decryption.
+fn order(sa: &IkeSa, header: &Header) -> Order {
+    if !header.flags.response {
+        return sa.their.order(header.message_id);
+    }
+    let awaited = |outstanding: &Outstanding| {
+        let exchange = outstanding.bytes.get(EXCHANGE_AT) == Some(&header.exchange.0);
+        exchange && outstanding.id == header.message_id && !matches!(outstanding.pending, Pending::Init)
+    };
+    match &sa.our.outstanding {
+        Some(outstanding) if awaited(outstanding) => Order::New,
+        _ => Order::OutOfWindow,
+    }
+}
+
+fn repeat_response(sa: &IkeSa, ctx: &mut Context<'_>) {
+    if let Some(response) = &sa.their.last_response {
+        message::repeat(sa, ctx, response);
     }
 }
 

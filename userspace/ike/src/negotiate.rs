@@ -1,6 +1,8 @@
 //! Between the wire's proposals and selectors and the engine's.
 
-use crate::proposal::{ENCR_AES_GCM_16, ENCR_CHACHA20_POLY1305, ESN_YES, Proposal, Transform, TransformKind};
+use crate::proposal::{
+    DH_NONE, ENCR_AES_GCM_16, ENCR_CHACHA20_POLY1305, ESN_YES, Proposal, Transform, TransformKind,
+};
 use crypto::{DhGroup, IkeCipher, Prf};
 use ike_wire::{ProtocolId, SecurityAssociation, TransformType};
 use model::{EspSuite, TrafficSelector};
@@ -15,6 +17,7 @@ fn wire_kind(kind: TransformKind) -> TransformType {
         TransformKind::Integ => TransformType::INTEG,
         TransformKind::Dh => TransformType::KE,
         TransformKind::Esn => TransformType::ESN,
+        TransformKind::AddKe(number) => TransformType(TransformType::ESN.0 + number),
     }
 }
 
@@ -25,6 +28,7 @@ fn engine_kind(kind: TransformType) -> Option<TransformKind> {
         TransformType::INTEG => Some(TransformKind::Integ),
         TransformType::KE => Some(TransformKind::Dh),
         TransformType::ESN => Some(TransformKind::Esn),
+        TransformType(kind @ 6..=12) => Some(TransformKind::AddKe(kind - TransformType::ESN.0)),
         _ => None,
     }
 }
@@ -105,6 +109,16 @@ pub(crate) fn ike_suite(chosen: &Proposal) -> Option<(Prf, IkeCipher, DhGroup)> 
         IkeCipher::from_transforms(encr.id, encr.key_bits, integ)?,
         DhGroup::from_transform_id(chosen.first(TransformKind::Dh)?.id)?,
     ))
+}
+
+/// Additional key exchanges in the order in which they take place (RFC 9370 2.2.1); `None` where one is not implemented.
+pub(crate) fn additional(chosen: &Proposal) -> Option<Vec<DhGroup>> {
+    let numbered = |number| chosen.first(TransformKind::AddKe(number)).map(|t| t.id);
+    (1..=7)
+        .filter_map(numbered)
+        .filter(|id| *id != DH_NONE)
+        .map(DhGroup::from_transform_id)
+        .collect()
 }
 
 /// Algorithms of a Child SA, and whether it has extended sequence numbers.

@@ -19,6 +19,15 @@ pub enum TransformKind {
     Dh,
     /// Extended sequence numbers (5).
     Esn,
+    /// Additional Key Exchange 1 to 7 (6 to 12, RFC 9370): same numbers as key exchange.
+    AddKe(u8),
+}
+
+impl TransformKind {
+    /// Whether it is a key exchange, which the first Child SA has none of its own of (RFC 7296 1.2).
+    const fn is_key_exchange(self) -> bool {
+        matches!(self, Self::Dh | Self::AddKe(_))
+    }
 }
 
 /// One algorithm: IANA number and, where the algorithm has it as an attribute, the key length in bits.
@@ -68,6 +77,13 @@ pub(crate) const ENCR_CHACHA20_POLY1305: u16 = 28;
 pub(crate) const DH_NONE: u16 = 0;
 pub(crate) const DH_X25519: u16 = 31;
 pub(crate) const DH_ECP256: u16 = 19;
+const DH_ECP384: u16 = 20;
+const DH_ECP521: u16 = 21;
+const DH_MODP2048: u16 = 14;
+const DH_MODP3072: u16 = 15;
+const DH_MODP4096: u16 = 16;
+const DH_MLKEM768: u16 = 36;
+const DH_MLKEM1024: u16 = 37;
 pub(crate) const PRF_SHA256: u16 = 5;
 pub(crate) const PRF_SHA384: u16 = 6;
 pub(crate) const PRF_SHA512: u16 = 7;
@@ -111,12 +127,26 @@ const KEYWORDS: &[(&str, Transform)] = &[
     ("x25519", transform(TransformKind::Dh, DH_X25519, None)),
     ("curve25519", transform(TransformKind::Dh, DH_X25519, None)),
     ("ecp256", transform(TransformKind::Dh, DH_ECP256, None)),
+    ("ecp384", transform(TransformKind::Dh, DH_ECP384, None)),
+    ("ecp521", transform(TransformKind::Dh, DH_ECP521, None)),
+    ("modp2048", transform(TransformKind::Dh, DH_MODP2048, None)),
+    ("modp3072", transform(TransformKind::Dh, DH_MODP3072, None)),
+    ("modp4096", transform(TransformKind::Dh, DH_MODP4096, None)),
+    ("mlkem768", transform(TransformKind::Dh, DH_MLKEM768, None)),
+    ("mlkem1024", transform(TransformKind::Dh, DH_MLKEM1024, None)),
     ("noesn", transform(TransformKind::Esn, ESN_NO, None)),
     ("esn", transform(TransformKind::Esn, ESN_YES, None)),
 ];
 
 impl fmt::Display for Transform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let TransformKind::AddKe(number) = self.kind {
+            write!(f, "ke{number}_")?;
+            if self.id == DH_NONE {
+                return f.write_str("none");
+            }
+            return transform(TransformKind::Dh, self.id, None).fmt(f);
+        }
         if let Some((word, _)) = KEYWORDS.iter().find(|(_, t)| t == self) {
             return f.write_str(word);
         }
@@ -124,7 +154,7 @@ impl fmt::Display for Transform {
             TransformKind::Encr => "encr",
             TransformKind::Prf => "prf",
             TransformKind::Integ => "integ",
-            TransformKind::Dh => "group",
+            TransformKind::Dh | TransformKind::AddKe(_) => "group",
             TransformKind::Esn => "esn",
         };
         match self.key_bits {
@@ -205,6 +235,9 @@ impl Proposal {
         if !proposal.has(TransformKind::Dh) {
             return unusable("no key exchange group; add one, for example x25519");
         }
+        if let Some(why) = proposal.unusable_key_exchange() {
+            return unusable(why);
+        }
         proposal.transforms.sort_by_key(|t| t.kind);
         Ok(proposal)
     }
@@ -230,6 +263,9 @@ impl Proposal {
         }
         if !proposal.has(TransformKind::Encr) {
             return unusable("no cipher; add one, for example aes256gcm16");
+        }
+        if let Some(why) = proposal.unusable_key_exchange() {
+            return unusable(why);
         }
         if !proposal.has(TransformKind::Esn) {
             proposal
@@ -257,7 +293,7 @@ impl Proposal {
 
     /// The alternatives that lead to this suite, which is without key exchange; those of the key exchange stay. `None`: none do.
     pub(crate) fn narrowed_to(&self, suite: &Proposal) -> Option<Self> {
-        let fits = |t: &&Transform| t.kind == TransformKind::Dh || suite.transforms.contains(t);
+        let fits = |t: &&Transform| t.kind.is_key_exchange() || suite.transforms.contains(t);
         let transforms: Vec<_> = self.transforms.iter().filter(fits).copied().collect();
         let complete = suite.transforms.iter().all(|t| transforms.contains(t));
         complete.then_some(Self { transforms })
@@ -269,10 +305,34 @@ impl Proposal {
             transforms: self
                 .transforms
                 .iter()
-                .filter(|t| t.kind != TransformKind::Dh)
+                .filter(|t| !t.kind.is_key_exchange())
                 .copied()
                 .collect(),
         }
+    }
+
+    /// Whether key exchanges beside the first one are offered (RFC 9370).
+    pub(crate) fn has_additional(&self) -> bool {
+        self.transforms
+            .iter()
+            .any(|t| matches!(t.kind, TransformKind::AddKe(_)) && t.id != DH_NONE)
+    }
+
+    /// What is wrong with the key exchanges of a configured proposal.
+    fn unusable_key_exchange(&self) -> Option<&'static str> {
+        let kem = |t: &Transform| matches!(t.id, DH_MLKEM768 | DH_MLKEM1024);
+        let additional = self
+            .transforms
+            .iter()
+            .any(|t| matches!(t.kind, TransformKind::AddKe(_)));
+        if self.of(TransformKind::Dh).any(kem) {
+            // Alone it would stand or fall with a young algorithm, and IKE_SA_INIT cannot be fragmented.
+            return Some("ML-KEM goes beside a classical group: write x25519-ke1_mlkem768");
+        }
+        if additional && !self.has(TransformKind::Dh) {
+            return Some("an additional key exchange needs a first one: write x25519-ke1_mlkem768");
+        }
+        None
     }
 }
 
@@ -285,26 +345,47 @@ fn parse_words(text: &str, example: &'static str) -> Result<Proposal, ProposalEr
                 why: "implicit-IV transforms (RFC 8750) are refused: the IV keeps members of a cluster apart",
             });
         }
-        let Some((_, found)) = KEYWORDS
-            .iter()
-            .find(|(keyword, _)| keyword.eq_ignore_ascii_case(word))
-        else {
+        let Some(found) = keyword(word) else {
             return Err(ProposalError::UnknownKeyword {
                 proposal: text.to_owned(),
                 keyword: word.to_owned(),
                 example,
             });
         };
-        if !transforms.contains(found) {
-            transforms.push(*found);
+        if !transforms.contains(&found) {
+            transforms.push(found);
         }
     }
     Ok(Proposal { transforms })
 }
 
-/// Offers when the configuration names none.
+/// What a keyword stands for. `ke1_` to `ke7_` make a group an additional one, as in strongSwan 6; `ke1_none` makes that optional.
+fn keyword(word: &str) -> Option<Transform> {
+    let plain = |word: &str| {
+        let found = KEYWORDS
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(word));
+        found.map(|(_, transform)| *transform)
+    };
+    let lower = word.to_ascii_lowercase();
+    let Some((number, group)) = lower.strip_prefix("ke").and_then(|rest| rest.split_once('_')) else {
+        return plain(word);
+    };
+    let number: u8 = number.parse().ok().filter(|number| (1..=7).contains(number))?;
+    let id = match group {
+        "none" => DH_NONE,
+        group => plain(group).filter(|t| t.kind == TransformKind::Dh)?.id,
+    };
+    Some(transform(TransformKind::AddKe(number), id, None))
+}
+
+/// Offers when the configuration names none: what RFC 8247 recommends, AEAD before AES-CBC for older peers. MODP groups are not
+/// among them, since they would give strangers a lever: one costs as much time as twenty others.
 pub fn default_ike() -> Vec<Proposal> {
-    let all = ["aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-x25519-ecp256"];
+    let all = [
+        "aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha256-x25519-ecp256-ecp384",
+        "aes256-aes128-sha384-sha256-prfsha384-prfsha256-x25519-ecp256-ecp384",
+    ];
     all.iter()
         .filter_map(|text| Proposal::parse_ike(text).ok())
         .collect()
@@ -367,7 +448,53 @@ fn choose_one(our: &Proposal, their: &Proposal) -> Option<Proposal> {
             }
         }
     }
+    let additional = choose_additional(our, their, 1, &mut Vec::new())?;
+    if !additional.is_empty() && !transforms.iter().any(|t| t.kind == TransformKind::Dh) {
+        return None;
+    }
+    transforms.extend(additional);
     Some(Proposal { transforms })
+}
+
+//= rfc9370#2.2.1
+// for the ADDKE Transform Types, the responder's choice MUST NOT contain duplicated algorithms, except for the Transform ID of NONE.
+/// One of each type that the peer names, from type `number` on; a type that only one side names counts as NONE for the other.
+fn choose_additional(
+    our: &Proposal,
+    their: &Proposal,
+    number: u8,
+    chosen: &mut Vec<Transform>,
+) -> Option<Vec<Transform>> {
+    if number > 7 {
+        return Some(chosen.clone());
+    }
+    let kind = TransformKind::AddKe(number);
+    let none = transform(kind, DH_NONE, None);
+    let candidates: Vec<Option<Transform>> = match (our.has(kind), their.has(kind)) {
+        (false, false) => vec![None],
+        (true, false) if our.of(kind).any(|t| *t == none) => vec![None],
+        (false, true) if their.of(kind).any(|t| *t == none) => vec![Some(none)],
+        (true, true) => our
+            .of(kind)
+            .filter(|t| their.of(kind).any(|o| o == *t))
+            .map(|t| Some(*t))
+            .collect(),
+        _ => return None,
+    };
+    for candidate in candidates {
+        let Some(candidate) = candidate else {
+            return choose_additional(our, their, number + 1, chosen);
+        };
+        if candidate.id != DH_NONE && chosen.iter().any(|t| t.id == candidate.id) {
+            continue;
+        }
+        chosen.push(candidate);
+        if let Some(all) = choose_additional(our, their, number + 1, chosen) {
+            return Some(all);
+        }
+        chosen.pop();
+    }
+    None
 }
 
 #[cfg(test)]
@@ -459,6 +586,78 @@ mod tests {
                 .id,
             ESN_YES
         );
+    }
+
+    #[test]
+    fn additional_key_exchanges_are_written_as_in_other_daemons() {
+        for text in [
+            "aes256gcm16-prfsha384-x25519-ke1_mlkem768",
+            "aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke1_none-ke2_ecp384",
+        ] {
+            assert_eq!(Proposal::parse_ike(text).unwrap().to_string(), text);
+        }
+        let esp = Proposal::parse_esp("aes256gcm16-x25519-KE1_MLKEM1024").unwrap();
+        assert_eq!(esp.to_string(), "aes256gcm16-x25519-ke1_mlkem1024");
+        for (text, part) in [
+            ("aes256gcm16-prfsha256-mlkem768", "beside a classical group"),
+            (
+                "aes256gcm16-prfsha256-x25519-ke8_mlkem768",
+                "\"ke8_mlkem768\" is not known",
+            ),
+            ("aes256gcm16-prfsha256-x25519-ke1_prfsha256", "is not known"),
+            ("aes256gcm16-prfsha256-x25519-ke_mlkem768", "is not known"),
+        ] {
+            let error = Proposal::parse_ike(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        let error = Proposal::parse_esp("aes256gcm16-ke1_mlkem768").unwrap_err();
+        assert!(error.to_string().contains("needs a first one"), "{error}");
+    }
+
+    /// RFC 9370 2.2.1, row by row: ours, theirs, what is chosen.
+    #[test]
+    fn additional_key_exchanges_are_chosen_type_by_type() {
+        let rows = [
+            ("ke1_mlkem768", "ke1_mlkem768", Some("-ke1_mlkem768")),
+            ("ke1_mlkem768", "", None),
+            ("", "ke1_mlkem768", None),
+            ("ke1_mlkem768-ke1_none", "", Some("")),
+            ("", "ke1_mlkem768-ke1_none", Some("-ke1_none")),
+            (
+                "ke1_mlkem1024-ke1_mlkem768",
+                "ke1_mlkem768-ke1_mlkem1024",
+                Some("-ke1_mlkem1024"),
+            ),
+            // The same algorithm must not be chosen twice: the first type has to give way.
+            (
+                "ke1_mlkem768-ke1_ecp384-ke2_mlkem768",
+                "ke1_mlkem768-ke1_ecp384-ke2_mlkem768",
+                Some("-ke1_ecp384-ke2_mlkem768"),
+            ),
+            ("ke1_mlkem768-ke2_mlkem768", "ke1_mlkem768-ke2_mlkem768", None),
+            (
+                "ke1_none-ke2_none",
+                "ke1_none-ke2_none",
+                Some("-ke1_none-ke2_none"),
+            ),
+            // Not consecutive: what is left out counts as NONE.
+            (
+                "ke2_mlkem768-ke5_ecp384-ke5_none",
+                "ke2_mlkem768",
+                Some("-ke2_mlkem768"),
+            ),
+        ];
+        let proposal = |more: &str| {
+            let base = "aes256gcm16-prfsha256-x25519";
+            let text = [base, more].join(if more.is_empty() { "" } else { "-" });
+            Proposal::parse_ike(&text).unwrap()
+        };
+        for (ours, theirs, expected) in rows {
+            let chosen = choose(&[proposal(ours)], &[proposal(theirs)]);
+            let shown = chosen.map(|(_, suite)| suite.to_string());
+            let expected = expected.map(|more| format!("aes256gcm16-prfsha256-x25519{more}"));
+            assert_eq!(shown, expected, "{ours} and {theirs}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::ike_sa::message::repeat;
 use crate::ike_sa::phase::Phase;
 use crate::ike_sa::windows::Task;
 use crate::outbox::Context;
-use crate::tasks::{CLOSED_KEPT, child_create, delete, ike_auth, ike_init, start_next, ticket};
+use crate::tasks::{CLOSED_KEPT, child_create, delete, follow_up, ike_auth, ike_init, start_next, ticket};
 use model::Instant;
 use std::time::Duration;
 
@@ -38,6 +38,9 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         let interval = sa.connection(ctx.config).map(|connection| connection.keepalive);
         sa.timers.keepalive = interval.map(|interval| now + interval.max(Duration::from_secs(1)));
         ctx.event(sa, EventKind::NatKeepalive, "NAT keepalive");
+    }
+    if due(sa.timers.follow_up, now) {
+        follow_up::forget(sa, ctx);
     }
     if due(sa.timers.ticket, now) {
         sa.timers.ticket = None;
@@ -119,7 +122,7 @@ fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     }
     sa.timers.sent += 1;
     sa.timers.retransmit = Some(ctx.now + timing.wait(sa.timers.sent));
-    repeat(sa, ctx, bytes);
+    repeat(sa, ctx, &bytes);
 }
 
 /// After a takeover: all timers start anew, and the outstanding request is sent again.
@@ -127,6 +130,7 @@ pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     match &sa.phase {
         Phase::AwaitInitResponse(_)
         | Phase::AwaitResumeResponse(_)
+        | Phase::AwaitIntermediateResponse(_)
         | Phase::AwaitAuthResponse(_)
         | Phase::Deleting(_) => {}
         Phase::AwaitAuthRequest(_) => {
@@ -143,6 +147,7 @@ pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         }
     }
     sa.children = children;
+    sa.timers.follow_up = sa.more.follow_up.as_ref().map(|_| ctx.now + follow_up::KEPT);
     ike_init::repeat_outstanding(sa, ctx);
     start_next(sa, ctx);
 }

@@ -225,7 +225,7 @@ fn a_peer_that_did_not_agree_ignores_synchronisation() {
     let sa = world.only(A);
     // A takes over from a record without extensions: nothing was agreed.
     let record = world.sides[A].journal[&sa.spi].expose().to_vec();
-    assert_eq!(record[0], 2);
+    assert_eq!(record[0], 3);
     sync(&mut world);
     let request = world.net.pop_front().unwrap();
     let mut first = record.clone();

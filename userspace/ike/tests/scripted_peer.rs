@@ -133,6 +133,7 @@ impl Peer {
             nonce: &self.nonces.1,
             sk_p: &self.keys.sk_pi,
             id_body: &id.body(),
+            intermediate: &[],
         };
         let data = psk_auth(Prf::HmacSha256, &SecretBytes::new(psk.to_vec()), input);
         vec![
@@ -151,6 +152,7 @@ impl Peer {
             nonce: &self.nonces.0,
             sk_p: &self.keys.sk_pr,
             id_body: &id.body(),
+            intermediate: &[],
         };
         let psk = SecretBytes::new(b"a secret that both know".to_vec());
         assert_eq!(

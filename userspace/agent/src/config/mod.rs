@@ -263,6 +263,10 @@ pub struct ConnectionConfig {
     pub force_encap: bool,
     /// What is used beyond RFC 7296, where the peer has it too.
     pub extensions: Extensions,
+    /// IKE fragmentation (RFC 7383).
+    pub fragmentation: bool,
+    /// Longest IP packets of fragmented IKE messages.
+    pub fragment_size: u16,
     /// Child SAs.
     pub children: Vec<ChildConfig>,
 }

@@ -428,6 +428,10 @@ impl Context<'_> {
         };
         let force_encap = t.boolean("force_encap").unwrap_or(false);
         let extensions = self.extensions(&mut t);
+        let fragmentation = t.boolean("fragmentation").unwrap_or(true);
+        let fragment_size = t
+            .integer("fragment_size", 576..=9000)
+            .map_or(ike::config::FRAGMENT_SIZE, |n| n.value as u16);
         let tables = t.tables("children", "connections.children");
         if tables.is_empty() {
             t.missing("children", "at least one [[connections.children]]");
@@ -459,6 +463,8 @@ impl Context<'_> {
             retransmit,
             force_encap,
             extensions,
+            fragmentation,
+            fragment_size,
             children,
         })
     }

@@ -79,10 +79,10 @@ impl Core {
             tracing::warn!(%spi, %error, "an IKE SA was not taken over; its peer will notice and begin anew");
             return;
         }
-        if let Some(promised) = self.engine.pending_esp_spi(spi)
-            && let Err(error) = self.sad.hold_spi(promised)
-        {
-            tracing::warn!(%promised, %error, "an unfinished exchange will come to nothing");
+        for promised in self.engine.pending_esp_spis_of(spi) {
+            if let Err(error) = self.sad.hold_spi(promised) {
+                tracing::warn!(%promised, %error, "an unfinished exchange will come to nothing");
+            }
         }
     }
 

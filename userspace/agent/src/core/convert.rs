@@ -55,6 +55,8 @@ fn connection(config: &ConnectionConfig, cpus: u32) -> Result<Connection> {
             .map(|cpu| Resource::of_owner(cpu as u16))
             .collect();
     }
+    c.fragmentation = config.fragmentation;
+    c.fragment_size = config.fragment_size;
     for child in &config.children {
         let mut to = ike::ChildConfig::new(&child.name, child.local_ts.clone(), child.remote_ts.clone());
         to.esp_proposals = child.esp.clone();

@@ -1,13 +1,17 @@
 //! Protected messages: payloads to octets and back with the keys of an IKE SA.
 
-use super::IkeSa;
 use super::windows::Outstanding;
+use super::{IkeSa, fragments};
 use crate::event::EventKind;
 use crate::io::Transmit;
 use crate::outbox::Context;
-use crate::tasks::Pending;
+use crate::tasks::{Pending, intermediate};
 use crypto::CryptoError;
-use ike_wire::{ExchangeType, Flags, Header, Payload, Protected, encode_chain, encode_sk_prefix};
+use crypto::SkKey;
+use ike_wire::{
+    ExchangeType, Flags, Fragment, Header, Payload, PayloadType, Protected, encode_chain, encode_sk_prefix,
+    encode_skf_prefix,
+};
 
 /// Numbers of the 40-bit IV counter.
 const IV_COUNTER_MASK: u64 = (1 << 40) - 1;
@@ -23,7 +27,16 @@ pub(crate) enum SealError {
     NoKeys,
     #[error("all IVs of the IKE SA are used up; rekey it")]
     IvsUsedUp,
+    #[error("message of {0} octets is too long even in fragments")]
+    TooLong(usize),
 }
+
+/// Octets of a protected message around the IV, ciphertext and ICV: IKE header and payload header.
+const SK_OVERHEAD: usize = 28 + 4;
+/// IP and UDP headers, and the non-ESP marker.
+const IPV4_UDP: usize = 20 + 8;
+const IPV6_UDP: usize = 40 + 8;
+const NON_ESP_MARKER: usize = 4;
 
 fn header(sa: &IkeSa, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
     let (spi_i, spi_r) = sa.header_spis();
@@ -40,6 +53,7 @@ fn header(sa: &IkeSa, exchange: ExchangeType, response: bool, message_id: u32) -
     }
 }
 
+/// One datagram, or several behind one another where the message has to be fragmented.
 fn seal(
     sa: &mut IkeSa,
     ctx: &mut Context<'_>,
@@ -53,6 +67,60 @@ fn seal(
         keys.responder_key()?
     };
     let (first, inner) = encode_chain(payloads)?;
+    if header.exchange == ExchangeType::IKE_INTERMEDIATE {
+        intermediate::cover(sa, header, first, &inner);
+    }
+    let sealed_len = key.cipher().sealed_len(inner.len());
+    match longest_datagram(sa) {
+        Some(longest) if SK_OVERHEAD + sealed_len > longest => {
+            seal_fragments(sa, ctx, &key, header, first, &inner, longest)
+        }
+        _ => {
+            let mut message = encode_sk_prefix(header, first, sealed_len)?;
+            seal_one(sa, ctx, &key, &mut message, &inner)?;
+            Ok(message)
+        }
+    }
+}
+
+//= rfc7383#2.5
+// Each Encrypted Fragment payload is protected by itself, with its own IV, padding and ICV.
+fn seal_fragments(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    key: &SkKey,
+    header: &Header,
+    first: PayloadType,
+    inner: &[u8],
+    longest: usize,
+) -> Result<Vec<u8>, SealError> {
+    let room = longest.saturating_sub(SK_OVERHEAD + Fragment::LEN);
+    // Padding depends on the length in steps of a cipher block.
+    let chunk = (1..=room)
+        .rev()
+        .find(|len| key.cipher().sealed_len(*len) <= room)
+        .ok_or(SealError::TooLong(inner.len()))?;
+    let chunks = inner.chunks(chunk);
+    let total = u16::try_from(chunks.len()).map_err(|_| SealError::TooLong(inner.len()))?;
+    let mut message = Vec::new();
+    for (part, number) in chunks.zip(1..) {
+        let fragment = Fragment { number, total };
+        let sealed_len = key.cipher().sealed_len(part.len());
+        let mut datagram = encode_skf_prefix(header, first, fragment, sealed_len)?;
+        seal_one(sa, ctx, key, &mut datagram, part)?;
+        message.extend_from_slice(&datagram);
+    }
+    Ok(message)
+}
+
+/// Appends IV, ciphertext and ICV.
+fn seal_one(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    key: &SkKey,
+    message: &mut Vec<u8>,
+    inner: &[u8],
+) -> Result<(), SealError> {
     let cipher = key.cipher();
     let iv = if cipher.is_aead() {
         // Member and epoch keep two members apart that both believe they own the IKE SA; the counter does the rest.
@@ -68,10 +136,20 @@ fn seal(
         // RFC 7296 3.14: for CBC the IV has to be unpredictable.
         ctx.random(cipher.iv_len())
     };
-    let mut message = encode_sk_prefix(header, first, cipher.sealed_len(inner.len()))?;
-    let sealed = key.seal(&message, &iv, &inner)?;
+    let sealed = key.seal(message, &iv, inner)?;
     message.extend_from_slice(&sealed);
-    Ok(message)
+    Ok(())
+}
+
+/// Octets of an IKE message that fit in one packet; `None`: there are no fragments.
+fn longest_datagram(sa: &IkeSa) -> Option<usize> {
+    let size = sa.more.fragment_size?;
+    let headers = if sa.path.remote.ip().to_canonical().is_ipv4() {
+        IPV4_UDP
+    } else {
+        IPV6_UDP
+    };
+    Some(usize::from(size).saturating_sub(headers + NON_ESP_MARKER))
 }
 
 /// Decrypts what the peer protected.
@@ -114,7 +192,7 @@ pub(crate) fn send_request(
 pub(crate) fn register_request(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: Vec<u8>, pending: Pending) {
     let id = sa.our.next;
     sa.our.next = id.wrapping_add(1);
-    transmit(sa, ctx, bytes.clone());
+    transmit(sa, ctx, &bytes);
     sa.our.outstanding = Some(Outstanding { id, bytes, pending });
     start_retransmission(sa, ctx);
     sa.dirty = true;
@@ -144,7 +222,7 @@ pub(crate) fn seal_aside(
 
 /// Makes a request with Message ID 0 the outstanding one; the next Message ID stays.
 pub(crate) fn register_aside(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: Vec<u8>, pending: Pending) {
-    transmit(sa, ctx, bytes.clone());
+    transmit(sa, ctx, &bytes);
     sa.our.outstanding = Some(Outstanding {
         id: 0,
         bytes,
@@ -177,7 +255,7 @@ pub(crate) fn send_response(
     sa.dirty = true;
     match seal(sa, ctx, &header, payloads) {
         Ok(bytes) => {
-            transmit(sa, ctx, bytes.clone());
+            transmit(sa, ctx, &bytes);
             sa.their.last_response = Some(bytes);
         }
         Err(error) => {
@@ -188,20 +266,20 @@ pub(crate) fn send_response(
 }
 
 /// Hands octets to the commit of this input.
-pub(crate) fn transmit(sa: &IkeSa, ctx: &mut Context<'_>, bytes: Vec<u8>) {
-    ctx.out.transmits.push(addressed(sa, bytes));
+pub(crate) fn transmit(sa: &IkeSa, ctx: &mut Context<'_>, bytes: &[u8]) {
+    ctx.out.transmits.extend(addressed(sa, bytes));
 }
 
 /// Octets that were committed before: sent again.
-pub(crate) fn repeat(sa: &IkeSa, ctx: &mut Context<'_>, bytes: Vec<u8>) {
-    ctx.out.plain.push(addressed(sa, bytes));
+pub(crate) fn repeat(sa: &IkeSa, ctx: &mut Context<'_>, bytes: &[u8]) {
+    ctx.out.plain.extend(addressed(sa, bytes));
 }
 
-fn addressed(sa: &IkeSa, bytes: Vec<u8>) -> Transmit {
-    Transmit {
+fn addressed(sa: &IkeSa, bytes: &[u8]) -> impl Iterator<Item = Transmit> {
+    fragments::datagrams(bytes).map(|datagram| Transmit {
         local: sa.path.local,
         remote: sa.path.remote,
         ike_spi: Some(sa.spi),
-        bytes,
-    }
+        bytes: datagram.to_vec(),
+    })
 }

@@ -4,7 +4,9 @@
 
 pub(crate) mod child;
 pub(crate) mod extras;
+pub(crate) mod fragments;
 pub(crate) mod message;
+pub(crate) mod more;
 pub(crate) mod phase;
 pub(crate) mod record;
 pub(crate) mod windows;
@@ -14,6 +16,7 @@ use crate::status::{Agreed, ChildSaStatus, IkeSaStatus};
 use child::ChildSa;
 use extras::Extras;
 use model::{EspSpi, IkeSpi, Instant};
+use more::More;
 use phase::Phase;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -46,6 +49,8 @@ pub(crate) struct Timers {
     pub keepalive: Option<Instant>,
     /// The ticket is to be replaced by a new one.
     pub ticket: Option<Instant>,
+    /// The peer's series of additional key exchanges is given up.
+    pub follow_up: Option<Instant>,
     /// When an unprotected message last made us check the peer.
     pub hinted: Instant,
     /// When a QCD token that is none of the peer's was last reported.
@@ -76,6 +81,12 @@ pub(crate) struct IkeSa {
     /// The record's second part.
     #[serde(skip)]
     pub extras: Extras,
+    /// The record's third part.
+    #[serde(skip)]
+    pub more: More,
+    /// Fragments of the message that is expected.
+    #[serde(skip)]
+    pub fragments: Option<Box<fragments::Reassembly>>,
     #[serde(skip)]
     pub timers: Timers,
     /// Standbys know it, so its removal has to be told.
@@ -106,6 +117,8 @@ impl IkeSa {
             successor: None,
             iv_counter: 0,
             extras: Extras::default(),
+            more: More::default(),
+            fragments: None,
             timers: Timers::default(),
             committed: false,
             dirty: true,
@@ -146,7 +159,15 @@ impl IkeSa {
     /// When it wants to be woken.
     pub fn wake(&self) -> Option<Instant> {
         let t = &self.timers;
-        let own = [t.retransmit, t.expire, t.rekey, t.liveness, t.keepalive, t.ticket];
+        let own = [
+            t.retransmit,
+            t.expire,
+            t.rekey,
+            t.liveness,
+            t.keepalive,
+            t.ticket,
+            t.follow_up,
+        ];
         let queued = if self.our.outstanding.is_none() {
             self.our.earliest_queued()
         } else {

@@ -15,7 +15,7 @@ pub(crate) struct Protected {
 }
 
 /// What IKE_AUTH signs, besides the identities.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub(crate) struct InitTranscript {
     pub request: Vec<u8>,
     pub response: Vec<u8>,
@@ -43,6 +43,17 @@ pub(crate) struct AwaitResumeResponse {
     pub cookie: Option<Vec<u8>>,
     /// Times that a cookie was asked for.
     pub restarts: u8,
+}
+
+/// Initiator: IKE_INTERMEDIATE request is out (RFC 9370 2.2.2).
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AwaitIntermediateResponse {
+    pub protected: Protected,
+    pub transcript: InitTranscript,
+    /// The responder does without a Child SA in IKE_AUTH.
+    pub childless_allowed: bool,
+    /// Our private key in this exchange.
+    pub dh: SecretBytes,
 }
 
 /// Initiator: IKE_AUTH request is out.
@@ -82,13 +93,16 @@ pub(crate) enum Phase {
     Closed(Box<Protected>),
     // Last, so that the numbers of the others stay what they were in older records.
     AwaitResumeResponse(Box<AwaitResumeResponse>),
+    AwaitIntermediateResponse(Box<AwaitIntermediateResponse>),
 }
 
 impl Phase {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => "connecting",
-            Self::AwaitAuthResponse(_) | Self::AwaitAuthRequest(_) => "authenticating",
+            Self::AwaitIntermediateResponse(_) | Self::AwaitAuthResponse(_) | Self::AwaitAuthRequest(_) => {
+                "authenticating"
+            }
             Self::Established(_) => "established",
             Self::Rekeyed(_) => "rekeyed",
             Self::Deleting(_) => "deleting",
@@ -99,10 +113,20 @@ impl Phase {
     pub fn protected(&self) -> Option<&Protected> {
         match self {
             Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => None,
+            Self::AwaitIntermediateResponse(phase) => Some(&phase.protected),
             Self::AwaitAuthResponse(phase) => Some(&phase.protected),
             Self::AwaitAuthRequest(phase) => Some(&phase.protected),
             Self::Established(phase) => Some(&phase.protected),
             Self::Rekeyed(protected) | Self::Deleting(protected) | Self::Closed(protected) => Some(protected),
+        }
+    }
+
+    /// Where the keys may still change: before IKE_AUTH.
+    pub fn protected_mut(&mut self) -> Option<&mut Protected> {
+        match self {
+            Self::AwaitIntermediateResponse(phase) => Some(&mut phase.protected),
+            Self::AwaitAuthRequest(phase) => Some(&mut phase.protected),
+            _ => None,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The record of an IKE SA: all that another member needs to go on.
 
 use super::IkeSa;
-use super::extras::ChildExtras;
+use super::extras::{ChildExtras, Extras};
+use super::more::{More, Tagged};
 use super::phase::Phase;
 use crate::tasks::Pending;
 use crate::tasks::child_create::ChildOffer;
@@ -9,8 +10,11 @@ use model::SecretBytes;
 use serde::Serialize;
 use std::ops::RangeInclusive;
 
-/// Raised whenever the meaning of the fields changes. Version octet, then the IKE SA, then what extensions remember.
-pub(crate) const RECORD_VERSION: u8 = 2;
+/// Raised whenever the meaning of the fields changes. Version octet, then the IKE SA, then what extensions remember, then values
+/// by number ([`super::more`]).
+pub(crate) const RECORD_VERSION: u8 = 3;
+/// Without values by number; still written where there are none.
+const VERSION_WITHOUT_MORE: u8 = 2;
 /// The IKE SA alone; can still be read, so that members are upgraded one after the other.
 const VERSION_WITHOUT_EXTRAS: u8 = 1;
 
@@ -51,7 +55,11 @@ pub(crate) fn write(sa: &IkeSa, version: u8) -> SecretBytes {
     if version == VERSION_WITHOUT_EXTRAS {
         return octets(&[version], sa);
     }
-    octets(&[RECORD_VERSION], &(sa, &sa.extras, children(sa)))
+    let more = sa.more.write();
+    if version == VERSION_WITHOUT_MORE || more.is_empty() {
+        return octets(&[VERSION_WITHOUT_MORE], &(sa, &sa.extras, children(sa)));
+    }
+    octets(&[RECORD_VERSION], &(sa, &sa.extras, children(sa), more))
 }
 
 /// Serialises something secret, without copies that stay behind. `front` stands before it.
@@ -108,6 +116,14 @@ fn give(sa: &mut IkeSa, extras: &ChildExtras) {
     }
 }
 
+fn joined(mut sa: IkeSa, extras: Extras, children: Vec<ChildExtras>) -> IkeSa {
+    sa.extras = extras;
+    for child in &children {
+        give(&mut sa, child);
+    }
+    sa
+}
+
 /// Reads one back.
 pub(crate) fn read(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
     let Some((&version, body)) = record.expose().split_first() else {
@@ -116,13 +132,15 @@ pub(crate) fn read(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
     let corrupt = |error: postcard::Error| AdoptError::Corrupt(error.to_string());
     match version {
         VERSION_WITHOUT_EXTRAS => postcard::from_bytes(body).map_err(corrupt),
+        VERSION_WITHOUT_MORE => {
+            let (sa, extras, children) = postcard::from_bytes(body).map_err(corrupt)?;
+            Ok(joined(sa, extras, children))
+        }
         RECORD_VERSION => {
-            let (mut sa, extras, children): (IkeSa, _, Vec<ChildExtras>) =
+            let (sa, extras, children, more): (_, _, _, Vec<Tagged>) =
                 postcard::from_bytes(body).map_err(corrupt)?;
-            sa.extras = extras;
-            for child in children {
-                give(&mut sa, &child);
-            }
+            let mut sa = joined(sa, extras, children);
+            sa.more = More::read(&more)?;
             Ok(sa)
         }
         found => Err(AdoptError::Version { found }),

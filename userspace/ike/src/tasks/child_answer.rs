@@ -1,6 +1,7 @@
 //! The peer's request for a Child SA: which child of the configuration it is, and what is answered (RFC 7296 2.7, 2.9).
 
 use super::child_create::{Agreed, NONCE_LEN, install};
+use super::follow_up::{self, Unfinished};
 use super::{notify, resource};
 use crate::config::{ChildConfig, Connection};
 use crate::event::EventKind;
@@ -36,6 +37,11 @@ impl Refusal {
 /// The peer's request for a new Child SA.
 pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
     match answer(sa, ctx, payloads, None, None) {
+        Ok((mut answer, agreed)) if agreed.suite.has_additional() => {
+            let unfinished = Unfinished::Child(Box::new(agreed));
+            answer.push(follow_up::promise(sa, ctx, unfinished));
+            answer
+        }
         Ok((answer, agreed)) => {
             install(sa, ctx, agreed, ChildPhase::Installed);
             answer
@@ -149,6 +155,7 @@ pub(crate) fn answer(
         nonce_i,
         nonce_r,
         g_ir: shared,
+        additional: Vec::new(),
         initiated: false,
         replaces: rekeyed.map(|old| old.spi_in),
         outbound: if rekeyed.is_some() {
@@ -297,13 +304,12 @@ pub(crate) fn key_exchange(
         .ke()
         .filter(|ke| ke.group.0 == chosen.id)
         .ok_or_else(wrong_group)?;
-    let private = group
-        .generate(&mut |out| ctx.around.random(out))
+    let (shared, data) = group
+        .respond(&mut |out| ctx.around.random(out), &ke.data)
         .map_err(|_| bad())?;
-    let shared = private.agree(&ke.data).map_err(|_| bad())?;
     let public = KeyExchange {
         group: DhTransform(chosen.id),
-        data: private.public().to_vec(),
+        data,
     };
     Ok((Some(shared), Some(public)))
 }

@@ -1,6 +1,6 @@
 //! A new Child SA, in CREATE_CHILD_SA or as part of IKE_AUTH (RFC 7296 1.3.1, 2.9, 2.17).
 
-use super::{Pending, child_rekey, put_off, resource, send_create};
+use super::{Pending, child_rekey, follow_up, put_off, resource, send_create};
 use crate::config::{ChildConfig, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
@@ -54,6 +54,7 @@ impl ChildOffer {
 }
 
 /// A Child SA that has been agreed on.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Agreed {
     pub name: String,
     pub spi_in: EspSpi,
@@ -64,6 +65,8 @@ pub(crate) struct Agreed {
     pub nonce_i: Vec<u8>,
     pub nonce_r: Vec<u8>,
     pub g_ir: Option<SecretBytes>,
+    /// Secrets of additional key exchanges.
+    pub additional: Vec<SecretBytes>,
     /// Whether we initiated the exchange.
     pub initiated: bool,
     pub replaces: Option<EspSpi>,
@@ -210,10 +213,13 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, p
         None => Err("no nonce"),
     };
     match agreed {
-        Ok(agreed) if offer.rekeys.is_some() => child_rekey::finish(sa, ctx, offer, agreed),
-        Ok(agreed) => {
-            install(sa, ctx, agreed, ChildPhase::Installed);
+        Ok(agreed) if agreed.suite.has_additional() => {
+            if child_rekey::yield_to_crossing(sa, ctx, &offer, &agreed) {
+                return;
+            }
+            follow_up::start_child(sa, ctx, offer, agreed, payloads);
         }
+        Ok(agreed) => self::agreed(sa, ctx, offer, agreed),
         Err(why) => {
             // The peer has installed something that we cannot use: have it deleted again (RFC 7296 2.21.3).
             ctx.event(
@@ -223,6 +229,15 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, p
             );
             abandon(sa, ctx, &offer, payloads);
         }
+    }
+}
+
+/// All key exchanges are over.
+pub(crate) fn agreed(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, agreed: Agreed) {
+    if offer.rekeys.is_some() {
+        child_rekey::finish(sa, ctx, offer, agreed);
+    } else {
+        install(sa, ctx, agreed, ChildPhase::Installed);
     }
 }
 
@@ -384,6 +399,7 @@ pub(crate) fn read_response(
         nonce_i,
         nonce_r,
         g_ir,
+        additional: Vec::new(),
         initiated: true,
         replaces: offer.rekeys,
         outbound: OutboundUse::Now,
@@ -401,6 +417,7 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
             agreed.g_ir.as_ref(),
             &agreed.nonce_i,
             &agreed.nonce_r,
+            &agreed.additional,
             suite,
         )
         .ok()

@@ -1,8 +1,9 @@
 //! Rekey of a Child SA, also when both sides start it at once (RFC 7296 1.3.3, 2.8, 2.8.1, 2.25.1).
 
-use super::Pending;
 use super::child_answer::{self, not_found, temporary_failure};
 use super::child_create::{self, Agreed, ChildOffer, NONCE_LEN, install};
+use super::follow_up::{self, Unfinished};
+use super::{Pending, put_off};
 use crate::config::ChildConfig;
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -21,6 +22,10 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
     else {
         return;
     };
+    if follow_up::peer_replaces(sa, Some(spi_in)) {
+        // The peer's rekey may still come to nothing.
+        return put_off(sa, ctx, Task::RekeyChild { spi_in }, tries, "rekey by the peer");
+    }
     let configured = sa
         .connection(ctx.config)
         .and_then(|connection| connection.child(&old.name));
@@ -40,7 +45,7 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
             offer.tries = tries;
             child_create::send_offer(sa, ctx, offer);
         }
-        None => super::put_off(
+        None => put_off(
             sa,
             ctx,
             Task::RekeyChild { spi_in },
@@ -94,6 +99,33 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, a
     }
 }
 
+//= rfc9370#2.2.4
+// if additional key exchanges are negotiated in the CREATE_CHILD_SA exchange in which the smallest nonce is used, then, because there
+// is nothing to delete yet, the initiator of this exchange just stops the rekeying process, and it MUST NOT initiate the
+// IKE_FOLLOWUP_KE exchange.
+/// The peer's rekey crossed ours, and ours is the redundant one, with nothing made yet.
+pub(crate) fn yield_to_crossing(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    offer: &ChildOffer,
+    agreed: &Agreed,
+) -> bool {
+    let ours_lowest = (&agreed.nonce_i).min(&agreed.nonce_r);
+    let Some((by, _)) = offer
+        .crossing
+        .as_ref()
+        .filter(|(other, lowest)| ours_lowest < lowest && sa.child(*other).is_some())
+    else {
+        return false;
+    };
+    if let Some(child) = offer.rekeys.and_then(|old| sa.child_mut(old)) {
+        child.phase = ChildPhase::Rekeyed { by: *by };
+        child.rekey_at = None;
+    }
+    ctx.around.release_esp_spi(agreed.spi_in);
+    true
+}
+
 /// The peer does not know the SA that we wanted to replace: make a new one in its place.
 pub(crate) fn peer_lost_it(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildOffer) {
     let Some(spi_in) = offer.rekeys else { return };
@@ -139,27 +171,56 @@ pub(crate) fn respond(
             return temporary_failure();
         }
     }
-    let (answer, agreed) = match child_answer::answer(sa, ctx, payloads, None, Some(&old)) {
+    //= rfc9370#2.2.4
+    // a situation may occur when one of the peers receives the CREATE_CHILD_SA message requesting the rekey of an SA that is already
+    // being rekeyed by this peer (i.e., the series of IKE_FOLLOWUP_KE exchanges is in progress). In this case, a TEMPORARY_FAILURE
+    // notification MUST be sent in response to such a request.
+    let ours = sa
+        .our
+        .outstanding
+        .as_ref()
+        .map(|outstanding| &outstanding.pending);
+    if matches!(ours, Some(Pending::FollowUp(asked)) if asked.rekeys() == Some(old.spi_in)) {
+        return temporary_failure();
+    }
+    let crosses = matches!(ours, Some(Pending::CreateChild(ours)) if ours.rekeys == Some(old.spi_in));
+    let (mut answer, agreed) = match child_answer::answer(sa, ctx, payloads, None, Some(&old)) {
         Ok(agreed) => agreed,
         Err(refusal) => return vec![refusal.report(sa, ctx)],
     };
+    if agreed.suite.has_additional() {
+        if crosses {
+            ctx.around.release_esp_spi(agreed.spi_in);
+            return temporary_failure();
+        }
+        answer.push(follow_up::promise(sa, ctx, Unfinished::Child(Box::new(agreed))));
+        return answer;
+    }
+    if !accept(sa, ctx, agreed, old.spi_in) {
+        return vec![super::notify(ike_wire::NotifyType::NO_ADDITIONAL_SAS)];
+    }
+    answer
+}
+
+/// The peer's rekey of `old` is complete.
+pub(crate) fn accept(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, old: EspSpi) -> bool {
     let lowest = (&agreed.nonce_i).min(&agreed.nonce_r).clone();
     let new = agreed.spi_in;
-    if !install(sa, ctx, agreed, ChildPhase::AwaitsSwitch { replaces: old.spi_in }) {
-        return vec![super::notify(ike_wire::NotifyType::NO_ADDITIONAL_SAS)];
+    if !install(sa, ctx, agreed, ChildPhase::AwaitsSwitch { replaces: old }) {
+        return false;
     }
     let mut crosses = false;
     if let Some(outstanding) = &mut sa.our.outstanding
         && let Pending::CreateChild(ours) = &mut outstanding.pending
-        && ours.rekeys == Some(old.spi_in)
+        && ours.rekeys == Some(old)
     {
         ours.crossing = Some((new, lowest));
         crosses = true;
     }
     // In a crossing the old SA stays as it is until it is clear who deletes it.
-    if !crosses && let Some(child) = sa.child_mut(old.spi_in) {
+    if !crosses && let Some(child) = sa.child_mut(old) {
         child.phase = ChildPhase::Rekeyed { by: new };
         child.rekey_at = None;
     }
-    answer
+    true
 }

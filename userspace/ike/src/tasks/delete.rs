@@ -1,6 +1,6 @@
 //! Deletion of Child SAs and IKE SAs, asked for by either side (RFC 7296 1.4.1).
 
-use super::{CLOSED_KEPT, Pending, ike_rekey, ticket};
+use super::{CLOSED_KEPT, Pending, follow_up, ike_rekey, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
@@ -175,10 +175,15 @@ fn end(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
 
 /// Gives back SPIs of Child SAs that will never be.
 fn release_offers(sa: &mut IkeSa, ctx: &mut Context<'_>) {
-    if let Some(outstanding) = sa.our.outstanding.take()
-        && let Pending::CreateChild(offer) = outstanding.pending
-    {
-        ctx.around.release_esp_spi(offer.spi_in);
+    follow_up::forget(sa, ctx);
+    match sa.our.outstanding.take().map(|outstanding| outstanding.pending) {
+        Some(Pending::CreateChild(offer)) => ctx.around.release_esp_spi(offer.spi_in),
+        Some(Pending::FollowUp(asked)) => {
+            if let Some(spi_in) = asked.unfinished.spi_in() {
+                ctx.around.release_esp_spi(spi_in);
+            }
+        }
+        _ => {}
     }
     if let Phase::AwaitAuthResponse(phase) = &mut sa.phase
         && let Some(offer) = phase.child.take()

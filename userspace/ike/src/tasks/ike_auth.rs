@@ -10,6 +10,7 @@ use crate::ike_sa::windows::Task;
 use crate::ike_sa::{IkeSa, jittered};
 use crate::outbox::Context;
 use crate::proposal::{self, Proposal};
+use crate::tasks::intermediate::int_auth;
 use crypto::{AuthInput, Prf, psk_auth, resumption_auth, verify_psk_auth, verify_resumption_auth};
 use ike_wire::{
     AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, NotifyType, Payload,
@@ -72,11 +73,13 @@ pub(crate) fn start(
         return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
     };
     let own_id = wire_identity(&connection.local_id);
+    let intermediate = int_auth(sa);
     let input = AuthInput {
         message: &transcript.request,
         nonce: &transcript.nonce_r,
         sk_p: &protected.keys.sk_pi,
         id_body: &own_id.body(),
+        intermediate: &intermediate,
     };
     let auth = prove(sa, connection, protected.keys.prf, input);
     let mut payloads = vec![Payload::IdInitiator(own_id)];
@@ -147,6 +150,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     let Some(connection) = sa.connection(ctx.config) else {
         return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
     };
+    let intermediate = int_auth(sa);
     let Phase::AwaitAuthResponse(phase) = &mut sa.phase else {
         return;
     };
@@ -180,6 +184,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
         nonce: &phase.transcript.nonce_i,
         sk_p: &keys.sk_pr,
         id_body: &id.body(),
+        intermediate: &intermediate,
     };
     let proved = auth.method == AuthMethod::SHARED_KEY_MIC
         && match &sa.extras.resumed {
@@ -268,6 +273,7 @@ pub(crate) fn establish(sa: &mut IkeSa, ctx: &mut Context<'_>, protected: Protec
         protected,
         crossing: None,
     }));
+    sa.more.intermediate = None;
     sa.dirty = true;
     start_timers(sa, ctx);
     // Whatever a ticket stood for, this is newer.
@@ -316,11 +322,13 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     };
     let protected = phase.protected.clone();
     let own_id = wire_identity(&connection.local_id);
+    let intermediate = int_auth(sa);
     let input = AuthInput {
         message: &phase.transcript.response,
         nonce: &phase.transcript.nonce_i,
         sk_p: &protected.keys.sk_pr,
         id_body: &own_id.body(),
+        intermediate: &intermediate,
     };
     let auth = prove(sa, connection, protected.keys.prf, input);
     let nonces = (phase.transcript.nonce_i.clone(), phase.transcript.nonce_r.clone());
@@ -415,11 +423,13 @@ fn authenticate<'c>(
                 asked.map_or("anyone".to_owned(), |asked| asked.to_string())
             )
         })?;
+    let intermediate = int_auth(sa);
     let input = AuthInput {
         message: &phase.transcript.request,
         nonce: &phase.transcript.nonce_r,
         sk_p: &phase.protected.keys.sk_pi,
         id_body: &id.body(),
+        intermediate: &intermediate,
     };
     if !verify_psk_auth(phase.protected.keys.prf, &connection.psk, input, &auth.data) {
         return Err(format!(

@@ -1,6 +1,6 @@
 //! IKE_SA_INIT, both roles (RFC 7296 1.2, 2.6, 2.23).
 
-use super::{Pending, ike_auth, notify};
+use super::{Pending, ike_auth, intermediate, notify};
 use crate::config::Connection;
 use crate::event::EventKind;
 use crate::ike_sa::message::{register_request, start_retransmission, transmit};
@@ -127,6 +127,15 @@ fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
     }));
     payloads.push(Payload::Nonce(phase.nonce_i.clone()));
     payloads.extend(nat_detection(sa.spi, IkeSpi(0), sa.path, force));
+    if sa
+        .connection(ctx.config)
+        .is_some_and(|connection| connection.fragmentation)
+    {
+        payloads.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED));
+    }
+    if phase.offered.iter().any(Proposal::has_additional) {
+        payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED));
+    }
     let header = Header {
         spi_i: sa.spi,
         spi_r: IkeSpi(0),
@@ -213,8 +222,15 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
             sa.peer_spi = message.header.spi_r;
             set_nat(sa, ctx, nat_local, nat_remote);
             sa.timers.retransmit = None;
+            sa.more.fragment_size = sa
+                .connection(ctx.config)
+                .and_then(|connection| fragment_size(connection, payloads));
             let childless = payloads.notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED).is_some();
-            ike_auth::start(sa, ctx, protected, transcript, childless);
+            if protected.suite.has_additional() {
+                intermediate::start(sa, ctx, protected, transcript, childless);
+            } else {
+                ike_auth::start(sa, ctx, protected, transcript, childless);
+            }
         }
         Err(why) => {
             // Not authentic, so the right response may still come (RFC 7296 2.21.1): keep on.
@@ -225,6 +241,15 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
             );
         }
     }
+}
+
+/// What to cut messages to, where both sides can do with fragments (RFC 7383 2.3).
+pub(crate) fn fragment_size(connection: &Connection, payloads: &PayloadList) -> Option<u16> {
+    let both = connection.fragmentation
+        && payloads
+            .notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED)
+            .is_some();
+    both.then_some(connection.fragment_size)
 }
 
 /// Takes over what NAT detection found; an initiator changes to port 4500 (RFC 7296 2.23).
@@ -266,6 +291,13 @@ fn read_response(
     let ke = payloads.ke().ok_or("no KE payload")?;
     if group.transform_id() != phase.group || ke.group.0 != phase.group {
         return Err("another key exchange group");
+    }
+    // RFC 9370 2.2.1: without it the peer must not have chosen an additional key exchange.
+    let intermediate = payloads
+        .notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED)
+        .is_some();
+    if suite.has_additional() && !intermediate {
+        return Err("additional key exchanges without IKE_INTERMEDIATE");
     }
     let nonce_r = payloads.nonce().ok_or("no nonce")?.to_vec();
     let shared = group
@@ -366,17 +398,24 @@ pub(crate) fn respond(
         ctx.event_without_sa(EventKind::NoConnection, None, Some(remote), text);
         return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
     }
-    let theirs = negotiate::read(offered, ProtocolId::IKE);
+    let mut theirs = negotiate::read(offered, ProtocolId::IKE);
+    if payloads
+        .notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED)
+        .is_none()
+    {
+        // RFC 9370 2.2.1: then additional key exchanges are unknown transform types, whose proposals are skipped.
+        theirs.retain(|their| !their.proposal.has_additional());
+    }
     let their_proposals: Vec<Proposal> = theirs.iter().map(|their| their.proposal.clone()).collect();
     let chosen = candidates.iter().find_map(|connection| {
         let (index, suite) = proposal::choose(&connection.ike_proposals, &their_proposals)?;
-        Some((theirs.get(index)?.number, suite, connection.force_encap))
+        Some((theirs.get(index)?.number, suite, *connection))
     });
-    let implemented = chosen.and_then(|(number, suite, force)| {
+    let implemented = chosen.and_then(|(number, suite, connection)| {
         let algorithms = negotiate::ike_suite(&suite)?;
-        Some((number, suite, force, algorithms))
+        Some((number, suite, connection, algorithms))
     });
-    let Some((number, suite, force, (prf, cipher, _))) = implemented else {
+    let Some((number, suite, connection, (prf, cipher, _))) = implemented else {
         let ours: Vec<Proposal> = candidates.iter().flat_map(|c| c.ike_proposals.clone()).collect();
         let text = format!(
             "no common IKE proposal: the peer offers {}, we have {}",
@@ -410,7 +449,9 @@ pub(crate) fn respond(
         encap: false,
     };
     (path.nat_local, path.nat_remote) = detect_nat(payloads, peer_spi, IkeSpi(0), path);
+    let force = connection.force_encap;
     path.encap = path.nat_local || path.nat_remote || force;
+    let fragment_size = fragment_size(connection, payloads);
 
     let mut answer = vec![
         Payload::SecurityAssociation(negotiate::accept(&suite, number, ProtocolId::IKE, &[])),
@@ -419,6 +460,12 @@ pub(crate) fn respond(
     ];
     answer.extend(nat_detection(peer_spi, spi, path, force));
     answer.push(notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED));
+    if fragment_size.is_some() {
+        answer.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED));
+    }
+    if suite.has_additional() {
+        answer.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED));
+    }
     let header = Header {
         spi_i: peer_spi,
         spi_r: spi,
@@ -448,11 +495,12 @@ pub(crate) fn respond(
         path,
         Phase::AwaitAuthRequest(Box::new(phase)),
     );
+    sa.more.fragment_size = fragment_size;
     sa.their.next = 1;
     sa.their.last_response = Some(response.clone());
     sa.timers.since = ctx.now;
     sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
-    transmit(&sa, ctx, response);
+    transmit(&sa, ctx, &response);
     Ok(sa)
 }
 
@@ -475,7 +523,7 @@ pub(crate) fn repeat_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         .as_ref()
         .map(|outstanding| outstanding.bytes.clone())
     {
-        crate::ike_sa::message::repeat(sa, ctx, bytes);
+        crate::ike_sa::message::repeat(sa, ctx, &bytes);
         start_retransmission(sa, ctx);
     }
 }

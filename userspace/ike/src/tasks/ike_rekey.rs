@@ -2,7 +2,8 @@
 
 use super::child_answer::{Refusal, key_exchange, temporary_failure};
 use super::child_create::NONCE_LEN;
-use super::{Pending, delete, ike_auth, put_off, qcd, send_create, ticket};
+use super::follow_up::{self, Unfinished};
+use super::{Pending, delete, ike_auth, notify, put_off, qcd, send_create, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::{Established, Phase, Protected};
@@ -32,7 +33,55 @@ pub(crate) struct IkeOffer {
     pub regrouped: bool,
 }
 
+/// A successor that has been agreed on.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AgreedIke {
+    /// Ours.
+    pub spi: IkeSpi,
+    pub peer_spi: IkeSpi,
+    pub suite: Proposal,
+    /// Nonces of the exchange's initiator and responder.
+    pub nonce_i: Vec<u8>,
+    pub nonce_r: Vec<u8>,
+    pub g_ir: SecretBytes,
+    /// Whether we initiated the exchange.
+    pub initiated: bool,
+}
+
+impl AgreedIke {
+    fn lowest_nonce(&self) -> Vec<u8> {
+        (&self.nonce_i).min(&self.nonce_r).clone()
+    }
+
+    /// The new IKE SA with its keys. `additional`: secrets of additional key exchanges.
+    fn successor(self, old: &IkeSa, additional: &[SecretBytes]) -> Option<IkeSa> {
+        let (prf, cipher, _) = negotiate::ike_suite(&self.suite)?;
+        let (spi_i, spi_r) = if self.initiated {
+            (self.spi, self.peer_spi)
+        } else {
+            (self.peer_spi, self.spi)
+        };
+        let inputs = KeyInputs {
+            nonce_i: &self.nonce_i,
+            nonce_r: &self.nonce_r,
+            spi_i,
+            spi_r,
+        };
+        let old_keys = &old.phase.protected()?.keys;
+        let keys = old_keys.rekey(prf, cipher, inputs, &self.g_ir, additional).ok()?;
+        let protected = Protected {
+            keys,
+            suite: self.suite,
+        };
+        Some(successor(old, self.spi, self.peer_spi, self.initiated, protected))
+    }
+}
+
 pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, tries: u8) {
+    if follow_up::peer_replaces(sa, None) {
+        // The peer's rekey may still come to nothing.
+        return put_off(sa, ctx, Task::RekeyIke, tries, "rekey by the peer");
+    }
     begin(sa, ctx, tries, None);
 }
 
@@ -96,38 +145,17 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, pay
     if let Some(error) = payloads.error() {
         return refused(sa, ctx, offer, error);
     }
-    match read_response(sa, &offer, payloads) {
-        Ok((protected, peer_spi, nonce_r)) => {
-            let ours_lowest = (&offer.nonce).min(&nonce_r).clone();
-            let crossing = take_crossing(sa).filter(|(other, _)| ctx.table.contains(*other));
-            let mut new = successor(sa, offer.spi, peer_spi, true, protected);
-            qcd::take(&mut new, payloads);
-            match crossing {
-                Some((other, lowest)) if ours_lowest < lowest => {
-                    // Ours is redundant: the children go to the peer's, and we delete what we made.
-                    new.successor = Some(other);
-                    ike_auth::start_timers(&mut new, ctx);
-                    delete::start_ike(&mut new, ctx);
-                    ctx.put_back(new);
-                    hand_over_to(sa, ctx, other);
-                }
-                crossing => {
-                    if let Some(mut redundant) = crossing.and_then(|(other, _)| ctx.table.take(other)) {
-                        // The peer made it and deletes it, unless our Delete of the old one overtakes our answer: then
-                        // the peer never gets to know it, and it ends with the time set here.
-                        redundant.successor = Some(new.spi);
-                        replaced(&mut redundant, ctx);
-                        redundant.dirty = true;
-                        ctx.put_back(redundant);
-                    }
-                    hand_over(sa, ctx, &mut new);
-                    // RFC 6290 4.3: the responder's token came with its answer, ours needs an exchange.
-                    new.our.push(Task::Refresh);
-                    ctx.put_back(new);
-                    delete::start_ike(sa, ctx);
-                }
+    match read_response(&offer, payloads) {
+        Ok(agreed) if agreed.suite.has_additional() => {
+            //= rfc9370#2.2.4
+            // the initiator of this exchange just stops the rekeying process
+            let redundant = |(_, lowest): &(IkeSpi, Vec<u8>)| agreed.lowest_nonce() < *lowest;
+            if crossing(sa).is_some_and(redundant) && yield_to_crossing(sa, ctx) {
+                return;
             }
+            follow_up::start_ike(sa, ctx, agreed, offer.tries, payloads);
         }
+        Ok(agreed) => finished(sa, ctx, agreed, &[], payloads),
         Err(why) => {
             ctx.event(
                 sa,
@@ -142,12 +170,48 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, pay
     }
 }
 
-fn read_response(
-    sa: &IkeSa,
-    offer: &IkeOffer,
+/// All key exchanges of our rekey are over. `payloads`: the last response.
+pub(crate) fn finished(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    agreed: AgreedIke,
+    additional: &[SecretBytes],
     payloads: &PayloadList,
-) -> Result<(Protected, IkeSpi, Vec<u8>), &'static str> {
-    let old = sa.phase.protected().ok_or("no place here")?;
+) {
+    let ours_lowest = agreed.lowest_nonce();
+    let crossing = take_crossing(sa).filter(|(other, _)| ctx.table.contains(*other));
+    let Some(mut new) = agreed.successor(sa, additional) else {
+        return ctx.event(sa, EventKind::Trouble, "rekey of the IKE SA: no usable keys");
+    };
+    qcd::take(&mut new, payloads);
+    match crossing {
+        Some((other, lowest)) if ours_lowest < lowest => {
+            // Ours is redundant: the children go to the peer's, and we delete what we made.
+            new.successor = Some(other);
+            ike_auth::start_timers(&mut new, ctx);
+            delete::start_ike(&mut new, ctx);
+            ctx.put_back(new);
+            hand_over_to(sa, ctx, other);
+        }
+        crossing => {
+            if let Some(mut redundant) = crossing.and_then(|(other, _)| ctx.table.take(other)) {
+                // The peer made it and deletes it, unless our Delete of the old one overtakes our answer: then
+                // the peer never gets to know it, and it ends with the time set here.
+                redundant.successor = Some(new.spi);
+                replaced(&mut redundant, ctx);
+                redundant.dirty = true;
+                ctx.put_back(redundant);
+            }
+            hand_over(sa, ctx, &mut new);
+            // RFC 6290 4.3: the responder's token came with its answer, ours needs an exchange.
+            new.our.push(Task::Refresh);
+            ctx.put_back(new);
+            delete::start_ike(sa, ctx);
+        }
+    }
+}
+
+fn read_response(offer: &IkeOffer, payloads: &PayloadList) -> Result<AgreedIke, &'static str> {
     let theirs = negotiate::read(payloads.sa().ok_or("no SA payload")?, ProtocolId::IKE);
     let [their] = theirs.as_slice() else {
         return Err("not exactly one proposal");
@@ -155,27 +219,25 @@ fn read_response(
     let peer_spi = ike_spi(&their.spi).ok_or("a bad SPI")?;
     let (_, suite) = proposal::choose(&offer.proposals, std::slice::from_ref(&their.proposal))
         .ok_or("algorithms that we did not offer")?;
-    let (prf, cipher, group) = negotiate::ike_suite(&suite).ok_or("algorithms that are not implemented")?;
+    let (_, _, group) = negotiate::ike_suite(&suite).ok_or("algorithms that are not implemented")?;
     let ke = payloads.ke().ok_or("no KE payload")?;
     if group.transform_id() != offer.group || ke.group.0 != offer.group {
         return Err("another key exchange group");
     }
     let nonce_r = payloads.nonce().ok_or("no nonce")?.to_vec();
-    let shared = group
+    let g_ir = group
         .restore(&offer.dh)
         .and_then(|private| private.agree(&ke.data))
         .map_err(|_| "a public value that is not valid")?;
-    let inputs = KeyInputs {
-        nonce_i: &offer.nonce,
-        nonce_r: &nonce_r,
-        spi_i: offer.spi,
-        spi_r: peer_spi,
-    };
-    let keys = old
-        .keys
-        .rekey(prf, cipher, inputs, &shared)
-        .map_err(|_| "no usable keys")?;
-    Ok((Protected { keys, suite }, peer_spi, nonce_r))
+    Ok(AgreedIke {
+        spi: offer.spi,
+        peer_spi,
+        suite,
+        nonce_i: offer.nonce.clone(),
+        nonce_r,
+        g_ir,
+        initiated: true,
+    })
 }
 
 fn ike_spi(octets: &[u8]) -> Option<IkeSpi> {
@@ -205,6 +267,13 @@ fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, error: &Notif
         proposal::list(&offer.proposals)
     );
     ctx.event(sa, EventKind::NoProposal, text);
+}
+
+fn crossing(sa: &IkeSa) -> Option<&(IkeSpi, Vec<u8>)> {
+    match &sa.phase {
+        Phase::Established(phase) => phase.crossing.as_ref(),
+        _ => None,
+    }
 }
 
 fn take_crossing(sa: &mut IkeSa) -> Option<(IkeSpi, Vec<u8>)> {
@@ -251,6 +320,7 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
     let mut new = IkeSa::new(spi, peer_spi, initiator, old.path, phase);
     new.connection = old.connection.clone();
     new.remote_id = old.remote_id.clone();
+    new.more.fragment_size = old.more.fragment_size;
     new.extras.wants_ticket = old.extras.wants_ticket;
     new.extras.sync.message_ids = old.extras.sync.message_ids;
     new.extras.sync.counters = old.extras.sync.counters;
@@ -305,7 +375,9 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         .as_ref()
         .map(|outstanding| &outstanding.pending)
     {
-        Some(Pending::CreateChild(_) | Pending::DeleteChild { .. } | Pending::DeleteIke) => {
+        Some(
+            Pending::CreateChild(_) | Pending::FollowUp(_) | Pending::DeleteChild { .. } | Pending::DeleteIke,
+        ) => {
             return temporary_failure();
         }
         Some(Pending::RekeyIke(_)) => true,
@@ -314,30 +386,60 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     if matches!(&sa.phase, Phase::Established(phase) if phase.crossing.is_some()) {
         return temporary_failure();
     }
-    match answer(sa, ctx, payloads) {
-        Ok((answer, mut new, lowest)) => {
-            if crosses {
-                // Who keeps what is decided with the response to ours.
-                if let Phase::Established(phase) = &mut sa.phase {
-                    phase.crossing = Some((new.spi, lowest));
-                }
-                ike_auth::start_timers(&mut new, ctx);
-            } else {
-                hand_over(sa, ctx, &mut new);
-                replaced(sa, ctx);
-            }
-            ctx.put_back(new);
-            answer
+    let (mut answer, agreed) = match answer(sa, ctx, payloads) {
+        Ok(agreed) => agreed,
+        Err(refusal) => return vec![refusal.report(sa, ctx)],
+    };
+    if agreed.suite.has_additional() {
+        if crosses {
+            return temporary_failure();
         }
-        Err(refusal) => vec![refusal.report(sa, ctx)],
+        answer.push(follow_up::promise(sa, ctx, Unfinished::Ike(Box::new(agreed))));
+        return answer;
     }
+    let lowest = agreed.lowest_nonce();
+    let Some(mut new) = agreed.successor(sa, &[]) else {
+        return vec![notify(NotifyType::NO_PROPOSAL_CHOSEN)];
+    };
+    answer.extend(qcd::own_token(&new, ctx));
+    answer.extend(ticket::grant(&mut new, ctx, payloads));
+    if crosses {
+        // Who keeps what is decided with the response to ours.
+        if let Phase::Established(phase) = &mut sa.phase {
+            phase.crossing = Some((new.spi, lowest));
+        }
+        ike_auth::start_timers(&mut new, ctx);
+    } else {
+        hand_over(sa, ctx, &mut new);
+        replaced(sa, ctx);
+    }
+    ctx.put_back(new);
+    answer
+}
+
+/// Responder: all key exchanges of the peer's rekey are over. Gives what belongs into the last answer.
+pub(crate) fn replace(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    agreed: AgreedIke,
+    additional: &[SecretBytes],
+) -> Option<Payload> {
+    let Some(mut new) = agreed.successor(sa, additional) else {
+        ctx.event(sa, EventKind::Trouble, "rekey of the IKE SA: no usable keys");
+        return Some(notify(NotifyType::NO_PROPOSAL_CHOSEN));
+    };
+    let token = qcd::own_token(&new, ctx);
+    hand_over(sa, ctx, &mut new);
+    replaced(sa, ctx);
+    ctx.put_back(new);
+    token
 }
 
 fn answer(
     sa: &IkeSa,
     ctx: &mut Context<'_>,
     payloads: &PayloadList,
-) -> Result<(Vec<Payload>, IkeSa, Vec<u8>), Refusal> {
+) -> Result<(Vec<Payload>, AgreedIke), Refusal> {
     let malformed = |what: &str| Refusal {
         notify: Notify::status(NotifyType::INVALID_SYNTAX),
         event: EventKind::PeerMisbehaved,
@@ -361,35 +463,29 @@ fn answer(
         ),
     };
     let (index, suite) = proposal::choose(ours, &their_proposals).ok_or_else(no_common)?;
-    let (prf, cipher, _) = negotiate::ike_suite(&suite).ok_or_else(no_common)?;
+    negotiate::ike_suite(&suite).ok_or_else(no_common)?;
     let their = theirs.get(index).ok_or_else(no_common)?;
     let peer_spi = ike_spi(&their.spi).ok_or_else(|| malformed("a valid SPI"))?;
     let (shared, public) = key_exchange(ctx, &suite, payloads)?;
-    let (Some(shared), Some(public)) = (shared, public) else {
+    let (Some(g_ir), Some(public)) = (shared, public) else {
         return Err(no_common());
     };
-    let old = sa.phase.protected().ok_or_else(no_common)?;
     let spi = ctx.around.successor_ike_spi(sa.spi);
     let nonce_r = ctx.random(NONCE_LEN);
-    let inputs = KeyInputs {
-        nonce_i: &nonce_i,
-        nonce_r: &nonce_r,
-        spi_i: peer_spi,
-        spi_r: spi,
-    };
-    let keys = old
-        .keys
-        .rekey(prf, cipher, inputs, &shared)
-        .map_err(|_| malformed("usable keys"))?;
     let accepted = negotiate::accept(&suite, their.number, ProtocolId::IKE, &spi.0.to_be_bytes());
-    let mut new = successor(sa, spi, peer_spi, false, Protected { keys, suite });
-    let mut answer = vec![
+    let answer = vec![
         Payload::SecurityAssociation(accepted),
         Payload::Nonce(nonce_r.clone()),
         Payload::KeyExchange(public),
     ];
-    answer.extend(qcd::own_token(&new, ctx));
-    answer.extend(ticket::grant(&mut new, ctx, payloads));
-    let lowest = nonce_i.min(nonce_r);
-    Ok((answer, new, lowest))
+    let agreed = AgreedIke {
+        spi,
+        peer_spi,
+        suite,
+        nonce_i,
+        nonce_r,
+        g_ir,
+        initiated: false,
+    };
+    Ok((answer, agreed))
 }

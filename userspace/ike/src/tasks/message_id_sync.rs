@@ -65,7 +65,7 @@ pub(crate) fn may_be_request(sa: &IkeSa, header: &Header) -> bool {
 pub(crate) fn repeated(sa: &IkeSa, ctx: &mut Context<'_>, bytes: &[u8]) -> bool {
     match &sa.extras.sync.answered {
         Some(answered) if answered.request == sha256(&[bytes]) => {
-            repeat(sa, ctx, answered.response.clone());
+            repeat(sa, ctx, &answered.response);
             true
         }
         _ => false,
@@ -104,7 +104,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: &[u8], paylo
     };
     let payloads = [Payload::Notify(Notify::message_id_sync(sync))];
     if let Some(response) = message::seal_aside(sa, ctx, ExchangeType::INFORMATIONAL, true, &payloads) {
-        transmit(sa, ctx, response.clone());
+        transmit(sa, ctx, &response);
         sa.extras.sync.answered = Some(SyncAnswer {
             request: sha256(&[bytes]),
             response,

@@ -5,10 +5,12 @@ pub(crate) mod child_create;
 pub(crate) mod child_rekey;
 pub(crate) mod counter_sync;
 pub(crate) mod delete;
+pub(crate) mod follow_up;
 pub(crate) mod ike_auth;
 pub(crate) mod ike_init;
 pub(crate) mod ike_rekey;
 pub(crate) mod informational;
+pub(crate) mod intermediate;
 pub(crate) mod liveness;
 pub(crate) mod message_id_sync;
 pub(crate) mod qcd;
@@ -47,6 +49,9 @@ pub(crate) enum Pending {
     Refresh,
     SyncCounters,
     MessageIdSync(message_id_sync::Asked),
+    /// The phase holds the rest.
+    Intermediate,
+    FollowUp(Box<follow_up::Asked>),
 }
 
 /// A peer that keeps putting us off is asked this often.
@@ -60,8 +65,12 @@ pub(crate) fn notify(kind: NotifyType) -> Payload {
     Payload::Notify(Notify::status(kind))
 }
 
-/// The inbound SPI that an unfinished exchange of ours has promised.
-pub(crate) fn promised_spi(sa: &IkeSa) -> Option<EspSpi> {
+/// The inbound SPIs that unfinished exchanges have promised: one of ours, and one of the peer's.
+pub(crate) fn promised_spis(sa: &IkeSa) -> impl Iterator<Item = EspSpi> {
+    promised_spi(sa).into_iter().chain(follow_up::promised(sa))
+}
+
+fn promised_spi(sa: &IkeSa) -> Option<EspSpi> {
     match (
         &sa.phase,
         sa.our
@@ -70,6 +79,7 @@ pub(crate) fn promised_spi(sa: &IkeSa) -> Option<EspSpi> {
             .map(|outstanding| &outstanding.pending),
     ) {
         (_, Some(Pending::CreateChild(offer))) => Some(offer.spi_in),
+        (_, Some(Pending::FollowUp(asked))) => asked.unfinished.spi_in(),
         (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().map(|offer| offer.spi_in),
         _ => None,
     }
@@ -128,8 +138,21 @@ pub(crate) fn on_request(
         Err(error) => return refuse_malformed(sa, ctx, exchange, message_id, error),
     };
     let answer = match (&sa.phase, exchange) {
+        (Phase::AwaitAuthRequest(_), ExchangeType::IKE_INTERMEDIATE) => {
+            intermediate::respond(sa, ctx, &payloads)
+        }
+        (Phase::AwaitAuthRequest(_), ExchangeType::IKE_AUTH) if intermediate::is_incomplete(sa) => {
+            let text = "IKE_AUTH comes before the additional key exchanges that were agreed on";
+            ctx.event(sa, EventKind::PeerMisbehaved, text);
+            delete::close(sa, ctx, text);
+            vec![notify(NotifyType::INVALID_SYNTAX)]
+        }
         (Phase::AwaitAuthRequest(_), ExchangeType::IKE_AUTH) => ike_auth::respond(sa, ctx, &payloads),
         (Phase::Established(_), ExchangeType::CREATE_CHILD_SA) => respond_create(sa, ctx, &payloads),
+        (Phase::Established(_), ExchangeType::IKE_FOLLOWUP_KE) => follow_up::respond(sa, ctx, &payloads),
+        (Phase::Rekeyed(_) | Phase::Deleting(_), ExchangeType::IKE_FOLLOWUP_KE) => {
+            vec![notify(NotifyType::STATE_NOT_FOUND)]
+        }
         (Phase::Rekeyed(_) | Phase::Deleting(_), ExchangeType::CREATE_CHILD_SA) => {
             // RFC 7296 2.25.2.
             vec![notify(NotifyType::TEMPORARY_FAILURE)]
@@ -152,6 +175,8 @@ pub(crate) fn on_request(
 
 /// CREATE_CHILD_SA has three uses (RFC 7296 1.3).
 fn respond_create(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
+    // With a window of 1 the peer has given up what it began before.
+    follow_up::forget(sa, ctx);
     let is_ike = payloads.sa().is_some_and(|sa| {
         sa.proposals
             .iter()
@@ -161,10 +186,12 @@ fn respond_create(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList)
         return ike_rekey::respond(sa, ctx, payloads);
     }
     // RFC 7296 2.25.2: while our rekey of the IKE SA is under way, children have to wait.
-    if matches!(
-        sa.our.outstanding.as_ref().map(|o| &o.pending),
-        Some(Pending::RekeyIke(_) | Pending::DeleteIke)
-    ) {
+    let waits = |pending: &Pending| match pending {
+        Pending::RekeyIke(_) | Pending::DeleteIke => true,
+        Pending::FollowUp(asked) => asked.task == Task::RekeyIke,
+        _ => false,
+    };
+    if sa.our.outstanding.as_ref().is_some_and(|o| waits(&o.pending)) {
         return vec![notify(NotifyType::TEMPORARY_FAILURE)];
     }
     match payloads.notify(NotifyType::REKEY_SA) {
@@ -224,8 +251,10 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         // IKE_SA_INIT responses are not protected and come another way.
         Pending::Init => {}
         Pending::Auth => ike_auth::finish(sa, ctx, &payloads),
+        Pending::Intermediate => intermediate::finish(sa, ctx, &payloads),
         Pending::CreateChild(offer) => child_create::finish(sa, ctx, *offer, &payloads),
         Pending::RekeyIke(offer) => ike_rekey::finish(sa, ctx, *offer, &payloads),
+        Pending::FollowUp(asked) => follow_up::finish(sa, ctx, *asked, &payloads),
         Pending::DeleteChild { spi_in } => delete::finish_child(sa, ctx, spi_in),
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
@@ -266,12 +295,22 @@ pub(crate) fn abandon_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             }
         }
         Pending::RekeyIke(_) => sa.our.push_front(Task::RekeyIke),
+        Pending::FollowUp(asked) => {
+            if let Some(spi_in) = asked.unfinished.spi_in() {
+                ctx.around.release_esp_spi(spi_in);
+            }
+            sa.our.push_front(asked.task);
+        }
         Pending::DeleteChild { spi_in } => sa.our.push_front(Task::DeleteChild { spi_in }),
         Pending::Liveness => sa.our.push(Task::Liveness),
         Pending::Refresh => sa.our.push(Task::Refresh),
         // The peer's cluster has just failed over itself; evidence will come again if it is still needed.
         Pending::SyncCounters => {}
-        Pending::Init | Pending::Auth | Pending::DeleteIke | Pending::MessageIdSync(_) => {}
+        Pending::Init
+        | Pending::Auth
+        | Pending::Intermediate
+        | Pending::DeleteIke
+        | Pending::MessageIdSync(_) => {}
     }
 }
 

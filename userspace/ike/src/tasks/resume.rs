@@ -1,6 +1,6 @@
 //! IKE_SESSION_RESUME, both roles, and what differs in the IKE_AUTH exchange behind it (RFC 5723 4.3).
 
-use super::ike_init::{self, RESTARTS_MAX, detect_nat, matches_path, nat_detection, set_nat};
+use super::ike_init::{self, RESTARTS_MAX, detect_nat, fragment_size, matches_path, nat_detection, set_nat};
 use super::{Pending, delete, ike_auth, notify, ticket};
 use crate::config::{Connection, Identity};
 use crate::event::EventKind;
@@ -57,6 +57,12 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
     payloads.push(Payload::Nonce(phase.nonce_i.clone()));
     payloads.push(Payload::Notify(Notify::ticket_opaque(&phase.held.ticket)));
     payloads.extend(nat_detection(sa.spi, IkeSpi(0), sa.path, force));
+    if sa
+        .connection(ctx.config)
+        .is_some_and(|connection| connection.fragmentation)
+    {
+        payloads.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED));
+    }
     let header = header(sa.spi, IkeSpi(0), false);
     let bytes = encode_message(&header, &payloads).map_err(|error| error.to_string())?;
     sa.our.next = 0;
@@ -142,6 +148,9 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
     sa.extras.resumed = Some(resumed);
     set_nat(sa, ctx, nat_local, nat_remote);
     sa.timers.retransmit = None;
+    sa.more.fragment_size = sa
+        .connection(ctx.config)
+        .and_then(|connection| fragment_size(connection, payloads));
     let childless = payloads.notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED).is_some();
     ike_auth::start(sa, ctx, protected, transcript, childless);
 }
@@ -230,6 +239,10 @@ pub(crate) fn respond(
     let mut answer = vec![Payload::Nonce(nonce_r.clone())];
     answer.extend(nat_detection(peer_spi, spi, path, force));
     answer.push(notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED));
+    let fragment_size = fragment_size(connection, payloads);
+    if fragment_size.is_some() {
+        answer.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED));
+    }
     let response =
         encode_message(&header(peer_spi, spi, true), &answer).map_err(|error| error.to_string())?;
     let phase = AwaitAuthRequest {
@@ -253,11 +266,12 @@ pub(crate) fn respond(
         replaces: Some(state.spi),
         ticket: Some((id, state.expires)),
     });
+    sa.more.fragment_size = fragment_size;
     sa.their.next = 1;
     sa.their.last_response = Some(response.clone());
     sa.timers.since = ctx.now;
     sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
-    transmit(&sa, ctx, response);
+    transmit(&sa, ctx, &response);
     Ok(sa)
 }
 
@@ -283,6 +297,8 @@ pub(crate) fn authenticate<'c>(
         nonce: &phase.transcript.nonce_r,
         sk_p: &keys.sk_pi,
         id_body: &id.body(),
+        // A session is resumed without IKE_INTERMEDIATE, whatever the ticket's IKE SA was made with.
+        intermediate: &[],
     };
     let proved = payloads.auth().is_some_and(|auth| {
         auth.method == AuthMethod::SHARED_KEY_MIC && verify_resumption_auth(keys.prf, input, &auth.data)

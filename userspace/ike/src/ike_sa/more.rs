@@ -1,0 +1,85 @@
+//! The third part of an IKE SA's record: values by number, so that further ones need no further version of the record.
+//!
+//! A value that is not needed is not written, and a record without any is written without the third part.
+
+use super::record::{AdoptError, octets};
+use crate::tasks::follow_up::Awaited;
+use crate::tasks::intermediate::Intermediate;
+use model::SecretBytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Numbers of the values. From `MAY_BE_SKIPPED` on, a member that does not know one goes on without it.
+mod tag {
+    pub const FRAGMENT_SIZE: u16 = 1;
+    pub const INTERMEDIATE: u16 = 2;
+    pub const FOLLOW_UP: u16 = 3;
+    pub const MAY_BE_SKIPPED: u16 = 0x8000;
+}
+
+/// A value with its number.
+pub(crate) type Tagged = (u16, SecretBytes);
+
+/// No `Debug`: it holds secrets.
+#[derive(Default)]
+pub(crate) struct More {
+    /// Both sides understand fragments (RFC 7383); ours are to fit in IP packets of this size.
+    pub fragment_size: Option<u16>,
+    /// IKE_INTERMEDIATE exchanges so far, while the IKE SA is set up.
+    pub intermediate: Option<Intermediate>,
+    /// Responder: an SA that waits for further key exchanges.
+    pub follow_up: Option<Awaited>,
+}
+
+impl More {
+    /// The values that differ from the default.
+    pub fn write(&self) -> Vec<Tagged> {
+        let mut values = Vec::new();
+        put(&mut values, tag::FRAGMENT_SIZE, self.fragment_size.as_ref());
+        put(&mut values, tag::INTERMEDIATE, self.intermediate.as_ref());
+        put(&mut values, tag::FOLLOW_UP, self.follow_up.as_ref());
+        values
+    }
+
+    pub fn read(values: &[Tagged]) -> Result<Self, AdoptError> {
+        let mut more = Self::default();
+        for (number, value) in values {
+            match *number {
+                tag::FRAGMENT_SIZE => more.fragment_size = Some(get(value)?),
+                tag::INTERMEDIATE => more.intermediate = Some(get(value)?),
+                tag::FOLLOW_UP => more.follow_up = Some(get(value)?),
+                tag::MAY_BE_SKIPPED.. => {}
+                unknown => {
+                    let why = format!("value {unknown} is of a newer version of this software");
+                    return Err(AdoptError::Corrupt(why));
+                }
+            }
+        }
+        Ok(more)
+    }
+}
+
+fn put<T: Serialize>(values: &mut Vec<Tagged>, number: u16, value: Option<&T>) {
+    values.extend(value.map(|value| (number, octets(&[], value))));
+}
+
+fn get<T: DeserializeOwned>(value: &SecretBytes) -> Result<T, AdoptError> {
+    postcard::from_bytes(value.expose()).map_err(|error| AdoptError::Corrupt(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_written_for_what_is_not_used() {
+        assert!(More::default().write().is_empty());
+    }
+
+    #[test]
+    fn unknown_values_are_skipped_only_where_that_is_allowed() {
+        let value = |number| [(number, SecretBytes::new(vec![1, 2]))];
+        assert!(More::read(&value(0x8001)).is_ok());
+        assert!(matches!(More::read(&value(0x7fff)), Err(AdoptError::Corrupt(_))));
+    }
+}
