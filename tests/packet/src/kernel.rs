@@ -28,6 +28,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::case::{Action, Case, Observed, Program};
 use crate::world::*;
 
+pub mod timing;
+
 const MADE_BY_DATAPLANE: [&str; 8] = [
     MAP_SA_IN,
     MAP_SA_IN_RT,
@@ -60,6 +62,7 @@ pub struct Kernel {
     slow: RingBuf<MapData>,
     folder: PathBuf,
     stage: PathBuf,
+    cpus: u32,
     /// Keeps the maps' pins.
     _plane: Plane,
 }
@@ -102,15 +105,22 @@ impl Kernel {
     /// # Errors
     /// Without root, bpffs or the object, and where the verifier refuses a program.
     pub fn load() -> Result<Self> {
+        Self::load_with(&object_path(), CPUS, SLOTS)
+    }
+
+    /// The same from an object, with maps for so many CPUs and slots.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(object: &Path, cpus: u32, slots: u32) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace (root?)")?;
         network()?;
         let folder = PathBuf::from(format!("/sys/fs/bpf/esp-pkt{}", std::process::id()));
-        let object = object_path();
         let options = Options {
-            cpus: CPUS,
-            slots: SLOTS,
+            cpus,
+            slots,
             ..Options::new(
-                ObjectSource::Path(object.clone()),
+                ObjectSource::Path(object.to_owned()),
                 &folder,
                 OUTSIDE_IFINDEX,
                 INSIDE_IFINDEX,
@@ -134,9 +144,9 @@ impl Kernel {
             loader.map_pin_path(name, own.join(name));
         }
         loader
-            .map_max_entries(MAP_CPUS_IN, CPUS)
-            .map_max_entries(MAP_CPUS_OUT, CPUS);
-        let mut ebpf = loader.load(&std::fs::read(&object)?)?;
+            .map_max_entries(MAP_CPUS_IN, cpus)
+            .map_max_entries(MAP_CPUS_OUT, cpus);
+        let mut ebpf = loader.load(&std::fs::read(object)?)?;
         for name in [PROG_STEER, PROG_ESP_IN, PROG_INSIDE, PROG_ESP_OUT, PROG_SA_CTL] {
             let program: &mut Xdp = ebpf
                 .program_mut(name)
@@ -159,6 +169,7 @@ impl Kernel {
             slow,
             folder,
             stage,
+            cpus,
             _plane: plane,
         };
         kernel.fixed_tables()?;
@@ -177,7 +188,7 @@ impl Kernel {
 
     /// The inner array and index of a slot.
     fn inner(&self, name: &str, slot: u32) -> Result<(OwnedFd, u32)> {
-        let (cpu, index) = slot_place(slot, CPUS);
+        let (cpu, index) = slot_place(slot, self.cpus);
         Ok((self.inner_of(name, cpu)?, index))
     }
 
@@ -262,7 +273,7 @@ impl Kernel {
             self.put(MAP_ADDRESSES, AddressKey { address }.as_bytes(), value.as_bytes())?;
         }
         for map in [MAP_CPUS_IN, MAP_CPUS_OUT] {
-            for cpu in 0..CPUS {
+            for cpu in 0..self.cpus {
                 // Queue size; no program: a test run's redirect goes nowhere.
                 let value = [192u32, 0];
                 self.put(map, &cpu.to_ne_bytes(), value.as_bytes())?;
@@ -326,13 +337,7 @@ impl Kernel {
     pub fn run(&mut self, case: &Case) -> Result<Observed> {
         self.set(&case.world)?;
         let before = self.verdicts()?;
-        let name = match case.program {
-            Program::Steer => PROG_STEER,
-            Program::EspIn => PROG_ESP_IN,
-            Program::Inside => PROG_INSIDE,
-            Program::EspOut => PROG_ESP_OUT,
-            Program::SaCtl => PROG_SA_CTL,
-        };
+        let name = timing::name(case.program);
         let program: &mut Xdp = self.ebpf.program_mut(name).context("program")?.try_into()?;
         let mut out = vec![0u8; 4096];
         let result = {

@@ -1,5 +1,7 @@
-//! `cargo xtask bench takeover`: what a takeover costs with ten SAs and with a hundred thousand.
+//! `cargo xtask bench ...`. Here `takeover`: what a takeover costs with ten SAs and with a hundred thousand.
 
+mod dataplane;
+mod figures;
 mod measure;
 mod plot;
 mod scene;
@@ -19,6 +21,8 @@ use std::fs;
 pub enum Command {
     /// Kill the owner with more and more SAs: phases, packets lost, synch traffic, snapshot, memory.
     Takeover(Options),
+    /// Nanoseconds by packet in every program, by suite and size, next to the same ciphers in scalar C and in aws-lc-rs.
+    Dataplane(dataplane::Options),
 }
 
 /// How it runs.
@@ -97,6 +101,7 @@ pub struct Figures {
 pub fn run(command: &Command) -> Result<bool> {
     match command {
         Command::Takeover(options) => takeover(options),
+        Command::Dataplane(options) => dataplane::run(options),
     }
 }
 
