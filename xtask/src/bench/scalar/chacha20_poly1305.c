@@ -1,6 +1,8 @@
 /* ChaCha20-Poly1305 (RFC 8439) as ebpf/datapath/src/aead writes it, in scalar C: one block of ChaCha20 at a time, Poly1305 in
- * 32-bit limbs with 64-bit products. Only what BPF cannot say is said as C can: rotations. */
+ * limbs of 26 bits with 64-bit products, four blocks under the powers of r. Only what BPF cannot say is said as C can: rotations. */
 #include "scalar.h"
+
+#define inlined static inline __attribute__((always_inline))
 
 static inline uint32_t rotl(uint32_t x, int n) { return x << n | x >> (32 - n); }
 
@@ -35,54 +37,107 @@ static void xor_block(uint32_t state[16], uint8_t chunk[64]) {
 }
 
 struct poly1305 {
-    uint64_t h[5], r[4], s[4];
+    uint64_t h[5], powers[4][9], s[4];
 };
 
 #define LOW 0xffffffffu
+#define LIMB 0x3ffffffu
 
-static void poly_start(struct poly1305 *p, const uint8_t key[32]) {
-    uint64_t k[4];
-    memcpy(k, key, 32);
-    k[0] &= 0x0ffffffc0fffffff, k[1] &= 0x0ffffffc0ffffffc;
-    memset(p->h, 0, sizeof p->h);
-    UNROLLED for (int i = 0; i < 4; i++) {
-        p->r[i] = k[i / 2] >> (i % 2 * 32) & LOW;
-        p->s[i] = k[2 + i / 2] >> (i % 2 * 32) & LOW;
+inlined void limbs(const uint8_t *at, uint64_t m[5]) {
+    uint64_t b[2];
+    memcpy(b, at, 16);
+    m[0] = b[0] & LIMB, m[1] = b[0] >> 26 & LIMB, m[2] = (b[0] >> 52 | b[1] << 12) & LIMB, m[3] = b[1] >> 14 & LIMB;
+    m[4] = b[1] >> 40 | 1 << 24;
+}
+
+inlined void add_product(uint64_t sum[5], const uint64_t m[5], const uint64_t power[9]) {
+    UNROLLED for (int j = 0; j < 5; j++) {
+        UNROLLED for (int i = 0; i < 5; i++) sum[i] += m[j] * power[i >= j ? i - j : 9 + i - j];
     }
 }
 
-static void poly_blocks(struct poly1305 *p, const uint8_t *at, size_t blocks) {
-    uint64_t r0 = p->r[0], r1 = p->r[1], r2 = p->r[2], r3 = p->r[3];
-    uint64_t q1 = r1 + (r1 >> 2), q2 = r2 + (r2 >> 2), q3 = r3 + (r3 >> 2);
-    uint64_t h0 = p->h[0], h1 = p->h[1], h2 = p->h[2], h3 = p->h[3], h4 = p->h[4];
-    for (; blocks > 0; blocks--, at += 16) {
-        uint64_t b[2];
-        memcpy(b, at, 16);
-        uint64_t s0 = h0 + (b[0] & LOW), s1 = h1 + (b[0] >> 32), s2 = h2 + (b[1] & LOW), s3 = h3 + (b[1] >> 32), s4 = h4 + 1;
-        uint64_t x0 = s0 * r0 + s1 * q3 + s2 * q2 + s3 * q1 + s4 * (r0 >> 2) * 5;
-        uint64_t x1 = s0 * r1 + s1 * r0 + s2 * q3 + s3 * q2 + s4 * q1;
-        uint64_t x2 = s0 * r2 + s1 * r1 + s2 * r0 + s3 * q3 + s4 * q2;
-        uint64_t x3 = s0 * r3 + s1 * r2 + s2 * r1 + s3 * r0 + s4 * q3;
-        uint64_t top = s4 * (r0 & 3) + (x3 >> 32);
-        uint64_t u0 = (x0 & LOW) + (top >> 2) * 5;
-        uint64_t u1 = (x1 & LOW) + (x0 >> 32) + (u0 >> 32);
-        uint64_t u2 = (x2 & LOW) + (x1 >> 32) + (u1 >> 32);
-        uint64_t u3 = (x3 & LOW) + (x2 >> 32) + (u2 >> 32);
-        h0 = u0 & LOW, h1 = u1 & LOW, h2 = u2 & LOW, h3 = u3 & LOW, h4 = (u3 >> 32) + (top & 3);
+inlined void carry(const uint64_t from[5], uint64_t h[5]) {
+    uint64_t d0 = from[0], d1 = from[1], d2 = from[2], d3 = from[3], d4 = from[4];
+    d1 += d0 >> 26, d4 += d3 >> 26, d0 &= LIMB, d3 &= LIMB;
+    d2 += d1 >> 26, d0 += (d4 >> 26) * 5, d1 &= LIMB, d4 &= LIMB;
+    d3 += d2 >> 26, d1 += d0 >> 26, d2 &= LIMB, d0 &= LIMB;
+    d4 += d3 >> 26, d3 &= LIMB;
+    h[0] = d0, h[1] = d1, h[2] = d2, h[3] = d3, h[4] = d4;
+}
+
+inlined void power(const uint64_t r[5], uint64_t out[9]) {
+    UNROLLED for (int i = 0; i < 5; i++) out[i] = r[i];
+    UNROLLED for (int i = 1; i < 5; i++) out[4 + i] = 5 * r[i];
+}
+
+static void poly_start(struct poly1305 *p, const uint8_t key[32]) {
+    uint64_t k[4], r[5];
+    memcpy(k, key, 32);
+    k[0] &= 0x0ffffffc0fffffff, k[1] &= 0x0ffffffc0ffffffc;
+    limbs((const uint8_t *)k, r);
+    r[4] ^= 1 << 24;
+    memset(p->h, 0, sizeof p->h);
+    power(r, p->powers[3]);
+    UNROLLED for (int i = 0; i < 4; i++) p->s[i] = k[2 + i / 2] >> (i % 2 * 32) & LOW;
+}
+
+static void poly_powers(struct poly1305 *p) {
+    uint64_t last[5];
+    memcpy(last, p->powers[3], 40);
+    for (int at = 2; at >= 0; at--) {
+        uint64_t sum[5] = {0};
+        add_product(sum, last, p->powers[3]);
+        carry(sum, last);
+        power(last, p->powers[at]);
     }
-    p->h[0] = h0, p->h[1] = h1, p->h[2] = h2, p->h[3] = h3, p->h[4] = h4;
+}
+
+static void poly_few(struct poly1305 *p, const uint8_t *at, size_t blocks) {
+    uint64_t h[5], m[5];
+    memcpy(h, p->h, 40);
+    for (; blocks > 0; blocks--, at += 16) {
+        uint64_t sum[5] = {0};
+        limbs(at, m);
+        UNROLLED for (int i = 0; i < 5; i++) m[i] += h[i];
+        add_product(sum, m, p->powers[3]);
+        carry(sum, h);
+    }
+    memcpy(p->h, h, 40);
+}
+
+static void poly_chunks(struct poly1305 *p, const uint8_t *at, size_t chunks) {
+    uint64_t h[5], m[5];
+    memcpy(h, p->h, 40);
+    for (; chunks > 0; chunks--) {
+        uint64_t sum[5] = {0};
+        for (int b = 0; b < 4; b++, at += 16) {
+            limbs(at, m);
+            if (b == 0) {
+                UNROLLED for (int i = 0; i < 5; i++) m[i] += h[i];
+            }
+            add_product(sum, m, p->powers[b]);
+        }
+        carry(sum, h);
+    }
+    memcpy(p->h, h, 40);
 }
 
 static void poly_finish(const struct poly1305 *p, uint8_t tag[16]) {
-    uint64_t carry = 5, limb[4];
-    UNROLLED for (int i = 0; i < 4; i++) carry = (carry + p->h[i]) >> 32;
-    carry = ((carry + p->h[4]) >> 2) * 5;
+    uint64_t w[4], c = p->h[0] + (p->h[1] << 26);
+    w[0] = c & LOW, c = (c >> 32) + (p->h[2] << 20);
+    w[1] = c & LOW, c = (c >> 32) + (p->h[3] << 14);
+    w[2] = c & LOW, c = (c >> 32) + (p->h[4] << 8);
+    w[3] = c & LOW;
+    uint64_t top = c >> 32;
+    c = 5;
+    UNROLLED for (int i = 0; i < 4; i++) c = (c + w[i]) >> 32;
+    c = ((c + top) >> 2) * 5;
     UNROLLED for (int i = 0; i < 4; i++) {
-        carry += p->h[i] + p->s[i];
-        limb[i] = carry & LOW;
-        carry >>= 32;
+        c += w[i] + p->s[i];
+        w[i] = c & LOW;
+        c >>= 32;
     }
-    uint64_t out[2] = {limb[0] | limb[1] << 32, limb[2] | limb[3] << 32};
+    uint64_t out[2] = {w[0] | w[1] << 32, w[2] | w[3] << 32};
     memcpy(tag, out, 16);
 }
 
@@ -95,16 +150,24 @@ static void load(const struct scalar_key *key, const struct packet *p, uint32_t 
     memcpy(state + 14, p->iv, 8);
 }
 
+/* AAD and lengths are framed around the text, so that all lies in one piece. */
 static void authenticate(struct packet *p, const uint8_t one_time_key[64], uint8_t tag[16]) {
     struct poly1305 poly;
-    uint8_t block[16] = {0};
     uint64_t lengths[2] = {p->aad_len, p->len};
+    size_t text = (p->len + 15) / 16, blocks = text + 2;
+    uint8_t *at = p->area + FRONT - 16;
     poly_start(&poly, one_time_key);
-    memcpy(block, p->aad, p->aad_len);
-    poly_blocks(&poly, block, 1);
+    memset(at, 0, 16);
+    memcpy(at, p->aad, p->aad_len);
     memset(p->area + FRONT + p->len, 0, 16);
-    poly_blocks(&poly, p->area + FRONT, (p->len + 15) / 16);
-    poly_blocks(&poly, (const uint8_t *)lengths, 1);
+    memcpy(p->area + FRONT + 16 * text, lengths, 16);
+    if (blocks >= 12) {
+        poly_powers(&poly);
+        poly_few(&poly, at, blocks % 4);
+        poly_chunks(&poly, at + 16 * (blocks % 4), blocks / 4);
+    } else {
+        poly_few(&poly, at, blocks);
+    }
     poly_finish(&poly, tag);
 }
 
