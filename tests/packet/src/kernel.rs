@@ -28,7 +28,9 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::case::{Action, Case, Observed, Program};
 use crate::world::*;
 
+pub mod crowd;
 pub mod timing;
+pub mod touch;
 
 const MADE_BY_DATAPLANE: [&str; 8] = [
     MAP_SA_IN,
@@ -505,8 +507,12 @@ struct Attr {
 }
 
 fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
+    bpf_bytes(command, &mut attr.words)
+}
+
+fn bpf_bytes<const N: usize>(command: u32, attr: &mut [u64; N]) -> io::Result<i32> {
     // SAFETY: the attribute outlives the call, and what it points to is owned by the callers.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {

@@ -4,6 +4,7 @@ mod dataplane;
 mod figures;
 mod measure;
 mod plot;
+mod scale;
 mod scene;
 
 use crate::steps::{detail, say, step};
@@ -23,6 +24,8 @@ pub enum Command {
     Takeover(Options),
     /// Nanoseconds by packet in every program, by suite and size, next to the same ciphers in scalar C and in aws-lc-rs.
     Dataplane(dataplane::Options),
+    /// Cost by packet and map memory from one SA to a million, and from one policy to a hundred thousand.
+    Scale(scale::Options),
 }
 
 /// How it runs.
@@ -102,6 +105,7 @@ pub fn run(command: &Command) -> Result<bool> {
     match command {
         Command::Takeover(options) => takeover(options),
         Command::Dataplane(options) => dataplane::run(options),
+        Command::Scale(options) => scale::run(options),
     }
 }
 
