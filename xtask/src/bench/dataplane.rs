@@ -115,12 +115,11 @@ pub fn run(options: &Options) -> Result<bool> {
                 };
                 let text = (size + 2).next_multiple_of(4);
                 let c = scalar.time(suite, text)?;
-                (note("scalar seal", c.seal), note("scalar open", c.open));
+                note("scalar seal", c.seal);
+                note("scalar open", c.open);
                 let provider = time_provider(suite, text)?;
-                (
-                    note("awslc seal", provider.seal),
-                    note("awslc open", provider.open),
-                );
+                note("awslc seal", provider.seal);
+                note("awslc open", provider.open);
                 measure(&mut kernel, suite, *size, &mut note)?;
             }
         }

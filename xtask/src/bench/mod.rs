@@ -6,6 +6,7 @@ mod measure;
 mod plot;
 mod scale;
 mod scene;
+mod tunnel;
 
 use crate::steps::{detail, say, step};
 use crate::{build, cargo_tools, setup};
@@ -26,6 +27,8 @@ pub enum Command {
     Dataplane(dataplane::Options),
     /// Cost by packet and map memory from one SA to a million, and from one policy to a hundred thousand.
     Scale(scale::Options),
+    /// Throughput, packets a second, CPU and latency of espalier, strongSwan and wireguard-go between the same two hosts.
+    Tunnel(tunnel::Options),
 }
 
 /// How it runs.
@@ -106,6 +109,7 @@ pub fn run(command: &Command) -> Result<bool> {
         Command::Takeover(options) => takeover(options),
         Command::Dataplane(options) => dataplane::run(options),
         Command::Scale(options) => scale::run(options),
+        Command::Tunnel(options) => tunnel::run(options),
     }
 }
 

@@ -199,9 +199,9 @@ global_fn! {
             carry = (carry + word) >> 32;
         }
         carry = ((carry + top) >> 2) * 5;
-        for i in 0..4 {
-            carry += words[i] + state.s[i];
-            words[i] = carry & LOW;
+        for (word, s) in words.iter_mut().zip(state.s) {
+            carry += *word + s;
+            *word = carry & LOW;
             carry >>= 32;
         }
         *out = [(words[0] | words[1] << 32).to_le(), (words[2] | words[3] << 32).to_le()];
