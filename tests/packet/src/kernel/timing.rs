@@ -6,12 +6,13 @@
 use anyhow::{Context, Result, ensure};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use maps_schema::names::*;
+use maps_schema::sad::slot_place;
 use maps_schema::verdict::Verdict;
 use zerocopy::IntoBytes;
 
 use super::Kernel;
 use crate::case::Program;
-use crate::world::World;
+use crate::world::{SLOT, World};
 
 impl Kernel {
     /// Puts a world in place.
@@ -19,6 +20,8 @@ impl Kernel {
     /// # Errors
     /// What the kernel refused.
     pub fn arrange(&mut self, world: &World) -> Result<()> {
+        // The SA's CPU is served where the test run is.
+        super::pin_to(slot_place(SLOT, self.cpus).0 as usize)?;
         self.set(world)
     }
 
