@@ -38,7 +38,7 @@ pub static KEY_OUT: ArrayOfMaps<Array<SaKey, 1>, CPUS> = ArrayOfMaps::new();
 #[btf_map]
 pub static CPU_SLOT: ArrayOfMaps<Array<CpuSlot, 1, MMAPABLE>, CPUS> = ArrayOfMaps::new();
 #[btf_map]
-pub static SPD: LpmTrie<SpdKey, SpdEntry, 65536> = LpmTrie::new();
+pub static SPD: LpmTrie<SpdKey, SpdEntry, 131_072> = LpmTrie::new();
 #[btf_map]
 pub static SEGMENTS: Array<Segment, SEGMENT_COUNT, MMAPABLE> = Array::new();
 #[btf_map]

@@ -28,6 +28,10 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::case::{Action, Case, Observed, Program};
 use crate::world::*;
 
+pub mod crowd;
+pub mod timing;
+pub mod touch;
+
 const MADE_BY_DATAPLANE: [&str; 8] = [
     MAP_SA_IN,
     MAP_SA_IN_RT,
@@ -60,6 +64,7 @@ pub struct Kernel {
     slow: RingBuf<MapData>,
     folder: PathBuf,
     stage: PathBuf,
+    cpus: u32,
     /// Keeps the maps' pins.
     _plane: Plane,
 }
@@ -102,15 +107,22 @@ impl Kernel {
     /// # Errors
     /// Without root, bpffs or the object, and where the verifier refuses a program.
     pub fn load() -> Result<Self> {
+        Self::load_with(&object_path(), CPUS, SLOTS)
+    }
+
+    /// The same from an object, with maps for so many CPUs and slots.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(object: &Path, cpus: u32, slots: u32) -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace (root?)")?;
         network()?;
         let folder = PathBuf::from(format!("/sys/fs/bpf/esp-pkt{}", std::process::id()));
-        let object = object_path();
         let options = Options {
-            cpus: CPUS,
-            slots: SLOTS,
+            cpus,
+            slots,
             ..Options::new(
-                ObjectSource::Path(object.clone()),
+                ObjectSource::Path(object.to_owned()),
                 &folder,
                 OUTSIDE_IFINDEX,
                 INSIDE_IFINDEX,
@@ -134,9 +146,9 @@ impl Kernel {
             loader.map_pin_path(name, own.join(name));
         }
         loader
-            .map_max_entries(MAP_CPUS_IN, CPUS)
-            .map_max_entries(MAP_CPUS_OUT, CPUS);
-        let mut ebpf = loader.load(&std::fs::read(&object)?)?;
+            .map_max_entries(MAP_CPUS_IN, cpus)
+            .map_max_entries(MAP_CPUS_OUT, cpus);
+        let mut ebpf = loader.load(&std::fs::read(object)?)?;
         for name in [PROG_STEER, PROG_ESP_IN, PROG_INSIDE, PROG_ESP_OUT, PROG_SA_CTL] {
             let program: &mut Xdp = ebpf
                 .program_mut(name)
@@ -159,6 +171,7 @@ impl Kernel {
             slow,
             folder,
             stage,
+            cpus,
             _plane: plane,
         };
         kernel.fixed_tables()?;
@@ -177,7 +190,7 @@ impl Kernel {
 
     /// The inner array and index of a slot.
     fn inner(&self, name: &str, slot: u32) -> Result<(OwnedFd, u32)> {
-        let (cpu, index) = slot_place(slot, CPUS);
+        let (cpu, index) = slot_place(slot, self.cpus);
         Ok((self.inner_of(name, cpu)?, index))
     }
 
@@ -262,7 +275,7 @@ impl Kernel {
             self.put(MAP_ADDRESSES, AddressKey { address }.as_bytes(), value.as_bytes())?;
         }
         for map in [MAP_CPUS_IN, MAP_CPUS_OUT] {
-            for cpu in 0..CPUS {
+            for cpu in 0..self.cpus {
                 // Queue size; no program: a test run's redirect goes nowhere.
                 let value = [192u32, 0];
                 self.put(map, &cpu.to_ne_bytes(), value.as_bytes())?;
@@ -326,13 +339,7 @@ impl Kernel {
     pub fn run(&mut self, case: &Case) -> Result<Observed> {
         self.set(&case.world)?;
         let before = self.verdicts()?;
-        let name = match case.program {
-            Program::Steer => PROG_STEER,
-            Program::EspIn => PROG_ESP_IN,
-            Program::Inside => PROG_INSIDE,
-            Program::EspOut => PROG_ESP_OUT,
-            Program::SaCtl => PROG_SA_CTL,
-        };
+        let name = timing::name(case.program);
         let program: &mut Xdp = self.ebpf.program_mut(name).context("program")?.try_into()?;
         let mut out = vec![0u8; 4096];
         let result = {
@@ -500,8 +507,12 @@ struct Attr {
 }
 
 fn bpf(command: u32, attr: &mut Attr) -> io::Result<i32> {
+    bpf_bytes(command, &mut attr.words)
+}
+
+fn bpf_bytes<const N: usize>(command: u32, attr: &mut [u64; N]) -> io::Result<i32> {
     // SAFETY: the attribute outlives the call, and what it points to is owned by the callers.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {

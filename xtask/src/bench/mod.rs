@@ -1,8 +1,12 @@
-//! `cargo xtask bench takeover`: what a takeover costs with ten SAs and with a hundred thousand.
+//! `cargo xtask bench ...`. Here `takeover`: what a takeover costs with ten SAs and with a hundred thousand.
 
+mod dataplane;
+mod figures;
 mod measure;
 mod plot;
+mod scale;
 mod scene;
+mod tunnel;
 
 use crate::steps::{detail, say, step};
 use crate::{build, cargo_tools, setup};
@@ -19,6 +23,12 @@ use std::fs;
 pub enum Command {
     /// Kill the owner with more and more SAs: phases, packets lost, synch traffic, snapshot, memory.
     Takeover(Options),
+    /// Nanoseconds by packet in every program, by suite and size, next to the same ciphers in scalar C and in aws-lc-rs.
+    Dataplane(dataplane::Options),
+    /// Cost by packet and map memory from one SA to a million, and from one policy to a hundred thousand.
+    Scale(scale::Options),
+    /// Throughput, packets a second, CPU and latency of espalier, strongSwan and wireguard-go between the same two hosts.
+    Tunnel(tunnel::Options),
 }
 
 /// How it runs.
@@ -97,6 +107,9 @@ pub struct Figures {
 pub fn run(command: &Command) -> Result<bool> {
     match command {
         Command::Takeover(options) => takeover(options),
+        Command::Dataplane(options) => dataplane::run(options),
+        Command::Scale(options) => scale::run(options),
+        Command::Tunnel(options) => tunnel::run(options),
     }
 }
 

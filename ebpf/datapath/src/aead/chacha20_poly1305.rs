@@ -2,9 +2,15 @@
 
 use maps_schema::sad::SaKey;
 
-use super::chacha20::{CONSTANTS, COUNTER, aead_chacha_xor};
-use super::poly1305::{aead_poly1305_chunk, aead_poly1305_finish, aead_poly1305_start};
+use super::chacha20::{BLOCKS, CONSTANTS, COUNTER, aead_chacha_block, aead_chacha_xor};
+use super::poly1305::{
+    CHUNK_BLOCKS, CHUNKS, aead_poly1305_chunks, aead_poly1305_few, aead_poly1305_finish,
+    aead_poly1305_powers, aead_poly1305_start,
+};
 use super::scratch::{FRONT_WORDS, Scratch, aead_frame};
+
+/// From so many blocks on, what four at once save is more than their powers of r cost.
+const WORTH_POWERS: u32 = 12;
 
 /// Puts key and nonce in place (RFC 8439 2.3).
 #[inline(always)]
@@ -21,10 +27,9 @@ pub(super) fn load(key: &SaKey, state: &mut [u32; 16], nonce: [u32; 3]) {
 /// Derives the packet's Poly1305 key from block 0 (RFC 8439 2.6). Key and nonce are in place.
 #[inline(always)]
 pub(super) fn start(scratch: &mut Scratch) {
-    scratch.block = [0; 8];
     // SAFETY: separate fields.
     unsafe {
-        aead_chacha_xor(&mut scratch.chacha, &mut scratch.block);
+        aead_chacha_block(&mut scratch.chacha, &mut scratch.block);
         aead_poly1305_start(&scratch.block, &mut scratch.poly);
     }
 }
@@ -37,11 +42,10 @@ pub(super) fn crypt(scratch: &mut Scratch) {
     let words = message.words_mut();
     let mut at = FRONT_WORDS;
     while at < end {
-        if let Some(chunk) = words.get_mut(at..).and_then(|w| w.first_chunk_mut()) {
-            // SAFETY: two separate fields.
-            unsafe { aead_chacha_xor(chacha, chunk) };
-        }
-        at += 8;
+        let count = ((end - at).div_ceil(8) as u32).min(BLOCKS);
+        // SAFETY: two separate fields.
+        unsafe { aead_chacha_xor(chacha, words, at as u32, count) };
+        at += 8 * BLOCKS as usize;
     }
 }
 
@@ -59,10 +63,32 @@ pub(super) fn authenticate(scratch: &mut Scratch) {
     } = scratch;
     let words = message.words_mut();
     let mut at = FRONT_WORDS - 2;
+    if blocks >= WORTH_POWERS {
+        // SAFETY: a reference.
+        unsafe { aead_poly1305_powers(poly) };
+        // What does not fill a chunk goes first, so that the rest is full ones.
+        let first = blocks % CHUNK_BLOCKS as u32;
+        if first > 0
+            && let Some(chunk) = words.get(at..).and_then(|w| w.first_chunk())
+        {
+            // SAFETY: two separate fields.
+            unsafe { aead_poly1305_few(chunk, poly, first) };
+        }
+        at += 2 * first as usize;
+        blocks -= first;
+        let mut chunks = blocks / CHUNK_BLOCKS as u32;
+        while chunks > 0 {
+            // SAFETY: two separate fields.
+            unsafe { aead_poly1305_chunks(words, poly, at as u32, chunks.min(CHUNKS)) };
+            at += 8 * CHUNKS as usize;
+            chunks = chunks.saturating_sub(CHUNKS);
+        }
+        blocks = 0;
+    }
     while blocks > 0 {
         if let Some(chunk) = words.get(at..).and_then(|w| w.first_chunk()) {
             // SAFETY: two separate fields.
-            unsafe { aead_poly1305_chunk(chunk, poly, blocks) };
+            unsafe { aead_poly1305_few(chunk, poly, blocks) };
         }
         at += 8;
         blocks = blocks.saturating_sub(4);

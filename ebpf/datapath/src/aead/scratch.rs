@@ -121,8 +121,8 @@ impl Scratch {
             .and_then(|w| w.first_chunk_mut::<9>())
         {
             tail[0] &= ((1u64 << (8 * (len % 8))) - 1).to_le();
-            for word in &mut tail[1..] {
-                *word = 0;
+            if let Some(rest) = tail.last_chunk_mut::<8>() {
+                zero(rest);
             }
         }
     }
@@ -143,6 +143,15 @@ impl Scratch {
     }
 }
 
+/// Zeroes a few words. Written one by one: of anything else the compiler makes a call of `memset`, which goes octet by octet.
+#[inline(always)]
+pub(super) fn zero<const N: usize>(words: &mut [u64; N]) {
+    for word in words {
+        // SAFETY: a reference is valid to write to.
+        unsafe { core::ptr::write_volatile(word, 0) };
+    }
+}
+
 global_fn! {
     /// Puts zeros and the AAD block in front of the text, padding and the block of lengths behind it: counted in bits and
     /// big-endian for GCM (SP 800-38D 7.1), else in octets and little-endian (RFC 8439 2.8). Returns 0.
@@ -156,7 +165,11 @@ global_fn! {
             if gcm != 0 { [(aad_len * 8).to_be(), (len * 8).to_be()] } else { [aad_len.to_le(), len.to_le()] };
         let end = FRONT_WORDS - 2 + 2 * (scratch.blocks() as usize - 1);
         let words = scratch.message.words_mut();
-        words[..FRONT_WORDS].copy_from_slice(&[0, 0, 0, 0, 0, 0, low, high.to_le()]);
+        if let Some(front) = words.first_chunk_mut::<{ FRONT_WORDS - 2 }>() {
+            zero(front);
+        }
+        words[FRONT_WORDS - 2] = low;
+        words[FRONT_WORDS - 1] = high.to_le();
         if let Some(last) = words.get_mut(end..).and_then(|w| w.first_chunk_mut()) {
             *last = lengths;
         }
