@@ -83,7 +83,7 @@ impl Peer {
         let mut sad = Sad::new(Settings {
             member: MemberId(1),
             max_slots: crate::plane::SLOTS,
-            cpus: config.host.cpus,
+            cpus: 1,
             first_generation: rng.range(1, 200) as u8,
             outside_mtu: 1500,
             detection: Duration::from_millis(100),
