@@ -13,7 +13,7 @@ use lab::topology::{Lab, Plan, addr};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const CPUS: [u64; 2] = [0, 1];
 
@@ -91,6 +91,8 @@ fn the_traffic_of_each_cpu_has_an_sa_of_its_own_in_both_directions() -> Result<(
         std::thread::available_parallelism()?.get() >= CPUS.len(),
         "this test needs two CPUs"
     );
+    let began = Instant::now();
+    let at = |what: &str| println!("{:5.1} s: {what}", began.elapsed().as_secs_f64());
     let product = Product::built()?;
     let lab = Lab::planned(Path::new(env!("CARGO_TARGET_TMPDIR")), Plan::PAIR)?;
     let mut cluster = Cluster::prepare(lab, &product, &random_psk()?, &gateway::settings())?;
@@ -131,6 +133,7 @@ fn the_traffic_of_each_cpu_has_an_sa_of_its_own_in_both_directions() -> Result<(
         ensure!(agreed.contains("per_resource"), "{agreed}");
     }
 
+    at("each CPU has its own on both sides");
     let before = [sas(&peer)?, sas(member)?];
     let lost = pings(host, 200)?;
     ensure!(lost == 0, complain(&format!("{lost} pings lost")));
@@ -195,6 +198,7 @@ fn the_traffic_of_each_cpu_has_an_sa_of_its_own_in_both_directions() -> Result<(
     let kept = spis(&sas(member)?);
     cluster.members[owner].kill_host()?;
     let taker = cluster.wait_other_serves(owner, Duration::from_secs(20))?;
+    at("a member has taken over");
     let member = &cluster.members[taker];
     let carried = wait_for(Duration::from_secs(40), Duration::from_millis(50), || {
         let before = sas(member).ok()?;
@@ -224,6 +228,49 @@ fn the_traffic_of_each_cpu_has_an_sa_of_its_own_in_both_directions() -> Result<(
         "after the takeover {} of {} SAs are the same",
         spis(&carried).intersection(&kept).count(),
         kept.len()
+    );
+
+    // And so does a member that joins by a snapshot.
+    cluster.members[owner].revive_links()?;
+    cluster.members[owner].start(&cluster.lab.resources)?;
+    cluster.wait_all_in_sync(Duration::from_secs(60))?;
+    at("the other one has joined again");
+    let (joiner, there) = (sas(&cluster.members[owner])?, sas(&cluster.members[taker])?);
+    let parts = |sas: &[Sa]| {
+        let parts = sas.iter().map(|sa| (sa.spi_in.clone(), sa.cpu, sa.bound));
+        parts.collect::<BTreeSet<_>>()
+    };
+    ensure!(
+        parts(&joiner) == parts(&there),
+        "the joiner has other SAs: {joiner:#?}\n{there:#?}"
+    );
+    // Its neighbour entries went with its links, and its agent asks for them every few seconds only.
+    for next in [addr::ROUTER_OUTSIDE, addr::SERVER_ONE] {
+        let netns = &cluster.members[owner].place.netns;
+        netns.run(&["ping", "-n", "-c", "2", "-i", "0.2", "-W", "2", &next.to_string()])?;
+    }
+    // It has what it takes: in a planned takeover nothing is lost.
+    let running = {
+        let host = host.clone();
+        std::thread::spawn(move || pings(&host, 400))
+    };
+    let to = cluster.members[owner].place.id.to_string();
+    println!(
+        "{}",
+        cluster.members[owner]
+            .espalier(&["takeover", "--to", &to])?
+            .trim()
+    );
+    let lost = running.join().map_err(|_| anyhow::anyhow!("pings panicked"))??;
+    ensure!(lost == 0, "{lost} pings lost in a planned takeover");
+    let carried = sas(&cluster.members[owner])?;
+    let sending = carried
+        .iter()
+        .filter(|sa| sa.bound && sa.packets_out > 0)
+        .map(|sa| sa.cpu);
+    ensure!(
+        sending.collect::<BTreeSet<_>>() == all,
+        "after the joiner has taken over: {carried:#?}"
     );
 
     let (flows, duplicates) = cluster.outside.read(|ledger| {

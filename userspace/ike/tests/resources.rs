@@ -135,6 +135,28 @@ fn both_sides_may_ask_at_once() {
 }
 
 #[test]
+fn two_sides_with_traffic_on_all_cpus_at_once_end_up_with_one_for_each() {
+    let cpus = [resource(0, 0), resource(0, 1)];
+    for reversed in [false, true] {
+        let mut world = world_with(12, |_, connection| connection.resources = cpus.into());
+        let beside = [first(&world, A), first(&world, B)];
+        for at in [0, 1] {
+            let theirs = if reversed { 1 - at } else { at };
+            for (side, resource) in [(A, cpus[at]), (B, cpus[theirs])] {
+                let beside = beside[side];
+                world.command(side, Command::CreateResourceChild { beside, resource });
+            }
+        }
+        world.settle();
+        for side in [A, B] {
+            let spread = spread(&world, side);
+            let one_each = cpus.into_iter().map(Some).chain([None]).map(|r| (r, 1));
+            assert_eq!(spread, one_each.collect(), "reversed: {reversed}");
+        }
+    }
+}
+
+#[test]
 fn twice_as_many_as_there_are_cpus_and_then_ts_max_queue() {
     let mut world = world_with(4, |side, connection| {
         // A has many CPUs, B one.

@@ -4,7 +4,7 @@
 //! be more. Which resource a Child SA of ours belongs to is our own affair: the identifier tells the peer nothing.
 
 use super::child_answer::Refusal;
-use super::child_create;
+use super::{Pending, child_create};
 use crate::config::{ChildConfig, Connection, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -67,6 +67,19 @@ fn bound<'a>(sa: &'a IkeSa, name: &'a str) -> impl Iterator<Item = Resource> + '
             )
         })
         .filter_map(|child| child.resource)
+}
+
+/// The resource that our unanswered request is for.
+fn coming(sa: &IkeSa, name: &str) -> Option<Resource> {
+    match sa
+        .our
+        .outstanding
+        .as_ref()
+        .map(|outstanding| &outstanding.pending)
+    {
+        Some(Pending::CreateChild(offer)) if offer.name == name && offer.rekeys.is_none() => offer.resource,
+        _ => None,
+    }
 }
 
 /// We want a Child SA for a resource.
@@ -135,7 +148,14 @@ pub(crate) fn choose(
     // error [...] Instead, it MUST return TS_MAX_QUEUE.
     let max = 2 * connection.resources.len();
     let used: Vec<_> = bound(sa, name).collect();
-    let count = |resource: &Resource| used.iter().filter(|used| *used == resource).count();
+    // What we ask for ourselves at this moment is taken, too: two sides that see traffic at once then end up with one for each.
+    let coming = coming(sa, name);
+    let count = |resource: &Resource| {
+        used.iter()
+            .chain(&coming)
+            .filter(|used| *used == resource)
+            .count()
+    };
     let least = connection.resources.iter().min_by_key(|resource| count(resource));
     match least {
         Some(resource) if used.len() < max => Ok(Some(*resource)),
