@@ -17,6 +17,7 @@ mod limits;
 mod member;
 mod orders;
 mod owner;
+mod pulse;
 mod repair;
 mod sas;
 mod secrets;
