@@ -44,6 +44,8 @@ pub struct Settings {
     pub suspicion_floor: &'static str,
     /// `slots`, a power of two.
     pub slots: u32,
+    /// The line that names the preferred member of a hot-standby cluster; nothing in load sharing.
+    pub preferred: &'static str,
     /// Further keys of `[cluster]`, one a line.
     pub cluster_keys: String,
     /// Further tables below `[cluster]`.
@@ -59,6 +61,7 @@ impl Settings {
             solo: "continue",
             suspicion_floor: "100ms",
             slots: 4096,
+            preferred: "preferred = 1\n",
             cluster_keys: String::new(),
             cluster_tables: String::new(),
             connections: connections().to_vec(),
@@ -91,8 +94,7 @@ solo = \"{solo}\"
 heartbeat = \"20ms\"
 suspicion_floor = \"{suspicion_floor}\"
 dead_man = \"80ms\"
-preferred = 1
-pki = \"{pki}\"
+{preferred}pki = \"{pki}\"
 {cluster_keys}{members}{cluster_tables}
 [interfaces]
 outside = \"outside\"
@@ -115,6 +117,7 @@ metrics = \"127.0.0.1:{METRICS_PORT}\"
 {connections}",
         letter = seat.letter,
         id = seat.id,
+        preferred = settings.preferred,
         solo = settings.solo,
         suspicion_floor = settings.suspicion_floor,
         pki = paths.pki.display(),

@@ -44,6 +44,10 @@ pub enum Fault {
     InterfaceDown { who: Victim, cable: Cable, ms: u64 },
     /// A planned takeover, by command.
     Planned,
+    /// One group that the owner of most groups owns goes to another member, by command. No packet may be lost.
+    GroupMove,
+    /// The owner of most groups is drained, and takes part again. No packet may be lost.
+    Drain,
     /// So many etcd servers are stopped (SIGSTOP) for a while.
     VotersStopped { count: usize, ms: u64 },
     /// One etcd server is killed, then started again.
@@ -92,6 +96,8 @@ impl Fault {
             Self::ProgramOff { .. } => "program_off",
             Self::InterfaceDown { .. } => "interface_down",
             Self::Planned => "planned_takeover",
+            Self::GroupMove => "group_move",
+            Self::Drain => "drain",
             Self::VotersStopped { .. } => "voters_stopped",
             Self::VoterKilled { .. } => "voter_killed",
             Self::VotersSlow { .. } => "voters_slow",
@@ -103,6 +109,11 @@ impl Fault {
     /// Whether the owner dies of it, so that its takeover counts for the percentiles.
     pub fn kills_owner(self) -> bool {
         matches!(self, Self::HostDeath | Self::AgentKill)
+    }
+
+    /// Whether it is a matter of people, at which no packet may be lost.
+    pub fn is_planned(self) -> bool {
+        matches!(self, Self::GroupMove | Self::Drain)
     }
 
     /// Whether a pair under `solo = "continue"` may be split by it (docs/SYNCH-CHANNEL.md, "A pair that is split"): then both
@@ -173,6 +184,8 @@ impl Fault {
                 cable: rng.pick(&[Cable::Synch, Cable::Outside, Cable::Inside]),
                 ms,
             },
+            "group_move" => Self::GroupMove,
+            "drain" => Self::Drain,
             "voters_stopped" => Self::VotersStopped {
                 count: rng.pick(&[1, 3]),
                 ms: rng.between(500, 6000),
@@ -214,6 +227,8 @@ const WITH_ETCD: &[(&str, usize)] = &[
     ("voters_stopped_host_death", 1),
 ];
 
+const WITH_GROUPS: &[(&str, usize)] = &[("group_move", 3), ("drain", 2)];
+
 /// Deals faults: a shuffled bag of all kinds, then the next one, so that a long run has all of them in proportion.
 pub struct Dealer {
     rng: Rng,
@@ -223,13 +238,14 @@ pub struct Dealer {
 
 impl Dealer {
     /// Starts from a seed; only these kinds, if any are named.
-    pub fn new(seed: u64, engine: EngineKind, only: &[String]) -> anyhow::Result<Self> {
+    pub fn new(seed: u64, engine: EngineKind, sharing: bool, only: &[String]) -> anyhow::Result<Self> {
         let with_etcd = if engine == EngineKind::Etcd {
             WITH_ETCD
         } else {
             &[]
         };
-        let all = || COMMON.iter().chain(with_etcd);
+        let with_groups = if sharing { WITH_GROUPS } else { &[] };
+        let all = || COMMON.iter().chain(with_etcd).chain(with_groups);
         if let Some(unknown) = only.iter().find(|o| all().all(|(kind, _)| kind != o)) {
             let known: Vec<&str> = all().map(|(kind, _)| *kind).collect();
             anyhow::bail!("no fault is called {unknown}; there are {}", known.join(", "));
@@ -262,7 +278,7 @@ mod tests {
     #[test]
     fn a_seed_deals_the_same_faults_again_and_a_bag_holds_every_kind() {
         let of = |seed| {
-            let mut dealer = Dealer::new(seed, EngineKind::Etcd, &[]).expect("all kinds");
+            let mut dealer = Dealer::new(seed, EngineKind::Etcd, false, &[]).expect("all kinds");
             (0..33).map(|_| dealer.deal()).collect::<Vec<_>>()
         };
         assert_eq!(of(3), of(3));
@@ -291,7 +307,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_refused_with_the_known_ones() {
-        let error = Dealer::new(1, EngineKind::Pair, &["voter_killed".to_owned()]).err();
+        let error = Dealer::new(1, EngineKind::Pair, false, &["voter_killed".to_owned()]).err();
         assert!(error.is_some_and(|e| e.to_string().contains("host_death")));
     }
 }
