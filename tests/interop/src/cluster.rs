@@ -109,6 +109,13 @@ impl Cluster {
         .with_context(|| format!("nobody took over within {limit:?}:\n{}", self.states()))
     }
 
+    /// How many groups there are, as a member says.
+    pub fn groups_known(&self, member: usize) -> Result<usize> {
+        let status = self.members[member].status()?;
+        let groups = status["groups"].as_array().context("no groups in the status")?;
+        Ok(groups.len())
+    }
+
     /// Groups that are not at the member that they are meant for.
     pub fn away(&self) -> Result<usize> {
         let status = self.members[0].status()?;

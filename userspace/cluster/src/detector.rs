@@ -148,6 +148,11 @@ impl Hearing {
         }
     }
 
+    /// It is heard again, or has answered: what was before says nothing any more.
+    pub fn forgive(&mut self) {
+        self.unheard = 0;
+    }
+
     /// For how long it has been heard without confirming anything new.
     pub fn unheard(&self) -> Duration {
         Duration::from_nanos(self.unheard)
@@ -222,6 +227,8 @@ mod tests {
         assert_eq!(beat(&mut hearing, 560, Some(8)), 0);
         assert_eq!(beat(&mut hearing, 5560, Some(8)), 40, "five seconds of silence");
         assert_eq!(beat(&mut hearing, 5580, None), 60);
+        hearing.forgive();
+        assert_eq!(beat(&mut hearing, 5590, Some(8)), 10);
         assert_eq!(beat(&mut hearing, 5600, Some(9)), 0);
     }
 

@@ -34,6 +34,8 @@ pub enum Fault {
         links: &'static [&'static str],
         ms: u64,
     },
+    /// Nothing reaches the owner's stack on either link, the engine's answers neither; the others hear it.
+    DeafOwner { ms: u64 },
     /// Random loss on both links.
     Loss { who: Victim, percent: u8, ms: u64 },
     /// The wall clock of one agent jumps, by seconds.
@@ -60,7 +62,8 @@ pub enum Fault {
     VotersStoppedHostDeath { ms: u64 },
 }
 
-const BOTH_LINKS: &[&str] = &["synch", "outside"];
+/// All links between members.
+pub const BOTH_LINKS: &[&str] = &["synch", "outside"];
 
 /// Which engine decides about ownership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -91,6 +94,7 @@ impl Fault {
             } => "inside_cut",
             Self::Isolation { .. } => "isolation",
             Self::OneWay { .. } => "one_way_loss",
+            Self::DeafOwner { .. } => "deaf_owner",
             Self::Loss { .. } => "heavy_loss",
             Self::ClockJump { .. } => "clock_jump",
             Self::ProgramOff { .. } => "program_off",
@@ -120,7 +124,7 @@ impl Fault {
     /// halves may accept the same inbound packet, and Message IDs may fork. Outbound numbers and nonces are judged all the same.
     pub fn may_split_a_pair(self) -> bool {
         match self {
-            Self::Isolation { .. } | Self::Loss { .. } => true,
+            Self::Isolation { .. } | Self::Loss { .. } | Self::DeafOwner { .. } => true,
             Self::OneWay { links, .. } => links.len() == BOTH_LINKS.len(),
             _ => false,
         }
@@ -165,6 +169,9 @@ impl Fault {
                 way: rng.pick(&[Way::In, Way::Out]),
                 links: rng.pick(&[&BOTH_LINKS[..1], &BOTH_LINKS[1..], BOTH_LINKS]),
                 ms,
+            },
+            "deaf_owner" => Self::DeafOwner {
+                ms: rng.between(1000, 3000),
             },
             "heavy_loss" => Self::Loss {
                 who,
@@ -213,6 +220,7 @@ const COMMON: &[(&str, usize)] = &[
     ("inside_cut", 1),
     ("isolation", 1),
     ("one_way_loss", 2),
+    ("deaf_owner", 1),
     ("heavy_loss", 1),
     ("clock_jump", 1),
     ("program_off", 1),
@@ -279,12 +287,12 @@ mod tests {
     fn a_seed_deals_the_same_faults_again_and_a_bag_holds_every_kind() {
         let of = |seed| {
             let mut dealer = Dealer::new(seed, EngineKind::Etcd, false, &[]).expect("all kinds");
-            (0..33).map(|_| dealer.deal()).collect::<Vec<_>>()
+            (0..34).map(|_| dealer.deal()).collect::<Vec<_>>()
         };
         assert_eq!(of(3), of(3));
         assert_ne!(of(3), of(4));
         let mut count = BTreeMap::new();
-        for fault in of(5).into_iter().take(32) {
+        for fault in of(5).into_iter().take(33) {
             *count.entry(fault.kind()).or_insert(0) += 1;
         }
         for (kind, times) in COMMON.iter().chain(WITH_ETCD) {

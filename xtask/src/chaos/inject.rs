@@ -1,6 +1,6 @@
 //! Puts faults in and takes them out again.
 
-use super::fault::{Fault, Victim};
+use super::fault::{BOTH_LINKS, Fault, Victim};
 use super::moves;
 use super::scene::Scene;
 use anyhow::{Context, Result};
@@ -73,6 +73,15 @@ pub fn inject(scene: &mut Scene, fault: Fault, owner: usize) -> Result<Injected>
         Fault::Cut { cable, ms, .. } => cut(scene, victim, &[cable], ms)?,
         Fault::Isolation { ms, .. } => cut(scene, victim, &[Cable::Synch, Cable::Outside], ms)?,
         Fault::OneWay { way, links, ms, .. } => lossy(scene, victim, links, way, 100, ms)?,
+        Fault::DeafOwner { ms } => {
+            let member = &scene.cluster.members[victim];
+            injected.at_ns = now_ns();
+            faults::lose(member, BOTH_LINKS, Way::In, 100)?;
+            sleep_until(injected.at_ns + ms * 1_000_000);
+            let noticed = deaf_owner_replaced(scene, victim);
+            faults::heal_loss(&scene.cluster.members[victim])?;
+            noticed?;
+        }
         Fault::Loss { percent, ms, .. } => {
             lossy(scene, victim, &["synch", "outside"], Way::Both, percent, ms)?
         }
@@ -273,6 +282,21 @@ fn last_event(member: &lab::member::Member) -> Result<(u64, i128)> {
             .with_context(|| format!("no {key} in an event"))
     };
     Ok((of("monotonic_ns")?, i128::from(of("wall_ns")?)))
+}
+
+/// Under an engine other members own everything that a deaf owner owned. Of a pair that may go on alone, the owner serves on, and the
+/// standby, which it excluded, does not.
+fn deaf_owner_replaced(scene: &Scene, deaf: usize) -> Result<()> {
+    let others = (0..scene.cluster.members.len()).filter(|m| *m != deaf);
+    let served = others.map(|m| scene.cluster.groups_of(m)).sum::<usize>();
+    let all = scene.cluster.groups_known(deaf)?;
+    let wanted = if scene.etcd.is_some() { all } else { 0 };
+    anyhow::ensure!(
+        served == wanted,
+        "{served} of {all} groups are owned by members that hear each other, not {wanted}:\n{}",
+        scene.cluster.states()
+    );
+    Ok(())
 }
 
 /// Takes a program off. True if the cluster did something about it: another owner, or the program put back. If not, an operator

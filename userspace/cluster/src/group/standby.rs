@@ -358,6 +358,10 @@ impl Group {
         standby.step = Step::InSync;
         standby.joined_at = heartbeat;
         standby.set = Some(set.clone());
+        // It has heard all that was said while this member joined.
+        if let Some(p) = s.peers.get_mut(&self.epoch.owner) {
+            p.hearing.forgive();
+        }
         self.event(s, now, EventKind::InSync(set));
     }
 

@@ -65,6 +65,7 @@ impl Node {
         if let Some(p) = self.shared.peers.get_mut(&peer)
             && p.detector.heard(now)
         {
+            p.hearing.forgive();
             self.shared.event(now, None, EventKind::PeerHeard(peer));
             self.each_group(|g, s| g.member_heard(s, now, peer));
         }

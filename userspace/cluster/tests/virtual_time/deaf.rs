@@ -146,6 +146,27 @@ fn the_owner_of_a_pair_that_may_go_on_alone_does_and_its_standby_joins_anew() {
     assert_eq!(world.members[B].epoch().number.0, 1, "nobody took over");
 }
 
+/// The connections to an owner that hears nothing are given up in the end, and made anew once it hears again. Its first heartbeats
+/// then confirm what they confirmed last: that was long ago, and means nothing any more.
+#[test]
+fn an_owner_that_is_heard_again_is_given_time_to_confirm() {
+    for phase in 0..20 {
+        let mut world = formed(Shape::pair(Solo::Continue));
+        deafen(&mut world, A);
+        world.run(2500 + phase);
+        world.isolated = vec![A];
+        world.run(700);
+        world.isolated.clear();
+        heal(&mut world);
+        // Streams are there at once, datagrams are slow: A's next heartbeats confirm nothing.
+        world.delay = 40;
+        world.run_until(3000, "B has joined", |w| w.settled(A));
+        world.run(500);
+        assert!(!world.saw(B, is_deaf), "phase {phase}\n{}", world.tell());
+        assert!(world.serves(A));
+    }
+}
+
 /// Under `solo = "stop"` the owner's words expire, since nobody confirms them; the standby sees that and takes over, after that.
 #[test]
 fn the_owner_of_a_pair_that_may_not_go_on_alone_is_taken_over_and_never_at_the_same_time() {
