@@ -75,12 +75,16 @@ pub fn run() -> Result<bool> {
                 detail(&format!("{error:#}"));
             }
             use chaos::Engine::{Etcd, Pair};
-            for (what, members, engine) in [
-                ("chaos, a pair", 2, Pair),
-                ("chaos, three members with etcd", 3, Etcd),
+            for (what, options) in [
+                ("chaos, a pair", chaos::Options::short(2, Pair)),
+                ("chaos, three members with etcd", chaos::Options::short(3, Etcd)),
+                (
+                    "chaos, three members that share the load",
+                    chaos::Options::sharing(),
+                ),
             ] {
                 say(what);
-                let run = chaos::run(&chaos::Options::short(members, engine));
+                let run = chaos::run(&options);
                 score.add(what, run.as_ref().is_ok_and(|ok| *ok));
                 if let Err(error) = run {
                     detail(&format!("{error:#}"));

@@ -5,9 +5,11 @@ use crate::config::Settings;
 use crate::ledger::Roles;
 use crate::member::{Member, Product, macs, shared_secrets};
 use crate::recorder::Recorder;
-use crate::stage::{in_sync_members, is_active};
+use crate::stage::is_active;
 use crate::topology::{Lab, Place, addr};
 use anyhow::{Context, Result};
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Members and recorders. Fields are dropped in this order: processes first, namespaces last.
@@ -64,10 +66,16 @@ impl Cluster {
         })
     }
 
-    /// The member that serves, if exactly one says so.
+    /// The member that serves, if exactly one says so. With several groups: the one that owns most of them (of equal ones the
+    /// first), if every group has exactly one owner.
     pub fn owner(&self) -> Option<usize> {
-        let mut serving = (0..self.members.len()).filter(|m| self.serves(*m));
-        serving.next().filter(|_| serving.next().is_none())
+        lead(&self.owned(), None)
+    }
+
+    /// Groups that each member says it owns: number, members in sync, whether something is under way.
+    fn owned(&self) -> Vec<Vec<Owned>> {
+        let of = |m: &Member| m.status().map(|s| owned(&s)).unwrap_or_default();
+        self.members.iter().map(of).collect()
     }
 
     /// Whether a member says that it serves.
@@ -75,32 +83,72 @@ impl Cluster {
         self.members[member].status().is_ok_and(|s| is_active(&s))
     }
 
-    /// Waits until exactly one member serves and all members are in its in-sync set; returns it.
+    /// How many groups a member says it owns.
+    pub fn groups_of(&self, member: usize) -> usize {
+        self.members[member].status().map_or(0, |s| owned(&s).len())
+    }
+
+    /// Waits until exactly one member serves every group, all members are in its in-sync set, and nothing is under way; returns
+    /// who owns most.
     pub fn wait_all_in_sync(&self, limit: Duration) -> Result<usize> {
         let all = self.members.len();
         let done = wait_for(limit, Duration::from_millis(20), || {
-            let owner = self.owner()?;
-            let status = self.members[owner].status().ok()?;
-            (in_sync_members(&status) == all).then_some(owner)
+            let owned = self.owned();
+            let settled = |g: &Owned| g.in_sync == all && !g.moving;
+            let settled = owned.iter().flatten().all(settled);
+            lead(&owned, None).filter(|_| settled)
         });
         done.with_context(|| format!("not all members are in sync after {limit:?}:\n{}", self.states()))
     }
 
-    /// Waits until a member other than `before` serves; returns it.
+    /// Waits until members other than `before` serve everything; returns who owns most.
     pub fn wait_other_serves(&self, before: usize, limit: Duration) -> Result<usize> {
-        let others = || (0..self.members.len()).filter(|m| *m != before);
         wait_for(limit, Duration::from_millis(5), || {
-            others().find(|m| self.serves(*m))
+            lead(&self.owned(), Some(before))
         })
         .with_context(|| format!("nobody took over within {limit:?}:\n{}", self.states()))
+    }
+
+    /// How many groups there are, as a member says.
+    pub fn groups_known(&self, member: usize) -> Result<usize> {
+        let status = self.members[member].status()?;
+        let groups = status["groups"].as_array().context("no groups in the status")?;
+        Ok(groups.len())
+    }
+
+    /// Groups that are not at the member that they are meant for.
+    pub fn away(&self) -> Result<usize> {
+        let status = self.members[0].status()?;
+        let groups = status["groups"].as_array().context("no groups in the status")?;
+        Ok(groups.iter().filter(|g| g["owner"] != g["home"]).count())
+    }
+
+    /// Whether a member has suspected another one since a time.
+    pub fn suspected_since(&self, at_ns: u64) -> Result<bool> {
+        for member in &self.members {
+            let text = member.espalier(&["events", "--json"])?;
+            let events: Vec<Value> = serde_json::from_str(&text).context("espalier events --json")?;
+            let late = |e: &Value| e["monotonic_ns"].as_u64().is_some_and(|t| t >= at_ns);
+            if events.iter().any(|e| e["kind"] == "suspected" && late(e)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// One line a member about what it says of itself.
     pub fn states(&self) -> String {
         let line = |m: &Member| match m.status() {
             Ok(s) => format!(
-                "  {}: {} owner {} epoch {} in sync {} valid for {} ms",
-                m.place.letter, s["role"], s["owner"], s["epoch"], s["in_sync"], s["valid_for_ms"]
+                "  {}: {} owner {} epoch {} in sync {} valid for {} ms, segments {}, trouble {}",
+                m.place.letter,
+                s["role"],
+                s["owner"],
+                s["epoch"],
+                s["in_sync"],
+                s["valid_for_ms"],
+                s["segments"],
+                s["trouble"]
             ),
             Err(e) => format!("  {}: no status: {e:#}", m.place.letter),
         };
@@ -118,5 +166,64 @@ impl Cluster {
         let sealed = self.outside.read(|l| first(&l.esp_out, outside));
         let opened = self.inside.read(|l| first(&l.clear, inside));
         Ok(sealed.into_iter().chain(opened).min())
+    }
+}
+
+/// A group, as its owner sees it.
+#[derive(Clone, Copy, Debug)]
+struct Owned {
+    group: u64,
+    groups: usize,
+    in_sync: usize,
+    moving: bool,
+}
+
+/// The groups of a status that this member owns.
+fn owned(status: &Value) -> Vec<Owned> {
+    let groups = status["groups"].as_array().map_or(&[][..], Vec::as_slice);
+    let own = |g: &&Value| matches!(g["role"].as_str(), Some("active" | "alone"));
+    let of = |g: &Value| Owned {
+        group: g["group"].as_u64().unwrap_or(u64::MAX),
+        groups: groups.len(),
+        in_sync: g["in_sync"].as_array().map_or(0, Vec::len),
+        moving: g["handover"] == true || g["engine_waits"] == true,
+    };
+    groups.iter().filter(own).map(of).collect()
+}
+
+/// Who owns most groups (of equal ones the first), if each has exactly one owner, `without` one member not counted.
+fn lead(owned: &[Vec<Owned>], without: Option<usize>) -> Option<usize> {
+    let of = |member: usize| owned[member].iter().filter(move |_| Some(member) != without);
+    let all: Vec<&Owned> = (0..owned.len()).flat_map(of).collect();
+    let distinct: BTreeSet<u64> = all.iter().map(|g| g.group).collect();
+    let wanted = all.first()?.groups;
+    let complete = all.len() == wanted && distinct.len() == wanted;
+    let most = (0..owned.len()).max_by_key(|m| (of(*m).count(), std::cmp::Reverse(*m)));
+    most.filter(|_| complete)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(owned: &[u64], of: u64) -> Value {
+        let role = |g| if owned.contains(&g) { "active" } else { "standby" };
+        let group =
+            |g| serde_json::json!({"group": g, "role": role(g), "in_sync": [1, 2], "handover": false});
+        serde_json::json!({"groups": (0..of).map(group).collect::<Vec<_>>()})
+    }
+
+    #[test]
+    fn the_lead_owns_most_and_every_group_has_one_owner() {
+        let of = |all: &[&[u64]]| -> Vec<Vec<Owned>> { all.iter().map(|o| owned(&status(o, 4))).collect() };
+        assert_eq!(lead(&of(&[&[0], &[1, 2, 3]]), None), Some(1));
+        assert_eq!(lead(&of(&[&[0, 1], &[2, 3]]), None), Some(0));
+        assert_eq!(lead(&of(&[&[0, 1], &[3]]), None), None, "nobody owns group 2");
+        assert_eq!(lead(&of(&[&[0, 1], &[1, 2, 3]]), None), None, "two own group 1");
+        assert_eq!(lead(&of(&[&[0, 1], &[0, 1, 2, 3], &[]]), Some(0)), Some(1));
+        assert_eq!(
+            lead(&[owned(&status(&[], 1)), owned(&status(&[0], 1))], None),
+            Some(1)
+        );
     }
 }

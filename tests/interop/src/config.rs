@@ -46,6 +46,8 @@ pub struct Settings {
     pub mode: &'static str,
     /// `slots`, a power of two.
     pub slots: u32,
+    /// The line that names the preferred member of a hot-standby cluster; nothing in load sharing.
+    pub preferred: &'static str,
     /// Further keys of `[cluster]`, one a line.
     pub cluster_keys: String,
     /// Further tables below `[cluster]`.
@@ -64,6 +66,7 @@ impl Settings {
             suspicion_floor: "100ms",
             mode: "native",
             slots: 4096,
+            preferred: "preferred = 1\n",
             cluster_keys: String::new(),
             cluster_tables: String::new(),
             interface_keys: String::new(),
@@ -97,8 +100,7 @@ solo = \"{solo}\"
 heartbeat = \"20ms\"
 suspicion_floor = \"{suspicion_floor}\"
 dead_man = \"80ms\"
-preferred = 1
-pki = \"{pki}\"
+{preferred}pki = \"{pki}\"
 {cluster_keys}{members}{cluster_tables}
 [interfaces]
 outside = \"outside\"
@@ -121,6 +123,7 @@ metrics = \"127.0.0.1:{METRICS_PORT}\"
 {connections}",
         letter = seat.letter,
         id = seat.id,
+        preferred = settings.preferred,
         solo = settings.solo,
         suspicion_floor = settings.suspicion_floor,
         pki = paths.pki.display(),

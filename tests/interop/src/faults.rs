@@ -7,6 +7,7 @@
 
 use crate::cmd;
 use crate::member::Member;
+use crate::pass::PassProgram;
 use crate::topology::Lab;
 use anyhow::{Context, Result};
 use std::fs;
@@ -117,16 +118,7 @@ fn nft(member: &Member, rules: &str) -> Result<()> {
 
 /// Takes the XDP program off one of a member's interfaces, as another program on the host might; the pin stays.
 pub fn detach_program(member: &Member, cable: Cable) -> Result<()> {
-    // The pin's name ends with the interface's number.
-    let begins = format!("link_{}_", cable.interface());
-    let pin = std::fs::read_dir(&member.pins)
-        .with_context(|| format!("cannot read {}", member.pins.display()))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with(&begins))
-        })
-        .with_context(|| format!("no pin {begins}* in {}", member.pins.display()))?;
+    let pin = link_pin(member, cable)?;
     cmd::run(&[
         "bpftool".as_ref(),
         "link".as_ref(),
@@ -135,6 +127,25 @@ pub fn detach_program(member: &Member, cable: Cable) -> Result<()> {
         pin.as_os_str(),
     ])
     .map(drop)
+}
+
+/// Puts a program that passes everything in the place of the XDP program on one of a member's interfaces.
+pub fn replace_program(lab: &Lab, member: &Member, cable: Cable) -> Result<()> {
+    PassProgram::of(&lab.resources).take_the_place_behind(&link_pin(member, cable)?)
+}
+
+/// The pinned link of a member's interface.
+fn link_pin(member: &Member, cable: Cable) -> Result<PathBuf> {
+    // The pin's name ends with the interface's number.
+    let begins = format!("link_{}_", cable.interface());
+    std::fs::read_dir(&member.pins)
+        .with_context(|| format!("cannot read {}", member.pins.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(&begins))
+        })
+        .with_context(|| format!("no pin {begins}* in {}", member.pins.display()))
 }
 
 /// Whether an XDP program is on a member's interface.

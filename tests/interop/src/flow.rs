@@ -108,6 +108,13 @@ impl Flow {
         (self.sent.load(Ordering::Relaxed), received)
     }
 
+    /// Packets of these numbers that have not arrived (yet).
+    pub fn missing(&self, numbers: std::ops::Range<u64>) -> u64 {
+        let received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let there: std::collections::HashSet<u64> = received.iter().map(|r| r.0).collect();
+        numbers.filter(|n| !there.contains(n)).count() as u64
+    }
+
     /// Stops sending, waits for what is under way, and returns what came of it.
     pub fn stop(mut self) -> Result<FlowResult> {
         self.stop.store(true, Ordering::Relaxed);

@@ -156,6 +156,9 @@ impl Ledger {
             Kind::NatKeepalive => self.count("nat_keepalive"),
             Kind::Other(ethertype) => self.count(&format!("ethertype_{ethertype:04x}")),
             _ if self.between_members(&headers) => self.count("between_members"),
+            _ if member_to_member && (headers.src.is_private() || headers.dst.is_private()) => {
+                self.second_hops += 1;
+            }
             _ if headers.src.is_private() || headers.dst.is_private() => {
                 self.plain += 1;
                 self.clear.push((at_ns, headers.from));

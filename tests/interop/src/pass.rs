@@ -8,10 +8,14 @@ use crate::resources::Resources;
 use anyhow::{Context, Result};
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+/// Attach type: an interface, no map.
+const BPF_XDP: u32 = 37;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 
 /// The head of `union bpf_attr` for BPF_PROG_LOAD, as far as it is needed.
@@ -26,9 +30,21 @@ struct LoadAttr {
     log_buf: u64,
     kern_version: u32,
     prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
 }
 
-/// The head of `union bpf_attr` for BPF_OBJ_PIN.
+/// The head of `union bpf_attr` for BPF_LINK_UPDATE.
+#[repr(C)]
+struct UpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// The head of `union bpf_attr` for BPF_OBJ_PIN and BPF_OBJ_GET.
 #[repr(C)]
 struct PinAttr {
     pathname: u64,
@@ -58,6 +74,9 @@ impl PassProgram {
             log_buf: 0,
             kern_version: 0,
             prog_flags: 0,
+            prog_name: [0; 16],
+            prog_ifindex: 0,
+            expected_attach_type: BPF_XDP,
         };
         let fd = bpf(BPF_PROG_LOAD, &attr).context("cannot load a BPF program: the lab needs root")?;
         // SAFETY: bpf(2) returned a new descriptor that nobody else owns.
@@ -74,11 +93,24 @@ impl PassProgram {
         Ok(Self { pin })
     }
 
-    /// The one that the lab has loaded.
+    /// The one that a lab has loaded.
     pub fn of(resources: &Resources) -> Self {
-        Self {
-            pin: PathBuf::from("/sys/fs/bpf").join(resources.name("pass")),
-        }
+        let pin = PathBuf::from("/sys/fs/bpf").join(resources.name("pass"));
+        Self { pin }
+    }
+
+    /// Puts it behind a pinned link, in the place of the program there.
+    pub fn take_the_place_behind(&self, link: &Path) -> Result<()> {
+        let (program, link) = (pinned(&self.pin)?, pinned(link)?);
+        let attr = UpdateAttr {
+            link_fd: link.as_raw_fd() as u32,
+            new_prog_fd: program.as_raw_fd() as u32,
+            flags: 0,
+            old_prog_fd: 0,
+        };
+        bpf(BPF_LINK_UPDATE, &attr)
+            .context("putting another program behind a link")
+            .map(drop)
     }
 
     /// Attaches it in driver mode.
@@ -88,6 +120,19 @@ impl PassProgram {
             .run(&["ip", "link", "set", "dev", interface, "xdpdrv", "pinned", &pin])
             .map(drop)
     }
+}
+
+/// What is pinned.
+fn pinned(path: &Path) -> Result<OwnedFd> {
+    let name = CString::new(path.to_string_lossy().as_bytes()).context("pin path")?;
+    let attr = PinAttr {
+        pathname: name.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    let fd = bpf(BPF_OBJ_GET, &attr).with_context(|| path.display().to_string())?;
+    // SAFETY: bpf(2) returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn bpf<T>(command: libc::c_long, attr: &T) -> Result<i32> {

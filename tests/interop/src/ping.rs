@@ -136,6 +136,25 @@ impl Ping {
         (list.len(), list.iter().filter(|e| e.back_ns.is_some()).count())
     }
 
+    /// Requests of these numbers that have no answer (yet).
+    pub fn missing(&self, numbers: std::ops::Range<u64>) -> u64 {
+        let list = self.echoes.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |n: u64| usize::try_from(n).ok().and_then(|n| list.get(n));
+        numbers
+            .filter(|n| of(*n).is_none_or(|e| e.back_ns.is_none()))
+            .count() as u64
+    }
+
+    /// Longest time between two answers (or the bounds) in a stretch of time.
+    pub fn longest_gap_ns(&self, from_ns: u64, to_ns: u64) -> u64 {
+        let list = self.echoes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backs: Vec<u64> = list.iter().filter_map(|e| e.back_ns).collect();
+        backs.retain(|at| (from_ns..to_ns).contains(at));
+        backs.extend([from_ns, to_ns]);
+        backs.sort_unstable();
+        backs.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0)
+    }
+
     /// Time of the last answer so far.
     pub fn last_answer_ns(&self) -> Option<u64> {
         let list = self.echoes.lock().unwrap_or_else(PoisonError::into_inner);

@@ -346,6 +346,31 @@ impl Lab {
         self.baseline.sysctl(&["net.ipv4.ip_forward=1"])
     }
 
+    /// Router and server spread what they send over all members but those `without`, by source and destination, as an ECMP
+    /// router does: packets come to members that own nothing of it.
+    pub fn spread(&self, without: &[usize]) -> Result<()> {
+        let hops = |address: fn(&Place) -> Ipv4Addr, device: &str| -> String {
+            let members = self.members.iter().enumerate();
+            let there = members.filter(|(index, _)| !without.contains(index));
+            there
+                .map(|(_, place)| format!(" nexthop via {} dev {device}", address(place)))
+                .collect()
+        };
+        let policy = ["net.ipv4.fib_multipath_hash_policy=0"];
+        self.router.sysctl(&policy)?;
+        self.server.sysctl(&policy)?;
+        self.router.ip(&format!(
+            "route replace {}/32{}",
+            addr::CLUSTER_OUTSIDE,
+            hops(|p| p.outside, "outside")
+        ))?;
+        let inside = hops(|p| p.inside, "eth0");
+        self.server.ip(&format!(
+            "route replace default{inside}\nroute replace 10.10.2.0/24 src {}{inside}",
+            addr::SERVER_TWO
+        ))
+    }
+
     /// Makes neighbours forget the MAC address of a cluster address (after the baseline has left it).
     pub fn forget_neighbours(&self) -> Result<()> {
         self.router.ip("neigh flush all")?;

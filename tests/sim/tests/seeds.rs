@@ -95,6 +95,24 @@ fn what_was_found_once_stays_mended() {
     }
 }
 
+/// Nothing else goes wrong in these, so every takeover is one from the owner that hears nobody.
+#[test]
+fn an_owner_that_hears_nobody_is_taken_over() {
+    for scenario in ["deaf-owner", "deaf-owner-of-a-pair"] {
+        let options = Options {
+            scenario: Scenario::named(scenario),
+            ..Options::default()
+        };
+        for seed in 1..=20 {
+            let failures = run(seed, 1, &options);
+            assert!(failures.is_empty(), "{}", failures.join("\n"));
+            let unplanned = |ran: &test_sim::Ran| ran.takeovers - ran.handovers;
+            let ran = run_seed(seed, &options).ran;
+            assert!(unplanned(&ran) > 0, "{scenario}, seed {seed}: nobody took over");
+        }
+    }
+}
+
 #[test]
 fn a_seed_replays_event_by_event() {
     for scenario in ["everything", "kills", "planned", "engine"] {

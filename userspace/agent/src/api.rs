@@ -57,7 +57,7 @@ pub struct Status {
     pub connections: Vec<ConnectionStatus>,
     /// Interfaces and how the programs are attached to them.
     pub interfaces: Vec<InterfaceStatus>,
-    /// The last takeover that this member carried out.
+    /// The last takeover that this member carried out or knows of.
     pub last_takeover: Option<TakeoverStatus>,
     /// The last one of each group.
     #[serde(default)]
@@ -228,7 +228,8 @@ pub struct InterfaceStatus {
     pub mtu: u32,
 }
 
-/// A takeover that this member carried out. Times are milliseconds since `started_ns`.
+/// A takeover that this member carried out, or that it knows of by another one's word. Times are milliseconds since
+/// `started_ns`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct TakeoverStatus {
     /// Which group of segments.
@@ -240,7 +241,7 @@ pub struct TakeoverStatus {
     pub reason: String,
     /// The member that owned the segments before.
     pub from: u8,
-    /// The member that took them over: this one.
+    /// The member that took them over.
     #[serde(default)]
     pub to: u8,
     /// The new epoch.
@@ -250,7 +251,7 @@ pub struct TakeoverStatus {
     /// The same on the wall clock, ns since 1970.
     pub started_wall_ns: u64,
     /// Each phase's time since `started_ns`, ms: `suspected`, `claimed`, `flipped`, `announced`, `resumed` (all IKE SAs
-    /// adopted), `first_packet`, `windows_merged`.
+    /// adopted), `first_packet`, `windows_merged`. Of another member's takeover: `suspected`, `heard_of`.
     pub phases_ms: BTreeMap<String, f64>,
     /// Child SAs taken over.
     pub child_sas: u32,

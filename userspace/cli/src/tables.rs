@@ -127,7 +127,7 @@ pub fn status(status: &Status) -> String {
         let _ = writeln!(
             out,
             "\nlast takeover: {}",
-            takeover(last, status.groups.len() > 1)
+            takeover(last, status.groups.len() > 1, status.member)
         );
     }
     let others = status.takeovers.iter().filter(|t| {
@@ -135,7 +135,7 @@ pub fn status(status: &Status) -> String {
         last.is_none_or(|last| last.group != t.group)
     });
     for other in others {
-        let _ = writeln!(out, "before: {}", takeover(other, true));
+        let _ = writeln!(out, "before: {}", takeover(other, true, status.member));
     }
     if !status.verdicts.is_empty() {
         let mut verdicts = table(&["verdict", "packets"]);
@@ -187,7 +187,8 @@ fn groups(status: &Status) -> Table {
     groups
 }
 
-fn takeover(takeover: &TakeoverStatus, with_group: bool) -> String {
+/// `me`: only the taker knows what it took over.
+fn takeover(takeover: &TakeoverStatus, with_group: bool, me: u8) -> String {
     let mut phases: Vec<_> = takeover.phases_ms.iter().collect();
     phases.sort_by(|a, b| a.1.total_cmp(b.1));
     let line = phases
@@ -200,17 +201,23 @@ fn takeover(takeover: &TakeoverStatus, with_group: bool) -> String {
     } else {
         String::new()
     };
-    format!(
-        "{}{group} from member {} to member {}, epoch {} ({})\n  {line}\n  {} IKE SAs, {} Child SAs, {} rekeyed on evidence",
+    let mut text = format!(
+        "{}{group} from member {} to member {}, epoch {} at {} ({})\n  {line}",
         takeover.kind,
         takeover.from,
         takeover.to,
         takeover.epoch,
+        utc(takeover.started_wall_ns),
         takeover.reason,
-        takeover.ike_sas,
-        takeover.child_sas,
-        takeover.evidence_rekeys
-    )
+    );
+    if takeover.to == me {
+        let _ = write!(
+            text,
+            "\n  {} IKE SAs, {} Child SAs, {} rekeyed on evidence",
+            takeover.ike_sas, takeover.child_sas, takeover.evidence_rekeys
+        );
+    }
+    text
 }
 
 /// The synch channel's part of `espalier status`.
@@ -377,6 +384,31 @@ mod tests {
             text.contains("suspected 101.0 ms -> claimed 102.0 ms -> flipped 104.5 ms"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_takeover_by_another_member_is_shown_with_its_reason() {
+        let takeover = TakeoverStatus {
+            kind: "failover".to_owned(),
+            from: 1,
+            to: 3,
+            reason: "member 1 was silent".to_owned(),
+            ..TakeoverStatus::default()
+        };
+        let shown = |member| {
+            status(&Status {
+                member,
+                last_takeover: Some(takeover.clone()),
+                ..Status::default()
+            })
+        };
+        let text = shown(2);
+        assert!(text.contains("from member 1 to member 3"), "{text}");
+        assert!(
+            text.contains("(member 1 was silent)") && !text.contains("Child SAs,"),
+            "{text}"
+        );
+        assert!(shown(3).contains("0 Child SAs,"));
     }
 
     #[test]

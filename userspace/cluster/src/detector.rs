@@ -109,6 +109,56 @@ impl Detector {
     }
 }
 
+/// Whether a peer that is heard hears this member: its heartbeats name the last one of ours that it has seen.
+///
+/// Only heartbeats that come and confirm nothing new count, each with the time since the one before, but no more than two
+/// intervals: neither the peer's silence nor a stall of this member passes for deafness.
+#[derive(Clone, Copy, Debug)]
+pub struct Hearing {
+    interval: Duration,
+    /// Highest number of ours that it has confirmed.
+    confirmed: u64,
+    last: Option<Instant>,
+    /// Time in which it was heard and confirmed nothing, ns.
+    unheard: u64,
+}
+
+impl Hearing {
+    /// For heartbeats every `interval`.
+    pub fn new(interval: Duration) -> Self {
+        Self {
+            interval,
+            confirmed: 0,
+            last: None,
+            unheard: 0,
+        }
+    }
+
+    /// A heartbeat of the peer came. `confirms`: our heartbeat that it names, if it names one of this life.
+    pub fn heartbeat(&mut self, now: Instant, confirms: Option<u64>) {
+        let gap = self.last.replace(now).map_or(0, |last| nanos(now.since(last)));
+        match confirms {
+            Some(number) if number > self.confirmed => {
+                self.confirmed = number;
+                self.unheard = 0;
+            }
+            // Before the first confirmation it may not have heard of this member yet.
+            _ if self.confirmed == 0 => {}
+            _ => self.unheard = self.unheard.saturating_add(gap.min(2 * nanos(self.interval))),
+        }
+    }
+
+    /// It is heard again, or has answered: what was before says nothing any more.
+    pub fn forgive(&mut self) {
+        self.unheard = 0;
+    }
+
+    /// For how long it has been heard without confirming anything new.
+    pub fn unheard(&self) -> Duration {
+        Duration::from_nanos(self.unheard)
+    }
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -160,6 +210,26 @@ mod tests {
             detector.tick(at(ms));
         }
         assert_eq!(detector.threshold(), FLOOR);
+    }
+
+    #[test]
+    fn a_peer_that_is_heard_and_confirms_nothing_new_is_deaf_and_one_that_is_silent_is_not() {
+        let mut hearing = Hearing::new(BEAT);
+        let beat = |hearing: &mut Hearing, ms, confirms| {
+            hearing.heartbeat(at(ms), confirms);
+            hearing.unheard().as_millis()
+        };
+        assert_eq!(beat(&mut hearing, 0, None), 0);
+        assert_eq!(beat(&mut hearing, 500, None), 0, "it has not heard of us yet");
+        assert_eq!(beat(&mut hearing, 520, Some(7)), 0);
+        assert_eq!(beat(&mut hearing, 540, Some(7)), 20);
+        assert_eq!(beat(&mut hearing, 541, Some(6)), 21, "overtaken by a later one");
+        assert_eq!(beat(&mut hearing, 560, Some(8)), 0);
+        assert_eq!(beat(&mut hearing, 5560, Some(8)), 40, "five seconds of silence");
+        assert_eq!(beat(&mut hearing, 5580, None), 60);
+        hearing.forgive();
+        assert_eq!(beat(&mut hearing, 5590, Some(8)), 10);
+        assert_eq!(beat(&mut hearing, 5600, Some(9)), 0);
     }
 
     #[test]

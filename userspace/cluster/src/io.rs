@@ -437,6 +437,15 @@ pub enum EventKind {
         /// The threshold, ms.
         threshold_ms: u64,
     },
+    /// The owner is heard, but has not heard this member for a while: it counts as lost.
+    Deaf {
+        /// Who.
+        peer: MemberId,
+        /// For how long its heartbeats have confirmed none of ours, ms.
+        unheard_ms: u64,
+    },
+    /// The owner hears this member again.
+    Hears(MemberId),
     /// This member claimed an epoch.
     Claimed {
         /// Which.
@@ -451,7 +460,14 @@ pub enum EventKind {
     /// The addresses were announced.
     Announced(EpochId),
     /// Another member owns the segments.
-    OwnerIs(EpochId),
+    OwnerIs {
+        /// Since when.
+        epoch: EpochId,
+        /// What this member knew before ([`EpochId::NONE`]: of no owner).
+        before: EpochId,
+        /// The owner before handed over, and stays in sync.
+        planned: bool,
+    },
     /// The in-sync set.
     InSync(BTreeSet<SetMember>),
     /// How the owner stands.

@@ -271,6 +271,46 @@ pub fn may_enter(facts: &JoinFacts) -> bool {
         && facts.raises_open == 0
 }
 
+/// How many intervals of heartbeats a standby gives an owner that does not hear it beyond the threshold: an owner that hears
+/// anything at all has excluded it by then, and goes on.
+const DEAF_GRACE: u32 = 3;
+
+/// Whether a peer that is heard does not hear this member: for longer than the suspicion threshold, and a little more, its
+/// heartbeats have confirmed none of ours.
+pub fn is_deaf(unheard: Duration, threshold: Duration, heartbeat: Duration) -> bool {
+    unheard >= threshold + heartbeat * DEAF_GRACE
+}
+
+/// Whether an in-sync standby counts an owner that it hears as lost: the owner does not hear it, and not because this
+/// member is the one that cannot be heard. `heard`: members that this one hears; `deaf`: those of them that do not hear it.
+///
+/// It costs no safety: who acts on it claims by the same rules as after silence. Under `solo = "stop"` the owner's words have
+/// expired by then; under an engine its key settles whether the owner excluded this member first; under `continue` the owner
+/// goes on alone as soon as it misses its standby, which is before this and makes the standby join anew.
+pub fn owner_is_deaf(owner: MemberId, heard: &BTreeSet<MemberId>, deaf: &BTreeSet<MemberId>) -> bool {
+    let mute = heard.len() > 1 && heard.is_subset(deaf);
+    deaf.contains(&owner) && !mute
+}
+
+/// Whether an owner looks into the engine before it writes a smaller set: when it hears no other member, it may be the
+/// one that is deaf. Its write would be done, it would never hear so, and nobody could claim any more. The answer shows that it
+/// hears something.
+pub fn looks_first(heard: &BTreeSet<MemberId>) -> bool {
+    heard.is_empty()
+}
+
+/// Members that a claimer believes to be gone: those whose life in the record is not heard, and the owner that it followed, where
+/// that one does not hear it (see [`owner_is_deaf`]).
+pub fn lost_members(
+    record: &GroupRecord,
+    lives: &BTreeSet<SetMember>,
+    deaf_owner: Option<MemberId>,
+) -> BTreeSet<MemberId> {
+    let gone = record.in_sync.iter().filter(|m| !lives.contains(m));
+    let deaf = deaf_owner.filter(|owner| *owner == record.epoch.owner);
+    gone.map(|m| m.member).chain(deaf).collect()
+}
+
 /// Until when the owner may serve: send time of the last confirmed heartbeat plus the dead-man's T.
 pub fn valid_until(confirmed: Instant, dead_man: Duration) -> Instant {
     confirmed + dead_man
@@ -572,6 +612,58 @@ mod tests {
             caps_verified: false,
             ..all
         }));
+    }
+
+    #[test]
+    fn an_owner_that_hears_nobody_is_lost_and_a_member_that_nobody_hears_blames_none() {
+        let ms = Duration::from_millis;
+        let (threshold, heartbeat) = (ms(100), ms(20));
+        assert!(
+            !is_deaf(ms(159), threshold, heartbeat),
+            "the owner excludes first"
+        );
+        assert!(is_deaf(ms(160), threshold, heartbeat));
+        assert!(
+            !is_deaf(ms(160), ms(101), heartbeat),
+            "as patient as the jitter wants"
+        );
+        let of = |members: &[u8]| members.iter().copied().map(MemberId).collect::<BTreeSet<_>>();
+        let lost = |heard: &[u8], deaf: &[u8]| owner_is_deaf(MemberId(1), &of(heard), &of(deaf));
+        assert!(lost(&[1, 3], &[1]), "member 3 hears this one");
+        assert!(lost(&[1], &[1]), "of two nobody can say which it is");
+        assert!(!lost(&[1, 3], &[1, 3]), "nobody hears this one");
+        assert!(
+            !lost(&[1, 3], &[3]) && !lost(&[3], &[]),
+            "the owner hears it, or is silent"
+        );
+        assert!(looks_first(&of(&[])) && !looks_first(&of(&[3])));
+    }
+
+    #[test]
+    fn a_claimer_counts_a_deaf_owner_as_lost_and_no_other_member() {
+        let record = GroupRecord {
+            epoch: epoch(4, 1),
+            in_sync: BTreeSet::from([member(1, 1), member(2, 2), member(3, 3)]),
+        };
+        let lives = BTreeSet::from([member(1, 1), member(2, 2), member(3, 3)]);
+        let lost = |deaf| lost_members(&record, &lives, deaf);
+        assert_eq!(lost(None), BTreeSet::new());
+        let deaf = lost(Some(MemberId(1)));
+        assert_eq!(deaf, BTreeSet::from([MemberId(1)]));
+        let claimed = claim(&record, member(2, 2), &deaf).expect("the owner is lost");
+        assert_eq!(claimed.epoch, epoch(5, 2));
+        assert_eq!(claimed.in_sync, BTreeSet::from([member(2, 2), member(3, 3)]));
+        assert_eq!(
+            lost(Some(MemberId(3))),
+            BTreeSet::new(),
+            "it is not the owner any more"
+        );
+        let restarted = BTreeSet::from([member(1, 9), member(2, 2), member(3, 3)]);
+        assert_eq!(
+            lost_members(&record, &restarted, None),
+            BTreeSet::from([MemberId(1)]),
+            "another life of it"
+        );
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Plane {
         Ok(report)
     }
 
-    /// Whether the programs are attached still, by the pinned links: four system calls.
+    /// Whether the programs are attached still, by the pinned links, and no others in their place: a few system calls.
     ///
     /// # Errors
     /// Which one is not, and how to mend it.
@@ -78,10 +78,21 @@ impl Plane {
         let outside = ("outside", PROG_STEER, &self.options.outside);
         let inside = ("inside", PROG_INSIDE, &self.options.inside);
         for (side, program, devices) in [outside, inside] {
+            let ours = self.programs.get(program).map(|fd| sys::program_id(fd.as_fd()));
             for ifindex in devices {
                 let path = self.options.pin_dir.join(format!("{LINK}{side}_{ifindex}"));
-                let attached_to = sys::get_pinned(&path).and_then(|link| sys::xdp_link_ifindex(link.as_fd()));
-                if attached_to.ok() != Some(*ifindex) {
+                let (attached_to, id) = sys::get_pinned(&path)
+                    .and_then(|link| sys::xdp_link(link.as_fd()))
+                    .unwrap_or_default();
+                if attached_to == *ifindex
+                    && let Some(Ok(ours)) = &ours
+                    && *ours != id
+                {
+                    return Err(format!(
+                        "another program ({id}) is on interface {ifindex} in the place of {program} ({ours}): restart the agent"
+                    ));
+                }
+                if attached_to != *ifindex {
                     return Err(format!(
                         "the program {program} is not attached to interface {ifindex} any more (link {}): restart the agent",
                         path.display()
@@ -204,7 +215,7 @@ fn replace(path: &Path, ifindex: u32, program: BorrowedFd<'_>) -> Result<bool, L
             ));
         }
     };
-    let attached_to = sys::xdp_link_ifindex(link.as_fd()).unwrap_or(0);
+    let attached_to = sys::xdp_link(link.as_fd()).map_or(0, |(ifindex, _)| ifindex);
     if attached_to == ifindex && sys::link_update(link.as_fd(), program).is_ok() {
         return Ok(true);
     }

@@ -367,8 +367,22 @@ pub(crate) fn btf_bytes(btf: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Interface index of an XDP link; 0 where the interface is gone.
-pub(crate) fn xdp_link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
+/// The number that the kernel gave a program.
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    /// The head of `struct bpf_prog_info`.
+    #[derive(Default)]
+    #[repr(C)]
+    struct ProgInfo {
+        kind: u32,
+        id: u32,
+    }
+    let mut out = ProgInfo::default();
+    info(program, &mut out)?;
+    Ok(out.id)
+}
+
+/// Interface index of an XDP link (0 where the interface is gone), and the number of the program behind it.
+pub(crate) fn xdp_link(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     #[derive(Default)]
     #[repr(C)]
     struct LinkInfo {
@@ -381,7 +395,7 @@ pub(crate) fn xdp_link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
     }
     let mut out = LinkInfo::default();
     info(link, &mut out)?;
-    Ok(out.ifindex)
+    Ok((out.ifindex, out.prog_id))
 }
 
 pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {

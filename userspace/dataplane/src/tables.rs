@@ -178,6 +178,26 @@ impl Plane {
         Ok(counts)
     }
 
+    /// Packets that the programs have judged, those counted for the first `connections` numbers (0: no connection) only.
+    /// Packets that were moved to another CPU count where they are judged.
+    ///
+    /// # Errors
+    /// [`PlaneError`].
+    pub fn packets_judged(&self, connections: u32) -> Result<u64, PlaneError> {
+        let error = |cause| PlaneError::new("read map VERDICTS", cause);
+        let map = self.map(MAP_VERDICTS).map_err(error)?;
+        let entries = sys::map_info(map).map_err(error)?.max_entries;
+        let entries = entries.min(connections.saturating_mul(VERDICT_STRIDE as u32));
+        let cpus = aya::util::nr_cpus().map_err(|(_, cause)| error(cause))?;
+        let values = sys::map_lookup_batch(map, entries, cpus * 8).map_err(error)?;
+        let moved = Verdict::OtherCpu as usize;
+        let judged = values.chunks_exact(cpus * 8).enumerate();
+        let judged = judged.filter(|(index, _)| index % VERDICT_STRIDE != moved);
+        let words = judged.flat_map(|(_, per_cpu)| per_cpu.chunks_exact(8));
+        let words = words.filter_map(|w| w.try_into().ok()).map(u64::from_ne_bytes);
+        Ok(words.fold(0, u64::wrapping_add))
+    }
+
     fn put(&self, map: &str, key: &[u8], value: &[u8]) -> Result<(), PlaneError> {
         let error = |cause| PlaneError::new(format!("write map {map}"), cause);
         sys::map_update(self.map(map).map_err(error)?, key, value).map_err(error)

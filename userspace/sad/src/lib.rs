@@ -19,6 +19,7 @@ pub mod store;
 
 pub use limits::LimitRaise;
 pub use port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
+pub use raises::NamedLimits;
 pub use snapshot::SnapshotSa;
 pub use spd::{Policy, PolicyAction};
 pub use store::{Context, SaEntry, Sad, SadError, Settings};

@@ -12,7 +12,58 @@ use model::{ChildSaRecord, Epoch, EspSpi, Instant, SegmentId};
 use std::ops::RangeBounds;
 use std::time::Duration;
 
+/// Limits of one direction of one SA, as the synch channel names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedLimits {
+    /// Slot.
+    pub slot: u32,
+    /// SPI of that direction (ours inbound, the peer's outbound).
+    pub spi: u32,
+    /// Which.
+    pub direction: Direction,
+    /// Lease or ceiling.
+    pub limit: u64,
+    /// Size of the lease, or headroom.
+    pub step: u64,
+}
+
 impl Sad {
+    /// Standby: takes limits of the owner over. The plan is for the maps; then the places of those in `wanted` whose SAs are not
+    /// (or no longer) here, for which there is nothing to arm.
+    ///
+    /// An SA that is here and refuses its limits has not armed them: that is an error, since "not here" counts as an
+    /// acknowledgement. The plan of what came before it is to be carried out all the same.
+    pub fn arm(
+        &mut self,
+        wanted: &[NamedLimits],
+        epoch: Epoch,
+        now: Instant,
+    ) -> (MapPlan, Result<Vec<usize>, SadError>) {
+        let (mut plan, mut unknown) = (MapPlan::default(), Vec::new());
+        for (place, named) in wanted.iter().enumerate() {
+            let NamedLimits {
+                slot,
+                spi,
+                direction,
+                limit,
+                step,
+            } = *named;
+            let Some(entry) = self.by_slot(slot).filter(|e| e.spi_of(direction) == spi) else {
+                unknown.push(place);
+                continue;
+            };
+            let refused = SadError::EpochBehind(entry.record.spi_in);
+            let raise = self
+                .raise_of(slot, spi, direction, limit, step, epoch)
+                .ok_or(refused);
+            match raise.and_then(|raise| self.apply_newest(&raise, now)) {
+                Ok(more) => plan.extend(more),
+                Err(error) => return (plan, Err(error)),
+            }
+        }
+        (plan, Ok(unknown))
+    }
+
     /// Looks at every SA and wishes for the raises that are due. Call it a few times a second; `epoch_of` gives the
     /// epoch of a segment that this member owns, `None` for the others.
     pub fn wants_raises(
@@ -316,6 +367,14 @@ impl Sad {
 }
 
 impl SaEntry {
+    /// The SPI by which the synch channel names a direction.
+    fn spi_of(&self, direction: Direction) -> u32 {
+        match direction {
+            Direction::Inbound => self.record.spi_in.0,
+            Direction::Outbound => self.record.spi_out.0,
+        }
+    }
+
     /// Whether runtime counters are this SA's: those of a slot's former SA mean nothing.
     fn is_runtime(&self, counters: &SaCounters) -> bool {
         counters.inbound.spi == self.record.spi_in.0

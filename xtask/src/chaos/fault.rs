@@ -34,6 +34,8 @@ pub enum Fault {
         links: &'static [&'static str],
         ms: u64,
     },
+    /// Nothing reaches the owner's stack on either link, the engine's answers neither; the others hear it.
+    DeafOwner { ms: u64 },
     /// Random loss on both links.
     Loss { who: Victim, percent: u8, ms: u64 },
     /// The wall clock of one agent jumps, by seconds.
@@ -44,6 +46,10 @@ pub enum Fault {
     InterfaceDown { who: Victim, cable: Cable, ms: u64 },
     /// A planned takeover, by command.
     Planned,
+    /// One group that the owner of most groups owns goes to another member, by command. No packet may be lost.
+    GroupMove,
+    /// The owner of most groups is drained, and takes part again. No packet may be lost.
+    Drain,
     /// So many etcd servers are stopped (SIGSTOP) for a while.
     VotersStopped { count: usize, ms: u64 },
     /// One etcd server is killed, then started again.
@@ -56,7 +62,8 @@ pub enum Fault {
     VotersStoppedHostDeath { ms: u64 },
 }
 
-const BOTH_LINKS: &[&str] = &["synch", "outside"];
+/// All links between members.
+pub const BOTH_LINKS: &[&str] = &["synch", "outside"];
 
 /// Which engine decides about ownership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -87,11 +94,14 @@ impl Fault {
             } => "inside_cut",
             Self::Isolation { .. } => "isolation",
             Self::OneWay { .. } => "one_way_loss",
+            Self::DeafOwner { .. } => "deaf_owner",
             Self::Loss { .. } => "heavy_loss",
             Self::ClockJump { .. } => "clock_jump",
             Self::ProgramOff { .. } => "program_off",
             Self::InterfaceDown { .. } => "interface_down",
             Self::Planned => "planned_takeover",
+            Self::GroupMove => "group_move",
+            Self::Drain => "drain",
             Self::VotersStopped { .. } => "voters_stopped",
             Self::VoterKilled { .. } => "voter_killed",
             Self::VotersSlow { .. } => "voters_slow",
@@ -105,11 +115,16 @@ impl Fault {
         matches!(self, Self::HostDeath | Self::AgentKill)
     }
 
+    /// Whether it is a matter of people, at which no packet may be lost.
+    pub fn is_planned(self) -> bool {
+        matches!(self, Self::GroupMove | Self::Drain)
+    }
+
     /// Whether a pair under `solo = "continue"` may be split by it (docs/SYNCH-CHANNEL.md, "A pair that is split"): then both
     /// halves may accept the same inbound packet, and Message IDs may fork. Outbound numbers and nonces are judged all the same.
     pub fn may_split_a_pair(self) -> bool {
         match self {
-            Self::Isolation { .. } | Self::Loss { .. } => true,
+            Self::Isolation { .. } | Self::Loss { .. } | Self::DeafOwner { .. } => true,
             Self::OneWay { links, .. } => links.len() == BOTH_LINKS.len(),
             _ => false,
         }
@@ -155,6 +170,9 @@ impl Fault {
                 links: rng.pick(&[&BOTH_LINKS[..1], &BOTH_LINKS[1..], BOTH_LINKS]),
                 ms,
             },
+            "deaf_owner" => Self::DeafOwner {
+                ms: rng.between(1000, 3000),
+            },
             "heavy_loss" => Self::Loss {
                 who,
                 percent: rng.between(20, 40) as u8,
@@ -173,6 +191,8 @@ impl Fault {
                 cable: rng.pick(&[Cable::Synch, Cable::Outside, Cable::Inside]),
                 ms,
             },
+            "group_move" => Self::GroupMove,
+            "drain" => Self::Drain,
             "voters_stopped" => Self::VotersStopped {
                 count: rng.pick(&[1, 3]),
                 ms: rng.between(500, 6000),
@@ -200,6 +220,7 @@ const COMMON: &[(&str, usize)] = &[
     ("inside_cut", 1),
     ("isolation", 1),
     ("one_way_loss", 2),
+    ("deaf_owner", 1),
     ("heavy_loss", 1),
     ("clock_jump", 1),
     ("program_off", 1),
@@ -214,6 +235,8 @@ const WITH_ETCD: &[(&str, usize)] = &[
     ("voters_stopped_host_death", 1),
 ];
 
+const WITH_GROUPS: &[(&str, usize)] = &[("group_move", 3), ("drain", 2)];
+
 /// Deals faults: a shuffled bag of all kinds, then the next one, so that a long run has all of them in proportion.
 pub struct Dealer {
     rng: Rng,
@@ -223,13 +246,14 @@ pub struct Dealer {
 
 impl Dealer {
     /// Starts from a seed; only these kinds, if any are named.
-    pub fn new(seed: u64, engine: EngineKind, only: &[String]) -> anyhow::Result<Self> {
+    pub fn new(seed: u64, engine: EngineKind, sharing: bool, only: &[String]) -> anyhow::Result<Self> {
         let with_etcd = if engine == EngineKind::Etcd {
             WITH_ETCD
         } else {
             &[]
         };
-        let all = || COMMON.iter().chain(with_etcd);
+        let with_groups = if sharing { WITH_GROUPS } else { &[] };
+        let all = || COMMON.iter().chain(with_etcd).chain(with_groups);
         if let Some(unknown) = only.iter().find(|o| all().all(|(kind, _)| kind != o)) {
             let known: Vec<&str> = all().map(|(kind, _)| *kind).collect();
             anyhow::bail!("no fault is called {unknown}; there are {}", known.join(", "));
@@ -262,13 +286,13 @@ mod tests {
     #[test]
     fn a_seed_deals_the_same_faults_again_and_a_bag_holds_every_kind() {
         let of = |seed| {
-            let mut dealer = Dealer::new(seed, EngineKind::Etcd, &[]).expect("all kinds");
-            (0..33).map(|_| dealer.deal()).collect::<Vec<_>>()
+            let mut dealer = Dealer::new(seed, EngineKind::Etcd, false, &[]).expect("all kinds");
+            (0..34).map(|_| dealer.deal()).collect::<Vec<_>>()
         };
         assert_eq!(of(3), of(3));
         assert_ne!(of(3), of(4));
         let mut count = BTreeMap::new();
-        for fault in of(5).into_iter().take(32) {
+        for fault in of(5).into_iter().take(33) {
             *count.entry(fault.kind()).or_insert(0) += 1;
         }
         for (kind, times) in COMMON.iter().chain(WITH_ETCD) {
@@ -291,7 +315,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_refused_with_the_known_ones() {
-        let error = Dealer::new(1, EngineKind::Pair, &["voter_killed".to_owned()]).err();
+        let error = Dealer::new(1, EngineKind::Pair, false, &["voter_killed".to_owned()]).err();
         assert!(error.is_some_and(|e| e.to_string().contains("host_death")));
     }
 }

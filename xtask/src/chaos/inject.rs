@@ -1,6 +1,7 @@
 //! Puts faults in and takes them out again.
 
-use super::fault::{Fault, Victim};
+use super::fault::{BOTH_LINKS, Fault, Victim};
+use super::moves;
 use super::scene::Scene;
 use anyhow::{Context, Result};
 use lab::clock::{now_ns, sleep_until, wait_for};
@@ -24,6 +25,8 @@ pub struct Injected {
     pub victim: usize,
     /// The member that took over while the fault lasted, where that had to happen.
     pub taker: Option<usize>,
+    /// When traffic was back over all connections after a death.
+    pub answers_ns: Option<u64>,
     /// The cluster noticed damage to its data plane, or the agent's wall clock was seen to be off: `None` where this is not asked.
     pub noticed: Option<bool>,
 }
@@ -39,12 +42,13 @@ pub fn inject(scene: &mut Scene, fault: Fault, owner: usize) -> Result<Injected>
     match fault {
         Fault::HostDeath => {
             injected.at_ns = scene.cluster.members[victim].kill_host()?;
-            injected.taker = Some(taken_over(scene, victim)?);
+            unreachable(scene, &[victim])?;
+            injected.taken_over(scene)?;
             restart(scene, victim, true)?;
         }
         Fault::AgentKill => {
             injected.at_ns = scene.cluster.members[victim].kill_agent()?;
-            injected.taker = Some(taken_over(scene, victim)?);
+            injected.taken_over(scene)?;
             restart(scene, victim, false)?;
         }
         Fault::StandbyDeath { links } => {
@@ -54,6 +58,9 @@ pub fn inject(scene: &mut Scene, fault: Fault, owner: usize) -> Result<Injected>
             } else {
                 member.kill_agent()?
             };
+            if links {
+                unreachable(scene, &[victim])?;
+            }
             answers(scene)?;
             restart(scene, victim, links)?;
         }
@@ -66,6 +73,15 @@ pub fn inject(scene: &mut Scene, fault: Fault, owner: usize) -> Result<Injected>
         Fault::Cut { cable, ms, .. } => cut(scene, victim, &[cable], ms)?,
         Fault::Isolation { ms, .. } => cut(scene, victim, &[Cable::Synch, Cable::Outside], ms)?,
         Fault::OneWay { way, links, ms, .. } => lossy(scene, victim, links, way, 100, ms)?,
+        Fault::DeafOwner { ms } => {
+            let member = &scene.cluster.members[victim];
+            injected.at_ns = now_ns();
+            faults::lose(member, BOTH_LINKS, Way::In, 100)?;
+            sleep_until(injected.at_ns + ms * 1_000_000);
+            let noticed = deaf_owner_replaced(scene, victim);
+            faults::heal_loss(&scene.cluster.members[victim])?;
+            noticed?;
+        }
         Fault::Loss { percent, ms, .. } => {
             lossy(scene, victim, &["synch", "outside"], Way::Both, percent, ms)?
         }
@@ -119,20 +135,46 @@ pub fn inject(scene: &mut Scene, fault: Fault, owner: usize) -> Result<Injected>
         Fault::VotersStoppedHostDeath { ms } => {
             let count = voters(scene)?.count();
             voters(scene)?.freeze_all(count)?;
+            let others = |scene: &Scene| -> usize {
+                let others = (0..scene.cluster.members.len()).filter(|m| *m != victim);
+                others.map(|m| scene.cluster.groups_of(m)).sum()
+            };
+            let before = others(scene);
             injected.at_ns = scene.cluster.members[victim].kill_host()?;
+            unreachable(scene, &[victim])?;
             sleep_until(injected.at_ns + ms * 1_000_000);
-            let claimed = (0..scene.cluster.members.len()).find(|m| *m != victim && scene.cluster.serves(*m));
+            let after = others(scene);
             voters(scene)?.thaw_all()?;
             anyhow::ensure!(
-                claimed.is_none(),
+                after <= before,
                 "a member took over although no etcd server answered:\n{}",
                 scene.cluster.states()
             );
-            injected.taker = Some(taken_over(scene, victim)?);
+            injected.taken_over(scene)?;
             restart(scene, victim, true)?;
         }
+        Fault::GroupMove => moves::one_group(scene, owner)?,
+        Fault::Drain => moves::drain(scene, owner)?,
     }
     Ok(injected)
+}
+
+impl Injected {
+    /// Waits until other members than the victim serve everything and answers come over all connections.
+    fn taken_over(&mut self, scene: &Scene) -> Result<()> {
+        self.taker = Some(scene.cluster.wait_other_serves(self.victim, PATIENCE)?);
+        answers(scene)?;
+        self.answers_ns = Some(now_ns());
+        Ok(())
+    }
+}
+
+/// Where a router spreads packets over all members, it has noticed that these have no link any more.
+fn unreachable(scene: &Scene, members: &[usize]) -> Result<()> {
+    if scene.ecmp {
+        scene.cluster.lab.spread(members)?;
+    }
+    Ok(())
 }
 
 fn voters(scene: &mut Scene) -> Result<&mut EtcdCluster> {
@@ -161,13 +203,6 @@ fn victim(scene: &Scene, fault: Fault, owner: usize) -> usize {
     }
 }
 
-/// Waits until another member serves and answers come over all connections.
-fn taken_over(scene: &Scene, dead: usize) -> Result<usize> {
-    let taker = scene.cluster.wait_other_serves(dead, PATIENCE)?;
-    answers(scene)?;
-    Ok(taker)
-}
-
 /// Waits until answers come over all connections.
 fn answers(scene: &Scene) -> Result<()> {
     scene
@@ -180,6 +215,9 @@ fn restart(scene: &mut Scene, member: usize, links: bool) -> Result<()> {
     let cluster = &mut scene.cluster;
     if links {
         cluster.members[member].revive_links()?;
+        if scene.ecmp {
+            cluster.lab.spread(&[])?;
+        }
     }
     cluster.members[member].start(&cluster.lab.resources)
 }
@@ -246,13 +284,28 @@ fn last_event(member: &lab::member::Member) -> Result<(u64, i128)> {
     Ok((of("monotonic_ns")?, i128::from(of("wall_ns")?)))
 }
 
+/// Under an engine other members own everything that a deaf owner owned. Of a pair that may go on alone, the owner serves on, and the
+/// standby, which it excluded, does not.
+fn deaf_owner_replaced(scene: &Scene, deaf: usize) -> Result<()> {
+    let others = (0..scene.cluster.members.len()).filter(|m| *m != deaf);
+    let served = others.map(|m| scene.cluster.groups_of(m)).sum::<usize>();
+    let all = scene.cluster.groups_known(deaf)?;
+    let wanted = if scene.etcd.is_some() { all } else { 0 };
+    anyhow::ensure!(
+        served == wanted,
+        "{served} of {all} groups are owned by members that hear each other, not {wanted}:\n{}",
+        scene.cluster.states()
+    );
+    Ok(())
+}
+
 /// Takes a program off. True if the cluster did something about it: another owner, or the program put back. If not, an operator
 /// restarts the agent.
 fn program_off(scene: &mut Scene, victim: usize, owner: usize, cable: Cable) -> Result<bool> {
     faults::detach_program(&scene.cluster.members[victim], cable)?;
     let attached = |scene: &Scene| faults::program_attached(&scene.cluster.members[victim], cable);
     let noticed = wait_for(Duration::from_secs(2), Duration::from_millis(50), || {
-        let moved = victim == owner && scene.cluster.owner().is_some_and(|now| now != owner);
+        let moved = victim == owner && scene.cluster.groups_of(owner) == 0;
         (moved || attached(scene).unwrap_or(false)).then_some(())
     });
     if !attached(scene)? {

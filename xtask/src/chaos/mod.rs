@@ -2,6 +2,7 @@
 
 mod fault;
 mod inject;
+mod moves;
 pub mod mutants;
 mod rng;
 mod round;
@@ -34,6 +35,13 @@ pub struct Options {
     /// Who decides about ownership.
     #[arg(long, value_enum, default_value = "pair")]
     pub engine: EngineKind,
+    /// Groups of segments: more than one is load sharing, with moves of groups between the faults that may lose no packet.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub groups: u8,
+    /// Router and server spread what they send over all members (ECMP), instead of sending it to the one that answers for the
+    /// address.
+    #[arg(long)]
+    pub ecmp: bool,
     /// Only faults of these kinds, separated by commas.
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<String>,
@@ -53,9 +61,23 @@ impl Options {
             seed: None,
             members,
             engine,
+            groups: 1,
+            ecmp: false,
             only: Vec::new(),
             json: false,
             keep: false,
+        }
+    }
+
+    /// The same with several groups: faults of each sort, moves, and an ECMP router.
+    pub fn sharing() -> Self {
+        let only = ["host_death", "group_move", "drain"];
+        Self {
+            kills: 3,
+            groups: 12,
+            ecmp: true,
+            only: only.map(str::to_owned).to_vec(),
+            ..Self::short(3, EngineKind::Etcd)
         }
     }
 }
@@ -67,6 +89,10 @@ pub fn run(options: &Options) -> Result<bool> {
     anyhow::ensure!(
         options.engine == EngineKind::Etcd || options.members == 2,
         "--engine pair knows two members: leave out --members, or use --engine etcd"
+    );
+    anyhow::ensure!(
+        options.groups > 1 || !options.ecmp,
+        "--ecmp is about load sharing: add --groups 12"
     );
     // Before any thread: a signal must find the lab's ledger.
     lab::resources::clear_on_signal()?;
@@ -102,23 +128,30 @@ pub fn with_product(options: &Options, product: &Product) -> Result<(Tally, Opti
     let mut tally = Tally {
         seed,
         members: usize::from(options.members),
+        groups: options.groups,
+        ecmp: options.ecmp,
         engine: match options.engine {
             EngineKind::Pair => "pair",
             EngineKind::Etcd => "etcd",
         },
         ..Tally::default()
     };
-    let mut dealer = Dealer::new(seed, options.engine, &options.only)?;
+    let mut dealer = Dealer::new(seed, options.engine, options.groups > 1, &options.only)?;
     say(&format!(
-        "{} faults, seed {seed}, {} members, engine {}",
-        options.kills, tally.members, tally.engine
+        "{} faults, seed {seed}, {} members, engine {}, {} group(s){}",
+        options.kills,
+        tally.members,
+        tally.engine,
+        options.groups,
+        if options.ecmp { ", ECMP" } else { "" }
     ));
     let build = Build {
         product,
         parent: &cargo_tools::root().join("target/lab"),
         members: tally.members,
         voters: if options.engine == EngineKind::Etcd { 3 } else { 0 },
-        settings: scene::settings(),
+        settings: scene::settings(options.groups),
+        ecmp: options.ecmp,
     };
     let mut scene = step(
         "a cluster, three strongSwan peers, four connections, load",
@@ -162,6 +195,9 @@ fn faults(options: &Options, scene: &mut Scene, dealer: &mut Dealer, tally: &mut
         }
     }
     message_ids(scene, tally);
+    if options.groups > 1 {
+        moves::second_hops(scene, tally);
+    }
     if tally.missed > 0 {
         tally.violate(format!("the recorders missed {} frames", tally.missed));
     }
@@ -187,6 +223,7 @@ fn finish(scene: Scene, tally: &mut Tally) {
         clocks,
         cluster,
         etcd,
+        ecmp: _,
     } = scene;
     match load.stop() {
         Ok((octets, sent, lost)) => {

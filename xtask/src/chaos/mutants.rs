@@ -179,6 +179,7 @@ fn act(part: Part, product: &Product) -> Result<Finding> {
 
 fn stage(product: &Product, settings: Settings) -> Result<Scene> {
     Scene::build(&Build {
+        ecmp: false,
         product,
         parent: &cargo_tools::root().join("target/lab"),
         members: 2,
@@ -189,7 +190,7 @@ fn stage(product: &Product, settings: Settings) -> Result<Scene> {
 
 /// The owner's host dies under load; what was captured before is replayed at the taker.
 fn takeover_and_replay(product: &Product) -> Result<Finding> {
-    let mut scene = stage(product, scene::settings())?;
+    let mut scene = stage(product, scene::settings(1))?;
     let cluster = &mut scene.cluster;
     let owner = cluster.wait_all_in_sync(PATIENCE)?;
     let sent = |c: &lab::cluster::Cluster| c.outside.read(lab::ledger::Ledger::sent_by_cluster);
@@ -232,7 +233,7 @@ fn takeover_in_an_exchange(product: &Product) -> Result<Finding> {
         Settings {
             // The owner must not go on alone before it is killed.
             suspicion_floor: "2s",
-            ..scene::settings()
+            ..scene::settings(1)
         },
     )?;
     let owner = scene.cluster.wait_all_in_sync(PATIENCE)?;

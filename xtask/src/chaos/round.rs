@@ -2,6 +2,7 @@
 
 use super::fault::Fault;
 use super::inject::{self, Injected, PATIENCE};
+use super::moves;
 use super::scene::Scene;
 use super::tally::Tally;
 use anyhow::{Context, Result};
@@ -43,7 +44,7 @@ pub fn play(
     tally: &mut Tally,
 ) -> Result<String> {
     let owner = scene.cluster.wait_all_in_sync(PATIENCE)?;
-    let injected = inject::inject(scene, fault, owner)?;
+    let injected = moves::played(scene, fault, tally, |scene| inject::inject(scene, fault, owner))?;
     let healed = now_ns();
     let now_owner = scene.cluster.wait_all_in_sync(PATIENCE)?;
     let in_sync = now_ns();
@@ -58,7 +59,8 @@ pub fn play(
     mirrored(scene, now_owner)?;
     let back = now_ns();
     let taker = injected.taker.or((now_owner != owner).then_some(now_owner));
-    let takeover_ms = takeover_ms(scene, &injected, taker)?;
+    let takeover_ms = takeover_ms(scene, &injected, taker, tally.groups > 1)?;
+    let gap = scene.load.longest_gap(injected.at_ns, healed);
     if may_split {
         course.splits.push((injected.at_ns, back));
         tally.split.faults += 1;
@@ -66,11 +68,16 @@ pub fn play(
     begun_anew(scene, &injected, may_split, tally);
     let (replayed, refused) = replay(scene, now_owner, tally)?;
     judge(scene, course, tally);
+    if tally.groups > 1 {
+        moves::losslessly(scene, "rebalance", tally, |scene| moves::rebalance(scene))?;
+    }
     // The next round replays from the start of this fault on, and looks for deliveries as far back.
     scene.cluster.outside.forget_before(injected.at_ns);
     scene.cluster.inside.forget_before(injected.at_ns);
     let healed_ms = (back - healed) as f64 / 1e6;
     tally.enter(fault.kind(), fault.kills_owner(), takeover_ms, healed_ms);
+    let gap_ms = gap.1 as f64 / 1e6;
+    tally.silent(fault.kind(), gap_ms);
     if let Some(noticed) = injected.noticed {
         tally.notice(fault.kind(), noticed);
     }
@@ -80,13 +87,25 @@ pub fn play(
         _ => format!("{} serves on", letter(now_owner)),
     };
     Ok(format!(
-        "at {}: {moved}; back after {healed_ms:.0} ms; {replayed} frames replayed, {refused} refused",
-        letter(injected.victim)
+        "at {}: {moved}; at most {gap_ms:.0} ms without an answer ({}); back after {healed_ms:.0} ms; {replayed} frames replayed, {refused} refused",
+        letter(injected.victim),
+        gap.0
     ))
 }
 
 /// From the fault to the first packet through the member that took over.
-fn takeover_ms(scene: &Scene, injected: &Injected, taker: Option<usize>) -> Result<Option<f64>> {
+///
+/// Where members share the load, the taker carries packets all the time: then until answers came over every connection.
+fn takeover_ms(
+    scene: &Scene,
+    injected: &Injected,
+    taker: Option<usize>,
+    sharing: bool,
+) -> Result<Option<f64>> {
+    if sharing {
+        let answers = injected.answers_ns;
+        return Ok(answers.map(|at| (at - injected.at_ns) as f64 / 1e6));
+    }
     let Some(taker) = taker else { return Ok(None) };
     let first = scene.cluster.first_through(taker, injected.at_ns)?;
     Ok(first.map(|at| (at - injected.at_ns) as f64 / 1e6))
@@ -158,9 +177,14 @@ fn replay_once(scene: &Scene, owner: usize) -> Result<(u64, u64)> {
     let cluster = &scene.cluster;
     let frames = cluster.outside.read(|l| l.frames_before(now_ns()));
     let member = &cluster.members[owner];
+    // Where members share the load, frames take a second hop to the one that judges them.
     let refusals = || -> Result<u64> {
-        let verdicts = member.verdicts()?;
-        Ok(REFUSED.iter().filter_map(|name| verdicts.get(*name)).sum())
+        let mut sum = 0;
+        for member in &cluster.members {
+            let verdicts = member.verdicts()?;
+            sum += REFUSED.iter().filter_map(|name| verdicts.get(*name)).sum::<u64>();
+        }
+        Ok(sum)
     };
     let before = refusals()?;
     let mac = Lab::mac(&member.place.netns, "outside")?;

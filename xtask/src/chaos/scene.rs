@@ -43,6 +43,8 @@ pub struct Scene {
     /// The ownership engine's servers, where it has any. The namespaces that they run in are cleared away by the kernel once they
     /// are gone, so they may outlive the lab's record.
     pub etcd: Option<EtcdCluster>,
+    /// Router and server spread what they send over all members.
+    pub ecmp: bool,
 }
 
 /// Traffic that runs from the first fault to the last one.
@@ -65,14 +67,21 @@ pub struct Build<'a> {
     pub voters: usize,
     /// `solo`, engine and so on.
     pub settings: Settings,
+    /// Router and server spread what they send over all members.
+    pub ecmp: bool,
 }
 
 /// The settings of a chaos run.
-pub fn settings() -> Settings {
-    Settings {
+pub fn settings(groups: u8) -> Settings {
+    let mut settings = Settings {
         connections: connections().to_vec(),
         ..Settings::demo()
+    };
+    if groups > 1 {
+        settings.preferred = "";
+        settings.cluster_keys = format!("mode = \"load-sharing\"\ngroups = {groups}\n");
     }
+    settings
 }
 
 impl Scene {
@@ -97,7 +106,7 @@ impl Scene {
                 .iter()
                 .map(|e| format!("\"{e}\""))
                 .collect::<Vec<_>>();
-            settings.cluster_keys = "engine = \"etcd\"\n".to_owned();
+            settings.cluster_keys.push_str("engine = \"etcd\"\n");
             settings.cluster_tables = format!("\n[cluster.etcd]\nendpoints = [{}]\n", endpoints.join(", "));
         }
         let mut cluster = Cluster::prepare(lab, build.product, &psk, &settings)?;
@@ -111,6 +120,9 @@ impl Scene {
         cluster
             .wait_all_in_sync(Duration::from_secs(30))
             .context("the cluster did not form")?;
+        if build.ecmp {
+            cluster.lab.spread(&[])?;
+        }
         connect(&peers)?;
         let load = Load::start(&cluster.lab)?;
         let scene = Self {
@@ -119,6 +131,7 @@ impl Scene {
             clocks,
             cluster,
             etcd,
+            ecmp: build.ecmp,
         };
         scene
             .load
@@ -169,6 +182,40 @@ impl Load {
     /// Waits until the TCP stream has made progress after a time.
     pub fn wait_stream_after(&self, at_ns: u64, limit: Duration) -> Result<()> {
         self.stream.wait_arrival_after(at_ns, limit)
+    }
+
+    /// How much was sent so far, by each source.
+    pub fn mark(&self) -> Vec<u64> {
+        let pings = self.pings.iter().map(|(_, p)| p.so_far().0 as u64);
+        pings.chain(self.flows.iter().map(|f| f.so_far().0)).collect()
+    }
+
+    /// Packets sent between two marks, and how many of them are lost: those that are not there a while later.
+    pub fn lost_between(&self, from: &[u64], to: &[u64]) -> (u64, u64) {
+        let between = |at: usize| from[at]..to[at];
+        let missing = || -> u64 {
+            let pings = self.pings.iter().enumerate();
+            let pings: u64 = pings.map(|(at, (_, p))| p.missing(between(at))).sum();
+            let flows = self.flows.iter().enumerate();
+            pings
+                + flows
+                    .map(|(at, f)| f.missing(between(at + self.pings.len())))
+                    .sum::<u64>()
+        };
+        wait_for(Duration::from_secs(1), Duration::from_millis(20), || {
+            (missing() == 0).then_some(())
+        });
+        let sent = from.iter().zip(to).map(|(from, to)| to - from).sum();
+        (sent, missing())
+    }
+
+    /// The longest time without an answer over any connection in a stretch of time, and over which one.
+    pub fn longest_gap(&self, from_ns: u64, to_ns: u64) -> (&'static str, u64) {
+        let gaps = self
+            .pings
+            .iter()
+            .map(|(name, p)| (*name, p.longest_gap_ns(from_ns, to_ns)));
+        gaps.max_by_key(|(_, gap)| *gap).unwrap_or_default()
     }
 
     /// Ends it; octets that the TCP stream has carried, and packets sent and lost by pings and UDP flows.

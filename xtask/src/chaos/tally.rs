@@ -17,6 +17,8 @@ pub struct KindTally {
     pub max_ms: Option<f64>,
     /// From the end of the fault until all members were in sync and all SAs answered, ms, the longest.
     pub healed_max_ms: f64,
+    /// While it lasted: the longest time without an answer over one connection, ms.
+    pub silent_max_ms: f64,
     /// Where it is asked whether the agent saw it: how often it did.
     pub noticed: Option<u64>,
     #[serde(skip)]
@@ -34,6 +36,19 @@ pub struct Split {
     pub ike_sa_inits: u64,
 }
 
+/// Moves of groups on command, at which no packet may be lost.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Moves {
+    /// How many: each `rebalance`, `drain` and `takeover --group` counts once.
+    pub count: u64,
+    /// Of those, not judged, since a member was suspected meanwhile.
+    pub disturbed: u64,
+    /// Packets sent during the others.
+    pub packets: u64,
+    /// Of those, lost.
+    pub lost: u64,
+}
+
 /// Everything that `--json` prints.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Tally {
@@ -45,6 +60,14 @@ pub struct Tally {
     pub seed: u64,
     /// Members.
     pub members: usize,
+    /// Groups of segments.
+    pub groups: u8,
+    /// Router and server spread packets over all members.
+    pub ecmp: bool,
+    /// Moves of groups.
+    pub moves: Moves,
+    /// Packets that one member passed on to another: outside, inside.
+    pub second_hops: [u64; 2],
     /// `pair` or `etcd`.
     pub engine: &'static str,
     /// (SPI, sequence number) pairs that the cluster sent twice.
@@ -120,6 +143,12 @@ impl Tally {
         }
     }
 
+    /// Enters for how long no answer came over a connection.
+    pub fn silent(&mut self, kind: &'static str, ms: f64) {
+        let of = self.faults.entry(kind).or_default();
+        of.silent_max_ms = of.silent_max_ms.max(ms);
+    }
+
     /// Enters whether a fault was noticed.
     pub fn notice(&mut self, kind: &'static str, noticed: bool) {
         *self.faults.entry(kind).or_default().noticed.get_or_insert(0) += u64::from(noticed);
@@ -146,6 +175,7 @@ impl Tally {
             "takeovers",
             "first packet, median",
             "longest",
+            "no answer, longest",
             "back in sync, longest",
             "noticed",
         ]);
@@ -157,6 +187,7 @@ impl Tally {
                 of.takeovers.to_string(),
                 ms(of.p50_ms),
                 ms(of.max_ms),
+                ms(Some(of.silent_max_ms)),
                 ms(Some(of.healed_max_ms)),
                 of.noticed
                     .map_or("-".to_owned(), |n| format!("{n} of {}", of.count)),
@@ -198,6 +229,18 @@ impl Tally {
             println!(
                 "excepted (a pair that may be split under solo = \"continue\"): {} faults; {} deliveries twice, {} IKE SAs begun anew",
                 self.split.faults, self.split.deliveries_twice, self.split.ike_sa_inits
+            );
+        }
+        if self.groups > 1 {
+            println!(
+                "{} groups: {} moves ({} not judged), {} of {} packets lost meanwhile; second hops: {} outside, {} inside",
+                self.groups,
+                self.moves.count,
+                self.moves.disturbed,
+                self.moves.lost,
+                self.moves.packets,
+                self.second_hops[0],
+                self.second_hops[1]
             );
         }
         for violation in &self.violations {

@@ -9,7 +9,7 @@ use maps_schema::event::{
 };
 use maps_schema::sad::SA_LOCAL_ONLY;
 use model::{Epoch, EspSpi, GroupId, Instant};
-use sad::{Direction, LimitRaise};
+use sad::{Direction, LimitRaise, NamedLimits};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -20,6 +20,17 @@ fn to_wire(direction: Direction) -> cluster::Direction {
     match direction {
         Direction::Inbound => cluster::Direction::Inbound,
         Direction::Outbound => cluster::Direction::Outbound,
+    }
+}
+
+/// Limits as the SA database takes them.
+pub(super) fn named(item: &RaiseItem) -> NamedLimits {
+    NamedLimits {
+        slot: item.slot,
+        spi: item.spi,
+        direction: from_wire(item.direction),
+        limit: item.limit,
+        step: item.step,
     }
 }
 

@@ -39,14 +39,14 @@ impl Member {
             Output::ApplyRaises {
                 token, epoch, items, ..
             } => {
-                let mut unknown = Vec::new();
-                for item in &items {
-                    match self.raise_of(item, epoch.number) {
-                        Some(raise) if self.apply_newest(now, &raise) => {}
-                        _ => unknown.push(item.key()),
-                    }
+                let named: Vec<_> = items.iter().map(super::limits::named).collect();
+                let (plan, armed) = self.sad.arm(&named, epoch.number, now);
+                self.execute(&plan);
+                // What an SA refuses is not armed: this member keeps silent, and is dropped from the set.
+                if let Ok(unknown) = armed {
+                    let unknown = unknown.into_iter().map(|place| items[place].key()).collect();
+                    self.node.handle(Input::Armed { now, token, unknown });
                 }
-                self.node.handle(Input::Armed { now, token, unknown });
             }
             Output::ApplyReport { edges } => {
                 for (_, spi, edge) in edges {

@@ -1,6 +1,7 @@
 //! Scenarios by name: mixes of faults that are drawn from the seed, and fixed stories. Every fault of the product that the
 //! simulation found stays here as a story of its own (`found.rs`).
 
+mod deaf;
 mod found;
 
 use crate::faults::{Mix, Schedule};
@@ -176,6 +177,8 @@ pub static SCENARIOS: &[Scenario] = &[
         about: "nothing happens at all",
         ..PLAIN
     },
+    deaf::OWNER,
+    deaf::OWNER_OF_A_PAIR,
     found::KEPT_RESERVATIONS,
     found::LATE_AFTER_SLEEP,
     found::DELETED_PREDECESSOR,

@@ -8,6 +8,7 @@ use cluster::Input;
 use sad::PlanError;
 
 use super::Core;
+use super::pulse::{self, Pulse};
 use crate::clock;
 use crate::net::hints::NetEvent;
 
@@ -25,6 +26,8 @@ pub struct Health {
     unreachable: BTreeSet<IpAddr>,
     peers: usize,
     attached: Option<String>,
+    /// Whether the programs judge what arrives.
+    pulse: Pulse,
     failed: u32,
     why_failed: String,
     told: Option<String>,
@@ -73,7 +76,8 @@ impl Health {
         // A peer alone may be away for every member; without a route to any of them this member is of no use.
         let cut_off = (self.peers > 0 && self.unreachable.len() == self.peers)
             .then(|| "there is no route to any peer".to_owned());
-        let rest = self.attached.iter().chain(&maps).cloned();
+        let stuck = self.pulse.trouble();
+        let rest = self.attached.iter().chain(&maps).chain(&stuck).cloned();
         let all = links
             .chain(addresses)
             .chain(cut_off)
@@ -114,12 +118,18 @@ impl Core {
         self.tell_health();
     }
 
-    /// Once a second: whether the programs are attached still.
+    /// Once a second: whether the programs are attached still, and judge what arrives.
     pub(super) fn look_after_health(&mut self) {
         let before = self.health.attached.take();
         self.health.attached = self.plane.check_attached().err();
         if before.is_some() && self.health.attached.is_none() {
             self.log.note("attached", "the programs are attached again");
+        }
+        let plane = &self.plane;
+        let devices = self.attached.iter().map(|i| i.name.as_str());
+        if let Some(received) = pulse::received(devices) {
+            let judged = |connections| plane.packets_judged(connections).ok();
+            self.health.pulse.look(received, judged);
         }
         self.tell_health();
     }

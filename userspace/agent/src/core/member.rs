@@ -2,7 +2,7 @@
 
 use cluster::{Input, Link, Output, RaiseItem};
 use model::{ChildSaChange, Epoch, EspSpi, GroupId, MemberId};
-use sad::{Context, Direction, LimitRaise};
+use sad::{Context, Direction, LimitRaise, NamedLimits};
 use serde::{Deserialize, Serialize};
 
 use super::entry::{self, EntryChange};
@@ -37,6 +37,17 @@ fn to_wire(direction: Direction) -> cluster::Direction {
     match direction {
         Direction::Inbound => cluster::Direction::Inbound,
         Direction::Outbound => cluster::Direction::Outbound,
+    }
+}
+
+/// Limits as the SA database takes them.
+fn named(item: &RaiseItem) -> NamedLimits {
+    NamedLimits {
+        slot: item.slot,
+        spi: item.spi,
+        direction: from_wire(item.direction),
+        limit: item.limit,
+        step: item.step,
     }
 }
 
@@ -201,18 +212,18 @@ impl Core {
         if self.groups.get(group).withholding {
             return;
         }
-        let mut unknown = Vec::new();
-        for item in items {
-            let Some(raise) = self.raise_of(item, epoch) else {
-                unknown.push(item.key());
-                continue;
-            };
-            // The SA is here: limits that it refuses (its record is of a later epoch, say) are as little armed as those that
-            // the maps did not take, and "unknown" would count as an acknowledgement.
-            if let Err(error) = self.apply_newest(&raise) {
-                return self.withhold(group, &format!("a raise: {error}"));
-            }
+        let named: Vec<_> = items.iter().map(named).collect();
+        let (plan, armed) = self.sad.arm(&named, epoch, clock::now());
+        let written = self.execute(&plan);
+        let unknown = match armed.map_err(NotApplied::from) {
+            Ok(unknown) => unknown,
+            // Limits that an SA refuses (its record is of a later epoch, say) are as little armed as those that the maps did not take.
+            Err(error) => return self.withhold(group, &format!("a raise: {error}")),
+        };
+        if let Err(error) = written {
+            return self.withhold(group, &format!("a raise: {error}"));
         }
+        let unknown = unknown.into_iter().map(|place| items[place].key()).collect();
         self.node.handle(Input::Armed {
             now: clock::now(),
             token,

@@ -18,6 +18,7 @@ mod member;
 mod orders;
 mod owner;
 mod per_cpu;
+mod pulse;
 mod repair;
 mod sas;
 mod secrets;

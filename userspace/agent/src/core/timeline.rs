@@ -17,10 +17,19 @@ use maps_schema::event::Event as ProgramEvent;
 pub struct Takeovers {
     /// Unplanned, planned.
     pub count: [u64; 2],
-    /// The group of the last one.
+    /// The group of the last one, by whichever member.
     pub last: Option<GroupId>,
-    /// Who was suspected last: when last heard, when suspected, threshold in ms.
-    suspicion: BTreeMap<MemberId, (Instant, Instant, u64)>,
+    /// Who is suspected.
+    suspicion: BTreeMap<MemberId, Suspicion>,
+}
+
+/// Why a member counts as lost.
+#[derive(Clone)]
+struct Suspicion {
+    /// Its last sign of life, or the last one that it gave of hearing this member.
+    heard: Instant,
+    at: Instant,
+    why: String,
 }
 
 fn millis(from: u64, to: Instant) -> f64 {
@@ -34,25 +43,83 @@ fn members<'a>(set: impl IntoIterator<Item = &'a cluster::SetMember>) -> String 
         .join(", ")
 }
 
+/// What is known of a takeover when it begins. `otherwise`: the reason, where nobody was suspected.
+fn takeover(
+    group: GroupId,
+    epoch: EpochId,
+    from: MemberId,
+    planned: bool,
+    at: Instant,
+    suspicion: Option<Suspicion>,
+    otherwise: String,
+) -> TakeoverStatus {
+    let suspicion = suspicion.filter(|_| !planned);
+    let started = suspicion.as_ref().map_or(at, |s| s.heard);
+    let ago = clock::now().0.saturating_sub(started.0);
+    let mut phases = BTreeMap::new();
+    if let Some(s) = &suspicion {
+        phases.insert("suspected".to_owned(), millis(started.0, s.at));
+    }
+    TakeoverStatus {
+        group: group.0,
+        kind: if planned { "planned" } else { "failover" }.to_owned(),
+        reason: match suspicion {
+            _ if planned => format!("member {from} handed over as it was told to"),
+            Some(suspicion) => suspicion.why,
+            None => otherwise,
+        },
+        from: from.0,
+        to: epoch.owner.0,
+        epoch: epoch.number.0,
+        started_ns: started.0,
+        started_wall_ns: clock::wall_ns().saturating_sub(ago),
+        phases_ms: phases,
+        ..TakeoverStatus::default()
+    }
+}
+
 impl Core {
     pub(super) fn node_event(&mut self, event: &Event) {
         let now = clock::now();
         let group = event.group;
         let of = self.group_name(group);
         match &event.kind {
-            EventKind::PeerHeard(peer) => self.log.note("peer_heard", format!("member {peer} is heard")),
+            EventKind::PeerHeard(peer) => {
+                self.takeover.suspicion.remove(peer);
+                self.log.note("peer_heard", format!("member {peer} is heard"));
+            }
             EventKind::Suspected {
                 peer,
                 last_heard,
                 threshold_ms,
             } => {
-                let seen = (*last_heard, event.at, *threshold_ms);
-                self.takeover.suspicion.insert(*peer, seen);
                 let silent = millis(last_heard.0, event.at);
-                self.log.warn(
-                    "suspected",
-                    format!("member {peer} is suspected: silent for {silent:.1} ms on every link (threshold {threshold_ms} ms)"),
+                let on = format!("silent for {silent:.1} ms on every link (threshold {threshold_ms} ms)");
+                let suspicion = Suspicion {
+                    heard: *last_heard,
+                    at: event.at,
+                    why: format!("member {peer} was {on}"),
+                };
+                self.takeover.suspicion.insert(*peer, suspicion);
+                self.log
+                    .warn("suspected", format!("member {peer} is suspected: {on}"));
+            }
+            EventKind::Deaf { peer, unheard_ms } => {
+                let text = format!(
+                    "member {peer} did not hear this member: for {unheard_ms} ms its heartbeats confirmed none of ours"
                 );
+                let suspicion = Suspicion {
+                    heard: Instant(event.at.0.saturating_sub(unheard_ms * 1_000_000)),
+                    at: event.at,
+                    why: text.clone(),
+                };
+                self.takeover.suspicion.insert(*peer, suspicion);
+                self.log.add(Level::Warn, group, "deaf", text);
+            }
+            EventKind::Hears(peer) => {
+                self.takeover.suspicion.remove(peer);
+                let text = format!("member {peer} hears this member again");
+                self.log.add(Level::Note, group, "hears", text);
             }
             EventKind::Claimed { epoch, from, planned } => {
                 self.claimed(group.unwrap_or_default(), *epoch, *from, *planned, event.at);
@@ -67,7 +134,12 @@ impl Core {
                 let text = "the cluster's addresses were announced";
                 self.log.add(Level::Note, group, "announced", text);
             }
-            EventKind::OwnerIs(epoch) => {
+            EventKind::OwnerIs {
+                epoch,
+                before,
+                planned,
+            } => {
+                self.taken_over(group.unwrap_or_default(), *epoch, *before, *planned, event.at);
                 let text = format!("member {} owns {of} in epoch {}", epoch.owner, epoch.number);
                 self.log.add(Level::Note, group, "owner_is", text);
             }
@@ -86,6 +158,7 @@ impl Core {
                 }
             }
             EventKind::Joining(member) => {
+                self.takeover.suspicion.remove(&member.member);
                 let text = format!("member {} joins", member.member);
                 self.log.add(Level::Note, group, "joining", text);
                 if let Some(id) = group {
@@ -188,41 +261,41 @@ impl Core {
             self.log.note_of(group, "claimed", text);
             return;
         }
-        let suspicion = self.takeover.suspicion.get(&from).filter(|_| !planned).copied();
-        let started = suspicion.map_or(at, |s| s.0);
-        let reason = match suspicion {
-            _ if planned => format!("member {from} handed over as it was told to"),
-            Some((heard, suspected, threshold)) => {
-                let silent = millis(heard.0, suspected);
-                format!(
-                    "member {from} was silent for {silent:.1} ms on every link (threshold {threshold} ms)"
-                )
-            }
-            None => format!("member {from} was restarted"),
-        };
-        let now = clock::now();
-        let mut last = TakeoverStatus {
-            group: group.0,
-            kind: if planned { "planned" } else { "failover" }.to_owned(),
-            reason: reason.clone(),
-            from: from.0,
-            to: self.me.0,
-            epoch: epoch.number.0,
-            started_ns: started.0,
-            started_wall_ns: clock::wall_ns().saturating_sub(now.0.saturating_sub(started.0)),
-            ..TakeoverStatus::default()
-        };
-        if let Some((_, suspected, _)) = suspicion {
-            last.phases_ms
-                .insert("suspected".to_owned(), millis(started.0, suspected));
-        }
-        last.phases_ms
-            .insert("claimed".to_owned(), millis(started.0, now));
+        let suspicion = self.takeover.suspicion.get(&from).cloned();
+        let otherwise = format!("member {from} was restarted");
+        let mut last = takeover(group, epoch, from, planned, at, suspicion, otherwise);
+        let reason = last.reason.clone();
+        let since = millis(last.started_ns, clock::now());
+        last.phases_ms.insert("claimed".to_owned(), since);
         self.groups.get_mut(group).takeover = Some(last);
         self.takeover.last = Some(group);
         self.takeover.count[usize::from(planned)] += 1;
         let text = format!("this member claims epoch {} of {of}: {reason}", epoch.number);
         self.log.note_of(group, "claimed", text);
+    }
+
+    /// Another member has taken a group over: what this one knows of it.
+    fn taken_over(&mut self, group: GroupId, epoch: EpochId, before: EpochId, planned: bool, at: Instant) {
+        let from = before.owner;
+        if from.0 == 0 || from == epoch.owner || epoch <= before {
+            return;
+        }
+        let suspicion = self.takeover.suspicion.get(&from).cloned();
+        let otherwise = match from == self.me {
+            true => format!(
+                "member {} did not hear this member, or took its life for over",
+                epoch.owner
+            ),
+            false => format!(
+                "member {} says so; this member has not missed member {from}",
+                epoch.owner
+            ),
+        };
+        let mut last = takeover(group, epoch, from, planned, at, suspicion, otherwise);
+        let since = millis(last.started_ns, at);
+        last.phases_ms.insert("heard_of".to_owned(), since);
+        self.groups.get_mut(group).takeover = Some(last);
+        self.takeover.last = Some(group);
     }
 
     fn phase(&mut self, group: Option<GroupId>, epoch: EpochId, name: &str, at: Instant) {

@@ -1,12 +1,12 @@
 //! Takeover: in a pair at once, under an ownership engine by a claim that is read, checked, and committed there.
 
 use super::{Claimed, ENGINE_PATIENCE, ENGINE_RETRY, Group, Phase};
-use crate::io::Output;
+use crate::io::{EventKind, Output};
 use crate::node::Shared;
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{self, NoClaim};
 use crate::rules_doubt::{Fate, fate, may_ask};
-use model::{Instant, MemberId};
+use model::Instant;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -54,8 +54,38 @@ impl Group {
         };
         if Self::same_life_as_in(s, standby.set.as_ref(), owner) {
             standby.lost = None;
+            standby.deaf_owner = false;
             standby.wary_until = None;
             standby.claim.take_if(|claim| !claim.is_open());
+        }
+    }
+
+    /// An owner that is heard, but hears nobody, can neither commit anything nor follow a claim of its own.
+    pub(super) fn does_the_owner_hear(&mut self, s: &mut Shared, now: Instant) {
+        let owner = self.epoch.owner;
+        let Phase::Standby(standby) = &mut self.phase else {
+            return;
+        };
+        let deaf = rules::owner_is_deaf(owner, &s.heard(), &s.deaf());
+        if deaf == standby.deaf_owner || deaf && (!standby.in_sync() || standby.lost.is_some()) {
+            return;
+        }
+        standby.deaf_owner = deaf;
+        if deaf {
+            standby.lost = Some(now);
+            let unheard = s
+                .peers
+                .get(&owner)
+                .map_or(Duration::ZERO, |p| p.hearing.unheard());
+            let unheard_ms = unheard.as_millis() as u64;
+            let kind = EventKind::Deaf {
+                peer: owner,
+                unheard_ms,
+            };
+            self.event(s, now, kind);
+        } else if s.alive(owner) {
+            self.event(s, now, EventKind::Hears(owner));
+            self.owner_is_back(s, now);
         }
     }
 
@@ -223,13 +253,11 @@ impl Group {
             return self.claimed(s, now, held);
         }
         // Whose life is not the one that the record names, cannot serve by it.
-        let lives = s.lives();
-        let lost: BTreeSet<MemberId> = held
-            .in_sync
-            .iter()
-            .filter(|m| !lives.contains(m))
-            .map(|m| m.member)
-            .collect();
+        let deaf_owner = match &self.phase {
+            Phase::Standby(standby) if standby.deaf_owner => Some(self.epoch.owner),
+            _ => None,
+        };
+        let lost = rules::lost_members(&held, &s.lives(), deaf_owner);
         match rules::claim(&held, s.me, &lost) {
             Ok(new) => self.write_claim(s, now, held, new),
             // Another member was faster, or the owner is there after all: its own word will come, else this is looked

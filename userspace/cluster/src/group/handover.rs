@@ -497,7 +497,16 @@ impl Group {
             Instant(0),
             AfterFlip::Nothing,
         );
-        self.event(s, now, EventKind::OwnerIs(epoch));
+        let (before, planned) = (old, true);
+        self.event(
+            s,
+            now,
+            EventKind::OwnerIs {
+                epoch,
+                before,
+                planned,
+            },
+        );
         self.to_owner(s, GroupBody::HandoverFlipped);
     }
 

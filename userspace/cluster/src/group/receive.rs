@@ -189,10 +189,21 @@ impl Group {
                 }
             }
             Phase::Standby(standby) if in_sync.contains(&me) && standby.may_follow(mine, old, position) => {
+                // A claim leaves the lost owner out, a planned move does not.
+                let planned = in_sync.iter().any(|m| m.member == mine.owner);
                 standby.follow(in_sync, position);
                 self.epoch = epoch;
                 self.pending.clear();
-                self.event(s, now, EventKind::OwnerIs(epoch));
+                let before = mine;
+                self.event(
+                    s,
+                    now,
+                    EventKind::OwnerIs {
+                        epoch,
+                        before,
+                        planned,
+                    },
+                );
                 self.flip_as_standby(s);
                 if let Phase::Standby(standby) = &self.phase
                     && let Some(ack) = standby.epoch_ack()

@@ -258,6 +258,7 @@ impl Group {
             return;
         };
         debug_assert!(owner.writing.is_none(), "one write at a time");
+        let look = matches!(purpose, Purpose::Shrink(_)) && rules::looks_first(&s.heard());
         owner.writing = Some(Writing {
             expected,
             new,
@@ -265,7 +266,7 @@ impl Group {
             token: None,
             asked: now,
         });
-        self.ask_engine(s, now, false);
+        self.ask_engine(s, now, look);
     }
 
     /// Asks for the write, or (after an outcome that is not known) for what the key holds.

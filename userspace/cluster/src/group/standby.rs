@@ -64,6 +64,8 @@ pub(crate) struct Standby {
     pub legacy: Option<LegacyOwner>,
     /// Since when the owner is lost.
     pub lost: Option<Instant>,
+    /// It is heard, but does not hear this member.
+    pub deaf_owner: bool,
     /// After a pause of this member: no claim before (pair engine). An engine would say whether it is in the set still.
     pub wary_until: Option<Instant>,
     /// A claim at the ownership engine.
@@ -90,6 +92,7 @@ impl Standby {
             raises: ArmedRaises::default(),
             legacy: None,
             lost: None,
+            deaf_owner: false,
             wary_until: None,
             claim: None,
             disowned: None,
@@ -170,6 +173,7 @@ impl Standby {
         *self = Self {
             kept: self.keep(epoch),
             lost: self.lost,
+            deaf_owner: self.deaf_owner,
             claim: self.claim.take(),
             disowned: self.disowned,
             superseded: self.superseded,
@@ -196,6 +200,7 @@ impl Standby {
         self.armed = position;
         self.raises.next_epoch();
         self.lost = None;
+        self.deaf_owner = false;
         self.claim = None;
         self.disowned = None;
         self.superseded = None;
@@ -213,7 +218,16 @@ impl Standby {
 impl Group {
     /// Becomes a standby of whoever owns `epoch`, with nothing in its mirror.
     pub(super) fn join(&mut self, s: &mut Shared, now: Instant, epoch: EpochId) {
-        self.event(s, now, EventKind::OwnerIs(epoch));
+        let (before, planned) = (self.epoch, false);
+        self.event(
+            s,
+            now,
+            EventKind::OwnerIs {
+                epoch,
+                before,
+                planned,
+            },
+        );
         self.epoch = epoch;
         self.pending.clear();
         self.joins += 1;
@@ -286,6 +300,7 @@ impl Group {
         }
         self.legacy_progress(s, now);
         self.look_for_owner(s, now);
+        self.does_the_owner_hear(s, now);
         self.try_to_take_over(s, now);
         self.claim_progress(s, now);
     }
@@ -343,6 +358,10 @@ impl Group {
         standby.step = Step::InSync;
         standby.joined_at = heartbeat;
         standby.set = Some(set.clone());
+        // It has heard all that was said while this member joined.
+        if let Some(p) = s.peers.get_mut(&self.epoch.owner) {
+            p.hearing.forgive();
+        }
         self.event(s, now, EventKind::InSync(set));
     }
 

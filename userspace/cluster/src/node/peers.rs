@@ -1,12 +1,12 @@
 //! What all groups of a member share: the peers, and the way records go to them.
 
 use super::NodeConfig;
-use crate::detector::Detector;
+use crate::detector::{Detector, Hearing};
 use crate::io::{Event, EventKind, Output};
 use crate::layout::GROUPS_MAX;
 use crate::message::{Body, GroupBeat, GroupBody, Link, Message, OLDEST, SetMember, VERSION};
 use crate::ownership::OwnershipAnswer;
-use crate::rules::EpochId;
+use crate::rules::{self, EpochId};
 use model::{GroupId, Incarnation, Instant, MemberId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -20,6 +20,8 @@ pub(crate) struct Peer {
     /// When this life of it was first heard.
     pub since: Instant,
     pub detector: Detector,
+    /// Whether it hears this member.
+    pub hearing: Hearing,
     pub links: BTreeSet<Link>,
     /// Last heartbeat seen: the confirmation to send back.
     pub seen: Option<(Incarnation, u64)>,
@@ -42,6 +44,7 @@ impl Peer {
             incarnation: None,
             since: now,
             detector: Detector::new(config.heartbeat, config.suspicion_floor, now),
+            hearing: Hearing::new(config.heartbeat),
             links: BTreeSet::new(),
             seen: None,
             speaks: OLDEST,
@@ -146,6 +149,23 @@ impl Shared {
 
     pub fn alive(&self, member: MemberId) -> bool {
         member == self.me.member || self.peers.get(&member).is_some_and(|p| p.detector.alive())
+    }
+
+    /// Members that are heard, but do not hear this one.
+    pub fn deaf(&self) -> BTreeSet<MemberId> {
+        let interval = self.config.heartbeat;
+        self.peers
+            .values()
+            .filter(|p| p.detector.alive())
+            .filter(|p| rules::is_deaf(p.hearing.unheard(), p.detector.threshold(), interval))
+            .map(|p| p.member)
+            .collect()
+    }
+
+    /// Members that are heard.
+    pub fn heard(&self) -> BTreeSet<MemberId> {
+        let heard = self.peers.values().filter(|p| p.detector.alive());
+        heard.map(|p| p.member).collect()
     }
 
     /// Whether it may be given a group: alive, its data plane works, and nobody drains it.

@@ -1,6 +1,7 @@
 //! Links and records: who may say what, and in which of its lives.
 
 use super::{Node, Shared};
+use crate::detector::Hearing;
 use crate::io::{EventKind, Output};
 use crate::message::{Body, Heartbeat, Link, Message, OLDEST, Policy, SetMember};
 use model::{Instant, MemberId};
@@ -64,6 +65,7 @@ impl Node {
         if let Some(p) = self.shared.peers.get_mut(&peer)
             && p.detector.heard(now)
         {
+            p.hearing.forgive();
             self.shared.event(now, None, EventKind::PeerHeard(peer));
             self.each_group(|g, s| g.member_heard(s, now, peer));
         }
@@ -111,6 +113,7 @@ impl Node {
                 p.incarnation = Some(from.incarnation);
                 p.since = now;
                 p.detector.reset(now);
+                p.hearing = Hearing::new(self.shared.config.heartbeat);
                 p.seen = None;
                 p.speaks = OLDEST;
                 p.beats.clear();
@@ -131,6 +134,12 @@ impl Node {
         let Some(p) = self.shared.peers.get_mut(&from.member) else {
             return;
         };
+        let ours = self.shared.me.incarnation;
+        let confirms = heartbeat
+            .echo
+            .filter(|(life, _)| *life == ours)
+            .map(|(_, seq)| seq);
+        p.hearing.heartbeat(now, confirms);
         // Heartbeats overtake each other; what an older one says of the groups is outdated.
         let newest = p.seen.is_none_or(|(_, seq)| heartbeat.seq > seq);
         if newest {

@@ -64,6 +64,10 @@ impl World {
                 Output::ApplyRaises {
                     group, token, items, ..
                 } => {
+                    if member.refuses_limits {
+                        // An SA that is here does not take them: nothing is said.
+                        continue;
+                    }
                     let part = &mut member.groups[usize::from(group.0)];
                     for item in items {
                         let key = (item.slot, item.direction == Direction::Outbound);

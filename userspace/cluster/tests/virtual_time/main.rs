@@ -1,6 +1,7 @@
 //! Members in virtual time.
 
 mod agent;
+mod deaf;
 mod engine;
 mod faults;
 mod lives;

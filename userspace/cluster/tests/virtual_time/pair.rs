@@ -10,6 +10,35 @@ fn pair() -> World {
     world
 }
 
+/// A standby whose SA refuses limits keeps silent: the limits are used only once it is out of the set, and it joins anew.
+#[test]
+fn limits_that_a_standby_could_not_arm_are_not_used_while_it_may_take_over() {
+    let mut world = World::new(1, Solo::Continue);
+    world.run_until(2000, "a pair forms", |w| w.settled(0));
+    world.raise(0, 1, Direction::Inbound, 100);
+    world.run(20);
+    let used = |w: &World| w.members[0].groups[0].limits.get(&(1, false)).copied();
+    assert_eq!(used(&world), Some(100));
+    world.members[1].refuses_limits = true;
+    world.raise(0, 1, Direction::Inbound, 200);
+    while world.members[0]
+        .status()
+        .in_sync
+        .is_some_and(|set| set.len() == 2)
+    {
+        assert_eq!(
+            used(&world),
+            Some(100),
+            "the standby could take over, and has not armed more"
+        );
+        world.run(1);
+    }
+    assert_eq!(used(&world), Some(200), "nobody else needs to know");
+    world.members[1].refuses_limits = false;
+    world.run_until(3000, "it has joined anew", |w| w.settled(0));
+    assert!(world.saw(0, |kind| matches!(kind, EventKind::Excluded { .. })));
+}
+
 #[test]
 fn the_preferred_member_begins_and_the_other_joins_by_snapshot() {
     let world = pair();

@@ -30,6 +30,8 @@ pub struct Register {
     pub down: bool,
     /// These members cannot reach it.
     pub unreachable: Vec<usize>,
+    /// These members reach it, but its answers do not reach them.
+    pub unheard: Vec<usize>,
     /// Per cent of writes that are done, but whose answer is lost.
     pub forgets: u64,
     pub delay: u64,
@@ -120,7 +122,12 @@ impl World {
                 } else {
                     self.register_does(&ask)
                 };
-                let at = now + Duration::from_millis(self.register.delay);
+                let (mut answer, mut at) = (answer, now + Duration::from_millis(self.register.delay));
+                if self.register.unheard.contains(&ask.from) {
+                    // The agent waits no longer.
+                    answer = OwnershipAnswer::Unknown("no answer".to_owned());
+                    at = now + Duration::from_millis(500);
+                }
                 self.register.asks.push(Ask {
                     at,
                     answer: Some(answer),

@@ -58,6 +58,8 @@ pub struct Member {
     pub events: Vec<Event>,
     pub raise_refused: Vec<RaiseItem>,
     pub restated: usize,
+    /// Its SAs refuse every limit.
+    pub refuses_limits: bool,
     /// A snapshot is not armed until [`World::release`] says so.
     pub slow_snapshot: bool,
     pub(crate) held: Vec<u64>,
@@ -503,6 +505,7 @@ impl Member {
             events: Vec::new(),
             raise_refused: Vec::new(),
             restated: 0,
+            refuses_limits: false,
             slow_snapshot: false,
             held: Vec::new(),
         }

@@ -5,7 +5,7 @@ use maps_schema::sad::{Limits, OutboundSaRuntime, SA_ESN, SA_LOCAL_ONLY, spi_slo
 use maps_schema::spd::{ACTION_PROTECT, ACTION_TRAP};
 use model::{ChildSaChange, ChildSaRecord, Epoch, EspSpi, Instant, OutboundUse, SecretBytes};
 use sad::lifetime::LifetimeKind;
-use sad::{DataPlane, Direction, LimitRaise, MapOp, Policy, Sad, SadError};
+use sad::{DataPlane, Direction, LimitRaise, MapOp, NamedLimits, Policy, Sad, SadError};
 
 #[test]
 fn an_sa_gets_its_keys_and_counters_before_its_records_and_its_policy_last() {
@@ -224,6 +224,48 @@ fn a_lease_is_renewed_at_half_and_asked_for_once() {
             .is_empty()
     );
     assert!(world.raises(2100).is_empty());
+}
+
+/// "Not here" counts as an acknowledgement: an SA that is here and refuses its limits must not pass for it.
+#[test]
+fn a_standby_arms_all_limits_or_says_which_sa_refuses_them() {
+    let mut world = World::new(2);
+    world.configure(vec![policy("net", "10.2.0.0-10.2.0.255")]);
+    let spi = world.install("10.2.0.0-10.2.0.127", OutboundUse::Now, None);
+    let slot = spi_slot(spi.0);
+    let lease = |slot, spi, limit| NamedLimits {
+        slot,
+        spi,
+        direction: Direction::Outbound,
+        limit,
+        step: 4096,
+    };
+    let ours = 0xc000_0000 | slot;
+    let held = |world: &World| world.sad.get(spi).expect("installed").lease.limit;
+    let now = Instant::from_millis(1001);
+
+    let wanted = [
+        lease(slot + 1, 7, 9000),
+        lease(slot, ours + 1, 9000),
+        lease(slot, ours, 9000),
+    ];
+    let (plan, armed) = world.sad.arm(&wanted, EPOCH, now);
+    assert_eq!(plan.ops.len(), 1);
+    world.run(plan);
+    assert_eq!(
+        armed.expect("of this epoch"),
+        [0, 1],
+        "no such SA, and a former SA of the slot"
+    );
+    assert_eq!(held(&world), 9000);
+
+    let late = Epoch(EPOCH.0 - 1);
+    let (plan, armed) = world
+        .sad
+        .arm(&[lease(slot + 1, 7, 9000), lease(slot, ours, 12_000)], late, now);
+    assert!(plan.is_empty());
+    assert!(matches!(armed, Err(SadError::EpochBehind(of)) if of == spi));
+    assert_eq!(held(&world), 9000);
 }
 
 #[test]
