@@ -86,7 +86,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Setup => setup::run().map(|()| true),
+        Command::Setup => setup::run().and_then(|()| setup::scapy()).map(|_| true),
         Command::Build => setup::run().and_then(|()| build::run()).map(|_| true),
         Command::Verifier { json } => verifier::run(json).map(|()| true),
         Command::Run { config } => build::run_member(&config),

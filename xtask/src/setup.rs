@@ -44,6 +44,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/sbin/modprobe", "kmod"),
     ("/usr/bin/etcd", "etcd-server"),
     ("/usr/bin/etcdctl", "etcd-client"),
+    ("/usr/bin/wireguard-go", "wireguard-go"),
+    ("/usr/bin/wg", "wireguard-tools"),
     // The etcd-client crate compiles its protocol description, which includes ones that come with the compiler.
     ("/usr/bin/protoc", "protobuf-compiler"),
     ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
@@ -57,6 +59,31 @@ pub fn run() -> Result<()> {
     bpffs()?;
     second_peer()?;
     Ok(())
+}
+
+/// The independent ESP implementation that datapath is compared with, and what it computes with.
+const SCAPY: [&str; 2] = ["scapy==2.8.0", "cryptography==50.0.2"];
+
+/// The Python that has scapy: in a virtual environment of its own, made once. An error where it cannot be had.
+pub fn scapy() -> Result<PathBuf> {
+    let folder = root().join("target/scapy");
+    let python = folder.join("bin/python");
+    let stamp = folder.join("versions");
+    if fs::read_to_string(&stamp).is_ok_and(|v| v == SCAPY.join(" ")) {
+        return Ok(python);
+    }
+    let _ = fs::remove_dir_all(&folder);
+    let mut command = Command::new("python3");
+    command.args(["-m", "venv"]).arg(&folder);
+    shown("a Python environment for scapy", command)
+        .context("python3 -m venv: install Debian's python3-venv")?;
+    let mut command = Command::new(&python);
+    command
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(SCAPY);
+    shown("installing scapy", command)?;
+    fs::write(&stamp, SCAPY.join(" ")).with_context(|| stamp.display().to_string())?;
+    Ok(python)
 }
 
 /// Where the second peer's kernel is unpacked.

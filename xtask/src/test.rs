@@ -115,6 +115,11 @@ fn check(what: &str, command: &mut Command) -> bool {
 /// `cargo test`, with the results counted test by test.
 fn cargo_tests(built: &build::Built, score: &mut Score) -> Result<()> {
     say("cargo test --workspace");
+    let scapy = setup::scapy();
+    score.add("scapy, to compare ESP with", scapy.is_ok());
+    if let Err(error) = &scapy {
+        detail(&format!("{error:#}"));
+    }
     let mut child = cargo()
         .args(["test", "--workspace", "--no-fail-fast", "--"])
         // With their output, since only that tells that a test had nothing to do.
@@ -123,6 +128,7 @@ fn cargo_tests(built: &build::Built, score: &mut Score) -> Result<()> {
         .env("ESPALIER_BPF_OBJECT", &built.object)
         .env("ESPALIER_BIN", &built.espalier)
         .env("ESPALIER_UML", setup::uml_folder())
+        .envs(scapy.ok().map(|python| ("ESPALIER_SCAPY", python)))
         .stdout(Stdio::piped())
         .spawn()
         .context("cargo test")?;

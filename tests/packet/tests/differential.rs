@@ -1,0 +1,320 @@
+//! datapath against an independent implementation of ESP, scapy's: what one seals the other opens, and to the same octets.
+//!
+//! Both AEADs, ESN on and off, every padding, in UDP or not, IPv4 and IPv6 inside and outside, both directions. The Python that
+//! has scapy is named by `ESPALIER_SCAPY` (`cargo xtask setup` makes one); without it the test is skipped. `ESPALIER_SEED` repeats a
+//! run, `ESPALIER_ROUNDS` sets the rounds of each combination.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use maps_schema::sad::{SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305};
+use maps_schema::verdict::Verdict;
+use test_packet::case::{Action, Case, Program};
+use test_packet::frames::{Ip, Ip6, ethernet, udp};
+use test_packet::host;
+use test_packet::world::*;
+
+/// Rounds of each combination and direction.
+const ROUNDS: usize = 6;
+
+struct Scapy {
+    process: Child,
+    to: Option<ChildStdin>,
+    from: BufReader<ChildStdout>,
+}
+
+impl Scapy {
+    fn start() -> Option<Self> {
+        let Some(python) = std::env::var_os("ESPALIER_SCAPY") else {
+            eprintln!("skipped: ESPALIER_SCAPY names no Python that has scapy");
+            return None;
+        };
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scapy/esp.py");
+        let mut process = Command::new(python)
+            .arg(script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("Python starts");
+        let to = process.stdin.take();
+        let from = BufReader::new(process.stdout.take().expect("its output"));
+        Some(Self { process, to, from })
+    }
+
+    fn ask(&mut self, line: &str) -> Result<String, String> {
+        let to = self.to.as_mut().ok_or("closed")?;
+        writeln!(to, "{line}").map_err(|e| e.to_string())?;
+        let mut answer = String::new();
+        self.from.read_line(&mut answer).map_err(|e| e.to_string())?;
+        match answer.trim_end().split_once(' ') {
+            Some(("ok", rest)) => Ok(rest.to_owned()),
+            _ => Err(answer),
+        }
+    }
+}
+
+impl Drop for Scapy {
+    fn drop(&mut self) {
+        // Its input ends, and so does it.
+        self.to = None;
+        let _ = self.process.wait();
+    }
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn octets(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| self.next() as u8).collect()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct How {
+    suite: u8,
+    esn: bool,
+    encap: bool,
+    outer_v6: bool,
+    inner_v6: bool,
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2)
+        .map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).expect("hexadecimal"))
+        .collect()
+}
+
+/// A datagram with `len` octets behind UDP's header; its TTL.
+fn inner(how: How, inward: bool, ttl: u8, payload: &[u8]) -> Vec<u8> {
+    let (near, far) = if inward {
+        (FAR_HOST, NEAR_HOST)
+    } else {
+        (NEAR_HOST, FAR_HOST)
+    };
+    let datagram = udp(1000, 2000, payload);
+    if how.inner_v6 {
+        let (near, far) = if inward {
+            (FAR_HOST_V6, NEAR_HOST_V6)
+        } else {
+            (NEAR_HOST_V6, FAR_HOST_V6)
+        };
+        let ip = Ip6 {
+            ttl,
+            ..Ip6::new(near, far, 17)
+        };
+        return ip.with_checksum(&datagram, 6);
+    }
+    Ip {
+        ttl,
+        ..Ip::new(near, far, 17)
+    }
+    .with(&datagram)
+}
+
+fn world(how: How, seq: u64) -> World {
+    let mut world = if how.outer_v6 {
+        World::over_v6(how.suite, how.esn, how.encap)
+    } else {
+        World::base(how.suite, how.esn, how.encap)
+    };
+    world.inbound.limits = cell(1 << 39, 1000, 0, EPOCH);
+    world.outbound.limits = world.inbound.limits;
+    // The number is the next one.
+    world.window.edge = seq - 1;
+    world.window.above_floor = 1;
+    world.counters.seq = seq - 1;
+    world
+}
+
+/// A number: with ESN of more than 32 bits, at times at the edge to the next high half.
+fn number(how: How, random: &mut Random) -> u64 {
+    let low = match random.below(4) {
+        0 => 1,
+        1 => 0x7fff_fff0,
+        _ => 1 + random.below(0x7fff_0000),
+    };
+    if !how.esn {
+        return low;
+    }
+    match random.below(4) {
+        0 => (1 << 32) + random.below(3),
+        1 => u64::from(u32::MAX),
+        _ => random.below(100) << 32 | low,
+    }
+}
+
+/// scapy seals, datapath opens.
+fn inward(
+    scapy: &mut Scapy,
+    how: How,
+    random: &mut Random,
+    payload: usize,
+    extra: usize,
+) -> Result<(), String> {
+    let seq = number(how, random);
+    let payload = random.octets(payload);
+    let sent = inner(how, true, 64, &payload);
+    let expected = inner(how, true, 63, &payload);
+    let padding = (4 - (sent.len() + 2) % 4) % 4 + 4 * extra;
+    let iv = random.octets(8);
+    let frame = scapy.ask(&format!(
+        "seal {} {} {} {} {seq} {} {} {} {padding} {} {} {}",
+        how.suite,
+        hex(&key_octets(how.suite, IN)),
+        hex(&SALT),
+        SPI_IN,
+        u8::from(how.esn),
+        hex(&iv),
+        if how.inner_v6 { 41 } else { 4 },
+        hex(&sent),
+        if how.outer_v6 { 6 } else { 4 },
+        u8::from(how.encap),
+    ))?;
+    let frame = unhex(&frame);
+    let case = Case::new("inward", Program::Steer, world(how, seq), frame.clone());
+    let seen = host::run(&case);
+    if seen.verdict.map(|v| v.1) != Some(Verdict::EspOpened) || seen.action != Action::Redirect {
+        return Err(format!(
+            "{:?} with {padding} octets of padding, number {seq}",
+            seen.verdict
+        ));
+    }
+    if seen.frame.get(14..) != Some(&expected[..]) {
+        return Err(format!(
+            "opened to other octets, number {seq}, {padding} octets of padding"
+        ));
+    }
+    if seen.window.edge != seq {
+        return Err(format!("number {seq} was taken for {}", seen.window.edge));
+    }
+    // Not a single bit may differ.
+    let mut altered = frame;
+    let esp_at = 14 + if how.outer_v6 { 40 } else { 20 } + if how.encap { 8 } else { 0 };
+    let at = esp_at + 8 + random.below((altered.len() - esp_at - 8) as u64) as usize;
+    altered[at] ^= 1 << random.below(8);
+    let seen = host::run(&Case::new("altered", Program::Steer, world(how, seq), altered));
+    if seen.verdict.map(|v| v.1) != Some(Verdict::IcvBad) {
+        return Err(format!("octet {at} altered: {:?}", seen.verdict));
+    }
+    Ok(())
+}
+
+/// datapath seals, scapy opens, and seals to the same octets.
+fn outward(scapy: &mut Scapy, how: How, random: &mut Random, payload: usize) -> Result<(), String> {
+    let seq = number(how, random);
+    let payload = random.octets(payload);
+    let sent = inner(how, false, 64, &payload);
+    let expected = inner(how, false, 63, &payload);
+    let ethertype = if how.inner_v6 { 0x86dd } else { 0x0800 };
+    let frame = ethernet(INSIDE_MAC, NEAR_MAC, ethertype, &sent);
+    let case = Case::new("outward", Program::Inside, world(how, seq), frame).on(INSIDE_IFINDEX);
+    let seen = host::run(&case);
+    if seen.verdict.map(|v| v.1) != Some(Verdict::EspSealed) {
+        return Err(format!("{:?}, number {seq}", seen.verdict));
+    }
+    let answer = scapy.ask(&format!(
+        "open {} {} {} {seq} {} {}",
+        how.suite,
+        hex(&key_octets(how.suite, OUT)),
+        hex(&SALT),
+        u8::from(how.esn),
+        hex(&seen.frame),
+    ))?;
+    let fields: Vec<&str> = answer.split(' ').collect();
+    let [next, iv, text] = fields[..] else {
+        return Err(answer);
+    };
+    if next != if how.inner_v6 { "41" } else { "4" } {
+        return Err(format!("next header {next}"));
+    }
+    // Member, epoch and number (docs/ARCHITECTURE.md).
+    let wanted = u64::from(ME) << 56 | u64::from(EPOCH) << 40 | seq;
+    if unhex(iv) != wanted.to_be_bytes() {
+        return Err(format!("IV {iv} where {wanted:016x} was to come"));
+    }
+    if unhex(text) != expected {
+        return Err(format!("scapy opens other octets, number {seq}"));
+    }
+    Ok(())
+}
+
+fn combinations() -> Vec<How> {
+    let mut all = Vec::new();
+    for suite in [SUITE_CHACHA20_POLY1305, SUITE_AES128_GCM, SUITE_AES256_GCM] {
+        for bits in 0..16u8 {
+            all.push(How {
+                suite,
+                esn: bits & 1 != 0,
+                encap: bits & 2 != 0,
+                outer_v6: bits & 4 != 0,
+                inner_v6: bits & 8 != 0,
+            });
+        }
+    }
+    all
+}
+
+#[test]
+fn scapy_and_datapath_open_what_the_other_one_seals() {
+    let Some(mut scapy) = Scapy::start() else { return };
+    let of = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
+    let seed = of("ESPALIER_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(1, |d| d.as_nanos() as u64)
+    });
+    let rounds = of("ESPALIER_ROUNDS").unwrap_or(ROUNDS as u64);
+    let mut random = Random(seed);
+    let mut compared = 0;
+    for how in combinations() {
+        for round in 0..rounds {
+            // All remainders of the length that padding makes up for, and lengths around the ciphers' blocks.
+            let payload = (random.below(300) * 4 + round % 4) as usize;
+            let extra = random.below(63) as usize;
+            inward(&mut scapy, how, &mut random, payload, extra)
+                .unwrap_or_else(|e| panic!("seed {seed}, {how:?}, {payload} octets, inward: {e}"));
+            outward(&mut scapy, how, &mut random, payload)
+                .unwrap_or_else(|e| panic!("seed {seed}, {how:?}, {payload} octets, outward: {e}"));
+            compared += 2;
+        }
+    }
+    eprintln!("{compared} packets, seed {seed}");
+}
+
+#[test]
+fn every_length_of_padding_is_opened() {
+    let Some(mut scapy) = Scapy::start() else { return };
+    let mut random = Random(1);
+    for suite in [SUITE_CHACHA20_POLY1305, SUITE_AES128_GCM] {
+        for padding in 0..=255usize {
+            let how = How {
+                suite,
+                esn: padding % 2 == 1,
+                encap: false,
+                outer_v6: false,
+                inner_v6: false,
+            };
+            // A payload that needs `padding` modulo 4: 28 octets of headers and 2 of trailer.
+            let payload = 40 + (4 - (padding + 30) % 4) % 4;
+            inward(&mut scapy, how, &mut random, payload, padding / 4)
+                .unwrap_or_else(|e| panic!("{how:?}, {padding} octets of padding: {e}"));
+        }
+    }
+}
