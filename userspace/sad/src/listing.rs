@@ -2,7 +2,9 @@
 
 use crate::spd::{Holder, Policy, describe};
 use crate::store::Sad;
-use maps_schema::spd::{ACTION_BYPASS, ACTION_DISCARD, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP_HOLD, SpdRule};
+use maps_schema::spd::{
+    ACTION_BYPASS, ACTION_DISCARD, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP_HOLD, SpdRule,
+};
 use model::EspSpi;
 use std::net::IpAddr;
 
