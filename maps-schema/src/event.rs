@@ -16,10 +16,11 @@ pub const EVENT_FIRST_INBOUND: u32 = 5;
 /// A packet met a policy without SA. `slot` is the connection index, `seq` the last 32 bits of the inner source and
 /// destination. At most a few per second and CPU.
 pub const EVENT_ACQUIRE: u32 = 6;
-
 /// A packet used the SA that all CPUs may use, since its own CPU has none (RFC 9611). `slot` is that SA's, `spi` the CPU. At most
 /// a few per second and CPU.
 pub const EVENT_ACQUIRE_CPU: u32 = 7;
+/// The route to an outbound SA's peer carries less than the SA's record says; `seq` is what it carries, octets.
+pub const EVENT_PATH_MTU: u32 = 8;
 
 /// A rare event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
@@ -47,6 +48,10 @@ pub const SLOW_HELD: u32 = 2;
 pub const SLOW_OUT_FRAGMENT: u32 = 3;
 /// An outbound packet for which the lease has no number at the moment.
 pub const SLOW_NO_LEASE: u32 = 4;
+/// A sealed packet that is larger than the path and may be cut: its pieces go out.
+pub const SLOW_OUTER_FRAGMENT: u32 = 5;
+/// A packet of a policy without SA that is to wait for one. `slot` is the connection index.
+pub const SLOW_NO_SA: u32 = 6;
 
 /// Longest frame that goes this way, octets (a page less headroom and shared info of a live frame).
 pub const SLOW_FRAME_MAX: usize = 3456;

@@ -94,6 +94,10 @@ pub struct InboundSa {
     pub limits: LimitsCell,
     /// The right edge that the owner last reported: base of the evidence rule after a takeover.
     pub reported_edge: u64,
+    /// Inner octets that it may carry in all; 0: no limit (RFC 4301 4.4.2.1).
+    pub life_bytes: u64,
+    /// Packets that it may carry in all; 0: no limit.
+    pub life_packets: u64,
     /// Number of valid entries in `selectors`.
     pub selector_count: u32,
     /// Reserved, 0.
@@ -161,9 +165,30 @@ pub struct OutboundSa {
     pub encap_ports: [u16; 2],
     /// Largest outer packet, octets.
     pub path_mtu: u16,
+    /// Largest segment that TCP may announce through the tunnel, both ways: octets, [`MSS_OFF`] or [`MSS_AUTO`].
+    pub mss_clamp: u16,
+    /// `DF_*`: the "don't fragment" bit of outer IPv4 headers.
+    pub df: u8,
+    /// DSCP of outer headers, plus one; 0: that of the inner packet.
+    pub dscp: u8,
     /// Reserved, 0.
-    pub reserved: u16,
+    pub reserved: [u8; 6],
+    /// Inner octets that it may carry in all; 0: no limit (RFC 4301 4.4.2.1).
+    pub life_bytes: u64,
+    /// Packets that it may carry in all; 0: no limit.
+    pub life_packets: u64,
 }
+
+/// [`OutboundSa::df`]: that of the inner packet; set around IPv6.
+pub const DF_COPY: u8 = 0;
+/// [`OutboundSa::df`]: set.
+pub const DF_SET: u8 = 1;
+/// [`OutboundSa::df`]: clear; what does not fit is cut outside.
+pub const DF_CLEAR: u8 = 2;
+/// [`OutboundSa::mss_clamp`]: TCP announces what it likes.
+pub const MSS_OFF: u16 = 0;
+/// [`OutboundSa::mss_clamp`]: what fits the path.
+pub const MSS_AUTO: u16 = u16::MAX;
 
 /// The changing part of an outbound SA. `seq` is shared by all CPUs and changed by atomic operations only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
@@ -235,10 +260,10 @@ const _: () = {
     assert!(size_of::<Limits>() == 32);
     assert!(size_of::<LimitsCell>() == 72);
     assert!(size_of::<SelectorPair>() == 80);
-    assert!(size_of::<InboundSa>() == 96 + SELECTORS_PER_SA * 80);
+    assert!(size_of::<InboundSa>() == 112 + SELECTORS_PER_SA * 80);
     assert!(size_of::<InboundSaRuntime>() == 80 + REPLAY_BLOCKS * 8);
     assert!(size_of::<FinalWindow>() == 24 + REPLAY_BLOCKS * 8);
-    assert!(size_of::<OutboundSa>() == 120);
+    assert!(size_of::<OutboundSa>() == 144);
     assert!(size_of::<OutboundSaRuntime>() == 40);
     assert!(size_of::<SaKey>() == 16 + KEY_WORDS * 8);
     assert!(size_of::<CpuSlot>() == 8);

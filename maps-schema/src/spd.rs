@@ -21,9 +21,10 @@ pub const ACTION_TRAP: u8 = 2;
 pub const ACTION_BYPASS: u8 = 3;
 /// Drop.
 pub const ACTION_DISCARD: u8 = 4;
-
 /// As [`ACTION_PROTECT`], where each CPU may have an SA of its own in place of the one in `slot` (map `CPU_SLOT`).
 pub const ACTION_PROTECT_PER_CPU: u8 = 5;
+/// As [`ACTION_TRAP`], and the agent holds the packet for the SA.
+pub const ACTION_TRAP_HOLD: u8 = 6;
 
 /// One policy rule under a destination prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]

@@ -28,8 +28,10 @@ pub struct Local {
     pub nat_t_port: u16,
     /// UDP port for plain IKE, host order.
     pub ike_port: u16,
-    /// Cluster inside address that ICMP errors come from, IPv4 mapped.
+    /// Cluster inside address that ICMP errors come from, IPv4 mapped; zero where there is none.
     pub inside_address: [u8; 16],
+    /// Cluster inside address that ICMPv6 errors come from; zero where there is none.
+    pub inside_address_v6: [u8; 16],
     /// Virtual MAC address of the cluster addresses but for the last octet, which is the address's segment; all zero for
     /// none: then an address is at the port's own.
     pub virtual_mac: [u8; 6],
@@ -169,7 +171,7 @@ pub struct ClusterAddress {
 }
 
 const _: () = {
-    assert!(size_of::<Local>() == 16 + 16 + 4 + 4 + 16 + 8);
+    assert!(size_of::<Local>() == 16 + 16 + 4 + 4 + 2 * 16 + 8);
     assert!(size_of::<Port>() == 20);
     assert!(size_of::<PortKey>() == 8);
     assert!(size_of::<Member>() == 7 * MAX_PORTS);

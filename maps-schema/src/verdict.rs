@@ -100,6 +100,12 @@ verdicts! {
     NeighbourNotOwner = 48, "neighbour_not_owner", Dropped, "neighbour solicitation for a cluster address that another member owns";
     OuterExtension = 49, "outer_extension", Passed, "outer IPv6 packet with extension headers: its payload comes back through the agent";
     InnerExtension = 50, "inner_extension", Dropped, "inner IPv6 packet with more extension headers than are looked behind";
+    PacketTooBig = 52, "packet_too_big", Answered, "IPv6 packet too big for the path: ICMPv6 Packet Too Big sent";
+    EcnDropped = 53, "ecn_dropped", Dropped, "congestion was met on the way by an inner packet that cannot say so (RFC 6040 4.2)";
+    PathTooSmall = 54, "path_too_small", Dropped, "sealed, but the route to the peer carries less: the SA's path MTU is lowered";
+    LifetimeExpired = 55, "lifetime_expired", Dropped, "the SA's lifetime in octets or packets is used up";
+    HeldForSa = 56, "held_for_sa", Slow, "policy wants protection but no SA is up: held until one is";
+    OuterCut = 57, "outer_cut", Slow, "sealed, larger than the path and may be cut: fragmented by the slow path";
 }
 
 impl Verdict {

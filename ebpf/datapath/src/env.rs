@@ -70,6 +70,8 @@ pub struct Route {
     pub ifindex: u32,
     /// VLAN whose tag the frame gets there, 0 for none.
     pub vlan: u16,
+    /// 0; or the route is there but does not carry the packet: what it carries, octets. Then nothing else counts.
+    pub mtu: u16,
 }
 
 impl Route {
@@ -79,6 +81,7 @@ impl Route {
         source: [0; 6],
         ifindex: 0,
         vlan: 0,
+        mtu: 0,
     };
 }
 
@@ -248,6 +251,14 @@ pub struct Work {
     pub source_mac: [u8; 6],
     /// What the frame carries, behind a tag.
     pub ethertype: u16,
+    /// Type of service of the outer packet.
+    pub outer_tos: u8,
+    /// The sealed packet is larger than the path, and is cut.
+    pub cut: u8,
+    /// Largest segment that the TCP SYN in the text may announce; 0: nothing to do.
+    pub mss: u16,
+    /// Largest outer packet of the path.
+    pub path_mtu: u16,
 }
 
 impl Work {
@@ -308,6 +319,10 @@ impl Work {
         other: 0,
         source_mac: [0; 6],
         ethertype: 0,
+        outer_tos: 0,
+        cut: 0,
+        mss: 0,
+        path_mtu: 0,
     };
 
     /// The frame's front, bounded by what is there.
@@ -372,4 +387,6 @@ pub fn begin(env: &impl Env, work: &mut Work) {
     work.slot = 0;
     work.spi = 0;
     work.seq = 0;
+    work.cut = 0;
+    work.mss = 0;
 }

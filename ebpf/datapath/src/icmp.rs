@@ -1,8 +1,8 @@
-//! ICMP "fragmentation needed and DF set" (RFC 792, RFC 1191 4).
+//! ICMP "fragmentation needed and DF set" (RFC 792, RFC 1191 4), ICMPv6 Packet Too Big (RFC 4443 3.2).
 
 use crate::aead::TEXT_MAX;
 use crate::checksum;
-use crate::headers::{IPV4_LEN, PROTOCOL_ICMP};
+use crate::headers::{Address, IPV4_LEN, PROTOCOL_ICMP, PROTOCOL_ICMPV6};
 
 /// Octets of the offending datagram that are quoted: a header of any length and its first 64 bits.
 pub const QUOTED: usize = 68;
@@ -55,3 +55,29 @@ pub fn fragmentation_needed(area: &mut [u8; TEXT_MAX], source: u32, destination:
 
 /// Where the quoted octets lie.
 pub const QUOTE_AT: usize = IPV4_LEN + 8;
+
+/// Octets of an ICMPv6 error before what it quotes.
+pub const V6_LEN: usize = 8;
+
+/// The header of Packet Too Big (RFC 4443 3.2) about `quoted_len` octets whose words sum up to `quoted`.
+#[inline(always)]
+pub const fn packet_too_big(
+    from: Address,
+    to: Address,
+    mtu: u32,
+    quoted_len: usize,
+    quoted: u16,
+) -> [u8; V6_LEN] {
+    let sum = checksum::words(from[0])
+        + checksum::words(from[1])
+        + checksum::words(to[0])
+        + checksum::words(to[1])
+        + (quoted_len + V6_LEN) as u32
+        + PROTOCOL_ICMPV6 as u32
+        + 0x0200
+        + checksum::words(mtu as u64)
+        + quoted as u32;
+    let [k0, k1] = checksum::fold(sum).to_be_bytes();
+    let [a, b, c, d] = mtu.to_be_bytes();
+    [2, 0, k0, k1, a, b, c, d]
+}

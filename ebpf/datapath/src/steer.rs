@@ -10,6 +10,7 @@ use crate::bytes::PacketRead;
 use crate::env::{
     ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Env, Work, must_hop,
 };
+use crate::esp::header::ESP_LEN;
 use crate::headers::{
     self, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ip, Link, PROTOCOL_ESP, PROTOCOL_FRAGMENT,
     PROTOCOL_UDP, UDP_LEN,
@@ -387,7 +388,9 @@ pub fn classify(env: &impl Env, work: &mut Work, local: &Local) -> Found {
 #[inline(always)]
 fn udp(work: &mut Work, local: &Local, at: usize, available: usize) -> Found {
     let front = work.front();
-    let (Some(port), Some(length)) = (front.u16(at + 2), front.u16(at + 4)) else {
+    // What an Ethernet frame is filled up with is not the datagram's.
+    let (true, Some(port), Some(length)) = (available >= UDP_LEN, front.u16(at + 2), front.u16(at + 4))
+    else {
         work.drop(Verdict::Malformed);
         return Found::End;
     };
@@ -403,7 +406,7 @@ fn udp(work: &mut Work, local: &Local, at: usize, available: usize) -> Found {
     }
     let (at, len) = (at + UDP_LEN, length - UDP_LEN);
     if !nat_t {
-        return ike(work, local, at);
+        return ike(work, local, at, len);
     }
     if len == 1 {
         // RFC 3948 2.3: one octet 0xff; another one is nothing that is known.
@@ -417,9 +420,9 @@ fn udp(work: &mut Work, local: &Local, at: usize, available: usize) -> Found {
     }
     // RFC 3948 2.2: four zero octets where an SPI would be say IKE.
     match front.u32(at) {
-        Some(0) => ike(work, local, at + 4),
-        Some(_) => esp(work, local, at, len),
-        None => {
+        Some(0) if len >= 4 => ike(work, local, at + 4, len - 4),
+        Some(_) if len >= 4 => esp(work, local, at, len),
+        _ => {
             work.drop(Verdict::Malformed);
             Found::End
         }
@@ -429,10 +432,13 @@ fn udp(work: &mut Work, local: &Local, at: usize, available: usize) -> Found {
 /// IKE goes to the member that serves the segment in our SPI (RFC 7296 3.1: the Initiator flag says which one is ours),
 /// a first message, which has no SPI of ours yet, to that of a keyed hash of the initiator's.
 #[inline(always)]
-fn ike(work: &mut Work, local: &Local, at: usize) -> Found {
+fn ike(work: &mut Work, local: &Local, at: usize, len: usize) -> Found {
     const INITIATOR: u8 = 0x08;
+    /// Octets of an IKE header.
+    const HEADER: usize = 28;
     let front = work.front();
-    let (Some(spi_i), Some(spi_r), Some(flags)) = (front.u64(at), front.u64(at + 8), front.u8(at + 19))
+    let (true, Some(spi_i), Some(spi_r), Some(flags)) =
+        (len >= HEADER, front.u64(at), front.u64(at + 8), front.u8(at + 19))
     else {
         work.drop(Verdict::Malformed);
         return Found::End;
@@ -451,7 +457,7 @@ fn ike(work: &mut Work, local: &Local, at: usize) -> Found {
 #[inline(always)]
 fn esp(work: &mut Work, local: &Local, at: usize, len: usize) -> Found {
     let front = work.front();
-    let (Some(spi), Some(seq)) = (front.u32(at), front.u32(at + 4)) else {
+    let (true, Some(spi), Some(seq)) = (len >= ESP_LEN, front.u32(at), front.u32(at + 4)) else {
         work.drop(Verdict::EspTruncated);
         return Found::End;
     };

@@ -8,6 +8,7 @@ use datapath::env::{
     Env, Work,
 };
 use datapath::esp::{inbound, outbound};
+use datapath::mss;
 use datapath::nd;
 use datapath::steer;
 use maps_schema::steer::MAX_CONNECTIONS;
@@ -123,6 +124,9 @@ fn open(env: Xdp, area: &mut Area) {
     let status = unsafe { aead_open(key, &raw mut area.cipher) };
     let ctx = env.raw();
     if open_authentic(ctx, area, status) && open_inspect(ctx, area) && open_mark(ctx, area, status) {
+        if area.work.mss != 0 {
+            mss::apply(area);
+        }
         open_forward(env.raw(), area);
     }
 }
@@ -155,6 +159,9 @@ fn seal(env: Xdp, area: &mut Area) {
     if key.spi != area.work.spi {
         area.work.drop(Verdict::NoSa);
         return;
+    }
+    if area.work.mss != 0 {
+        mss::apply(area);
     }
     // SAFETY: a map value that is read, and this CPU's scratch.
     let status = unsafe { aead_seal(key, &raw mut area.cipher) };

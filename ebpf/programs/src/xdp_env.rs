@@ -124,6 +124,8 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// Look up as for an own packet that leaves on `ifindex`.
 const FIB_LOOKUP_OUTPUT: u32 = 2;
+/// The route does not carry a packet of this length; what it carries is where the length was.
+const FIB_LOOKUP_FRAG_NEEDED: i64 = 8;
 /// Index of `lo`, in every network namespace: a look-up as the stack does it for its own packets.
 const LOOPBACK: u32 = 1;
 /// Least time between two reports of packets without SA, per connection and CPU.
@@ -286,6 +288,12 @@ impl Env for Xdp {
                 flags,
             )
         };
+        if found == FIB_LOOKUP_FRAG_NEEDED && fib.length != 0 {
+            return Some(Route {
+                mtu: fib.length,
+                ..Route::NONE
+            });
+        }
         if found != 0 {
             return None;
         }
@@ -297,6 +305,7 @@ impl Env for Xdp {
             source: fib.source_mac,
             ifindex: port.ifindex,
             vlan: port.vlan,
+            mtu: 0,
         })
     }
 

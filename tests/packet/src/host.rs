@@ -170,6 +170,7 @@ impl Env for Host<'_> {
             (true, mapped(PEER_2), OUTSIDE_2_IFINDEX, PEER_2_MAC),
             (true, mapped(PEER_VLAN), OUTSIDE_VLAN_IFINDEX, PEER_VLAN_MAC),
             (true, PEER_V6, OUTSIDE_IFINDEX, PEER_MAC),
+            (true, mapped(PEER_NARROW), OUTSIDE_IFINDEX, PEER_MAC),
         ];
         let wanted = headers::octets(query.destination);
         assert_eq!(
@@ -177,12 +178,23 @@ impl Env for Host<'_> {
             headers::is_v4(query.destination),
             "source and destination of a route are of one family"
         );
+        let carries = if wanted == mapped(PEER_NARROW) {
+            NARROW_MTU as u16
+        } else {
+            1500
+        };
         let (_, _, device, destination) = *known
             .iter()
             .find(|(own, to, _, _)| *own == query.own && *to == wanted)?;
         // As in the kernel: with a device, only routes over it are looked at.
         if query.own && self.world.local.own_device != 0 && self.world.local.own_device != device {
             return None;
+        }
+        if query.length > carries {
+            return Some(Route {
+                mtu: carries,
+                ..Route::NONE
+            });
         }
         let port = PORTS.iter().find(|p| p.device == device)?;
         debug_assert!(port.vlan == NO_VLAN || port.ifindex != port.device);
@@ -191,6 +203,7 @@ impl Env for Host<'_> {
             source: port.mac,
             ifindex: port.ifindex,
             vlan: port.vlan,
+            mtu: 0,
         })
     }
 

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use datapath::aead::{TEXT_MAX, aead_open, aead_seal};
 use datapath::env::{Area, Env, HEAD_LEN, begin};
 use datapath::esp::{inbound, outbound};
+use datapath::mss;
 use datapath::steer;
 
 /// Room before a frame, octets.
@@ -145,6 +146,9 @@ pub fn run_inside(env: &impl Env, area: &mut Area, may_move: bool) {
     let Some(key) = env.key_out(area.work.cpu, area.work.index) else {
         return;
     };
+    if area.work.mss != 0 {
+        mss::apply(area);
+    }
     // SAFETY: two separate values.
     let status = unsafe { aead_seal(key, &mut area.cipher) };
     outbound::emit(env, area, status);

@@ -479,6 +479,13 @@ fn network() -> Result<()> {
             mac(far)
         ));
     }
+    // A path that is narrower than its interface.
+    let narrow = quad(PEER_NARROW);
+    lines.push(format!("route add {narrow}/32 dev esp-out mtu lock {NARROW_MTU}"));
+    lines.push(format!(
+        "neigh add {narrow} lladdr {} dev esp-out nud permanent",
+        mac(PEER_MAC)
+    ));
     for line in lines {
         let output = Command::new("ip")
             .args(line.split(' '))

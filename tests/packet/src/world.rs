@@ -3,8 +3,8 @@
 use datapath::aead;
 use datapath::limits;
 use maps_schema::sad::{
-    InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, OutboundSaRuntime, SA_ESN, SA_UDP_ENCAP,
-    SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
+    DF_COPY, InboundSa, InboundSaRuntime, Limits, LimitsCell, MSS_OFF, OutboundSa, OutboundSaRuntime, SA_ESN,
+    SA_UDP_ENCAP, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
 };
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::{ACTION_PROTECT, ACTION_PROTECT_PER_CPU, SpdEntry, SpdRule};
@@ -26,6 +26,10 @@ pub const CLUSTER: u32 = 0xc0a8_0a01;
 pub const INSIDE: u32 = 0x0a01_0001;
 /// The peer's outside address.
 pub const PEER: u32 = 0xc0a8_0a64;
+/// A peer to which the kernel's route carries [`NARROW_MTU`] octets.
+pub const PEER_NARROW: u32 = 0xc0a8_0a65;
+/// See [`PEER_NARROW`].
+pub const NARROW_MTU: u64 = 1400;
 /// A host behind the peer.
 pub const FAR_HOST: u32 = 0x0a02_0005;
 /// A host on the inside network.
@@ -363,6 +367,7 @@ impl World {
                 nat_t_port: 4500,
                 ike_port: 500,
                 inside_address: mapped(INSIDE),
+                inside_address_v6: INSIDE_V6,
                 virtual_mac: [0; 6],
                 reserved: [0; 2],
             },
@@ -377,6 +382,8 @@ impl World {
                 flags,
                 limits: cell(1000, 1000, 0, EPOCH),
                 reported_edge: 0,
+                life_bytes: 0,
+                life_packets: 0,
                 selector_count: 2,
                 reserved: 0,
                 selectors,
@@ -397,7 +404,12 @@ impl World {
                 outer_dst: mapped(PEER),
                 encap_ports: [4500, 4500],
                 path_mtu: 1500,
-                reserved: 0,
+                mss_clamp: MSS_OFF,
+                df: DF_COPY,
+                dscp: 0,
+                reserved: [0; 6],
+                life_bytes: 0,
+                life_packets: 0,
             },
             counters: OutboundSaRuntime::default(),
             key_out: key(OUT, SPI_OUT),

@@ -18,7 +18,7 @@ use aya::{EbpfLoader, VerifierLogLevel};
 use datapath::aead;
 use dataplane::{Mode, ObjectSource, Options, Plane};
 use maps_schema::names::PROG_PASS;
-use maps_schema::sad::{InboundSaRuntime, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305};
+use maps_schema::sad::{InboundSaRuntime, MSS_AUTO, MSS_OFF, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305};
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::SpdKey;
 use maps_schema::steer::{AddressKey, ClusterAddress, Local, Port, SIDE_INSIDE, SIDE_OUTSIDE};
@@ -97,8 +97,7 @@ impl Lab {
             let own = Ipv6Addr::from(v6(side.inside_v6, 5));
             lab.ip(name, &format!("addr add {own}/64 dev e nodad"));
             let next = Ipv6Addr::from(v6(side.inside_v6, 1));
-            // Nobody says what fits: Packet Too Big is not sent so far.
-            lab.ip(name, &format!("-6 route add default via {next} mtu 1400"));
+            lab.ip(name, &format!("-6 route add default via {next}"));
             // XDP_TX and redirects on a veth reach a peer that has an XDP program.
             lab.within(name, || pass_on("e"));
         }
@@ -267,6 +266,7 @@ fn gateway(lab: &Lab, me: &Side, peer: &Side, how: How) -> Plane {
                 nat_t_port: 4500,
                 ike_port: 500,
                 inside_address: mapped(me.inside_net + 1),
+                inside_address_v6: v6(me.inside_v6, 1),
                 ..Local::default()
             })
             .expect("local");
@@ -337,6 +337,7 @@ fn sa_pair(me: &Side, peer: &Side, how: How) -> MapPlan {
     let mut outbound = base.outbound;
     outbound.spi = peer.spi_in;
     outbound.limits = inbound.limits;
+    outbound.mss_clamp = if how.clamp { MSS_AUTO } else { MSS_OFF };
     outbound.outer_src = address(me.outside);
     outbound.outer_dst = address(peer.outside);
     if how.v6 {
@@ -404,6 +405,8 @@ struct How {
     encap: bool,
     /// Outside; what is inside is of both families in any case.
     v6: bool,
+    /// TCP announces what fits: nobody need be told.
+    clamp: bool,
 }
 
 fn carries(tag: &str, how: How) {
@@ -465,6 +468,10 @@ fn carries(tag: &str, how: How) {
     // TCP in both directions: IPv4 through path MTU discovery.
     tcp(&lab, far.into(), &report);
     tcp(&lab, far_v6.into(), &report);
+
+    // With IPv6 a sender either knows from the start, or is told.
+    let told = count(&west, CONNECTION, Verdict::PacketTooBig);
+    assert_eq!(told == 0, how.clamp, "{told} answers\n{}", report(""));
 
     for (plane, side, from) in [(&west, &WEST, &east), (&east, &EAST, &west)] {
         let counts = || {
@@ -571,6 +578,7 @@ fn chacha20_poly1305_carries_ping_and_tcp() {
             esn: false,
             encap: false,
             v6: false,
+            clamp: false,
         },
     );
 }
@@ -584,6 +592,7 @@ fn aes_256_gcm_with_esn_in_udp_carries_ping_and_tcp() {
             esn: true,
             encap: true,
             v6: false,
+            clamp: true,
         },
     );
 }
@@ -597,6 +606,7 @@ fn esp_over_ipv6_carries_ping_and_tcp_of_both_families() {
             esn: true,
             encap: false,
             v6: true,
+            clamp: false,
         },
     );
 }
@@ -610,6 +620,7 @@ fn esp_in_udp_over_ipv6_carries_ping_and_tcp_of_both_families() {
             esn: false,
             encap: true,
             v6: true,
+            clamp: true,
         },
     );
 }

@@ -1,9 +1,11 @@
 //! Frames of the table with octets changed, cut or doubled: every one ends in one verdict of the list, no rule panics, and no
-//! length that was checked once turns out to be wrong later (which would be an internal error).
+//! length that was checked once turns out to be wrong later (which would be an internal error). A packet that is not carried
+//! leaves the SA as it was. The kernel's programs do the same as the host's rules, and count one verdict by one.
 
 use maps_schema::event::SLOW_FRAME_MAX;
 use maps_schema::verdict::Verdict;
-use test_packet::case::{Action, Case, Program};
+use test_packet::case::{Action, Case, Observed, Program};
+use test_packet::kernel::Kernel;
 use test_packet::{cases, host};
 
 /// Mutations of each frame.
@@ -50,16 +52,109 @@ impl Random {
     }
 }
 
+fn seed() -> u64 {
+    let given = std::env::var("ESPALIER_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(1, |d| d.as_nanos() as u64)
+    });
+    eprintln!("ESPALIER_SEED={seed}");
+    seed
+}
+
+/// Whether a packet with this verdict may have changed a window or a counter: it was authentic, or it was sealed.
+fn may_change(verdict: Verdict) -> bool {
+    use Verdict::{
+        BelowTakeoverFloor, EspOpened, EspOpenedLocal, EspSealed, LeaseExhausted, OuterCut, PathTooSmall,
+        SlowPathFull, TooBig, TtlExceeded,
+    };
+    matches!(
+        verdict,
+        EspOpened
+            | EspOpenedLocal
+            | EspSealed
+            | OuterCut
+            | PathTooSmall
+            | BelowTakeoverFloor
+            | TtlExceeded
+            | LeaseExhausted
+            // Sealed, and then too long for the slow path.
+            | SlowPathFull
+            | TooBig
+    )
+}
+
+/// What is wrong with the SA after a packet that was not carried.
+fn touched(case: &Case, seen: &Observed) -> Option<String> {
+    let (_, verdict) = seen.verdict?;
+    // A window takes notice of a new epoch, or of a new SA, with the first packet.
+    let prepared = case.world.window.floor_epoch == u32::from(case.world.epoch)
+        && case.world.window.spi == case.world.inbound.spi;
+    if may_change(verdict) || !prepared {
+        return None;
+    }
+    let (before, after) = (&case.world.counters, &seen.counters);
+    if seen.window != case.world.window {
+        return Some(format!("{verdict:?} changed the window to {:?}", seen.window));
+    }
+    (after != before).then(|| format!("{verdict:?} changed the counters to {after:?}"))
+}
+
+#[test]
+fn the_kernel_does_with_mutated_frames_what_the_host_does() {
+    /// Mutations of each frame, in the kernel.
+    const FEW: usize = 1;
+    if std::env::var_os("ESPALIER_BPF_OBJECT")
+        .or_else(|| std::env::var_os("ESPALIER_OBJECT"))
+        .is_none()
+    {
+        eprintln!("skipped: neither ESPALIER_BPF_OBJECT nor ESPALIER_OBJECT names a program object");
+        return;
+    }
+    let seed = seed();
+    let mut random = Random(seed);
+    let mut kernel = Kernel::load().expect("programs and maps");
+    for case in cases::all() {
+        if !matches!(case.program, Program::Steer | Program::Inside) {
+            continue;
+        }
+        for _ in 0..FEW {
+            let mut frame = case.frame.clone();
+            for _ in 0..=random.below(3) {
+                random.mutate(&mut frame);
+            }
+            // The kernel wants an Ethernet header, and room for its own data on a page.
+            if frame.len() < 14 || frame.len() > 3000 {
+                continue;
+            }
+            let mutated = Case::new(case.name.clone(), case.program, case.world.clone(), frame.clone())
+                .on(case.ifindex);
+            let host = host::run(&mutated);
+            // More than one verdict, or one that moved by more than one, is an error of the run.
+            let seen = kernel
+                .run(&mutated)
+                .unwrap_or_else(|e| panic!("seed {seed}, {}: {e:#} for {frame:02x?}", case.name));
+            let told = |o: &Observed| {
+                let kinds = o.events.iter().map(|e| e.0).collect::<Vec<_>>();
+                let slow = o.slow.iter().map(|s| s.0).collect::<Vec<_>>();
+                (o.verdict, o.action, o.frame.clone(), kinds, slow)
+            };
+            assert_eq!(
+                told(&seen),
+                told(&host),
+                "seed {seed}, {}: {frame:02x?}",
+                case.name
+            );
+            if let Some(problem) = touched(&mutated, &seen) {
+                panic!("seed {seed}, {}: {problem} for {frame:02x?}", case.name);
+            }
+        }
+    }
+}
+
 #[test]
 fn every_mutated_frame_ends_in_a_verdict() {
-    let seed = std::env::var("ESPALIER_SEED")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or_else(|| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-            now.map_or(1, |d| d.as_nanos() as u64)
-        });
-    eprintln!("ESPALIER_SEED={seed}");
+    let seed = seed();
     let mut random = Random(seed);
     let mut seen = std::collections::BTreeSet::new();
     for case in cases::all() {
@@ -88,6 +183,9 @@ fn every_mutated_frame_ends_in_a_verdict() {
                 case.name,
                 observed.action
             );
+            if let Some(problem) = touched(&mutated, &observed) {
+                panic!("seed {seed}, {}: {problem} for {frame:02x?}", case.name);
+            }
             seen.insert(verdict);
         }
     }

@@ -87,10 +87,7 @@ impl Peer {
             first_generation: rng.range(1, 200) as u8,
             outside_mtu: 1500,
             detection: Duration::from_millis(100),
-            lifetimes: sad::lifetime::Lifetimes {
-                soft: Duration::ZERO,
-                hard: Duration::ZERO,
-            },
+            lifetimes: sad::lifetime::Lifetimes::NONE,
         });
         let plan = sad.configure(config.policies).expect("the policies fit");
         plane.execute(&plan).expect("the maps are there");

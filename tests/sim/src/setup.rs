@@ -289,6 +289,7 @@ impl PeerKind {
             action: PolicyAction::Protect,
             lenient: false,
             lifetimes: None,
+            handling: sad::Handling::default(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the control socket answers: the one definition of every `--json` output. The binary's tables are drawn from it.
 //!
-//! HTTP over the Unix socket of `[control]`: `GET /v1/status`, `GET /v1/sas`, `GET /v1/events`, `GET /metrics`,
+//! HTTP over the Unix socket of `[control]`: `GET /v1/status`, `GET /v1/sas`, `GET /v1/policies`, `GET /v1/events`,
+//! `GET /metrics`,
 //! `POST /v1/takeover`, `POST /v1/drain`, `POST /v1/undrain`, `POST /v1/rebalance`, `POST /v1/start-over`, `POST /v1/rekey`,
 //! `POST /v1/liveness`, `POST /v1/reload-pki`. An error is a [`Failure`] with a 4xx or 5xx status.
 
@@ -298,6 +299,57 @@ pub struct IkeSa {
     pub children: Vec<ChildSa>,
 }
 
+/// `GET /v1/policies`: the policies by precedence.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Policies {
+    /// Rules: of those that match a packet, the first one decides.
+    pub rules: Vec<PolicyRule>,
+    /// Rules of SAs that were left out, because there are too many.
+    pub left_out: usize,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PolicyRule {
+    /// Destination prefix.
+    pub destination: String,
+    /// Source: a prefix, or first and last address.
+    pub source: String,
+    /// IP protocol; `None` for any.
+    pub protocol: Option<u8>,
+    /// First and last source port; `None` for any.
+    pub source_ports: Option<(u16, u16)>,
+    /// First and last destination port; `None` for any.
+    pub destination_ports: Option<(u16, u16)>,
+    /// `protect`, `trap` (no SA: dropped), `hold` (no SA: waits for one), `bypass` or `discard`.
+    pub action: String,
+    /// Connection and child, or the policy's name.
+    pub name: String,
+    /// Inbound SPI of the SA that protects, hexadecimal.
+    pub spi_in: Option<String>,
+}
+
+/// What an SA has carried, on all members that had it, and what it may; 0: no limit.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LifeStatus {
+    /// Octets in, as far as known here.
+    pub bytes_in: u64,
+    /// Octets out.
+    pub bytes_out: u64,
+    /// Packets in.
+    pub packets_in: u64,
+    /// Packets out.
+    pub packets_out: u64,
+    /// Either direction is rekeyed at this many octets.
+    pub rekey_bytes: u64,
+    /// It carries no more octets.
+    pub life_bytes: u64,
+    /// Either direction is rekeyed at this many packets.
+    pub rekey_packets: u64,
+    /// It carries no more packets.
+    pub life_packets: u64,
+}
+
 /// A Child SA.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ChildSa {
@@ -332,6 +384,12 @@ pub struct ChildSa {
     pub packets_out: u64,
     /// Octets out.
     pub bytes_out: u64,
+    /// Largest outer packet of the path to the peer.
+    #[serde(default)]
+    pub path_mtu: u16,
+    /// Lifetimes in octets and packets, where there are any, and what was carried over all takeovers.
+    #[serde(default)]
+    pub life: Option<LifeStatus>,
     /// Right edge of the replay window.
     pub edge: u64,
     /// Ceiling in force.

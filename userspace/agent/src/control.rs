@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{
-    Done, Failure, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, StartOverRequest, Status,
+    Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status,
     TakeoverRequest,
 };
 use crate::clock;
@@ -31,6 +31,8 @@ pub enum Request {
     Status(oneshot::Sender<Status>),
     /// SAs.
     Sas(oneshot::Sender<Vec<IkeSa>>),
+    /// `GET /v1/policies`.
+    Policies(oneshot::Sender<Policies>),
     /// The event log.
     Events(oneshot::Sender<Vec<LoggedEvent>>),
     /// Values for /metrics.
@@ -132,6 +134,10 @@ fn routes(core: Core) -> Router {
         .route(
             "/v1/sas",
             get(async |State(core): State<Core>| json(&core, Request::Sas).await),
+        )
+        .route(
+            "/v1/policies",
+            get(async |State(core): State<Core>| json(&core, Request::Policies).await),
         )
         .route(
             "/v1/events",

@@ -3,7 +3,8 @@
 use crate::client::Client;
 use crate::{Command, Query, cluster, tables};
 use agent::api::{
-    Done, IkeSa, LivenessRequest, LoggedEvent, RekeyRequest, StartOverRequest, Status, TakeoverRequest,
+    Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status,
+    TakeoverRequest,
 };
 use agent::config::Config;
 use anyhow::{Context, Result};
@@ -34,6 +35,7 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Check { config, json } => check(&config, json),
         Command::Status(query) => show::<Status>(&query, "/v1/status", tables::status),
         Command::Sas(query) => show::<Vec<IkeSa>>(&query, "/v1/sas", |sas| tables::sas(sas)),
+        Command::Policies(query) => show::<Policies>(&query, "/v1/policies", tables::policies),
         Command::Events(query) => {
             show::<Vec<LoggedEvent>>(&query, "/v1/events", |events| tables::events(events))
         }

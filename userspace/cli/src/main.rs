@@ -43,6 +43,8 @@ enum Command {
     Status(Query),
     /// IKE SAs and Child SAs.
     Sas(Query),
+    /// Policies by precedence: of the rules that match an outgoing packet, the first one decides.
+    Policies(Query),
     /// What happened, oldest first.
     Events(Query),
     /// Counters in the format of Prometheus.

@@ -1,6 +1,6 @@
 //! Answers as tables for people.
 
-use agent::api::{ChannelStatus, IkeSa, LoggedEvent, MemberStatus, Status, TakeoverStatus};
+use agent::api::{ChannelStatus, IkeSa, LoggedEvent, MemberStatus, Policies, Status, TakeoverStatus};
 use comfy_table::{Table, presets};
 use std::fmt::Write;
 
@@ -330,6 +330,44 @@ fn bound(limit: u64) -> String {
     } else {
         limit.to_string()
     }
+}
+
+/// `espalier policies`.
+pub fn policies(policies: &Policies) -> String {
+    let ports = |ports: Option<(u16, u16)>| match ports {
+        None => "any".to_owned(),
+        Some((first, last)) if first == last => first.to_string(),
+        Some((first, last)) => format!("{first}-{last}"),
+    };
+    let mut rules = table(&[
+        "destination",
+        "source",
+        "protocol",
+        "ports: source / destination",
+        "action",
+        "policy",
+        "SPI in",
+    ]);
+    for rule in &policies.rules {
+        rules.add_row([
+            rule.destination.clone(),
+            rule.source.clone(),
+            rule.protocol.map_or("any".to_owned(), |p| p.to_string()),
+            format!("{} / {}", ports(rule.source_ports), ports(rule.destination_ports)),
+            rule.action.clone(),
+            rule.name.clone(),
+            rule.spi_in.clone().unwrap_or_default(),
+        ]);
+    }
+    let mut out = rules.to_string();
+    if policies.left_out > 0 {
+        let _ = write!(
+            out,
+            "\n{} more rules of SAs are not shown (espalier sas has their selectors)",
+            policies.left_out
+        );
+    }
+    out
 }
 
 /// `espalier events`.

@@ -26,6 +26,10 @@ const _: () = {
     assert!(offset_of!(InboundSa, limits) == HEAD && offset_of!(OutboundSa, limits) == HEAD);
     assert!(offset_of!(LimitsCell, version) == 0);
     assert!(size_of::<Limits>().is_multiple_of(8));
+    assert!(offset_of!(OutboundSa, encap_ports).is_multiple_of(8));
+    assert!(offset_of!(OutboundSa, path_mtu) < offset_of!(OutboundSa, encap_ports) + 8);
+    assert!(offset_of!(InboundSa, life_packets) == offset_of!(InboundSa, life_bytes) + 8);
+    assert!(offset_of!(OutboundSa, life_packets) == offset_of!(OutboundSa, life_bytes) + 8);
 };
 
 impl DataPlane for Plane {
@@ -146,6 +150,34 @@ impl Plane {
                 }
                 Ok(())
             }
+            MapOp::PutPathMtu { slot, spi, mtu } => {
+                let (array, index) = self.sa.sa_out.place(*slot).ok_or_else(|| self.beyond(*slot))?;
+                if spi_of(array, index) == Some(*spi)
+                    && let Some(mut record) = array.read(index)
+                {
+                    record.path_mtu = *mtu;
+                    let at = offset_of!(OutboundSa, encap_ports);
+                    array.write(index, &record, at, at + 8);
+                }
+                Ok(())
+            }
+            MapOp::PutLife {
+                direction,
+                slot,
+                spi,
+                bytes,
+                packets,
+            } => match direction {
+                Direction::Inbound => {
+                    let at = offset_of!(InboundSa, life_bytes);
+                    put_life(self.sa.sa_in.place(*slot), *spi, at, *bytes, *packets)
+                }
+                Direction::Outbound => {
+                    let at = offset_of!(OutboundSa, life_bytes);
+                    put_life(self.sa.sa_out.place(*slot), *spi, at, *bytes, *packets)
+                }
+            }
+            .ok_or_else(|| self.beyond(*slot)),
             MapOp::ClearSlot { slot } => self.clear(*slot),
             MapOp::PutCpuSlot { cpu, slot, own } => {
                 let array = self.sa.cpu_slot.arrays.get(*cpu as usize);
@@ -319,6 +351,19 @@ where
     if head[..4] == spi.to_ne_bytes() {
         head[7] = flags;
         word.store(u64::from_ne_bytes(head), Ordering::SeqCst);
+    }
+    Some(())
+}
+
+/// Octets, then packets, beside each other from `at` on.
+fn put_life<T>(place: Place<'_, T>, spi: u32, at: usize, bytes: u64, packets: u64) -> Option<()>
+where
+    T: FromBytes + IntoBytes + Immutable,
+{
+    let (array, index) = place?;
+    if spi_of(array, index)? == spi {
+        array.word(index, at)?.store(bytes, Ordering::Relaxed);
+        array.word(index, at + 8)?.store(packets, Ordering::Relaxed);
     }
     Some(())
 }

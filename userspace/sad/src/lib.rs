@@ -4,9 +4,12 @@
 //! draws randomness or names aya: time, the ownership epoch and the programs' counters are arguments.
 #![forbid(unsafe_code)]
 
+pub mod handling;
 pub mod lifetime;
 pub mod limits;
+pub mod listing;
 pub mod memory;
+pub mod path;
 pub mod port;
 pub mod prefix;
 mod raises;
@@ -16,10 +19,14 @@ pub mod snapshot;
 pub mod spd;
 pub mod spi;
 pub mod store;
+pub mod usage;
 
+pub use handling::{DontFragment, Handling};
 pub use limits::LimitRaise;
+pub use listing::PolicyLine;
 pub use port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
 pub use raises::NamedLimits;
 pub use snapshot::SnapshotSa;
 pub use spd::{Policy, PolicyAction};
 pub use store::{Context, SaEntry, Sad, SadError, Settings};
+pub use usage::{Carried, Usage};

@@ -3,13 +3,38 @@
 use model::{EspSpi, IkeSpi};
 use std::time::Duration;
 
-/// Age limits of a Child SA. Zero means none.
+/// Limits of a Child SA: age, and what either direction carries. Zero means none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetimes {
     /// Rekey from this age on.
     pub soft: Duration,
     /// Delete at this age.
     pub hard: Duration,
+    /// Rekey once a direction has carried this many inner octets.
+    pub soft_bytes: u64,
+    /// A direction carries no more than this many inner octets; the SA is deleted then.
+    pub hard_bytes: u64,
+    /// Rekey once a direction has carried this many packets.
+    pub soft_packets: u64,
+    /// A direction carries no more than this many packets; the SA is deleted then.
+    pub hard_packets: u64,
+}
+
+impl Lifetimes {
+    /// No limit at all, but for what the sequence numbers set.
+    pub const NONE: Self = Self {
+        soft: Duration::ZERO,
+        hard: Duration::ZERO,
+        soft_bytes: 0,
+        hard_bytes: 0,
+        soft_packets: 0,
+        hard_packets: 0,
+    };
+
+    /// Whether octets or packets are limited.
+    pub const fn counts_use(&self) -> bool {
+        self.soft_bytes | self.hard_bytes | self.soft_packets | self.hard_packets != 0
+    }
 }
 
 impl Default for Lifetimes {
@@ -17,6 +42,7 @@ impl Default for Lifetimes {
         Self {
             soft: Duration::from_secs(3600 - 360),
             hard: Duration::from_secs(3600),
+            ..Self::NONE
         }
     }
 }
@@ -31,7 +57,7 @@ pub const HARD_SEQ: u64 = u32::MAX as u64;
 pub const HARD_SEQ_ESN: u64 = (1 << 40) - 1;
 
 /// What is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LifetimeKind {
     /// Rekey; reported once.
     Soft,
@@ -90,6 +116,7 @@ mod tests {
     const HOUR: Lifetimes = Lifetimes {
         soft: Duration::from_secs(3240),
         hard: Duration::from_secs(3600),
+        ..Lifetimes::NONE
     };
 
     #[test]

@@ -154,6 +154,35 @@ impl MemoryPlane {
                     (sa.outer_dst, sa.encap_ports) = (*outer_dst, *encap_ports);
                 }
             }
+            MapOp::PutPathMtu { slot, spi, mtu } => {
+                let sa = self
+                    .outbound
+                    .get_mut(*slot as usize)
+                    .ok_or_else(|| missing(*slot))?;
+                if sa.spi == *spi {
+                    sa.path_mtu = *mtu;
+                }
+            }
+            MapOp::PutLife {
+                direction,
+                slot,
+                spi,
+                bytes,
+                packets,
+            } => {
+                let at = *slot as usize;
+                let inbound = self.inbound.get_mut(at).ok_or_else(|| missing(*slot))?;
+                match direction {
+                    Direction::Inbound if inbound.spi == *spi => {
+                        (inbound.life_bytes, inbound.life_packets) = (*bytes, *packets);
+                    }
+                    Direction::Outbound if self.outbound[at].spi == *spi => {
+                        let sa = &mut self.outbound[at];
+                        (sa.life_bytes, sa.life_packets) = (*bytes, *packets);
+                    }
+                    _ => {}
+                }
+            }
             MapOp::ClearSlot { slot } => {
                 let at = *slot as usize;
                 *self.inbound.get_mut(at).ok_or_else(|| missing(*slot))? = InboundSa::default();

@@ -94,6 +94,28 @@ pub enum MapOp {
         /// UDP source and destination port, host order.
         encap_ports: [u16; 2],
     },
+    /// Largest outer packet of an outbound SA.
+    PutPathMtu {
+        /// Slot of the SA.
+        slot: u32,
+        /// The peer's SPI.
+        spi: u32,
+        /// Octets.
+        mtu: u16,
+    },
+    /// What one direction may carry, counted on this member.
+    PutLife {
+        /// Which record.
+        direction: Direction,
+        /// Slot of the SA.
+        slot: u32,
+        /// SPI in the record of that direction.
+        spi: u32,
+        /// Inner octets, 0 for no limit.
+        bytes: u64,
+        /// Packets, 0 for no limit.
+        packets: u64,
+    },
     /// Empties both records of a slot, then both keys. Counters stay for a last look.
     ClearSlot {
         /// The slot.
@@ -139,6 +161,8 @@ impl MapOp {
             Self::PutReportedEdge { .. } => "put reported edge",
             Self::PutFlags { .. } => "put flags",
             Self::PutPath { .. } => "put outer path",
+            Self::PutPathMtu { .. } => "put path MTU",
+            Self::PutLife { .. } => "put lifetime",
             Self::ClearSlot { .. } => "clear slot",
             Self::PutCpuSlot { .. } => "put a CPU's own SA",
             Self::PutSpd { .. } => "put policy",

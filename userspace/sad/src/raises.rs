@@ -346,8 +346,13 @@ impl Sad {
                 .unwrap_or_default();
             let seq = counters.outbound.seq.max(counters.inbound.edge);
             let age = now.since(entry.installed);
+            let usage = entry.usage(&counters);
             let record = &entry.record;
-            let Some(kind) = due(entry.lifetimes, record.spi_in, record.esn, age, seq) else {
+            let by_use = [usage.inbound, usage.outbound].map(|carried| carried.due(&entry.lifetimes));
+            let kinds = by_use
+                .into_iter()
+                .chain([due(entry.lifetimes, record.spi_in, record.esn, age, seq)]);
+            let Some(kind) = kinds.flatten().max() else {
                 continue;
             };
             if entry.reported == Some(kind) || entry.reported == Some(LifetimeKind::Hard) {

@@ -1,7 +1,8 @@
 //! From a Child SA's record to what the programs read.
 
+use crate::port::Direction;
 use crate::spd::selector_pairs;
-use crate::store::SadError;
+use crate::store::{SaEntry, SadError};
 use maps_schema::sad::{
     InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_UDP_ENCAP,
     SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
@@ -72,16 +73,10 @@ pub(crate) fn pairs(record: &ChildSaRecord) -> Result<Vec<(TrafficSelector, Traf
 }
 
 /// The inbound record of an SA.
-pub(crate) fn inbound(
-    record: &ChildSaRecord,
-    pairs: &[(TrafficSelector, TrafficSelector)],
-    connection: u16,
-    flags: u8,
-    ceiling: Limits,
-    reported_edge: u64,
-) -> InboundSa {
+pub(crate) fn inbound(entry: &SaEntry) -> InboundSa {
+    let record = &entry.record;
     let mut selectors = [SelectorPair::default(); SELECTORS_PER_SA];
-    for (to, (local, remote)) in selectors.iter_mut().zip(pairs) {
+    for (to, (local, remote)) in selectors.iter_mut().zip(&entry.pairs) {
         *to = SelectorPair {
             remote_first: mapped(remote.first),
             remote_last: mapped(remote.last),
@@ -93,38 +88,42 @@ pub(crate) fn inbound(
             reserved: 0,
         };
     }
+    let (life_bytes, life_packets) = entry.limits_left(Direction::Inbound);
     InboundSa {
         spi: record.spi_in.0,
-        connection,
+        connection: entry.connection,
         suite: suite_number(record.suite),
-        flags,
-        limits: cell(ceiling),
-        reported_edge,
-        selector_count: pairs.len().min(SELECTORS_PER_SA) as u32,
+        flags: entry.flags,
+        limits: cell(entry.ceiling),
+        reported_edge: entry.reported_edge,
+        life_bytes,
+        life_packets,
+        selector_count: entry.pairs.len().min(SELECTORS_PER_SA) as u32,
         reserved: 0,
         selectors,
     }
 }
 
-/// The outbound record of an SA.
-pub(crate) fn outbound(
-    record: &ChildSaRecord,
-    connection: u16,
-    flags: u8,
-    lease: Limits,
-    path_mtu: u16,
-) -> OutboundSa {
+/// The outbound record of an SA, where the interface carries `outside` octets.
+pub(crate) fn outbound(entry: &SaEntry, outside: u16) -> OutboundSa {
+    let (record, handling) = (&entry.record, &entry.handling);
+    let (life_bytes, life_packets) = entry.limits_left(Direction::Outbound);
     OutboundSa {
         spi: record.spi_out.0,
-        connection,
+        connection: entry.connection,
         suite: suite_number(record.suite),
-        flags,
-        limits: cell(lease),
+        flags: entry.flags,
+        limits: cell(entry.lease),
         outer_src: mapped(record.local.ip()),
         outer_dst: mapped(record.remote.ip()),
         encap_ports: [record.local.port(), record.remote.port()],
-        path_mtu,
-        reserved: 0,
+        path_mtu: entry.path_mtu(outside),
+        mss_clamp: handling.mss_clamp,
+        df: handling.df.number(),
+        dscp: handling.dscp.map_or(0, |dscp| (dscp & 0x3f) + 1),
+        reserved: [0; 6],
+        life_bytes,
+        life_packets,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::port::{MapOp, MapPlan};
 use crate::spd::Holder;
 use crate::store::{Context, SaEntry, Sad, SadError};
+use crate::usage::Usage;
 use maps_schema::sad::{Limits, spi_slot};
 use model::{ChildSaRecord, Epoch, EspSpi, InitialLimits, Instant, SegmentId};
 use serde::{Deserialize, Serialize};
@@ -117,7 +118,9 @@ impl Sad {
         let mut plan = MapPlan::default();
         for sa in some {
             let spi = sa.record.spi_in;
-            if self.get(spi).is_some() {
+            // Counters stay with an SA that is there, and so does what is added to them.
+            let before = self.get(spi).map(|e| (e.base, e.told));
+            if before.is_some() {
                 // Its records are written anew below; the executor keeps live counters of an SPI that is there.
                 plan.extend(self.spd.remove(Holder::Slot(spi_slot(spi.0))));
                 self.take(spi_slot(spi.0));
@@ -135,6 +138,12 @@ impl Sad {
             if let Some(entry) = self.entries.get_mut(&spi_slot(spi.0)) {
                 entry.installed = Instant(now.0.saturating_sub(sa.age_ms.saturating_mul(1_000_000)));
                 entry.reported_edge = sa.reported_edge;
+                if let Some((base, told)) = before {
+                    (entry.base, entry.told) = (base, told);
+                    if base != Usage::default() {
+                        plan.extend(entry.life_plan());
+                    }
+                }
                 plan.ops.push(MapOp::PutReportedEdge {
                     slot: spi_slot(spi.0),
                     spi: spi.0,

@@ -1,10 +1,12 @@
 //! Outbound policy: configured policies and the rules of live SAs, as map entries per destination prefix.
 //!
 //! The programs look up the longest prefix and take its first matching rule, so the entry of a prefix holds the
-//! rules of every prefix around it too. Precedence: longer own prefix, then the order of the configuration, then the
-//! SA that carries the policy (the one switched to last first), then the policy itself, which traps. So a configured
-//! policy without an SA traps, and never falls through to a wider one or to plain text.
+//! rules of every prefix around it too. Precedence: longer own prefix, then the longer prefix of the source, then one protocol
+//! before all, then fewer destination ports, then fewer source ports, then the order of the configuration, then the SA that carries the
+//! policy (the one switched to last first), then the policy itself, which traps. So a configured policy without an SA
+//! traps, and never falls through to a wider one or to plain text.
 
+use crate::handling::Handling;
 use crate::lifetime::Lifetimes;
 use crate::port::{MapOp, MapPlan};
 use crate::prefix::{MAPPED_IPV4, Prefix, number, split};
@@ -12,7 +14,7 @@ use crate::siblings::Part;
 use crate::store::SaEntry;
 use maps_schema::spd::{
     ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP,
-    RULES_PER_PREFIX, SpdEntry, SpdKey, SpdRule,
+    ACTION_TRAP_HOLD, RULES_PER_PREFIX, SpdEntry, SpdKey, SpdRule,
 };
 use model::TrafficSelector;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,12 +31,12 @@ pub enum PolicyAction {
     Discard,
 }
 
-/// A configured policy: one child of one connection.
+/// A configured policy: one child of one connection; or, without one, what bypasses or is discarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Connection's name.
+    /// Connection's name; empty for a policy that belongs to none.
     pub connection: String,
-    /// Child's name, unique within the connection.
+    /// Child's name, unique within the connection, or the policy's own.
     pub child: String,
     /// Our side.
     pub local: Vec<TrafficSelector>,
@@ -46,6 +48,19 @@ pub struct Policy {
     pub lenient: bool,
     /// Lifetimes of its SAs; `None` for the defaults.
     pub lifetimes: Option<Lifetimes>,
+    /// How its packets are carried.
+    pub handling: Handling,
+}
+
+impl Policy {
+    /// For messages: the connection's name, or that of a policy which belongs to none.
+    pub fn name(&self) -> &str {
+        if self.connection.is_empty() {
+            &self.child
+        } else {
+            &self.connection
+        }
+    }
 }
 
 /// Why policies cannot be put into the map.
@@ -53,20 +68,18 @@ pub struct Policy {
 pub enum SpdError {
     /// Too many rules meet at one prefix.
     #[error(
-        "{rules} rules apply to destination {destination}; the map holds {RULES_PER_PREFIX} per prefix: merge selectors of connection {connection}"
+        "{rules} rules apply to destination {destination}; the map holds {RULES_PER_PREFIX} per prefix: merge selectors of {connection}"
     )]
     TooManyRules {
         /// Distinct rules that would be needed.
         rules: usize,
         /// The prefix, for a reader.
         destination: String,
-        /// The connection whose rule is the last of them.
+        /// The policy or connection whose rule is the last of them.
         connection: String,
     },
     /// No local selector fits a remote one.
-    #[error(
-        "child {child} of connection {connection}: no local and remote selector agree in address family and protocol"
-    )]
+    #[error("{connection}/{child}: no local and remote selector agree in address family and protocol")]
     NoSelectors {
         /// Connection's name.
         connection: String,
@@ -80,6 +93,10 @@ pub enum SpdError {
 pub(crate) struct Rank {
     /// 128 - own prefix length: longer first.
     width: u8,
+    /// The same of the shortest prefix around the source.
+    source: u8,
+    /// All protocols, destination ports, source ports: how many more than one.
+    selectors: (bool, u16, u16),
     /// Position in the configuration.
     policy: u32,
     /// Counts down with every switch of an outbound SA; the policy itself has `u64::MAX`.
@@ -126,8 +143,9 @@ pub(crate) struct Effect {
 
 impl Effect {
     /// A configured policy: protection without an SA is a trap.
-    pub(crate) fn of_policy(action: PolicyAction, connection: u16, policy: u32) -> Self {
-        let action = match action {
+    pub(crate) fn of_policy(of: &Policy, connection: u16, policy: u32) -> Self {
+        let action = match of.action {
+            PolicyAction::Protect if of.handling.hold => ACTION_TRAP_HOLD,
             PolicyAction::Protect => ACTION_TRAP,
             PolicyAction::Bypass => ACTION_BYPASS,
             PolicyAction::Discard => ACTION_DISCARD,
@@ -175,9 +193,12 @@ impl Spd {
         let mut touched: BTreeSet<Prefix> = before.iter().map(|(p, _)| *p).collect();
         for (at, (local, remote)) in pairs.iter().enumerate() {
             let rule = rule_of(local, remote, effect);
+            let ports = |ts: &TrafficSelector| ts.last_port.saturating_sub(ts.first_port);
             for prefix in split(number(remote.first), number(remote.last)) {
                 let rank = Rank {
                     width: 128 - prefix.len,
+                    source: (128 - (number(local.first) ^ number(local.last)).leading_zeros()) as u8,
+                    selectors: (remote.protocol == 0, ports(remote), ports(local)),
                     policy: effect.policy,
                     recency: effect.recency,
                     pair: at as u32,
@@ -221,6 +242,25 @@ impl Spd {
             .map(|p| (*p, None));
         let here = self.published.iter().map(|(p, e)| (*p, Some(*e)));
         at.replace(here.chain(gone).collect())
+    }
+
+    /// Number of rules.
+    pub(crate) fn len(&self) -> usize {
+        self.held.values().map(Vec::len).sum()
+    }
+
+    /// Rules of the holders that are wanted, by precedence, each with its own prefix: among rules that match a packet, the first
+    /// one decides.
+    pub(crate) fn by_precedence(&self, wanted: impl Fn(Holder) -> bool) -> Vec<(Holder, Prefix, SpdRule)> {
+        let mut all = Vec::new();
+        for (prefix, rules) in &self.rules {
+            let of_these = rules.iter().filter(|(holder, _)| wanted(*holder));
+            all.extend(of_these.map(|(holder, ranked)| (ranked.rank, *prefix, *holder, ranked.rule)));
+        }
+        all.sort_by_key(|(rank, prefix, ..)| (*rank, *prefix));
+        all.into_iter()
+            .map(|(_, prefix, holder, rule)| (holder, prefix, rule))
+            .collect()
     }
 
     /// Every entry.
@@ -488,7 +528,7 @@ fn entry_of(rules: &[SpdRule]) -> SpdEntry {
     entry
 }
 
-fn describe(prefix: Prefix) -> String {
+pub(crate) fn describe(prefix: Prefix) -> String {
     let address = model::address::unmapped(prefix.octets());
     let len = if prefix.is_ipv4() {
         prefix.len - 96

@@ -1,5 +1,6 @@
 //! The SA database: changes in, map plans out.
 
+use crate::handling::Handling;
 use crate::lifetime::{LifetimeKind, Lifetimes};
 use crate::limits::{HEADROOM_MIN, LEASE_MIN, Meter};
 use crate::port::{MapOp, MapPlan};
@@ -7,6 +8,7 @@ use crate::record;
 use crate::siblings::{Part, Siblings};
 use crate::spd::{Effect, Holder, Policy, PolicyAction, Spd, SpdError, selector_pairs};
 use crate::spi::{AdoptError, SpiAllocator};
+use crate::usage::Usage;
 use maps_schema::sad::{Limits, spi_segment, spi_slot};
 use maps_schema::steer::MAX_CONNECTIONS;
 use model::{
@@ -118,6 +120,13 @@ pub struct SaEntry {
     pub(crate) switched: u64,
     pub(crate) part: Part,
     pub(crate) lifetimes: Lifetimes,
+    pub(crate) handling: Handling,
+    /// What routers said that the path carries.
+    pub(crate) learnt_mtu: Option<u16>,
+    /// What other members carried: to be added to this one's counters.
+    pub(crate) base: Usage,
+    /// Totals last reported, or heard.
+    pub(crate) told: Usage,
     pub(crate) reported: Option<LifetimeKind>,
     pub(crate) meters: [Meter; 2],
 }
@@ -170,7 +179,8 @@ impl Sad {
     pub fn configure(&mut self, policies: Vec<Policy>) -> Result<MapPlan, SadError> {
         let mut connections = self.connections.clone();
         for policy in &policies {
-            if !connections.contains(&policy.connection) {
+            // What belongs to no connection is counted by itself.
+            if !policy.connection.is_empty() && !connections.contains(&policy.connection) {
                 connections.push(policy.connection.clone());
             }
         }
@@ -188,9 +198,9 @@ impl Sad {
             let connection = index_of(&connections, &policy.connection);
             spd.put(
                 Holder::Policy(at),
-                Effect::of_policy(policy.action, connection, at),
+                Effect::of_policy(policy, connection, at),
                 &pairs,
-                &policy.connection,
+                policy.name(),
             )?;
         }
         for entry in self.entries.values().filter(|e| e.outbound_in_use) {
@@ -232,25 +242,25 @@ impl Sad {
                 self.switch(spi_slot(spi_in.0))
             }
             ChildSaChange::MovePeer { spi_in, remote } => {
-                let path_mtu = self.settings.outside_mtu;
+                let outside = self.settings.outside_mtu;
                 let entry = self.entry_mut_of(*spi_in)?;
                 entry.record.remote = *remote;
-                let record = record::outbound(
-                    &entry.record,
-                    entry.connection,
-                    entry.flags,
-                    entry.lease,
-                    path_mtu,
-                );
+                // Another path.
+                let learnt = entry.learnt_mtu.take();
+                let record = record::outbound(entry, outside);
                 let slot = entry.slot();
-                Ok(MapPlan {
+                let mut plan = MapPlan {
                     ops: vec![MapOp::PutPath {
                         slot,
                         spi: record.spi,
                         outer_dst: record.outer_dst,
                         encap_ports: record.encap_ports,
                     }],
-                })
+                };
+                if learnt.is_some() {
+                    plan.extend(entry.path_plan(outside));
+                }
+                Ok(plan)
             }
             ChildSaChange::MoveIkeSa { spi_in, ike_spi } => {
                 self.move_to_ike_sa(*spi_in, *ike_spi)?;
@@ -436,6 +446,10 @@ impl Sad {
             lifetimes: policy
                 .and_then(|(_, p)| p.lifetimes)
                 .unwrap_or(self.settings.lifetimes),
+            handling: policy.map(|(_, p)| p.handling).unwrap_or_default(),
+            learnt_mtu: None,
+            base: Usage::default(),
+            told: Usage::default(),
             reported: None,
             meters: [Meter::default(); 2],
             record: sa.clone(),
@@ -463,21 +477,8 @@ impl Sad {
     /// Keys, counters, records: in this order, so that a record that can be seen has all that it needs.
     fn records_plan(&self, entry: &SaEntry) -> Result<MapPlan, SadError> {
         let (slot, sa) = (entry.slot(), &entry.record);
-        let inbound = record::inbound(
-            sa,
-            &entry.pairs,
-            entry.connection,
-            entry.flags,
-            entry.ceiling,
-            entry.reported_edge,
-        );
-        let outbound = record::outbound(
-            sa,
-            entry.connection,
-            entry.flags,
-            entry.lease,
-            self.settings.outside_mtu,
-        );
+        let inbound = record::inbound(entry);
+        let outbound = record::outbound(entry, self.settings.outside_mtu);
         Ok(MapPlan {
             ops: vec![
                 MapOp::ResetRuntime {

@@ -113,6 +113,7 @@ proptest! {
             action: PolicyAction::Protect,
             lenient: false,
             lifetimes: None,
+            handling: sad::Handling::default(),
         });
         plane.execute(&sad.configure(configured.collect()).expect("fits")).expect("executes");
         let mut live: Vec<Live> = Vec::new();

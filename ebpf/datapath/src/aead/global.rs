@@ -35,4 +35,4 @@ macro_rules! global_fn {
     };
 }
 
-pub(super) use global_fn;
+pub(crate) use global_fn;

@@ -11,7 +11,7 @@ mod chacha20;
 mod chacha20_poly1305;
 mod gcm;
 mod ghash;
-mod global;
+pub(crate) mod global;
 mod poly1305;
 mod scratch;
 

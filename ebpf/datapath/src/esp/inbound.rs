@@ -7,20 +7,23 @@ use maps_schema::event::{
     EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_HELD,
 };
 use maps_schema::sad::{
-    InboundSa, SA_ESN, SA_LENIENT, SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305,
+    InboundSa, SA_ESN, SA_LENIENT, SA_UDP_ENCAP, SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305,
 };
 use maps_schema::steer::NO_VLAN;
 use maps_schema::verdict::Verdict;
 
 use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN};
+use super::outbound::path_mtu;
 use super::pad;
 use crate::aead::{AAD_ESN, AAD_PLAIN, NOT_AUTHENTIC, TEXT_MAX};
 use crate::bytes::{Bounded, PacketRead};
 use crate::checksum;
+use crate::ecn;
 use crate::env::{ACTION_REDIRECT, Area, Env, Route, RouteQuery, Work};
-use crate::headers::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_IPV4, PROTOCOL_IPV6};
+use crate::headers::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP};
 use crate::limits::{self, volatile};
 use crate::link;
+use crate::mss;
 use crate::replay::{self, IcvVerified};
 use crate::selectors::{self, Flow};
 use crate::steer::{self, ROLE_OLD_OWNER, ROLE_TAKER_HOLDING, ROLE_TAKER_OPEN, millis};
@@ -149,7 +152,12 @@ fn lay_out(env: &impl Env, area: &mut Area, text_len: usize, esn: bool) -> bool 
 /// packet, its header in `work.ip`, is to be forwarded. The programs call the three parts each from a stack frame of its own.
 #[inline(always)]
 pub fn accept(env: &impl Env, area: &mut Area, status: i32) -> bool {
-    authentic(env, &mut area.work, status) && inspect(env, area) && mark(env, &mut area.work, status)
+    let accepted =
+        authentic(env, &mut area.work, status) && inspect(env, area) && mark(env, &mut area.work, status);
+    if accepted && area.work.mss != 0 {
+        mss::apply(area);
+    }
+    accepted
 }
 
 /// Whether the packet is authentic, and its number one that this member may deliver now.
@@ -182,7 +190,7 @@ pub fn authentic(env: &impl Env, work: &mut Work, status: i32) -> bool {
 #[inline(always)]
 pub fn inspect(env: &impl Env, area: &mut Area) -> bool {
     let Area { cipher, work } = area;
-    let Some(sa) = env.inbound(work.cpu, work.index) else {
+    let (Some(sa), Some(local)) = (env.inbound(work.cpu, work.index), env.local()) else {
         return work.drop(Verdict::InternalError);
     };
     let Some((payload, next_header)) = pad::strip(cipher.text(), cipher.text_len as usize) else {
@@ -202,12 +210,27 @@ pub fn inspect(env: &impl Env, area: &mut Area) -> bool {
     let Some(ip) = found else {
         return work.drop(Verdict::InnerMalformed);
     };
+    work.outer_tos = work.ip.tos;
     work.ip = ip;
     if ip.version == 6 && headers::skip_extensions(&text, 0, &mut work.ip).is_none() {
         return work.drop(Verdict::InnerExtension);
     }
     work.flow = flow(&text, &work.ip, 0);
-    selected(sa, &work.flow) || work.drop(Verdict::SelectorMismatch)
+    if !selected(sa, &work.flow) {
+        return work.drop(Verdict::SelectorMismatch);
+    }
+    if ecn::merged(work.ip.tos, work.outer_tos).is_none() {
+        return work.drop(Verdict::EcnDropped);
+    }
+    if work.ip.protocol == PROTOCOL_TCP
+        && let Some(back) = env.outbound(work.cpu, work.index)
+    {
+        // What a SYN from the peer announces is the size of the segments that go back.
+        let v6 = !headers::is_v4(headers::address(&back.outer_dst));
+        let outer = header::outer_len(volatile(&back.flags) & SA_UDP_ENCAP != 0, v6);
+        work.mss = mss::allowed(&text, &work.ip, back.mss_clamp, path_mtu(back, local), outer);
+    }
+    true
 }
 
 /// What selectors look at in an inner packet at `offset`.
@@ -247,17 +270,26 @@ fn selected(sa: &InboundSa, flow: &Flow) -> bool {
 /// Marks the number in the window: from here on it counts as seen.
 #[inline(always)]
 pub fn mark(env: &impl Env, work: &mut Work, status: i32) -> bool {
-    let Some(proof) = IcvVerified::from_status(status) else {
+    let (Some(proof), Some(sa)) = (
+        IcvVerified::from_status(status),
+        env.inbound(work.cpu, work.index),
+    ) else {
         return work.drop(Verdict::InternalError);
     };
+    let (life_packets, life_bytes) = (sa.life_packets, sa.life_bytes);
     let marked = env.window(work.cpu, work.index, |window| {
         // The same CPU checked before the cipher ran; nothing can have come between, and the proof costs little.
         let checked = replay::check(window, work.seq)?;
+        let bytes = window.bytes.wrapping_add(work.ip.total_len as u64);
+        // RFC 4301 4.4.2.1: what the limit does not hold is not delivered.
+        if (life_packets != 0 && window.packets >= life_packets) || (life_bytes != 0 && bytes > life_bytes) {
+            return Err(Verdict::LifetimeExpired);
+        }
         let before = replay::mark(window, checked, proof);
         let first = window.above_floor == 0;
         window.above_floor = window.above_floor.wrapping_add(1);
         window.packets = window.packets.wrapping_add(1);
-        window.bytes = window.bytes.wrapping_add(work.ip.total_len as u64);
+        window.bytes = bytes;
         window.last_ms = millis(work.now_ns);
         Ok((before, first))
     });
@@ -324,7 +356,7 @@ pub fn forward(env: &impl Env, area: &mut Area) {
         device: work.port.device,
     });
     // Taken apart at once: a register that a missing route leaves undefined would be refused by the verifier.
-    let known = route.is_some();
+    let known = matches!(route, Some(Route { mtu: 0, .. }));
     let route = route.unwrap_or(Route::NONE);
     let link_len = if known {
         link::len(route.vlan)
@@ -337,6 +369,11 @@ pub fn forward(env: &impl Env, area: &mut Area) {
             return;
         }
         decrement_ttl(cipher.text_mut(), &ip);
+    }
+    if let Some(field) = ecn::merged(ip.tos, work.outer_tos)
+        && field != ip.tos & ecn::MASK
+    {
+        ecn::write(cipher.text_mut(), &ip, field);
     }
     let ethertype = if ip.version == 6 {
         ETHERTYPE_IPV6

@@ -6,3 +6,4 @@ pub mod inbound;
 pub mod nonce;
 pub mod outbound;
 pub mod pad;
+pub mod too_big;

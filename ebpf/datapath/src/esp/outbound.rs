@@ -4,34 +4,35 @@
 //! that a key never sees a nonce twice, whoever believes to be the owner.
 
 use maps_schema::event::{
-    EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, SLOW_OUT_FRAGMENT,
+    EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, EVENT_PATH_MTU, SLOW_NO_SA,
+    SLOW_OUTER_FRAGMENT,
 };
 use maps_schema::sad::{
-    OutboundSa, SA_ESN, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305, slot_place,
+    DF_CLEAR, DF_SET, OutboundSa, SA_ESN, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305, slot_place,
 };
 use maps_schema::spd::{
-    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, RULES_PER_PREFIX,
-    SpdRule,
+    ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP_HOLD,
+    RULES_PER_PREFIX, SpdRule,
 };
 use maps_schema::steer::{Local, SIDE_INSIDE};
 use maps_schema::verdict::Verdict;
 
 use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN, outer_len};
-use super::{inbound, nonce, pad};
+use super::{inbound, nonce, pad, too_big};
 use crate::aead::{AAD_ESN, AAD_PLAIN, DONE, Scratch, TEXT_MAX};
 use crate::bytes::Bounded;
 use crate::checksum;
+use crate::ecn;
 use crate::env::{
-    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Env, OutboundCounters,
-    Route, RouteQuery, Work, must_hop,
+    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, Area, Env, OutboundCounters, Route,
+    RouteQuery, Work, must_hop,
 };
 use crate::headers::{
-    self, Address, DONT_FRAGMENT, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LEN, IPV6_LEN,
-    PROTOCOL_ICMP, UDP_LEN,
+    self, Address, DONT_FRAGMENT, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LEN, IPV6_LEN, UDP_LEN,
 };
-use crate::icmp;
 use crate::limits::{self, Take, volatile};
 use crate::link;
+use crate::mss;
 use crate::nd;
 use crate::selectors;
 use crate::steer::{self, ROLE_OLD_OWNER, answer_arp, millis};
@@ -138,6 +139,7 @@ fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &SpdRule, may_mov
             }
             true
         }
+        ACTION_TRAP_HOLD => hold(env, work),
         // `ACTION_TRAP`, and what this version does not know.
         _ => no_sa(env, work),
     }
@@ -168,12 +170,25 @@ fn own_sa(env: &impl Env, work: &mut Work, local: &Local, shared: u32) -> bool {
 /// A policy without SA drops and asks for one; it never lets the packet pass in clear.
 #[inline(always)]
 fn no_sa(env: &impl Env, work: &mut Work) -> bool {
+    acquire(env, work);
+    work.drop(Verdict::NoSa)
+}
+
+/// As [`no_sa`], and the agent keeps the packet for the SA.
+#[inline(always)]
+fn hold(env: &impl Env, work: &mut Work) -> bool {
+    acquire(env, work);
+    work.slot = work.connection;
+    work.slow(env, SLOW_NO_SA, Verdict::HeldForSa)
+}
+
+#[inline(always)]
+fn acquire(env: &impl Env, work: &Work) {
     let connection = work.connection as u16;
     if env.acquire_due(connection, work.now_ns) {
         let flow = (work.flow.source[1] << 32) | (work.flow.destination[1] & u32::MAX as u64);
         env.event(EVENT_ACQUIRE, connection as u32, 0, 0, flow);
     }
-    work.drop(Verdict::NoSa)
 }
 
 /// Owner, SA, size, number; lays the packet out for the cipher. `true`: seal it.
@@ -207,7 +222,10 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let v6 = !headers::is_v4(headers::address(&sa.outer_dst));
     let outer = outer_len(flags & SA_UDP_ENCAP != 0, v6);
     if header::sealed_len(inner, outer) > mtu {
-        return too_big(env, area, local, header::inner_max(mtu, outer));
+        if !too_big::may_cut(sa, &work.ip, v6) {
+            return too_big::answer(env, area, local, header::inner_max(mtu, outer));
+        }
+        work.cut = 1;
     }
     if inner > TEXT_MAX - 8 {
         return work.drop(Verdict::TooBig);
@@ -218,6 +236,12 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let Some(counters) = env.counters(work.cpu, work.index) else {
         return work.drop(Verdict::InternalError);
     };
+    // RFC 4301 4.4.2.1: what the limit does not hold is not sent. CPUs that seal at the same time may pass it by a packet each.
+    if (sa.life_packets != 0 && counters.packets.get() >= sa.life_packets)
+        || (sa.life_bytes != 0 && counters.bytes.get().saturating_add(inner as u64) > sa.life_bytes)
+    {
+        return work.drop(Verdict::LifetimeExpired);
+    }
     if !take_number(env, work, sa, flags, counters) {
         return false;
     }
@@ -226,6 +250,11 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         return work.drop(Verdict::InternalError);
     }
     let ip = work.ip;
+    let packet = Bounded {
+        octets: cipher.text(),
+        len: inner,
+    };
+    work.mss = mss::allowed(&packet, &ip, sa.mss_clamp, mtu, outer);
     inbound::decrement_ttl(cipher.text_mut(), &ip);
     let next_header = if ip.version == 6 {
         headers::PROTOCOL_IPV6
@@ -243,9 +272,10 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     true
 }
 
+/// Largest outer packet of an SA.
 #[inline(always)]
-fn path_mtu(sa: &OutboundSa, local: &Local) -> usize {
-    let (path, own) = (sa.path_mtu as usize, local.outside_mtu as usize);
+pub(crate) fn path_mtu(sa: &OutboundSa, local: &Local) -> usize {
+    let (path, own) = (volatile(&sa.path_mtu) as usize, local.outside_mtu as usize);
     match (path, own) {
         (0, 0) => 1500,
         (0, mtu) | (mtu, 0) => mtu,
@@ -297,55 +327,6 @@ fn take_number(
     }
 }
 
-/// RFC 1191 and RFC 4301 8.2.1: with DF the sender learns the size that fits; without, the slow path makes pieces.
-#[inline(always)]
-fn too_big(env: &impl Env, area: &mut Area, local: &Local, mtu: usize) -> bool {
-    let Area { cipher, work } = area;
-    let ip = work.ip;
-    if ip.fragment & DONT_FRAGMENT == 0 {
-        return work.slow(env, SLOW_OUT_FRAGMENT, Verdict::OutFragment);
-    }
-    // RFC 1122 3.2.2: no error about an error, a later fragment, or to what is no single host. Whether an ICMP
-    // message is an error says its type; every ICMP message of that size is treated as one.
-    let source = headers::to_v4(ip.source);
-    let single_host = source >> 28 < 0xe && source != 0;
-    // Its IPv6 counterpart, Packet Too Big, is not sent so far.
-    if ip.version != 4
-        || ip.is_later_fragment()
-        || !single_host
-        || ip.protocol == PROTOCOL_ICMP && !is_echo(work)
-    {
-        return work.drop(Verdict::TooBig);
-    }
-    let text = cipher.text_mut();
-    // The quotation lies behind the place of the new headers; the area between is overwritten.
-    if !env.load(work.link_len as usize, text, icmp::QUOTED) {
-        return work.drop(Verdict::InternalError);
-    }
-    text.copy_within(..icmp::QUOTED, icmp::QUOTE_AT);
-    icmp::fragmentation_needed(
-        text,
-        headers::to_v4(headers::address(&local.inside_address)),
-        source,
-        mtu as u16,
-    );
-    let link_len = work.link_len as usize;
-    if !env.truncate(link_len + icmp::ERROR_LEN)
-        || !env.store(link_len, text, icmp::ERROR_LEN)
-        || !link::write_addresses(env, work.source_mac, work.port.mac)
-    {
-        return work.drop(Verdict::InternalError);
-    }
-    work.end(Verdict::FragmentNeeded, ACTION_TRANSMIT)
-}
-
-#[inline(always)]
-fn is_echo(work: &Work) -> bool {
-    use crate::bytes::PacketRead;
-    let at = (work.link_len + work.ip.header_len) as usize;
-    matches!(work.front().u8(at), Some(0 | 8))
-}
-
 /// After the cipher (`status` is that of [`crate::aead::aead_seal`]): outer headers, and on its way. The programs call the two
 /// parts each from a stack frame of its own.
 #[inline(always)]
@@ -380,23 +361,43 @@ pub fn direct(env: &impl Env, area: &mut Area, status: i32) -> bool {
     let v6 = !headers::is_v4(destination);
     let outer = outer_len(encap, v6);
     let datagram_len = outer + ESP_LEN + IV_LEN + text_len + ICV_LEN;
+    work.outer_tos = match sa.dscp {
+        0 => work.ip.tos,
+        dscp => dscp.wrapping_sub(1) << 2 | work.ip.tos & ecn::MASK,
+    };
     let route = env.route(&RouteQuery {
         source: headers::address(&sa.outer_src),
         destination,
         length: datagram_len as u16,
-        tos: work.ip.tos,
+        tos: work.outer_tos,
         protocol: outer_protocol(encap),
         own: true,
         device: 0,
     });
-    let known = route.is_some();
+    if work.cut == 0
+        && let Some(Route { mtu, .. }) = route
+        && mtu != 0
+    {
+        // The kernel has learnt of a narrow path (RFC 4301 8.2): from the next packet on the SA keeps to it. This one, if it
+        // may be cut, is cut by the stack.
+        env.event(EVENT_PATH_MTU, work.slot, work.spi, work.epoch, mtu as u64);
+        if v6 || outer_df(sa, work) != 0 {
+            return work.drop(Verdict::PathTooSmall);
+        }
+    }
+    let known = matches!(route, Some(Route { mtu: 0, .. }));
     // Nobody to send it to is known yet: it is sealed, so the stack may have it, and asks for the neighbour.
-    let route = route.unwrap_or(Route {
+    let fallback = Route {
         destination: work.port.mac,
         source: work.port.mac,
         ifindex: 0,
         vlan: work.port.vlan,
-    });
+        mtu: 0,
+    };
+    let route = match route {
+        Some(route) if known => route,
+        _ => fallback,
+    };
     let ip_at = link::len(route.vlan);
     let ethertype = if v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
     if !env.cut_head(work.frame_len as i32 - (ip_at + datagram_len) as i32)
@@ -428,12 +429,13 @@ pub fn fill(env: &impl Env, area: &mut Area) {
     let (ip_at, esp_at) = (work.link_len as usize, work.esp_at as usize);
     let datagram_len = esp_at - ip_at + work.esp_len as usize;
     let protocol = outer_protocol(encap);
+    let df = outer_df(sa, work);
     let mut ok = if v6 {
         let ip = outer_ipv6(work, source, destination, protocol, datagram_len);
         env.write(ip_at, &ip)
     } else {
         let (source, destination) = (headers::to_v4(source), headers::to_v4(destination));
-        let ip = outer_ip(work, source, destination, protocol, datagram_len);
+        let ip = outer_ip(work, source, destination, protocol, datagram_len, df);
         env.write(ip_at, &ip)
     };
     if encap {
@@ -460,10 +462,25 @@ pub fn fill(env: &impl Env, area: &mut Area) {
     ok &= env.write(text_at + text_len, &cipher.tag);
     if !ok {
         work.drop(Verdict::InternalError);
+    } else if work.cut != 0 {
+        work.slow(env, SLOW_OUTER_FRAGMENT, Verdict::OuterCut);
     }
 }
 
-/// RFC 4301 5.1.2.1: DS field and ECN are copied; flow label 0; never fragmented on the way.
+/// The "don't fragment" bit of the outer header (RFC 4301 8.1).
+#[inline(always)]
+fn outer_df(sa: &OutboundSa, work: &Work) -> u16 {
+    if work.cut != 0 {
+        return 0;
+    }
+    match sa.df {
+        DF_SET => DONT_FRAGMENT,
+        DF_CLEAR => 0,
+        _ => work.ip.fragment & DONT_FRAGMENT,
+    }
+}
+
+/// RFC 4301 5.1.2.1: DS field as configured, ECN is copied (RFC 6040 4.1); flow label 0; never fragmented on the way.
 #[inline(always)]
 fn outer_ipv6(
     work: &Work,
@@ -473,7 +490,7 @@ fn outer_ipv6(
     len: usize,
 ) -> [u8; IPV6_LEN] {
     let [l0, l1] = ((len - IPV6_LEN) as u16).to_be_bytes();
-    let tos = work.ip.tos;
+    let tos = work.outer_tos;
     let mut ip = [0; IPV6_LEN];
     ip[..8].copy_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0, l0, l1, protocol, OUTER_TTL]);
     ip[8..24].copy_from_slice(&headers::octets(source));
@@ -512,15 +529,15 @@ fn udp_checksum(
     }
 }
 
-/// RFC 4301 5.1.2.1: DS field, ECN and DF are copied, the rest is built.
+/// RFC 4301 5.1.2.1: DS field and DF as configured, ECN is copied (RFC 6040 4.1), the rest is built.
 #[inline(always)]
-fn outer_ip(work: &Work, source: u32, destination: u32, protocol: u8, len: usize) -> [u8; IPV4_LEN] {
+fn outer_ip(work: &Work, source: u32, destination: u32, protocol: u8, len: usize, df: u16) -> [u8; IPV4_LEN] {
     let [l0, l1] = (len as u16).to_be_bytes();
     let [i0, i1] = (work.seq as u16).to_be_bytes();
-    let [f0, f1] = (work.ip.fragment & DONT_FRAGMENT).to_be_bytes();
+    let [f0, f1] = df.to_be_bytes();
     let [s0, s1, s2, s3] = source.to_be_bytes();
     let [d0, d1, d2, d3] = destination.to_be_bytes();
-    let tos = work.ip.tos;
+    let tos = work.outer_tos;
     let mut ip = [
         0x45, tos, l0, l1, i0, i1, f0, f1, OUTER_TTL, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
     ];

@@ -2,10 +2,15 @@
 
 mod handover;
 mod inbound;
+mod lifetimes;
+mod malformed;
+mod marks;
 mod neighbour;
 mod outbound;
 mod per_cpu;
 mod ports;
+mod segments;
+mod sizes;
 mod steer;
 mod v6;
 mod virtual_mac;
@@ -25,5 +30,10 @@ pub fn all() -> Vec<Case> {
     cases.extend(neighbour::cases());
     cases.extend(virtual_mac::cases());
     cases.extend(handover::cases());
+    cases.extend(sizes::cases());
+    cases.extend(marks::cases());
+    cases.extend(segments::cases());
+    cases.extend(lifetimes::cases());
+    cases.extend(malformed::cases());
     cases
 }

@@ -343,7 +343,8 @@ fn outbound() -> Vec<Case> {
             out_v6(63, &fits),
         ),
         inside("v6: one octet more", over_v6(), from_inside(&out_v6(64, &over)))
-            .ends(Verdict::TooBig, Action::Drop),
+            .ends(Verdict::PacketTooBig, Action::Transmit)
+            .any_frame(),
         inside(
             "4 in 6: one octet more with DF: ICMP says 1426",
             over_v6(),

@@ -186,10 +186,7 @@ impl Member {
             first_generation: rng.range(1, 200) as u8,
             outside_mtu: 1500,
             detection: Duration::from_millis(100),
-            lifetimes: sad::lifetime::Lifetimes {
-                soft: Duration::ZERO,
-                hard: Duration::ZERO,
-            },
+            lifetimes: sad::lifetime::Lifetimes::NONE,
         });
         let mut plane = Plane::new(&config.host, config.sabotage);
         plane.set_member(me.0, crate::plane::reached_at(config.host.macs));

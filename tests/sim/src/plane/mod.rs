@@ -175,6 +175,7 @@ impl Plane {
                 nat_t_port: 4500,
                 ike_port: 500,
                 inside_address: datapath::headers::mapped(address(SIDE_INSIDE)),
+                inside_address_v6: [0; 16],
                 virtual_mac: [0; 6],
                 reserved: [0; 2],
             },

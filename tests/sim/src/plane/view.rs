@@ -173,6 +173,7 @@ impl Env for View<'_> {
             source: port.mac,
             ifindex: port.ifindex,
             vlan: port.vlan,
+            mtu: 0,
         })
     }
     fn event(&self, kind: u32, slot: u32, spi: u32, epoch: u16, seq: u64) {

@@ -8,8 +8,10 @@ use std::path::Path;
 
 use model::TrafficSelector;
 
+use crate::core::convert;
+
+use super::Config;
 use super::reader::{At, Problems};
-use super::selector;
 
 /// Whether files that the configuration names are looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -92,30 +94,46 @@ pub(super) struct Policy {
     pub remote: Vec<TrafficSelector>,
 }
 
-/// Two children whose policies match the same packet leave it to chance which SA carries it.
+/// Policies that overlap are told apart by longer prefixes, protocol and ports; two that say the same leave only their place
+/// in the file, and one of them without use.
 pub(super) fn policies(problems: &Problems, policies: &[Policy]) {
-    let any = |a: &[TrafficSelector], b: &[TrafficSelector]| {
-        a.iter().any(|x| b.iter().any(|y| selector::overlap(x, y)))
+    // A policy matches an outbound packet whose source is in `local` and whose destination is in `remote`.
+    let same = |a: &Policy, b: &Policy| {
+        let both = |x: &[TrafficSelector], y: &[TrafficSelector]| x.iter().any(|x| y.contains(x));
+        both(&a.local, &b.local) && both(&a.remote, &b.remote)
     };
     for (i, later) in policies.iter().enumerate() {
         for earlier in &policies[..i] {
-            // A policy matches an outbound packet whose source is in local_ts and whose destination is in remote_ts.
-            let ports_apart = |s: &TrafficSelector| TrafficSelector {
-                first_port: 0,
-                last_port: u16::MAX,
-                ..s.clone()
-            };
-            let local = |p: &Policy| p.local.iter().map(ports_apart).collect::<Vec<_>>();
-            if any(&local(later), &local(earlier)) && any(&later.remote, &earlier.remote) {
+            if same(later, earlier) {
                 problems.add(
                     later.span.clone(),
                     format!(
-                        "the selectors of child '{}' overlap those of '{}'",
+                        "the selectors of '{}' are those of '{}', which comes first: no packet gets to the later one",
                         later.name, earlier.name
                     ),
-                    "make local_ts or remote_ts of one of them narrower",
+                    "make one of them narrower, or remove it",
                 );
             }
         }
+    }
+}
+
+/// Whether the rules fit into the maps (at most [`maps_schema::spd::RULES_PER_PREFIX`] that can match one destination prefix).
+pub(super) fn rules(problems: &Problems, span: Range<usize>, config: &Config) {
+    let mut sad = sad::Sad::new(sad::Settings {
+        member: config.cluster.member,
+        max_slots: config.data_plane.slots,
+        first_generation: 1,
+        outside_mtu: 1500,
+        cpus: config.data_plane.cpus.unwrap_or(1),
+        detection: config.cluster.suspicion_floor,
+        lifetimes: sad::lifetime::Lifetimes::default(),
+    });
+    if let Err(error) = sad.configure(convert::policies(config)) {
+        problems.add(
+            span,
+            error.to_string(),
+            "let wide policies be fewer, or split the destinations so that fewer of them apply to one",
+        );
     }
 }

@@ -6,6 +6,7 @@ mod check;
 mod extensions;
 mod read;
 mod read_cluster;
+mod read_policy;
 mod reader;
 mod selector;
 
@@ -17,6 +18,8 @@ use std::time::Duration;
 
 use ike::{MidSync, Proposal, Retransmit};
 use model::{MemberId, TrafficSelector};
+use sad::lifetime::Lifetimes;
+use sad::{Handling, PolicyAction};
 
 pub use reader::Problem;
 
@@ -284,6 +287,23 @@ pub struct ChildConfig {
     pub esp: Vec<Proposal>,
     /// Rekey after this time; none where not given.
     pub rekey_time: Option<Duration>,
+    /// Outer headers, sizes, and what happens while there is no SA.
+    pub handling: Handling,
+    /// End by age; rekey and end by octets and packets.
+    pub lifetimes: Lifetimes,
+}
+
+/// `[[policies]]`: what is neither protected nor left to the host.
+#[derive(Clone, Debug)]
+pub struct PolicyConfig {
+    /// Unique name.
+    pub name: String,
+    /// Bypass or discard.
+    pub action: PolicyAction,
+    /// Inner sources; ports are source ports.
+    pub source: Vec<TrafficSelector>,
+    /// Inner destinations; ports are destination ports.
+    pub destination: Vec<TrafficSelector>,
 }
 
 /// A configuration that passed every check.
@@ -301,6 +321,8 @@ pub struct Config {
     pub control: ControlConfig,
     /// `[[connections]]`, in the order of the file; the index plus one is the counter index.
     pub connections: Vec<ConnectionConfig>,
+    /// `[[policies]]`, in the order of the file.
+    pub policies: Vec<PolicyConfig>,
 }
 
 impl Config {
@@ -361,7 +383,10 @@ impl Config {
     /// Whether any address or selector is IPv6.
     pub fn carries_v6(&self) -> bool {
         let children = self.connections.iter().flat_map(|c| &c.children);
-        let selectors = children.flat_map(|c| c.local_ts.iter().chain(&c.remote_ts));
+        let policies = self.policies.iter();
+        let selectors = children
+            .flat_map(|c| c.local_ts.iter().chain(&c.remote_ts))
+            .chain(policies.flat_map(|p| p.source.iter().chain(&p.destination)));
         let addresses = self.addresses.outside.iter().chain(&self.addresses.inside);
         addresses
             .copied()

@@ -9,10 +9,11 @@ use ike::{Proposal, Retransmit};
 use toml::de::DeTable;
 
 use super::check::{self, Files, Policy};
+use super::read_policy::{self, Path as PathRules};
 use super::reader::{At, Problem, Problems, Reader};
 use super::{
     AddressConfig, AttachMode, ChildConfig, ClusterConfig, Config, ConnectionConfig, ControlConfig,
-    DataPlaneConfig, InterfaceConfig, Start, selector,
+    DataPlaneConfig, InterfaceConfig, PolicyConfig, Start, selector,
 };
 
 pub(super) const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -63,6 +64,9 @@ pub(super) fn read(source: &str, base: &Path, files: Files) -> Result<Config, Ve
     let config = {
         let mut root = Reader::new(document.get_ref(), "file", 0..0, &problems);
         let config = context.file(&mut root);
+        if let (Some(config), true) = (&config, problems.is_empty()) {
+            check::rules(&problems, root.span(), config);
+        }
         root.finish();
         config
     };
@@ -114,7 +118,7 @@ impl Context<'_> {
                 metrics: None,
             }),
         };
-        let connections = self.connections(root, addresses.as_ref());
+        let (connections, policies) = self.connections(root, addresses.as_ref());
         if let (Some(cluster), Some(addresses)) = (&cluster, &addresses) {
             self.member_addresses(root, cluster, addresses);
         }
@@ -125,6 +129,7 @@ impl Context<'_> {
             data_plane: data_plane?,
             control: control?,
             connections,
+            policies,
         })
     }
 
@@ -323,7 +328,11 @@ impl Context<'_> {
         })
     }
 
-    fn connections(&self, root: &mut Reader<'_>, addresses: Option<&AddressConfig>) -> Vec<ConnectionConfig> {
+    fn connections(
+        &self,
+        root: &mut Reader<'_>,
+        addresses: Option<&AddressConfig>,
+    ) -> (Vec<ConnectionConfig>, Vec<PolicyConfig>) {
         let tables = root.tables("connections", "connections");
         if tables.len() > MAX_CONNECTIONS {
             self.problems.add(
@@ -334,6 +343,7 @@ impl Context<'_> {
         }
         let mut names = Vec::new();
         let mut policies = Vec::new();
+        let of_their_own = self.policies(root, &mut policies);
         let mut out = Vec::new();
         for table in tables {
             if let Some(connection) = self.connection(table, addresses, &mut names, &mut policies) {
@@ -342,7 +352,7 @@ impl Context<'_> {
         }
         check::unique(&self.problems, "connection name", &names);
         check::policies(&self.problems, &policies);
-        out
+        (out, of_their_own)
     }
 
     fn connection(
@@ -432,6 +442,8 @@ impl Context<'_> {
         let fragment_size = t
             .integer("fragment_size", 576..=9000)
             .map_or(ike::config::FRAGMENT_SIZE, |n| n.value as u16);
+        let v6 = remote.flatten().or_else(|| Some(local.as_ref()?.value));
+        let path = PathRules::read(&mut t, v6.is_some_and(|address| address.is_ipv6()));
         let tables = t.tables("children", "connections.children");
         if tables.is_empty() {
             t.missing("children", "at least one [[connections.children]]");
@@ -440,7 +452,7 @@ impl Context<'_> {
         let mut children = Vec::new();
         for table in tables {
             let full = name.as_ref().map_or("?", |n| &n.value).to_owned();
-            children.extend(self.child(table, &full, &mut child_names, policies));
+            children.extend(self.child(table, &full, path, &mut child_names, policies));
         }
         check::unique(&self.problems, "child name", &child_names);
         t.finish();
@@ -473,6 +485,7 @@ impl Context<'_> {
         &self,
         mut t: Reader<'_>,
         connection: &str,
+        path: PathRules,
         names: &mut Vec<At<String>>,
         policies: &mut Vec<Policy>,
     ) -> Option<ChildConfig> {
@@ -482,6 +495,8 @@ impl Context<'_> {
         let remote_ts = self.selectors(&mut t, "remote_ts");
         let esp = self.proposals(&mut t, "esp", Proposal::parse_esp);
         let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
+        let lifetimes = read_policy::lifetimes(&mut t, &self.problems, rekey_time);
+        let handling = path.handling(&mut t);
         if let Some(name) = &name {
             policies.push(Policy {
                 name: format!("{connection}/{}", name.value),
@@ -496,11 +511,13 @@ impl Context<'_> {
             local_ts,
             remote_ts,
             esp: if esp.is_empty() { default_esp() } else { esp },
-            rekey_time,
+            rekey_time: read_policy::rekey_time(rekey_time, &lifetimes),
+            handling,
+            lifetimes,
         })
     }
 
-    fn selectors(&self, t: &mut Reader<'_>, key: &'static str) -> Vec<model::TrafficSelector> {
+    pub(super) fn selectors(&self, t: &mut Reader<'_>, key: &'static str) -> Vec<model::TrafficSelector> {
         let Some(list) = t.strings(key) else {
             if !t.has(key) {
                 t.missing(key, "a list of networks, for example [\"10.2.0.0/16\"]");

@@ -65,6 +65,11 @@ impl Problems {
         });
     }
 
+    /// Whether none was found so far.
+    pub fn is_empty(&self) -> bool {
+        self.found.borrow().is_empty()
+    }
+
     /// All problems by place.
     pub fn take(&self) -> Vec<Problem> {
         let mut found = self.found.take();
@@ -258,6 +263,47 @@ impl<'a> Reader<'a> {
                 None
             }
         }
+    }
+
+    /// Text that `parse` makes a value of; a number is taken for its text.
+    pub fn read_at<T>(
+        &mut self,
+        key: &'static str,
+        want: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<At<T>> {
+        let value = self.get(key)?;
+        let (number, text);
+        let given = if let Some(given) = value.get_ref().as_str() {
+            text = given;
+            text
+        } else if let Some(integer) = value.get_ref().as_integer() {
+            number = u64::from_str_radix(integer.as_str(), integer.radix())
+                .map_or_else(|_| integer.as_str().to_owned(), |n| n.to_string());
+            &number
+        } else {
+            self.wrong_type(key, value, want);
+            return None;
+        };
+        match parse(given) {
+            Some(parsed) => Some(At {
+                value: parsed,
+                span: value.span(),
+            }),
+            None => {
+                self.problems.add(
+                    value.span(),
+                    format!("'{key}' in [{}] is '{given}'", self.name),
+                    format!("give {want}"),
+                );
+                None
+            }
+        }
+    }
+
+    /// [`Reader::read_at`] without the place.
+    pub fn read<T>(&mut self, key: &'static str, want: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        self.read_at(key, want, parse).map(|at| at.value)
     }
 
     pub fn boolean(&mut self, key: &'static str) -> Option<bool> {

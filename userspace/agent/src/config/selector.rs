@@ -67,16 +67,6 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
-/// Whether some packet matches both.
-pub(super) fn overlap(a: &TrafficSelector, b: &TrafficSelector) -> bool {
-    a.first.is_ipv4() == b.first.is_ipv4()
-        && number(a.first) <= number(b.last)
-        && number(b.first) <= number(a.last)
-        && (a.protocol == 0 || b.protocol == 0 || a.protocol == b.protocol)
-        && a.first_port <= b.last_port
-        && b.first_port <= a.last_port
-}
-
 /// The fewest prefixes that cover an inclusive range, as (network, length).
 pub(crate) fn prefixes(selector: &TrafficSelector) -> Vec<(IpAddr, u8)> {
     let v4 = selector.first.is_ipv4();
@@ -162,16 +152,5 @@ mod tests {
         let mut ts = parse("ffff::/16").unwrap();
         ts.first = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffd".parse().unwrap();
         assert_eq!(prefixes(&ts).iter().map(|p| p.1).collect::<Vec<_>>(), [128, 127]);
-    }
-
-    #[test]
-    fn selectors_overlap_only_if_address_protocol_and_ports_do() {
-        let of = |a: &str, b: &str| overlap(&parse(a).unwrap(), &parse(b).unwrap());
-        assert!(of("10.0.0.0/8", "10.1.0.0/16"));
-        assert!(!of("10.0.0.0/16", "10.1.0.0/16"));
-        assert!(of("2001:db8::/32", "2001:db8:1::/48"));
-        assert!(!of("::/0", "0.0.0.0/0"));
-        assert!(!of("10.0.0.0/8[tcp]", "10.0.0.0/8[udp]"));
-        assert!(!of("10.0.0.0/8[tcp/80]", "10.0.0.0/8[tcp/81]"));
     }
 }

@@ -284,15 +284,130 @@ fn each_mistake_has_its_own_words() {
 }
 
 #[test]
-fn overlapping_policies_are_refused_and_disjoint_ones_are_not() {
+fn policies_may_overlap_but_not_say_the_same() {
     let child = |name: &str, remote: &str| {
         format!(
             "{EXAMPLE}\n[[connections.children]]\nname = \"{name}\"\nlocal_ts = [\"10.2.0.0/16\"]\nremote_ts = [\"{remote}\"]\n"
         )
     };
     assert_eq!(problems(&child("more", "10.77.0.0/16")), Vec::<String>::new());
-    let found = problems(&child("more", "10.1.0.0/24"));
-    assert!(found.len() == 1 && found[0].contains("overlap"), "{found:?}");
+    assert_eq!(problems(&child("more", "10.1.0.0/24")), Vec::<String>::new());
+    assert_eq!(problems(&child("more", "10.1.0.0/16[tcp]")), Vec::<String>::new());
+    let found = problems(&child("more", "10.1.0.0/16"));
+    assert!(
+        found.len() == 1 && found[0].contains("site-a/more") && found[0].contains("site-a/lan"),
+        "{found:?}"
+    );
+}
+
+fn policy(name: &str, rest: &str) -> String {
+    format!("[[policies]]\nname = \"{name}\"\n{rest}\n")
+}
+
+#[test]
+fn policies_of_no_connection_bypass_or_discard() {
+    let dns = policy(
+        "dns",
+        "action = \"bypass\"\nsource = [\"10.2.0.0/16\"]\ndestination = [\"10.1.0.53[udp/53]\"]",
+    );
+    let source = format!("{EXAMPLE}\n{dns}");
+    let config = Config::read_without_files(&source, Path::new("/etc/espalier"))
+        .ok()
+        .unwrap();
+    assert_eq!(config.policies.len(), 1);
+    assert_eq!(config.policies[0].action, PolicyAction::Bypass);
+    assert_eq!(config.policies[0].destination[0].first_port, 53);
+    assert_eq!(config.connection_index("site-a"), 1);
+    let six = "action = \"discard\"\nsource = [\"10.2.0.0/16\"]\ndestination = [\"2001:db8::/32\"]";
+    let protect = "action = \"protect\"\nsource = [\"10.2.0.0/16\"]\ndestination = [\"10.9.0.0/16\"]";
+    for (text, want) in [
+        (policy("a", six), "agree in address family"),
+        (policy("a", protect), "\"bypass\" or \"discard\""),
+        (policy("a", "action = \"bypass\""), "has no 'source'"),
+        (format!("{dns}{dns}"), "policy name dns is used twice"),
+        (
+            policy(
+                "a",
+                "action = \"discard\"\nsource = [\"10.2.0.0/16\"]\ndestination = [\"10.1.0.0/16\"]",
+            ),
+            "no packet gets to the later one",
+        ),
+    ] {
+        let found = problems(&format!("{EXAMPLE}\n{text}"));
+        assert!(found.iter().any(|p| p.contains(want)), "{want:?} in {found:?}");
+    }
+}
+
+#[test]
+fn more_rules_than_the_maps_hold_are_named() {
+    let many = (0..9)
+        .map(|i| {
+            policy(
+                &format!("p{i}"),
+                &format!(
+                    "action = \"discard\"\nsource = [\"10.2.{i}.0/24\"]\ndestination = [\"10.1.0.0/16\"]"
+                ),
+            )
+        })
+        .collect::<String>();
+    let found = problems(&format!("{EXAMPLE}\n{many}"));
+    assert!(
+        found.len() == 1 && found[0].contains("rules apply to destination 10.1.0.0/16"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn headers_sizes_and_lifetimes_are_read_with_their_defaults() {
+    let read = |source: &str| {
+        Config::read_without_files(source, Path::new("/etc/espalier"))
+            .ok()
+            .unwrap()
+    };
+    let plain = &read(EXAMPLE).connections[0].children[0];
+    assert_eq!(plain.handling.mss_clamp, maps_schema::sad::MSS_AUTO);
+    assert_eq!(plain.lifetimes, Lifetimes::NONE);
+    let source = format!(
+        "{}\ndscp = \"ef\"\nmss_clamp = 1300\non_miss = \"hold\"\nlife_time = \"70m\"\nlife_bytes = \"50GB\"\nrekey_packets = 1000000\n",
+        with(
+            "start = \"passive\"",
+            "mtu = 1400\ndf = \"clear\"\nstart = \"passive\""
+        )
+    );
+    let config = read(&source);
+    let child = &config.connections[0].children[0];
+    let want = Handling {
+        mtu: Some(1400),
+        df: sad::DontFragment::Clear,
+        dscp: Some(46),
+        mss_clamp: 1300,
+        hold: true,
+    };
+    assert_eq!(child.handling, want);
+    let want = Lifetimes {
+        hard: Duration::from_secs(4200),
+        soft_bytes: 40_000_000_000,
+        hard_bytes: 50_000_000_000,
+        soft_packets: 1_000_000,
+        ..Lifetimes::NONE
+    };
+    assert_eq!(child.lifetimes, want);
+    for (line, want) in [
+        ("dscp = \"af99\"", "'dscp'"),
+        ("mss_clamp = 10", "'mss_clamp'"),
+        ("on_miss = \"wait\"", "'on_miss'"),
+        ("life_time = \"30m\"", "is not longer than rekey_time"),
+        (
+            "rekey_bytes = 10\nlife_bytes = 10",
+            "let the rekey come before the end",
+        ),
+        ("life_packets = true", "'life_packets'"),
+    ] {
+        let found = problems(&format!("{EXAMPLE}\n{line}\n"));
+        assert!(found.len() == 1 && found[0].contains(want), "{line}: {found:?}");
+    }
+    let found = problems(&with("start = \"passive\"", "mtu = 500\nstart = \"passive\""));
+    assert!(found.len() == 1 && found[0].contains("576"), "{found:?}");
 }
 
 #[test]

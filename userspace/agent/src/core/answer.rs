@@ -51,6 +51,7 @@ impl Core {
         match request {
             Request::Status(answer) => drop(answer.send(self.status())),
             Request::Sas(answer) => self.list_sas(answer),
+            Request::Policies(answer) => drop(answer.send(self.policies())),
             Request::Events(answer) => drop(answer.send(self.log.all())),
             Request::Metrics(answer) => drop(answer.send(self.sample())),
             Request::Takeover(wish, answer) => self.take_over(&wish, answer),

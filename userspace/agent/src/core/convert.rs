@@ -1,12 +1,9 @@
 //! From the configuration to what the cores are configured with.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use ike::{Connection, EndpointConfig, EngineConfig, Identity, Resource};
 use model::SecretBytes;
-use sad::lifetime::Lifetimes;
-use sad::{Policy, PolicyAction};
+use sad::{Handling, Policy, PolicyAction};
 use zeroize::Zeroizing;
 
 use crate::config::{Config, ConnectionConfig, Start};
@@ -81,9 +78,22 @@ pub fn engine(config: &Config, cookie_secret: SecretBytes, cpus: u32) -> Result<
     })
 }
 
-/// Outbound policies. Rekeys by age are the engine's; the SA database watches the numbers only.
+/// Outbound policies, those of no connection first: of two that are equally narrow, they win. Rekeys by age are the engine's;
+/// the SA database watches numbers, octets, packets, and the end by age.
 pub fn policies(config: &Config) -> Vec<Policy> {
     let mut out = Vec::new();
+    for policy in &config.policies {
+        out.push(Policy {
+            connection: String::new(),
+            child: policy.name.clone(),
+            local: policy.source.clone(),
+            remote: policy.destination.clone(),
+            action: policy.action,
+            lenient: false,
+            lifetimes: None,
+            handling: Handling::default(),
+        });
+    }
     for connection in &config.connections {
         for child in &connection.children {
             out.push(Policy {
@@ -93,10 +103,8 @@ pub fn policies(config: &Config) -> Vec<Policy> {
                 remote: child.remote_ts.clone(),
                 action: PolicyAction::Protect,
                 lenient: false,
-                lifetimes: Some(Lifetimes {
-                    soft: Duration::ZERO,
-                    hard: Duration::ZERO,
-                }),
+                lifetimes: Some(child.lifetimes),
+                handling: child.handling,
             });
         }
     }

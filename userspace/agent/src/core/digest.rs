@@ -24,6 +24,7 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
             "interfaces.virtual_mac".to_owned(),
             format!("{:?}", config.interfaces.virtual_mac),
         ),
+        ("policies".to_owned(), format!("{:?}", config.policies)),
         ("data_plane.slots".to_owned(), config.data_plane.slots.to_string()),
     ];
     let members = cluster.members.iter().map(|m| (m.id, &m.name, m.weight));

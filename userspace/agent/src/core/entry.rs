@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ike::{Change, IkeSaChange};
 use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, SecretBytes};
-use sad::SnapshotSa;
+use sad::{SnapshotSa, Usage};
 use serde::{Deserialize, Serialize};
 
 /// Version of the format; a member refuses another one.
@@ -31,6 +31,9 @@ pub enum EntryChange {
     },
     /// Traffic of this connection met no SA here: whoever initiates the connection does so now.
     Acquire(String),
+    /// What SAs with lifetimes in octets or packets have carried so far, on all members together. Written only where such
+    /// lifetimes are configured, which releases before this one cannot be: so the format's version stays.
+    Used(Vec<(EspSpi, Usage)>),
 }
 
 /// A snapshot: all IKE SAs and all Child SAs of a group. No `Debug`: it holds keys.

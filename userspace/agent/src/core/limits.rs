@@ -1,6 +1,6 @@
 //! Leases and ceilings: wishes of the SA database, acknowledged by the replica, published in the maps.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use cluster::message::RaiseKey;
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
     EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND,
-    EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, Event,
+    EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, EVENT_PATH_MTU, Event,
 };
 use maps_schema::sad::SA_LOCAL_ONLY;
 use model::{Epoch, EspSpi, GroupId, Instant, SegmentId};
-use sad::{Direction, LimitRaise, SaEntry};
+use sad::{Direction, LimitRaise, SaEntry, Usage};
 
 use super::entry::EntryChange;
 use super::groups::Group;
@@ -69,6 +69,7 @@ impl Core {
                 EVENT_FIRST_INBOUND => self.first_inbound(event),
                 EVENT_ACQUIRE => self.acquire(event.slot),
                 EVENT_ACQUIRE_CPU => self.acquire_for_cpu(event.slot, event.spi),
+                EVENT_PATH_MTU => self.narrow_path(event),
                 _ => {}
             }
         }
@@ -120,6 +121,7 @@ impl Core {
         self.raise(raises);
         self.lower_ceilings(slots.clone());
         self.lifetimes(slots.clone(), now);
+        self.report_usage(slots.clone());
         self.look_at_edges(slots);
     }
 
@@ -145,6 +147,42 @@ impl Core {
                 ),
             );
             self.engine_command(command);
+        }
+    }
+
+    /// Tells the standbys what SAs with lifetimes in octets or packets have carried.
+    fn report_usage(&mut self, slots: RangeInclusive<u32>) {
+        let (counters, groups) = (self.counters.clone(), &self.groups);
+        let reports = self.sad.usage_reports(
+            slots,
+            |segment| groups.owns_segment(segment),
+            |slot| counters.counters(slot),
+        );
+        let mut parts: BTreeMap<GroupId, Vec<(EspSpi, Usage)>> = BTreeMap::new();
+        for (spi_in, usage) in reports {
+            let group = self.groups.layout.group_of(spi_in.segment());
+            parts.entry(group).or_default().push((spi_in, usage));
+        }
+        for (group, used) in parts {
+            if self.node.is_alone(group) {
+                continue;
+            }
+            self.propose_changes(group, vec![EntryChange::Used(used)], Vec::new(), Vec::new());
+        }
+        self.settle();
+    }
+
+    /// The owner says what its SAs have carried.
+    pub(super) fn note_usage(&mut self, group: GroupId, used: &[(EspSpi, Usage)]) {
+        if self.groups.owns(group) {
+            return;
+        }
+        let counters = self.counters.clone();
+        for (spi_in, usage) in used {
+            let plan = self
+                .sad
+                .note_usage(*spi_in, *usage, |slot| counters.counters(slot));
+            self.execute_or_log(&plan);
         }
     }
 

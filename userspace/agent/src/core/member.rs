@@ -372,6 +372,7 @@ impl Core {
                 match change {
                     EntryChange::IkePut(spi, record) => drop(self.mirror.insert(*spi, record.clone())),
                     EntryChange::IkeRemove(spi) => drop(self.mirror.remove(spi)),
+                    EntryChange::Used(used) => self.note_usage(group, used),
                     EntryChange::Child(_) | EntryChange::Contact { .. } | EntryChange::Acquire(_) => {}
                 }
             }

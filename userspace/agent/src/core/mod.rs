@@ -6,17 +6,19 @@ mod answer;
 mod around;
 mod capabilities;
 mod command;
-mod convert;
+pub(crate) mod convert;
 mod digest;
 mod engine;
 mod entry;
 mod event_loop;
 mod groups;
 mod health;
+mod held;
 mod limits;
 mod member;
 mod orders;
 mod owner;
+mod path;
 mod per_cpu;
 mod pulse;
 mod repair;
@@ -99,6 +101,9 @@ struct Core {
     mirror: BTreeMap<IkeSpi, SecretBytes>,
     groups: Groups,
     slow: slow::Waiting,
+    /// Packets that wait for an SA.
+    held: held::Held,
+    paths: path::Paths,
     takeover: timeline::Takeovers,
     /// Commands about ownership that wait for their end.
     wishes: command::Wishes,
@@ -347,6 +352,7 @@ impl Core {
         let alone = pending.alone && self.node.is_alone(id);
         let failed = self.apply(id, &pending.changes, epoch, alone);
         self.snapshots.took_effect(id, &pending.changes);
+        self.run_held_for(&pending.changes);
         self.orders_committed(&pending.changes, &failed);
         for (spi_in, error) in &failed {
             self.log.warn(
@@ -429,6 +435,9 @@ impl Core {
         let now = clock::now();
         self.look_after_health();
         self.wishes_turn(now);
+        self.forget_old_paths(now);
+        self.held.expire(now);
+        self.slow.counts[6] += std::mem::take(&mut self.held.given_up);
         if !self.groups.owns_any() {
             return;
         }

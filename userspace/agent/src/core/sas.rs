@@ -8,7 +8,7 @@ use sad::SaEntry;
 use tokio::sync::oneshot;
 
 use super::Core;
-use crate::api::{ChildSa, IkeSa};
+use crate::api::{ChildSa, IkeSa, LifeStatus, Policies, PolicyRule};
 use crate::clock;
 
 /// A list is worked at for this long before the core does something else.
@@ -194,6 +194,61 @@ impl Core {
             ceiling: self.ceiling_in(entry).unwrap_or(0),
             seq: counters.outbound.seq,
             lease: self.lease_in(entry).unwrap_or(0),
+            path_mtu: self.sad.path_mtu(entry.slot()).unwrap_or(0),
+            life: life(entry, &counters),
         }
+    }
+
+    /// The policies by precedence. Beyond a few thousand rules those of SAs are left out: sorting them would delay heartbeats.
+    pub(super) fn policies(&self) -> Policies {
+        const MOST: usize = 4096;
+        let (lines, left_out) = self.sad.policy_lines(MOST);
+        Policies {
+            rules: lines.into_iter().map(rule).collect(),
+            left_out,
+        }
+    }
+}
+
+fn life(entry: &SaEntry, counters: &sad::SaCounters) -> Option<LifeStatus> {
+    let limits = entry.lifetimes();
+    limits.counts_use().then(|| {
+        let usage = entry.usage(counters);
+        LifeStatus {
+            bytes_in: usage.inbound.bytes,
+            bytes_out: usage.outbound.bytes,
+            packets_in: usage.inbound.packets,
+            packets_out: usage.outbound.packets,
+            rekey_bytes: limits.soft_bytes,
+            life_bytes: limits.hard_bytes,
+            rekey_packets: limits.soft_packets,
+            life_packets: limits.hard_packets,
+        }
+    })
+}
+
+fn rule(line: sad::PolicyLine) -> PolicyRule {
+    let ports = |(first, last)| ((first, last) != (0, u16::MAX)).then_some((first, last));
+    let (first, last) = line.source;
+    let range = model::TrafficSelector {
+        first,
+        last,
+        protocol: 0,
+        first_port: 0,
+        last_port: u16::MAX,
+    };
+    let source = match crate::config::prefixes(&range)[..] {
+        [(network, len)] => format!("{network}/{len}"),
+        _ => format!("{first}-{last}"),
+    };
+    PolicyRule {
+        destination: line.destination,
+        source,
+        protocol: (line.protocol != 0).then_some(line.protocol),
+        source_ports: ports(line.source_ports),
+        destination_ports: ports(line.destination_ports),
+        action: line.action.to_owned(),
+        name: line.name,
+        spi_in: line.spi_in.map(|spi| spi.to_string()),
     }
 }

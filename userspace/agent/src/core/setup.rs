@@ -1,7 +1,6 @@
 //! Brings everything up, in the order in which it is needed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -22,7 +21,9 @@ use super::health::Health;
 use super::limits::Scan;
 use super::member::Facts;
 use super::orders::Orders;
-use super::{Core, around, capabilities, convert, digest, engine, secrets, slow, snapshot, timeline};
+use super::{
+    Core, around, capabilities, convert, digest, engine, held, path, secrets, slow, snapshot, timeline,
+};
 use crate::api::InterfaceStatus;
 use crate::clock;
 use crate::config::{self, ClusterMode, Config, Solo};
@@ -74,8 +75,11 @@ const SETTLE: std::time::Duration = std::time::Duration::from_millis(1000);
 const TUN_MTU: u32 = 1400;
 
 fn local(config: &Config, steer_key: [u64; 2], ports: &Ports) -> Local {
-    // ICMP errors are sent for IPv4 only.
-    let inside_address = config.addresses.inside.iter().copied().find(IpAddr::is_ipv4);
+    let inside = |v6: bool| {
+        let mut inside = config.addresses.inside.iter().copied();
+        let found = inside.find(|address| address.is_ipv6() == v6);
+        found.map_or([0; 16], model::address::mapped)
+    };
     Local {
         steer_key,
         member: u32::from(config.cluster.member.0),
@@ -85,7 +89,8 @@ fn local(config: &Config, steer_key: [u64; 2], ports: &Ports) -> Local {
         outside_mtu: ports.outside_mtu(),
         nat_t_port: NAT_T_PORT,
         ike_port: IKE_PORT,
-        inside_address: inside_address.map_or([0; 16], model::address::mapped),
+        inside_address: inside(false),
+        inside_address_v6: inside(true),
         virtual_mac: ports.virtual_mac.unwrap_or_default(),
         reserved: [0; 2],
     }
@@ -343,6 +348,8 @@ impl Core {
             mirror: BTreeMap::new(),
             groups,
             slow: slow::Waiting::default(),
+            held: held::Held::default(),
+            paths: path::Paths::open(),
             takeover: timeline::Takeovers::default(),
             wishes: Wishes::default(),
             merging: VecDeque::new(),

@@ -6,13 +6,15 @@ use std::net::SocketAddr;
 
 use dataplane::Entry;
 use maps_schema::event::{
-    SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_NO_LEASE, SLOW_OUT_FRAGMENT, SlowFrame,
+    SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
+    SLOW_OUTER_FRAGMENT, SlowFrame,
 };
 use sad::Direction;
 
 use model::GroupId;
 
 use super::{Core, around};
+use crate::clock;
 use crate::net::frame::{self, ETH_LEN};
 use crate::net::socket::Datagram;
 use ike::Input;
@@ -38,11 +40,11 @@ pub struct Waiting {
     held: VecDeque<(u32, Frame)>,
     waiting: usize,
     /// Frames by reason, in the order of [`COUNTS`].
-    pub counts: [u64; 8],
+    pub counts: [u64; COUNTS.len()],
 }
 
 /// Names of [`Waiting::counts`].
-pub const COUNTS: [&str; 8] = [
+pub const COUNTS: [&str; 10] = [
     "above_ceiling",
     "held",
     "out_fragment",
@@ -51,6 +53,8 @@ pub const COUNTS: [&str; 8] = [
     "local",
     "lost",
     "ike_of_another_member",
+    "outer_fragment",
+    "held_for_sa",
 ];
 
 impl Waiting {
@@ -109,7 +113,18 @@ impl Core {
             }
             SLOW_OUT_FRAGMENT => {
                 self.slow.counts[2] += 1;
-                self.fragment(&frame);
+                self.fragment(slow.slot, &frame);
+            }
+            SLOW_OUTER_FRAGMENT => {
+                self.slow.counts[8] += 1;
+                if !self.send_cut(slow.slot, &frame.octets) {
+                    self.slow.counts[6] += 1;
+                }
+            }
+            SLOW_NO_SA => {
+                self.slow.counts[9] += 1;
+                self.held
+                    .put(clock::now(), slow.slot, frame.ifindex, frame.octets);
             }
             SLOW_NO_LEASE => {
                 self.slow.counts[3] += 1;
@@ -187,7 +202,7 @@ impl Core {
         }
     }
 
-    fn run_frame(&mut self, entry: Entry, slot: u32, ifindex: u32, octets: &[u8]) {
+    pub(super) fn run_frame(&mut self, entry: Entry, slot: u32, ifindex: u32, octets: &[u8]) {
         let cpu = self.plane.cpu_of(slot);
         if let Err(error) = self.runner.run_frame(entry, cpu, ifindex, octets) {
             self.slow.counts[6] += 1;
@@ -196,11 +211,15 @@ impl Core {
     }
 
     /// An outbound packet that does not fit: its fragments go out, each protected by itself.
-    fn fragment(&mut self, whole: &Frame) {
+    fn fragment(&mut self, slot: u32, whole: &Frame) {
         let Some((header, packet)) = whole.octets.split_at_checked(frame::link_len(&whole.octets)) else {
             return;
         };
-        let mtu = (self.ports.outside_mtu() as usize).saturating_sub(OVERHEAD);
+        let outside = self.ports.outside_mtu() as usize;
+        let mtu = self
+            .sad
+            .inner_mtu(slot)
+            .unwrap_or(outside.saturating_sub(OVERHEAD));
         let Some(pieces) = frame::fragments(packet, mtu) else {
             self.slow.counts[6] += 1;
             return;

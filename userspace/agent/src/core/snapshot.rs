@@ -237,7 +237,16 @@ impl Core {
         let Some(at) = self.snapshots.taking.iter().position(|t| t.token == token) else {
             return;
         };
-        let taking = self.snapshots.taking.swap_remove(at);
+        let mut taking = self.snapshots.taking.swap_remove(at);
+        let layout = self.groups.layout;
+        let counters = self.counters.clone();
+        let used = self.sad.usage_of(
+            |segment| layout.group_of(segment) == id,
+            |slot| counters.counters(slot),
+        );
+        if !used.is_empty() {
+            taking.tail.push(vec![EntryChange::Used(used)]);
+        }
         let group = self.groups.get(id);
         let mut entries = taking.tail;
         // What the copy itself does not say. Last, since it is about SAs of the tail too.

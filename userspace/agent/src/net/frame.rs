@@ -187,6 +187,43 @@ pub fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
     Some(out)
 }
 
+/// Cuts a packet of this host's own into pieces of at most `mtu` octets: IPv4 as [`fragments`] does, IPv6 with a fragment
+/// header (RFC 8200 4.5) behind the fixed one, whose identification is what ESP has for its sequence number. `None` as there.
+pub fn pieces(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
+    const HEADER: usize = 40;
+    const FRAGMENT: usize = 8;
+    if packet.first()? >> 4 != 6 {
+        return fragments(packet, mtu);
+    }
+    let (header, payload) = packet.split_at_checked(HEADER)?;
+    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let payload = payload.get(..length)?;
+    if packet.len() <= mtu {
+        return Some(vec![packet.to_vec()]);
+    }
+    let room = mtu.checked_sub(HEADER + FRAGMENT)? / 8 * 8;
+    if room == 0 {
+        return None;
+    }
+    // Behind a UDP header, or at once: SPI, then the number.
+    let number_at = if header[6] == 17 { 12 } else { 4 };
+    let id = payload.get(number_at..number_at + 4)?;
+    let mut out = Vec::new();
+    for (i, piece) in payload.chunks(room).enumerate() {
+        let at = i * room;
+        let more = u16::from(at + piece.len() < payload.len());
+        let mut packet = header.to_vec();
+        packet[4..6].copy_from_slice(&((FRAGMENT + piece.len()) as u16).to_be_bytes());
+        packet[6] = 44;
+        packet.extend_from_slice(&[header[6], 0]);
+        packet.extend_from_slice(&(u16::try_from(at).ok()? | more).to_be_bytes());
+        packet.extend_from_slice(id);
+        packet.extend_from_slice(piece);
+        out.push(packet);
+    }
+    Some(out)
+}
+
 fn blank_uncopied_options(options: &mut [u8]) {
     let mut at = 0;
     while at < options.len() {
@@ -284,6 +321,44 @@ pub(crate) mod tests {
             }
             assert_eq!(again, whole[20..]);
         }
+    }
+
+    #[test]
+    fn ipv6_pieces_put_together_give_the_packet() {
+        let from = "[2001:db8::1]:4500".parse().unwrap();
+        let to = "[2001:db8::2]:4500".parse().unwrap();
+        for (size, mtu) in [(3000, 1280), (1300, 1280), (1233, 1280), (1500, 1400)] {
+            let payload = (0..size).map(|i| i as u8).collect::<Vec<_>>();
+            let whole = udp(from, to, &payload).unwrap();
+            let parts = pieces(&whole, mtu).unwrap();
+            assert!(parts.len() > 1);
+            let mut again = Vec::new();
+            for (i, piece) in parts.iter().enumerate() {
+                assert!(piece.len() <= mtu, "{size} {mtu}");
+                assert_eq!(
+                    piece.len(),
+                    40 + usize::from(u16::from_be_bytes([piece[4], piece[5]]))
+                );
+                assert_eq!((piece[6], piece[40]), (44, 17));
+                assert_eq!(piece[8..40], whole[8..40]);
+                assert_eq!(
+                    piece[44..48],
+                    [4, 5, 6, 7],
+                    "the same in all: octets 4 to 7 behind UDP"
+                );
+                let field = u16::from_be_bytes([piece[42], piece[43]]);
+                assert_eq!(usize::from(field & !7), again.len());
+                assert_eq!(field & 1 != 0, i + 1 < parts.len());
+                again.extend_from_slice(&piece[48..]);
+            }
+            assert_eq!(again, whole[40..]);
+        }
+        let small = udp(from, to, &[1; 20]).unwrap();
+        assert_eq!(pieces(&small, 1280).unwrap(), std::slice::from_ref(&small));
+        assert!(pieces(&udp(from, to, &[1; 2000]).unwrap(), 50).is_none());
+        assert!(pieces(&[0x60; 30], 20).is_none());
+        // IPv4 is cut as before.
+        assert_eq!(pieces(&packet(3000), 1400), fragments(&packet(3000), 1400));
     }
 
     #[test]

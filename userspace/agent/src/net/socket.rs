@@ -254,6 +254,61 @@ impl EspSocket {
     }
 }
 
+/// Raw sockets for whole packets of this host's own: pieces of sealed ones.
+pub struct PieceSocket {
+    v4: Socket,
+    /// `None` on a host without IPv6.
+    v6: Option<Socket>,
+}
+
+impl PieceSocket {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// Not permitted (CAP_NET_RAW).
+    pub fn open() -> Result<Self> {
+        let open = |domain| -> Result<Socket> {
+            let raw = Protocol::from(libc::IPPROTO_RAW);
+            let socket =
+                Socket::new(domain, Type::RAW, Some(raw)).context("cannot open a raw socket; run as root")?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        // With this protocol the header is the sender's: always over IPv4, and over IPv6 since Linux 4.5 by the option.
+        let v6 = open(Domain::IPV6).and_then(|socket| {
+            nix_setsockopt(&socket, libc::IPPROTO_IPV6, libc::IPV6_HDRINCL, 1)?;
+            Ok(socket)
+        });
+        Ok(Self {
+            v4: open(Domain::IPV4)?,
+            v6: v6.ok(),
+        })
+    }
+
+    /// Sends a packet to the destination in its header.
+    ///
+    /// # Errors
+    /// It is no IP packet, or the kernel refuses.
+    pub fn send(&self, packet: &[u8]) -> io::Result<()> {
+        let short = || io::Error::from(io::ErrorKind::InvalidInput);
+        let v6 = packet.first().ok_or_else(short)? >> 4 == 6;
+        let (socket, destination) = if v6 {
+            let octets = packet.get(24..40).and_then(|a| a.first_chunk::<16>());
+            let socket = self
+                .v6
+                .as_ref()
+                .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))?;
+            (socket, IpAddr::from(*octets.ok_or_else(short)?))
+        } else {
+            let octets = packet.get(16..20).and_then(|a| a.first_chunk::<4>());
+            (&self.v4, IpAddr::from(*octets.ok_or_else(short)?))
+        };
+        socket
+            .send_to(packet, &SocketAddr::new(destination, 0).into())
+            .map(drop)
+    }
+}
+
 /// A packet of the raw IPv6 socket, with a header made of what the kernel says; `None` where there is none, or not all of it.
 fn receive_v6(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg};

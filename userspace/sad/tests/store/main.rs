@@ -3,4 +3,5 @@
 mod groups;
 mod sas;
 mod siblings;
+mod usage;
 mod world;

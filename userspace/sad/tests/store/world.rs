@@ -152,5 +152,6 @@ pub(crate) fn policy(child: &str, remote: &str) -> Policy {
         action: PolicyAction::Protect,
         lenient: false,
         lifetimes: None,
+        handling: sad::Handling::default(),
     }
 }
