@@ -55,6 +55,12 @@ pub fn mirrored(c: &Connection) -> Connection {
 
 /// Starts charon in the cluster's place; give the address back with [`stop`].
 pub fn start(lab: &Lab, psk: &str) -> Result<Charon> {
+    let connections = peer_connections().map(|c| mirrored(&c));
+    start_with(lab, &swanctl_conf(&connections, psk), &[])
+}
+
+/// The same with other connections, and further settings of the daemon.
+pub fn start_with(lab: &Lab, swanctl_conf: &str, settings: &[&str]) -> Result<Charon> {
     lab.baseline.ip(&format!(
         "addr add {}/24 dev outside\naddr add {}/24 dev inside\naddr add 10.20.2.1/32 dev lo\nroute add default via {}\nroute add 10.20.2.0/24 via {}",
         addr::CLUSTER_OUTSIDE,
@@ -63,14 +69,14 @@ pub fn start(lab: &Lab, psk: &str) -> Result<Charon> {
         addr::SERVER_ONE
     ))?;
     lab.forget_neighbours()?;
-    let connections = peer_connections().map(|c| mirrored(&c));
     let folder = lab.folder.join("baseline");
-    Charon::start(
+    Charon::start_with(
         &lab.baseline,
         &folder,
         lab.sockets(),
         &lab.resources,
-        &swanctl_conf(&connections, psk),
+        swanctl_conf,
+        settings,
     )
 }
 

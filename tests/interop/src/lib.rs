@@ -17,6 +17,8 @@ pub mod faults;
 pub mod fleet;
 pub mod flow;
 pub mod gateway;
+pub mod handshakes;
+pub mod ike_peer;
 pub mod iperf;
 pub mod ledger;
 pub mod member;

@@ -29,12 +29,24 @@ impl Charon {
         resources: &Resources,
         swanctl_conf: &str,
     ) -> Result<Self> {
+        Self::start_with(netns, folder, sockets, resources, swanctl_conf, &[])
+    }
+
+    /// The same with further settings of the daemon, each `name = value`.
+    pub fn start_with(
+        netns: &Netns,
+        folder: &Path,
+        sockets: &Path,
+        resources: &Resources,
+        swanctl_conf: &str,
+        settings: &[&str],
+    ) -> Result<Self> {
         fs::create_dir_all(folder.join("swanctl")).with_context(|| folder.display().to_string())?;
         let socket = sockets.join(format!("{}.vici", netns.name));
-        fs::write(
-            folder.join("strongswan.conf"),
-            daemon_conf(folder, &socket, "kernel-libipsec kernel-netlink"),
-        )?;
+        let further: String = settings.iter().map(|line| format!("  {line}\n")).collect();
+        let conf = daemon_conf(folder, &socket, "kernel-libipsec kernel-netlink");
+        let conf = conf.replacen("  threads = 16\n", &format!("  threads = 16\n{further}"), 1);
+        fs::write(folder.join("strongswan.conf"), conf)?;
         fs::write(folder.join("swanctl/swanctl.conf"), swanctl_conf)?;
         let log = fs::File::create(folder.join("charon.out"))?;
         let process = netns

@@ -166,11 +166,12 @@ impl fmt::Display for Transform {
 
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // "noesn" goes without saying.
+        // "noesn" goes without saying, unless it is an alternative.
+        let alternative = self.of(TransformKind::Esn).any(|t| t.id == ESN_YES);
         let mut shown = self
             .transforms
             .iter()
-            .filter(|t| !(t.kind == TransformKind::Esn && t.id == ESN_NO))
+            .filter(|t| alternative || !(t.kind == TransformKind::Esn && t.id == ESN_NO))
             .map(ToString::to_string);
         if let Some(first) = shown.next() {
             f.write_str(&first)?;
@@ -509,7 +510,12 @@ mod tests {
         ] {
             assert_eq!(Proposal::parse_ike(text).unwrap().to_string(), text);
         }
-        for text in ["aes128gcm16", "aes256gcm16-esn", "chacha20poly1305-x25519"] {
+        for text in [
+            "aes128gcm16",
+            "aes256gcm16-esn",
+            "aes256gcm16-esn-noesn",
+            "chacha20poly1305-x25519",
+        ] {
             assert_eq!(Proposal::parse_esp(text).unwrap().to_string(), text);
         }
         let cbc = Proposal::parse_ike("aes128-sha256-ecp256").unwrap();

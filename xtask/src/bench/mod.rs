@@ -2,6 +2,7 @@
 
 mod dataplane;
 mod figures;
+mod ike;
 mod measure;
 mod plot;
 mod scale;
@@ -29,6 +30,8 @@ pub enum Command {
     Scale(scale::Options),
     /// Throughput, packets a second, CPU and latency of espalier, strongSwan and wireguard-go between the same two hosts.
     Tunnel(tunnel::Options),
+    /// Complete IKE handshakes as responder: processor time each, beside strongSwan under the same load.
+    Ike(ike::Options),
 }
 
 /// How it runs.
@@ -110,6 +113,7 @@ pub fn run(command: &Command) -> Result<bool> {
         Command::Dataplane(options) => dataplane::run(options),
         Command::Scale(options) => scale::run(options),
         Command::Tunnel(options) => tunnel::run(options),
+        Command::Ike(options) => ike::run(options),
     }
 }
 

@@ -1,0 +1,122 @@
+//! What fuzzers do with IKE. Each body takes any octets and must not panic; what it asserts holds for every input.
+//!
+//! The targets in `tests/fuzz` (a workspace of its own, for `cargo fuzz`) call these bodies; `tests/replay.rs` runs each corpus
+//! through them with `cargo test`.
+
+mod exchange;
+#[path = "../../../userspace/ike/tests/world/mod.rs"]
+mod world;
+
+pub use exchange::exchange;
+
+use ike::Proposal;
+use ike_wire::{EncodeError, Message, Payload, PayloadType, encode_chain, encode_message, parse_chain};
+use model::SecretBytes;
+
+/// A target's name and body.
+pub type Body = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const BODIES: [Body; 6] = [
+    ("message", message),
+    ("chain", chain),
+    ("payload", payload),
+    ("proposal", proposal),
+    ("record", record),
+    ("exchange", exchange),
+];
+
+/// Selectors of types that we do not know are skipped. Where none is left, there is nothing that could be written.
+fn is_emptied(payload: &Payload) -> bool {
+    matches!(payload, Payload::TsInitiator(ts) | Payload::TsResponder(ts) if ts.selectors.is_empty())
+}
+
+/// A whole datagram: what can be read in clear is the same after it was written again.
+pub fn message(octets: &[u8]) {
+    let Ok(message) = Message::parse(octets) else {
+        return;
+    };
+    if message.protected.is_some() || message.payloads.iter().any(is_emptied) {
+        return;
+    }
+    let written =
+        encode_message(&message.header, &message.payloads).expect("what was read fits its length fields");
+    let again = Message::parse(&written).expect("what was written can be read");
+    assert_eq!(again.payloads, message.payloads);
+    assert_eq!(again.header, message.header);
+}
+
+/// A decrypted chain; its first octet is the type of the first payload.
+pub fn chain(octets: &[u8]) {
+    let Some((first, rest)) = octets.split_first() else {
+        return;
+    };
+    let Ok(payloads) = parse_chain(PayloadType(*first), rest) else {
+        return;
+    };
+    if payloads.iter().any(is_emptied) {
+        return;
+    }
+    let (first, written) = encode_chain(&payloads).expect("what was read fits its length fields");
+    assert_eq!(
+        parse_chain(first, &written).expect("what was written can be read"),
+        payloads
+    );
+}
+
+/// The same octets as the body of a payload of every type.
+pub fn payload(octets: &[u8]) {
+    let Ok(length) = u16::try_from(octets.len() + 4) else {
+        return;
+    };
+    for kind in PayloadType::NAMED {
+        let mut chain = vec![0, 0];
+        chain.extend_from_slice(&length.to_be_bytes());
+        chain.extend_from_slice(octets);
+        let Ok(payloads) = parse_chain(*kind, &chain) else {
+            continue;
+        };
+        if payloads.iter().any(is_emptied) {
+            continue;
+        }
+        match encode_chain(&payloads) {
+            Ok((first, written)) => {
+                let again = parse_chain(first, &written).expect("what was written can be read");
+                assert_eq!(again, payloads, "{kind}");
+            }
+            Err(error @ (EncodeError::TooLong { .. } | EncodeError::TooMany { .. })) => {
+                panic!("{kind} was read but cannot be written: {error}")
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Text of a configuration.
+pub fn proposal(octets: &[u8]) {
+    let Ok(text) = std::str::from_utf8(octets) else {
+        return;
+    };
+    for parse in [Proposal::parse_ike, Proposal::parse_esp] {
+        if let Ok(proposal) = parse(text) {
+            assert_eq!(parse(&proposal.to_string()).as_ref(), Ok(&proposal), "{text:?}");
+        }
+    }
+}
+
+/// The record of an IKE SA: version octet and whatever the journal delivers.
+pub fn record(octets: &[u8]) {
+    let mut world = world::World::new(1);
+    let side = &mut world.sides[world::A];
+    let record = SecretBytes::new(octets.to_vec());
+    let adopted = match side.engine.adopt(world.now, model::IkeSpi(1), &record) {
+        // The record says whose it is.
+        Err(ike::AdoptError::WrongSpi { found, .. }) => side.engine.adopt(world.now, found, &record),
+        result => result,
+    };
+    if adopted.is_ok() {
+        // It goes on as well as it can.
+        side.engine.resume(world.now, &mut side.around);
+        while side.engine.poll().is_some() {}
+    }
+}

@@ -1,0 +1,267 @@
+//! The product's IKEv2 engine alone, over UDP, in a namespace: what is agreed on with a real peer, without a data plane.
+
+use crate::clock::{now_ns, wait_for};
+use crate::netns::Netns;
+use anyhow::{Context, Result};
+use ike::{Change, Command, Engine, EngineConfig, IkeSaStatus, Input, Output, Surroundings, Transmit};
+use model::{ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Next Payload of a message that is one fragment (RFC 7383 2.5).
+const SKF: u8 = 53;
+
+/// What an engine has seen and done.
+#[derive(Clone, Default)]
+pub struct Seen {
+    /// Its IKE SAs.
+    pub ike_sas: Vec<IkeSaStatus>,
+    /// Its Child SAs.
+    pub children: BTreeMap<EspSpi, ChildSaRecord>,
+    /// Events that an operator should look at.
+    pub warnings: Vec<String>,
+    /// Fragments sent and received.
+    pub fragments: (usize, usize),
+}
+
+impl Seen {
+    /// The established IKE SAs of a connection that nothing replaces.
+    pub fn established(&self, connection: &str) -> Vec<&IkeSaStatus> {
+        let is =
+            |sa: &&IkeSaStatus| sa.connection.as_deref() == Some(connection) && sa.phase == "established";
+        self.ike_sas.iter().filter(is).collect()
+    }
+}
+
+/// An engine that runs until this is dropped.
+pub struct IkePeer {
+    seen: Arc<Mutex<Seen>>,
+    commands: Sender<Command>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl IkePeer {
+    /// Starts it with its address.
+    pub fn start(netns: &Netns, local: Ipv4Addr, config: EngineConfig) -> Result<Self> {
+        let (commands, told) = channel();
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (seen, stop) = (seen.clone(), stop.clone());
+            netns.thread("ike", move || Loop::new(local, config, seen, told)?.run(&stop))?
+        };
+        Ok(Self {
+            seen,
+            commands,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Gives the engine a command.
+    pub fn command(&self, command: Command) -> Result<()> {
+        self.commands.send(command).context("the engine has ended")
+    }
+
+    /// What it has seen so far.
+    pub fn seen(&self) -> Seen {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for something to be seen.
+    pub fn wait<T>(&self, what: &str, mut done: impl FnMut(&Seen) -> Option<T>) -> Result<T> {
+        wait_for(Duration::from_secs(20), Duration::from_millis(5), || {
+            done(&self.seen())
+        })
+        .with_context(|| {
+            let seen = self.seen();
+            format!("{what} did not happen: {:#?}, {:?}", seen.ike_sas, seen.warnings)
+        })
+    }
+}
+
+impl Drop for IkePeer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Around {
+    random: std::fs::File,
+    next_esp: u32,
+}
+
+impl Around {
+    fn spi(&mut self) -> IkeSpi {
+        let mut octets = [0; 8];
+        self.random(&mut octets);
+        IkeSpi(u64::from_be_bytes(octets) | 1)
+    }
+}
+
+impl Surroundings for Around {
+    fn random(&mut self, out: &mut [u8]) {
+        // The system's randomness does not end; a short read would leave zeros, and the exchange would fail.
+        let _ = std::io::Read::read_exact(&mut self.random, out);
+    }
+    fn ike_spi(&mut self, _peer: Option<IkeSpi>, _connection: &str) -> IkeSpi {
+        self.spi()
+    }
+    fn successor_ike_spi(&mut self, _old: IkeSpi) -> IkeSpi {
+        self.spi()
+    }
+    fn esp_spi(&mut self, _ike_spi: IkeSpi) -> Option<EspSpi> {
+        self.next_esp += 1;
+        Some(EspSpi(self.next_esp))
+    }
+    fn release_esp_spi(&mut self, _spi: EspSpi) {}
+    fn initial_limits(&mut self) -> InitialLimits {
+        InitialLimits {
+            lease: 4096,
+            lease_step: 4096,
+            ceiling: 64,
+            headroom: 64,
+        }
+    }
+    fn iv_prefix(&self, _ike_spi: IkeSpi) -> (MemberId, Epoch) {
+        (MemberId(1), Epoch(1))
+    }
+}
+
+struct Loop {
+    local: Ipv4Addr,
+    sockets: [UdpSocket; 2],
+    engine: Engine,
+    around: Around,
+    seen: Arc<Mutex<Seen>>,
+    told: Receiver<Command>,
+}
+
+fn now() -> Instant {
+    Instant(now_ns())
+}
+
+impl Loop {
+    fn new(
+        local: Ipv4Addr,
+        config: EngineConfig,
+        seen: Arc<Mutex<Seen>>,
+        told: Receiver<Command>,
+    ) -> Result<Self> {
+        let socket = |port: u16| -> Result<UdpSocket> {
+            let socket = UdpSocket::bind((local, port)).with_context(|| format!("UDP port {port}"))?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        Ok(Self {
+            local,
+            sockets: [socket(500)?, socket(4500)?],
+            engine: Engine::new(config),
+            around: Around {
+                random: std::fs::File::open("/dev/urandom").context("/dev/urandom")?,
+                next_esp: 0x0100_0000,
+            },
+            seen,
+            told,
+        })
+    }
+
+    fn run(mut self, stop: &AtomicBool) -> Result<()> {
+        let mut buffer = vec![0; 65_536];
+        while !stop.load(Ordering::Acquire) {
+            let mut polled = self
+                .sockets
+                .each_ref()
+                .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+            // An interrupted wait is over early, which harms nobody.
+            let _ = poll(&mut polled, PollTimeout::from(5u8));
+            while let Ok(command) = self.told.try_recv() {
+                self.input(Input::Command { now: now(), command });
+            }
+            for index in 0..2 {
+                while let Ok((length, remote)) = self.sockets[index].recv_from(&mut buffer) {
+                    let local = SocketAddr::from((self.local, [500, 4500][index]));
+                    let bytes = match (index, &buffer[..length]) {
+                        (1, [0, 0, 0, 0, rest @ ..]) => rest,
+                        // ESP in UDP, or a keepalive.
+                        (1, _) => continue,
+                        (_, all) => all,
+                    };
+                    if bytes.get(16) == Some(&SKF) {
+                        self.note(|seen| seen.fragments.1 += 1);
+                    }
+                    let bytes = bytes.to_vec();
+                    let now = now();
+                    self.input(Input::Datagram {
+                        now,
+                        local,
+                        remote,
+                        bytes: &bytes,
+                    });
+                }
+            }
+            if self.engine.next_timeout().is_some_and(|at| at <= now()) {
+                self.input(Input::Timeout { now: now() });
+            }
+            let ike_sas = self.engine.status();
+            self.note(|seen| seen.ike_sas = ike_sas);
+        }
+        Ok(())
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Seen)) {
+        change(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn input(&mut self, input: Input<'_>) {
+        self.engine.handle(input, &mut self.around);
+        while let Some(output) = self.engine.poll() {
+            match output {
+                Output::Commit(commit) => {
+                    for change in commit.changes {
+                        match change {
+                            Change::ChildSa(ChildSaChange::Install { record, .. }) => {
+                                self.note(|seen| drop(seen.children.insert(record.spi_in, *record)));
+                            }
+                            Change::ChildSa(ChildSaChange::Remove { spi_in }) => {
+                                self.note(|seen| drop(seen.children.remove(&spi_in)));
+                            }
+                            _ => {}
+                        }
+                    }
+                    commit.transmits.iter().for_each(|transmit| self.send(transmit));
+                }
+                Output::Transmit(transmit) => self.send(&transmit),
+                Output::Event(event) => {
+                    if event.kind.is_warning() {
+                        self.note(|seen| seen.warnings.push(event.to_string()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&self, transmit: &Transmit) {
+        if transmit.bytes.get(16) == Some(&SKF) {
+            self.note(|seen| seen.fragments.0 += 1);
+        }
+        // A datagram that is not sent is repeated by the engine's timer.
+        let _ = if transmit.local.port() == 4500 {
+            let marked = [&[0; 4][..], &transmit.bytes].concat();
+            self.sockets[1].send_to(&marked, transmit.remote)
+        } else {
+            self.sockets[0].send_to(&transmit.bytes, transmit.remote)
+        };
+    }
+}

@@ -1,0 +1,276 @@
+//! The engine and strongSwan agree with every family of algorithms, whoever begins, and rekey both SAs; long messages go in
+//! fragments. Without a data plane: one charon and one engine, two namespaces, a cable.
+//!
+//! Needs root and strongSwan.
+
+use anyhow::{Context, Result, ensure};
+use ike::{ChildConfig, Command, Connection, EndpointConfig, EngineConfig, Identity, Proposal};
+use lab::clock::wait_for;
+use lab::ike_peer::{IkePeer, Seen};
+use lab::netns::Netns;
+use lab::resources::Resources;
+use lab::strongswan::{self, Charon, swanctl_conf};
+use model::{SecretBytes, TrafficSelector};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const THEIRS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const PSK: &str = "a key that both have";
+
+/// (connection, IKE, ESP with perfect forward secrecy in rekeys).
+const ROWS: [(&str, &str, &str); 9] = [
+    ("s0", "aes128gcm16-prfsha256-x25519", "aes128gcm16-x25519"),
+    ("s1", "aes256gcm16-prfsha384-ecp384", "aes256gcm16-ecp384"),
+    (
+        "s2",
+        "chacha20poly1305-prfsha512-x25519",
+        "chacha20poly1305-x25519",
+    ),
+    ("s3", "aes128-sha256-modp2048", "aes128gcm16-modp2048"),
+    ("s4", "aes256-sha384-modp3072", "aes256gcm16-modp3072"),
+    ("s5", "aes256-sha512-modp4096", "aes256gcm16-modp4096"),
+    ("s6", "aes256-sha512-ecp521", "aes256gcm16-ecp521"),
+    ("s7", "aes128-sha256-ecp256", "aes128gcm16-ecp256"),
+    (
+        "s8",
+        "aes256gcm16-prfsha256-modp3072",
+        "chacha20poly1305-modp2048",
+    ),
+];
+
+struct Stage {
+    engine: IkePeer,
+    charon: Charon,
+    // Last: dropped last.
+    _resources: Resources,
+}
+
+fn network(third: u8) -> TrafficSelector {
+    TrafficSelector {
+        first: Ipv4Addr::new(10, 66, third, 0).into(),
+        last: Ipv4Addr::new(10, 66, third, 255).into(),
+        protocol: 0,
+        first_port: 0,
+        last_port: u16::MAX,
+    }
+}
+
+fn connection(name: &str, ike: &str, esp: &str) -> Result<Connection> {
+    let psk = SecretBytes::new(PSK.as_bytes().to_vec());
+    let id = Identity::parse(&format!("gw-{name}.example"));
+    let mut connection = Connection::new(name, OURS.into(), id, psk);
+    connection.remotes = vec![THEIRS.into()];
+    connection.remote_id = Some(Identity::parse(&format!("peer-{name}.example")));
+    connection.ike_proposals = vec![Proposal::parse_ike(ike)?];
+    connection.dpd_delay = None;
+    let mut child = ChildConfig::new(name, vec![network(1)], vec![network(2)]);
+    child.esp_proposals = vec![Proposal::parse_esp(esp)?];
+    connection.children = vec![child];
+    Ok(connection)
+}
+
+fn stage(adjust: impl Fn(&mut Connection), charon_settings: &[&str]) -> Result<Stage> {
+    let resources = Resources::new()?;
+    let netns = |what: &str| -> Result<Netns> {
+        let name = resources.name(what);
+        resources.note_netns(&name)?;
+        lab::cmd::run(&["ip", "netns", "add", &name])?;
+        let netns = Netns { name };
+        netns.sysctl(&[
+            "net.ipv6.conf.all.disable_ipv6=1",
+            "net.ipv6.conf.default.disable_ipv6=1",
+        ])?;
+        Ok(netns)
+    };
+    let (ours, theirs) = (netns("ike")?, netns("peer")?);
+    ours.ip(&format!(
+        "link add wire type veth peer name wire netns {}\naddr add {OURS}/24 dev wire\nlink set wire up\nlink set lo up",
+        theirs.name
+    ))?;
+    theirs.ip(&format!(
+        "addr add {THEIRS}/24 dev wire\nlink set wire up\nlink set lo up\naddr add 10.66.2.1/32 dev lo"
+    ))?;
+    let peer = |(name, ike, esp): (&'static str, &'static str, &'static str)| strongswan::Connection {
+        name,
+        local: THEIRS.to_string(),
+        remote: OURS.to_string(),
+        local_id: format!("peer-{name}.example"),
+        remote_id: format!("gw-{name}.example"),
+        proposal: ike,
+        esp_proposal: esp,
+        local_ts: "10.66.2.0/24",
+        remote_ts: "10.66.1.0/24",
+        child_rekey: "0",
+        restart: false,
+    };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&resources.id);
+    let conf = swanctl_conf(&ROWS.map(peer), PSK);
+    let charon = Charon::start_with(
+        &theirs,
+        &folder,
+        &resources.folder,
+        &resources,
+        &conf,
+        charon_settings,
+    )?;
+    let mut connections = Vec::new();
+    for (name, ike, esp) in ROWS {
+        let mut connection = connection(name, ike, esp)?;
+        adjust(&mut connection);
+        connections.push(connection);
+    }
+    let engine = EngineConfig {
+        connections,
+        endpoint: EndpointConfig::new(SecretBytes::new(vec![7; 32])),
+    };
+    Ok(Stage {
+        engine: IkePeer::start(&ours, OURS, engine)?,
+        charon,
+        _resources: resources,
+    })
+}
+
+impl Stage {
+    /// One IKE SA and one Child SA on our side; gives their SPIs.
+    fn up(&self, name: &str, what: &str) -> Result<(model::IkeSpi, model::EspSpi)> {
+        self.engine.wait(what, |seen| only(seen, name))
+    }
+
+    /// Something else than before.
+    fn other(
+        &self,
+        name: &str,
+        what: &str,
+        changed: impl Fn((model::IkeSpi, model::EspSpi)) -> bool,
+    ) -> Result<(model::IkeSpi, model::EspSpi)> {
+        self.engine
+            .wait(what, |seen| only(seen, name).filter(|now| changed(*now)))
+    }
+
+    /// The peer has both SAs, too (after a rekey it may still be deleting the old ones).
+    fn peer_has(&self, name: &str) -> Result<()> {
+        let up = wait_for(Duration::from_secs(5), Duration::from_millis(20), || {
+            let list = self.charon.swanctl(&["--list-sas"]).ok()?;
+            let up = list.contains(&format!("{name}: #")) && list.contains("ESTABLISHED");
+            (up && list.contains("INSTALLED")).then_some(())
+        });
+        up.with_context(|| format!("the peer's list: {:?}", self.charon.swanctl(&["--list-sas"])))
+    }
+
+    fn down(&self, name: &str) -> Result<()> {
+        let connection = name.to_owned();
+        self.engine.command(Command::Terminate { connection })?;
+        self.engine.wait("the end", |seen| {
+            (seen.ike_sas.is_empty() && seen.children.is_empty()).then_some(())
+        })?;
+        let gone = wait_for(Duration::from_secs(5), Duration::from_millis(20), || {
+            let list = self.charon.swanctl(&["--list-sas"]).ok()?;
+            list.trim().is_empty().then_some(())
+        });
+        gone.context("the peer still has an IKE SA")
+    }
+}
+
+fn only(seen: &Seen, name: &str) -> Option<(model::IkeSpi, model::EspSpi)> {
+    let established = seen.established(name);
+    let [sa] = established.as_slice() else {
+        return None;
+    };
+    // A replaced IKE SA may still be there, but has no children.
+    let children: Vec<_> = sa
+        .children
+        .iter()
+        .filter(|child| child.phase == "installed")
+        .collect();
+    match children.as_slice() {
+        [child] if seen.children.len() == 1 => Some((sa.spi, child.spi_in)),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_family_of_algorithms_works_in_both_roles_and_is_rekeyed() -> Result<()> {
+    let stage = stage(|_| {}, &[])?;
+    for (name, ike, esp) in ROWS {
+        let context = |role: &str| format!("{name}: {ike}, {esp}, {role}");
+        let connection = name.to_owned();
+        stage.engine.command(Command::Initiate { connection })?;
+        let (spi, spi_in) = stage
+            .up(name, "our handshake")
+            .with_context(|| context("we begin"))?;
+        stage.peer_has(name)?;
+        stage.engine.command(Command::RekeyChild { spi_in })?;
+        stage
+            .other(name, "our rekey of the Child SA", |now| now.1 != spi_in)
+            .with_context(|| context("we begin"))?;
+        stage.engine.command(Command::RekeyIke { spi })?;
+        stage
+            .other(name, "our rekey of the IKE SA", |now| now.0 != spi)
+            .with_context(|| context("we begin"))?;
+        stage.down(name).with_context(|| context("we begin"))?;
+
+        stage
+            .charon
+            .initiate(name)
+            .with_context(|| context("the peer begins"))?;
+        let (spi, spi_in) = stage
+            .up(name, "the peer's handshake")
+            .with_context(|| context("the peer begins"))?;
+        stage.charon.rekey_child(name)?;
+        stage
+            .other(name, "the peer's rekey of the Child SA", |now| now.1 != spi_in)
+            .with_context(|| context("the peer begins"))?;
+        stage.charon.swanctl(&["--rekey", "--ike", name])?;
+        stage
+            .other(name, "the peer's rekey of the IKE SA", |now| now.0 != spi)
+            .with_context(|| context("the peer begins"))?;
+        stage.peer_has(name)?;
+        stage.down(name).with_context(|| context("the peer begins"))?;
+    }
+    let seen = stage.engine.seen();
+    ensure!(seen.warnings.is_empty(), "{:#?}", seen.warnings);
+    ensure!(
+        seen.fragments == (0, 0),
+        "nothing was too long: {:?}",
+        seen.fragments
+    );
+    Ok(())
+}
+
+#[test]
+fn both_sides_cut_long_messages_and_put_them_together() -> Result<()> {
+    let small = |connection: &mut Connection| connection.fragment_size = 576;
+    let stage = stage(small, &["fragment_size = 600"])?;
+    // A public value of 512 octets makes CREATE_CHILD_SA too long.
+    let (name, ..) = ROWS[5];
+    for ours in [true, false] {
+        let connection = name.to_owned();
+        stage.engine.command(Command::Initiate { connection })?;
+        let (spi, spi_in) = stage.up(name, "the handshake")?;
+        let before = stage.engine.seen().fragments;
+        if ours {
+            stage.engine.command(Command::RekeyChild { spi_in })?;
+        } else {
+            stage.charon.rekey_child(name)?;
+        }
+        stage.other(name, "the rekey of the Child SA", |now| now.1 != spi_in)?;
+        if ours {
+            stage.engine.command(Command::RekeyIke { spi })?;
+        } else {
+            stage.charon.swanctl(&["--rekey", "--ike", name])?;
+        }
+        stage.other(name, "the rekey of the IKE SA", |now| now.0 != spi)?;
+        let after = stage.engine.seen().fragments;
+        ensure!(after.0 >= before.0 + 4, "fragments sent: {before:?}, {after:?}");
+        ensure!(
+            after.1 >= before.1 + 4,
+            "fragments received: {before:?}, {after:?}"
+        );
+        stage.down(name)?;
+    }
+    let seen = stage.engine.seen();
+    ensure!(seen.warnings.is_empty(), "{:#?}", seen.warnings);
+    Ok(())
+}

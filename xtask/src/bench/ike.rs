@@ -1,0 +1,260 @@
+//! `cargo xtask bench ike`: handshakes that a responder completes, espalier and strongSwan under the same load in the same run.
+//!
+//! Processor time of the responder counts, not the clock: load and responder share the machine, and so does whoever else is on it.
+
+use crate::steps::{detail, say, step};
+use crate::{build, cargo_tools, setup};
+use anyhow::{Context, Result, ensure};
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use lab::cluster::Cluster;
+use lab::config::{Connection, Settings};
+use lab::handshakes::{self, ESP, Load, NAME, SUITE};
+use lab::member::Product;
+use lab::strongswan::{self, swanctl_conf};
+use lab::topology::{Lab, Plan, Site, addr};
+use serde::Serialize;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+/// Handshakes a second and core that this project wants to be able to do.
+const WANTED: f64 = 4000.0;
+/// The network behind the initiators.
+const BEHIND: &str = "10.64.0.0/10";
+/// The network behind the responder.
+const NETWORK: &str = "10.20.1.0/24";
+
+/// How it runs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Handshakes of each row.
+    #[arg(long, default_value_t = 4000)]
+    pub handshakes: usize,
+    /// Of these under way at the same time: below the thresholds for cookies.
+    #[arg(long, default_value_t = 32)]
+    pub at_once: usize,
+    /// Print one JSON object with every figure on standard output, and nothing else there.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// One responder with one kind of handshake.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// `espalier` (of a pair: every step acknowledged by the standby first) or `strongSwan`.
+    pub system: &'static str,
+    /// Algorithms, and whether a Child SA comes with the IKE SA.
+    pub suite: String,
+    /// What one core of this machine would do: 1000 divided by the next.
+    pub handshakes_per_s: f64,
+    /// Processor time of the responding process.
+    pub cpu_ms_per_handshake: f64,
+    /// By the clock, load generator and neighbours included.
+    pub handshakes_per_s_by_the_clock: f64,
+    /// Processor time of the standby's agent, where there is one.
+    pub standby_cpu_ms_per_handshake: Option<f64>,
+    /// Handshakes.
+    pub handshakes: usize,
+    /// Requests that were sent again.
+    pub repeated: usize,
+}
+
+/// Everything that `--json` prints.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Figures {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Folder with configurations and logs.
+    pub folder: String,
+}
+
+/// Runs it; true if espalier does as many handshakes as it wants to.
+pub fn run(options: &Options) -> Result<bool> {
+    ensure!(options.handshakes > 0 && options.at_once > 0, "nothing to do");
+    lab::resources::clear_on_signal()?;
+    setup::run()?;
+    let built = build::run()?;
+    let product = Product {
+        binary: built.espalier,
+        object: built.object,
+    };
+    let psk = lab::stage::random_psk()?;
+    let plan = Plan {
+        sites: 1,
+        ..Plan::PAIR
+    };
+    let lab = step("a lab", || {
+        Lab::planned(&cargo_tools::root().join("target/lab"), plan)
+    })?;
+    let site = lab.sites.first().context("a site for the initiators")?.clone();
+    let mut figures = Figures {
+        folder: lab.folder.display().to_string(),
+        ..Figures::default()
+    };
+    detail(&format!("configurations and logs: {}", figures.folder));
+    strongswan_rows(options, &lab, &site, &psk, &mut figures).context("strongSwan as the responder")?;
+    espalier_rows(options, lab, &site, &product, &psk, &mut figures).context("espalier as the responder")?;
+    if options.json {
+        println!("{}", serde_json::to_string(&figures)?);
+    } else {
+        print(&figures);
+    }
+    let ours = |row: &&Row| row.system == "espalier";
+    Ok(figures
+        .rows
+        .iter()
+        .find(ours)
+        .is_some_and(|row| row.handshakes_per_s >= WANTED))
+}
+
+/// The load of a row: without and with a Child SA.
+fn loads(options: &Options, site: &Site, psk: &str, seed: u64) -> [(String, Load); 2] {
+    let load = Load {
+        local: site.address,
+        remote: addr::CLUSTER_OUTSIDE,
+        psk: psk.to_owned(),
+        count: options.handshakes,
+        at_once: options.at_once,
+        child: None,
+        seed,
+    };
+    let with_child = Load {
+        child: Some((
+            Ipv4Addr::new(10, 64, 0, 0),
+            (Ipv4Addr::new(10, 20, 1, 0), Ipv4Addr::new(10, 20, 1, 255)),
+        )),
+        seed: seed + 1,
+        ..load.clone()
+    };
+    [
+        (format!("{SUITE}, PSK"), load),
+        (format!("{SUITE}, PSK, Child SA {ESP}"), with_child),
+    ]
+}
+
+/// Runs one load between two readings of the responder's clock.
+fn row(
+    system: &'static str,
+    site: &Site,
+    (suite, load): &(String, Load),
+    cpu: impl Fn() -> Result<(f64, Option<f64>)>,
+) -> Result<Row> {
+    // A few first, so that memory and caches are there.
+    let warm = Load {
+        count: load.at_once * 4,
+        seed: load.seed + 1000,
+        ..load.clone()
+    };
+    handshakes::run(&site.netns, &warm)?;
+    let before = cpu()?;
+    let outcome = handshakes::run(&site.netns, load)?;
+    let after = cpu()?;
+    let each = |seconds: f64| seconds * 1000.0 / load.count as f64;
+    let cpu_ms = each(after.0 - before.0);
+    let row = Row {
+        system,
+        suite: suite.clone(),
+        handshakes_per_s: 1000.0 / cpu_ms,
+        cpu_ms_per_handshake: cpu_ms,
+        handshakes_per_s_by_the_clock: load.count as f64 / outcome.elapsed.as_secs_f64(),
+        standby_cpu_ms_per_handshake: after.1.zip(before.1).map(|(after, before)| each(after - before)),
+        handshakes: load.count,
+        repeated: outcome.repeated,
+    };
+    detail(&format!(
+        "{system}, {suite}: {:.3} ms of processor time each, {:.0} a second and core",
+        row.cpu_ms_per_handshake, row.handshakes_per_s
+    ));
+    Ok(row)
+}
+
+fn strongswan_rows(
+    options: &Options,
+    lab: &Lab,
+    site: &Site,
+    psk: &str,
+    figures: &mut Figures,
+) -> Result<()> {
+    say("strongSwan");
+    let connection = strongswan::Connection {
+        name: NAME,
+        local: addr::CLUSTER_OUTSIDE.to_string(),
+        remote: site.address.to_string(),
+        local_id: format!("gw-{NAME}.example"),
+        remote_id: format!("peer-{NAME}.example"),
+        proposal: SUITE,
+        esp_proposal: ESP,
+        local_ts: NETWORK,
+        remote_ts: BEHIND,
+        child_rekey: "0",
+        restart: false,
+    };
+    // It protects itself against a flood from one address, which the load is.
+    let settings = ["dos_protection = no"];
+    let charon = lab::baseline::start_with(lab, &swanctl_conf(&[connection], psk), &settings)?;
+    for load in loads(options, site, psk, 1) {
+        let row = row("strongSwan", site, &load, || Ok((charon.cpu_seconds(), None)))?;
+        figures.rows.push(row);
+    }
+    lab::baseline::stop(lab, charon)
+}
+
+fn espalier_rows(
+    options: &Options,
+    lab: Lab,
+    site: &Site,
+    product: &Product,
+    psk: &str,
+    figures: &mut Figures,
+) -> Result<()> {
+    say("espalier");
+    let settings = Settings {
+        slots: 1 << 17,
+        connections: vec![Connection {
+            name: NAME,
+            remote: site.address,
+            ike: SUITE,
+            start: "passive",
+            local_ts: NETWORK,
+            remote_ts: BEHIND,
+            esp: ESP,
+        }],
+        ..Settings::demo()
+    };
+    let cluster = Cluster::up(lab, product, psk, &settings)?;
+    let owner = cluster
+        .wait_all_in_sync(Duration::from_secs(60))
+        .context("the cluster did not form")?;
+    let standby = 1 - owner;
+    for load in loads(options, site, psk, 11) {
+        let row = row("espalier", site, &load, || {
+            let of = |member: usize| cluster.members[member].cpu_seconds();
+            Ok((of(owner)?, Some(of(standby)?)))
+        })?;
+        figures.rows.push(row);
+    }
+    Ok(())
+}
+
+fn print(figures: &Figures) {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header([
+        "responder",
+        "handshake",
+        "CPU ms each",
+        "a second and core",
+        "a second by the clock",
+        "standby's CPU ms",
+    ]);
+    for row in &figures.rows {
+        table.add_row([
+            row.system.to_owned(),
+            row.suite.clone(),
+            format!("{:.3}", row.cpu_ms_per_handshake),
+            format!("{:.0}", row.handshakes_per_s),
+            format!("{:.0}", row.handshakes_per_s_by_the_clock),
+            row.standby_cpu_ms_per_handshake
+                .map_or("-".to_owned(), |ms| format!("{ms:.3}")),
+        ]);
+    }
+    println!("{table}");
+}
