@@ -1,8 +1,8 @@
 //! Algorithms and secrets for IKE and the slow path.
 //!
-//! One file per role. The production backend is aws-lc-rs, except for MODP groups (crypto-bigint). Nothing here draws
-//! randomness, except that the provider does so for ML-KEM: the caller passes octets or a source of them. No type that holds
-//! a secret has `Debug` or `PartialEq`.
+//! One file per role. The production backend is aws-lc-rs, except for group 31 (x25519-dalek) and MODP groups (crypto-bigint).
+//! Nothing here draws randomness, except that the provider does so for ML-KEM: the caller passes octets or a source of them. No
+//! type that holds a secret has `Debug` or `PartialEq`.
 
 pub mod auth;
 pub mod dh;

@@ -3,16 +3,17 @@
 //! The two sides of an exchange do not do the same: an initiator generates a key ([`DhGroup::generate`]) and uses the answer
 //! ([`DhPrivate::agree`]); a responder does all in one step ([`DhGroup::respond`]), which is the only way for a KEM.
 
-mod curve;
+mod ecp;
 mod mlkem;
 mod modp;
 
-use crate::{CryptoError, Random};
-use curve::CurveKey;
+use crate::{CryptoError, Random, Secret};
+use ecp::EcpKey;
 use mlkem::KemKey;
 use model::SecretBytes;
 use modp::ModpKey;
 use serde::{Deserialize, Serialize};
+use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Tries before a random source is called broken. A scalar is refused with a probability of at most 2^-32.
 const SCALAR_TRIES: usize = 8;
@@ -135,9 +136,11 @@ impl DhGroup {
     pub fn restore(self, exported: &SecretBytes) -> Result<DhPrivate, CryptoError> {
         let octets = exported.expose();
         let key = match self {
-            Self::Curve25519 | Self::Ecp256 | Self::Ecp384 | Self::Ecp521 => {
-                Key::Curve(CurveKey::restore(self, octets)?)
+            Self::Curve25519 => {
+                let octets: [u8; 32] = octets.try_into().map_err(|_| CryptoError::PrivateKey)?;
+                return Ok(curve25519(&Secret::new(octets)));
             }
+            Self::Ecp256 | Self::Ecp384 | Self::Ecp521 => Key::Ecp(EcpKey::restore(self, octets)?),
             Self::Modp2048 | Self::Modp3072 | Self::Modp4096 => Key::Modp(ModpKey::restore(self, octets)?),
             Self::MlKem768 | Self::MlKem1024 => Key::Kem(KemKey::restore(self, octets)?),
         };
@@ -164,13 +167,22 @@ impl DhGroup {
 
     fn draw(self, random: Random<'_>) -> Result<DhPrivate, CryptoError> {
         let key = match self {
-            Self::Curve25519 | Self::Ecp256 | Self::Ecp384 | Self::Ecp521 => {
-                Key::Curve(CurveKey::draw(self, random)?)
-            }
+            Self::Curve25519 => return Ok(curve25519(&Secret::random(random))),
+            Self::Ecp256 | Self::Ecp384 | Self::Ecp521 => Key::Ecp(EcpKey::draw(self, random)?),
             Self::Modp2048 | Self::Modp3072 | Self::Modp4096 => Key::Modp(ModpKey::draw(self, random)?),
             Self::MlKem768 | Self::MlKem1024 => Key::Kem(KemKey::generate(self)?),
         };
         DhPrivate::new(self, key)
+    }
+}
+
+fn curve25519(octets: &Secret<32>) -> DhPrivate {
+    let secret = StaticSecret::from(*octets.expose());
+    let public = PublicKey::from(&secret).to_bytes().to_vec();
+    DhPrivate {
+        group: DhGroup::Curve25519,
+        key: Key::Curve25519(secret),
+        public,
     }
 }
 
@@ -186,7 +198,8 @@ fn check_length(expected: usize, public: &[u8]) -> Result<(), CryptoError> {
 }
 
 enum Key {
-    Curve(CurveKey),
+    Curve25519(StaticSecret),
+    Ecp(EcpKey),
     Modp(ModpKey),
     Kem(KemKey),
 }
@@ -201,7 +214,8 @@ pub struct DhPrivate {
 impl DhPrivate {
     fn new(group: DhGroup, key: Key) -> Result<Self, CryptoError> {
         let public = match &key {
-            Key::Curve(key) => key.public()?,
+            Key::Curve25519(secret) => PublicKey::from(secret).to_bytes().to_vec(),
+            Key::Ecp(key) => key.public()?,
             Key::Modp(key) => key.public().to_vec(),
             Key::Kem(key) => key.public().to_vec(),
         };
@@ -221,7 +235,8 @@ impl DhPrivate {
     /// The private key's octets, for the journal.
     pub fn export(&self) -> SecretBytes {
         match &self.key {
-            Key::Curve(key) => key.export(),
+            Key::Curve25519(secret) => SecretBytes::new(secret.as_bytes().to_vec()),
+            Key::Ecp(key) => key.export(),
             Key::Modp(key) => key.export(),
             Key::Kem(key) => key.export(),
         }
@@ -235,7 +250,16 @@ impl DhPrivate {
     pub fn agree(&self, peer_public: &[u8]) -> Result<SecretBytes, CryptoError> {
         check_length(self.group.response_len(), peer_public)?;
         match &self.key {
-            Key::Curve(key) => key.agree(peer_public),
+            Key::Curve25519(secret) => {
+                let peer: [u8; 32] = peer_public.try_into().map_err(|_| CryptoError::PeerPublic)?;
+                let shared = secret.diffie_hellman(&PublicKey::from(peer));
+                // RFC 7748 6.1: both MAY check whether the shared secret is the all-zero value and abort if so. We do.
+                if !shared.was_contributory() {
+                    return Err(CryptoError::NonContributory);
+                }
+                Ok(SecretBytes::new(shared.as_bytes().to_vec()))
+            }
+            Key::Ecp(key) => key.agree(peer_public),
             Key::Modp(key) => key.agree(peer_public),
             Key::Kem(key) => key.decapsulate(peer_public),
         }

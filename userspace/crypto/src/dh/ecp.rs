@@ -1,4 +1,4 @@
-//! Groups 31 (RFC 8031) and 19 to 21 (RFC 5903).
+//! Groups 19 to 21 (RFC 5903).
 
 use super::DhGroup;
 use crate::{CryptoError, Random};
@@ -8,8 +8,7 @@ use model::SecretBytes;
 /// Uncompressed-point marker of SEC 1, which IKE leaves out (RFC 5903 7).
 const SEC1_UNCOMPRESSED: u8 = 4;
 
-pub(super) struct CurveKey {
-    group: DhGroup,
+pub(super) struct EcpKey {
     algorithm: &'static Algorithm,
     key: Box<PrivateKey>,
     scalar: SecretBytes,
@@ -17,7 +16,6 @@ pub(super) struct CurveKey {
 
 fn algorithm(group: DhGroup) -> Result<&'static Algorithm, CryptoError> {
     match group {
-        DhGroup::Curve25519 => Ok(&agreement::X25519),
         DhGroup::Ecp256 => Ok(&agreement::ECDH_P256),
         DhGroup::Ecp384 => Ok(&agreement::ECDH_P384),
         DhGroup::Ecp521 => Ok(&agreement::ECDH_P521),
@@ -25,17 +23,9 @@ fn algorithm(group: DhGroup) -> Result<&'static Algorithm, CryptoError> {
     }
 }
 
-/// Octets of a private key.
-const fn scalar_len(group: DhGroup) -> usize {
-    match group {
-        DhGroup::Curve25519 => 32,
-        _ => group.public_len() / 2,
-    }
-}
-
-impl CurveKey {
+impl EcpKey {
     pub fn draw(group: DhGroup, random: Random<'_>) -> Result<Self, CryptoError> {
-        let mut octets = vec![0; scalar_len(group)];
+        let mut octets = vec![0; group.public_len() / 2];
         random(&mut octets);
         if group == DhGroup::Ecp521 {
             // The order has 521 bits: without this nearly every scalar would be too large.
@@ -45,7 +35,7 @@ impl CurveKey {
     }
 
     pub fn restore(group: DhGroup, exported: &[u8]) -> Result<Self, CryptoError> {
-        if exported.len() != scalar_len(group) {
+        if exported.len() != group.public_len() / 2 {
             return Err(CryptoError::PrivateKey);
         }
         Self::from_scalar(group, SecretBytes::new(exported.to_vec()))
@@ -56,7 +46,6 @@ impl CurveKey {
         let key =
             PrivateKey::from_private_key(algorithm, scalar.expose()).map_err(|_| CryptoError::PrivateKey)?;
         Ok(Self {
-            group,
             algorithm,
             key: Box::new(key),
             scalar,
@@ -65,11 +54,7 @@ impl CurveKey {
 
     pub fn public(&self) -> Result<Vec<u8>, CryptoError> {
         let point = self.key.compute_public_key().map_err(|_| CryptoError::Provider)?;
-        let octets = point.as_ref();
-        if self.group == DhGroup::Curve25519 {
-            return Ok(octets.to_vec());
-        }
-        Ok(octets.get(1..).ok_or(CryptoError::Provider)?.to_vec())
+        Ok(point.as_ref().get(1..).ok_or(CryptoError::Provider)?.to_vec())
     }
 
     pub fn export(&self) -> SecretBytes {
@@ -77,18 +62,14 @@ impl CurveKey {
     }
 
     pub fn agree(&self, peer_public: &[u8]) -> Result<SecretBytes, CryptoError> {
-        let copy = |shared: &[u8]| Ok(SecretBytes::new(shared.to_vec()));
-        if self.group == DhGroup::Curve25519 {
-            // RFC 7748 6.1: both MAY check whether the shared secret is the all-zero value and abort if so. The provider does.
-            let peer = UnparsedPublicKey::new(self.algorithm, peer_public);
-            return agreement::agree(&self.key, peer, CryptoError::NonContributory, copy);
-        }
         let mut point = Vec::with_capacity(1 + peer_public.len());
         point.push(SEC1_UNCOMPRESSED);
         point.extend_from_slice(peer_public);
         // RFC 5903 7: the shared secret is the x coordinate; the provider checks that the point is on the curve
         // (RFC 6989 2.3).
         let peer = UnparsedPublicKey::new(self.algorithm, point);
-        agreement::agree(&self.key, peer, CryptoError::PeerPublic, copy)
+        agreement::agree(&self.key, peer, CryptoError::PeerPublic, |x| {
+            Ok(SecretBytes::new(x.to_vec()))
+        })
     }
 }
