@@ -139,6 +139,7 @@ pub enum GroupBody {
         /// Its position; they are consecutive.
         position: u64,
         /// The agent's encoding of the change.
+        #[serde(with = "model::octets")]
         entry: Vec<u8>,
     },
     /// Everything up to `position` is in my mirror and my maps are armed.
@@ -198,7 +199,7 @@ pub enum GroupBody {
         raises_through: u64,
     },
     /// A piece, in order.
-    SnapshotChunk(Vec<u8>),
+    SnapshotChunk(#[serde(with = "model::octets")] Vec<u8>),
     /// I hold the snapshot of this position, and my maps are armed.
     SnapshotAck {
         /// The join that it belongs to.
@@ -247,7 +248,7 @@ pub enum GroupBody {
     /// Taker to owner: I hold.
     HandoverHolding,
     /// Owner to taker: the windows as they are in the end.
-    HandoverWindows(Vec<u8>),
+    HandoverWindows(#[serde(with = "model::octets")] Vec<u8>),
     /// Taker to owner: merged, all done.
     HandoverDone,
     /// Either: it is off.

@@ -1,6 +1,7 @@
 //! Carries map plans out on the mapped arrays. It decides nothing; the order within an operation is what the
 //! programs rely on.
 
+use crate::batch::run_length;
 use crate::load::Plane;
 use crate::mapped::MappedArray;
 use crate::sys;
@@ -14,7 +15,7 @@ use sad::port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
 use std::io;
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Octets of the first word of both records: SPI, connection, suite, flags.
@@ -34,12 +35,19 @@ const _: () = {
 
 impl DataPlane for Plane {
     fn execute(&mut self, plan: &MapPlan) -> Result<(), PlanError> {
-        for (done, op) in plan.ops.iter().enumerate() {
-            self.one(op).map_err(|cause| PlanError {
+        let mut done = 0;
+        while let Some(op) = plan.ops.get(done) {
+            let run = run_length(&plan.ops[done..]);
+            let written = match run {
+                1 => self.one(op),
+                _ => self.run(&plan.ops[done..done + run]),
+            };
+            written.map_err(|cause| PlanError {
                 done,
                 operation: op.name(),
                 cause,
             })?;
+            done += run;
         }
         Ok(())
     }
@@ -54,6 +62,17 @@ impl DataPlane for Plane {
         let (array, index) = self.sa.sa_out.place(slot)?;
         Some((inbound, array.read(index)?))
     }
+}
+
+/// Words of an SA's counters that tell whether anything has happened: equal ones, nothing has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// The word that begins with the inbound SPI.
+    pub spi: u64,
+    /// Right edge of the window.
+    pub edge: u64,
+    /// Last sequence number given out.
+    pub seq: u64,
 }
 
 /// Reads counters without system calls; clones are cheap and usable from any thread.
@@ -72,6 +91,17 @@ impl CounterReader {
         let octets = first.load(Ordering::Relaxed).to_ne_bytes();
         let spi = u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
         Some((spi, last_ms.load(Ordering::Relaxed)))
+    }
+
+    /// What changes with every packet of a slot's SA, and with its SPI: three words, for rounds over many SAs.
+    pub fn activity(&self, slot: u32) -> Option<Activity> {
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        let (inbound, index) = self.sa.sa_in_rt.place(slot)?;
+        let spi = inbound.word(index, offset_of!(InboundSaRuntime, spi)).map(load)?;
+        let edge = inbound.word(index, offset_of!(InboundSaRuntime, edge)).map(load)?;
+        let (outbound, index) = self.sa.sa_out_rt.place(slot)?;
+        let seq = outbound.word(index, offset_of!(OutboundSaRuntime, seq)).map(load)?;
+        Some(Activity { spi, edge, seq })
     }
 
     /// Counters of a slot; `None` where the slot does not exist.
@@ -273,7 +303,7 @@ impl Plane {
         sys::map_update(self.map(map).map_err(text)?, key, value).map_err(text)
     }
 
-    fn beyond(&self, slot: u32) -> String {
+    pub(crate) fn beyond(&self, slot: u32) -> String {
         format!(
             "slot {slot} is beyond this member's {} slots: raise `slots` on this member",
             self.options.slots
@@ -282,7 +312,7 @@ impl Plane {
 }
 
 /// The key of an LPM trie: prefix length, then the address.
-fn lpm_key(prefix_len: u32, key: &SpdKey) -> [u8; 20] {
+pub(crate) fn lpm_key(prefix_len: u32, key: &SpdKey) -> [u8; 20] {
     let mut octets = [0u8; 20];
     octets[..4].copy_from_slice(&prefix_len.to_ne_bytes());
     octets[4..].copy_from_slice(&key.destination);
@@ -368,6 +398,6 @@ where
     Some(())
 }
 
-fn text(error: io::Error) -> String {
+pub(crate) fn text(error: io::Error) -> String {
     error.to_string()
 }

@@ -5,6 +5,7 @@
 //! in shared memory, without system calls.
 
 mod attach;
+mod batch;
 mod btf;
 mod error;
 mod execute;
@@ -21,7 +22,7 @@ mod xdp_mode;
 
 pub use attach::{AttachReport, remove_pins};
 pub use error::{LoadError, PlaneError, RunError};
-pub use execute::CounterReader;
+pub use execute::{Activity, CounterReader};
 pub use load::{Mode, ObjectSource, Options, Plane};
 pub use report::{ProgramReport, verifier_report};
 pub use rings::{EventReader, LogReader, SlowReader};

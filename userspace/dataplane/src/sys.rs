@@ -19,6 +19,7 @@ const MAP_GET_FD_BY_ID: libc::c_long = 14;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BTF_GET_FD_BY_ID: libc::c_long = 19;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
+const MAP_UPDATE_BATCH: libc::c_long = 26;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 
@@ -202,24 +203,47 @@ pub(crate) fn map_next_key(
     }
 }
 
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Writes `count` elements in one call. `keys` and `values` must hold so many of the map's keys and values. On an error some of
+/// them may have been written.
+pub(crate) fn map_update_batch(
+    map: BorrowedFd<'_>,
+    keys: &[u8],
+    values: &[u8],
+    count: u32,
+) -> io::Result<()> {
+    let (keys, values) = (address(keys), address(values));
+    let mut attr = BatchAttr {
+        in_batch: 0,
+        out_batch: 0,
+        keys,
+        values,
+        count,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    bpf(MAP_UPDATE_BATCH, &mut attr).map(drop)
+}
+
 /// Reads `count` elements from the start of an array in one call. `value_size` is what one element takes in user
 /// space (for a per-CPU map: 8-octet units times possible CPUs).
 pub(crate) fn map_lookup_batch(map: BorrowedFd<'_>, count: u32, value_size: usize) -> io::Result<Vec<u8>> {
-    #[repr(C)]
-    struct Attr {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
     let mut out_batch = 0u32;
     let mut keys = vec![0u32; count as usize];
     let mut values = vec![0u8; count as usize * value_size];
-    let mut attr = Attr {
+    let mut attr = BatchAttr {
         in_batch: 0,
         out_batch: std::ptr::from_mut(&mut out_batch) as u64,
         keys: keys.as_mut_ptr() as u64,

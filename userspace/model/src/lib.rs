@@ -3,6 +3,7 @@
 pub mod address;
 pub mod child_sa;
 pub mod cluster;
+pub mod octets;
 pub mod secret;
 pub mod spi;
 pub mod suite;

@@ -5,7 +5,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Secret octets. Serialisable, because the journal carries keys to the other members over mutual TLS.
 #[derive(Clone, Default, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
-pub struct SecretBytes(Vec<u8>);
+pub struct SecretBytes(#[serde(with = "crate::octets")] Vec<u8>);
 
 impl SecretBytes {
     /// Takes the octets over.

@@ -80,6 +80,12 @@ impl Meter {
             .is_some_and(|(limit, at)| needed <= limit && now.since(at) < RETRY)
     }
 
+    /// Whether it has come to rest: no rate that is still going down, and no wish that may have to be repeated.
+    pub(crate) fn is_at_rest(&self, now: Instant) -> bool {
+        let waits = self.pending.is_some_and(|(_, at)| now.since(at) < RETRY);
+        self.rate == 0 && !waits
+    }
+
     /// The wish was acknowledged and applied.
     pub(crate) fn applied(&mut self, now: Option<Instant>) {
         self.pending = None;
@@ -189,6 +195,23 @@ impl Situation<'_> {
             return None;
         }
         self.raise(meter, Direction::Inbound, needed, limit, step)
+    }
+
+    /// Whether the ceiling will be lowered as soon as the SA has been quiet for long enough.
+    pub(crate) fn is_far_above(&self, counters: &SaCounters) -> bool {
+        if self.flags & SA_LOCAL_ONLY != 0 || self.current.epoch != u32::from(self.epoch.low16()) {
+            return false;
+        }
+        let range = inbound_range(self.current, self.flags, false, self.epoch.low16());
+        range.is_ok_and(|range| {
+            let edge = counters.inbound.edge.max(range.floor);
+            range.ceiling.saturating_sub(edge) > LOWER_ROOM * 4
+        })
+    }
+
+    /// Whether the limits can be judged at all: a record of a later epoch than the segment's says nothing yet.
+    pub(crate) fn is_behind(&self) -> bool {
+        outbound_range(self.current, self.flags, false, self.epoch.low16()).is_err()
     }
 
     /// A ceiling nearer to the edge, where the present one is of a time when the SA was much faster.

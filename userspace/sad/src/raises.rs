@@ -1,12 +1,12 @@
 //! What the store wishes for and takes over: raises of limits, caps for a join, lifetimes that are due.
 
-use crate::lifetime::{LifetimeEvent, LifetimeKind, due};
+use crate::lifetime::{LifetimeEvent, LifetimeKind, due, soft_spread};
 use crate::limits::{LimitRaise, Situation};
 use crate::port::{Direction, MapOp, MapPlan, SaCounters};
 use crate::record;
 use crate::spd::Policy;
 use crate::store::{SaEntry, Sad, SadError, policy_of};
-use datapath::limits::{EpochBehind, raised};
+use datapath::limits::{EpochBehind, inbound_range, outbound_range, raised};
 use maps_schema::sad::{Limits, spi_slot};
 use model::{ChildSaRecord, Epoch, EspSpi, Instant, SegmentId};
 use std::ops::RangeBounds;
@@ -286,11 +286,24 @@ impl Sad {
         epoch_of: impl Fn(SegmentId) -> Option<(Epoch, bool)>,
         counters: impl Fn(u32) -> Option<SaCounters>,
     ) -> Vec<LimitRaise> {
+        self.cap_within(.., epoch_of, counters)
+    }
+
+    /// [`Sad::cap_where`] for some slots only.
+    pub fn cap_within(
+        &self,
+        slots: impl RangeBounds<u32>,
+        epoch_of: impl Fn(SegmentId) -> Option<(Epoch, bool)>,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LimitRaise> {
         let mut caps = Vec::new();
-        for (slot, entry) in &self.entries {
+        for (slot, entry) in self.entries.range(slots) {
             let Some((epoch, alone)) = epoch_of(entry.segment()) else {
                 continue;
             };
+            if entry.is_limited(epoch, alone) {
+                continue;
+            }
             // Counters that cannot be read give no cap: the SA keeps its flag, and the join is not complete.
             let Some(counters) = counters(*slot).filter(|c| entry.is_runtime(c)) else {
                 continue;
@@ -338,36 +351,54 @@ impl Sad {
     ) -> Vec<LifetimeEvent> {
         let mut events = Vec::new();
         for (slot, entry) in self.entries.range_mut(slots) {
-            if !owned(entry.segment()) {
-                continue;
+            if owned(entry.segment()) {
+                let counters = counters(*slot).filter(|c| entry.is_runtime(c));
+                events.extend(entry.due(now, &counters.unwrap_or_default()));
             }
-            let counters = counters(*slot)
-                .filter(|c| entry.is_runtime(c))
-                .unwrap_or_default();
-            let seq = counters.outbound.seq.max(counters.inbound.edge);
-            let age = now.since(entry.installed);
-            let usage = entry.usage(&counters);
-            let record = &entry.record;
-            let by_use = [usage.inbound, usage.outbound].map(|carried| carried.due(&entry.lifetimes));
-            let kinds = by_use
-                .into_iter()
-                .chain([due(entry.lifetimes, record.spi_in, record.esn, age, seq)]);
-            let Some(kind) = kinds.flatten().max() else {
-                continue;
-            };
-            if entry.reported == Some(kind) || entry.reported == Some(LifetimeKind::Hard) {
-                continue;
-            }
-            entry.reported = Some(kind);
-            events.push(LifetimeEvent {
-                spi_in: record.spi_in,
-                ike_spi: record.ike_spi,
-                connection: record.connection.clone(),
-                child: record.child.clone(),
-                kind,
-            });
+        }
+        for event in &events {
+            self.note_age(spi_slot(event.spi_in.0));
         }
         events
+    }
+
+    /// [`Sad::due_within`] for the SAs that have reached an age by now, the oldest ones first and `most` at once: those that
+    /// have not are not looked at. Numbers are looked at by [`Sad::look`].
+    pub fn due_by_age(
+        &mut self,
+        now: Instant,
+        most: usize,
+        owned: impl Fn(SegmentId) -> bool,
+        counters: impl Fn(u32) -> Option<SaCounters>,
+    ) -> Vec<LifetimeEvent> {
+        let old = self.ages.range(..=(now, u32::MAX));
+        let old: Vec<u32> = old
+            .map(|(_, slot)| *slot)
+            .filter(|slot| owned(SegmentId(*slot as u8)))
+            .take(most)
+            .collect();
+        let mut events = Vec::new();
+        for slot in old {
+            events.extend(self.due_within(slot..=slot, now, &owned, &counters));
+            // Also where nothing came of it: its next age is looked for.
+            self.note_age(slot);
+        }
+        events
+    }
+
+    /// Puts an SA where its next limit of age belongs. Call it whenever that may have changed.
+    pub(crate) fn note_age(&mut self, slot: u32) {
+        let Some(entry) = self.entries.get_mut(&slot) else {
+            return;
+        };
+        let next = entry.next_age();
+        if next == entry.due_at {
+            return;
+        }
+        if let Some(before) = std::mem::replace(&mut entry.due_at, next) {
+            self.ages.remove(&(before, slot));
+        }
+        self.ages.extend(next.map(|at| (at, slot)));
     }
 }
 
@@ -380,12 +411,60 @@ impl SaEntry {
         }
     }
 
+    /// What has become due and was not reported so far.
+    pub(crate) fn due(&mut self, now: Instant, counters: &SaCounters) -> Option<LifetimeEvent> {
+        let seq = counters.outbound.seq.max(counters.inbound.edge);
+        let age = now.since(self.installed);
+        let record = &self.record;
+        let usage = self.usage(counters);
+        let by_use = [usage.inbound, usage.outbound].map(|carried| carried.due(&self.lifetimes));
+        let kinds = by_use
+            .into_iter()
+            .chain([due(self.lifetimes, record.spi_in, record.esn, age, seq)]);
+        let kind = kinds.flatten().max()?;
+        if self.reported == Some(kind) || self.reported == Some(LifetimeKind::Hard) {
+            return None;
+        }
+        self.reported = Some(kind);
+        Some(LifetimeEvent {
+            spi_in: record.spi_in,
+            ike_spi: record.ike_spi,
+            connection: record.connection.clone(),
+            child: record.child.clone(),
+            kind,
+        })
+    }
+
+    /// When it reaches the next limit of age that was not reported so far.
+    fn next_age(&self) -> Option<Instant> {
+        let at = |age: Duration| (!age.is_zero()).then(|| self.installed + age);
+        let hard = at(self.lifetimes.hard);
+        match self.reported {
+            None => {
+                let soft = Some(self.lifetimes.soft).filter(|soft| !soft.is_zero());
+                let soft = soft.map(|soft| self.installed + soft_spread(soft, self.record.spi_in));
+                soft.into_iter().chain(hard).min()
+            }
+            Some(LifetimeKind::Soft) => hard,
+            Some(LifetimeKind::Hard) => None,
+        }
+    }
+
+    /// Whether both directions have upper limits.
+    fn is_limited(&self, epoch: Epoch, alone: bool) -> bool {
+        let epoch = epoch.low16();
+        let lease = outbound_range(&self.lease, self.flags, alone, epoch);
+        let ceiling = inbound_range(&self.ceiling, self.flags, alone, epoch);
+        lease.is_ok_and(|range| range.last != u64::MAX)
+            && ceiling.is_ok_and(|range| range.ceiling != u64::MAX)
+    }
+
     /// Whether runtime counters are this SA's: those of a slot's former SA mean nothing.
-    fn is_runtime(&self, counters: &SaCounters) -> bool {
+    pub(crate) fn is_runtime(&self, counters: &SaCounters) -> bool {
         counters.inbound.spi == self.record.spi_in.0
     }
 
-    fn situation<'a>(
+    pub(crate) fn situation<'a>(
         &self,
         current: &'a Limits,
         now: Instant,
@@ -403,7 +482,7 @@ impl SaEntry {
         }
     }
 
-    fn lowering(
+    pub(crate) fn lowering(
         &self,
         now: Instant,
         epoch: Epoch,
@@ -414,7 +493,7 @@ impl SaEntry {
             .lower_ceiling(&self.meters[1], counters)
     }
 
-    fn wish(
+    pub(crate) fn wish(
         &mut self,
         direction: Direction,
         needed: Option<u64>,

@@ -7,6 +7,7 @@ use crate::usage::Usage;
 use maps_schema::sad::{Limits, spi_slot};
 use model::{ChildSaRecord, Epoch, EspSpi, InitialLimits, Instant, SegmentId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// One SA of a snapshot. No `Debug`: it holds keys.
 #[derive(Clone, Serialize, Deserialize)]
@@ -112,18 +113,23 @@ impl Sad {
     /// Takes some SAs of a snapshot, in its order; SAs that are not among them stay as they are. Whoever restores in parts
     /// removes first what the snapshot does not hold, by [`Sad::forget`].
     ///
+    /// The plan is sorted by kind, so that a data plane writes many keys in one go; each SA's own writes keep their order.
+    ///
     /// # Errors
     /// As [`Sad::restore`]; those before are restored.
     pub fn restore_some(&mut self, some: Vec<SnapshotSa>, now: Instant) -> Result<MapPlan, SadError> {
-        let mut plan = MapPlan::default();
+        let mut sorted = Sorted::default();
+        let mut touched = BTreeSet::new();
+        let last = some.last().map(|sa| sa.record.connection.clone());
         for sa in some {
             let spi = sa.record.spi_in;
+            let slot = spi_slot(spi.0);
             // Counters stay with an SA that is there, and so does what is added to them.
             let before = self.get(spi).map(|e| (e.base, e.told));
             if before.is_some() {
                 // Its records are written anew below; the executor keeps live counters of an SPI that is there.
-                plan.extend(self.spd.remove(Holder::Slot(spi_slot(spi.0))));
-                self.take(spi_slot(spi.0));
+                self.spd.unstage(Holder::Slot(slot), &mut touched);
+                self.take(slot);
             }
             let lease = sa.lease.with(sa.record.limits.lease, sa.record.limits.lease_step);
             let ceiling = sa
@@ -134,26 +140,63 @@ impl Sad {
                 epoch: Epoch::default(),
                 alone: sa.local_only,
             };
-            plan.extend(self.install(&sa.record, lease, ceiling, sa.outbound_in_use, context)?);
-            if let Some(entry) = self.entries.get_mut(&spi_slot(spi.0)) {
+            sorted.take(self.install(&sa.record, lease, ceiling, false, context)?);
+            if let Some(entry) = self.entries.get_mut(&slot) {
                 entry.installed = Instant(now.0.saturating_sub(sa.age_ms.saturating_mul(1_000_000)));
                 entry.reported_edge = sa.reported_edge;
                 if let Some((base, told)) = before {
                     (entry.base, entry.told) = (base, told);
                     if base != Usage::default() {
-                        plan.extend(entry.life_plan());
+                        sorted.rest.extend(entry.life_plan().ops);
                     }
                 }
-                plan.ops.push(MapOp::PutReportedEdge {
-                    slot: spi_slot(spi.0),
+                sorted.rest.push(MapOp::PutReportedEdge {
+                    slot,
                     spi: spi.0,
                     edge: sa.reported_edge,
                 });
+                self.note_age(slot);
+            }
+            if sa.outbound_in_use {
+                self.stage_switch(slot, &mut touched);
             }
         }
+        let mut rules = self.spd.publish(&touched, &last.unwrap_or_default())?;
         // What SAs are to each other comes behind the snapshot.
-        plan.extend(self.siblings.plan(self.settings.cpus));
-        Ok(plan)
+        rules.extend(self.siblings.plan(self.settings.cpus));
+        Ok(sorted.with(rules))
+    }
+}
+
+/// Writes of several SAs by kind.
+#[derive(Default)]
+struct Sorted {
+    resets: Vec<MapOp>,
+    keys_in: Vec<MapOp>,
+    keys_out: Vec<MapOp>,
+    rest: Vec<MapOp>,
+}
+
+impl Sorted {
+    /// Adds the writes of a new SA.
+    fn take(&mut self, plan: MapPlan) {
+        for op in plan.ops {
+            match op {
+                MapOp::ResetRuntime { .. } => self.resets.push(op),
+                MapOp::PutKeyIn { .. } => self.keys_in.push(op),
+                MapOp::PutKeyOut { .. } => self.keys_out.push(op),
+                _ => self.rest.push(op),
+            }
+        }
+    }
+
+    fn with(self, rules: MapPlan) -> MapPlan {
+        let mut ops = self.resets;
+        ops.extend(self.keys_in);
+        ops.extend(self.keys_out);
+        ops.extend(self.rest);
+        ops.extend(rules.ops);
+        MapPlan { ops }
     }
 }
 

@@ -191,6 +191,27 @@ impl Spd {
     ) -> Result<MapPlan, SpdError> {
         let before = self.take(holder);
         let mut touched: BTreeSet<Prefix> = before.iter().map(|(p, _)| *p).collect();
+        self.stage(holder, effect, pairs, &mut touched);
+        match self.publish(&touched, name) {
+            Ok(plan) => Ok(plan),
+            Err(error) => {
+                self.take(holder);
+                for (prefix, ranked) in before {
+                    self.add(holder, prefix, ranked);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Adds the rules of `holder`, which has none, without publishing them: [`Spd::publish`] does so for many holders at once.
+    pub(crate) fn stage(
+        &mut self,
+        holder: Holder,
+        effect: Effect,
+        pairs: &[(TrafficSelector, TrafficSelector)],
+        touched: &mut BTreeSet<Prefix>,
+    ) {
         for (at, (local, remote)) in pairs.iter().enumerate() {
             let rule = rule_of(local, remote, effect);
             let ports = |ts: &TrafficSelector| ts.last_port.saturating_sub(ts.first_port);
@@ -207,16 +228,11 @@ impl Spd {
                 touched.insert(prefix);
             }
         }
-        match self.publish(&touched, name) {
-            Ok(plan) => Ok(plan),
-            Err(error) => {
-                self.take(holder);
-                for (prefix, ranked) in before {
-                    self.add(holder, prefix, ranked);
-                }
-                Err(error)
-            }
-        }
+    }
+
+    /// Takes the rules of `holder` away without publishing that.
+    pub(crate) fn unstage(&mut self, holder: Holder, touched: &mut BTreeSet<Prefix>) {
+        touched.extend(self.take(holder).iter().map(|(p, _)| *p));
     }
 
     /// Removes the rules of `holder`. Removal can uncover rules but a prefix that was within bounds may then show
@@ -331,7 +347,8 @@ impl Spd {
         affected
     }
 
-    fn publish(&mut self, touched: &BTreeSet<Prefix>, name: &str) -> Result<MapPlan, SpdError> {
+    /// What the map needs to show the rules of these prefixes.
+    pub(crate) fn publish(&mut self, touched: &BTreeSet<Prefix>, name: &str) -> Result<MapPlan, SpdError> {
         let mut wanted = Vec::new();
         for prefix in self.affected(touched) {
             let entry = match self.rules_at(prefix) {

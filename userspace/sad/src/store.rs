@@ -4,6 +4,7 @@ use crate::handling::Handling;
 use crate::lifetime::{LifetimeKind, Lifetimes};
 use crate::limits::{HEADROOM_MIN, LEASE_MIN, Meter};
 use crate::port::{MapOp, MapPlan};
+use crate::prefix::Prefix;
 use crate::record;
 use crate::siblings::{Part, Siblings};
 use crate::spd::{Effect, Holder, Policy, PolicyAction, Spd, SpdError, selector_pairs};
@@ -15,7 +16,7 @@ use model::{
     ChildSaChange, ChildSaRecord, Epoch, EspSpi, EspSuite, InitialLimits, Instant, MemberId, OutboundUse,
     SegmentId, TrafficSelector,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeBounds;
 use std::time::Duration;
 use thiserror::Error;
@@ -128,6 +129,8 @@ pub struct SaEntry {
     /// Totals last reported, or heard.
     pub(crate) told: Usage,
     pub(crate) reported: Option<LifetimeKind>,
+    /// Where it stands in the order of ages.
+    pub(crate) due_at: Option<Instant>,
     pub(crate) meters: [Meter; 2],
 }
 
@@ -152,6 +155,8 @@ pub struct Sad {
     pub(crate) entries: BTreeMap<u32, SaEntry>,
     /// How many of them each connection (by counter index) has in each segment.
     by_connection: BTreeMap<(u16, u8), u32>,
+    /// When each reaches its next limit of age, so that nobody need look at the others.
+    pub(crate) ages: BTreeSet<(Instant, u32)>,
     pub(crate) policies: Vec<Policy>,
     connections: Vec<String>,
     pub(crate) switches: u64,
@@ -168,6 +173,7 @@ impl Sad {
             siblings: Siblings::default(),
             entries: BTreeMap::new(),
             by_connection: BTreeMap::new(),
+            ages: BTreeSet::new(),
             policies: Vec::new(),
             connections: Vec::new(),
             switches: 0,
@@ -348,6 +354,7 @@ impl Sad {
         self.take(slot);
         *self.by_connection.entry(key).or_default() += 1;
         self.entries.insert(slot, entry);
+        self.note_age(slot);
     }
 
     pub(crate) fn take(&mut self, slot: u32) {
@@ -355,6 +362,9 @@ impl Sad {
             return;
         };
         self.siblings.take(entry.family(), slot);
+        if let Some(at) = entry.due_at {
+            self.ages.remove(&(at, slot));
+        }
         let key = (entry.connection, entry.segment().0);
         if let Some(count) = self.by_connection.get_mut(&key) {
             *count -= 1;
@@ -362,6 +372,11 @@ impl Sad {
                 self.by_connection.remove(&key);
             }
         }
+    }
+
+    /// Slots of SAs from `first` on, rising. Walks over names only, so it costs next to nothing for each.
+    pub fn slots_from(&self, first: u32) -> impl Iterator<Item = u32> {
+        self.entries.range(first..).map(|(slot, _)| *slot)
     }
 
     /// All SAs by rising slot.
@@ -451,6 +466,7 @@ impl Sad {
             base: Usage::default(),
             told: Usage::default(),
             reported: None,
+            due_at: None,
             meters: [Meter::default(); 2],
             record: sa.clone(),
         };
@@ -506,12 +522,38 @@ impl Sad {
     }
 
     fn switch(&mut self, slot: u32) -> Result<MapPlan, SadError> {
-        let Some(entry) = self.entries.get(&slot) else {
+        let Some((effect, switched)) = self.effect_of(slot) else {
             return Ok(MapPlan::default());
         };
+        let Some(entry) = self.entries.get_mut(&slot) else {
+            return Ok(MapPlan::default());
+        };
+        let name = &entry.record.connection;
+        let plan = self.spd.put(Holder::Slot(slot), effect, &entry.pairs, name)?;
+        self.switches = switched;
+        (entry.outbound_in_use, entry.switched) = (true, switched);
+        Ok(plan)
+    }
+
+    /// As a switch of outbound traffic to the SA, without publishing its rules; `touched` gets their prefixes.
+    pub(crate) fn stage_switch(&mut self, slot: u32, touched: &mut BTreeSet<Prefix>) {
+        let Some((effect, switched)) = self.effect_of(slot) else {
+            return;
+        };
+        if let Some(entry) = self.entries.get_mut(&slot) {
+            self.spd.unstage(Holder::Slot(slot), touched);
+            self.spd.stage(Holder::Slot(slot), effect, &entry.pairs, touched);
+            self.switches = switched;
+            (entry.outbound_in_use, entry.switched) = (true, switched);
+        }
+    }
+
+    /// What the rules of an SA do once outbound traffic is switched to it, and the number of that switch.
+    fn effect_of(&self, slot: u32) -> Option<(Effect, u64)> {
+        let entry = self.entries.get(&slot)?;
         let policy = policy_of(&self.policies, &entry.record);
         if policy.is_some_and(|(_, p)| p.action != PolicyAction::Protect) {
-            return Ok(MapPlan::default());
+            return None;
         }
         let at = policy.map_or(u32::MAX, |(at, _)| at);
         let switched = self.switches + 1;
@@ -519,14 +561,7 @@ impl Sad {
             recency: Effect::recency(switched),
             ..Effect::of_sa(entry, entry.connection, at)
         };
-        let plan = self
-            .spd
-            .put(Holder::Slot(slot), effect, &entry.pairs, &entry.record.connection)?;
-        self.switches = switched;
-        if let Some(entry) = self.entries.get_mut(&slot) {
-            (entry.outbound_in_use, entry.switched) = (true, switched);
-        }
-        Ok(plan)
+        Some((effect, switched))
     }
 
     /// Writes the rules that point at an SA once more, after it has changed; their precedence stays.

@@ -1,7 +1,6 @@
 //! Leases and ceilings: wishes of the SA database, acknowledged by the replica, published in the maps.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use cluster::message::RaiseKey;
@@ -11,49 +10,17 @@ use maps_schema::event::{
     EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, EVENT_PATH_MTU, Event,
 };
 use maps_schema::sad::SA_LOCAL_ONLY;
-use model::{Epoch, EspSpi, GroupId, Instant, SegmentId};
+use model::{Epoch, EspSpi, GroupId, SegmentId};
 use sad::{Direction, LimitRaise, SaEntry, Usage};
 
 use super::entry::EntryChange;
-use super::groups::Group;
 use super::{Core, NotApplied, around};
 use crate::clock;
 
 /// A rekey because of a refused raise is not repeated sooner: it takes a few round trips.
 const REKEY_AGAIN: Duration = Duration::from_secs(10);
-/// SAs that one turn looks at: about a millisecond.
-const SLICE: usize = 2048;
-/// From the start of a round over all SAs to the next.
-const ROUND: Duration = Duration::from_millis(100);
-/// From one turn to the next within a round.
-const PAUSE: Duration = Duration::from_millis(2);
 /// A wish for a connection that another member is to initiate is passed on no sooner again.
 const ACQUIRE_AGAIN: Duration = Duration::from_secs(1);
-
-/// The round over all SAs, in turns, so that heartbeats never wait for it.
-#[derive(Default)]
-pub struct Scan {
-    /// First slot of the next turn; 0: a new round.
-    slot: u32,
-    began: Instant,
-    /// When the next turn is due.
-    pub due: Instant,
-    /// Smallest part of a lease and of a headroom that is left: of the round under way, and of the last whole one.
-    lowest: Lowest,
-    /// See `lowest`.
-    pub lowest_before: Lowest,
-}
-
-/// Smallest part of a lease and of a headroom that is left among all SAs of this member.
-#[derive(Clone, Copy, Default)]
-pub struct Lowest {
-    pub lease: Option<f64>,
-    pub headroom: Option<f64>,
-}
-
-fn least(now: Option<f64>, value: f64) -> Option<f64> {
-    Some(now.map_or(value, |n| n.min(value)))
-}
 
 impl Core {
     /// Events of the programs.
@@ -89,75 +56,20 @@ impl Core {
             .wants_raise(slot, direction, needed, clock::now(), epoch, &counters)
     }
 
-    /// One turn of the round over all SAs: raises (events may be lost when their ring buffer is full), ceilings that are
-    /// too high, lifetimes by number, edges for the standbys.
-    pub(super) fn scan_turn(&mut self, now: Instant) {
-        if self.scan.slot == 0 {
-            self.scan.began = now;
-            self.scan.lowest = Lowest::default();
-        }
-        let from = self.scan.slot;
-        let last = self.sad.range(from..).nth(SLICE - 1).map(SaEntry::slot);
-        if self.groups.owns_any() {
-            self.scan_slots(from..=last.unwrap_or(u32::MAX), now);
-        }
-        (self.scan.slot, self.scan.due) = match last.and_then(|slot| slot.checked_add(1)) {
-            Some(next) => (next, now + PAUSE),
-            None => {
-                self.scan.lowest_before = self.scan.lowest;
-                (0, (self.scan.began + ROUND).max(now + PAUSE))
-            }
-        };
-    }
-
-    fn scan_slots(&mut self, slots: RangeInclusive<u32>, now: Instant) {
-        let (counters, groups) = (self.counters.clone(), &self.groups);
-        let raises = self.sad.wants_raises_within(
-            slots.clone(),
-            now,
-            |segment| groups.epoch_if_owned(segment),
-            |slot| counters.counters(slot),
-        );
-        self.raise(raises);
-        self.lower_ceilings(slots.clone());
-        self.lifetimes(slots.clone(), now);
-        self.report_usage(slots.clone());
-        self.look_at_edges(slots);
-    }
-
-    fn lifetimes(&mut self, slots: RangeInclusive<u32>, now: Instant) {
-        let (counters, groups) = (self.counters.clone(), &self.groups);
-        let due = self.sad.due_within(
-            slots,
-            now,
-            |segment| groups.owns_segment(segment),
-            |slot| counters.counters(slot),
-        );
-        for due in due {
-            let command = match due.kind {
-                sad::lifetime::LifetimeKind::Soft => ike::Command::RekeyChild { spi_in: due.spi_in },
-                sad::lifetime::LifetimeKind::Hard => ike::Command::DeleteChild { spi_in: due.spi_in },
-            };
-            self.adopt_first(due.ike_spi);
-            self.log.note(
-                "lifetime",
-                format!(
-                    "{}/{} SA {}: {:?}",
-                    due.connection, due.child, due.spi_in, due.kind
-                ),
-            );
-            self.engine_command(command);
-        }
-    }
-
     /// Tells the standbys what SAs with lifetimes in octets or packets have carried.
-    fn report_usage(&mut self, slots: RangeInclusive<u32>) {
+    pub(super) fn report_usage(&mut self, slots: &[u32]) {
         let (counters, groups) = (self.counters.clone(), &self.groups);
-        let reports = self.sad.usage_reports(
-            slots,
-            |segment| groups.owns_segment(segment),
-            |slot| counters.counters(slot),
-        );
+        let reports = slots.iter().flat_map(|slot| {
+            self.sad.usage_reports(
+                *slot..=*slot,
+                |segment| groups.owns_segment(segment),
+                |slot| counters.counters(slot),
+            )
+        });
+        let reports = reports.collect::<Vec<_>>();
+        if reports.is_empty() {
+            return;
+        }
         let mut parts: BTreeMap<GroupId, Vec<(EspSpi, Usage)>> = BTreeMap::new();
         for (spi_in, usage) in reports {
             let group = self.groups.layout.group_of(spi_in.segment());
@@ -189,24 +101,15 @@ impl Core {
     /// Ceilings of a time when an SA was much faster come down. In this order: publish, drain, read the edge again, publish
     /// the higher of both; only then the standby hears of it, which holds the old ceiling until then. So nothing that
     /// was accepted ever lies above what a taker counts as seen.
-    fn lower_ceilings(&mut self, slots: RangeInclusive<u32>) {
+    pub(super) fn lower_ceilings(&mut self, lowerings: Vec<LimitRaise>) {
         let status = self.node.status();
         let moving = status.groups.iter().filter(|g| g.handover).map(|g| g.group);
         let moving = moving.collect::<HashSet<GroupId>>();
-        let (layout, groups) = (self.groups.layout, &self.groups);
-        let epoch_of = |segment| {
-            let epoch = groups.epoch_if_owned(segment)?;
-            (!moving.contains(&layout.group_of(segment))).then_some(epoch)
-        };
+        let layout = self.groups.layout;
+        let stays = |lowering: &LimitRaise| moving.contains(&layout.group_of_slot(lowering.slot));
         let counters = self.counters.clone();
-        let lowerings = self
-            .sad
-            .wants_lowerings_within(slots, clock::now(), epoch_of, |slot| counters.counters(slot));
-        if lowerings.is_empty() {
-            return;
-        }
         let mut published = Vec::new();
-        for lowering in lowerings {
+        for lowering in lowerings.into_iter().filter(|lowering| !stays(lowering)) {
             let before = self
                 .sad
                 .by_slot(lowering.slot)
@@ -218,6 +121,9 @@ impl Core {
                 restored.limits.limit = before;
                 self.apply_raise_or_log(&restored);
             }
+        }
+        if published.is_empty() {
+            return;
         }
         if let Err(error) = self.runner.drain_cpus() {
             // What a program accepted meanwhile is not known: back to the ceilings that the standby holds.
@@ -278,6 +184,7 @@ impl Core {
         for item in items {
             if let Some(raise) = self.raise_of(item, epoch) {
                 self.apply_raise_or_log(&raise);
+                self.scan.look_again(item.slot);
                 slots.insert(item.slot);
             }
         }
@@ -312,49 +219,6 @@ impl Core {
             );
             self.adopt_first(ike_spi);
             self.engine_command(ike::Command::RekeyChild { spi_in });
-        }
-    }
-
-    /// Tells the standbys how far the windows are (base of the evidence rule after a takeover), and notes what is left of
-    /// the limits.
-    fn look_at_edges(&mut self, slots: RangeInclusive<u32>) {
-        let with_standby = |g: &Group| self.groups.owns(g.id) && !self.node.is_alone(g.id);
-        let told = self.groups.iter().filter(|g| with_standby(g)).map(|g| g.id);
-        let told = told.collect::<HashSet<GroupId>>();
-        let mut edges = Vec::new();
-        let mut lowest = self.scan.lowest;
-        for entry in self.sad.range(slots) {
-            if !self.groups.owns_segment(entry.segment()) {
-                continue;
-            }
-            let Some(counters) = self.counters.counters(entry.slot()) else {
-                continue;
-            };
-            if !entry.local_only {
-                if let Some(last) = self.lease_in(entry).filter(|last| *last < u64::MAX) {
-                    let left = last.saturating_sub(counters.outbound.seq) as f64;
-                    let part = left / entry.lease.step.max(1) as f64;
-                    lowest.lease = least(lowest.lease, part.min(1.0));
-                }
-                if let Some(ceiling) = self.ceiling_in(entry).filter(|c| *c < u64::MAX) {
-                    let left = ceiling.saturating_sub(counters.inbound.edge) as f64;
-                    let part = left / entry.ceiling.step.max(1) as f64;
-                    lowest.headroom = least(lowest.headroom, part.min(1.0));
-                }
-            }
-            let (spi, edge) = (entry.record.spi_in, counters.inbound.edge);
-            if told.contains(&self.groups.layout.group_of(entry.segment()))
-                && counters.inbound.spi == spi.0
-                && self.reported.get(&spi).is_none_or(|known| *known < edge)
-            {
-                edges.push((entry.slot(), spi, edge));
-            }
-        }
-        self.scan.lowest = lowest;
-        self.reported
-            .extend(edges.iter().map(|(_, spi, edge)| (*spi, *edge)));
-        if !edges.is_empty() {
-            self.node_input(Input::Report { edges });
         }
     }
 

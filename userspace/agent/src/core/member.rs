@@ -162,15 +162,7 @@ impl Core {
                 }
             }
             Output::CapLimits { group, token } => self.cap_limits(group, token),
-            Output::VerifyCaps { group, token } => {
-                let caps = self.caps(group);
-                let items = caps.iter().filter_map(|raise| self.raise_item(raise)).collect();
-                self.node.handle(Input::CapsVerified {
-                    now: clock::now(),
-                    token,
-                    items,
-                });
-            }
+            Output::VerifyCaps { group, token } => self.verify_caps(group, token),
             Output::RestateLimits {
                 token, epoch, keys, ..
             } => {

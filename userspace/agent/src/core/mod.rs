@@ -23,6 +23,7 @@ mod per_cpu;
 mod pulse;
 mod repair;
 mod sas;
+mod scan;
 mod secrets;
 mod setup;
 mod slow;
@@ -111,7 +112,7 @@ struct Core {
     merging: VecDeque<owner::Merging>,
     /// Snapshots that are taken or installed.
     snapshots: snapshot::Snapshots,
-    scan: limits::Scan,
+    scan: scan::Scan,
     health: health::Health,
     /// The external ownership engine, where there is one.
     ownership_engine: Option<ownership::Engine>,

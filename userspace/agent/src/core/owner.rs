@@ -58,7 +58,8 @@ impl Core {
             self.segments.flip(segment.0, word, side);
         }
         let group = self.groups.get_mut(flip.group);
-        if group.ownership.epoch != epoch {
+        let new = group.ownership.epoch != epoch;
+        if new {
             group.evidence.clear();
             group.before = group.ownership;
         }
@@ -67,6 +68,9 @@ impl Core {
             epoch,
             alone: flip.alone,
         };
+        if new {
+            self.scan.look_at_everything();
+        }
         if self.groups.owns(flip.group) && flip.legacy.is_none() {
             self.run_held(flip.group);
         }

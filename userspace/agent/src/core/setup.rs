@@ -18,9 +18,9 @@ use tun_rs::AsyncDevice;
 use super::command::Wishes;
 use super::groups::Groups;
 use super::health::Health;
-use super::limits::Scan;
 use super::member::Facts;
 use super::orders::Orders;
+use super::scan::Scan;
 use super::{
     Core, around, capabilities, convert, digest, engine, held, path, secrets, slow, snapshot, timeline,
 };

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use cluster::{Input, Output};
+use cluster::{Input, Output, RaiseItem};
 use model::{Epoch, EspSpi, GroupId, IkeSpi, Instant, SecretBytes};
 use sad::{LimitRaise, SadError, SnapshotSa};
 use tokio::sync::mpsc;
@@ -17,14 +17,14 @@ use super::suspects::Suspects;
 use super::{Core, NotApplied};
 use crate::clock;
 
-/// Caps are repeated until no SA is without limits; traffic between two looks makes another one necessary.
-const CAP_ROUNDS: usize = 16;
+/// Passes over all SAs for caps; the second one finds none unless counters could not be read.
+const CAP_PASSES: usize = 16;
 /// A snapshot is worked at for this long before the core does something else.
 const TURN: Duration = Duration::from_millis(2);
 /// SAs copied, or removed, between two looks at the clock.
 const SOME: usize = 64;
-/// SAs installed between two looks at the clock: each costs several system calls.
-const FEW: usize = 8;
+/// SAs installed between two looks at the clock: their keys and rules are written in a few system calls for all of them.
+const FEW: usize = 64;
 
 /// What was made or read beside the core loop.
 pub enum Made {
@@ -42,6 +42,8 @@ pub struct Taking {
     group: GroupId,
     token: u64,
     began: Instant,
+    /// The pass for caps, until no SA is without limits.
+    capping: Option<Capping>,
     /// Next slot; `None`: the Child SAs are copied.
     slot: Option<u32>,
     /// With the order in which outbound traffic was switched to them.
@@ -53,6 +55,23 @@ pub struct Taking {
     encoding: Option<(usize, usize)>,
     /// Commits that took effect since it began.
     tail: Vec<Vec<EntryChange>>,
+}
+
+/// A pass over the SAs that looks for those without upper limits.
+#[derive(Default)]
+struct Capping {
+    slot: u32,
+    /// Caps found in this pass.
+    found: usize,
+    passes: usize,
+}
+
+/// A last look of the owner's, before the joiner enters: whether every SA has limits.
+pub struct Verifying {
+    group: GroupId,
+    token: u64,
+    slot: u32,
+    items: Vec<RaiseItem>,
 }
 
 /// A joiner's installation under way.
@@ -73,6 +92,7 @@ pub struct Installing {
 /// Snapshots under way.
 pub struct Snapshots {
     taking: Vec<Taking>,
+    verifying: Vec<Verifying>,
     installing: Vec<Installing>,
     made: mpsc::UnboundedSender<Made>,
 }
@@ -81,6 +101,7 @@ impl Snapshots {
     pub fn new(made: mpsc::UnboundedSender<Made>) -> Self {
         Self {
             taking: Vec::new(),
+            verifying: Vec::new(),
             installing: Vec::new(),
             made,
         }
@@ -89,7 +110,7 @@ impl Snapshots {
     /// Whether a turn of the loop is wanted.
     pub fn is_busy(&self) -> bool {
         let taking = self.taking.iter().any(|t| t.encoding.is_none());
-        taking || self.installing.iter().any(|i| i.gone.is_some())
+        taking || !self.verifying.is_empty() || self.installing.iter().any(|i| i.gone.is_some())
     }
 
     /// A commit took effect.
@@ -102,6 +123,7 @@ impl Snapshots {
     /// What is under way for a group is not wanted any more.
     pub fn forget(&mut self, group: GroupId) {
         self.taking.retain(|t| t.group != group);
+        self.verifying.retain(|v| v.group != group);
         self.installing.retain(|i| i.group != group);
     }
 
@@ -118,46 +140,101 @@ impl Snapshots {
 }
 
 impl Core {
-    /// Limits for every SA of the group that has no upper ones.
-    pub(super) fn caps(&self, id: GroupId) -> Vec<LimitRaise> {
+    /// Limits for some SAs of the group that have no upper ones, and the slot to go on from.
+    fn caps(&self, id: GroupId, from: u32) -> (Vec<LimitRaise>, Option<u32>) {
         let layout = self.groups.layout;
         let ownership = self.groups.get(id).ownership;
         let of_group =
             |segment| (layout.group_of(segment) == id).then_some((ownership.epoch, ownership.alone));
-        self.sad.cap_where(of_group, |slot| self.counters.counters(slot))
+        let mut slots = self.sad.slots_from(from);
+        let last = slots.by_ref().take(SOME).last();
+        let Some(last) = last else {
+            return (Vec::new(), None);
+        };
+        let caps = self
+            .sad
+            .cap_within(from..=last, of_group, |slot| self.counters.counters(slot));
+        (caps, slots.next())
     }
 
-    /// Owner: a member joins. From here on every SA of the group has limits, and the snapshot says which.
+    /// Owner: a member joins. From here on every SA of the group gets limits, and the snapshot says which. While there is
+    /// somebody who joins, no SA is made without limits, so one pass over the others is enough.
     pub(super) fn cap_limits(&mut self, id: GroupId, token: u64) {
-        for _ in 0..CAP_ROUNDS {
-            let caps = self.caps(id);
-            if caps.is_empty() {
-                break;
-            }
-            let spis = caps.iter().map(|cap| cap.spi).collect::<Vec<EspSpi>>();
-            for cap in &caps {
-                self.apply_raise_or_log(cap);
-            }
-            let plan = self.sad.known_to_standby(spis);
-            self.execute_or_log(&plan);
-            if let Err(error) = self.runner.drain_cpus() {
-                self.log
-                    .warn_of(id, "join", format!("the CPUs were not drained: {error}"));
-            }
-        }
-        let waiting = self.mirrored(id).map(|(spi, _)| *spi).collect();
-        self.snapshots.taking.retain(|t| t.group != id);
+        self.snapshots.forget(id);
         self.snapshots.taking.push(Taking {
             group: id,
             token,
             began: clock::now(),
+            capping: Some(Capping::default()),
             slot: Some(0),
             children: Vec::new(),
-            waiting,
+            waiting: VecDeque::new(),
             ike: BTreeMap::new(),
             encoding: None,
             tail: Vec::new(),
         });
+    }
+
+    /// Owner: the joiner has acknowledged everything. Answers once all SAs have been looked at.
+    pub(super) fn verify_caps(&mut self, id: GroupId, token: u64) {
+        self.snapshots.verifying.push(Verifying {
+            group: id,
+            token,
+            slot: 0,
+            items: Vec::new(),
+        });
+    }
+
+    fn verify_some(&mut self, mut verifying: Verifying) {
+        let (caps, next) = self.caps(verifying.group, verifying.slot);
+        let items = caps.iter().filter_map(|raise| self.raise_item(raise));
+        verifying.items.extend(items);
+        if let Some(slot) = next {
+            verifying.slot = slot;
+            return self.snapshots.verifying.push(verifying);
+        }
+        let Verifying { token, items, .. } = verifying;
+        self.node_input(Input::CapsVerified {
+            now: clock::now(),
+            token,
+            items,
+        });
+    }
+
+    /// A step of the pass for caps; at its end the copy begins.
+    fn cap_some(&mut self, taking: &mut Taking, mut capping: Capping) {
+        let id = taking.group;
+        let (caps, next) = self.caps(id, capping.slot);
+        for cap in &caps {
+            self.apply_raise_or_log(cap);
+        }
+        capping.found += caps.len();
+        let plan = self.sad.known_to_standby(caps.iter().map(|cap| cap.spi));
+        self.execute_or_log(&plan);
+        if let Some(slot) = next {
+            capping.slot = slot;
+            taking.capping = Some(capping);
+            return;
+        }
+        if capping.found > 0 {
+            // Programs that run may still spend without limits.
+            if let Err(error) = self.runner.drain_cpus() {
+                self.log
+                    .warn_of(id, "join", format!("the CPUs were not drained: {error}"));
+            }
+            capping.passes += 1;
+            if capping.passes < CAP_PASSES {
+                let passes = capping.passes;
+                taking.capping = Some(Capping {
+                    passes,
+                    ..Capping::default()
+                });
+                return;
+            }
+        }
+        taking.waiting = self.mirrored(id).map(|(spi, _)| *spi).collect();
+        // What took effect so far is part of what is copied from now on.
+        taking.tail.clear();
     }
 
     /// Works at snapshots for as long as a turn may take.
@@ -167,8 +244,15 @@ impl Core {
             let next = self.snapshots.taking.iter().position(|t| t.encoding.is_none());
             if let Some(at) = next {
                 let mut taking = self.snapshots.taking.swap_remove(at);
-                self.copy_some(&mut taking);
+                match taking.capping.take() {
+                    Some(capping) => self.cap_some(&mut taking, capping),
+                    None => self.copy_some(&mut taking),
+                }
                 self.snapshots.taking.push(taking);
+                continue;
+            }
+            if let Some(verifying) = self.snapshots.verifying.pop() {
+                self.verify_some(verifying);
                 continue;
             }
             let next = self.snapshots.installing.iter().position(|i| i.gone.is_some());

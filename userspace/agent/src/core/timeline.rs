@@ -146,6 +146,7 @@ impl Core {
             EventKind::InSync(set) => {
                 let text = format!("in sync: {}", members(set));
                 self.log.add(Level::Note, group, "in_sync", text);
+                self.scan.look_at_everything();
                 if let Some(id) = group.filter(|id| set.len() > 1 && self.groups.owns(*id)) {
                     self.begin_suspects(id);
                 }

@@ -15,10 +15,30 @@ use std::time::Duration;
 enum Step {
     /// The agent caps the limits and takes the snapshot.
     Capping,
+    /// On its way, a few pieces by tick; then the tail of the journal.
+    Sending { position: u64 },
     /// Sent; the tail of the journal follows as it is written.
     Sent { position: u64 },
     /// The joiner's maps hold the snapshot.
     Armed,
+}
+
+/// A snapshot that is being sent.
+#[derive(Default)]
+struct Rest {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Rest {
+    /// The next few pieces, and whether they are the last ones.
+    fn next(&mut self) -> (Vec<Vec<u8>>, bool) {
+        let to = self.bytes.len().min(self.at + PIECES * CHUNK);
+        let some = self.bytes.get(self.at..to).unwrap_or_default();
+        let pieces = some.chunks(CHUNK).map(<[u8]>::to_vec).collect();
+        self.at = to;
+        (pieces, to == self.bytes.len())
+    }
 }
 
 pub(crate) struct Join {
@@ -27,6 +47,8 @@ pub(crate) struct Join {
     id: u64,
     step: Step,
     acknowledged: u64,
+    /// What is still to be sent of the snapshot.
+    rest: Rest,
     verifying: bool,
     verified: bool,
     since: Instant,
@@ -36,6 +58,8 @@ pub(crate) struct Join {
     owed: BTreeMap<RaiseKey, RaiseItem>,
 }
 
+/// Pieces of a snapshot that are sent in one tick: a megabyte, which takes about a millisecond.
+const PIECES: usize = 32;
 /// A joiner that has not armed its snapshot in this time makes room for others.
 const STUCK: Duration = Duration::from_secs(30);
 
@@ -64,13 +88,13 @@ impl Join {
 
     /// Whether entries written now are part of what the joiner needs beyond its snapshot.
     pub fn wants_tail(&self) -> bool {
-        self.step != Step::Capping
+        matches!(self.step, Step::Sent { .. } | Step::Armed)
     }
 
     pub fn acknowledged(&self) -> u64 {
         match self.step {
             Step::Capping => 0,
-            Step::Sent { position } => position,
+            Step::Sending { position } | Step::Sent { position } => position,
             Step::Armed => self.acknowledged,
         }
     }
@@ -143,6 +167,7 @@ impl Group {
             id,
             step: Step::Capping,
             acknowledged: 0,
+            rest: Rest::default(),
             verifying: false,
             verified: false,
             since: now,
@@ -154,7 +179,7 @@ impl Group {
         s.outputs.push_back(Output::CapLimits { group, token });
     }
 
-    pub fn snapshot_taken(&mut self, s: &mut Shared, token: u64, bytes: &[u8]) {
+    pub fn snapshot_taken(&mut self, s: &mut Shared, token: u64, bytes: Vec<u8>) {
         if !matches!(self.pending.remove(&token), Some(Pending::Cap)) {
             return;
         }
@@ -163,15 +188,12 @@ impl Group {
         };
         // The snapshot is what has taken effect here. Entries that wait for another standby are not part of it: they follow.
         let position = owner.journal.committed();
-        let tail: Vec<(u64, Vec<u8>)> = owner
-            .journal
-            .after(position)
-            .map(|(p, e)| (p, e.to_vec()))
-            .collect();
         let Some(join) = owner.join.as_mut().filter(|j| j.step == Step::Capping) else {
             return;
         };
-        join.step = Step::Sent { position };
+        join.step = Step::Sending { position };
+        let length = bytes.len() as u64;
+        join.rest = Rest { bytes, at: 0 };
         let (to, join, claim_above) = (join.member.member, join.id, owner.claim_above);
         let raises_through = owner.raises.version();
         owner.raises.renumber();
@@ -180,11 +202,32 @@ impl Group {
             claim_above,
             raises_through,
             position,
-            length: bytes.len() as u64,
+            length,
         };
         self.stream(s, to, begin);
-        for chunk in bytes.chunks(CHUNK) {
-            self.stream(s, to, GroupBody::SnapshotChunk(chunk.to_vec()));
+        self.send_snapshot(s);
+    }
+
+    /// Sends the next pieces of a snapshot that is on its way, few enough that heartbeats do not wait for them; behind the
+    /// last one the tail of the journal.
+    pub(super) fn send_snapshot(&mut self, s: &mut Shared) {
+        let Phase::Owner(owner) = &mut self.phase else {
+            return;
+        };
+        let Some(join) = owner.join.as_mut() else { return };
+        let Step::Sending { position } = join.step else {
+            return;
+        };
+        let to = join.member.member;
+        let (pieces, end) = join.rest.next();
+        let mut tail: Vec<(u64, Vec<u8>)> = Vec::new();
+        if end {
+            join.rest = Rest::default();
+            join.step = Step::Sent { position };
+            tail.extend(owner.journal.after(position).map(|(p, e)| (p, e.to_vec())));
+        }
+        for piece in pieces {
+            self.stream(s, to, GroupBody::SnapshotChunk(piece));
         }
         for (position, entry) in tail {
             self.stream(s, to, GroupBody::Journal { position, entry });

@@ -331,6 +331,7 @@ impl Group {
         self.overdue(s, now);
         self.engine_overdue(s, now);
         self.follow_progress(s, now);
+        self.send_snapshot(s);
         self.join_progress(s, now);
         self.handover_progress(s, now);
         self.extend(s, now);

@@ -123,7 +123,7 @@ impl Node {
                 self.group_input(group_of_token(token), |g, s| g.armed(s, now, token, &unknown));
             }
             Input::Snapshot { token, bytes, .. } => {
-                self.group_input(group_of_token(token), |g, s| g.snapshot_taken(s, token, &bytes));
+                self.group_input(group_of_token(token), |g, s| g.snapshot_taken(s, token, bytes));
             }
             Input::CapsVerified { now, token, items } => {
                 self.group_input(group_of_token(token), |g, s| {
