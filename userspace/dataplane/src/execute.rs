@@ -98,9 +98,13 @@ impl CounterReader {
         let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
         let (inbound, index) = self.sa.sa_in_rt.place(slot)?;
         let spi = inbound.word(index, offset_of!(InboundSaRuntime, spi)).map(load)?;
-        let edge = inbound.word(index, offset_of!(InboundSaRuntime, edge)).map(load)?;
+        let edge = inbound
+            .word(index, offset_of!(InboundSaRuntime, edge))
+            .map(load)?;
         let (outbound, index) = self.sa.sa_out_rt.place(slot)?;
-        let seq = outbound.word(index, offset_of!(OutboundSaRuntime, seq)).map(load)?;
+        let seq = outbound
+            .word(index, offset_of!(OutboundSaRuntime, seq))
+            .map(load)?;
         Some(Activity { spi, edge, seq })
     }
 

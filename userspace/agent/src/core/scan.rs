@@ -214,7 +214,8 @@ impl Core {
         }
         due.into_iter().for_each(|due| self.lifetime(due));
         if !edges.is_empty() {
-            self.reported.extend(edges.iter().map(|(_, spi, edge)| (*spi, *edge)));
+            self.reported
+                .extend(edges.iter().map(|(_, spi, edge)| (*spi, *edge)));
             self.node_input(Input::Report { edges });
         }
     }
