@@ -435,6 +435,14 @@ pub struct StartOverRequest {
     pub yes: bool,
 }
 
+/// `POST /v1/stop`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// A planned restart: programs, maps and SAs are kept for the next life.
+    #[serde(default)]
+    pub keep: bool,
+}
+
 /// `POST /v1/rekey`: one of the fields.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RekeyRequest {

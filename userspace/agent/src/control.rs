@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,10 +14,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::api::{
     Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status,
+    StopRequest,
     TakeoverRequest,
 };
 use crate::clock;
@@ -39,6 +42,8 @@ pub enum Request {
     Metrics(oneshot::Sender<Sample>),
     /// Planned takeover.
     Takeover(TakeoverRequest, oneshot::Sender<Outcome>),
+    /// Stop the agent.
+    Stop(StopRequest, oneshot::Sender<Outcome>),
     /// Hand over everything and take nothing back.
     Drain(oneshot::Sender<Outcome>),
     /// The end of it.
@@ -54,6 +59,9 @@ pub enum Request {
     /// Read certificates, authorities and revocation lists again.
     ReloadPki(oneshot::Sender<Outcome>),
 }
+
+/// Answers get so much time when the agent stops.
+const CLOSING: Duration = Duration::from_millis(500);
 
 type Core = mpsc::Sender<Request>;
 
@@ -152,6 +160,12 @@ fn routes(core: Core) -> Router {
             ),
         )
         .route(
+            "/v1/stop",
+            post(async |State(core): State<Core>, Json(wish): Json<StopRequest>| {
+                command(&core, |answer| Request::Stop(wish, answer)).await
+            }),
+        )
+        .route(
             "/v1/drain",
             post(async |State(core): State<Core>| command(&core, Request::Drain).await),
         )
@@ -197,6 +211,17 @@ fn routes(core: Core) -> Router {
 pub struct SocketFile {
     path: PathBuf,
     inode: u64,
+    end: Arc<Notify>,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+impl SocketFile {
+    /// Answers that are on their way are sent to their end; nobody is listened to any more.
+    pub async fn close(mut self) {
+        self.end.notify_one();
+        // Whoever does not read its answer is not waited for.
+        let _ = tokio::time::timeout(CLOSING, &mut self.server).await;
+    }
 }
 
 impl Drop for SocketFile {
@@ -229,10 +254,19 @@ pub fn serve_socket(path: &Path, core: Core) -> Result<SocketFile> {
         .with_context(|| format!("cannot open the control socket {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     let inode = std::fs::symlink_metadata(path)?.ino();
-    tokio::spawn(async move { axum::serve(listener, routes(core)).await });
+    let end = Arc::new(Notify::new());
+    let told = end.clone();
+    let server = tokio::spawn(async move {
+        let server = axum::serve(listener, routes(core));
+        server
+            .with_graceful_shutdown(async move { told.notified().await })
+            .await
+    });
     Ok(SocketFile {
         path: path.to_owned(),
         inode,
+        end,
+        server,
     })
 }
 

@@ -4,6 +4,7 @@ use crate::client::Client;
 use crate::{Command, Query, cluster, tables};
 use agent::api::{
     Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status,
+    StopRequest,
     TakeoverRequest,
 };
 use agent::config::Config;
@@ -47,6 +48,7 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Takeover { query, to, group } => {
             order(&query, "/v1/takeover", &TakeoverRequest { to, group })
         }
+        Command::Stop { query, keep } => order(&query, "/v1/stop", &StopRequest { keep }),
         Command::Drain(query) => order(&query, "/v1/drain", &()),
         Command::Undrain(query) => order(&query, "/v1/undrain", &()),
         Command::Rebalance(query) => order(&query, "/v1/rebalance", &()),

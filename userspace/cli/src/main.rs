@@ -60,6 +60,15 @@ enum Command {
         #[arg(long)]
         group: Option<u8>,
     },
+    /// Stop the agent. What another member can take is handed over first.
+    Stop {
+        #[command(flatten)]
+        query: Query,
+        /// A planned restart of a member that is alone: traffic of established SAs goes on without the agent, which has to be
+        /// started again within 10 seconds and goes on with the same SAs.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Hand over all that the member owns and take nothing back, for maintenance. Waits for the end; nothing is lost.
     Drain(Query),
     /// End of drain: the member takes groups over again.

@@ -18,6 +18,7 @@ pub mod rules;
 pub mod rules_doubt;
 pub mod status;
 
+pub use group::tenure::Tenure;
 pub use io::{Command, Event, Input, Output, Refused};
 pub use layout::Layout;
 pub use message::{Direction, Link, RaiseItem, SetMember};

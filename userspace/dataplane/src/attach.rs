@@ -1,6 +1,7 @@
 //! Puts loaded programs into service: pins, links, replacement of a former run's programs without a gap.
 
 use crate::error::LoadError;
+use crate::kept::KEPT;
 use crate::load::{Mode, Plane, SCHEMA};
 use crate::maps::SHOWN;
 use crate::sys;
@@ -234,7 +235,7 @@ pub fn remove_pins(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => first = Err(error),
         _ => {}
     }
-    for name in [SCHEMA].iter().chain(PINNED_MAPS) {
+    for name in [SCHEMA, KEPT].iter().chain(PINNED_MAPS) {
         match std::fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound && first.is_ok() => first = Err(error),
             _ => {}

@@ -69,14 +69,15 @@ impl Plane {
                 }
             }
         }
-        self.empty(MAP_PORT_OF, size_of::<PortKey>())?;
         for (index, port) in (0u32..).zip(&table) {
             self.put(MAP_PORTS, &index.to_ne_bytes(), port.as_bytes())?;
         }
-        for (key, index) in keys {
+        for (key, index) in &keys {
             self.put(MAP_PORT_OF, key.as_bytes(), &index.to_ne_bytes())?;
         }
-        Ok(())
+        // Last: in adopted maps packets go through those that stay.
+        let keys: Vec<&[u8]> = keys.keys().map(IntoBytes::as_bytes).collect();
+        self.retain(MAP_PORT_OF, size_of::<PortKey>(), |key| keys.contains(&key))
     }
 
     /// Writes how to reach a member (ids are 1 to 16).
@@ -129,20 +130,29 @@ impl Plane {
         self.delete(MAP_ADDRESSES, key.as_bytes())
     }
 
-    /// Empties member MAC addresses and cluster addresses, so that an adopted map holds nothing of a former
-    /// configuration.
+    /// Removes member MAC addresses, and the cluster addresses that are not `kept`, so that an adopted map holds nothing of a
+    /// former configuration.
     ///
     /// # Errors
     /// [`PlaneError`] where the kernel refuses.
-    pub fn clear_tables(&mut self) -> Result<(), PlaneError> {
-        self.empty(MAP_MEMBER_MACS, size_of::<MacKey>())?;
-        self.empty(MAP_ADDRESSES, size_of::<AddressKey>())
+    pub fn clear_tables(&mut self, kept: &[AddressKey]) -> Result<(), PlaneError> {
+        self.retain(MAP_MEMBER_MACS, size_of::<MacKey>(), |_| false)?;
+        let kept: Vec<&[u8]> = kept.iter().map(IntoBytes::as_bytes).collect();
+        self.retain(MAP_ADDRESSES, size_of::<AddressKey>(), |key| kept.contains(&key))
     }
 
-    fn empty(&self, name: &str, key_length: usize) -> Result<(), PlaneError> {
-        let error = |cause| PlaneError::new(format!("empty map {name}"), cause);
+    fn retain(&self, name: &str, key_length: usize, stays: impl Fn(&[u8]) -> bool) -> Result<(), PlaneError> {
+        let error = |cause| PlaneError::new(format!("remove entries of map {name}"), cause);
         let map = self.map(name).map_err(error)?;
-        while let Some(key) = sys::map_next_key(map, None, key_length).map_err(error)? {
+        let mut gone = Vec::new();
+        let mut key: Option<Vec<u8>> = None;
+        while let Some(next) = sys::map_next_key(map, key.as_deref(), key_length).map_err(error)? {
+            if !stays(&next) {
+                gone.push(next.clone());
+            }
+            key = Some(next);
+        }
+        for key in gone {
             sys::map_delete(map, &key).map_err(error)?;
         }
         Ok(())

@@ -355,7 +355,7 @@ fn a_live_frame_runs_on_every_cpu_and_is_counted() {
             },
         )
         .expect("address");
-    plane.clear_tables().expect("tables");
+    plane.clear_tables(&[]).expect("tables");
     plane.segments().flip(
         5,
         OwnerWord {
@@ -474,6 +474,140 @@ fn a_restart_replaces_programs_in_place_and_adopts_the_maps() {
     );
     third.detach().expect("detach");
     free_of_programs("esp-out");
+}
+
+#[test]
+fn many_keys_and_rules_of_one_plan_are_all_in_the_maps() {
+    let Some(lab) = Lab::new() else { return };
+    let mut plane = Plane::load(&lab.options()).expect("load");
+    plane.attach().expect("attach");
+    let key = |slot: u32| MapOp::PutKeyIn {
+        slot,
+        key: Box::new(SaKey {
+            spi: 0x0100_0000 | slot,
+            suite: 3,
+            ..SaKey::EMPTY
+        }),
+    };
+    let rule = |n: u8| {
+        let mut entry = SpdEntry::default();
+        entry.rules[0].action = ACTION_DISCARD;
+        entry.rules[0].connection = u16::from(n);
+        let mut destination = [0; 16];
+        destination[0] = n;
+        MapOp::PutSpd {
+            prefix_len: 128,
+            key: SpdKey { destination },
+            entry: Box::new(entry),
+        }
+    };
+    // More than one batch of each, and two of the same slot and prefix: the last one counts.
+    let mut ops: Vec<MapOp> = (0..SLOTS).map(key).collect();
+    ops.push(MapOp::PutKeyIn {
+        slot: 7,
+        key: Box::new(SaKey {
+            spi: 0x0200_0007,
+            suite: 3,
+            ..SaKey::EMPTY
+        }),
+    });
+    ops.extend((0..100).map(rule));
+    plane.execute(&MapPlan { ops }).expect("execute");
+    let spd = lab.bpftool("SPD");
+    assert_eq!(
+        spd.matches("\"prefix_len\"")
+            .count()
+            .max(spd.matches("\"prefixlen\"").count()),
+        100,
+        "{spd}"
+    );
+    for n in 0..100 {
+        assert!(spd.contains(&format!("\"connection\": {n},")), "rule {n}");
+    }
+    let outer = run(&[
+        "bpftool",
+        "map",
+        "dump",
+        "pinned",
+        &lab.pin_dir.join("KEY_IN").to_string_lossy(),
+    ]);
+    let cpu = plane.cpu_of(7);
+    let ids: Vec<&str> = outer
+        .lines()
+        .filter(|line| line.contains("inner_map_id"))
+        .collect();
+    assert!(ids.len() > cpu as usize, "{outer}");
+    let id = ids[cpu as usize]
+        .rsplit(' ')
+        .next()
+        .expect("an id")
+        .trim_end_matches(['}', ',']);
+    let keys = run(&["bpftool", "map", "dump", "id", id]);
+    assert!(
+        keys.contains(&format!("\"spi\": {}", 0x0200_0007)),
+        "the last one of a slot counts"
+    );
+    for slot in (0..SLOTS).filter(|slot| plane.cpu_of(*slot) == cpu && *slot != 7) {
+        assert!(
+            keys.contains(&format!("\"spi\": {}", 0x0100_0000 | slot)),
+            "key of slot {slot}"
+        );
+    }
+    let beyond = plane.execute(&MapPlan {
+        ops: vec![key(1), key(SLOTS * 9)],
+    });
+    let error = beyond.expect_err("no such slot");
+    assert_eq!((error.done, error.operation), (0, "put inbound key"));
+    plane.detach().expect("detach");
+}
+
+#[test]
+fn adopted_maps_are_reconciled_under_the_same_counters_and_a_token_counts_once() {
+    let Some(lab) = Lab::new() else { return };
+    let mut first = Plane::load(&lab.options()).expect("load");
+    first.execute(&install(5, 0x0100_0005)).expect("execute");
+    first.execute(&install(6, 0x0100_0006)).expect("execute");
+    let rule = |n: u8| {
+        let mut entry = SpdEntry::default();
+        entry.rules[0].action = ACTION_DISCARD;
+        let mut destination = [0; 16];
+        destination[0] = n;
+        MapOp::PutSpd {
+            prefix_len: 128,
+            key: SpdKey { destination },
+            entry: Box::new(entry),
+        }
+    };
+    let rules = MapPlan {
+        ops: vec![rule(1), rule(2)],
+    };
+    first.execute(&rules).expect("execute");
+    first.attach().expect("attach");
+    first.keep([9; 16]).expect("token");
+    first.keep([7; 16]).expect("the last word counts");
+    drop(first);
+
+    assert_eq!(dataplane::take_kept(&lab.pin_dir).expect("pin"), Some([7; 16]));
+    assert_eq!(dataplane::take_kept(&lab.pin_dir).expect("gone"), None, "once");
+    let mut options = lab.options();
+    options.adopt = true;
+    let mut second = Plane::load(&options).expect("adopt");
+    let before = second.counters(5).expect("slot exists");
+    assert_eq!(before.inbound.spi, 0x0100_0005);
+    // The next life knows slot 5, another SA in slot 8, and the second rule.
+    let mut plan = install(5, 0x0100_0005);
+    plan.extend(install(8, 0x0100_0008));
+    plan.ops.push(rule(2));
+    second.reconcile(&plan).expect("reconciled");
+    let spi = |plane: &Plane, slot: u32| plane.records(slot).expect("slot exists").0.spi;
+    assert_eq!(spi(&second, 5), 0x0100_0005);
+    assert_eq!(spi(&second, 6), 0, "nobody knows it any more");
+    assert_eq!(spi(&second, 8), 0x0100_0008);
+    assert_eq!(second.counters(5), Some(before), "live counters stay");
+    assert_eq!(second.counters(8).map(|c| c.inbound.spi), Some(0x0100_0008));
+    assert_eq!(lab.bpftool("SPD").matches("\"action\": 4").count(), 1);
+    assert!(second.attach().expect("attach").replaced);
+    second.detach().expect("detach");
 }
 
 #[test]

@@ -55,6 +55,7 @@ impl Core {
             Request::Events(answer) => drop(answer.send(self.log.all())),
             Request::Metrics(answer) => drop(answer.send(self.sample())),
             Request::Takeover(wish, answer) => self.take_over(&wish, answer),
+            Request::Stop(wish, answer) => self.stop(&wish, answer),
             Request::Drain(answer) => self.drain(answer),
             Request::Undrain(answer) => self.undrain(answer),
             Request::Rebalance(answer) => self.rebalance(answer),

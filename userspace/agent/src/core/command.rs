@@ -8,8 +8,8 @@ use cluster::{Command, Input};
 use model::{GroupId, Instant, MemberId};
 use tokio::sync::oneshot;
 
-use super::Core;
-use crate::api::{StartOverRequest, TakeoverRequest};
+use super::{Core, Stop};
+use crate::api::{StartOverRequest, StopRequest, TakeoverRequest};
 use crate::clock;
 use crate::control::Outcome;
 
@@ -303,6 +303,24 @@ impl Core {
             return Err(format!("{of}: an owner is heard, there is nothing to begin anew"));
         }
         Ok(open)
+    }
+
+    /// An operator has the agent stop.
+    pub(super) fn stop(&mut self, wish: &StopRequest, answer: Answer) {
+        if !wish.keep {
+            self.stopping = Some(Stop::Leave);
+            let _ = answer.send(Ok(format!("member {} stops", self.me)));
+            return;
+        }
+        let kept = self.keep();
+        match &kept {
+            Ok(text) => {
+                self.stopping = Some(Stop::Kept);
+                self.log.note("kept", text.clone());
+            }
+            Err(why) => self.log.warn("not_kept", why.clone()),
+        }
+        let _ = answer.send(kept);
     }
 
     /// The agent is told to stop: hands over what another member can take. Returns when to go at the latest.

@@ -12,8 +12,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::Core;
 use super::setup::Io;
+use super::{Core, Stop};
 use crate::config::Config;
 use crate::control::{self, Request};
 use crate::pki::Identity;
@@ -47,7 +47,7 @@ pub fn run(config: Config) -> Result<()> {
 async fn serve(config: Config) -> Result<()> {
     let identity = Identity::load(&config.cluster.pki, config.cluster.member)?;
     let (requests, mut wishes) = mpsc::channel(64);
-    let _socket = control::serve_socket(&config.control.socket, requests.clone())?;
+    let socket = control::serve_socket(&config.control.socket, requests.clone())?;
     if let Some(address) = config.control.metrics {
         control::serve_metrics(address, requests.clone()).await?;
     }
@@ -67,7 +67,12 @@ async fn serve(config: Config) -> Result<()> {
     let logs = core.plane.take_log().map(watch).transpose()?;
     let rings = Rings { events, frames, logs };
     let result = event_loop(&mut core, &mut io, rings, &mut wishes, &mut synch).await;
+    socket.close().await;
     core.synch.close().await;
+    if core.stopping == Some(Stop::Kept) {
+        // Programs, maps and pins stay: the next life goes on with them.
+        return result;
+    }
     core.plane.detach().context("cannot remove the pins")?;
     result
 }
@@ -161,6 +166,11 @@ async fn event_loop(
         if second <= now {
             second = now + Duration::from_secs(1);
             core.every_second();
+        }
+        match core.stopping {
+            Some(Stop::Kept) => return Ok(()),
+            Some(Stop::Leave) if leaving.is_none() => leaving = Some(core.leave()),
+            _ => {}
         }
         if leaving.is_some_and(|until| now >= until || core.has_left()) {
             return Ok(());

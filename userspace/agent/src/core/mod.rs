@@ -14,6 +14,7 @@ mod event_loop;
 mod groups;
 mod health;
 mod held;
+mod keep;
 mod limits;
 mod member;
 mod orders;
@@ -68,6 +69,15 @@ enum NotApplied {
 struct Redial {
     not_before: Instant,
     attempts: u32,
+}
+
+/// How an operator wants the agent to stop.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// As on SIGTERM: what another member can take is handed over first.
+    Leave,
+    /// At once; everything is kept for the next life.
+    Kept,
 }
 
 struct Core {
@@ -140,6 +150,8 @@ struct Core {
     /// Right edges as reported to the standby.
     reported: HashMap<EspSpi, u64>,
     ike_events: BTreeMap<&'static str, u64>,
+    /// An operator has told the agent to stop.
+    stopping: Option<Stop>,
 }
 
 impl Core {

@@ -18,9 +18,11 @@ use tun_rs::AsyncDevice;
 use super::command::Wishes;
 use super::groups::Groups;
 use super::health::Health;
+use super::keep::{self, Kept, NotTakenUp};
 use super::member::Facts;
 use super::orders::Orders;
 use super::scan::Scan;
+use super::suspects::Suspects;
 use super::{
     Core, around, capabilities, convert, digest, engine, held, path, secrets, slow, snapshot, timeline,
 };
@@ -238,18 +240,16 @@ impl Core {
         options.mode = ports.mode(config.data_plane.mode)?;
         // Before the data plane, so that it goes after it.
         let mut pins = Pins(None);
-        let mut plane = Plane::load(&options).with_context(|| {
-            format!(
-                "cannot load the data plane {}",
-                config.data_plane.object.display()
-            )
-        })?;
+        let mut groups = Groups::new(Layout::new(config.cluster.groups), config.cluster.member);
+        let (mut plane, mut kept) = load(&config, identity, &mut options, &groups, &mut log)?;
         pins.0 = Some(options.pin_dir.clone());
         plane.set_local(&local(&config, steer_key, &ports))?;
         plane.set_ports(&ports.table())?;
         for (key, address) in ports.addresses(&config.addresses) {
             plane.put_address(&key, &address)?;
         }
+        let addresses = ports.addresses(&config.addresses);
+        plane.clear_tables(&addresses.into_iter().map(|(key, _)| key).collect::<Vec<_>>())?;
 
         let mut generation = [0];
         around::random(&mut generation);
@@ -265,7 +265,13 @@ impl Core {
         let plan = sad
             .configure(convert::policies(&config))
             .context("the connections' selectors do not fit")?;
-        plane.execute(&plan).context("cannot write the policies")?;
+        match &mut kept {
+            // Packets go through these maps: they get what is new, and lose what is gone, in one pass.
+            Some(kept) => kept
+                .restore(&mut sad, &mut plane)
+                .context("cannot go on with the SAs of the life before")?,
+            None => plane.execute(&plan).context("cannot write the policies")?,
+        }
 
         let cookie = SecretBytes::new(identity.derive("ike cookie").to_vec());
         let mut ike = convert::engine(&config, cookie, options.cpus)?;
@@ -320,8 +326,22 @@ impl Core {
             destinations: peers.into_iter().collect(),
         })
         .await?;
-        let groups = Groups::new(Layout::new(config.cluster.groups), config.cluster.member);
-        let node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
+        let mut node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
+        let mut mirror = BTreeMap::new();
+        if let Some(kept) = kept {
+            for (id, spis) in kept.suspects {
+                groups.get_mut(id).suspects = Suspects::of(spis);
+            }
+            mirror = kept.snapshot.ike;
+            let all = node.go_on(clock::now(), &kept.tenures);
+            debug_assert!(all, "the tenures were judged before");
+            let text = format!(
+                "goes on where the life before ended: {} IKE and {} Child SAs, traffic has not stopped",
+                mirror.len(),
+                sad.len()
+            );
+            log.note("taken_up", text);
+        }
         pins.keep();
         let core = Core {
             me: config.cluster.member,
@@ -345,7 +365,7 @@ impl Core {
             sockets: sockets.clone(),
             announcer,
             ports,
-            mirror: BTreeMap::new(),
+            mirror,
             groups,
             slow: slow::Waiting::default(),
             held: held::Held::default(),
@@ -370,6 +390,7 @@ impl Core {
             forked: VecDeque::new(),
             reported: HashMap::new(),
             ike_events: BTreeMap::new(),
+            stopping: None,
             config,
         };
         Ok((
@@ -385,6 +406,39 @@ impl Core {
             },
         ))
     }
+}
+
+/// The data plane: with the maps of the life before where it left them for this one, else with new ones.
+fn load(
+    config: &Config,
+    identity: &Identity,
+    options: &mut Options,
+    groups: &Groups,
+    log: &mut EventLog,
+) -> Result<(Plane, Option<Kept>)> {
+    let mut load_with = |adopt: bool| {
+        options.adopt = adopt;
+        Plane::load(options)
+    };
+    let kept = keep::take(config, identity).and_then(|kept| {
+        let Some(kept) = kept else { return Ok(None) };
+        let plane = load_with(true).map_err(|error| NotTakenUp::Maps(error.to_string()))?;
+        kept.is_served(groups, &plane.segments())?;
+        Ok(Some((plane, kept)))
+    });
+    match kept {
+        Ok(Some((plane, kept))) => return Ok((plane, Some(kept))),
+        Ok(None) => {}
+        Err(why) => log.warn(
+            "not_taken_up",
+            format!("{why}: this life begins anew, and the peers establish their SAs again"),
+        ),
+    }
+    let plane = load_with(false).with_context(|| {
+        let object = config.data_plane.object.display();
+        format!("cannot load the data plane {object}")
+    })?;
+    Ok((plane, None))
 }
 
 fn interface_status(interface: &Interface, side: u8, mode: XdpModeUsed) -> InterfaceStatus {

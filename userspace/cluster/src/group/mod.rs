@@ -9,6 +9,7 @@ mod receive;
 mod set;
 mod standby;
 mod starting;
+pub(crate) mod tenure;
 
 use crate::io::{EventKind, Flip, Legacy, Output};
 use crate::message::{GroupBeat, GroupBody, Heartbeat, RaiseKey, SetMember};

@@ -6,6 +6,7 @@
 mod moves;
 mod peers;
 mod receive;
+mod tenure;
 
 use crate::group::Group;
 use crate::io::{Command, EventKind, Input, Output};

@@ -8,4 +8,5 @@ mod lives;
 mod pair;
 mod register;
 mod sharing;
+mod tenure;
 mod world;
