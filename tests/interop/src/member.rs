@@ -289,6 +289,20 @@ impl Member {
         }
     }
 
+    /// Waits until the agent, which was told to stop, has ended.
+    pub fn wait_ended(&mut self, limit: Duration) -> Result<()> {
+        let process = self.process.as_mut().context("the agent does not run")?;
+        let ended = wait_for(limit, Duration::from_millis(2), || {
+            process.try_wait().ok().flatten()
+        });
+        let status = ended.with_context(|| format!("the agent has not ended within {limit:?}"))?;
+        self.process = None;
+        if !status.success() {
+            bail!("the agent ended with {status}");
+        }
+        Ok(())
+    }
+
     /// Takes one link down or up at once; routes that went with it are put back.
     pub fn link(&self, interface: &str, up: bool) -> Result<u64> {
         let at = now_ns();

@@ -71,7 +71,7 @@ fn arrived(flow: &Flow, more: u64) -> Result<()> {
 fn a_lone_member_is_restarted_under_traffic_without_a_packet_lost() -> Result<()> {
     let mut stage = lone_member()?;
     assert_eq!(both_ways(&stage)?, 0, "pings lost before the restart");
-    let state = stage.members[0].socket().with_extension("state");
+    let state = stage.members[0].socket.with_extension("state");
     let lab = &stage.lab;
     let one = (&lab.host, addr::HOST_ONE);
     let inbound = Flow::start(one, (&lab.server, addr::SERVER_ONE), 7001, INTERVAL_US, 200)?;

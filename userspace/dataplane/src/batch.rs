@@ -1,12 +1,14 @@
 //! Runs of equal writes of a plan in one system call each: keys and policy entries, whose maps are not in memory.
 
-use crate::execute::{lpm_key, text};
+use crate::execute::{beyond, lpm_key, text};
 use crate::load::Plane;
+use crate::maps::SaMaps;
 use crate::sys;
 use maps_schema::names::MAP_SPD;
-use maps_schema::sad::{SaKey, slot_place};
+use maps_schema::sad::slot_place;
 use sad::port::MapOp;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use zerocopy::IntoBytes;
 use zeroize::Zeroizing;
 
@@ -32,11 +34,11 @@ impl Columns {
         self.count += 1;
     }
 
-    fn write(&self, map: &OwnedFd) -> Result<(), String> {
+    fn write(&self, map: BorrowedFd<'_>) -> Result<(), String> {
         if self.count == 0 {
             return Ok(());
         }
-        sys::map_update_batch(map.as_fd(), &self.keys, &self.values, self.count).map_err(text)
+        sys::map_update_batch(map, &self.keys, &self.values, self.count).map_err(text)
     }
 }
 
@@ -58,42 +60,69 @@ pub(crate) fn run_length(ops: &[MapOp]) -> usize {
     same.count()
 }
 
-impl Plane {
-    /// Writes a run of operations of one kind, in their order.
-    pub(crate) fn run(&self, ops: &[MapOp]) -> Result<(), String> {
-        let mut arrays: Vec<Columns> = (0..self.options.cpus).map(|_| Columns::default()).collect();
-        let mut rules = Columns::default();
+/// Writes keys, usable from any thread.
+#[derive(Clone)]
+pub struct KeyWriter {
+    sa: Arc<SaMaps>,
+    cpus: u32,
+    slots: u32,
+}
+
+impl KeyWriter {
+    /// Writes the keys of a plan's operations; others are left out.
+    ///
+    /// # Errors
+    /// The kernel's answer, or a slot that is beyond this member's maps.
+    pub fn write(&self, ops: &[MapOp]) -> Result<(), String> {
+        let columns = || -> Vec<Columns> { (0..self.cpus).map(|_| Columns::default()).collect() };
+        let (mut inbound, mut outbound) = (columns(), columns());
         for op in ops {
-            match op {
-                MapOp::PutKeyIn { slot, key } | MapOp::PutKeyOut { slot, key } => {
-                    self.column(&mut arrays, *slot, key)?;
-                }
-                MapOp::PutSpd {
-                    prefix_len,
-                    key,
-                    entry,
-                } => rules.push(&lpm_key(*prefix_len, key), entry.as_bytes()),
-                _ => {}
-            }
+            let (columns, slot, key) = match op {
+                MapOp::PutKeyIn { slot, key } => (&mut inbound, *slot, key),
+                MapOp::PutKeyOut { slot, key } => (&mut outbound, *slot, key),
+                _ => continue,
+            };
+            let (cpu, index) = slot_place(slot, self.cpus);
+            let column = columns.get_mut(cpu as usize);
+            column
+                .ok_or_else(|| beyond(slot, self.slots))?
+                .push(&index.to_ne_bytes(), key.as_bytes());
         }
-        let maps = match ops.first() {
-            Some(MapOp::PutKeyIn { .. }) => &self.sa.key_in.inner,
-            _ => &self.sa.key_out.inner,
-        };
-        for (map, columns) in maps.iter().zip(&arrays) {
-            columns.write(map)?;
-        }
-        if rules.count > 0 {
-            let map = self.map(MAP_SPD).map_err(text)?;
-            sys::map_update_batch(map, &rules.keys, &rules.values, rules.count).map_err(text)?;
+        let maps = self.sa.key_in.inner.iter().zip(&inbound);
+        let both = maps.chain(self.sa.key_out.inner.iter().zip(&outbound));
+        for (map, columns) in both {
+            columns.write(map.as_fd())?;
         }
         Ok(())
     }
+}
 
-    fn column(&self, arrays: &mut [Columns], slot: u32, key: &SaKey) -> Result<(), String> {
-        let (cpu, index) = slot_place(slot, self.options.cpus);
-        let column = arrays.get_mut(cpu as usize).ok_or_else(|| self.beyond(slot))?;
-        column.push(&index.to_ne_bytes(), key.as_bytes());
-        Ok(())
+impl Plane {
+    /// A writer of keys that does not borrow the plane.
+    pub fn key_writer(&self) -> KeyWriter {
+        KeyWriter {
+            sa: self.sa.clone(),
+            cpus: self.options.cpus,
+            slots: self.options.slots,
+        }
+    }
+
+    /// Writes a run of operations of one kind, in their order.
+    pub(crate) fn run(&self, ops: &[MapOp]) -> Result<(), String> {
+        let mut rules = Columns::default();
+        for op in ops {
+            if let MapOp::PutSpd {
+                prefix_len,
+                key,
+                entry,
+            } = op
+            {
+                rules.push(&lpm_key(*prefix_len, key), entry.as_bytes());
+            }
+        }
+        match rules.count {
+            0 => self.key_writer().write(ops),
+            _ => rules.write(self.map(MAP_SPD).map_err(text)?),
+        }
     }
 }

@@ -307,12 +307,13 @@ impl Plane {
         sys::map_update(self.map(map).map_err(text)?, key, value).map_err(text)
     }
 
-    pub(crate) fn beyond(&self, slot: u32) -> String {
-        format!(
-            "slot {slot} is beyond this member's {} slots: raise `slots` on this member",
-            self.options.slots
-        )
+    fn beyond(&self, slot: u32) -> String {
+        beyond(slot, self.options.slots)
     }
+}
+
+pub(crate) fn beyond(slot: u32, slots: u32) -> String {
+    format!("slot {slot} is beyond this member's {slots} slots: raise `slots` on this member")
 }
 
 /// The key of an LPM trie: prefix length, then the address.

@@ -22,6 +22,7 @@ mod tables;
 mod xdp_mode;
 
 pub use attach::{AttachReport, remove_pins};
+pub use batch::KeyWriter;
 pub use error::{LoadError, PlaneError, RunError};
 pub use execute::{Activity, CounterReader};
 pub use kept::{TOKEN, take_kept};

@@ -27,7 +27,7 @@ pub use limits::LimitRaise;
 pub use listing::PolicyLine;
 pub use look::Look;
 pub use port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
-pub use raises::NamedLimits;
+pub use raises::{Limited, NamedLimits};
 pub use snapshot::SnapshotSa;
 pub use spd::{Policy, PolicyAction};
 pub use store::{Context, SaEntry, Sad, SadError, Settings};

@@ -248,28 +248,25 @@ impl Situation<'_> {
         })
     }
 
-    /// Limits in the current epoch for a direction that has none now; `None` where there are limits.
+    /// Limits in the current epoch for a direction that has none now, or has passed them; `None` where there are limits and the
+    /// counter lies within.
     pub(crate) fn cap(&self, direction: Direction, alone: bool, counters: &SaCounters) -> Option<LimitRaise> {
         let epoch = self.epoch.low16();
-        let (used, unlimited, minimum) = match direction {
+        let (used, last, minimum) = match direction {
             Direction::Outbound => {
                 let range = outbound_range(self.current, self.flags, alone, epoch).ok()?;
-                (
-                    counters.outbound.seq.max(range.first - 1),
-                    range.last == u64::MAX,
-                    LEASE_MIN,
-                )
+                (counters.outbound.seq.max(range.first - 1), range.last, LEASE_MIN)
             }
             Direction::Inbound => {
                 let range = inbound_range(self.current, self.flags, alone, epoch).ok()?;
                 (
                     counters.inbound.edge.max(range.floor),
-                    range.ceiling == u64::MAX,
+                    range.ceiling,
                     HEADROOM_MIN,
                 )
             }
         };
-        if !unlimited {
+        if last != u64::MAX && used <= last {
             return None;
         }
         let step = self.current.step.max(minimum);

@@ -27,6 +27,15 @@ pub struct NamedLimits {
     pub step: u64,
 }
 
+/// What a pass for caps does with SAs that have limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limited {
+    /// Their counters are not read.
+    Skipped,
+    /// Their counters must lie within.
+    Compared,
+}
+
 impl Sad {
     /// Standby: takes limits of the owner over. The plan is for the maps; then the places of those in `wanted` whose SAs are not
     /// (or no longer) here, for which there is nothing to arm.
@@ -286,13 +295,15 @@ impl Sad {
         epoch_of: impl Fn(SegmentId) -> Option<(Epoch, bool)>,
         counters: impl Fn(u32) -> Option<SaCounters>,
     ) -> Vec<LimitRaise> {
-        self.cap_within(.., epoch_of, counters)
+        self.cap_within(.., Limited::Skipped, epoch_of, counters)
     }
 
-    /// [`Sad::cap_where`] for some slots only.
+    /// [`Sad::cap_where`] for some slots only. With [`Limited::Compared`] also for SAs whose counters have passed their limits:
+    /// programs that were running when an SA got its first limits may have done so.
     pub fn cap_within(
         &self,
         slots: impl RangeBounds<u32>,
+        limited: Limited,
         epoch_of: impl Fn(SegmentId) -> Option<(Epoch, bool)>,
         counters: impl Fn(u32) -> Option<SaCounters>,
     ) -> Vec<LimitRaise> {
@@ -301,7 +312,7 @@ impl Sad {
             let Some((epoch, alone)) = epoch_of(entry.segment()) else {
                 continue;
             };
-            if entry.is_limited(epoch, alone) {
+            if limited == Limited::Skipped && entry.is_limited(epoch, alone) {
                 continue;
             }
             // Counters that cannot be read give no cap: the SA keeps its flag, and the join is not complete.

@@ -1,11 +1,12 @@
 //! From a Child SA's record to what the programs read.
 
-use crate::port::Direction;
+use crate::port::{Direction, MapOp};
 use crate::spd::selector_pairs;
 use crate::store::{SaEntry, SadError};
 use maps_schema::sad::{
     InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_UDP_ENCAP,
     SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
+    spi_slot,
 };
 use model::{ChildSaRecord, EspSuite, SecretBytes, TrafficSelector, address::mapped};
 
@@ -55,6 +56,25 @@ pub(crate) fn expand(suite: EspSuite, material: &SecretBytes, spi: u32) -> Resul
             octets: octets.len(),
         })?;
     Ok(Box::new(expanded))
+}
+
+/// Writes of both keys of an SA. Expanding them takes longer than anything else that installing an SA does, and needs nothing but
+/// the record, so whoever has many SAs does it elsewhere.
+///
+/// # Errors
+/// [`SadError::KeyLength`].
+pub fn keys(record: &ChildSaRecord) -> Result<[MapOp; 2], SadError> {
+    let slot = spi_slot(record.spi_in.0);
+    Ok([
+        MapOp::PutKeyIn {
+            slot,
+            key: expand(record.suite, &record.key_in, record.spi_in.0)?,
+        },
+        MapOp::PutKeyOut {
+            slot,
+            key: expand(record.suite, &record.key_out, record.spi_out.0)?,
+        },
+    ])
 }
 
 /// The selector pairs of an SA, in order.

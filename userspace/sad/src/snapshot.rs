@@ -2,7 +2,7 @@
 
 use crate::port::{MapOp, MapPlan};
 use crate::spd::Holder;
-use crate::store::{Context, SaEntry, Sad, SadError};
+use crate::store::{Context, Keys, SaEntry, Sad, SadError};
 use crate::usage::Usage;
 use maps_schema::sad::{Limits, spi_slot};
 use model::{ChildSaRecord, Epoch, EspSpi, InitialLimits, Instant, SegmentId};
@@ -118,6 +118,18 @@ impl Sad {
     /// # Errors
     /// As [`Sad::restore`]; those before are restored.
     pub fn restore_some(&mut self, some: Vec<SnapshotSa>, now: Instant) -> Result<MapPlan, SadError> {
+        self.restore_with(some, now, Keys::Expanded)
+    }
+
+    /// [`Sad::restore_some`] for SAs whose keys ([`crate::record::keys`]) are in the maps already.
+    ///
+    /// # Errors
+    /// As [`Sad::restore`].
+    pub fn restore_keyed(&mut self, some: Vec<SnapshotSa>, now: Instant) -> Result<MapPlan, SadError> {
+        self.restore_with(some, now, Keys::Written)
+    }
+
+    fn restore_with(&mut self, some: Vec<SnapshotSa>, now: Instant, keys: Keys) -> Result<MapPlan, SadError> {
         let mut sorted = Sorted::default();
         let mut touched = BTreeSet::new();
         let last = some.last().map(|sa| sa.record.connection.clone());
@@ -140,7 +152,7 @@ impl Sad {
                 epoch: Epoch::default(),
                 alone: sa.local_only,
             };
-            sorted.take(self.install(&sa.record, lease, ceiling, false, context)?);
+            sorted.take(self.install(&sa.record, lease, ceiling, false, context, keys)?);
             if let Some(entry) = self.entries.get_mut(&slot) {
                 entry.installed = Instant(now.0.saturating_sub(sa.age_ms.saturating_mul(1_000_000)));
                 entry.reported_edge = sa.reported_edge;

@@ -146,6 +146,15 @@ impl SaEntry {
     }
 }
 
+/// Whether a plan has the keys of its SAs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// Yes.
+    Expanded,
+    /// No: they are in the maps already.
+    Written,
+}
+
 /// The only truth about Child SAs.
 pub struct Sad {
     pub(crate) settings: Settings,
@@ -239,7 +248,8 @@ impl Sad {
                 // old SA serves again should the new one be deleted first.
                 let lease = limits(record.limits.lease, record.limits.lease_step, context.epoch);
                 let ceiling = limits(record.limits.ceiling, record.limits.headroom, context.epoch);
-                self.install(record, lease, ceiling, *outbound == OutboundUse::Now, context)
+                let now = *outbound == OutboundUse::Now;
+                self.install(record, lease, ceiling, now, context, Keys::Expanded)
             }
             ChildSaChange::UseOutbound { spi_in } => {
                 if self.entry_of(*spi_in)?.is_bound() {
@@ -426,7 +436,7 @@ impl Sad {
     pub fn full_plan(&self) -> Result<MapPlan, SadError> {
         let mut plan = MapPlan::default();
         for entry in self.entries.values() {
-            plan.extend(self.records_plan(entry)?);
+            plan.extend(self.records_plan(entry, Keys::Expanded)?);
         }
         plan.extend(self.siblings.full_plan());
         plan.extend(self.spd.full_plan());
@@ -440,6 +450,7 @@ impl Sad {
         ceiling: Limits,
         outbound_now: bool,
         context: Context,
+        keys: Keys,
     ) -> Result<MapPlan, SadError> {
         if self.get(sa.spi_in).is_some() {
             return Err(SadError::Installed(sa.spi_in));
@@ -470,7 +481,7 @@ impl Sad {
             meters: [Meter::default(); 2],
             record: sa.clone(),
         };
-        let mut plan = self.records_plan(&entry)?;
+        let mut plan = self.records_plan(&entry, keys)?;
         let held = self.spis.holds(sa.spi_in);
         self.spis.adopt(sa.spi_in)?;
         let slot = entry.slot();
@@ -491,34 +502,24 @@ impl Sad {
     }
 
     /// Keys, counters, records: in this order, so that a record that can be seen has all that it needs.
-    fn records_plan(&self, entry: &SaEntry) -> Result<MapPlan, SadError> {
+    fn records_plan(&self, entry: &SaEntry, keys: Keys) -> Result<MapPlan, SadError> {
         let (slot, sa) = (entry.slot(), &entry.record);
         let inbound = record::inbound(entry);
         let outbound = record::outbound(entry, self.settings.outside_mtu);
-        Ok(MapPlan {
-            ops: vec![
-                MapOp::ResetRuntime {
-                    slot,
-                    spi: sa.spi_in.0,
-                },
-                MapOp::PutKeyIn {
-                    slot,
-                    key: record::expand(sa.suite, &sa.key_in, sa.spi_in.0)?,
-                },
-                MapOp::PutKeyOut {
-                    slot,
-                    key: record::expand(sa.suite, &sa.key_out, sa.spi_out.0)?,
-                },
-                MapOp::PutOutbound {
-                    slot,
-                    record: Box::new(outbound),
-                },
-                MapOp::PutInbound {
-                    slot,
-                    record: Box::new(inbound),
-                },
-            ],
-        })
+        let spi = sa.spi_in.0;
+        let mut ops = vec![MapOp::ResetRuntime { slot, spi }];
+        if keys == Keys::Expanded {
+            ops.extend(record::keys(sa)?);
+        }
+        ops.push(MapOp::PutOutbound {
+            slot,
+            record: Box::new(outbound),
+        });
+        ops.push(MapOp::PutInbound {
+            slot,
+            record: Box::new(inbound),
+        });
+        Ok(MapPlan { ops })
     }
 
     fn switch(&mut self, slot: u32) -> Result<MapPlan, SadError> {

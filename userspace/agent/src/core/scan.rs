@@ -28,8 +28,11 @@ const DUE: usize = 64;
 const ROUND: Duration = Duration::from_millis(100);
 /// From one turn to the next within a round.
 const PAUSE: Duration = Duration::from_millis(2);
-/// The rounds take one part in so many of the core's time at most.
-const SHARE: u32 = 5;
+/// Reading the words of SAs that carry nothing takes one part in so many of the core's time at most: rounds over very many
+/// SAs come less often. Events of the programs do not wait for a round.
+const IDLE_SHARE: u32 = 30;
+/// The rest of a round takes one part in so many at most.
+const SHARE: u32 = 4;
 /// Every SA is looked at this often, whatever its counters say: nothing that was overlooked stays so.
 const EVERYTHING: Duration = Duration::from_secs(30);
 
@@ -47,6 +50,8 @@ pub struct Scan {
     /// First slot of the next turn; 0: a new round.
     slot: u32,
     began: Instant,
+    /// Time that the round has taken so far: reading words, and all the rest.
+    read: Duration,
     worked: Duration,
     /// When the next turn is due.
     pub due: Instant,
@@ -98,7 +103,8 @@ impl Core {
     /// One turn of the round.
     pub(super) fn scan_turn(&mut self, now: Instant) {
         if self.scan.slot == 0 {
-            (self.scan.began, self.scan.worked) = (now, Duration::ZERO);
+            self.scan.began = now;
+            (self.scan.read, self.scan.worked) = (Duration::ZERO, Duration::ZERO);
             self.scan.lowest = Lowest::default();
         }
         let next = if self.groups.owns_any() {
@@ -112,7 +118,8 @@ impl Core {
             Some(slot) => (slot, now + PAUSE),
             None => {
                 self.scan.lowest_before = self.scan.lowest;
-                let share = self.scan.began + self.scan.worked * SHARE;
+                let rest = self.scan.worked.saturating_sub(self.scan.read);
+                let share = self.scan.began + self.scan.read * IDLE_SHARE + rest * SHARE;
                 (0, (self.scan.began + ROUND).max(share).max(now + PAUSE))
             }
         };
@@ -133,7 +140,9 @@ impl Core {
             );
             due.into_iter().for_each(|due| self.lifetime(due));
         }
+        let before = clock::now();
         let (looks, next) = self.moved(&epochs);
+        self.scan.read += clock::now().since(before);
         self.look_at(looks, &epochs, now);
         next
     }

@@ -5,11 +5,12 @@
 //! them to it: each says what is, not what changes, so one that the copy holds already does no harm.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cluster::{Input, Output, RaiseItem};
 use model::{Epoch, EspSpi, GroupId, IkeSpi, Instant, SecretBytes};
-use sad::{LimitRaise, SadError, SnapshotSa};
+use sad::{LimitRaise, Limited, SadError, SnapshotSa};
 use tokio::sync::mpsc;
 
 use super::entry::{self, EntryChange, Snapshot, Tail};
@@ -35,6 +36,21 @@ pub enum Made {
         token: u64,
         snapshot: Result<Box<(Snapshot, Tail)>, String>,
     },
+    /// SAs whose keys are in the maps now, in the snapshot's order, or why they are not.
+    Keyed {
+        token: u64,
+        some: Result<Vec<SnapshotSa>, String>,
+    },
+}
+
+/// Keys are being written beside the core loop, for as long as this lives.
+struct Keying(Arc<Mutex<bool>>);
+
+impl Drop for Keying {
+    fn drop(&mut self) {
+        // Waits for the few that are being written: afterwards the slots may be others'.
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
 }
 
 /// An owner's copy under way.
@@ -66,7 +82,7 @@ struct Capping {
     passes: usize,
 }
 
-/// A last look of the owner's, before the joiner enters: whether every SA has limits.
+/// A last look of the owner's, before the joiner enters: whether every SA has limits, and its counters lie within.
 pub struct Verifying {
     group: GroupId,
     token: u64,
@@ -81,12 +97,26 @@ pub struct Installing {
     began: Instant,
     /// `None`: the octets are being read.
     gone: Option<VecDeque<EspSpi>>,
-    children: VecDeque<SnapshotSa>,
+    /// Until `keying` begins.
+    children: Vec<SnapshotSa>,
+    keying: Option<Keying>,
+    /// SAs whose keys are written.
+    keyed: VecDeque<Vec<SnapshotSa>>,
+    /// How many SAs are still to be installed.
+    missing: usize,
     tail: Vec<Vec<EntryChange>>,
     epoch: Epoch,
     counts: (usize, usize),
     /// Outputs of the node about the group that came meanwhile.
     behind: VecDeque<Output>,
+}
+
+impl Installing {
+    /// Whether there is something to do now: not while octets are read, or keys are written.
+    fn can_go_on(&self) -> bool {
+        let keys_missing = self.keying.is_some() && self.keyed.is_empty() && self.missing > 0;
+        self.gone.is_some() && !keys_missing
+    }
 }
 
 /// Snapshots under way.
@@ -110,7 +140,7 @@ impl Snapshots {
     /// Whether a turn of the loop is wanted.
     pub fn is_busy(&self) -> bool {
         let taking = self.taking.iter().any(|t| t.encoding.is_none());
-        taking || !self.verifying.is_empty() || self.installing.iter().any(|i| i.gone.is_some())
+        taking || !self.verifying.is_empty() || self.installing.iter().any(Installing::can_go_on)
     }
 
     /// A commit took effect.
@@ -140,8 +170,8 @@ impl Snapshots {
 }
 
 impl Core {
-    /// Limits for some SAs of the group that have no upper ones, and the slot to go on from.
-    fn caps(&self, id: GroupId, from: u32) -> (Vec<LimitRaise>, Option<u32>) {
+    /// Limits for some SAs of the group that have no upper ones (or have passed them), and the slot to go on from.
+    fn caps(&self, id: GroupId, from: u32, limited: Limited) -> (Vec<LimitRaise>, Option<u32>) {
         let layout = self.groups.layout;
         let ownership = self.groups.get(id).ownership;
         let of_group =
@@ -151,9 +181,9 @@ impl Core {
         let Some(last) = last else {
             return (Vec::new(), None);
         };
-        let caps = self
-            .sad
-            .cap_within(from..=last, of_group, |slot| self.counters.counters(slot));
+        let caps = self.sad.cap_within(from..=last, limited, of_group, |slot| {
+            self.counters.counters(slot)
+        });
         (caps, slots.next())
     }
 
@@ -186,7 +216,7 @@ impl Core {
     }
 
     fn verify_some(&mut self, mut verifying: Verifying) {
-        let (caps, next) = self.caps(verifying.group, verifying.slot);
+        let (caps, next) = self.caps(verifying.group, verifying.slot, Limited::Compared);
         let items = caps.iter().filter_map(|raise| self.raise_item(raise));
         verifying.items.extend(items);
         if let Some(slot) = next {
@@ -204,7 +234,7 @@ impl Core {
     /// A step of the pass for caps; at its end the copy begins.
     fn cap_some(&mut self, taking: &mut Taking, mut capping: Capping) {
         let id = taking.group;
-        let (caps, next) = self.caps(id, capping.slot);
+        let (caps, next) = self.caps(id, capping.slot, Limited::Skipped);
         for cap in &caps {
             self.apply_raise_or_log(cap);
         }
@@ -255,7 +285,7 @@ impl Core {
                 self.verify_some(verifying);
                 continue;
             }
-            let next = self.snapshots.installing.iter().position(|i| i.gone.is_some());
+            let next = self.snapshots.installing.iter().position(Installing::can_go_on);
             let Some(at) = next else { return };
             let installing = self.snapshots.installing.swap_remove(at);
             self.install_some(installing);
@@ -303,6 +333,7 @@ impl Core {
         match made {
             Made::Encoded { token, octets } => self.snapshot_encoded(token, octets),
             Made::Decoded { token, snapshot } => self.snapshot_decoded(token, snapshot),
+            Made::Keyed { token, some } => self.snapshot_keyed(token, some),
         }
         self.settle();
     }
@@ -387,7 +418,10 @@ impl Core {
             token,
             began: clock::now(),
             gone: None,
-            children: VecDeque::new(),
+            children: Vec::new(),
+            keying: None,
+            keyed: VecDeque::new(),
+            missing: 0,
             tail: Vec::new(),
             epoch: Epoch::default(),
             counts: (0, 0),
@@ -431,7 +465,8 @@ impl Core {
         let there = self.sad.iter().map(|e| e.record.spi_in);
         let gone = there.filter(|spi| of_group(spi.segment()) && !kept.contains(spi));
         installing.gone = Some(gone.collect());
-        installing.children = snapshot.children.into();
+        installing.missing = snapshot.children.len();
+        installing.children = snapshot.children;
         (installing.tail, installing.epoch) = (tail.entries, tail.epoch);
         self.snapshots.installing.push(installing);
     }
@@ -475,12 +510,17 @@ impl Core {
             self.execute(&plan).map_err(text)?;
             return Ok(false);
         }
-        if !installing.children.is_empty() {
-            let few = FEW.min(installing.children.len());
-            let few = installing.children.drain(..few).collect();
+        if installing.keying.is_none() && installing.missing > 0 {
+            // The slots are free now: from here on their keys are this snapshot's.
+            let children = std::mem::take(&mut installing.children);
+            installing.keying = Some(self.write_keys(installing.token, children));
+            return Ok(false);
+        }
+        if let Some(few) = installing.keyed.pop_front() {
+            installing.missing = installing.missing.saturating_sub(few.len());
             let plan = self
                 .sad
-                .restore_some(few, clock::now())
+                .restore_keyed(few, clock::now())
                 .map_err(|e| e.to_string())?;
             self.execute(&plan).map_err(text)?;
             return Ok(false);
@@ -493,6 +533,56 @@ impl Core {
             self.keep_records(&changes);
         }
         Ok(true)
+    }
+
+    /// Expands and writes keys beside the core loop: that takes half of the time that an SA takes.
+    fn write_keys(&self, token: u64, children: Vec<SnapshotSa>) -> Keying {
+        let stop = Arc::new(Mutex::new(false));
+        let (keying, made, writer) = (
+            Keying(stop.clone()),
+            self.snapshots.made.clone(),
+            self.plane.key_writer(),
+        );
+        tokio::task::spawn_blocking(move || {
+            let mut children = children.into_iter();
+            loop {
+                let few: Vec<SnapshotSa> = children.by_ref().take(FEW).collect();
+                if few.is_empty() {
+                    return;
+                }
+                let mut ops = Vec::with_capacity(2 * FEW);
+                let expanded = few.iter().try_for_each(|sa| {
+                    ops.extend(sad::record::keys(&sa.record).map_err(|error| error.to_string())?);
+                    Ok(())
+                });
+                let stopped = stop.lock().unwrap_or_else(PoisonError::into_inner);
+                if *stopped {
+                    return;
+                }
+                let some = expanded.and_then(|()| writer.write(&ops)).map(|()| few);
+                drop(stopped);
+                let failed = some.is_err();
+                // The core has gone: nobody joins any more.
+                let _ = made.send(Made::Keyed { token, some });
+                if failed {
+                    return;
+                }
+            }
+        });
+        keying
+    }
+
+    fn snapshot_keyed(&mut self, token: u64, some: Result<Vec<SnapshotSa>, String>) {
+        let Some(at) = self.snapshots.installing.iter().position(|i| i.token == token) else {
+            return;
+        };
+        match some {
+            Ok(few) => self.snapshots.installing[at].keyed.push_back(few),
+            Err(why) => {
+                let id = self.snapshots.installing.swap_remove(at).group;
+                self.not_installed(id, &why);
+            }
+        }
     }
 
     /// Records of IKE SAs in changes of a tail: they are kept whatever the copy held already.

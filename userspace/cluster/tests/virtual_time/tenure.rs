@@ -24,7 +24,7 @@ fn a_lone_member_goes_on_in_its_epoch_at_once_and_takes_a_standby_in() {
     world.kill(1);
     world.run_until(3000, "begins alone", |w| w.members[0].is_owner());
     world.propose(0, b"sa");
-    world.run(50);
+    world.run(2000);
     let (epoch, position) = (world.members[0].epoch(), world.members[0].status().position);
     assert!(restart_kept(&mut world, 0));
     world.run(10);
@@ -85,7 +85,7 @@ fn what_is_not_this_members_or_comes_too_late_is_not_gone_on_with() {
     let mut world = World::new(6, Solo::Continue);
     world.kill(1);
     world.run_until(3000, "begins alone", |w| w.members[0].is_owner());
-    world.run(50);
+    world.run(2000);
     let tenures = world.members[0].node.tenures().expect("alone");
     let now = world.now;
     assert!(!world.members[0].node.go_on(now, &tenures), "it owns already");

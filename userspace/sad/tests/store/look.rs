@@ -4,7 +4,7 @@ use crate::world::{EPOCH, World, policy};
 use maps_schema::sad::spi_slot;
 use model::{ChildSaChange, EspSpi, Instant, OutboundUse};
 use sad::lifetime::LifetimeKind;
-use sad::{DataPlane, Direction, Look, MapOp};
+use sad::{DataPlane, Direction, Limited, Look, MapOp};
 
 fn look(world: &mut World, spi: EspSpi, ms: u64) -> Look {
     let slot = spi_slot(spi.0);
@@ -97,6 +97,28 @@ fn a_ceiling_that_is_to_come_down_keeps_an_sa_awake_until_it_has() {
         }
     }
     panic!("never at rest");
+}
+
+#[test]
+fn a_counter_that_ran_past_its_first_limits_is_found_by_the_pass_that_compares() {
+    let mut world = World::new(1);
+    let spi = world.install("10.2.0.0-10.2.0.255", OutboundUse::Now, None);
+    let pass = |world: &World, limited| {
+        let plane = &world.plane;
+        let of = |_| Some((EPOCH, true));
+        let caps = world.sad.cap_within(.., limited, of, |slot| plane.counters(slot));
+        let caps = caps.into_iter();
+        caps.map(|cap| (cap.direction, cap.limits.limit))
+            .collect::<Vec<_>>()
+    };
+    world.spend(spi, 4096, 2);
+    assert!(
+        pass(&world, Limited::Compared).is_empty(),
+        "both at their limits, not above"
+    );
+    world.spend(spi, 4096, 40);
+    assert!(pass(&world, Limited::Skipped).is_empty());
+    assert_eq!(pass(&world, Limited::Compared), [(Direction::Inbound, 42)]);
 }
 
 #[test]
