@@ -83,7 +83,7 @@ impl KeyWriter {
                 _ => continue,
             };
             let (cpu, index) = slot_place(slot, self.cpus);
-            let column = columns.get_mut(cpu as usize);
+            let column = columns.get_mut(cpu as usize).filter(|_| slot < self.slots);
             column
                 .ok_or_else(|| beyond(slot, self.slots))?
                 .push(&index.to_ne_bytes(), key.as_bytes());

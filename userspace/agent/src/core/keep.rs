@@ -11,7 +11,7 @@ use std::time::Duration;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use cluster::Tenure;
 use dataplane::{Plane, Segments, TOKEN};
-use model::{EspSpi, GroupId, Instant};
+use model::{ChildSaChange, Epoch, EspSpi, GroupId, Instant};
 use sad::Sad;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -46,6 +46,8 @@ pub struct Kept {
     pub suspects: Vec<(GroupId, Vec<EspSpi>)>,
     /// All SAs with their limits.
     pub snapshot: Snapshot,
+    /// What SAs are to each other.
+    parts: Vec<ChildSaChange>,
 }
 
 /// Why there is a fresh start though something was left.
@@ -184,6 +186,14 @@ impl Kept {
         let children = std::mem::take(&mut self.snapshot.children);
         let maps = |error: &dyn std::fmt::Display| NotTakenUp::Maps(error.to_string());
         sad.restore(children, clock::now()).map_err(|e| maps(&e))?;
+        let context = sad::Context {
+            now: clock::now(),
+            epoch: Epoch::default(),
+            alone: true,
+        };
+        for part in &self.parts {
+            sad.apply(part, context).map_err(|e| maps(&e))?;
+        }
         let plan = sad.full_plan().map_err(|e| maps(&e))?;
         plane.reconcile(&plan).map_err(|e| maps(&e))
     }
@@ -234,6 +244,7 @@ impl Core {
                 ike: self.mirror.clone(),
                 children: self.sad.snapshot(clock::now()),
             },
+            parts: self.sad.parts_where(|_| true),
         };
         let octets = key(&identity).and_then(|key| seal(&key, &kept));
         let octets = octets.ok_or("the state cannot be sealed")?;
@@ -256,7 +267,7 @@ impl Core {
 mod tests {
     use super::*;
     use cluster::{EpochId, Standing};
-    use model::{Epoch, MemberId};
+    use model::MemberId;
 
     const EXAMPLE: &str = include_str!("../../../../docs/examples/espalier.toml");
 
@@ -290,6 +301,7 @@ mod tests {
             tenures: (0..config.cluster.groups).map(tenure).collect(),
             suspects: vec![(GroupId(0), vec![EspSpi(9)])],
             snapshot: Snapshot::default(),
+            parts: Vec::new(),
         }
     }
 
