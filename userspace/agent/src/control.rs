@@ -19,8 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::{
     Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status,
-    StopRequest,
-    TakeoverRequest,
+    StopRequest, TakeoverRequest,
 };
 use crate::clock;
 use crate::metrics::Sample;

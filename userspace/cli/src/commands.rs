@@ -3,8 +3,7 @@
 use crate::client::Client;
 use crate::{Command, Query, cluster, tables};
 use agent::api::{
-    Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status,
-    StopRequest,
+    Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status, StopRequest,
     TakeoverRequest,
 };
 use agent::config::Config;

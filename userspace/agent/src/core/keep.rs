@@ -12,7 +12,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use cluster::Tenure;
 use dataplane::{Plane, Segments, TOKEN};
 use model::{ChildSaChange, Epoch, EspSpi, GroupId, Instant};
-use sad::Sad;
+use sad::{Sad, Usage};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -48,6 +48,8 @@ pub struct Kept {
     pub snapshot: Snapshot,
     /// What SAs are to each other.
     parts: Vec<ChildSaChange>,
+    /// What SAs with lifetimes in octets or packets have carried in all.
+    used: Vec<(EspSpi, Usage)>,
 }
 
 /// Why there is a fresh start though something was left.
@@ -194,6 +196,11 @@ impl Kept {
         for part in &self.parts {
             sad.apply(part, context).map_err(|e| maps(&e))?;
         }
+        let counters = plane.reader();
+        for (spi_in, usage) in &self.used {
+            // Part of the plan below.
+            sad.note_usage(*spi_in, *usage, |slot| counters.counters(slot));
+        }
         let plan = sad.full_plan().map_err(|e| maps(&e))?;
         plane.reconcile(&plan).map_err(|e| maps(&e))
     }
@@ -245,6 +252,7 @@ impl Core {
                 children: self.sad.snapshot(clock::now()),
             },
             parts: self.sad.parts_where(|_| true),
+            used: self.sad.usage_of(|_| true, |slot| self.counters.counters(slot)),
         };
         let octets = key(&identity).and_then(|key| seal(&key, &kept));
         let octets = octets.ok_or("the state cannot be sealed")?;
@@ -302,6 +310,7 @@ mod tests {
             suspects: vec![(GroupId(0), vec![EspSpi(9)])],
             snapshot: Snapshot::default(),
             parts: Vec::new(),
+            used: Vec::new(),
         }
     }
 

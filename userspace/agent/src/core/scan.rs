@@ -190,7 +190,7 @@ impl Core {
     fn look_at(&mut self, slots: Vec<u32>, epochs: &[Option<Epoch>; SEGMENTS], now: Instant) {
         let (mut raises, mut lowerings) = (Vec::new(), Vec::new());
         let (mut due, mut edges) = (Vec::new(), Vec::new());
-        for slot in slots {
+        for slot in slots.iter().copied() {
             // Words first: what happens between the two makes another look necessary.
             let activity = self.counters.activity(slot);
             let (Some(epoch), Some(activity), Some(counters)) = (
@@ -222,6 +222,7 @@ impl Core {
             self.lower_ceilings(lowerings);
         }
         due.into_iter().for_each(|due| self.lifetime(due));
+        self.report_usage(&slots);
         if !edges.is_empty() {
             self.reported
                 .extend(edges.iter().map(|(_, spi, edge)| (*spi, *edge)));
