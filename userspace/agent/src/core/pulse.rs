@@ -75,52 +75,64 @@ fn packets(table: &str, device: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Looks once a second; each has so many packets received, and judged (without connection, in all).
-    fn after(pulse: &mut Pulse, looks: &[(u64, u64, u64)]) -> bool {
-        let (mut received, mut few, mut all) = (pulse.received.unwrap_or(1000), 7, 9);
-        if let [Some(f), Some(a)] = pulse.judged {
-            (few, all) = (f, a);
+    /// A pulse with the counters that it looks at.
+    struct Host {
+        pulse: Pulse,
+        received: u64,
+        /// Packets judged: without a connection, and all.
+        judged: [u64; 2],
+    }
+
+    impl Host {
+        /// One whose programs work.
+        fn working() -> Self {
+            let mut host = Self {
+                pulse: Pulse::default(),
+                received: 1000,
+                judged: [7, 9],
+            };
+            assert!(!host.after(&[(50, 50, 50), (50, 0, 50), (50, 50, 50)]));
+            host
         }
-        for (came, none, every) in looks {
-            (received, few, all) = (received + came, few + none, all + every);
-            pulse.look(received, |connections| {
-                Some(if connections == 1 { few } else { all })
-            });
+
+        /// Looks once a second; each has so many packets received, and judged (without connection, in all). Whether there is trouble.
+        fn after(&mut self, looks: &[(u64, u64, u64)]) -> bool {
+            for (came, none, every) in looks {
+                self.received += came;
+                self.judged = [self.judged[0] + none, self.judged[1] + every];
+                let [few, all] = self.judged;
+                let judged = |connections| Some(if connections == 1 { few } else { all });
+                self.pulse.look(self.received, judged);
+            }
+            self.pulse.trouble().is_some()
         }
-        pulse.trouble().is_some()
     }
 
     #[test]
     fn packets_without_verdicts_are_trouble_after_a_while_and_not_before() {
-        let mut pulse = Pulse::default();
-        assert!(!after(&mut pulse, &[(0, 0, 0), (50, 50, 50), (50, 0, 40)]));
-        assert!(!after(&mut pulse, &[(50, 0, 0); 4]));
-        assert!(after(&mut pulse, &[(50, 0, 0)]));
-        assert!(
-            after(&mut pulse, &[(0, 0, 0); 30]),
-            "nothing comes: nothing is proven"
-        );
-        assert!(!after(&mut pulse, &[(50, 1, 1)]), "well again");
+        let mut host = Host::working();
+        // The first look finds that connections had packets since they were last looked at.
+        assert!(!host.after(&[(50, 0, 0); 5]));
+        assert!(host.after(&[(50, 0, 0)]));
+        assert!(host.after(&[(0, 0, 0); 30]), "nothing comes: nothing is proven");
+        assert!(!host.after(&[(50, 1, 1)]), "well again");
     }
 
     #[test]
     fn few_packets_and_packets_of_connections_alone_are_no_trouble() {
-        let mut pulse = Pulse::default();
-        assert!(!after(&mut pulse, &[(50, 50, 50); 3]));
+        let mut host = Host::working();
         assert!(
-            !after(&mut pulse, &[(2, 0, 0); 40]),
-            "eighty packets in forty seconds"
+            !host.after(&[(2, 0, 0); 50]),
+            "a hundred packets in fifty seconds, less the first look's"
         );
-        assert!(after(&mut pulse, &[(2, 0, 0); 11]));
-        let mut pulse = Pulse::default();
-        assert!(!after(&mut pulse, &[(500, 500, 500); 3]));
-        assert!(!after(&mut pulse, &[(500, 0, 500); 30]), "ESP only");
+        assert!(host.after(&[(2, 0, 0)]));
+        let mut host = Host::working();
+        assert!(!host.after(&[(500, 0, 500); 30]), "ESP only");
     }
 
     #[test]
     fn counters_that_begin_anew_or_cannot_be_read_prove_nothing() {
-        let mut pulse = Pulse::default();
-        assert!(!after(&mut pulse, &[(100, 1, 1), (100, 0, 1), (100, 0, 0)]));
+        let mut pulse = Host::working().pulse;
         pulse.look(3, |_| Some(0));
         assert_eq!(pulse.judged, [None, None]);
         for received in (100..3000).step_by(100) {
