@@ -14,6 +14,7 @@ use chain::Chain;
 use lab::member::Product;
 use serde::Serialize;
 use std::fs;
+use std::path::PathBuf;
 use systems::System;
 use traffic::Server;
 
@@ -32,6 +33,9 @@ pub struct Options {
     /// Systems, separated by commas; ratios need espalier and another one.
     #[arg(long, value_delimiter = ',', default_values_t = System::NAMES.map(str::to_owned))]
     pub systems: Vec<String>,
+    /// An espalier that was built before, instead of building one now.
+    #[arg(long)]
+    pub binary: Option<PathBuf>,
     /// Print one JSON object with every figure on standard output, and nothing else there.
     #[arg(long)]
     pub json: bool,
@@ -107,11 +111,14 @@ pub fn run(options: &Options) -> Result<bool> {
     lab::resources::clear_on_signal()?;
     setup::run()?;
     let product = if wanted(System::Espalier) {
-        let built = build::run()?;
-        Some(Product {
-            binary: built.espalier,
-            object: built.object,
-        })
+        let (binary, object) = match &options.binary {
+            Some(binary) => (binary.clone(), build::bpf()?),
+            None => {
+                let built = build::run()?;
+                (built.espalier, built.object)
+            }
+        };
+        Some(Product { binary, object })
     } else {
         None
     };
