@@ -11,10 +11,10 @@ use crate::steps::{detail, say};
 use crate::{build, cargo_tools, setup};
 use anyhow::{Context, Result};
 use chain::Chain;
-use lab::cmd;
 use lab::member::Product;
 use serde::Serialize;
 use std::fs;
+use std::path::PathBuf;
 use systems::System;
 use traffic::Server;
 
@@ -30,6 +30,12 @@ pub struct Options {
     /// Octets of UDP datagrams, separated by commas. 1372 fill a packet of 1400 octets.
     #[arg(long, value_delimiter = ',', default_values_t = [64, 350, 1372])]
     pub sizes: Vec<u32>,
+    /// Systems, separated by commas; ratios need espalier and another one.
+    #[arg(long, value_delimiter = ',', default_values_t = System::NAMES.map(str::to_owned))]
+    pub systems: Vec<String>,
+    /// An espalier that was built before, instead of building one now.
+    #[arg(long)]
+    pub binary: Option<PathBuf>,
     /// Print one JSON object with every figure on standard output, and nothing else there.
     #[arg(long)]
     pub json: bool,
@@ -94,22 +100,34 @@ pub fn run(options: &Options) -> Result<bool> {
         options.sizes.iter().all(|s| (16..=1372).contains(s)),
         "--sizes must be from 16 to 1372, what fits into a packet of 1400 octets"
     );
+    if let Some(unknown) = options
+        .systems
+        .iter()
+        .find(|s| !System::NAMES.contains(&s.as_str()))
+    {
+        anyhow::bail!("--systems: {unknown} is none of {}", System::NAMES.join(", "));
+    }
+    let wanted = |system: System| options.systems.iter().any(|s| s == system.name());
     lab::resources::clear_on_signal()?;
     setup::run()?;
-    anyhow::ensure!(
-        cmd::exists("wireguard-go") && cmd::exists("wg"),
-        "wireguard-go and wg are missing: apt-get install wireguard-go wireguard-tools"
-    );
-    let built = build::run()?;
-    let product = Product {
-        binary: built.espalier,
-        object: built.object,
+    let product = if wanted(System::Espalier) {
+        let (binary, object) = match &options.binary {
+            Some(binary) => (binary.clone(), build::bpf()?),
+            None => {
+                let built = build::run()?;
+                (built.espalier, built.object)
+            }
+        };
+        Some(Product { binary, object })
+    } else {
+        None
     };
     let parent = cargo_tools::root().join("target/lab");
     let mut all: Vec<Vec<Row>> = Vec::new();
     let mut folder = parent.clone();
     for round in 0..options.rounds {
-        for (at, (system, suite)) in systems::ALL.into_iter().enumerate() {
+        let systems = systems::ALL.into_iter().filter(|(system, _)| wanted(*system));
+        for (at, (system, suite)) in systems.enumerate() {
             say(&format!(
                 "round {} of {}: {}, {suite}",
                 round + 1,
@@ -117,7 +135,7 @@ pub fn run(options: &Options) -> Result<bool> {
                 system.name()
             ));
             let chain = Chain::build(&parent)?;
-            let rows = measure(&chain, system, suite, &product, options)
+            let rows = measure(&chain, system, suite, product.as_ref(), options)
                 .with_context(|| format!("{} with {suite}; see {}", system.name(), chain.folder.display()))?;
             for row in &rows {
                 detail(&format!(
@@ -155,7 +173,7 @@ fn measure(
     chain: &Chain,
     system: System,
     suite: &'static str,
-    product: &Product,
+    product: Option<&Product>,
     options: &Options,
 ) -> Result<Vec<Row>> {
     let _running = systems::start(chain, system, suite, product)?;

@@ -43,6 +43,9 @@ pub const ALL: [(System, &str); 6] = [
 ];
 
 impl System {
+    /// All names.
+    pub const NAMES: [&str; 4] = ["plain", "espalier", "strongswan", "wireguard-go"];
+
     /// Its name in tables and figures.
     pub fn name(self) -> &'static str {
         match self {
@@ -79,10 +82,15 @@ pub struct Running {
 }
 
 /// Starts a system at both ends and waits until the hosts reach each other.
-pub fn start(chain: &Chain, system: System, suite: &'static str, product: &Product) -> Result<Running> {
+pub fn start(
+    chain: &Chain,
+    system: System,
+    suite: &'static str,
+    product: Option<&Product>,
+) -> Result<Running> {
     let running = match system {
         System::Plain => plain(chain),
-        System::Espalier => espalier(chain, suite, product),
+        System::Espalier => espalier(chain, suite, product.context("espalier was not built")?),
         System::StrongSwan => strongswan(chain, suite),
         System::WireguardGo => wireguard(chain),
     }?;
