@@ -3,7 +3,7 @@
 use crate::config::EngineConfig;
 use crate::event::{Event, EventKind};
 use crate::ike_sa::IkeSa;
-use crate::io::{Surroundings, Transmit};
+use crate::io::{SignRequest, Surroundings, Transmit};
 use crate::table::Table;
 use crate::tickets::Tickets;
 use model::{ChildSaChange, EspSpi, IkeSpi, Instant};
@@ -21,6 +21,8 @@ pub(crate) struct Outbox {
     pub transmits: Vec<Transmit>,
     /// Retransmissions and stateless answers.
     pub plain: Vec<Transmit>,
+    /// Signatures that are needed.
+    pub signs: Vec<SignRequest>,
     pub events: Vec<Event>,
 }
 
@@ -41,6 +43,12 @@ impl Context<'_> {
         let mut octets = vec![0; len];
         self.around.random(&mut octets);
         octets
+    }
+
+    pub fn random_u64(&mut self) -> u64 {
+        let mut octets = [0; 8];
+        self.around.random(&mut octets);
+        u64::from_ne_bytes(octets)
     }
 
     pub fn random_u32(&mut self) -> u32 {

@@ -3,8 +3,10 @@
 pub(crate) mod child_answer;
 pub(crate) mod child_create;
 pub(crate) mod child_rekey;
+pub(crate) mod configuration;
 pub(crate) mod counter_sync;
 pub(crate) mod delete;
+pub(crate) mod eap;
 pub(crate) mod follow_up;
 pub(crate) mod ike_auth;
 pub(crate) mod ike_init;
@@ -13,6 +15,7 @@ pub(crate) mod informational;
 pub(crate) mod intermediate;
 pub(crate) mod liveness;
 pub(crate) mod message_id_sync;
+pub(crate) mod proof;
 pub(crate) mod qcd;
 pub(crate) mod refresh;
 pub(crate) mod resource;
@@ -147,7 +150,17 @@ pub(crate) fn on_request(
             delete::close(sa, ctx, text);
             vec![notify(NotifyType::INVALID_SYNTAX)]
         }
-        (Phase::AwaitAuthRequest(_), ExchangeType::IKE_AUTH) => ike_auth::respond(sa, ctx, &payloads),
+        (Phase::AwaitAuthRequest(_), ExchangeType::IKE_AUTH) => {
+            match ike_auth::respond(sa, ctx, message_id, payloads) {
+                Some(answer) => answer,
+                // It comes with our signature.
+                None => return,
+            }
+        }
+        (Phase::AwaitEap(_), ExchangeType::IKE_AUTH) => match eap::respond(sa, ctx, &payloads) {
+            Some(answer) => answer,
+            None => return,
+        },
         (Phase::Established(_), ExchangeType::CREATE_CHILD_SA) => respond_create(sa, ctx, &payloads),
         (Phase::Established(_), ExchangeType::IKE_FOLLOWUP_KE) => follow_up::respond(sa, ctx, &payloads),
         (Phase::Rekeyed(_) | Phase::Deleting(_), ExchangeType::IKE_FOLLOWUP_KE) => {
