@@ -5,6 +5,7 @@ mod adopt;
 mod answer;
 mod around;
 mod capabilities;
+mod certificates;
 mod command;
 pub(crate) mod convert;
 mod digest;
@@ -43,6 +44,7 @@ use sad::{DataPlane, Sad};
 
 use crate::clock;
 use crate::config::Config;
+use crate::credentials::signer::Signer;
 use crate::events::EventLog;
 use crate::net::announce::Announcer;
 use crate::net::ports::Ports;
@@ -89,6 +91,9 @@ struct Core {
     log: EventLog,
 
     engine: Engine,
+    /// Has the private keys.
+    signer: Signer,
+    certificates: certificates::Certificates,
     sad: Sad,
     plane: Plane,
     runner: Runner,
@@ -203,6 +208,7 @@ impl Core {
                 }
             }
             Output::Transmit(transmit) => self.transmit_in_order(transmit),
+            Output::Sign(request) => self.signer.sign(request),
             Output::Event(event) => self.engine_event(&event),
         }
     }
@@ -447,6 +453,7 @@ impl Core {
     fn every_second(&mut self) {
         let now = clock::now();
         self.look_after_health();
+        self.watch_certificates();
         self.wishes_turn(now);
         self.forget_old_paths(now);
         self.held.expire(now);
