@@ -47,7 +47,7 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
             at,
             c.local,
             c.remote,
-            &c.local_id,
+            c.local_id.as_deref().unwrap_or_default(),
             &c.remote_id,
             &c.ike,
             c.start,
