@@ -44,7 +44,12 @@ fn md4(octets: &[u8]) -> Zeroizing<[u8; 16]> {
 
 /// NtPasswordHash (8.3): MD4 of the password in UTF-16LE.
 fn password_hash(password: &str) -> Zeroizing<[u8; 16]> {
-    let utf16 = Zeroizing::new(password.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>());
+    let utf16 = Zeroizing::new(
+        password
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect::<Vec<u8>>(),
+    );
     md4(&utf16)
 }
 
@@ -97,8 +102,10 @@ pub fn verify(exchange: Exchange<'_>, response: &[u8; 24]) -> Option<Proved> {
 /// RFC 3079 3.3 and 3.4: the server's receive key, then its send key, then zeros.
 fn msk(twice: &[u8; 16], response: &[u8; 24]) -> SecretBytes {
     const MASTER: &[u8] = b"This is the MPPE Master Key";
-    const RECEIVE: &[u8] = b"On the client side, this is the send key; on the server side, it is the receive key.";
-    const SEND: &[u8] = b"On the client side, this is the receive key; on the server side, it is the send key.";
+    const RECEIVE: &[u8] =
+        b"On the client side, this is the send key; on the server side, it is the receive key.";
+    const SEND: &[u8] =
+        b"On the client side, this is the receive key; on the server side, it is the send key.";
     let mut master = sha1(&[twice, response, MASTER]);
     let mut out = vec![0; 64];
     for (at, magic) in [(0, RECEIVE), (16, SEND)] {
@@ -131,7 +138,10 @@ mod tests {
     #[test]
     fn the_vectors_of_rfc_2759_9_2_and_rfc_3079_3_5_3() {
         let hash = password_hash("clientPass");
-        assert_eq!(*hash, *b"\x44\xeb\xba\x8d\x53\x12\xb8\xd6\x11\x47\x44\x11\xf5\x69\x89\xae");
+        assert_eq!(
+            *hash,
+            *b"\x44\xeb\xba\x8d\x53\x12\xb8\xd6\x11\x47\x44\x11\xf5\x69\x89\xae"
+        );
         assert_eq!(
             challenge(exchange("clientPass")),
             *b"\xd0\x2e\x43\x86\xbc\xe9\x12\x26"

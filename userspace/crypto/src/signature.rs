@@ -171,7 +171,10 @@ pub fn ecdsa_fixed(der: &[u8], len: usize) -> Option<Vec<u8>> {
     for _ in 0..2 {
         let (&[tag, n], tail) = rest.split_first_chunk::<2>()?;
         let (integer, tail) = tail.split_at_checked(usize::from(n))?;
-        let magnitude = integer.iter().position(|octet| *octet != 0).map_or(&[][..], |at| &integer[at..]);
+        let magnitude = integer
+            .iter()
+            .position(|octet| *octet != 0)
+            .map_or(&[][..], |at| &integer[at..]);
         if tag != 0x02 || magnitude.len() > len {
             return None;
         }
@@ -201,7 +204,11 @@ mod tests {
             let data = digital_signature(scheme, b"signature");
             assert_eq!(read_digital_signature(&data), Some((scheme, &b"signature"[..])));
             for cut in 0..=der.len() {
-                assert_eq!(read_digital_signature(&data[..cut]), None, "{scheme:?} cut at {cut}");
+                assert_eq!(
+                    read_digital_signature(&data[..cut]),
+                    None,
+                    "{scheme:?} cut at {cut}"
+                );
             }
         }
         for (scheme, der) in PSS_WITHOUT_NULL {

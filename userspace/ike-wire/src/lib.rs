@@ -23,12 +23,12 @@ pub use header::{Flags, HEADER_LEN, Header};
 pub use message::{Message, PayloadList, Protected, parse_chain};
 pub use payload::{
     Attribute, AttributeValue, Authentication, Certificate, CertificateRequest, ConfigAttribute,
-    Configuration, CounterDelta, Delete, Eap, Identification, Identity, KeyExchange, MessageIdSync, Notify, Payload, Proposal, SecurityAssociation, TrafficSelectors, Transform,
+    Configuration, CounterDelta, Delete, Eap, Identification, Identity, KeyExchange, MessageIdSync, Notify,
+    Payload, Proposal, SecurityAssociation, TrafficSelectors, Transform,
 };
 pub use registry::{
     AuthMethod, CertEncoding, ConfigAttributeType, ConfigType, DhTransform, EapCode, EapType,
-    EncryptionTransform, EsnTransform, ExchangeType, IdType, IntegrityTransform,
-    NotifyType, PayloadType, PrfTransform, ProtocolId, SignatureHash,
-    TransformType, TsType,
+    EncryptionTransform, EsnTransform, ExchangeType, IdType, IntegrityTransform, NotifyType, PayloadType,
+    PrfTransform, ProtocolId, SignatureHash, TransformType, TsType,
 };
 pub use view::{Fragment, MessageView, PayloadChain, RawPayload};

@@ -3,8 +3,8 @@
 use crate::WireError;
 use crate::header::Header;
 use crate::payload::{
-    Authentication, Certificate, CertificateRequest, Configuration, Delete, Eap, Identification, KeyExchange, Notify, Payload, SecurityAssociation,
-    TrafficSelectors,
+    Authentication, Certificate, CertificateRequest, Configuration, Delete, Eap, Identification, KeyExchange,
+    Notify, Payload, SecurityAssociation, TrafficSelectors,
 };
 use crate::registry::{NotifyType, PayloadType};
 use crate::view::{Fragment, MessageView, PayloadChain};

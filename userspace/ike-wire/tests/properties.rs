@@ -146,8 +146,7 @@ fn payload() -> impl Strategy<Value = Payload> {
         vec(selector(), 1..5).prop_map(|selectors| Payload::TsInitiator(selectors.into())),
         vec(selector(), 1..5).prop_map(|selectors| Payload::TsResponder(selectors.into())),
         (any::<u8>(), vec((0u16..0x8000, octets(20)), 0..4)).prop_map(|(kind, attributes)| {
-            let attribute =
-                |(kind, value)| ConfigAttribute::new(ConfigAttributeType(kind), value);
+            let attribute = |(kind, value)| ConfigAttribute::new(ConfigAttributeType(kind), value);
             let attributes = attributes.into_iter().map(attribute).collect();
             Payload::Configuration(Configuration::new(ConfigType(kind), attributes))
         }),

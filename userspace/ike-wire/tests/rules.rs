@@ -369,12 +369,12 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn a_configuration_payload_is_read_attribute_by_attribute_and_its_reserved_bits_are_ignored() {
     let body = [
-        &[1, 9, 9, 9][..],                   // CFG_REQUEST, reserved
-        &[0x80, 1, 0, 0][..],                // INTERNAL_IP4_ADDRESS, any, with the reserved bit
-        &[0, 8, 0, 17][..],                  // INTERNAL_IP6_ADDRESS
+        &[1, 9, 9, 9][..],    // CFG_REQUEST, reserved
+        &[0x80, 1, 0, 0][..], // INTERNAL_IP4_ADDRESS, any, with the reserved bit
+        &[0, 8, 0, 17][..],   // INTERNAL_IP6_ADDRESS
         &[0x20; 16][..],
         &[64][..],
-        &[0, 3, 0, 4, 192, 0, 2, 53][..],    // INTERNAL_IP4_DNS
+        &[0, 3, 0, 4, 192, 0, 2, 53][..], // INTERNAL_IP4_DNS
     ]
     .concat();
     let list = one(PayloadType::CP, &body).unwrap();

@@ -115,6 +115,8 @@ pub struct Connection {
     pub fragmentation: bool,
     /// Longest IP packets of fragmented messages.
     pub fragment_size: u16,
+    /// A peer that initiated may change its address (RFC 4555).
+    pub mobike: bool,
     /// Pools that the peer gets virtual addresses of; empty: it has addresses of its own. Then children's `remote_ts` are
     /// narrowed to the peer's address.
     pub pools: Vec<Pool>,
@@ -156,6 +158,7 @@ impl Connection {
             resumption: true,
             fragmentation: true,
             fragment_size: FRAGMENT_SIZE,
+            mobike: true,
             pools: Vec::new(),
             dns: Vec::new(),
             dns_domains: Vec::new(),

@@ -104,7 +104,9 @@ impl Engine {
             } => {
                 self.now = now;
                 self.run(around, |_, ctx| {
-                    with_sa(ctx, ike_spi, |sa, ctx| ike_auth::signed(sa, ctx, token, signature));
+                    with_sa(ctx, ike_spi, |sa, ctx| {
+                        ike_auth::signed(sa, ctx, token, signature)
+                    });
                 });
             }
             Input::Command { now, command } => {
@@ -297,6 +299,8 @@ impl Engine {
             out: &mut out,
             table: &mut self.table,
             tickets: &mut self.tickets,
+            from: None,
+            path_before: None,
         };
         work(&mut parts, &mut ctx);
         // IKE SAs whose window became free go on with what waits. Each starts one request at most.
@@ -626,6 +630,8 @@ fn protected(
         }
     };
     sa.fragments = None;
+    ctx.from = Some((local, remote));
+    ctx.path_before = Some(sa.path);
     heard(sa, ctx, local, remote);
     let parsed = parse_chain(first, &inner);
     if header.exchange == ExchangeType::IKE_INTERMEDIATE {

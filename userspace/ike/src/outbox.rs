@@ -2,7 +2,7 @@
 
 use crate::config::EngineConfig;
 use crate::event::{Event, EventKind};
-use crate::ike_sa::IkeSa;
+use crate::ike_sa::{IkeSa, Path};
 use crate::io::{SignRequest, Surroundings, Transmit};
 use crate::table::Table;
 use crate::tickets::Tickets;
@@ -35,6 +35,10 @@ pub(crate) struct Context<'a> {
     /// The other IKE SAs; the one at hand has been taken out.
     pub table: &'a mut Table,
     pub tickets: &'a mut Tickets,
+    /// Our address and the peer's on the datagram that is handled.
+    pub from: Option<(SocketAddr, SocketAddr)>,
+    /// Where the IKE SA's messages went before that datagram.
+    pub path_before: Option<Path>,
 }
 
 impl Context<'_> {

@@ -109,7 +109,9 @@ impl Pool {
         let count = (self.size.saturating_sub(group)).div_ceil(of);
         let (kind, data) = id.to_wire();
         let digest = sha256(&[b"pool address", self.name.as_bytes(), &[0, kind], &data]);
-        let start = digest.first_chunk::<8>().map_or(0, |octets| u64::from_be_bytes(*octets));
+        let start = digest
+            .first_chunk::<8>()
+            .map_or(0, |octets| u64::from_be_bytes(*octets));
         let start = start.checked_rem(u64::from(count))? as u32;
         (0..count)
             .map(|step| self.nth((start + step) % count * of + group))
@@ -142,7 +144,11 @@ mod tests {
             ("fd00::", 64, "fd00::1", 1 << 24),
         ] {
             let pool = pool(network, len);
-            assert_eq!((pool.first, pool.size), (first.parse().unwrap(), size), "{network}/{len}");
+            assert_eq!(
+                (pool.first, pool.size),
+                (first.parse().unwrap(), size),
+                "{network}/{len}"
+            );
         }
         let pool = pool("10.9.0.0", 30);
         let ours: Vec<bool> = (0..4).map(|n| pool.contains([10, 9, 0, n].into())).collect();
@@ -189,6 +195,10 @@ mod tests {
         assert_eq!(pool.choose(share, &id(1), Some(own), |a| a != own), Some(first));
         assert_eq!(pool.choose(share, &id(1), None, |_| false), None);
         let tiny = Pool::of_network("p", "10.9.0.1".parse().unwrap(), 32).unwrap();
-        assert_eq!(tiny.choose(share, &id(1), None, |_| true), None, "its only address is group 0's");
+        assert_eq!(
+            tiny.choose(share, &id(1), None, |_| true),
+            None,
+            "its only address is group 0's"
+        );
     }
 }

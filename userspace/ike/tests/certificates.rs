@@ -160,7 +160,10 @@ fn an_intermediate_authority_is_sent_along_and_needed() {
     world2.settle();
     world2.assert_all_gone();
     let text = world2.event(B, EventKind::AuthFailed).to_string();
-    assert!(text.contains("CN=Middle") && text.contains("intermediate"), "{text}");
+    assert!(
+        text.contains("CN=Middle") && text.contains("intermediate"),
+        "{text}"
+    );
 }
 
 /// Lets A authenticate to B with a certificate that B does not believe. What B says, and what it said to A.
@@ -176,7 +179,10 @@ fn refused(leaf: &Leaf<'_>, by: &Ca, trust: Trust, adjust: impl Fn(usize, &mut C
     assert!(told.contains("AUTHENTICATION_FAILED"), "{told}");
     assert_eq!(world.sides[B].sent.len(), 2, "one answer to each request");
     let text = world.event(B, EventKind::AuthFailed).to_string();
-    assert!(text.starts_with("192.0.2.1:500: a.example"), "the peer is named: {text}");
+    assert!(
+        text.starts_with("192.0.2.1:500: a.example"),
+        "the peer is named: {text}"
+    );
     text
 }
 
@@ -188,9 +194,8 @@ fn one(ca: &Ca) -> Trust {
 fn what_is_wrong_with_a_certificate_is_said_with_a_remedy() {
     let (ca, other) = (Ca::root("CA"), Ca::root("Other"));
     let leaf = || Leaf::named("a.example");
-    let crl = |serials: &[u64], until| {
-        Trust::new(&[ca.der.clone()], &[ca.crl(serials, until)], until < 0).unwrap()
-    };
+    let crl =
+        |serials: &[u64], until| Trust::new(&[ca.der.clone()], &[ca.crl(serials, until)], until < 0).unwrap();
     let rows: [(&str, Leaf<'_>, &Ca, Trust, &[&str]); 8] = [
         (
             "another authority",
@@ -280,7 +285,10 @@ fn the_initiator_does_not_believe_a_responder_of_another_authority_and_takes_it_
     world.settle();
     world.assert_all_gone();
     let text = world.event(A, EventKind::AuthFailed).to_string();
-    assert!(text.contains("b.example is not believed (connection t)"), "{text}");
+    assert!(
+        text.contains("b.example is not believed (connection t)"),
+        "{text}"
+    );
 }
 
 #[test]

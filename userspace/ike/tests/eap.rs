@@ -7,8 +7,8 @@ use crypto::{AuthInput, Prf, psk_auth};
 use ike::auth::eap::Users;
 use ike::{Connection, EventKind, RemoteAuth};
 use ike_wire::{
-    AuthMethod, Authentication, Eap, EapCode, EapType, ExchangeType, Identification, Identity, NotifyType, Payload,
-    PayloadList,
+    AuthMethod, Authentication, Eap, EapCode, EapType, ExchangeType, Identification, Identity, NotifyType,
+    Payload, PayloadList,
 };
 use model::SecretBytes;
 use std::sync::Arc;
@@ -39,7 +39,10 @@ fn begin(peer: &mut Peer) -> u8 {
     peer.check_responder_auth(&answer);
     assert!(answer.sa().is_none());
     let eap = answer.eap().expect("EAP");
-    assert_eq!((eap.code, eap.body.as_ref().unwrap().0), (EapCode::REQUEST, EapType::IDENTITY));
+    assert_eq!(
+        (eap.code, eap.body.as_ref().unwrap().0),
+        (EapCode::REQUEST, EapType::IDENTITY)
+    );
     eap.identifier
 }
 
@@ -49,7 +52,8 @@ fn say(peer: &mut Peer, identifier: u8, kind: EapType, data: Vec<u8>) -> Payload
         identifier,
         body: Some((kind, data)),
     };
-    peer.request(ExchangeType::IKE_AUTH, &[Payload::Eap(eap)]).unwrap()
+    peer.request(ExchangeType::IKE_AUTH, &[Payload::Eap(eap)])
+        .unwrap()
 }
 
 /// The response to a challenge.
@@ -87,6 +91,7 @@ fn auth(peer: &Peer, key: &SecretBytes) -> Payload {
         nonce: &peer.nonces.1,
         sk_p: &peer.keys.sk_pi,
         id_body: &id().body(),
+        intermediate: &[],
     };
     Payload::Authentication(Authentication {
         method: AuthMethod::SHARED_KEY_MIC,
@@ -112,7 +117,10 @@ fn a_user_gets_in_with_a_takeover_behind_every_round() {
         let answer = say(&mut peer, challenge.identifier, EapType::MSCHAPV2, data);
         let confirmed = answer.eap().unwrap().clone();
         let text = String::from_utf8_lossy(&confirmed.body.as_ref().unwrap().1).into_owned();
-        assert!(text.contains("S="), "the gateway proves that it knows the password: {text}");
+        assert!(
+            text.contains("S="),
+            "the gateway proves that it knows the password: {text}"
+        );
         takeover(&mut peer);
         let answer = say(&mut peer, confirmed.identifier, EapType::MSCHAPV2, vec![3]);
         assert_eq!(answer.eap().unwrap().code, EapCode::SUCCESS);
@@ -189,7 +197,12 @@ fn whoever_breaks_the_conversation_off_is_refused_by_name() {
     // An answer to nothing.
     let mut peer = Peer::with(config(vec![gateway()]), vec![]);
     let identifier = begin(&mut peer);
-    let answer = say(&mut peer, identifier.wrapping_add(7), EapType::IDENTITY, b"alice".to_vec());
+    let answer = say(
+        &mut peer,
+        identifier.wrapping_add(7),
+        EapType::IDENTITY,
+        b"alice".to_vec(),
+    );
     assert!(answer.notify(NotifyType::AUTHENTICATION_FAILED).is_some());
     // Octets cut off at every length.
     let mut peer = Peer::with(config(vec![gateway()]), vec![]);
@@ -197,7 +210,12 @@ fn whoever_breaks_the_conversation_off_is_refused_by_name() {
     let answer = say(&mut peer, identifier, EapType::IDENTITY, b"alice".to_vec());
     let challenge = answer.eap().unwrap().clone();
     let whole = response(&challenge, "alice", "in wonderland");
-    let answer = say(&mut peer, challenge.identifier, EapType::MSCHAPV2, whole[..30].to_vec());
+    let answer = say(
+        &mut peer,
+        challenge.identifier,
+        EapType::MSCHAPV2,
+        whole[..30].to_vec(),
+    );
     assert!(String::from_utf8_lossy(&answer.eap().unwrap().body.as_ref().unwrap().1).contains("E=691"));
     // Silence.
     let mut peer = Peer::with(config(vec![gateway()]), vec![]);
@@ -209,7 +227,9 @@ fn whoever_breaks_the_conversation_off_is_refused_by_name() {
 #[test]
 fn without_eap_in_the_configuration_it_is_refused_with_what_is_wanted() {
     let mut peer = Peer::with(config(vec![connection(B)]), vec![]);
-    let mut named = vec![Payload::IdInitiator(Identification::from(Identity::Fqdn("a.example".into())))];
+    let mut named = vec![Payload::IdInitiator(Identification::from(Identity::Fqdn(
+        "a.example".into(),
+    )))];
     named.push(esp(0x1000, 20, Some(256)));
     named.extend(selectors());
     let answer = peer.request(ExchangeType::IKE_AUTH, &named).unwrap();

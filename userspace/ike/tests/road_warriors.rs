@@ -4,8 +4,8 @@ mod world;
 
 use ike::{Connection, EventKind, Identity, Pool, PoolShare};
 use ike_wire::{
-    ConfigAttribute, ConfigAttributeType, ConfigType, Configuration, ExchangeType, Notify, NotifyType, Payload,
-    PayloadList,
+    ConfigAttribute, ConfigAttributeType, ConfigType, Configuration, ExchangeType, Notify, NotifyType,
+    Payload, PayloadList,
 };
 use model::{IkeSpi, TrafficSelector};
 use std::collections::BTreeSet;
@@ -24,7 +24,10 @@ fn gateway(pools: Vec<Pool>) -> Connection {
     let mut connection = connection(B);
     connection.remote_id = None;
     connection.remotes.clear();
-    connection.children[0].remote_ts = vec![everything("10.9.0.0", "10.9.255.255"), everything("fd00::", "fd00::ffff")];
+    connection.children[0].remote_ts = vec![
+        everything("10.9.0.0", "10.9.255.255"),
+        everything("fd00::", "fd00::ffff"),
+    ];
     connection.pools = pools;
     connection.dns = vec![[10, 2, 0, 53].into(), "fd02::53".parse().unwrap()];
     connection.dns_domains = vec!["corp.example".to_owned()];
@@ -63,7 +66,8 @@ fn enter(peer: &mut Peer, name: &str, more: Vec<Payload>, spi: u32) -> PayloadLi
         .into(),
     ));
     payloads.push(Payload::TsResponder(vec![net([10, 2, 0])].into()));
-    peer.request(ExchangeType::IKE_AUTH, &payloads).expect("an answer")
+    peer.request(ExchangeType::IKE_AUTH, &payloads)
+        .expect("an answer")
 }
 
 fn addresses(answer: &PayloadList) -> Vec<IpAddr> {
@@ -93,21 +97,39 @@ fn a_peer_gets_addresses_of_both_families_and_selectors_narrowed_to_them() {
     assert_eq!(given.len(), 2, "{answer:?}");
     assert!(given[0].is_ipv4() && given[1].is_ipv6());
     let cp = answer.configuration().unwrap();
-    let dns: Vec<_> = [ConfigAttributeType::INTERNAL_IP4_DNS, ConfigAttributeType::INTERNAL_IP6_DNS]
-        .iter()
-        .flat_map(|kind| cp.of(*kind))
-        .filter_map(ConfigAttribute::as_address)
-        .collect();
-    assert_eq!(dns, ["10.2.0.53".parse::<IpAddr>().unwrap(), "fd02::53".parse().unwrap()]);
+    let dns: Vec<_> = [
+        ConfigAttributeType::INTERNAL_IP4_DNS,
+        ConfigAttributeType::INTERNAL_IP6_DNS,
+    ]
+    .iter()
+    .flat_map(|kind| cp.of(*kind))
+    .filter_map(ConfigAttribute::as_address)
+    .collect();
+    assert_eq!(
+        dns,
+        [
+            "10.2.0.53".parse::<IpAddr>().unwrap(),
+            "fd02::53".parse().unwrap()
+        ]
+    );
     let domains: Vec<_> = cp.of(domain).map(|a| a.value.as_slice()).collect();
     assert_eq!(domains, [b"corp.example"]);
-    let ts: BTreeSet<_> = answer.ts_i().unwrap().selectors.iter().map(|ts| (ts.first, ts.last)).collect();
+    let ts: BTreeSet<_> = answer
+        .ts_i()
+        .unwrap()
+        .selectors
+        .iter()
+        .map(|ts| (ts.first, ts.last))
+        .collect();
     assert_eq!(ts, given.iter().map(|address| (*address, *address)).collect());
     let sa = peer.world.only(B);
     assert_eq!(sa.virtual_addresses, given);
     assert_eq!(sa.children[0].ts_remote.len(), 2);
     let text = peer.world.event(B, EventKind::AddressGiven).to_string();
-    assert!(text.contains("alice") && text.contains(&given[0].to_string()), "{text}");
+    assert!(
+        text.contains("alice") && text.contains(&given[0].to_string()),
+        "{text}"
+    );
 }
 
 #[test]
@@ -115,9 +137,15 @@ fn an_identity_keeps_its_address_over_reconnections_rekeys_and_takeovers() {
     let mut peer = Peer::with(config(vec![gateway(vec![pool("10.9.0.0", 24)])]), vec![]);
     let first = addresses(&enter(&mut peer, "alice", vec![ask(&[V4])], 0x1000));
     // It comes again, with INITIAL_CONTACT.
-    let again = vec![ask(&[V4]), Payload::Notify(Notify::status(NotifyType::INITIAL_CONTACT))];
+    let again = vec![
+        ask(&[V4]),
+        Payload::Notify(Notify::status(NotifyType::INITIAL_CONTACT)),
+    ];
     let mut peer = next(peer, 2);
-    assert_eq!(addresses(&enter(&mut peer, "alice", again.clone(), 0x1001)), first);
+    assert_eq!(
+        addresses(&enter(&mut peer, "alice", again.clone(), 0x1001)),
+        first
+    );
     assert_eq!(peer.world.status(B).len(), 1);
     // A second device of hers, which does not say so, gets another one while the first is there.
     let mut peer = next(peer, 3);
@@ -154,17 +182,26 @@ fn an_exhausted_pool_is_named_and_the_ike_sa_stays_without_a_child() {
     // One that goes makes room.
     let mut gone = next(peer, 20);
     let delete = [Payload::Delete(ike_wire::Delete::Ike)];
-    let again = vec![ask(&[V4]), Payload::Notify(Notify::status(NotifyType::INITIAL_CONTACT))];
+    let again = vec![
+        ask(&[V4]),
+        Payload::Notify(Notify::status(NotifyType::INITIAL_CONTACT)),
+    ];
     enter(&mut gone, "bob", again, 0x1020);
     assert!(gone.request(ExchangeType::INFORMATIONAL, &delete).is_some());
     let mut peer = next(gone, 21);
-    assert_eq!(addresses(&enter(&mut peer, "dave", vec![ask(&[V4])], 0x1021)).len(), 1);
+    assert_eq!(
+        addresses(&enter(&mut peer, "dave", vec![ask(&[V4])], 0x1021)).len(),
+        1
+    );
 }
 
 #[test]
 fn a_family_without_a_pool_is_left_out_and_a_peer_without_a_request_is_told() {
     let mut peer = Peer::with(config(vec![gateway(vec![pool("10.9.0.0", 24)])]), vec![]);
-    assert_eq!(addresses(&enter(&mut peer, "alice", vec![ask(&[V4, V6])], 0x1000)).len(), 1);
+    assert_eq!(
+        addresses(&enter(&mut peer, "alice", vec![ask(&[V4, V6])], 0x1000)).len(),
+        1
+    );
     let mut peer = next(peer, 2);
     let answer = enter(&mut peer, "bob", vec![], 0x1001);
     assert!(answer.notify(NotifyType::FAILED_CP_REQUIRED).is_some() && answer.sa().is_none());
@@ -197,7 +234,10 @@ fn members_give_addresses_of_their_own_groups_only_and_wait_while_they_adopt() {
     payloads.push(ask(&[V4]));
     assert!(peer.request(ExchangeType::IKE_AUTH, &payloads).is_none());
     peer.world.sides[B].around.pool_share = Some(PoolShare::WHOLE);
-    assert_eq!(addresses(&enter(&mut peer, "alice", vec![ask(&[V4])], 0x1000)).len(), 1);
+    assert_eq!(
+        addresses(&enter(&mut peer, "alice", vec![ask(&[V4])], 0x1000)).len(),
+        1
+    );
 }
 
 #[test]
@@ -213,15 +253,28 @@ fn what_the_peer_wants_in_a_child_beyond_its_address_is_cut_off() {
             Payload::TsResponder(vec![net([10, 2, 0])].into()),
         ]
     };
-    let foreign = if own == ["10.9.0.1".parse::<IpAddr>().unwrap()] { "10.9.0.2" } else { "10.9.0.1" };
+    let foreign = if own == ["10.9.0.1".parse::<IpAddr>().unwrap()] {
+        "10.9.0.2"
+    } else {
+        "10.9.0.1"
+    };
     let answer = peer
-        .request(ExchangeType::CREATE_CHILD_SA, &payloads(everything(foreign, foreign)))
+        .request(
+            ExchangeType::CREATE_CHILD_SA,
+            &payloads(everything(foreign, foreign)),
+        )
         .unwrap();
     assert!(answer.notify(NotifyType::TS_UNACCEPTABLE).is_some(), "{answer:?}");
     let answer = peer
-        .request(ExchangeType::CREATE_CHILD_SA, &payloads(everything("10.9.0.0", "10.9.0.255")))
+        .request(
+            ExchangeType::CREATE_CHILD_SA,
+            &payloads(everything("10.9.0.0", "10.9.0.255")),
+        )
         .unwrap();
     let ts = &answer.ts_i().expect("TSi").selectors;
     assert_eq!((ts[0].first, ts[0].last, ts.len()), (own[0], own[0], 1));
-    assert_eq!(Identity::parse("alice").to_string(), peer.world.only(B).remote_id.unwrap());
+    assert_eq!(
+        Identity::parse("alice").to_string(),
+        peer.world.only(B).remote_id.unwrap()
+    );
 }

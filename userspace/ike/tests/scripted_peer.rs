@@ -90,7 +90,7 @@ fn requests_outside_the_window_are_not_answered() {
     let mut peer = Peer::established();
     for id in [peer.next + 1, peer.next + 100, 0, u32::MAX] {
         let bytes = peer.seal(ExchangeType::INFORMATIONAL, id, PayloadType::NONE, &[]);
-        assert_eq!(exchange(&mut peer.world, &bytes), None, "{id}");
+        assert_eq!(exchange(&mut peer.world, local(), &bytes), None, "{id}");
     }
     assert!(peer.request(ExchangeType::INFORMATIONAL, &[]).is_some());
 }

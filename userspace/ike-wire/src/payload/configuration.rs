@@ -33,10 +33,7 @@ impl ConfigAttribute {
     /// INTERNAL_IP4_ADDRESS or INTERNAL_IP6_ADDRESS (with prefix length 128).
     pub fn address(address: IpAddr) -> Self {
         match address {
-            IpAddr::V4(v4) => Self::new(
-                ConfigAttributeType::INTERNAL_IP4_ADDRESS,
-                v4.octets().to_vec(),
-            ),
+            IpAddr::V4(v4) => Self::new(ConfigAttributeType::INTERNAL_IP4_ADDRESS, v4.octets().to_vec()),
             IpAddr::V6(v6) => {
                 let mut value = v6.octets().to_vec();
                 value.push(128);

@@ -31,7 +31,11 @@ impl Eap {
     /// Success or failure.
     pub fn outcome(identifier: u8, success: bool) -> Self {
         Self {
-            code: if success { EapCode::SUCCESS } else { EapCode::FAILURE },
+            code: if success {
+                EapCode::SUCCESS
+            } else {
+                EapCode::FAILURE
+            },
             identifier,
             body: None,
         }

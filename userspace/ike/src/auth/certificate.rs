@@ -91,7 +91,11 @@ impl Facts {
             subject: parsed.subject().as_raw().to_vec(),
             subject_text: parsed.subject().to_string().escape_debug().to_string(),
             issuer_text: parsed.issuer().to_string().escape_debug().to_string(),
-            serial: parsed.raw_serial().iter().map(|octet| format!("{octet:02x}")).collect(),
+            serial: parsed
+                .raw_serial()
+                .iter()
+                .map(|octet| format!("{octet:02x}"))
+                .collect(),
             alternative: alternative(&parsed),
             key: kind_of(&public.algorithm)?,
             spki: public.raw.to_vec(),
@@ -153,7 +157,12 @@ fn alternative(certificate: &X509Certificate<'_>) -> Vec<Identity> {
         .map(Identity::Address),
         _ => None,
     };
-    extension.value.general_names.iter().filter_map(identity).collect()
+    extension
+        .value
+        .general_names
+        .iter()
+        .filter_map(identity)
+        .collect()
 }
 
 fn kind_of(algorithm: &x509_parser::x509::AlgorithmIdentifier<'_>) -> Result<KeyKind, CertificateError> {

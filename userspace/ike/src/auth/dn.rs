@@ -108,12 +108,15 @@ impl DnPattern {
             return false;
         };
         attributes.len() == self.0.len()
-            && attributes.iter().zip(&self.0).all(|((oid, found), (name, wanted))| {
-                let same_kind = ATTRIBUTES
-                    .iter()
-                    .any(|(known, known_oid, _)| known == name && *known_oid == oid.as_slice());
-                same_kind && (wanted == "*" || folded(found) == folded(wanted))
-            })
+            && attributes
+                .iter()
+                .zip(&self.0)
+                .all(|((oid, found), (name, wanted))| {
+                    let same_kind = ATTRIBUTES
+                        .iter()
+                        .any(|(known, known_oid, _)| known == name && *known_oid == oid.as_slice());
+                    same_kind && (wanted == "*" || folded(found) == folded(wanted))
+                })
     }
 
     /// DER. A name with wildcards has none.
@@ -200,7 +203,11 @@ mod tests {
             ("C=DE, O=Example\\, Inc., OU=*", false),
             ("C=DE, O=Example\\, Inc., CN=gw2.example", false),
         ] {
-            assert_eq!(DnPattern::parse(pattern).unwrap().matches(&der), fits, "{pattern}");
+            assert_eq!(
+                DnPattern::parse(pattern).unwrap().matches(&der),
+                fits,
+                "{pattern}"
+            );
         }
         assert!(!exact.matches(&der[..der.len() - 1]) && !exact.matches(b""));
         let long = DnPattern::parse(&format!("CN={}", "x".repeat(300))).unwrap();

@@ -54,11 +54,7 @@ pub(crate) fn choose(own: &LocalCertificate, hashes: Option<&[u16]>) -> Result<C
             }
         },
     };
-    Ok(Choice {
-        method,
-        scheme,
-        kind,
-    })
+    Ok(Choice { method, scheme, kind })
 }
 
 /// A finished signature as AUTH payload. ECDSA signatures come as DER. `None`: it is no signature.
@@ -99,7 +95,11 @@ pub(crate) fn verify(
                 _ => (KeyKind::EcdsaP521, SignatureScheme::EcdsaSha512),
             };
             if facts.key != kind || auth.data.len() != 2 * coordinate_len(kind) {
-                return Err(format!("it signs by {} with a key of {}", auth.method, facts.key.name()));
+                return Err(format!(
+                    "it signs by {} with a key of {}",
+                    auth.method,
+                    facts.key.name()
+                ));
             }
             converted = ecdsa_der(&auth.data);
             (scheme, converted.as_slice())

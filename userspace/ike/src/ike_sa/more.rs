@@ -16,6 +16,7 @@ mod tag {
     pub const INTERMEDIATE: u16 = 2;
     pub const FOLLOW_UP: u16 = 3;
     pub const VIRTUAL_ADDRESSES: u16 = 16;
+    pub const MOBIKE: u16 = 17;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
 }
 
@@ -33,6 +34,8 @@ pub(crate) struct More {
     pub follow_up: Option<Awaited>,
     /// Addresses out of our pools that the peer uses.
     pub virtual_addresses: Vec<IpAddr>,
+    /// The peer may change its address (RFC 4555).
+    pub mobike: bool,
 }
 
 impl More {
@@ -44,6 +47,9 @@ impl More {
         put(&mut values, tag::FOLLOW_UP, self.follow_up.as_ref());
         let addresses = (!self.virtual_addresses.is_empty()).then_some(&self.virtual_addresses);
         put(&mut values, tag::VIRTUAL_ADDRESSES, addresses);
+        if self.mobike {
+            values.push((tag::MOBIKE, SecretBytes::default()));
+        }
         values
     }
 
@@ -55,6 +61,7 @@ impl More {
                 tag::INTERMEDIATE => more.intermediate = Some(get(value)?),
                 tag::FOLLOW_UP => more.follow_up = Some(get(value)?),
                 tag::VIRTUAL_ADDRESSES => more.virtual_addresses = get(value)?,
+                tag::MOBIKE => more.mobike = true,
                 tag::MAY_BE_SKIPPED.. => {}
                 unknown => {
                     let why = format!("value {unknown} is of a newer version of this software");

@@ -80,7 +80,12 @@ pub(crate) fn answer(
     let mut attributes: Vec<_> = given.iter().copied().map(ConfigAttribute::address).collect();
     attributes.extend(connection.dns.iter().copied().map(ConfigAttribute::dns));
     // RFC 8598 3.1, 3.2: domains go to a peer that asked for them, and only together with name servers.
-    if request.of(ConfigAttributeType::INTERNAL_DNS_DOMAIN).next().is_some() && !connection.dns.is_empty() {
+    if request
+        .of(ConfigAttributeType::INTERNAL_DNS_DOMAIN)
+        .next()
+        .is_some()
+        && !connection.dns.is_empty()
+    {
         let domain = |name: &String| {
             ConfigAttribute::new(ConfigAttributeType::INTERNAL_DNS_DOMAIN, name.as_bytes().to_vec())
         };

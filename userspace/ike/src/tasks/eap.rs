@@ -1,6 +1,7 @@
 //! Responder: a peer that authenticates by EAP within IKE_AUTH (RFC 7296 2.16). Each round is an exchange of its own, committed like
 //! every other.
 
+use super::intermediate::int_auth;
 use super::proof::auth_input;
 use super::{delete, ike_auth};
 use crate::auth::RemoteAuth;
@@ -51,7 +52,9 @@ pub(crate) fn begin(
         step: Step::Identity,
     }));
     sa.connection = Some(connection.name.clone());
-    let mut answer = vec![Payload::IdResponder(ike_auth::wire_identity(&connection.local_id))];
+    let mut answer = vec![Payload::IdResponder(ike_auth::wire_identity(
+        &connection.local_id,
+    ))];
     answer.extend(connection.own_certificates());
     answer.push(Payload::Authentication(auth));
     answer.push(Payload::Eap(eap::begin(identifier)));
@@ -78,7 +81,11 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     };
     phase.rounds += 1;
     if phase.rounds > ROUNDS_MAX {
-        return Some(ike_auth::refuse(sa, ctx, format!("EAP takes more than {ROUNDS_MAX} rounds")));
+        return Some(ike_auth::refuse(
+            sa,
+            ctx,
+            format!("EAP takes more than {ROUNDS_MAX} rounds"),
+        ));
     }
     let next = eap::proceed(
         &phase.step,
@@ -106,7 +113,11 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
             vec![Payload::Eap(failure)]
         }
         Next::Nothing => {
-            ctx.event(sa, EventKind::PeerMisbehaved, "an EAP payload that answers nothing");
+            ctx.event(
+                sa,
+                EventKind::PeerMisbehaved,
+                "an EAP payload that answers nothing",
+            );
             ike_auth::refuse(sa, ctx, "EAP out of step".to_owned())
         }
     })
@@ -130,7 +141,8 @@ fn finish(
     let name = phase.identity.clone().unwrap_or_default();
     let remote_id = Identity::parse(&name);
     let prf = phase.protected.keys.prf;
-    let input = auth_input(&phase.protected, &phase.transcript, true, &id_i);
+    let intermediate = int_auth(sa);
+    let input = auth_input(&phase.protected, &phase.transcript, true, &id_i, &intermediate);
     let proved = payloads.auth().is_some_and(|auth| {
         auth.method == AuthMethod::SHARED_KEY_MIC && verify_psk_auth(prf, msk, input, &auth.data)
     });
@@ -147,7 +159,7 @@ fn finish(
         return Some(ike_auth::refuse(sa, ctx, text));
     }
     let own_id = ike_auth::wire_identity(&connection.local_id).body();
-    let input = auth_input(&phase.protected, &phase.transcript, false, &own_id);
+    let input = auth_input(&phase.protected, &phase.transcript, false, &own_id, &intermediate);
     let auth = Authentication {
         method: AuthMethod::SHARED_KEY_MIC,
         data: psk_auth(prf, msk, input),
@@ -157,5 +169,7 @@ fn finish(
     let mut all = first;
     all.0.extend(payloads.notifies().cloned().map(Payload::Notify));
     let front = vec![Payload::Authentication(auth)];
-    Some(ike_auth::answer(sa, ctx, &all, connection, remote_id, proofs, front))
+    Some(ike_auth::answer(
+        sa, ctx, &all, connection, remote_id, proofs, front,
+    ))
 }

@@ -1,8 +1,11 @@
 //! IKE_AUTH and the first Child SA (RFC 7296 1.2, 2.15).
 
-use super::{Pending, child_answer, child_create, configuration, delete, eap, ike_init, notify, qcd, resource, resume, ticket};
 use super::proof::{
     Then, ask_signature, auth_input, authenticate, check_proof, own_certificate, prove, what_to_compare,
+};
+use super::{
+    Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, qcd, resource, resume,
+    ticket,
 };
 use crate::auth::{self, signing};
 use crate::config::{Connection, Identity};
@@ -20,7 +23,8 @@ use crate::proposal::Proposal;
 use crate::tasks::intermediate::int_auth;
 use crypto::verify_resumption_auth;
 use ike_wire::{
-    AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, NotifyType, Payload, PayloadList,
+    AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, NotifyType, Payload,
+    PayloadList,
 };
 use model::IkeSpi;
 
@@ -61,12 +65,7 @@ fn agree_on_sync(sa: &mut IkeSa, ours: bool, payloads: &PayloadList) -> Vec<Noti
 }
 
 /// Our signature, or why there is none.
-pub(crate) fn signed(
-    sa: &mut IkeSa,
-    ctx: &mut Context<'_>,
-    token: u64,
-    signature: Result<Vec<u8>, String>,
-) {
+pub(crate) fn signed(sa: &mut IkeSa, ctx: &mut Context<'_>, token: u64, signature: Result<Vec<u8>, String>) {
     let Some(signing) = sa.signing.take_if(|signing| signing.token == token) else {
         return;
     };
@@ -92,7 +91,11 @@ pub(crate) fn signed(
             let connection = ctx.config.connections.iter().find(|c| c.name == connection);
             let answer = match connection {
                 Some(connection) => prove_to(sa, ctx, &payloads, connection, remote_id, auth),
-                None => refuse(sa, ctx, "the connection is no longer in the configuration".to_owned()),
+                None => refuse(
+                    sa,
+                    ctx,
+                    "the connection is no longer in the configuration".to_owned(),
+                ),
             };
             send_response(sa, ctx, ExchangeType::IKE_AUTH, message_id, &answer);
         }
@@ -262,13 +265,22 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
             ctx.event(sa, EventKind::TicketRefused, text.clone());
             return delete::vanish(sa, ctx, &text);
         }
-        let text = format!("the peer refused us with {reason}: {}", what_to_compare(connection));
+        let text = format!(
+            "the peer refused us with {reason}: {}",
+            what_to_compare(connection)
+        );
         ctx.event(sa, EventKind::AuthFailed, text.clone());
         return delete::vanish(sa, ctx, &text);
     };
     let remote_id = identity_of(id);
     let id_body = id.body();
-    let input = auth_input(&phase.protected, &phase.transcript, false, &id_body, &intermediate);
+    let input = auth_input(
+        &phase.protected,
+        &phase.transcript,
+        false,
+        &id_body,
+        &intermediate,
+    );
     let prf = phase.protected.keys.prf;
     let checked = match &sa.extras.resumed {
         // RFC 5723 4.3.3: the IDr sent by the gateway must be the ticket's.
@@ -427,7 +439,14 @@ pub(crate) fn respond(
         };
     }
     let id_body = wire_identity(&connection.local_id).body();
-    let input = auth_input(&phase.protected, &phase.transcript, false, &id_body, &intermediate);
+    let intermediate = int_auth(sa);
+    let input = auth_input(
+        &phase.protected,
+        &phase.transcript,
+        false,
+        &id_body,
+        &intermediate,
+    );
     let auth = prove(sa, connection, phase.protected.keys.prf, input);
     Some(prove_to(sa, ctx, &payloads, connection, remote_id, auth))
 }
@@ -479,6 +498,7 @@ pub(crate) fn answer(
     let mut answer = front;
     answer.extend(qcd::own_token(sa, ctx));
     answer.extend(agreed.into_iter().map(notify));
+    answer.extend(mobike::agree(sa, connection, payloads));
     answer.extend(ticket::grant(sa, ctx, payloads));
     let share = ctx.around.pool_share(sa.spi).unwrap_or(PoolShare::WHOLE);
     match configuration::answer(sa, ctx, connection, payloads, share) {

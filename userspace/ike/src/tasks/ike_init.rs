@@ -138,7 +138,9 @@ fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
     if phase.offered.iter().any(Proposal::has_additional) {
         payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED));
     }
-    let signs = sa.connection(ctx.config).is_some_and(Connection::uses_certificates);
+    let signs = sa
+        .connection(ctx.config)
+        .is_some_and(Connection::uses_certificates);
     if signs {
         payloads.push(Payload::Notify(Notify::signature_hashes(&SIGNATURE_HASHES)));
     }

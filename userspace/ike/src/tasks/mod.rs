@@ -15,6 +15,7 @@ pub(crate) mod informational;
 pub(crate) mod intermediate;
 pub(crate) mod liveness;
 pub(crate) mod message_id_sync;
+pub(crate) mod mobike;
 pub(crate) mod proof;
 pub(crate) mod qcd;
 pub(crate) mod refresh;
@@ -55,6 +56,10 @@ pub(crate) enum Pending {
     /// The phase holds the rest.
     Intermediate,
     FollowUp(Box<follow_up::Asked>),
+    /// Whether the peer can be reached where it moved to (RFC 4555).
+    Routability {
+        cookie: Vec<u8>,
+    },
 }
 
 /// A peer that keeps putting us off is asked this often.
@@ -105,6 +110,7 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             Task::RekeyIke => ike_rekey::start(sa, ctx, tries),
             Task::DeleteIke => delete::start_ike(sa, ctx),
             Task::Liveness => liveness::start(sa, ctx),
+            Task::Routability => mobike::check(sa, ctx),
             Task::Refresh => refresh::start(sa, ctx),
             Task::CreateResourceChild { child, resource } => {
                 resource::start(sa, ctx, &child, resource, tries);
@@ -271,6 +277,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         Pending::DeleteChild { spi_in } => delete::finish_child(sa, ctx, spi_in),
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
+        Pending::Routability { cookie } => mobike::checked(sa, ctx, &cookie, &payloads),
         Pending::Refresh => refresh::finish(sa, ctx, &payloads),
         Pending::SyncCounters => {}
         Pending::MessageIdSync(asked) => message_id_sync::finish(sa, ctx, &asked, &payloads),
@@ -316,6 +323,7 @@ pub(crate) fn abandon_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         }
         Pending::DeleteChild { spi_in } => sa.our.push_front(Task::DeleteChild { spi_in }),
         Pending::Liveness => sa.our.push(Task::Liveness),
+        Pending::Routability { .. } => sa.our.push(Task::Routability),
         Pending::Refresh => sa.our.push(Task::Refresh),
         // The peer's cluster has just failed over itself; evidence will come again if it is still needed.
         Pending::SyncCounters => {}

@@ -81,10 +81,7 @@ fn peer_hashes(transcript: &InitTranscript, initiator: bool) -> Option<Vec<u16>>
         false => &transcript.request,
     };
     let message = Message::parse(theirs).ok()?;
-    message
-        .payloads
-        .notifies()
-        .find_map(Notify::as_signature_hashes)
+    message.payloads.notifies().find_map(Notify::as_signature_hashes)
 }
 
 /// Asks for our signature. `Err`: why it cannot be made.
@@ -137,7 +134,10 @@ pub(crate) fn check_proof(
         RemoteAuth::EapMsChapV2(_) => Err(wrong_method(connection, remote_id, auth.method)),
         RemoteAuth::Certificate(trust) => {
             let refused = |why: String| {
-                format!("{remote_id} is not believed (connection {}): {why}", connection.name)
+                format!(
+                    "{remote_id} is not believed (connection {}): {why}",
+                    connection.name
+                )
             };
             let certificates: Vec<&[u8]> = payloads
                 .certificates()

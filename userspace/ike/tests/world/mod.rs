@@ -7,7 +7,8 @@ pub mod scripted;
 
 use ike::{
     Change, ChildConfig, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind,
-    Identity, IkeSaChange, IkeSaStatus, Input, Output, Proposal, Resource, SignRequest, Surroundings, Transmit,
+    Identity, IkeSaChange, IkeSaStatus, Input, Output, Proposal, Resource, SignRequest, Surroundings,
+    Transmit,
 };
 use model::{
     ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, OutboundUse,
@@ -317,7 +318,10 @@ impl World {
                 }
                 Output::Transmit(transmit) => self.transmit(side, transmit, send),
                 Output::Sign(request) => {
-                    self.trace.push(format!("   {} is to sign with {}", self.sides[side].name, request.key));
+                    self.trace.push(format!(
+                        "   {} is to sign with {}",
+                        self.sides[side].name, request.key
+                    ));
                     self.sides[side].to_sign.push(request);
                     if !self.sides[side].hold_signatures {
                         self.sign(side);

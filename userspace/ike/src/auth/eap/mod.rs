@@ -120,6 +120,8 @@ pub(crate) fn proceed(
             false => Next::Failure("the peer does not believe us, though its password is right".to_owned()),
         },
         Step::Refusing { why } => Next::Failure(why.clone()),
-        _ => Next::Failure(format!("the peer answers by EAP method {kind}, which was not asked for")),
+        _ => Next::Failure(format!(
+            "the peer answers by EAP method {kind}, which was not asked for"
+        )),
     }
 }

@@ -53,7 +53,9 @@ pub(crate) fn judge(
     if code != RESPONSE || id != challenged.id || size != RESPONSE_LEN || length != data.len() {
         return Err(malformed());
     }
-    let (value, name) = rest.split_at_checked(usize::from(RESPONSE_LEN)).ok_or_else(malformed)?;
+    let (value, name) = rest
+        .split_at_checked(usize::from(RESPONSE_LEN))
+        .ok_or_else(malformed)?;
     let peer = value.first_chunk::<16>().ok_or_else(malformed)?;
     let response = value
         .get(24..48)
@@ -62,7 +64,9 @@ pub(crate) fn judge(
     let name = std::str::from_utf8(name).map_err(|_| malformed())?;
     // Whoever proves to be one user must not be let in as another.
     let same = plain(name) == plain(identity);
-    let known = users.password(plain(identity)).or_else(|| users.password(identity));
+    let known = users
+        .password(plain(identity))
+        .or_else(|| users.password(identity));
     let exchange = Exchange {
         authenticator: &challenged.challenge,
         peer,
