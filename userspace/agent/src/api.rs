@@ -496,6 +496,15 @@ pub struct LivenessRequest {
     pub connection: String,
 }
 
+/// `POST /v1/connection`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ConnectionRequest {
+    /// Connection.
+    pub connection: String,
+    /// Bring it up; else take it down, and keep it so until it is started again or this agent is.
+    pub start: bool,
+}
+
 /// Answer to a command that was carried out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Done {

@@ -119,10 +119,13 @@ pub fn status(status: &Status) -> String {
             connection.state.clone(),
             connection.remote.clone(),
             connection.children.to_string(),
-            connection.certificate.as_ref().map_or("-".to_owned(), |c| match c.days_left {
-                ..0 => "expired".to_owned(),
-                days => format!("{days} days left"),
-            }),
+            connection
+                .certificate
+                .as_ref()
+                .map_or("-".to_owned(), |c| match c.days_left {
+                    ..0 => "expired".to_owned(),
+                    days => format!("{days} days left"),
+                }),
             list(&connection.agreed),
             connection.reason.clone().unwrap_or_default(),
         ]);

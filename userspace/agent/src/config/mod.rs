@@ -338,6 +338,8 @@ pub struct ConnectionConfig {
     pub fragmentation: bool,
     /// Longest IP packets of fragmented IKE messages.
     pub fragment_size: u16,
+    /// A peer that initiated may change its address (RFC 4555).
+    pub mobike: bool,
     /// Pools that the peer gets virtual addresses of; empty: it has addresses of its own.
     pub pools: Vec<PoolConfig>,
     /// Name servers for such a peer.

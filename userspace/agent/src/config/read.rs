@@ -438,6 +438,7 @@ impl Context<'_> {
             .map_or(ike::config::FRAGMENT_SIZE, |n| n.value as u16);
         let v6 = remote.flatten().or_else(|| Some(local.as_ref()?.value));
         let path = PathRules::read(&mut t, v6.is_some_and(|address| address.is_ipv6()));
+        let mobike = t.boolean("mobike").unwrap_or(true);
         let given = self.given(&mut t, pools);
         let pool_ts = given.selectors();
         let tables = t.tables("children", "connections.children");
@@ -478,6 +479,7 @@ impl Context<'_> {
             extensions,
             fragmentation,
             fragment_size,
+            mobike,
             pools: given.pools,
             dns: given.dns,
             dns_domains: given.dns_domains,

@@ -78,7 +78,10 @@ impl Context<'_> {
         };
         let eap_users = match remote {
             AuthKind::EapMsChapV2 => {
-                let file = t.required_string("eap_users_file", "the path of a file with lines \"name:password\"");
+                let file = t.required_string(
+                    "eap_users_file",
+                    "the path of a file with lines \"name:password\"",
+                );
                 if let (Some(file), Files::Check) = (&file, self.files) {
                     let path = self.path(&file.value);
                     check::secret_file(&self.problems, &file.span, &path, "file of EAP users");
@@ -136,7 +139,10 @@ impl Context<'_> {
         connection: &str,
         local_id: Option<&At<String>>,
     ) -> Option<CertificateFiles> {
-        let cert = t.required_string("cert_file", "the path of our certificate (PEM, issuers behind it)");
+        let cert = t.required_string(
+            "cert_file",
+            "the path of our certificate (PEM, issuers behind it)",
+        );
         let key = t.required_string("key_file", "the path of the certificate's private key (PEM)");
         let rsa_pkcs1 = t
             .word("rsa_padding", &[("pss", false), ("pkcs1", true)])
@@ -177,7 +183,8 @@ impl Context<'_> {
     }
 
     fn authorities(&self, t: &mut Reader<'_>) -> Option<AuthorityFiles> {
-        let hint = "the list of files with certificates of authorities that the peer's certificate is issued by";
+        let hint =
+            "the list of files with certificates of authorities that the peer's certificate is issued by";
         if !t.has("ca_files") {
             t.missing("ca_files", hint);
         }

@@ -55,7 +55,10 @@ impl Context<'_> {
                 if selector::overlap(&other.selector(), &pool.selector()) {
                     self.problems.add(
                         network.span.clone(),
-                        format!("the network of pool '{}' overlaps that of '{}'", pool.name, other.name),
+                        format!(
+                            "the network of pool '{}' overlaps that of '{}'",
+                            pool.name, other.name
+                        ),
                         "give each pool a network of its own",
                     );
                 }
@@ -69,7 +72,11 @@ impl Context<'_> {
     /// Keys `pools`, `dns` and `dns_domains` of a connection.
     pub(super) fn given(&self, t: &mut Reader<'_>, pools: &[PoolConfig]) -> Given {
         let mut given = Given::default();
-        let list = |t: &mut Reader<'_>, key| t.string_or_strings(key).map(|list| list.value).unwrap_or_default();
+        let list = |t: &mut Reader<'_>, key| {
+            t.string_or_strings(key)
+                .map(|list| list.value)
+                .unwrap_or_default()
+        };
         for name in list(t, "pools") {
             match pools.iter().find(|pool| pool.name == name.value) {
                 Some(pool) => given.pools.push(pool.clone()),

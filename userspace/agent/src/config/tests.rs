@@ -572,10 +572,16 @@ fn certificates_need_their_files_and_pre_shared_keys_theirs() {
     let config = Config::read_without_files(&with(psk, cert), Path::new("/etc/espalier"))
         .unwrap_or_else(|found| panic!("{found:?}"));
     let c = &config.connections[0];
-    assert_eq!((c.local_auth, c.remote_auth), (AuthKind::Certificate, AuthKind::Certificate));
+    assert_eq!(
+        (c.local_auth, c.remote_auth),
+        (AuthKind::Certificate, AuthKind::Certificate)
+    );
     assert!(c.psk_file.is_none());
     let files = c.certificate.as_ref().unwrap();
-    assert_eq!((files.cert.as_path(), files.rsa_pkcs1), (Path::new("/etc/espalier/gw.crt"), false));
+    assert_eq!(
+        (files.cert.as_path(), files.rsa_pkcs1),
+        (Path::new("/etc/espalier/gw.crt"), false)
+    );
     assert!(!c.authorities.as_ref().unwrap().strict);
     let mixed = format!("local_auth = \"cert\"\ncert_file = \"gw.crt\"\nkey_file = \"gw.key\"\n{psk}");
     assert_eq!(problems(&with(psk, &mixed)), [""; 0]);
@@ -591,7 +597,8 @@ fn certificates_need_their_files_and_pre_shared_keys_theirs() {
             "behind a certificate of ours",
         ),
         (
-            "local_auth = \"cert\"\ncert_file = \"a\"\nkey_file = \"b\"\nremote_auth = \"eap-mschapv2\"\n".to_owned(),
+            "local_auth = \"cert\"\ncert_file = \"a\"\nkey_file = \"b\"\nremote_auth = \"eap-mschapv2\"\n"
+                .to_owned(),
             "has no 'eap_users_file'",
         ),
     ] {
@@ -608,7 +615,8 @@ fn pools_are_networks_apart_and_give_a_child_its_remote_selectors() {
     let keys = "pools = [\"rw\", \"rw6\"]\ndns = \"10.2.0.53\"\ndns_domains = [\"corp.example\"]\n";
     let psk = "psk_file = \"site-a.psk\"";
     let source = with(psk, &format!("{keys}{psk}")).replace("remote_ts = [\"10.1.0.0/16\"]\n", "") + pools;
-    let config = Config::read_without_files(&source, Path::new("/etc/espalier")).unwrap_or_else(|p| panic!("{p:?}"));
+    let config =
+        Config::read_without_files(&source, Path::new("/etc/espalier")).unwrap_or_else(|p| panic!("{p:?}"));
     let c = &config.connections[0];
     assert_eq!((c.pools.len(), c.dns.len(), c.dns_domains.len()), (2, 1, 1));
     let remote = &c.children[0].remote_ts;

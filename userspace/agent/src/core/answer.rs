@@ -63,6 +63,7 @@ impl Core {
             Request::StartOver(wish, answer) => self.start_over(&wish, answer),
             Request::Rekey(wish, answer) => self.rekey(&wish, answer),
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
+            Request::Connection(wish, answer) => self.connection_wish(&wish, answer),
             Request::ReloadPki(answer) => {
                 drop(answer.send(self.synch.reload_files(&self.config.cluster.pki)));
             }
@@ -176,7 +177,10 @@ impl Core {
     fn pools(&self) -> Vec<PoolStatus> {
         let pools = self.config.pools.iter().filter_map(|config| {
             let network = config.network;
-            Some((config, Pool::of_network(&config.name, network.network(), network.prefix_len())?))
+            Some((
+                config,
+                Pool::of_network(&config.name, network.network(), network.prefix_len())?,
+            ))
         });
         let pools = pools.collect::<Vec<_>>();
         let mut used = vec![0; pools.len()];

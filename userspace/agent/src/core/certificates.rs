@@ -105,7 +105,10 @@ mod tests {
         let mut certificates = Certificates::new([("site".to_owned(), facts)].into());
         assert!(certificates.due(85 * DAY).is_empty());
         let texts = certificates.due(90 * DAY);
-        assert!(texts[0].contains("site") && texts[0].contains("in 10 days"), "{texts:?}");
+        assert!(
+            texts[0].contains("site") && texts[0].contains("in 10 days"),
+            "{texts:?}"
+        );
         assert!(certificates.due(90 * DAY + 80_000).is_empty(), "said today");
         assert_eq!(certificates.due(91 * DAY).len(), 1);
         assert!(certificates.due(101 * DAY + 1)[0].contains("expired on 1970-04-11"));

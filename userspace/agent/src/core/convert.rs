@@ -75,6 +75,7 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
     c.fragment_size = config.fragment_size;
     let pool = |p: &PoolConfig| Pool::of_network(&p.name, p.network.network(), p.network.prefix_len());
     c.pools = config.pools.iter().filter_map(pool).collect();
+    c.mobike = config.mobike;
     c.dns = config.dns.clone();
     c.dns_domains = config.dns_domains.clone();
     for child in &config.children {

@@ -58,7 +58,10 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
             text.push_str(&format!(" {:?}", c.extensions));
         }
         if (c.local_auth, c.remote_auth) != (AuthKind::Psk, AuthKind::Psk) {
-            text.push_str(&format!(" {:?} {:?} {authorities:02x?}", c.local_auth, c.remote_auth));
+            text.push_str(&format!(
+                " {:?} {:?} {authorities:02x?}",
+                c.local_auth, c.remote_auth
+            ));
         }
         if !c.pools.is_empty() {
             text.push_str(&format!(" {:?} {:?} {:?}", c.pools, c.dns, c.dns_domains));

@@ -7,6 +7,7 @@ mod around;
 mod capabilities;
 mod certificates;
 mod command;
+mod connections;
 pub(crate) mod convert;
 mod digest;
 mod engine;
@@ -33,7 +34,7 @@ mod snapshot;
 mod suspects;
 mod timeline;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use cluster::Node;
@@ -140,6 +141,8 @@ struct Core {
     /// Connections that traffic asked for here and another member is to initiate, and when that was passed on.
     acquired: HashMap<String, Instant>,
     redial: HashMap<String, Redial>,
+    /// Connections that an operator has stopped on this member: they are not initiated by themselves.
+    stopped: BTreeSet<String>,
     /// Why each connection went down last.
     reasons: HashMap<String, String>,
     /// When it was last said in what another member's policy differs, and in what.
@@ -433,7 +436,7 @@ impl Core {
             .filter(|c| c.start == crate::config::Start::Initiate);
         let names = wanted.map(|c| c.name.clone()).collect::<Vec<_>>();
         for name in names {
-            if !self.initiates(&name) {
+            if self.stopped.contains(&name) || !self.initiates(&name) {
                 continue;
             }
             let phase = self.engine.connection_phase(&name);

@@ -390,6 +390,7 @@ impl Core {
             late: Vec::new(),
             acquired: HashMap::new(),
             redial: HashMap::new(),
+            stopped: BTreeSet::new(),
             reasons: HashMap::new(),
             policy_warned: BTreeMap::new(),
             orders: Orders::default(),

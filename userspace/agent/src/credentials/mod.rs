@@ -47,13 +47,17 @@ fn certificates(path: &Path) -> Result<Vec<Vec<u8>>> {
         .map(|certificate| certificate.map(|c| c.to_vec()))
         .collect::<Result<Vec<_>, _>>()
         .with_context(|| format!("{} is damaged", path.display()))?;
-    ensure!(!found.is_empty(), "{} has no certificate in it (PEM or DER)", path.display());
+    ensure!(
+        !found.is_empty(),
+        "{} has no certificate in it (PEM or DER)",
+        path.display()
+    );
     Ok(found)
 }
 
 fn revocation_lists(path: &Path) -> Result<Vec<Vec<u8>>> {
-    let octets = std::fs::read(path)
-        .with_context(|| format!("cannot read the revocation list {}", path.display()))?;
+    let octets =
+        std::fs::read(path).with_context(|| format!("cannot read the revocation list {}", path.display()))?;
     if octets.first() == Some(&0x30) {
         return Ok(vec![octets]);
     }
@@ -61,7 +65,11 @@ fn revocation_lists(path: &Path) -> Result<Vec<Vec<u8>>> {
         .map(|list| list.map(|l| l.to_vec()))
         .collect::<Result<Vec<_>, _>>()
         .with_context(|| format!("{} is damaged", path.display()))?;
-    ensure!(!found.is_empty(), "{} has no revocation list in it (PEM or DER)", path.display());
+    ensure!(
+        !found.is_empty(),
+        "{} has no revocation list in it (PEM or DER)",
+        path.display()
+    );
     Ok(found)
 }
 
@@ -104,7 +112,10 @@ pub fn trust(files: &AuthorityFiles) -> Result<Trust> {
         let found = paths.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
         anyhow::Ok(found.concat())
     };
-    let (authorities, crls) = (read(&files.ca, certificates)?, read(&files.crl, revocation_lists)?);
+    let (authorities, crls) = (
+        read(&files.ca, certificates)?,
+        read(&files.crl, revocation_lists)?,
+    );
     Trust::new(&authorities, &crls, files.strict).context("ca_files and crl_files")
 }
 
@@ -114,14 +125,17 @@ pub fn trust(files: &AuthorityFiles) -> Result<Trust> {
 /// The file cannot be read, or a line is none.
 pub fn users(path: &Path) -> Result<Users> {
     let text = Zeroizing::new(
-        std::fs::read_to_string(path).with_context(|| format!("cannot read EAP users from {}", path.display()))?,
+        std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read EAP users from {}", path.display()))?,
     );
     let mut users = BTreeMap::new();
     for (at, line) in text.lines().enumerate() {
         if line.trim().is_empty() || line.starts_with('#') {
             continue;
         }
-        let whole = line.split_once(':').filter(|(name, password)| !name.is_empty() && !password.is_empty());
+        let whole = line
+            .split_once(':')
+            .filter(|(name, password)| !name.is_empty() && !password.is_empty());
         let Some((name, password)) = whole else {
             bail!("{}: line {} is no \"name:password\"", path.display(), at + 1);
         };
@@ -155,7 +169,11 @@ pub fn own_id(written: Option<&str>, facts: Option<&Facts>) -> Result<Identity> 
     if let Some(facts) = facts
         && !facts.is_of(&id)
     {
-        let own = facts.identities().iter().map(ToString::to_string).collect::<Vec<_>>();
+        let own = facts
+            .identities()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>();
         bail!(
             "the certificate is not of local_id {id}, but of {}: use one of these, or have {id} put into subjectAltName",
             own.join(" or ")

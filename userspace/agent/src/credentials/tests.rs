@@ -98,7 +98,10 @@ fn what_a_key_signs_is_verified_with_its_certificate() {
     assert!(why.contains("elsewhere"), "{why}");
     signer.replace(signer::Keys::new());
     signer.sign(request("site", SignatureScheme::EcdsaSha384));
-    assert!(signed.blocking_recv().unwrap().signature.is_err(), "the key is gone");
+    assert!(
+        signed.blocking_recv().unwrap().signature.is_err(),
+        "the key is gone"
+    );
 }
 
 #[test]
@@ -107,10 +110,17 @@ fn our_identity_is_one_of_the_certificates() {
     let facts = Facts::of(&der).unwrap();
     let id = |text: Option<&str>| own_id(text, Some(&facts)).map(|id| id.to_string());
     assert_eq!(id(None).unwrap(), "C=DE, CN=gw");
-    assert_eq!(id(Some("c=DE,  cn=GW")).unwrap(), "C=DE, CN=gw", "as the certificate writes it");
+    assert_eq!(
+        id(Some("c=DE,  cn=GW")).unwrap(),
+        "C=DE, CN=gw",
+        "as the certificate writes it"
+    );
     assert_eq!(id(Some("gw.example")).unwrap(), "gw.example");
     let why = format!("{:#}", id(Some("other.example")).unwrap_err());
-    assert!(why.contains("gw.example") && why.contains("subjectAltName"), "{why}");
+    assert!(
+        why.contains("gw.example") && why.contains("subjectAltName"),
+        "{why}"
+    );
     assert!(own_id(Some("CN=a"), None).is_ok() && own_id(Some("CN=*"), None).is_err());
     assert!(check_dates(&facts, facts.not_after).is_ok());
     assert!(check_dates(&facts, facts.not_after + 1).is_err());
@@ -121,7 +131,13 @@ fn our_identity_is_one_of_the_certificates() {
 fn eap_users_are_one_a_line() {
     let folder = Folder::new("users");
     let read = |text: &str| users(&folder.put("users", text)).map_err(|error| format!("{error:#}"));
-    assert_eq!(read("# people\nalice:in wonder:land\n\nbob:x\n").ok().unwrap().len(), 2);
+    assert_eq!(
+        read("# people\nalice:in wonder:land\n\nbob:x\n")
+            .ok()
+            .unwrap()
+            .len(),
+        2
+    );
     for (text, word) in [
         ("alice\n", "line 1"),
         ("\nalice:\n", "line 2"),
