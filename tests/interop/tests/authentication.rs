@@ -29,7 +29,10 @@ const BAD: [(&str, &[&str]); 4] = [
     ("stranger", &["issuer is O=Example, CN=other", "ca_files"]),
     ("expired", &["expired on 20", "renew"]),
     ("revoked", &["is revoked"]),
-    ("wrongid", &["its certificate is of somebody.example", "subjectAltName"]),
+    (
+        "wrongid",
+        &["its certificate is of somebody.example", "subjectAltName"],
+    ),
 ];
 
 fn pki(folder: &Path) -> Result<Pki> {
@@ -41,7 +44,9 @@ fn pki(folder: &Path) -> Result<Pki> {
     for (name, kind, ..) in GOOD {
         let issuer = if name == "chain" { "middle" } else { "root" };
         for side in ["gw", "peer"] {
-            what.push_str(&format!("leaf {side}-{name} {kind} {issuer} DNS:{side}-{name}.example\n"));
+            what.push_str(&format!(
+                "leaf {side}-{name} {kind} {issuer} DNS:{side}-{name}.example\n"
+            ));
         }
     }
     what.push_str(
@@ -122,16 +127,32 @@ fn certificates_of_every_kind_in_both_roles_and_bad_ones_refused_by_name() -> Re
         connections.push(connection);
         keys.insert(name.to_owned(), own.key);
         conf.push_str(&swanctl(name, name, auth));
-        ring.peer_file("x509", &format!("peer-{name}.crt"), &pki.text(&format!("peer-{name}.crt"))?)?;
-        ring.peer_file("private", &format!("peer-{name}.key"), &pki.text(&format!("peer-{name}.key"))?)?;
+        ring.peer_file(
+            "x509",
+            &format!("peer-{name}.crt"),
+            &pki.text(&format!("peer-{name}.crt"))?,
+        )?;
+        ring.peer_file(
+            "private",
+            &format!("peer-{name}.key"),
+            &pki.text(&format!("peer-{name}.key"))?,
+        )?;
     }
     for (name, _) in BAD {
         let (connection, own) = certified(&pki, name, "gw-bad", false)?;
         connections.push(connection);
         keys.insert(name.to_owned(), own.key);
         conf.push_str(&swanctl(name, "bad", "pubkey"));
-        ring.peer_file("x509", &format!("peer-{name}.crt"), &pki.text(&format!("peer-{name}.crt"))?)?;
-        ring.peer_file("private", &format!("peer-{name}.key"), &pki.text(&format!("peer-{name}.key"))?)?;
+        ring.peer_file(
+            "x509",
+            &format!("peer-{name}.crt"),
+            &pki.text(&format!("peer-{name}.crt"))?,
+        )?;
+        ring.peer_file(
+            "private",
+            &format!("peer-{name}.key"),
+            &pki.text(&format!("peer-{name}.key"))?,
+        )?;
     }
     for ca in ["root", "middle"] {
         ring.peer_file("x509ca", &format!("{ca}.crt"), &pki.text(&format!("{ca}.crt"))?)?;
@@ -145,7 +166,10 @@ fn certificates_of_every_kind_in_both_roles_and_bad_ones_refused_by_name() -> Re
         }
         gateway.child(name, true)?;
         let established = gateway.event(EventKind::Established)?;
-        ensure!(established.contains(&format!("peer-{name}.example")), "{established}");
+        ensure!(
+            established.contains(&format!("peer-{name}.example")),
+            "{established}"
+        );
         peer.swanctl(&["--terminate", "--ike", name])?;
         gateway.child(name, false)?;
         // The gateway initiates.
@@ -166,11 +190,21 @@ fn certificates_of_every_kind_in_both_roles_and_bad_ones_refused_by_name() -> Re
         must_fail(&peer, name)?;
         let text = gateway.event(EventKind::AuthFailed)?;
         for word in words {
-            ensure!(text.contains(word), "{name}: {word:?} is not in {text}\n{}", peer.log());
+            ensure!(
+                text.contains(word),
+                "{name}: {word:?} is not in {text}\n{}",
+                peer.log()
+            );
         }
-        ensure!(text.contains(&format!("peer-{name}.example")) && text.contains(name), "{text}");
+        ensure!(
+            text.contains(&format!("peer-{name}.example")) && text.contains(name),
+            "{text}"
+        );
         let log = peer.log();
-        ensure!(log.contains("AUTHENTICATION_FAILED") || log.contains("AUTH_FAILED"), "{name}\n{log}");
+        ensure!(
+            log.contains("AUTHENTICATION_FAILED") || log.contains("AUTH_FAILED"),
+            "{name}\n{log}"
+        );
         gateway.forget_events();
     }
     Ok(())

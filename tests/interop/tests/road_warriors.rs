@@ -18,14 +18,24 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-fn gateway(pki: &Pki, name: &str, remote_auth: RemoteAuth, pool: &str) -> Result<(Connection, credentials::Own)> {
+fn gateway(
+    pki: &Pki,
+    name: &str,
+    remote_auth: RemoteAuth,
+    pool: &str,
+) -> Result<(Connection, credentials::Own)> {
     let files = CertificateFiles {
         cert: pki.path("gw.crt"),
         key: pki.path("gw.key"),
         rsa_pkcs1: false,
     };
     let own = credentials::own(name, &files)?;
-    let mut connection = Connection::new(name, GATEWAY.parse()?, Identity::parse("gw.example"), Default::default());
+    let mut connection = Connection::new(
+        name,
+        GATEWAY.parse()?,
+        Identity::parse("gw.example"),
+        Default::default(),
+    );
     connection.local_auth = LocalAuth::Certificate(own.certificate.clone());
     connection.remote_auth = remote_auth;
     connection.ike_proposals = vec![Proposal::parse_ike("aes128gcm16-prfsha256-x25519")?];
@@ -78,14 +88,25 @@ fn enter(gateway: &Gateway, peer: &Charon, name: &str) -> Result<IpAddr> {
     let sas = peer.swanctl(&["--list-sas", "--ike", name])?;
     let given = gateway.wait("an IKE SA", || {
         let all = gateway.status();
-        let found = all.iter().find(|sa| sa.remote_id.as_deref().is_some_and(|id| id.contains(name)))?;
+        let found = all
+            .iter()
+            .find(|sa| sa.remote_id.as_deref().is_some_and(|id| id.contains(name)))?;
         found.virtual_addresses.first().copied()
     })?;
     ensure!(text.contains(&given.to_string()), "{text}");
-    ensure!(sas.contains(&format!("{given}/32")), "{given} is not what strongSwan uses:\n{sas}");
-    let narrowed = gateway.children().into_iter().find(|child| child.ts_remote[0].first == given);
+    ensure!(
+        sas.contains(&format!("{given}/32")),
+        "{given} is not what strongSwan uses:\n{sas}"
+    );
+    let narrowed = gateway
+        .children()
+        .into_iter()
+        .find(|child| child.ts_remote[0].first == given);
     let narrowed = narrowed.map(|child| (child.ts_remote.len(), child.ts_remote[0].last));
-    ensure!(narrowed == Some((1, given)), "selectors are not narrowed to {given}");
+    ensure!(
+        narrowed == Some((1, given)),
+        "selectors are not narrowed to {given}"
+    );
     Ok(given)
 }
 
@@ -125,7 +146,11 @@ fn road_warriors_get_addresses_by_certificate_and_by_eap_and_keep_them() -> Resu
     let mut conf = String::new();
     for name in ["carol", "dave"] {
         ring.peer_file("x509", &format!("{name}.crt"), &pki.text(&format!("{name}.crt"))?)?;
-        ring.peer_file("private", &format!("{name}.key"), &pki.text(&format!("{name}.key"))?)?;
+        ring.peer_file(
+            "private",
+            &format!("{name}.key"),
+            &pki.text(&format!("{name}.key"))?,
+        )?;
         let local = format!("      auth = pubkey\n      certs = {name}.crt\n      id = {name}@example.org");
         conf.push_str(&warrior(name, &local));
     }
@@ -141,19 +166,26 @@ fn road_warriors_get_addresses_by_certificate_and_by_eap_and_keep_them() -> Resu
         ("mallory", "wrong"),
         ("nobody", "whatever"),
     ] {
-        secrets.push_str(&format!("  eap-{name} {{\n    id = {name}\n    secret = \"{secret}\"\n  }}\n"));
+        secrets.push_str(&format!(
+            "  eap-{name} {{\n    id = {name}\n    secret = \"{secret}\"\n  }}\n"
+        ));
     }
     let daemon = Daemon {
         plugins: "eap-identity eap-mschapv2",
         virtual_ip: true,
         ..Daemon::default()
     };
-    let peer = ring.charon(&format!("connections {{\n{conf}}}\nsecrets {{\n{secrets}}}\n"), daemon)?;
+    let peer = ring.charon(
+        &format!("connections {{\n{conf}}}\nsecrets {{\n{secrets}}}\n"),
+        daemon,
+    )?;
     let mut given = BTreeSet::new();
     for name in ["carol", "dave", "alice", "bob"] {
         let address = enter(&gateway, &peer, name)?;
         ensure!(given.insert(address), "{address} twice");
-        let IpAddr::V4(v4) = address else { bail!("{address}") };
+        let IpAddr::V4(v4) = address else {
+            bail!("{address}")
+        };
         let pool = if ["carol", "dave"].contains(&name) { 1 } else { 2 };
         ensure!(v4.octets()[2] == pool, "{address} is of the wrong pool");
     }
@@ -163,10 +195,15 @@ fn road_warriors_get_addresses_by_certificate_and_by_eap_and_keep_them() -> Resu
         peer.swanctl(&["--terminate", "--ike", name])?;
         gateway.wait("the end of an IKE SA", || {
             let up = gateway.status();
-            (!up.iter().any(|sa| sa.remote_id.as_deref().is_some_and(|id| id.contains(name)))).then_some(())
+            (!up.iter()
+                .any(|sa| sa.remote_id.as_deref().is_some_and(|id| id.contains(name))))
+            .then_some(())
         })?;
         let again = enter(&gateway, &peer, name)?;
-        ensure!(before.contains(&format!("{again}/32")), "{name} got {again}, before:\n{before}");
+        ensure!(
+            before.contains(&format!("{again}/32")),
+            "{name} got {again}, before:\n{before}"
+        );
     }
     for (name, word) in [("mallory", "another password"), ("nobody", "no user nobody")] {
         gateway.forget_events();

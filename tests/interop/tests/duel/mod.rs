@@ -7,8 +7,8 @@ pub mod pki;
 use agent::credentials::key::PrivateKey;
 use anyhow::{Context, Result, bail};
 use ike::{
-    Change, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind, IkeSaStatus, Input, Output,
-    Surroundings, Transmit,
+    Change, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind, IkeSaStatus, Input,
+    Output, Surroundings, Transmit,
 };
 use lab::clock::{now_ns, wait_for};
 use lab::netns::Netns;
@@ -132,11 +132,13 @@ impl Works {
             }
             let commands = std::mem::take(&mut *self.shared.commands.lock().expect("lock"));
             for command in commands {
-                self.engine.handle(Input::Command { now: now(), command }, &mut self.around);
+                self.engine
+                    .handle(Input::Command { now: now(), command }, &mut self.around);
                 self.outputs()?;
             }
             if self.engine.next_timeout().is_some_and(|at| at <= now()) {
-                self.engine.handle(Input::Timeout { now: now() }, &mut self.around);
+                self.engine
+                    .handle(Input::Timeout { now: now() }, &mut self.around);
                 self.outputs()?;
             }
             *self.shared.status.lock().expect("lock") = self.engine.status();
@@ -201,7 +203,11 @@ impl Works {
 
 impl Gateway {
     /// Starts the engine with these connections; keys are named as the connections' certificates say.
-    pub fn start(netns: &Netns, connections: Vec<Connection>, keys: HashMap<String, PrivateKey>) -> Result<Self> {
+    pub fn start(
+        netns: &Netns,
+        connections: Vec<Connection>,
+        keys: HashMap<String, PrivateKey>,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
         let thread = netns.thread("gateway", move || {
@@ -239,7 +245,13 @@ impl Gateway {
     }
 
     pub fn children(&self) -> Vec<ChildSaRecord> {
-        self.shared.children.lock().expect("lock").values().cloned().collect()
+        self.shared
+            .children
+            .lock()
+            .expect("lock")
+            .values()
+            .cloned()
+            .collect()
     }
 
     pub fn status(&self) -> Vec<IkeSaStatus> {
@@ -308,12 +320,18 @@ impl Ring {
             resources.note_netns(&name)?;
             lab::cmd::run(&["ip", "netns", "add", &name])?;
             let netns = Netns { name };
-            netns.sysctl(&["net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"])?;
+            netns.sysctl(&[
+                "net.ipv6.conf.all.disable_ipv6=1",
+                "net.ipv6.conf.default.disable_ipv6=1",
+            ])?;
             netns.ip("link set lo up")?;
             Ok(netns)
         };
         let (gateway, peer) = (netns("gw")?, netns("peer")?);
-        gateway.ip(&format!("link add eth0 type veth peer name eth0 netns {}", peer.name))?;
+        gateway.ip(&format!(
+            "link add eth0 type veth peer name eth0 netns {}",
+            peer.name
+        ))?;
         gateway.ip(&format!("addr add {GATEWAY}/24 dev eth0\nlink set eth0 up"))?;
         // strongSwan wants an address in its own selectors, and a way to the gateway's.
         peer.ip(&format!(
@@ -351,7 +369,9 @@ pub fn network(text: &str) -> TrafficSelector {
     let (address, len) = text.split_once('/').expect("a prefix length");
     let first: IpAddr = address.parse().expect("an address");
     let len: u32 = len.parse().expect("a length");
-    let IpAddr::V4(v4) = first else { panic!("IPv4 only") };
+    let IpAddr::V4(v4) = first else {
+        panic!("IPv4 only")
+    };
     let host = u32::MAX.checked_shr(len).unwrap_or(0);
     TrafficSelector {
         first,
