@@ -18,9 +18,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::api::{
-    ConnectionRequest, Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status,
-    StopRequest,
-    TakeoverRequest,
+    ConnectionRequest, Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest,
+    StartOverRequest, Status, StopRequest, TakeoverRequest,
 };
 use crate::clock;
 use crate::metrics::Sample;

@@ -3,9 +3,8 @@
 use crate::client::Client;
 use crate::{Command, ConnectionCommand, Query, cluster, tables};
 use agent::api::{
-    ConnectionRequest, Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status,
-    StopRequest,
-    TakeoverRequest,
+    ConnectionRequest, Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest,
+    Status, StopRequest, TakeoverRequest,
 };
 use agent::config::Config;
 use anyhow::{Context, Result};
