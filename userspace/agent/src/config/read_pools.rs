@@ -8,7 +8,7 @@ use model::TrafficSelector;
 use super::check;
 use super::read::Context;
 use super::reader::{At, Reader};
-use super::{PoolConfig, selector};
+use super::PoolConfig;
 
 /// What a connection gives to peers without addresses of their own.
 #[derive(Default)]
@@ -52,7 +52,7 @@ impl Context<'_> {
                 );
             }
             for other in &pools {
-                if selector::overlap(&other.selector(), &pool.selector()) {
+                if other.network.contains(&pool.network) || pool.network.contains(&other.network) {
                     self.problems.add(
                         network.span.clone(),
                         format!(
