@@ -404,6 +404,7 @@ impl Crew {
                     sends.extend(commit.transmits);
                 }
                 Output::Transmit(transmit) => sends.push(transmit),
+                Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
                 Output::Event(event) => {
                     if event.kind == EventKind::Established
                         && let Some(lent) = hand.lent.take()

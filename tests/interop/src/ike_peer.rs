@@ -243,6 +243,7 @@ impl Loop {
                     commit.transmits.iter().for_each(|transmit| self.send(transmit));
                 }
                 Output::Transmit(transmit) => self.send(&transmit),
+                Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
                 Output::Event(event) => {
                     if event.kind.is_warning() {
                         self.note(|seen| seen.warnings.push(event.to_string()));

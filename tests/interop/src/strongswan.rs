@@ -10,6 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+/// What a daemon may have beside the usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Daemon<'a> {
+    /// Further settings, each `name = value`.
+    pub settings: &'a [&'a str],
+    /// Further plugins, such as those of EAP methods.
+    pub plugins: &'a str,
+    /// Virtual addresses are put on an interface.
+    pub virtual_ip: bool,
+}
+
 /// A running charon with its own configuration folder and control socket.
 #[derive(Debug)]
 pub struct Charon {
@@ -41,11 +52,31 @@ impl Charon {
         swanctl_conf: &str,
         settings: &[&str],
     ) -> Result<Self> {
+        let daemon = Daemon {
+            settings,
+            ..Daemon::default()
+        };
+        Self::start_daemon(netns, folder, sockets, resources, swanctl_conf, daemon)
+    }
+
+    /// The same with whatever a daemon may have beside the usual.
+    pub fn start_daemon(
+        netns: &Netns,
+        folder: &Path,
+        sockets: &Path,
+        resources: &Resources,
+        swanctl_conf: &str,
+        daemon: Daemon<'_>,
+    ) -> Result<Self> {
         fs::create_dir_all(folder.join("swanctl")).with_context(|| folder.display().to_string())?;
         let socket = sockets.join(format!("{}.vici", netns.name));
-        let further: String = settings.iter().map(|line| format!("  {line}\n")).collect();
-        let conf = daemon_conf(folder, &socket, "kernel-libipsec kernel-netlink");
-        let conf = conf.replacen("  threads = 16\n", &format!("  threads = 16\n{further}"), 1);
+        let further: String = daemon.settings.iter().map(|line| format!("  {line}\n")).collect();
+        let kernel = format!("{} kernel-libipsec kernel-netlink", daemon.plugins);
+        let conf = daemon_conf(folder, &socket, &kernel);
+        let mut conf = conf.replacen("  threads = 16\n", &format!("  threads = 16\n{further}"), 1);
+        if daemon.virtual_ip {
+            conf = conf.replace("install_virtual_ip = no", "install_virtual_ip = yes");
+        }
         fs::write(folder.join("strongswan.conf"), conf)?;
         fs::write(folder.join("swanctl/swanctl.conf"), swanctl_conf)?;
         let log = fs::File::create(folder.join("charon.out"))?;

@@ -177,6 +177,7 @@ impl Peer {
                     }
                 }
                 ike::Output::Transmit(transmit) => self.transmit(cx, &transmit),
+                ike::Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
                 ike::Output::Event(event) => {
                     cx.trace.note(
                         cx.now,

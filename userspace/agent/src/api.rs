@@ -56,6 +56,9 @@ pub struct Status {
     pub journal: JournalStatus,
     /// Configured connections.
     pub connections: Vec<ConnectionStatus>,
+    /// Pools of virtual addresses.
+    #[serde(default)]
+    pub pools: Vec<PoolStatus>,
     /// Interfaces and how the programs are attached to them.
     pub interfaces: Vec<InterfaceStatus>,
     /// The last takeover that this member carried out or knows of.
@@ -214,6 +217,35 @@ pub struct ConnectionStatus {
     /// `counter_sync`, `per_resource`.
     #[serde(default)]
     pub agreed: Vec<String>,
+    /// The certificate that we prove ourselves by, if it is one.
+    #[serde(default)]
+    pub certificate: Option<CertificateStatus>,
+}
+
+/// A pool of virtual addresses.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Name.
+    pub name: String,
+    /// Network.
+    pub network: String,
+    /// Addresses that can be given away, by all members together.
+    pub size: u32,
+    /// Addresses that peers of this member use.
+    pub used: u32,
+}
+
+/// A certificate of a connection.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Whose it is.
+    pub subject: String,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// It is not valid after this, seconds since 1970.
+    pub not_after: u64,
+    /// Days left; negative once it has expired.
+    pub days_left: i64,
 }
 
 /// An interface with a program.
@@ -284,6 +316,9 @@ pub struct IkeSa {
     pub remote: String,
     /// The peer's identity.
     pub remote_id: String,
+    /// Addresses out of our pools that the peer uses.
+    #[serde(default)]
+    pub virtual_addresses: Vec<String>,
     /// Negotiated algorithms.
     pub suite: String,
     /// Extensions agreed on with the peer, as in [`ConnectionStatus`].
@@ -459,6 +494,15 @@ pub struct RekeyRequest {
 pub struct LivenessRequest {
     /// Connection.
     pub connection: String,
+}
+
+/// `POST /v1/connection`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ConnectionRequest {
+    /// Connection.
+    pub connection: String,
+    /// Bring it up; else take it down, and keep it so until it is started again or this agent is.
+    pub start: bool,
 }
 
 /// Answer to a command that was carried out.

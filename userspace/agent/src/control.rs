@@ -18,8 +18,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::api::{
-    Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status,
-    StopRequest, TakeoverRequest,
+    ConnectionRequest, Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest,
+    StartOverRequest, Status, StopRequest, TakeoverRequest,
 };
 use crate::clock;
 use crate::metrics::Sample;
@@ -55,6 +55,8 @@ pub enum Request {
     Rekey(RekeyRequest, oneshot::Sender<Outcome>),
     /// Liveness check of a connection's IKE SAs.
     Liveness(LivenessRequest, oneshot::Sender<Outcome>),
+    /// Bring a connection up or down.
+    Connection(ConnectionRequest, oneshot::Sender<Outcome>),
     /// Read certificates, authorities and revocation lists again.
     ReloadPki(oneshot::Sender<Outcome>),
 }
@@ -195,6 +197,14 @@ fn routes(core: Core) -> Router {
             post(
                 async |State(core): State<Core>, Json(wish): Json<LivenessRequest>| {
                     command(&core, |answer| Request::Liveness(wish, answer)).await
+                },
+            ),
+        )
+        .route(
+            "/v1/connection",
+            post(
+                async |State(core): State<Core>, Json(wish): Json<ConnectionRequest>| {
+                    command(&core, |answer| Request::Connection(wish, answer)).await
                 },
             ),
         )

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 mod core;
+pub mod credentials;
 pub mod events;
 pub mod metrics;
 pub mod net;

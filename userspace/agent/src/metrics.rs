@@ -283,6 +283,23 @@ impl Sample {
             &[],
             &[(&[], s.connections.len() as i64)],
         )?;
+        for (name, help, value) in [
+            (
+                "espalier_pool_addresses",
+                "Virtual addresses that a pool has, for all members together.",
+                (|p| p.size) as fn(&crate::api::PoolStatus) -> u32,
+            ),
+            (
+                "espalier_pool_addresses_used",
+                "Virtual addresses that peers of this member use.",
+                |p| p.used,
+            ),
+        ] {
+            let rows = s.pools.iter().map(|p| ([p.name.as_str()], i64::from(value(p))));
+            let rows = rows.collect::<Vec<_>>();
+            let rows = rows.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
+            b.gauge(name, help, &["pool"], &rows)?;
+        }
         b.gauge(
             "espalier_commits_pending",
             "Journal entries that wait for an acknowledgement.",
@@ -388,6 +405,17 @@ impl Sample {
             &[],
             &[(&[], s.channel.not_after as i64)],
         )?;
+        let certificates = s.connections.iter();
+        let certificates = certificates
+            .filter_map(|c| Some(([c.name.as_str()], c.certificate.as_ref()?.not_after as i64)))
+            .collect::<Vec<_>>();
+        let certificates = certificates.iter().map(|(l, v)| (&l[..], *v)).collect::<Vec<_>>();
+        b.gauge(
+            "espalier_connection_certificate_expiry_timestamp_seconds",
+            "When the certificate that we prove ourselves by to this connection's peer expires, seconds since 1970.",
+            &["connection"],
+            &certificates,
+        )?;
         b.counter(
             "espalier_synch_datagrams_lost_total",
             "Datagrams of the synch channel lost on this host.",
@@ -426,6 +454,14 @@ mod tests {
         });
         sample.status.channel.not_after = 2_000_000_000;
         sample.status.channel.refused.insert("revoked".to_owned(), 3);
+        sample.status.connections.push(crate::api::ConnectionStatus {
+            name: "site-a".to_owned(),
+            certificate: Some(crate::api::CertificateStatus {
+                not_after: 2_000_000_001,
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
         sample.verdicts.push(("site-a".to_owned(), "esp_opened", 7));
         let text = sample.text().unwrap();
         for line in [
@@ -433,6 +469,7 @@ mod tests {
             "espalier_role_info{member=\"gw1\",role=\"active\"} 1",
             "espalier_role_info{member=\"gw1\",role=\"standby\"} 0",
             "espalier_certificate_expiry_timestamp_seconds{member=\"gw1\"} 2000000000",
+            "espalier_connection_certificate_expiry_timestamp_seconds{connection=\"site-a\",member=\"gw1\"} 2000000001",
             "espalier_synch_refused_total{member=\"gw1\",reason=\"revoked\"} 3",
             "espalier_takeover_phase_seconds{member=\"gw1\",phase=\"suspected\"} 0.12",
             "espalier_lease_headroom_lowest_ratio{member=\"gw1\"} 0.5",

@@ -1,10 +1,10 @@
 //! What each subcommand does.
 
 use crate::client::Client;
-use crate::{Command, Query, cluster, tables};
+use crate::{Command, ConnectionCommand, Query, cluster, tables};
 use agent::api::{
-    Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest, Status, StopRequest,
-    TakeoverRequest,
+    ConnectionRequest, Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest,
+    Status, StopRequest, TakeoverRequest,
 };
 use agent::config::Config;
 use anyhow::{Context, Result};
@@ -61,9 +61,25 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         Command::Liveness { query, connection } => {
             order(&query, "/v1/liveness", &LivenessRequest { connection })
         }
+        Command::Connection { command } => connection(command),
         Command::Cluster { command } => cluster::execute(command),
         Command::ReloadPki(query) => order(&query, "/v1/reload-pki", &()),
     }
+}
+
+fn connection(command: ConnectionCommand) -> Result<ExitCode> {
+    let (query, connection, start) = match command {
+        ConnectionCommand::Start { query, connection } => (query, connection, true),
+        ConnectionCommand::Stop { query, connection } => (query, connection, false),
+        ConnectionCommand::Rekey { query, connection } => {
+            let wish = RekeyRequest {
+                ike: Some(connection),
+                ..RekeyRequest::default()
+            };
+            return order(&query, "/v1/rekey", &wish);
+        }
+    };
+    order(&query, "/v1/connection", &ConnectionRequest { connection, start })
 }
 
 fn run(config: &Path, log: Option<String>) -> Result<ExitCode> {

@@ -107,12 +107,43 @@ enum Command {
         /// Connection.
         connection: String,
     },
+    /// Bring a connection up or take it down.
+    Connection {
+        #[command(subcommand)]
+        command: ConnectionCommand,
+    },
     /// Have the agent read its certificate, the authorities and the revocation list again; nothing is interrupted.
     ReloadPki(Query),
     /// The cluster's certificates: make, add, remove, rotate, show.
     Cluster {
         #[command(subcommand)]
         command: cluster::ClusterCommand,
+    },
+}
+
+/// `espalier connection`.
+#[derive(Subcommand)]
+enum ConnectionCommand {
+    /// Bring it up with its children, and wait for it.
+    Start {
+        #[command(flatten)]
+        query: Query,
+        /// Connection.
+        connection: String,
+    },
+    /// Take it down; it stays so until it is started again, or until this agent is.
+    Stop {
+        #[command(flatten)]
+        query: Query,
+        /// Connection.
+        connection: String,
+    },
+    /// Replace its IKE SA, and wait for it.
+    Rekey {
+        #[command(flatten)]
+        query: Query,
+        /// Connection.
+        connection: String,
     },
 }
 

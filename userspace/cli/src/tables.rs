@@ -104,18 +104,45 @@ pub fn status(status: &Status) -> String {
     if !status.channel.certificate.is_empty() {
         let _ = writeln!(out, "\n{}", channel(&status.channel));
     }
-    let mut connections = table(&["connection", "state", "peer", "Child SAs", "agreed", "reason"]);
+    let mut connections = table(&[
+        "connection",
+        "state",
+        "peer",
+        "Child SAs",
+        "certificate",
+        "agreed",
+        "reason",
+    ]);
     for connection in &status.connections {
         connections.add_row([
             connection.name.clone(),
             connection.state.clone(),
             connection.remote.clone(),
             connection.children.to_string(),
+            connection
+                .certificate
+                .as_ref()
+                .map_or("-".to_owned(), |c| match c.days_left {
+                    ..0 => "expired".to_owned(),
+                    days => format!("{days} days left"),
+                }),
             list(&connection.agreed),
             connection.reason.clone().unwrap_or_default(),
         ]);
     }
     let _ = writeln!(out, "\n{connections}");
+    if !status.pools.is_empty() {
+        let mut pools = table(&["pool", "network", "addresses", "used here"]);
+        for pool in &status.pools {
+            pools.add_row([
+                pool.name.clone(),
+                pool.network.clone(),
+                pool.size.to_string(),
+                pool.used.to_string(),
+            ]);
+        }
+        let _ = writeln!(out, "\n{pools}");
+    }
     for interface in &status.interfaces {
         let _ = writeln!(
             out,
@@ -273,13 +300,17 @@ pub fn sas(sas: &[IkeSa]) -> String {
     for ike in sas {
         let _ = writeln!(
             out,
-            "{}: {}, {} {} <-> {} [{}], SPIs {} / {}, {}, next request {} / expected {}{}",
+            "{}: {}, {} {} <-> {} [{}]{}, SPIs {} / {}, {}, next request {} / expected {}{}",
             ike.connection,
             ike.state,
             if ike.initiator { "initiator" } else { "responder" },
             ike.local,
             ike.remote,
             ike.remote_id,
+            match ike.virtual_addresses.is_empty() {
+                true => String::new(),
+                false => format!(", virtual address {}", ike.virtual_addresses.join(", ")),
+            },
             ike.spi_local,
             ike.spi_remote,
             ike.suite,

@@ -33,6 +33,12 @@ fn signed(prf: Prf, key: &SecretBytes, input: AuthInput<'_>) -> Vec<u8> {
     prf.compute(key.expose(), &parts).expose().to_vec()
 }
 
+/// What a digital signature is made of: message | nonce | prf(SK_p, ID body) | IntAuth (RFC 7296 2.15). It may be shown to who signs it.
+pub fn signed_octets(prf: Prf, input: AuthInput<'_>) -> Vec<u8> {
+    let maced_id = prf.compute(input.sk_p.expose(), &[input.id_body]);
+    [input.message, input.nonce, maced_id.expose(), input.intermediate].concat()
+}
+
 /// Whether the data of the peer's AUTH payload is right; compares in constant time.
 pub fn verify_psk_auth(prf: Prf, psk: &SecretBytes, input: AuthInput<'_>, auth: &[u8]) -> bool {
     ct_eq(&psk_auth(prf, psk, input), auth)

@@ -10,12 +10,16 @@ pub mod error;
 pub mod esp;
 pub mod hash;
 pub mod keys;
+pub mod mschapv2;
 pub mod prf;
 pub mod secret;
+pub mod signature;
 pub mod sk;
 pub mod ticket;
 
-pub use auth::{AuthInput, psk_auth, resumption_auth, verify_psk_auth, verify_resumption_auth};
+pub use auth::{
+    AuthInput, psk_auth, resumption_auth, signed_octets, verify_psk_auth, verify_resumption_auth,
+};
 pub use dh::{DhGroup, DhPrivate};
 pub use error::CryptoError;
 pub use esp::{EspKey, EspOpened, esp_open, esp_seal};
@@ -23,6 +27,7 @@ pub use hash::{ct_eq, hmac_sha256, nat_detection_hash, sha256};
 pub use keys::{ChildKeys, IkeKeys, KeyInputs, child_keymat};
 pub use prf::Prf;
 pub use secret::Secret;
+pub use signature::SignatureScheme;
 pub use sk::{IkeCipher, Integrity, SkKey};
 
 /// A source of random octets, passed in by the caller.

@@ -22,11 +22,13 @@ pub use error::WireError;
 pub use header::{Flags, HEADER_LEN, Header};
 pub use message::{Message, PayloadList, Protected, parse_chain};
 pub use payload::{
-    Attribute, AttributeValue, Authentication, CounterDelta, Delete, Identification, Identity, KeyExchange,
-    MessageIdSync, Notify, Payload, Proposal, SecurityAssociation, TrafficSelectors, Transform,
+    Attribute, AttributeValue, Authentication, Certificate, CertificateRequest, ConfigAttribute,
+    Configuration, CounterDelta, Delete, Eap, Identification, Identity, KeyExchange, MessageIdSync, Notify,
+    Payload, Proposal, SecurityAssociation, TrafficSelectors, Transform,
 };
 pub use registry::{
-    AuthMethod, DhTransform, EncryptionTransform, EsnTransform, ExchangeType, IdType, IntegrityTransform,
-    NotifyType, PayloadType, PrfTransform, ProtocolId, TransformType, TsType,
+    AuthMethod, CertEncoding, ConfigAttributeType, ConfigType, DhTransform, EapCode, EapType,
+    EncryptionTransform, EsnTransform, ExchangeType, IdType, IntegrityTransform, NotifyType, PayloadType,
+    PrfTransform, ProtocolId, SignatureHash, TransformType, TsType,
 };
 pub use view::{Fragment, MessageView, PayloadChain, RawPayload};

@@ -3,8 +3,8 @@
 use crate::WireError;
 use crate::header::Header;
 use crate::payload::{
-    Authentication, Delete, Identification, KeyExchange, Notify, Payload, SecurityAssociation,
-    TrafficSelectors,
+    Authentication, Certificate, CertificateRequest, Configuration, Delete, Eap, Identification, KeyExchange,
+    Notify, Payload, SecurityAssociation, TrafficSelectors,
 };
 use crate::registry::{NotifyType, PayloadType};
 use crate::view::{Fragment, MessageView, PayloadChain};
@@ -136,6 +136,10 @@ impl PayloadList {
         id_r: IdResponder -> Identification;
         /// The AUTH payload.
         auth: Authentication -> Authentication;
+        /// The CP payload.
+        configuration: Configuration -> Configuration;
+        /// The EAP payload.
+        eap: Eap -> Eap;
         /// The nonce's data.
         nonce: Nonce -> [u8];
         /// The TSi payload.
@@ -160,6 +164,22 @@ impl PayloadList {
     /// The first Notify payload that reports an error, known or not.
     pub fn error(&self) -> Option<&Notify> {
         self.notifies().find(|notify| notify.kind.is_error())
+    }
+
+    /// All CERT payloads, in their order: the first X.509 one is that of the AUTH payload (RFC 7296 3.6).
+    pub fn certificates(&self) -> impl Iterator<Item = &Certificate> {
+        self.0.iter().filter_map(|payload| match payload {
+            Payload::Certificate(certificate) => Some(certificate),
+            _ => None,
+        })
+    }
+
+    /// All CERTREQ payloads.
+    pub fn certificate_requests(&self) -> impl Iterator<Item = &CertificateRequest> {
+        self.0.iter().filter_map(|payload| match payload {
+            Payload::CertificateRequest(request) => Some(request),
+            _ => None,
+        })
     }
 
     /// All Delete payloads.

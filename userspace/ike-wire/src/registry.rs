@@ -206,6 +206,82 @@ registry! {
 }
 
 registry! {
+    /// Certificate encoding (RFC 7296 3.6).
+    CertEncoding(u8) {
+        PKCS7_X509 = 1,
+        X509_SIGNATURE = 4,
+        CRL = 7,
+        X509_ATTRIBUTE = 10,
+        HASH_AND_URL_X509 = 12,
+        HASH_AND_URL_BUNDLE = 13,
+        OCSP_CONTENT = 14,
+        RAW_PUBLIC_KEY = 15,
+    }
+}
+
+registry! {
+    /// Hash algorithms of SIGNATURE_HASH_ALGORITHMS (RFC 7427 4, RFC 8420).
+    SignatureHash(u16) {
+        SHA1 = 1,
+        SHA2_256 = 2,
+        SHA2_384 = 3,
+        SHA2_512 = 4,
+        IDENTITY = 5,
+    }
+}
+
+registry! {
+    /// CFG type of a CP payload (RFC 7296 3.15).
+    ConfigType(u8) {
+        CFG_REQUEST = 1,
+        CFG_REPLY = 2,
+        CFG_SET = 3,
+        CFG_ACK = 4,
+    }
+}
+
+registry! {
+    /// Type of an attribute in a CP payload (RFC 7296 3.15.1, RFC 8598).
+    ConfigAttributeType(u16) {
+        INTERNAL_IP4_ADDRESS = 1,
+        INTERNAL_IP4_NETMASK = 2,
+        INTERNAL_IP4_DNS = 3,
+        INTERNAL_IP4_NBNS = 4,
+        INTERNAL_IP4_DHCP = 6,
+        APPLICATION_VERSION = 7,
+        INTERNAL_IP6_ADDRESS = 8,
+        INTERNAL_IP6_DNS = 10,
+        INTERNAL_IP6_DHCP = 12,
+        INTERNAL_IP4_SUBNET = 13,
+        SUPPORTED_ATTRIBUTES = 14,
+        INTERNAL_IP6_SUBNET = 15,
+        INTERNAL_DNS_DOMAIN = 25,
+        INTERNAL_DNSSEC_TA = 26,
+    }
+}
+
+registry! {
+    /// Code of an EAP packet (RFC 3748 4).
+    EapCode(u8) {
+        REQUEST = 1,
+        RESPONSE = 2,
+        SUCCESS = 3,
+        FAILURE = 4,
+    }
+}
+
+registry! {
+    /// EAP method types.
+    EapType(u8) {
+        IDENTITY = 1,
+        NOTIFICATION = 2,
+        NAK = 3,
+        TLS = 13,
+        MSCHAPV2 = 26,
+    }
+}
+
+registry! {
     /// Traffic Selector type (RFC 7296 3.13.1, RFC 9478).
     TsType(u8) {
         TS_IPV4_ADDR_RANGE = 7,

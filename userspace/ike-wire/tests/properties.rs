@@ -111,8 +111,16 @@ fn payload() -> impl Strategy<Value = Payload> {
         })),
         identification().prop_map(Payload::IdInitiator),
         identification().prop_map(Payload::IdResponder),
-        octets(40).prop_map(Payload::Certificate),
-        octets(40).prop_map(Payload::CertificateRequest),
+        (any::<u8>(), octets(40)).prop_map(|(encoding, data)| Payload::Certificate(Certificate {
+            encoding: CertEncoding(encoding),
+            data
+        })),
+        (any::<u8>(), octets(40)).prop_map(|(encoding, authorities)| {
+            Payload::CertificateRequest(CertificateRequest {
+                encoding: CertEncoding(encoding),
+                authorities,
+            })
+        }),
         (any::<u8>(), octets(70)).prop_map(|(method, data)| Payload::Authentication(Authentication {
             method: AuthMethod(method),
             data
@@ -137,8 +145,18 @@ fn payload() -> impl Strategy<Value = Payload> {
         octets(40).prop_map(Payload::VendorId),
         vec(selector(), 1..5).prop_map(|selectors| Payload::TsInitiator(selectors.into())),
         vec(selector(), 1..5).prop_map(|selectors| Payload::TsResponder(selectors.into())),
-        octets(40).prop_map(Payload::Configuration),
-        octets(40).prop_map(Payload::Eap),
+        (any::<u8>(), vec((0u16..0x8000, octets(20)), 0..4)).prop_map(|(kind, attributes)| {
+            let attribute = |(kind, value)| ConfigAttribute::new(ConfigAttributeType(kind), value);
+            let attributes = attributes.into_iter().map(attribute).collect();
+            Payload::Configuration(Configuration::new(ConfigType(kind), attributes))
+        }),
+        (any::<[u8; 2]>(), proptest::option::of((any::<u8>(), octets(40)))).prop_map(
+            |([code, identifier], body)| Payload::Eap(Eap {
+                code: EapCode(code),
+                identifier,
+                body: body.map(|(kind, data)| (EapType(kind), data)),
+            })
+        ),
     ]
 }
 

@@ -365,3 +365,65 @@ fn what_does_not_fit_is_refused() {
         Err(EncodeError::TooLong { what: "message", .. })
     ));
 }
+
+#[test]
+fn a_configuration_payload_is_read_attribute_by_attribute_and_its_reserved_bits_are_ignored() {
+    let body = [
+        &[1, 9, 9, 9][..],    // CFG_REQUEST, reserved
+        &[0x80, 1, 0, 0][..], // INTERNAL_IP4_ADDRESS, any, with the reserved bit
+        &[0, 8, 0, 17][..],   // INTERNAL_IP6_ADDRESS
+        &[0x20; 16][..],
+        &[64][..],
+        &[0, 3, 0, 4, 192, 0, 2, 53][..], // INTERNAL_IP4_DNS
+    ]
+    .concat();
+    let list = one(PayloadType::CP, &body).unwrap();
+    let cp = list.configuration().unwrap();
+    assert_eq!(cp.kind, ConfigType::CFG_REQUEST);
+    let v4 = cp.of(ConfigAttributeType::INTERNAL_IP4_ADDRESS).next().unwrap();
+    assert!(v4.value.is_empty() && v4.as_address().is_none());
+    let v6 = cp.of(ConfigAttributeType::INTERNAL_IP6_ADDRESS).next().unwrap();
+    assert_eq!(v6.as_address(), Some(IpAddr::from([0x20; 16])));
+    let dns = cp.of(ConfigAttributeType::INTERNAL_IP4_DNS).next().unwrap();
+    assert_eq!(dns.as_address(), Some("192.0.2.53".parse().unwrap()));
+    // An attribute that is longer than the payload.
+    assert!(matches!(
+        one(PayloadType::CP, &[1, 0, 0, 0, 0, 1, 0, 5, 1]),
+        Err(WireError::Truncated { .. })
+    ));
+}
+
+#[test]
+fn an_eap_packet_fills_its_payload() {
+    let list = one(PayloadType::EAP, &[2, 7, 0, 6, 1, b'x']).unwrap();
+    let eap = list.eap().unwrap();
+    assert_eq!((eap.code, eap.identifier), (EapCode::RESPONSE, 7));
+    assert_eq!(eap.body, Some((EapType::IDENTITY, b"x".to_vec())));
+    let success = one(PayloadType::EAP, &[3, 7, 0, 4]).unwrap();
+    assert_eq!(success.eap(), Some(&Eap::outcome(7, true)));
+    for length in [5, 7] {
+        assert!(
+            matches!(
+                one(PayloadType::EAP, &[2, 7, 0, length, 1, b'x']),
+                Err(WireError::LengthMismatch { .. })
+            ),
+            "{length}"
+        );
+    }
+}
+
+#[test]
+fn a_certificate_request_names_authorities_by_20_octets_each() {
+    let asked = CertificateRequest::x509(&[[1; 20], [2; 20]]);
+    let (_, chain) = encode_chain(&[Payload::CertificateRequest(asked)]).unwrap();
+    let list = parse_chain(PayloadType::CERTREQ, &chain).unwrap();
+    let digests: Vec<_> = list.certificate_requests().flat_map(|r| r.digests()).collect();
+    assert_eq!(digests, [&[1; 20], &[2; 20]]);
+    // What is left over, and other encodings, name nobody.
+    let odd = one(PayloadType::CERTREQ, &[4, 1, 2, 3]).unwrap();
+    assert_eq!(odd.certificate_requests().flat_map(|r| r.digests()).count(), 0);
+    assert!(matches!(
+        one(PayloadType::CERT, &[]),
+        Err(WireError::Truncated { .. })
+    ));
+}

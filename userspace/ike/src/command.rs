@@ -70,6 +70,7 @@ pub(crate) fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
             Phase::AwaitInitResponse(_)
             | Phase::AwaitResumeResponse(_)
             | Phase::AwaitIntermediateResponse(_)
+            | Phase::AwaitSignature(_)
             | Phase::AwaitAuthResponse(_) => {
                 connecting = connecting.or(Some(sa.spi));
             }
@@ -207,8 +208,10 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
             Phase::AwaitInitResponse(_)
             | Phase::AwaitResumeResponse(_)
             | Phase::AwaitIntermediateResponse(_)
+            | Phase::AwaitSignature(_)
             | Phase::AwaitAuthResponse(_)
-            | Phase::AwaitAuthRequest(_),
+            | Phase::AwaitAuthRequest(_)
+            | Phase::AwaitEap(_),
             Task::DeleteIke,
         ) => {
             delete::vanish(&mut sa, ctx, "terminated while it was set up");

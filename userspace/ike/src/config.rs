@@ -1,5 +1,9 @@
 //! What the engine is configured with: plain data, built by the agent from its file.
 
+use crate::auth::dn;
+use crate::auth::pattern::IdPattern;
+use crate::auth::{LocalAuth, RemoteAuth};
+use crate::pool::Pool;
 use crate::proposal::Proposal;
 use model::{MemberId, SecretBytes, TrafficSelector};
 use serde::{Deserialize, Serialize};
@@ -65,9 +69,15 @@ pub struct Connection {
     pub remotes: Vec<IpAddr>,
     /// Our identity.
     pub local_id: Identity,
-    /// The peer's identity; `None`: any.
+    /// The peer's identity; `None`: see `remote_pattern`.
     pub remote_id: Option<Identity>,
-    /// Pre-shared key.
+    /// What the peer's identity has to look like where `remote_id` does not name one; `None`: any.
+    pub remote_pattern: Option<IdPattern>,
+    /// How we prove who we are.
+    pub local_auth: LocalAuth,
+    /// How the peer has to prove who it is.
+    pub remote_auth: RemoteAuth,
+    /// Pre-shared key; empty where no side uses one.
     pub psk: SecretBytes,
     /// Whether the agent is to initiate it (the engine itself never does unasked).
     pub start: bool,
@@ -105,6 +115,15 @@ pub struct Connection {
     pub fragmentation: bool,
     /// Longest IP packets of fragmented messages.
     pub fragment_size: u16,
+    /// A peer that initiated may change its address (RFC 4555).
+    pub mobike: bool,
+    /// Pools that the peer gets virtual addresses of; empty: it has addresses of its own. Then children's `remote_ts` are
+    /// narrowed to the peer's address.
+    pub pools: Vec<Pool>,
+    /// Name servers for a peer with virtual addresses.
+    pub dns: Vec<IpAddr>,
+    /// Domains that these name servers are for (RFC 8598); empty: all.
+    pub dns_domains: Vec<String>,
     /// UDP port on which the peer expects first messages; 500 unless there is a reason.
     pub remote_port: u16,
 }
@@ -118,6 +137,9 @@ impl Connection {
             remotes: Vec::new(),
             local_id,
             remote_id: None,
+            remote_pattern: None,
+            local_auth: LocalAuth::Psk,
+            remote_auth: RemoteAuth::Psk,
             psk,
             start: false,
             ike_proposals: crate::proposal::default_ike(),
@@ -136,6 +158,10 @@ impl Connection {
             resumption: true,
             fragmentation: true,
             fragment_size: FRAGMENT_SIZE,
+            mobike: true,
+            pools: Vec::new(),
+            dns: Vec::new(),
+            dns_domains: Vec::new(),
             remote_port: 500,
         }
     }
@@ -256,7 +282,7 @@ pub enum Identity {
     Email(String),
     /// ID_KEY_ID.
     KeyId(Vec<u8>),
-    /// Any other kind, as it came: type and octets.
+    /// Any other kind, as it came: type and octets. A distinguished name is one of them (type 9, DER).
     Other(u8, Vec<u8>),
 }
 
@@ -317,6 +343,9 @@ impl fmt::Display for Identity {
             Self::Address(address) => write!(f, "{address}"),
             Self::Fqdn(name) | Self::Email(name) => write!(f, "{}", name.escape_debug()),
             Self::KeyId(octets) => write!(f, "keyid:{}", octets.escape_ascii()),
+            Self::Other(dn::ID_DER_ASN1_DN, der) if dn::show(der).is_some() => {
+                f.write_str(&dn::show(der).unwrap_or_default())
+            }
             Self::Other(kind, octets) => write!(f, "id#{kind}:{}", octets.escape_ascii()),
         }
     }

@@ -11,7 +11,7 @@ use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transm
 use crate::outbox::{Context, Outbox};
 use crate::status::{Agreed, ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
-use crate::tasks::{self, Pending, ike_init, intermediate, message_id_sync, qcd, resume, ticket};
+use crate::tasks::{self, Pending, ike_auth, ike_init, intermediate, message_id_sync, qcd, resume, ticket};
 use crate::tickets::Tickets;
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};
 use model::{EspSpi, IkeSpi, Instant, SecretBytes, SegmentId};
@@ -95,6 +95,19 @@ impl Engine {
                     // A commit for each, so that one IKE SA never waits for another.
                     self.run(around, |_, ctx| with_sa(ctx, spi, crate::timers::expired));
                 }
+            }
+            Input::Signed {
+                now,
+                ike_spi,
+                token,
+                signature,
+            } => {
+                self.now = now;
+                self.run(around, |_, ctx| {
+                    with_sa(ctx, ike_spi, |sa, ctx| {
+                        ike_auth::signed(sa, ctx, token, signature)
+                    });
+                });
             }
             Input::Command { now, command } => {
                 self.now = now;
@@ -264,6 +277,11 @@ impl Engine {
         self.table.get(spi).into_iter().flat_map(tasks::promised_spis)
     }
 
+    /// Addresses out of pools that peers of this engine use.
+    pub fn leases(&self) -> impl Iterator<Item = std::net::IpAddr> {
+        self.table.leases()
+    }
+
     /// Number of IKE SAs, half-open ones included.
     pub fn ike_sa_count(&self) -> usize {
         self.table.iter().count()
@@ -281,6 +299,8 @@ impl Engine {
             out: &mut out,
             table: &mut self.table,
             tickets: &mut self.tickets,
+            from: None,
+            path_before: None,
         };
         work(&mut parts, &mut ctx);
         // IKE SAs whose window became free go on with what waits. Each starts one request at most.
@@ -310,6 +330,7 @@ impl Engine {
         }
         self.outputs.extend(out.events.into_iter().map(Output::Event));
         self.outputs.extend(out.plain.into_iter().map(Output::Transmit));
+        self.outputs.extend(out.signs.into_iter().map(Output::Sign));
         if commit.changes.is_empty() {
             // Nothing to commit: a final word about an IKE SA that no standby ever knew.
             self.outputs.extend(
@@ -609,6 +630,8 @@ fn protected(
         }
     };
     sa.fragments = None;
+    ctx.from = Some((local, remote));
+    ctx.path_before = Some(sa.path);
     heard(sa, ctx, local, remote);
     let parsed = parse_chain(first, &inner);
     if header.exchange == ExchangeType::IKE_INTERMEDIATE {
@@ -665,7 +688,7 @@ fn heard(sa: &mut IkeSa, ctx: &mut Context<'_>, local: SocketAddr, remote: Socke
             .and_then(|connection| connection.dpd_delay);
         sa.timers.liveness = delay.map(|delay| ctx.now + delay);
     }
-    let authenticating = matches!(sa.phase, Phase::AwaitAuthRequest(_));
+    let authenticating = sa.is_half_open();
     if (local, remote) == (sa.path.local, sa.path.remote) {
         return;
     }

@@ -44,6 +44,10 @@ pub enum EventKind {
     CountersSynched,
     /// A QCD token in clear that is none of this IKE SA's: somebody guesses.
     TokenRefused,
+    /// The peer got a virtual address.
+    AddressGiven,
+    /// There is no virtual address for the peer.
+    AddressFailure,
     /// The peer's address or port changed.
     PeerMoved,
     /// We are behind a NAT: send the one octet 0xff (RFC 3948 2.3), without marker, from `local` to `peer`.
@@ -82,6 +86,8 @@ impl EventKind {
             Self::MessageIdsSynched => "message_ids_synched",
             Self::CountersSynched => "counters_synched",
             Self::TokenRefused => "token_refused",
+            Self::AddressGiven => "address_given",
+            Self::AddressFailure => "address_failure",
             Self::PeerMoved => "peer_moved",
             Self::NatKeepalive => "nat_keepalive",
             Self::PeerMisbehaved => "peer_misbehaved",
@@ -106,6 +112,7 @@ impl EventKind {
                 | Self::Resumed
                 | Self::MessageIdsSynched
                 | Self::CountersSynched
+                | Self::AddressGiven
                 | Self::PeerMoved
                 | Self::NatKeepalive
         )

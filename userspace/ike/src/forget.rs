@@ -24,6 +24,7 @@ pub(crate) fn keep(output: Output, gone: &impl Fn(SegmentId) -> bool) -> Option<
             commit.transmits.retain(|transmit| !lost(&transmit.ike_spi));
             (!commit.changes.is_empty() || !commit.transmits.is_empty()).then_some(Output::Commit(commit))
         }
+        Output::Sign(request) => (!gone(request.ike_spi.segment())).then_some(Output::Sign(request)),
         Output::Transmit(transmit) => (!lost(&transmit.ike_spi)).then_some(Output::Transmit(transmit)),
         // What happened has happened.
         event @ Output::Event(_) => Some(event),

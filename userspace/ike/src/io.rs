@@ -2,6 +2,7 @@
 
 use crate::config::Resource;
 use crate::event::Event;
+use crate::pool::PoolShare;
 use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId};
 use std::net::SocketAddr;
 
@@ -22,6 +23,17 @@ pub enum Input<'a> {
     Timeout {
         /// The time.
         now: Instant,
+    },
+    /// A signature that a [`SignRequest`] asked for.
+    Signed {
+        /// The time.
+        now: Instant,
+        /// [`SignRequest::ike_spi`].
+        ike_spi: IkeSpi,
+        /// [`SignRequest::token`]. One that is not waited for any more is ignored.
+        token: u64,
+        /// The signature (of ECDSA as DER), or why there is none.
+        signature: Result<Vec<u8>, String>,
     },
     /// The operator or the agent wants something.
     Command {
@@ -119,6 +131,8 @@ pub enum Output {
     /// Octets already committed (retransmission) or exempt (cookie, stateless error). One that names an IKE SA must not
     /// overtake a commit of that IKE SA which is not acknowledged yet.
     Transmit(Transmit),
+    /// A signature is needed. Nothing is committed before it has come: a member that takes over meanwhile begins this step anew.
+    Sign(SignRequest),
     /// For logs and metrics.
     Event(Event),
 }
@@ -130,6 +144,21 @@ pub struct Commit {
     pub changes: Vec<Change>,
     /// Sent after the acknowledgement, in this order.
     pub transmits: Vec<Transmit>,
+}
+
+/// Octets that are to be signed. The engine has no private keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignRequest {
+    /// Our SPI of the IKE SA that waits.
+    pub ike_spi: IkeSpi,
+    /// Names this request, for [`Input::Signed`].
+    pub token: u64,
+    /// [`crate::LocalCertificate::key`].
+    pub key: String,
+    /// How.
+    pub scheme: crypto::SignatureScheme,
+    /// What; not secret.
+    pub octets: Vec<u8>,
 }
 
 /// A message to send. With local port 4500 the agent puts the non-ESP marker in front (RFC 3948 2.2).
@@ -215,6 +244,12 @@ pub trait Surroundings {
     /// Seconds since 1970, for the lifetimes of tickets; members' clocks may differ by minutes. `None`: no tickets.
     fn unix_time(&self) -> Option<u64> {
         None
+    }
+    /// The part of address pools that this IKE SA may have addresses of. It must be the same for all IKE SAs that the engine has or
+    /// will have, and no other member's at the same time. `None`: not all IKE SAs of that part are here yet, so nobody can say
+    /// what is free; the peer's request is left for its repetition.
+    fn pool_share(&self, _ike_spi: IkeSpi) -> Option<PoolShare> {
+        Some(PoolShare::WHOLE)
     }
     /// Whether this member is the one to initiate the connection: the engine asks before it does so by itself.
     fn may_initiate(&self, _connection: &str) -> bool {

@@ -5,6 +5,7 @@
 //! whom it likes before it releases the messages.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 mod command;
 pub mod config;
 mod endpoint;
@@ -15,6 +16,7 @@ mod ike_sa;
 pub mod io;
 mod negotiate;
 mod outbox;
+pub mod pool;
 pub mod proposal;
 pub mod status;
 mod table;
@@ -22,6 +24,7 @@ mod tasks;
 mod tickets;
 mod timers;
 
+pub use auth::{LocalAuth, LocalCertificate, RemoteAuth};
 pub use config::{
     ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, MidSync, Resource, Retransmit,
 };
@@ -29,6 +32,7 @@ pub use engine::Engine;
 pub use event::{Event, EventKind};
 pub use forget::Forgotten;
 pub use ike_sa::record::{AdoptError, RECORD_VERSIONS};
-pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
+pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, SignRequest, Surroundings, Transmit};
+pub use pool::{Pool, PoolShare};
 pub use proposal::{Proposal, ProposalError};
 pub use status::{Agreed, ChildSaStatus, ConnectionPhase, IkeSaStatus, MessageIdWindows};

@@ -2,8 +2,8 @@
 
 use crate::config::EngineConfig;
 use crate::event::{Event, EventKind};
-use crate::ike_sa::IkeSa;
-use crate::io::{Surroundings, Transmit};
+use crate::ike_sa::{IkeSa, Path};
+use crate::io::{SignRequest, Surroundings, Transmit};
 use crate::table::Table;
 use crate::tickets::Tickets;
 use model::{ChildSaChange, EspSpi, IkeSpi, Instant};
@@ -21,6 +21,8 @@ pub(crate) struct Outbox {
     pub transmits: Vec<Transmit>,
     /// Retransmissions and stateless answers.
     pub plain: Vec<Transmit>,
+    /// Signatures that are needed.
+    pub signs: Vec<SignRequest>,
     pub events: Vec<Event>,
 }
 
@@ -33,6 +35,10 @@ pub(crate) struct Context<'a> {
     /// The other IKE SAs; the one at hand has been taken out.
     pub table: &'a mut Table,
     pub tickets: &'a mut Tickets,
+    /// Our address and the peer's on the datagram that is handled.
+    pub from: Option<(SocketAddr, SocketAddr)>,
+    /// Where the IKE SA's messages went before that datagram.
+    pub path_before: Option<Path>,
 }
 
 impl Context<'_> {
@@ -41,6 +47,12 @@ impl Context<'_> {
         let mut octets = vec![0; len];
         self.around.random(&mut octets);
         octets
+    }
+
+    pub fn random_u64(&mut self) -> u64 {
+        let mut octets = [0; 8];
+        self.around.random(&mut octets);
+        u64::from_ne_bytes(octets)
     }
 
     pub fn random_u32(&mut self) -> u32 {

@@ -2,7 +2,7 @@
 
 use crate::config::Resource;
 use model::{EspSpi, IkeSpi, TrafficSelector};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// How far a connection is.
@@ -37,6 +37,8 @@ pub struct IkeSaStatus {
     pub remote: SocketAddr,
     /// The peer's identity, once authenticated.
     pub remote_id: Option<String>,
+    /// Addresses out of our pools that the peer uses.
+    pub virtual_addresses: Vec<IpAddr>,
     /// Time since it was established on this member (taken over counts anew).
     pub age: Duration,
     /// Chosen algorithms.

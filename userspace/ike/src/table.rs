@@ -1,9 +1,10 @@
 //! All IKE SAs of this member with the indexes that find them; every look-up and change is logarithmic.
 
 use crate::ike_sa::IkeSa;
+use crate::ike_sa::phase::Phase;
 use model::{EspSpi, IkeSpi, Instant};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 #[derive(Default)]
 pub(crate) struct Table {
@@ -13,6 +14,8 @@ pub(crate) struct Table {
     children: HashMap<EspSpi, IkeSpi>,
     by_connection: BTreeMap<String, BTreeSet<IkeSpi>>,
     wake: BTreeSet<(Instant, IkeSpi)>,
+    /// Addresses out of pools, by who has them.
+    leases: HashMap<IpAddr, IkeSpi>,
 }
 
 impl Table {
@@ -30,6 +33,11 @@ impl Table {
                 self.children.remove(&child.spi_in);
             }
         }
+        for address in &sa.more.virtual_addresses {
+            if self.leases.get(address) == Some(&spi) {
+                self.leases.remove(address);
+            }
+        }
         Some(sa)
     }
 
@@ -43,6 +51,12 @@ impl Table {
         }
         for child in &sa.children {
             self.children.insert(child.spi_in, spi);
+        }
+        // One that was replaced has handed them over.
+        if sa.successor.is_none() && !matches!(sa.phase, Phase::Closed(_)) {
+            for address in &sa.more.virtual_addresses {
+                self.leases.insert(*address, spi);
+            }
         }
         if let Some(name) = &sa.connection {
             // The common case, an index entry that is there already, costs no allocation.
@@ -100,6 +114,16 @@ impl Table {
 
     pub fn by_child(&self, spi_in: EspSpi) -> Option<IkeSpi> {
         self.children.get(&spi_in).copied()
+    }
+
+    /// Which IKE SA has an address out of a pool.
+    pub fn holder(&self, address: IpAddr) -> Option<IkeSpi> {
+        self.leases.get(&address).copied()
+    }
+
+    /// All addresses out of pools that peers use.
+    pub fn leases(&self) -> impl Iterator<Item = IpAddr> {
+        self.leases.keys().copied()
     }
 
     /// IKE SAs of a connection, by SPI.

@@ -23,7 +23,8 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     let now = ctx.now;
     if due(sa.timers.expire, now) {
         let why = match sa.phase {
-            Phase::AwaitAuthRequest(_) => "the peer never authenticated",
+            Phase::AwaitAuthRequest(_) | Phase::AwaitEap(_) => "the peer never authenticated",
+            Phase::AwaitSignature(_) => "our signature never came",
             _ => "over",
         };
         return delete::vanish(sa, ctx, why);
@@ -133,9 +134,10 @@ pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         | Phase::AwaitIntermediateResponse(_)
         | Phase::AwaitAuthResponse(_)
         | Phase::Deleting(_) => {}
-        Phase::AwaitAuthRequest(_) => {
+        Phase::AwaitAuthRequest(_) | Phase::AwaitEap(_) => {
             sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
         }
+        Phase::AwaitSignature(_) => ike_auth::ask_again(sa, ctx),
         Phase::Established(_) => ike_auth::start_timers(sa, ctx),
         Phase::Rekeyed(_) => sa.timers.expire = Some(ctx.now + crate::tasks::ike_rekey::REPLACED_KEPT),
         Phase::Closed(_) => sa.timers.expire = Some(ctx.now + CLOSED_KEPT),

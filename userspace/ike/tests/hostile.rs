@@ -156,6 +156,7 @@ fn offer_octets(world: &mut World, side: usize, packet: &Packet, bytes: &[u8], m
         match output {
             Output::Commit(_) => commits += 1,
             Output::Transmit(transmit) => answered += transmit.bytes.len(),
+            Output::Sign(_) => panic!("pre-shared keys only"),
             Output::Event(_) => {}
         }
     }

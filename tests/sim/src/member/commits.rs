@@ -66,6 +66,7 @@ impl Member {
                 }
             }
             Output::Transmit(transmit) => self.transmit_in_order(cx, transmit),
+            Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
             Output::Event(event) => {
                 cx.trace
                     .note(cx.now, "ike", [u64::from(self.me.0), event.kind as u64], || {

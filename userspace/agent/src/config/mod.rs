@@ -5,8 +5,10 @@
 mod check;
 mod extensions;
 mod read;
+mod read_auth;
 mod read_cluster;
 mod read_policy;
+mod read_pools;
 mod reader;
 mod selector;
 
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ike::{MidSync, Proposal, Retransmit};
+use ipnet::IpNet;
 use model::{MemberId, TrafficSelector};
 use sad::lifetime::Lifetimes;
 use sad::{Handling, PolicyAction};
@@ -235,6 +238,61 @@ impl Default for Extensions {
     }
 }
 
+/// How one side of a connection proves who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthKind {
+    /// By the pre-shared key.
+    Psk,
+    /// By a certificate.
+    Certificate,
+    /// By EAP-MSCHAPv2 (the peer only).
+    EapMsChapV2,
+}
+
+/// Our certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// PEM: our certificate, then issuers that the peer may not have.
+    pub cert: PathBuf,
+    /// PEM: its private key.
+    pub key: PathBuf,
+    /// RSA signatures by PKCS #1 v1.5 instead of PSS.
+    pub rsa_pkcs1: bool,
+}
+
+/// Whose certificates are believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorityFiles {
+    /// Certificates of authorities.
+    pub ca: Vec<PathBuf>,
+    /// Revocation lists.
+    pub crl: Vec<PathBuf>,
+    /// What no list speaks of counts as revoked.
+    pub strict: bool,
+}
+
+/// `[[pools]]`: virtual addresses for peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Unique name.
+    pub name: String,
+    /// All addresses of it but for its own and broadcasts.
+    pub network: IpNet,
+}
+
+impl PoolConfig {
+    /// All its addresses as a selector.
+    pub fn selector(&self) -> TrafficSelector {
+        TrafficSelector {
+            first: self.network.network(),
+            last: self.network.broadcast(),
+            protocol: 0,
+            first_port: 0,
+            last_port: u16::MAX,
+        }
+    }
+}
+
 /// `[[connections]]`.
 #[derive(Clone, Debug)]
 pub struct ConnectionConfig {
@@ -244,12 +302,22 @@ pub struct ConnectionConfig {
     pub local: IpAddr,
     /// The peer, `None` for any.
     pub remote: Option<IpAddr>,
-    /// Our identity.
-    pub local_id: String,
-    /// The peer's identity.
+    /// How we prove who we are.
+    pub local_auth: AuthKind,
+    /// How the peer has to.
+    pub remote_auth: AuthKind,
+    /// Our identity; `None`: the subject of our certificate.
+    pub local_id: Option<String>,
+    /// The peer's identity, `any`, or a pattern.
     pub remote_id: String,
-    /// File with the pre-shared key.
-    pub psk_file: PathBuf,
+    /// File with the pre-shared key, where a side uses one.
+    pub psk_file: Option<PathBuf>,
+    /// Our certificate, where we prove ourselves by one.
+    pub certificate: Option<CertificateFiles>,
+    /// Whose certificates are believed, where the peer proves itself by one.
+    pub authorities: Option<AuthorityFiles>,
+    /// Names and passwords, where the peer proves itself by EAP.
+    pub eap_users: Option<PathBuf>,
     /// IKE proposals, best first.
     pub ike: Vec<Proposal>,
     /// Who begins.
@@ -270,6 +338,14 @@ pub struct ConnectionConfig {
     pub fragmentation: bool,
     /// Longest IP packets of fragmented IKE messages.
     pub fragment_size: u16,
+    /// A peer that initiated may change its address (RFC 4555).
+    pub mobike: bool,
+    /// Pools that the peer gets virtual addresses of; empty: it has addresses of its own.
+    pub pools: Vec<PoolConfig>,
+    /// Name servers for such a peer.
+    pub dns: Vec<IpAddr>,
+    /// Domains that they are for; empty: all.
+    pub dns_domains: Vec<String>,
     /// Child SAs.
     pub children: Vec<ChildConfig>,
 }
@@ -319,6 +395,8 @@ pub struct Config {
     pub data_plane: DataPlaneConfig,
     /// `[control]`.
     pub control: ControlConfig,
+    /// `[[pools]]`.
+    pub pools: Vec<PoolConfig>,
     /// `[[connections]]`, in the order of the file; the index plus one is the counter index.
     pub connections: Vec<ConnectionConfig>,
     /// `[[policies]]`, in the order of the file.

@@ -13,7 +13,7 @@ use super::read_policy::{self, Path as PathRules};
 use super::reader::{At, Problem, Problems, Reader};
 use super::{
     AddressConfig, AttachMode, ChildConfig, ClusterConfig, Config, ConnectionConfig, ControlConfig,
-    DataPlaneConfig, InterfaceConfig, PolicyConfig, Start, selector,
+    DataPlaneConfig, InterfaceConfig, PolicyConfig, PoolConfig, Start, selector,
 };
 
 pub(super) const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -118,7 +118,8 @@ impl Context<'_> {
                 metrics: None,
             }),
         };
-        let (connections, policies) = self.connections(root, addresses.as_ref());
+        let pools = self.pools(root);
+        let (connections, policies) = self.connections(root, addresses.as_ref(), &pools);
         if let (Some(cluster), Some(addresses)) = (&cluster, &addresses) {
             self.member_addresses(root, cluster, addresses);
         }
@@ -128,6 +129,7 @@ impl Context<'_> {
             addresses: addresses?,
             data_plane: data_plane?,
             control: control?,
+            pools,
             connections,
             policies,
         })
@@ -332,6 +334,7 @@ impl Context<'_> {
         &self,
         root: &mut Reader<'_>,
         addresses: Option<&AddressConfig>,
+        pools: &[PoolConfig],
     ) -> (Vec<ConnectionConfig>, Vec<PolicyConfig>) {
         let tables = root.tables("connections", "connections");
         if tables.len() > MAX_CONNECTIONS {
@@ -346,7 +349,7 @@ impl Context<'_> {
         let of_their_own = self.policies(root, &mut policies);
         let mut out = Vec::new();
         for table in tables {
-            if let Some(connection) = self.connection(table, addresses, &mut names, &mut policies) {
+            if let Some(connection) = self.connection(table, addresses, pools, &mut names, &mut policies) {
                 out.push(connection);
             }
         }
@@ -359,6 +362,7 @@ impl Context<'_> {
         &self,
         mut t: Reader<'_>,
         addresses: Option<&AddressConfig>,
+        pools: &[PoolConfig],
         names: &mut Vec<At<String>>,
         policies: &mut Vec<Policy>,
     ) -> Option<ConnectionConfig> {
@@ -398,17 +402,7 @@ impl Context<'_> {
                 "give two IPv4 or two IPv6 addresses",
             );
         }
-        let local_id = t.required_string("local_id", "our identity");
-        let remote_id = t.required_string("remote_id", "the peer's identity");
-        let psk_file = t.required_string("psk_file", "the path of a file with the pre-shared key");
-        if let (Some(psk), Files::Check) = (&psk_file, self.files) {
-            check::secret_file(
-                &self.problems,
-                &psk.span,
-                &self.path(&psk.value),
-                "pre-shared key file",
-            );
-        }
+        let auth = self.auth(&mut t, name.as_ref().map_or("?", |n| &n.value));
         let ike = self.proposals(&mut t, "ike", Proposal::parse_ike);
         let start = t
             .word(
@@ -444,6 +438,9 @@ impl Context<'_> {
             .map_or(ike::config::FRAGMENT_SIZE, |n| n.value as u16);
         let v6 = remote.flatten().or_else(|| Some(local.as_ref()?.value));
         let path = PathRules::read(&mut t, v6.is_some_and(|address| address.is_ipv6()));
+        let mobike = t.boolean("mobike").unwrap_or(true);
+        let given = self.given(&mut t, pools);
+        let pool_ts = given.selectors();
         let tables = t.tables("children", "connections.children");
         if tables.is_empty() {
             t.missing("children", "at least one [[connections.children]]");
@@ -452,7 +449,7 @@ impl Context<'_> {
         let mut children = Vec::new();
         for table in tables {
             let full = name.as_ref().map_or("?", |n| &n.value).to_owned();
-            children.extend(self.child(table, &full, path, &mut child_names, policies));
+            children.extend(self.child(table, &full, path, &pool_ts, &mut child_names, policies));
         }
         check::unique(&self.problems, "child name", &child_names);
         t.finish();
@@ -464,9 +461,14 @@ impl Context<'_> {
                 addresses?.outside.iter().find(family).copied()
             })?,
             remote: remote?,
-            local_id: local_id?.value,
-            remote_id: remote_id?.value,
-            psk_file: self.path(&psk_file?.value),
+            local_auth: auth.local,
+            remote_auth: auth.remote,
+            local_id: auth.local_id,
+            remote_id: auth.remote_id?,
+            psk_file: auth.psk_file,
+            certificate: auth.certificate,
+            authorities: auth.authorities,
+            eap_users: auth.eap_users,
             ike: if ike.is_empty() { default_ike() } else { ike },
             start,
             dpd_delay,
@@ -477,6 +479,10 @@ impl Context<'_> {
             extensions,
             fragmentation,
             fragment_size,
+            mobike,
+            pools: given.pools,
+            dns: given.dns,
+            dns_domains: given.dns_domains,
             children,
         })
     }
@@ -486,13 +492,17 @@ impl Context<'_> {
         mut t: Reader<'_>,
         connection: &str,
         path: PathRules,
+        pool_ts: &[model::TrafficSelector],
         names: &mut Vec<At<String>>,
         policies: &mut Vec<Policy>,
     ) -> Option<ChildConfig> {
         let name = t.required_string("name", "a name");
         names.extend(name.clone());
         let local_ts = self.selectors(&mut t, "local_ts");
-        let remote_ts = self.selectors(&mut t, "remote_ts");
+        let remote_ts = match t.has("remote_ts") || pool_ts.is_empty() {
+            true => self.selectors(&mut t, "remote_ts"),
+            false => pool_ts.to_vec(),
+        };
         let esp = self.proposals(&mut t, "esp", Proposal::parse_esp);
         let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
         let lifetimes = read_policy::lifetimes(&mut t, &self.problems, rekey_time);

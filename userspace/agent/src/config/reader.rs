@@ -164,6 +164,11 @@ impl<'a> Reader<'a> {
         found
     }
 
+    /// Where a key's value stands, if the key is there.
+    pub fn place(&mut self, key: &'static str) -> Option<Range<usize>> {
+        self.get(key).map(Spanned::span)
+    }
+
     pub fn has(&self, key: &str) -> bool {
         self.table.iter().any(|(k, _)| k.get_ref().as_ref() == key)
     }

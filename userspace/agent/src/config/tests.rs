@@ -34,7 +34,8 @@ fn the_example_in_the_docs_is_a_configuration() {
     assert_eq!(config.me().id, MemberId(1));
     assert_eq!(config.others().count(), 1);
     assert_eq!(config.cluster.heartbeat, Duration::from_millis(20));
-    assert!(config.connections[0].psk_file.starts_with("/etc/espalier"));
+    let psk = config.connections[0].psk_file.as_ref().unwrap();
+    assert!(psk.starts_with("/etc/espalier"));
     assert_eq!(config.connection_index(&config.connections[0].name), 1);
     assert_eq!(config.connection_index("nobody"), 0);
 }
@@ -562,4 +563,75 @@ fn mistakes_about_groups_and_engines_have_their_own_words() {
         found.iter().any(|p| p.contains("needs a section [cluster.etcd]")),
         "{found:?}"
     );
+}
+
+#[test]
+fn certificates_need_their_files_and_pre_shared_keys_theirs() {
+    let cert = "auth = \"cert\"\ncert_file = \"gw.crt\"\nkey_file = \"gw.key\"\nca_files = [\"ca.crt\"]\n";
+    let psk = "psk_file = \"site-a.psk\"     # mode 0600\n";
+    let config = Config::read_without_files(&with(psk, cert), Path::new("/etc/espalier"))
+        .unwrap_or_else(|found| panic!("{found:?}"));
+    let c = &config.connections[0];
+    assert_eq!(
+        (c.local_auth, c.remote_auth),
+        (AuthKind::Certificate, AuthKind::Certificate)
+    );
+    assert!(c.psk_file.is_none());
+    let files = c.certificate.as_ref().unwrap();
+    assert_eq!(
+        (files.cert.as_path(), files.rsa_pkcs1),
+        (Path::new("/etc/espalier/gw.crt"), false)
+    );
+    assert!(!c.authorities.as_ref().unwrap().strict);
+    let mixed = format!("local_auth = \"cert\"\ncert_file = \"gw.crt\"\nkey_file = \"gw.key\"\n{psk}");
+    assert_eq!(problems(&with(psk, &mixed)), [""; 0]);
+    for (text, word) in [
+        (format!("{cert}{psk}"), "'psk_file' is given"),
+        (cert.replace("key_file", "#"), "has no 'key_file'"),
+        (cert.replace("ca_files", "#"), "has no 'ca_files'"),
+        (format!("{psk}crl_files = \"a.crl\"\n"), "'crl_files' is given"),
+        (format!("{cert}rsa_padding = \"oaep\"\n"), "'rsa_padding'"),
+        ("auth = \"cert\"\n".to_owned(), "has no 'cert_file'"),
+        (
+            format!("remote_auth = \"eap-mschapv2\"\neap_users_file = \"users\"\n{psk}"),
+            "behind a certificate of ours",
+        ),
+        (
+            "local_auth = \"cert\"\ncert_file = \"a\"\nkey_file = \"b\"\nremote_auth = \"eap-mschapv2\"\n"
+                .to_owned(),
+            "has no 'eap_users_file'",
+        ),
+    ] {
+        let found = problems(&with(psk, &text));
+        assert!(found.iter().any(|p| p.contains(word)), "{word}: {found:?}");
+    }
+    let found = problems(&with("remote_id = \"site-a.example\"", "remote_id = \"XX=a\""));
+    assert!(found[0].contains("no distinguished name"), "{found:?}");
+}
+
+#[test]
+fn pools_are_networks_apart_and_give_a_child_its_remote_selectors() {
+    let pools = "\n[[pools]]\nname = \"rw\"\nnetwork = \"10.99.0.0/16\"\n\n[[pools]]\nname = \"rw6\"\nnetwork = \"fd99::/112\"\n";
+    let keys = "pools = [\"rw\", \"rw6\"]\ndns = \"10.2.0.53\"\ndns_domains = [\"corp.example\"]\n";
+    let psk = "psk_file = \"site-a.psk\"";
+    let source = with(psk, &format!("{keys}{psk}")).replace("remote_ts = [\"10.1.0.0/16\"]\n", "") + pools;
+    let config =
+        Config::read_without_files(&source, Path::new("/etc/espalier")).unwrap_or_else(|p| panic!("{p:?}"));
+    let c = &config.connections[0];
+    assert_eq!((c.pools.len(), c.dns.len(), c.dns_domains.len()), (2, 1, 1));
+    let remote = &c.children[0].remote_ts;
+    assert_eq!(remote[0].last, "10.99.255.255".parse::<IpAddr>().unwrap());
+    assert_eq!(remote[1].first, "fd99::".parse::<IpAddr>().unwrap());
+    for (from, to, word) in [
+        ("\"fd99::/112\"", "\"10.99.7.0/24\"", "overlaps that of 'rw'"),
+        ("\"fd99::/112\"", "\"fd99::5/112\"", "has host bits"),
+        ("name = \"rw6\"", "name = \"other\"", "no pool 'rw6'"),
+        ("dns = \"10.2.0.53\"", "", "there are none"),
+        ("\"corp.example\"", "\"corp..example\"", "no domain name"),
+        ("pools = [\"rw\", \"rw6\"]\n", "", "has no pools"),
+    ] {
+        assert!(source.contains(from), "{from}");
+        let found = problems(&source.replacen(from, to, 1));
+        assert!(found.iter().any(|p| p.contains(word)), "{word}: {found:?}");
+    }
 }

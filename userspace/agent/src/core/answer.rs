@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use cluster::status::Role;
 use cluster::{GroupStatus, NodeStatus, Standing};
-use ike::{Command, ConnectionPhase};
+use ike::{Command, ConnectionPhase, Pool};
 use model::EspSpi;
 use sad::SaEntry;
 
@@ -13,9 +13,10 @@ use super::Core;
 use super::orders::{Goal, Part};
 use super::slow::COUNTS;
 use crate::api::{
-    ConnectionStatus, EngineSilence, GroupLine, JournalStatus, MemberStatus, RekeyRequest, Status,
+    ConnectionStatus, EngineSilence, GroupLine, JournalStatus, MemberStatus, PoolStatus, RekeyRequest, Status,
 };
 use crate::clock;
+use crate::config::PoolConfig;
 use crate::control::{Outcome, Request};
 use crate::metrics::{Sample, SynchSample};
 
@@ -62,6 +63,7 @@ impl Core {
             Request::StartOver(wish, answer) => self.start_over(&wish, answer),
             Request::Rekey(wish, answer) => self.rekey(&wish, answer),
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
+            Request::Connection(wish, answer) => self.connection_wish(&wish, answer),
             Request::ReloadPki(answer) => {
                 drop(answer.send(self.synch.reload_files(&self.config.cluster.pki)));
             }
@@ -164,11 +166,36 @@ impl Core {
                 .iter()
                 .map(|c| self.connection(c))
                 .collect(),
+            pools: self.pools(),
             interfaces: self.attached.clone(),
             last_takeover: last,
             takeovers: takeovers.collect(),
             verdicts,
         }
+    }
+
+    fn pools(&self) -> Vec<PoolStatus> {
+        let pools = self.config.pools.iter().filter_map(|config| {
+            let network = config.network;
+            Some((
+                config,
+                Pool::of_network(&config.name, network.network(), network.prefix_len())?,
+            ))
+        });
+        let pools = pools.collect::<Vec<_>>();
+        let mut used = vec![0; pools.len()];
+        for address in self.engine.leases() {
+            if let Some(at) = pools.iter().position(|(_, pool)| pool.contains(address)) {
+                used[at] += 1;
+            }
+        }
+        let status = |((config, pool), used): (&(&PoolConfig, Pool), u32)| PoolStatus {
+            name: pool.name.clone(),
+            network: config.network.to_string(),
+            size: pool.size,
+            used,
+        };
+        pools.iter().zip(used).map(status).collect()
     }
 
     fn members(&self, node: &NodeStatus, groups: &[GroupLine]) -> Vec<MemberStatus> {
@@ -232,6 +259,7 @@ impl Core {
             children,
             agreed: self.engine.agreed(&config.name).map(words).unwrap_or_default(),
             reason: self.reasons.get(&config.name).filter(|_| state != "up").cloned(),
+            certificate: self.certificates.status(&config.name),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the IKE engine may ask of this member: randomness, SPIs, limits.
 
 use datapath::steer::first_message_segment;
-use ike::{Resource, Surroundings};
+use ike::{PoolShare, Resource, Surroundings};
 use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
 use sad::Sad;
 
@@ -117,6 +117,15 @@ impl Surroundings for Around<'_> {
 
     fn may_show_qcd(&self, spi: IkeSpi) -> bool {
         self.known.may_show_qcd(spi)
+    }
+
+    /// A pool is cut by groups, since a group is owned as a whole.
+    fn pool_share(&self, ike_spi: IkeSpi) -> Option<PoolShare> {
+        let group = self.groups.of(ike_spi.segment());
+        group.adoption.is_none().then(|| PoolShare {
+            group: group.id.0,
+            of: self.groups.layout.count(),
+        })
     }
 
     fn may_initiate(&self, connection: &str) -> bool {

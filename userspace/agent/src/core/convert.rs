@@ -1,19 +1,25 @@
 //! From the configuration to what the cores are configured with.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
-use ike::{Connection, EndpointConfig, EngineConfig, Identity, Resource};
+use ike::auth::certificate::Facts;
+use ike::{Connection, EndpointConfig, EngineConfig, LocalAuth, Pool, RemoteAuth, Resource};
 use model::SecretBytes;
 use sad::{Handling, Policy, PolicyAction};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, ConnectionConfig, Start};
+use crate::config::{Config, ConnectionConfig, PoolConfig, Start};
+use crate::credentials;
+use crate::credentials::signer::Keys;
 
 /// The pre-shared key in a file: its octets without the end of the last line.
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn read_psk(connection: &ConnectionConfig) -> Result<SecretBytes> {
-    let path = &connection.psk_file;
+pub fn read_psk(path: &Path) -> Result<SecretBytes> {
     let octets = Zeroizing::new(
         std::fs::read(path).with_context(|| format!("cannot read the pre-shared key {}", path.display()))?,
     );
@@ -24,15 +30,28 @@ pub fn read_psk(connection: &ConnectionConfig) -> Result<SecretBytes> {
     Ok(SecretBytes::new(octets[..end].to_vec()))
 }
 
-fn connection(config: &ConnectionConfig, cpus: u32) -> Result<Connection> {
-    let mut c = Connection::new(
-        &config.name,
-        config.local,
-        Identity::parse(&config.local_id),
-        read_psk(config)?,
-    );
+fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<Connection> {
+    let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
+    let own = config
+        .certificate
+        .as_ref()
+        .map(|files| credentials::own(&config.name, files))
+        .transpose()?;
+    let local_id = credentials::own_id(config.local_id.as_deref(), own.as_ref().map(|own| &own.facts))?;
+    let mut c = Connection::new(&config.name, config.local, local_id, psk.unwrap_or_default());
     c.remotes = config.remote.into_iter().collect();
-    c.remote_id = Some(Identity::parse(&config.remote_id));
+    (c.remote_id, c.remote_pattern) = credentials::remote_id(config)?;
+    if let Some(own) = own {
+        c.local_auth = LocalAuth::Certificate(own.certificate);
+        made.certificates.insert(config.name.clone(), own.facts);
+        made.keys.insert(config.name.clone(), own.key);
+    }
+    if let Some(path) = &config.eap_users {
+        c.remote_auth = RemoteAuth::EapMsChapV2(Arc::new(credentials::users(path)?));
+    }
+    if let Some(files) = &config.authorities {
+        c.remote_auth = RemoteAuth::Certificate(Arc::new(credentials::trust(files)?));
+    }
     c.start = config.start == Start::Initiate;
     c.ike_proposals = config.ike.clone();
     c.dpd_delay = config.dpd_delay;
@@ -54,6 +73,11 @@ fn connection(config: &ConnectionConfig, cpus: u32) -> Result<Connection> {
     }
     c.fragmentation = config.fragmentation;
     c.fragment_size = config.fragment_size;
+    let pool = |p: &PoolConfig| Pool::of_network(&p.name, p.network.network(), p.network.prefix_len());
+    c.pools = config.pools.iter().filter_map(pool).collect();
+    c.mobike = config.mobike;
+    c.dns = config.dns.clone();
+    c.dns_domains = config.dns_domains.clone();
     for child in &config.children {
         let mut to = ike::ChildConfig::new(&child.name, child.local_ts.clone(), child.remote_ts.clone());
         to.esp_proposals = child.esp.clone();
@@ -62,20 +86,34 @@ fn connection(config: &ConnectionConfig, cpus: u32) -> Result<Connection> {
     Ok(c)
 }
 
-/// For the IKE engine. `cookie_secret` is the same on all members; `cpus` is how many of this one serve SAs.
+/// What the files of a configuration come to.
+pub struct Made {
+    /// For the IKE engine.
+    pub engine: EngineConfig,
+    /// Certificates that we prove ourselves by, by connection.
+    pub certificates: BTreeMap<String, Facts>,
+    /// Their private keys, for the signer.
+    pub keys: Keys,
+}
+
+/// Reads what the configuration names. `cookie_secret` is the same on all members; `cpus` is how many of this one serve SAs.
 ///
 /// # Errors
-/// A pre-shared key cannot be read.
-pub fn engine(config: &Config, cookie_secret: SecretBytes, cpus: u32) -> Result<EngineConfig> {
-    let connections = config
-        .connections
-        .iter()
-        .map(|c| connection(c, cpus))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(EngineConfig {
-        connections,
-        endpoint: EndpointConfig::new(cookie_secret),
-    })
+/// A pre-shared key, certificate or private key cannot be used.
+pub fn make(config: &Config, cookie_secret: SecretBytes, cpus: u32) -> Result<Made> {
+    let mut made = Made {
+        engine: EngineConfig {
+            connections: Vec::new(),
+            endpoint: EndpointConfig::new(cookie_secret),
+        },
+        certificates: BTreeMap::new(),
+        keys: Keys::new(),
+    };
+    for c in &config.connections {
+        let connection = connection(c, cpus, &mut made).with_context(|| format!("connection {}", c.name))?;
+        made.engine.connections.push(connection);
+    }
+    Ok(made)
 }
 
 /// Outbound policies, those of no connection first: of two that are equally narrow, they win. Rekeys by age are the engine's;

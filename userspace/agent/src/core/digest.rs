@@ -5,7 +5,8 @@ use anyhow::Result;
 use cluster::message::Policy;
 
 use super::convert;
-use crate::config::{Config, Extensions};
+use crate::config::{AuthKind, Config, Extensions};
+use crate::credentials;
 use crate::pki::Identity;
 
 /// Digests of all parts.
@@ -32,13 +33,21 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
     let preferred = cluster.preferred;
     parts.push(("cluster.members".to_owned(), format!("{members:?} {preferred}")));
     for (at, c) in config.connections.iter().enumerate() {
-        let key = identity.fingerprint("psk", &convert::read_psk(c)?);
+        let key = match &c.psk_file {
+            Some(path) => identity.fingerprint("psk", &convert::read_psk(path)?),
+            None => Default::default(),
+        };
+        // Members renew certificates one after the other: what they prove and whom they believe must be the same.
+        let authorities = match &c.authorities {
+            Some(files) => credentials::trust(files)?.digests().concat(),
+            None => Vec::new(),
+        };
         let shared = (
             // Counters and policies are by the place in the file.
             at,
             c.local,
             c.remote,
-            &c.local_id,
+            c.local_id.as_deref().unwrap_or_default(),
             &c.remote_id,
             &c.ike,
             c.start,
@@ -47,6 +56,15 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
         // Only where it says something: members that are still to be upgraded do not know these keys.
         if c.extensions != Extensions::default() {
             text.push_str(&format!(" {:?}", c.extensions));
+        }
+        if (c.local_auth, c.remote_auth) != (AuthKind::Psk, AuthKind::Psk) {
+            text.push_str(&format!(
+                " {:?} {:?} {authorities:02x?}",
+                c.local_auth, c.remote_auth
+            ));
+        }
+        if !c.pools.is_empty() {
+            text.push_str(&format!(" {:?} {:?} {:?}", c.pools, c.dns, c.dns_domains));
         }
         parts.push((format!("connection {}", c.name), text));
     }
@@ -75,7 +93,7 @@ mod tests {
             .unwrap();
         let path = dir.join("peer.psk");
         for connection in &mut config.connections {
-            connection.psk_file = path.clone();
+            connection.psk_file = Some(path.clone());
         }
         let with = |config: &Config, key: &str| {
             std::fs::write(&path, key).unwrap();

@@ -193,6 +193,7 @@ async fn event_loop(
             }
             Some(told) = io.ownership.recv() => core.ownership_told(told),
             Some(made) = io.snapshots.recv() => core.snapshot_made(made),
+            Some(signed) = io.signed.recv() => core.signed(signed),
             Some(event) = io.network.recv() => core.net_event(&event),
             ready = events.readable() => {
                 if let Ok(mut ready) = ready { ready.clear_ready(); }

@@ -5,7 +5,9 @@ mod adopt;
 mod answer;
 mod around;
 mod capabilities;
+mod certificates;
 mod command;
+mod connections;
 pub(crate) mod convert;
 mod digest;
 mod engine;
@@ -32,7 +34,7 @@ mod snapshot;
 mod suspects;
 mod timeline;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use cluster::Node;
@@ -43,6 +45,7 @@ use sad::{DataPlane, Sad};
 
 use crate::clock;
 use crate::config::Config;
+use crate::credentials::signer::Signer;
 use crate::events::EventLog;
 use crate::net::announce::Announcer;
 use crate::net::ports::Ports;
@@ -89,6 +92,9 @@ struct Core {
     log: EventLog,
 
     engine: Engine,
+    /// Has the private keys.
+    signer: Signer,
+    certificates: certificates::Certificates,
     sad: Sad,
     plane: Plane,
     runner: Runner,
@@ -135,6 +141,8 @@ struct Core {
     /// Connections that traffic asked for here and another member is to initiate, and when that was passed on.
     acquired: HashMap<String, Instant>,
     redial: HashMap<String, Redial>,
+    /// Connections that an operator has stopped on this member: they are not initiated by themselves.
+    stopped: BTreeSet<String>,
     /// Why each connection went down last.
     reasons: HashMap<String, String>,
     /// When it was last said in what another member's policy differs, and in what.
@@ -203,6 +211,7 @@ impl Core {
                 }
             }
             Output::Transmit(transmit) => self.transmit_in_order(transmit),
+            Output::Sign(request) => self.signer.sign(request),
             Output::Event(event) => self.engine_event(&event),
         }
     }
@@ -427,7 +436,7 @@ impl Core {
             .filter(|c| c.start == crate::config::Start::Initiate);
         let names = wanted.map(|c| c.name.clone()).collect::<Vec<_>>();
         for name in names {
-            if !self.initiates(&name) {
+            if self.stopped.contains(&name) || !self.initiates(&name) {
                 continue;
             }
             let phase = self.engine.connection_phase(&name);
@@ -447,6 +456,7 @@ impl Core {
     fn every_second(&mut self) {
         let now = clock::now();
         self.look_after_health();
+        self.watch_certificates();
         self.wishes_turn(now);
         self.forget_old_paths(now);
         self.held.expire(now);

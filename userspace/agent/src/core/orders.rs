@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ike::{Command, Event, EventKind, MessageIdWindows};
+use ike::{Command, ConnectionPhase, Event, EventKind, MessageIdWindows};
 use model::{ChildSaChange, EspSpi, GroupId, IkeSpi, Instant, SegmentId};
 use tokio::sync::oneshot;
 
@@ -24,6 +24,10 @@ pub enum Goal {
     Ike(IkeSpi),
     /// The peer's answer to a request of ours with a Message ID below this one.
     Answer(IkeSpi, u32),
+    /// The connection is up; it is initiated by the owner of this segment.
+    Up(SegmentId),
+    /// The connection has no IKE SA any more here.
+    Down(SegmentId),
 }
 
 impl Goal {
@@ -31,6 +35,7 @@ impl Goal {
         match self {
             Self::Child(spi_in) => spi_in.segment(),
             Self::Ike(spi) | Self::Answer(spi, _) => spi.segment(),
+            Self::Up(segment) | Self::Down(segment) => segment,
         }
     }
 
@@ -65,15 +70,23 @@ impl Part {
 
     /// Whether the event says that the goal will not be reached.
     fn fails_by(&self, event: &Event) -> bool {
-        if !self.concerns(event) {
-            return false;
+        // The peer's port may change on the way.
+        let of_connection = event.connection.as_ref() == Some(&self.connection);
+        match self.goal {
+            Goal::Down(_) => return false,
+            Goal::Up(_) if of_connection && event.kind == EventKind::AuthFailed => return true,
+            Goal::Up(_) if of_connection => {}
+            Goal::Up(_) => return false,
+            _ if self.concerns(event) => {}
+            _ => return false,
         }
         match event.kind {
             EventKind::IkeSaDown | EventKind::PeerSilent => true,
             EventKind::ChildFailed => match self.goal {
                 Goal::Child(spi_in) => event.spi_in.is_none_or(|named| named == spi_in),
                 Goal::Ike(_) => event.spi_in.is_none(),
-                Goal::Answer(..) => false,
+                Goal::Up(_) => true,
+                Goal::Answer(..) | Goal::Down(_) => false,
             },
             EventKind::CommandFailed | EventKind::NoProposal | EventKind::Trouble => true,
             _ => false,
@@ -172,6 +185,8 @@ impl Core {
             Goal::Answer(spi, sent) => engine
                 .message_ids(spi)
                 .is_some_and(|ids| Goal::answered(ids, sent)),
+            Goal::Up(_) => engine.connection_phase(&part.connection) == ConnectionPhase::Up,
+            Goal::Down(_) => engine.connection_phase(&part.connection) == ConnectionPhase::Down,
             _ => false,
         });
         self.orders.overdue(now);
@@ -299,6 +314,26 @@ mod tests {
         let mut elsewhere = event(EventKind::PeerSilent, None);
         elsewhere.peer = Some("192.0.2.10:500".parse().unwrap());
         assert!(!rekey.fails_by(&elsewhere));
+    }
+
+    #[test]
+    fn a_connection_that_is_started_fails_by_whatever_its_peer_refuses_and_one_that_is_stopped_does_not() {
+        let segment = SegmentId(7);
+        let (up, down) = (part(Goal::Up(segment)), part(Goal::Down(segment)));
+        for kind in [
+            EventKind::AuthFailed,
+            EventKind::PeerSilent,
+            EventKind::ChildFailed,
+            EventKind::IkeSaDown,
+        ] {
+            let mut elsewhere = event(kind, None);
+            elsewhere.peer = Some("192.0.2.9:4500".parse().unwrap());
+            assert!(up.fails_by(&elsewhere), "{kind:?}, behind a NAT");
+            assert!(!down.fails_by(&elsewhere), "{kind:?}");
+            elsewhere.connection = Some("another".to_owned());
+            assert!(!up.fails_by(&elsewhere), "{kind:?}");
+        }
+        assert!(!up.fails_by(&event(EventKind::Established, None)));
     }
 
     #[test]

@@ -147,6 +147,7 @@ impl Core {
                 local: sa.local.to_string(),
                 remote: sa.remote.to_string(),
                 remote_id: sa.remote_id.unwrap_or_default(),
+                virtual_addresses: sa.virtual_addresses.iter().map(ToString::to_string).collect(),
                 suite: sa.suite,
                 agreed: super::answer::words(sa.agreed),
                 age_s: Some(sa.age.as_secs()),

@@ -15,6 +15,7 @@ use sad::{DataPlane, Sad, Settings};
 use tokio::sync::mpsc;
 use tun_rs::AsyncDevice;
 
+use super::certificates::Certificates;
 use super::command::Wishes;
 use super::groups::Groups;
 use super::health::Health;
@@ -29,6 +30,7 @@ use super::{
 use crate::api::InterfaceStatus;
 use crate::clock;
 use crate::config::{self, ClusterMode, Config, Solo};
+use crate::credentials::signer::{Signed, Signer};
 use crate::events::EventLog;
 use crate::net::announce::Announcer;
 use crate::net::ports::Ports;
@@ -49,6 +51,8 @@ pub struct Io {
     pub network: mpsc::Receiver<net::hints::NetEvent>,
     /// What was made of snapshots beside the core loop.
     pub snapshots: mpsc::UnboundedReceiver<snapshot::Made>,
+    /// Signatures that the engine waits for.
+    pub signed: mpsc::UnboundedReceiver<Signed>,
 }
 
 /// The pins of a data plane whose member does not come up are removed, and with them the programs.
@@ -274,9 +278,11 @@ impl Core {
         }
 
         let cookie = SecretBytes::new(identity.derive("ike cookie").to_vec());
-        let mut ike = convert::engine(&config, cookie, options.cpus)?;
-        secrets::give(&mut ike.endpoint, identity);
-        let engine = Engine::new(ike);
+        let mut made = convert::make(&config, cookie, options.cpus)?;
+        secrets::give(&mut made.engine.endpoint, identity);
+        let engine = Engine::new(made.engine);
+        let (done, signed) = mpsc::unbounded_channel();
+        let signer = Signer::start(made.keys, done)?;
         let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);
         let esp = EspSocket::open()?;
         let mut announcer =
@@ -310,7 +316,7 @@ impl Core {
         let facts = Facts { macs: ports.macs() };
         let (told, ownership) = mpsc::channel(256);
         let ownership_engine = engine::start(&config, told)?;
-        let (made, snapshots) = mpsc::unbounded_channel();
+        let (copies, snapshots) = mpsc::unbounded_channel();
         let peers = config
             .connections
             .iter()
@@ -350,6 +356,8 @@ impl Core {
             incarnation,
             log,
             engine,
+            signer,
+            certificates: Certificates::new(made.certificates),
             sad,
             runner: plane.runner(),
             counters: plane.reader(),
@@ -373,7 +381,7 @@ impl Core {
             takeover: timeline::Takeovers::default(),
             wishes: Wishes::default(),
             merging: VecDeque::new(),
-            snapshots: snapshot::Snapshots::new(made),
+            snapshots: snapshot::Snapshots::new(copies),
             scan: Scan::default(),
             health,
             ownership_engine,
@@ -382,6 +390,7 @@ impl Core {
             late: Vec::new(),
             acquired: HashMap::new(),
             redial: HashMap::new(),
+            stopped: BTreeSet::new(),
             reasons: HashMap::new(),
             policy_warned: BTreeMap::new(),
             orders: Orders::default(),
@@ -403,6 +412,7 @@ impl Core {
                 ownership,
                 network,
                 snapshots,
+                signed,
             },
         ))
     }

@@ -1,6 +1,9 @@
 //! What payloads mean. One file per payload with a structure of its own.
 
+mod certificate;
+mod configuration;
 mod delete;
+mod eap;
 mod identification;
 mod notify;
 mod recovery;
@@ -8,7 +11,10 @@ mod security_association;
 mod simple;
 mod traffic_selector;
 
+pub use certificate::{Certificate, CertificateRequest};
+pub use configuration::{ConfigAttribute, Configuration};
 pub use delete::Delete;
+pub use eap::Eap;
 pub use identification::{Identification, Identity};
 pub use notify::{MessageIdSync, Notify};
 pub use recovery::CounterDelta;
@@ -32,10 +38,10 @@ pub enum Payload {
     IdInitiator(Identification),
     /// IDr (3.5).
     IdResponder(Identification),
-    /// CERT (3.6), not interpreted.
-    Certificate(Vec<u8>),
-    /// CERTREQ (3.7), not interpreted.
-    CertificateRequest(Vec<u8>),
+    /// CERT (3.6).
+    Certificate(Certificate),
+    /// CERTREQ (3.7).
+    CertificateRequest(CertificateRequest),
     /// AUTH (3.8).
     Authentication(Authentication),
     /// Ni or Nr (3.9): 16 to 256 octets.
@@ -50,10 +56,10 @@ pub enum Payload {
     TsInitiator(TrafficSelectors),
     /// TSr (3.13).
     TsResponder(TrafficSelectors),
-    /// CP (3.15), not interpreted.
-    Configuration(Vec<u8>),
-    /// EAP (3.16), not interpreted.
-    Eap(Vec<u8>),
+    /// CP (3.15).
+    Configuration(Configuration),
+    /// EAP (3.16).
+    Eap(Eap),
 }
 
 impl Payload {
@@ -89,8 +95,8 @@ impl Payload {
             PayloadType::KE => Self::KeyExchange(KeyExchange::parse(body)?),
             PayloadType::ID_I => Self::IdInitiator(Identification::parse(body)?),
             PayloadType::ID_R => Self::IdResponder(Identification::parse(body)?),
-            PayloadType::CERT => Self::Certificate(body.to_vec()),
-            PayloadType::CERTREQ => Self::CertificateRequest(body.to_vec()),
+            PayloadType::CERT => Self::Certificate(Certificate::parse(body)?),
+            PayloadType::CERTREQ => Self::CertificateRequest(CertificateRequest::parse(body)?),
             PayloadType::AUTH => Self::Authentication(Authentication::parse(body)?),
             PayloadType::NONCE => Self::Nonce(simple::parse_nonce(body)?),
             PayloadType::NOTIFY => Self::Notify(Notify::parse(body)?),
@@ -98,8 +104,8 @@ impl Payload {
             PayloadType::VENDOR_ID => Self::VendorId(body.to_vec()),
             PayloadType::TS_I => Self::TsInitiator(TrafficSelectors::parse(body)?),
             PayloadType::TS_R => Self::TsResponder(TrafficSelectors::parse(body)?),
-            PayloadType::CP => Self::Configuration(body.to_vec()),
-            PayloadType::EAP => Self::Eap(body.to_vec()),
+            PayloadType::CP => Self::Configuration(Configuration::parse(body)?),
+            PayloadType::EAP => Self::Eap(Eap::parse(body)?),
             PayloadType::SK | PayloadType::SKF => return Err(WireError::NestedEncryption(raw.kind)),
             unknown if raw.critical => return Err(WireError::UnsupportedCritical(unknown)),
             _ => return Ok(None),
@@ -115,12 +121,11 @@ impl Payload {
             Self::Notify(notify) => notify.write(out)?,
             Self::Delete(delete) => delete.write(out)?,
             Self::TsInitiator(ts) | Self::TsResponder(ts) => ts.write(out)?,
-            Self::Certificate(body)
-            | Self::CertificateRequest(body)
-            | Self::Nonce(body)
-            | Self::VendorId(body)
-            | Self::Configuration(body)
-            | Self::Eap(body) => out.extend_from_slice(body),
+            Self::Certificate(certificate) => certificate.write(out),
+            Self::CertificateRequest(request) => request.write(out),
+            Self::Configuration(configuration) => configuration.write(out)?,
+            Self::Eap(eap) => eap.write(out)?,
+            Self::Nonce(body) | Self::VendorId(body) => out.extend_from_slice(body),
         }
         Ok(())
     }

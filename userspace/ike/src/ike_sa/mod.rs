@@ -13,6 +13,7 @@ pub(crate) mod windows;
 
 use crate::config::{Connection, EngineConfig, Identity};
 use crate::status::{Agreed, ChildSaStatus, IkeSaStatus};
+use crate::tasks::proof::Signing;
 use child::ChildSa;
 use extras::Extras;
 use model::{EspSpi, IkeSpi, Instant};
@@ -89,6 +90,9 @@ pub(crate) struct IkeSa {
     pub fragments: Option<Box<fragments::Reassembly>>,
     #[serde(skip)]
     pub timers: Timers,
+    /// A signature that is waited for. A member that takes over asks for one of its own.
+    #[serde(skip)]
+    pub signing: Option<Box<Signing>>,
     /// Standbys know it, so its removal has to be told.
     #[serde(skip)]
     pub committed: bool,
@@ -120,6 +124,7 @@ impl IkeSa {
             more: More::default(),
             fragments: None,
             timers: Timers::default(),
+            signing: None,
             committed: false,
             dirty: true,
             gone: false,
@@ -178,7 +183,7 @@ impl IkeSa {
     }
 
     pub fn is_half_open(&self) -> bool {
-        matches!(self.phase, Phase::AwaitAuthRequest(_))
+        matches!(self.phase, Phase::AwaitAuthRequest(_) | Phase::AwaitEap(_))
     }
 
     pub fn status(&self, now: Instant) -> IkeSaStatus {
@@ -191,6 +196,7 @@ impl IkeSa {
             local: self.path.local,
             remote: self.path.remote,
             remote_id: self.remote_id.as_ref().map(ToString::to_string),
+            virtual_addresses: self.more.virtual_addresses.clone(),
             age: now.since(self.timers.since),
             suite: self
                 .phase

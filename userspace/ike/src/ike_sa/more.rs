@@ -8,12 +8,15 @@ use crate::tasks::intermediate::Intermediate;
 use model::SecretBytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::net::IpAddr;
 
 /// Numbers of the values. From `MAY_BE_SKIPPED` on, a member that does not know one goes on without it.
 mod tag {
     pub const FRAGMENT_SIZE: u16 = 1;
     pub const INTERMEDIATE: u16 = 2;
     pub const FOLLOW_UP: u16 = 3;
+    pub const VIRTUAL_ADDRESSES: u16 = 16;
+    pub const MOBIKE: u16 = 17;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
 }
 
@@ -29,6 +32,10 @@ pub(crate) struct More {
     pub intermediate: Option<Intermediate>,
     /// Responder: an SA that waits for further key exchanges.
     pub follow_up: Option<Awaited>,
+    /// Addresses out of our pools that the peer uses.
+    pub virtual_addresses: Vec<IpAddr>,
+    /// The peer may change its address (RFC 4555).
+    pub mobike: bool,
 }
 
 impl More {
@@ -38,6 +45,11 @@ impl More {
         put(&mut values, tag::FRAGMENT_SIZE, self.fragment_size.as_ref());
         put(&mut values, tag::INTERMEDIATE, self.intermediate.as_ref());
         put(&mut values, tag::FOLLOW_UP, self.follow_up.as_ref());
+        let addresses = (!self.virtual_addresses.is_empty()).then_some(&self.virtual_addresses);
+        put(&mut values, tag::VIRTUAL_ADDRESSES, addresses);
+        if self.mobike {
+            values.push((tag::MOBIKE, SecretBytes::default()));
+        }
         values
     }
 
@@ -48,6 +60,8 @@ impl More {
                 tag::FRAGMENT_SIZE => more.fragment_size = Some(get(value)?),
                 tag::INTERMEDIATE => more.intermediate = Some(get(value)?),
                 tag::FOLLOW_UP => more.follow_up = Some(get(value)?),
+                tag::VIRTUAL_ADDRESSES => more.virtual_addresses = get(value)?,
+                tag::MOBIKE => more.mobike = true,
                 tag::MAY_BE_SKIPPED.. => {}
                 unknown => {
                     let why = format!("value {unknown} is of a newer version of this software");
@@ -81,5 +95,15 @@ mod tests {
         let value = |number| [(number, SecretBytes::new(vec![1, 2]))];
         assert!(More::read(&value(0x8001)).is_ok());
         assert!(matches!(More::read(&value(0x7fff)), Err(AdoptError::Corrupt(_))));
+    }
+
+    #[test]
+    fn virtual_addresses_come_back() {
+        let more = More {
+            virtual_addresses: vec!["10.9.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            ..More::default()
+        };
+        let again = More::read(&more.write()).ok().unwrap();
+        assert_eq!(again.virtual_addresses, more.virtual_addresses);
     }
 }

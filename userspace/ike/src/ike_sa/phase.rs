@@ -1,6 +1,7 @@
 //! Phases of an IKE SA, each named for what it waits for and holding only what it has.
 
 use super::extras::HeldTicket;
+use crate::auth::eap::Step;
 use crate::proposal::Proposal;
 use crate::tasks::child_create::ChildOffer;
 use crypto::IkeKeys;
@@ -15,7 +16,7 @@ pub(crate) struct Protected {
 }
 
 /// What IKE_AUTH signs, besides the identities.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct InitTranscript {
     pub request: Vec<u8>,
     pub response: Vec<u8>,
@@ -79,6 +80,30 @@ pub(crate) struct Established {
     pub crossing: Option<(IkeSpi, Vec<u8>)>,
 }
 
+/// Initiator: all that IKE_AUTH needs but our signature.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct AwaitSignature {
+    pub protected: Protected,
+    pub transcript: InitTranscript,
+    /// The responder takes IKE_AUTH without a Child SA.
+    pub childless: bool,
+}
+
+/// Responder: the peer authenticates by EAP.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AwaitEap {
+    pub protected: Protected,
+    pub transcript: InitTranscript,
+    /// Payloads of the peer's first IKE_AUTH request: type of the first, octets of the chain.
+    pub request: (u8, Vec<u8>),
+    /// Who the peer said it is.
+    pub identity: Option<String>,
+    /// Of the EAP request that is out.
+    pub identifier: u8,
+    pub rounds: u8,
+    pub step: Step,
+}
+
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Phase {
     AwaitInitResponse(AwaitInitResponse),
@@ -94,15 +119,19 @@ pub(crate) enum Phase {
     // Last, so that the numbers of the others stay what they were in older records.
     AwaitResumeResponse(Box<AwaitResumeResponse>),
     AwaitIntermediateResponse(Box<AwaitIntermediateResponse>),
+    AwaitSignature(Box<AwaitSignature>),
+    AwaitEap(Box<AwaitEap>),
 }
 
 impl Phase {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => "connecting",
-            Self::AwaitIntermediateResponse(_) | Self::AwaitAuthResponse(_) | Self::AwaitAuthRequest(_) => {
-                "authenticating"
-            }
+            Self::AwaitIntermediateResponse(_)
+            | Self::AwaitSignature(_)
+            | Self::AwaitAuthResponse(_)
+            | Self::AwaitAuthRequest(_)
+            | Self::AwaitEap(_) => "authenticating",
             Self::Established(_) => "established",
             Self::Rekeyed(_) => "rekeyed",
             Self::Deleting(_) => "deleting",
@@ -114,6 +143,8 @@ impl Phase {
         match self {
             Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => None,
             Self::AwaitIntermediateResponse(phase) => Some(&phase.protected),
+            Self::AwaitSignature(phase) => Some(&phase.protected),
+            Self::AwaitEap(phase) => Some(&phase.protected),
             Self::AwaitAuthResponse(phase) => Some(&phase.protected),
             Self::AwaitAuthRequest(phase) => Some(&phase.protected),
             Self::Established(phase) => Some(&phase.protected),

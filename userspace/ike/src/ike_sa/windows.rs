@@ -45,6 +45,8 @@ pub(crate) enum Task {
         child: String,
         resource: Resource,
     },
+    /// Whether the peer can be reached where it moved to (RFC 4555).
+    Routability,
 }
 
 /// A task and the time before which it must not start (for retries; not kept over a takeover).

@@ -2,7 +2,7 @@
 
 use super::child_create::{Agreed, NONCE_LEN, install};
 use super::follow_up::{self, Unfinished};
-use super::{notify, resource};
+use super::{configuration, notify, resource};
 use crate::config::{ChildConfig, Connection};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -98,6 +98,7 @@ pub(crate) fn answer(
         &ts_r.selectors,
         in_auth,
         rekeyed,
+        configuration::selectors(sa, connection).as_deref(),
     )?;
     // A rekey stays on its resource, whether the request says so or not (RFC 9611 3).
     let bound = match rekeyed {
@@ -207,6 +208,7 @@ fn choose_child(
     ts_r: &[TrafficSelector],
     in_auth: bool,
     rekeyed: Option<&ChildSa>,
+    virtual_ts: Option<&[TrafficSelector]>,
 ) -> Result<Choice, Refusal> {
     let their_proposals: Vec<Proposal> = theirs.iter().map(|their| their.proposal.clone()).collect();
     let mut overlapping = Vec::new();
@@ -215,7 +217,10 @@ fn choose_child(
             continue;
         }
         let ts_local = narrow(&child.local_ts, ts_r);
-        let ts_remote = narrow(&child.remote_ts, ts_i);
+        let mut ts_remote = narrow(&child.remote_ts, ts_i);
+        if let Some(virtual_ts) = virtual_ts {
+            ts_remote = narrow(&ts_remote, virtual_ts);
+        }
         if !ts_local.is_empty() && !ts_remote.is_empty() {
             let exact = ts_local == child.local_ts && ts_remote == child.remote_ts;
             overlapping.push((!exact, child, ts_local, ts_remote));

@@ -162,7 +162,10 @@ fn end(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
     release_offers(sa, ctx);
     sa.our.queue.clear();
     // A replaced IKE SA, or one that was never up on our side as responder, is no news.
-    let unknown = matches!(sa.phase, Phase::Closed(_) | Phase::AwaitAuthRequest(_));
+    let unknown = matches!(
+        sa.phase,
+        Phase::Closed(_) | Phase::AwaitAuthRequest(_) | Phase::AwaitEap(_)
+    );
     let news = sa.successor.is_none() && !unknown;
     if news {
         ctx.event(

@@ -1,24 +1,34 @@
-//! IKE_AUTH with a pre-shared key, and the first Child SA (RFC 7296 1.2, 2.15).
+//! IKE_AUTH and the first Child SA (RFC 7296 1.2, 2.15).
 
-use super::{Pending, child_answer, child_create, delete, ike_init, notify, qcd, resource, resume, ticket};
+use super::proof::{
+    Then, ask_signature, auth_input, authenticate, check_proof, own_certificate, prove, what_to_compare,
+};
+use super::{
+    Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, qcd, resource, resume,
+    ticket,
+};
+use crate::auth::{self, signing};
 use crate::config::{Connection, Identity};
 use crate::event::EventKind;
 use crate::ike_sa::child::ChildPhase;
-use crate::ike_sa::message::send_request;
-use crate::ike_sa::phase::{AwaitAuthResponse, Established, InitTranscript, Phase, Protected};
+use crate::ike_sa::message::{send_request, send_response};
+use crate::ike_sa::phase::{
+    AwaitAuthResponse, AwaitSignature, Established, InitTranscript, Phase, Protected,
+};
 use crate::ike_sa::windows::Task;
 use crate::ike_sa::{IkeSa, jittered};
 use crate::outbox::Context;
-use crate::proposal::{self, Proposal};
+use crate::pool::PoolShare;
+use crate::proposal::Proposal;
 use crate::tasks::intermediate::int_auth;
-use crypto::{AuthInput, Prf, psk_auth, resumption_auth, verify_psk_auth, verify_resumption_auth};
+use crypto::verify_resumption_auth;
 use ike_wire::{
     AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, NotifyType, Payload,
     PayloadList,
 };
 use model::IkeSpi;
 
-fn wire_identity(id: &Identity) -> Identification {
+pub(crate) fn wire_identity(id: &Identity) -> Identification {
     use ike_wire::Identity as Wire;
     use std::net::IpAddr;
     Identification::from(match id {
@@ -27,6 +37,7 @@ fn wire_identity(id: &Identity) -> Identification {
         Identity::Fqdn(name) => Wire::Fqdn(name.clone()),
         Identity::Email(name) => Wire::Rfc822(name.clone()),
         Identity::KeyId(octets) => Wire::KeyId(octets.clone()),
+        Identity::Other(kind, data) if *kind == IdType::ID_DER_ASN1_DN.0 => Wire::DerAsn1Dn(data.clone()),
         Identity::Other(kind, data) => Wire::Other {
             kind: IdType(*kind),
             data: data.clone(),
@@ -53,36 +64,128 @@ fn agree_on_sync(sa: &mut IkeSa, ours: bool, payloads: &PayloadList) -> Vec<Noti
     agreed
 }
 
-/// The data of our AUTH payload.
-fn prove(sa: &IkeSa, connection: &Connection, prf: Prf, input: AuthInput<'_>) -> Vec<u8> {
-    match sa.extras.resumed {
-        Some(_) => resumption_auth(prf, input),
-        None => psk_auth(prf, &connection.psk, input),
+/// Our signature, or why there is none.
+pub(crate) fn signed(sa: &mut IkeSa, ctx: &mut Context<'_>, token: u64, signature: Result<Vec<u8>, String>) {
+    let Some(signing) = sa.signing.take_if(|signing| signing.token == token) else {
+        return;
+    };
+    let signature = signature.and_then(|signature| {
+        signing::payload(signing.choice, &signature).ok_or_else(|| "the signature is malformed".to_owned())
+    });
+    match (signature, signing.then) {
+        (Ok(auth), Then::Send) => {
+            if let Phase::AwaitSignature(phase) = &sa.phase {
+                let phase = (**phase).clone();
+                send(sa, ctx, phase, auth);
+            }
+        }
+        (
+            Ok(auth),
+            Then::Answer {
+                message_id,
+                payloads,
+                connection,
+                remote_id,
+            },
+        ) => {
+            let connection = ctx.config.connections.iter().find(|c| c.name == connection);
+            let answer = match connection {
+                Some(connection) => prove_to(sa, ctx, &payloads, connection, remote_id, auth),
+                None => refuse(
+                    sa,
+                    ctx,
+                    "the connection is no longer in the configuration".to_owned(),
+                ),
+            };
+            send_response(sa, ctx, ExchangeType::IKE_AUTH, message_id, &answer);
+        }
+        (Err(why), then) => {
+            let text = format!("we cannot sign: {why}; look at key_file of the connection");
+            ctx.event(sa, EventKind::Trouble, text.clone());
+            match then {
+                Then::Send => delete::vanish(sa, ctx, &text),
+                Then::Answer { message_id, .. } => {
+                    let answer = refuse(sa, ctx, text);
+                    send_response(sa, ctx, ExchangeType::IKE_AUTH, message_id, &answer);
+                }
+            }
+        }
     }
 }
 
-/// Initiator: sends IKE_AUTH with the first child.
+/// After a takeover: the signature was asked for elsewhere.
+pub(crate) fn ask_again(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    let Some(connection) = sa.connection(ctx.config) else {
+        return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
+    };
+    if let Phase::AwaitSignature(phase) = &sa.phase {
+        let phase = (**phase).clone();
+        start_with(sa, ctx, connection, phase);
+    }
+}
+
+/// Initiator: everything for IKE_AUTH is there; sends it, or asks for our signature first.
 pub(crate) fn start(
     sa: &mut IkeSa,
     ctx: &mut Context<'_>,
     protected: Protected,
     transcript: InitTranscript,
-    childless_allowed: bool,
+    childless: bool,
 ) {
     let Some(connection) = sa.connection(ctx.config) else {
         return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
     };
-    let own_id = wire_identity(&connection.local_id);
-    let intermediate = int_auth(sa);
-    let input = AuthInput {
-        message: &transcript.request,
-        nonce: &transcript.nonce_r,
-        sk_p: &protected.keys.sk_pi,
-        id_body: &own_id.body(),
-        intermediate: &intermediate,
+    let phase = AwaitSignature {
+        protected,
+        transcript,
+        childless,
     };
-    let auth = prove(sa, connection, protected.keys.prf, input);
+    start_with(sa, ctx, connection, phase);
+}
+
+fn start_with(sa: &mut IkeSa, ctx: &mut Context<'_>, connection: &Connection, phase: AwaitSignature) {
+    let Some(own) = own_certificate(sa, connection) else {
+        let id_body = wire_identity(&connection.local_id).body();
+        let intermediate = int_auth(sa);
+        let input = auth_input(&phase.protected, &phase.transcript, true, &id_body, &intermediate);
+        let auth = prove(sa, connection, phase.protected.keys.prf, input);
+        return send(sa, ctx, phase, auth);
+    };
+    let asked = ask_signature(
+        sa,
+        ctx,
+        connection,
+        own,
+        (&phase.protected, &phase.transcript),
+        Then::Send,
+    );
+    sa.phase = Phase::AwaitSignature(Box::new(phase));
+    // Nobody is told of an IKE SA whose signature never comes.
+    sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
+    if let Err(why) = asked {
+        ctx.event(sa, EventKind::AuthFailed, why.clone());
+        delete::vanish(sa, ctx, &why);
+    }
+}
+
+/// Initiator: sends IKE_AUTH with our proof and the first child.
+fn send(sa: &mut IkeSa, ctx: &mut Context<'_>, phase: AwaitSignature, auth: Authentication) {
+    let Some(connection) = sa.connection(ctx.config) else {
+        return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
+    };
+    let AwaitSignature {
+        protected,
+        transcript,
+        childless: childless_allowed,
+    } = phase;
+    sa.timers.expire = None;
+    let own_id = wire_identity(&connection.local_id);
     let mut payloads = vec![Payload::IdInitiator(own_id)];
+    let resumes = sa.extras.resumed.is_some();
+    if !resumes {
+        payloads.extend(connection.own_certificates());
+        payloads.extend(auth::certificate_request([connection]));
+    }
     let others = ctx.table.of_connection(&connection.name);
     let is_first = !others.iter().any(|spi| {
         ctx.table
@@ -95,10 +198,7 @@ pub(crate) fn start(
     if let Some(remote_id) = &connection.remote_id {
         payloads.push(Payload::IdResponder(wire_identity(remote_id)));
     }
-    payloads.push(Payload::Authentication(Authentication {
-        method: AuthMethod::SHARED_KEY_MIC,
-        data: auth,
-    }));
+    payloads.push(Payload::Authentication(auth));
     payloads.extend(qcd::own_token(sa, ctx));
     if connection.cluster_sync {
         payloads.extend(CLUSTER_SYNC.map(notify));
@@ -166,47 +266,39 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
             return delete::vanish(sa, ctx, &text);
         }
         let text = format!(
-            "the peer refused us with {reason}: check that both sides have the same pre-shared key and that it knows \
-             us as {} (we expect it as {})",
-            connection.local_id,
-            connection
-                .remote_id
-                .as_ref()
-                .map_or("anyone".to_owned(), ToString::to_string)
+            "the peer refused us with {reason}: {}",
+            what_to_compare(connection)
         );
         ctx.event(sa, EventKind::AuthFailed, text.clone());
         return delete::vanish(sa, ctx, &text);
     };
     let remote_id = identity_of(id);
-    let keys = &phase.protected.keys;
-    let input = AuthInput {
-        message: &phase.transcript.response,
-        nonce: &phase.transcript.nonce_i,
-        sk_p: &keys.sk_pr,
-        id_body: &id.body(),
-        intermediate: &intermediate,
-    };
-    let proved = auth.method == AuthMethod::SHARED_KEY_MIC
-        && match &sa.extras.resumed {
-            Some(_) => verify_resumption_auth(keys.prf, input, &auth.data),
-            None => verify_psk_auth(keys.prf, &connection.psk, input, &auth.data),
-        };
-    let expected = match &sa.extras.resumed {
+    let id_body = id.body();
+    let input = auth_input(
+        &phase.protected,
+        &phase.transcript,
+        false,
+        &id_body,
+        &intermediate,
+    );
+    let prf = phase.protected.keys.prf;
+    let checked = match &sa.extras.resumed {
         // RFC 5723 4.3.3: the IDr sent by the gateway must be the ticket's.
-        Some(resumed) => resumed.peer_id == remote_id,
-        None => connection
-            .remote_id
-            .as_ref()
-            .is_none_or(|expected| *expected == remote_id),
+        Some(resumed) if resumed.peer_id != remote_id => Err(format!(
+            "the peer says it is {remote_id}, but the session was with {}",
+            resumed.peer_id
+        )),
+        Some(_) => verify_resumption_auth(prf, input, &auth.data)
+            .then_some(())
+            .filter(|()| auth.method == AuthMethod::SHARED_KEY_MIC)
+            .ok_or_else(|| format!("the peer {remote_id} does not prove that it has the session's keys")),
+        None if !connection.expects(&remote_id) => Err(format!(
+            "the peer says it is {remote_id}, but remote_id of the connection is {}: align them",
+            connection.expected_id()
+        )),
+        None => check_proof(ctx, connection, &remote_id, payloads, auth, prf, input),
     };
-    if !proved || !expected {
-        let text = if expected {
-            format!(
-                "the peer {remote_id} does not prove that it has our pre-shared key: compare the keys of both sides"
-            )
-        } else {
-            format!("the peer says it is {remote_id}, but remote_id of the connection is another: align them")
-        };
+    if let Err(text) = checked {
         ctx.event(sa, EventKind::AuthFailed, text);
         return give_up(sa, ctx);
     }
@@ -302,36 +394,98 @@ pub(crate) fn start_timers(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     sa.timers.rekey = rekey.map(|time| ctx.now + jittered(time, jitter, ctx.random_u32()));
 }
 
-/// Responder: checks the initiator's proof, proves itself, and answers about the first child.
-pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
+/// The initiator is not believed. The answer still has to be protected: the phase changes, the keys stay.
+pub(crate) fn refuse(sa: &mut IkeSa, ctx: &mut Context<'_>, text: String) -> Vec<Payload> {
+    ctx.event(sa, EventKind::AuthFailed, text);
+    delete::close(sa, ctx, "authentication failed");
+    vec![notify(NotifyType::AUTHENTICATION_FAILED)]
+}
+
+/// Responder: checks the initiator's proof, proves itself, and answers about the first child. `None`: our signature has to come
+/// first.
+pub(crate) fn respond(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    message_id: u32,
+    payloads: PayloadList,
+) -> Option<Vec<Payload>> {
+    // The initiator is impatient; the answer is on its way. Or nobody can say yet which addresses are free.
+    if sa.signing.is_some() || ctx.around.pool_share(sa.spi).is_none() {
+        return None;
+    }
     let verdict = match &sa.extras.resumed {
-        Some(resumed) => resume::authenticate(sa, ctx, resumed, payloads),
-        None => authenticate(sa, ctx, payloads),
+        Some(resumed) => resume::authenticate(sa, ctx, resumed, &payloads).map(|(c, id)| (c, Some(id))),
+        None => authenticate(sa, ctx, &payloads),
     };
     let (connection, remote_id) = match verdict {
         Ok(found) => found,
-        Err(text) => {
-            ctx.event(sa, EventKind::AuthFailed, text);
-            // The answer still has to be protected: the phase changes, the keys stay.
-            delete::close(sa, ctx, "authentication failed");
-            return vec![notify(NotifyType::AUTHENTICATION_FAILED)];
-        }
+        Err(text) => return Some(refuse(sa, ctx, text)),
+    };
+    let Phase::AwaitAuthRequest(phase) = &sa.phase else {
+        return Some(Vec::new());
+    };
+    if let Some(own) = own_certificate(sa, connection) {
+        let then = Then::Answer {
+            message_id,
+            payloads,
+            connection: connection.name.clone(),
+            remote_id,
+        };
+        // The phase stays what it is: nothing has happened yet.
+        let (protected, transcript) = (phase.protected.clone(), phase.transcript.clone());
+        return match ask_signature(sa, ctx, connection, own, (&protected, &transcript), then) {
+            Ok(()) => None,
+            Err(why) => Some(refuse(sa, ctx, why)),
+        };
+    }
+    let id_body = wire_identity(&connection.local_id).body();
+    let intermediate = int_auth(sa);
+    let input = auth_input(
+        &phase.protected,
+        &phase.transcript,
+        false,
+        &id_body,
+        &intermediate,
+    );
+    let auth = prove(sa, connection, phase.protected.keys.prf, input);
+    Some(prove_to(sa, ctx, &payloads, connection, remote_id, auth))
+}
+
+/// Responder: our proof is made.
+fn prove_to(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    payloads: &PayloadList,
+    connection: &Connection,
+    remote_id: Option<Identity>,
+    auth: Authentication,
+) -> Vec<Payload> {
+    let Some(remote_id) = remote_id else {
+        return eap::begin(sa, ctx, payloads, connection, auth);
     };
     let Phase::AwaitAuthRequest(phase) = &sa.phase else {
         return Vec::new();
     };
-    let protected = phase.protected.clone();
-    let own_id = wire_identity(&connection.local_id);
-    let intermediate = int_auth(sa);
-    let input = AuthInput {
-        message: &phase.transcript.response,
-        nonce: &phase.transcript.nonce_i,
-        sk_p: &protected.keys.sk_pr,
-        id_body: &own_id.body(),
-        intermediate: &intermediate,
-    };
-    let auth = prove(sa, connection, protected.keys.prf, input);
-    let nonces = (phase.transcript.nonce_i.clone(), phase.transcript.nonce_r.clone());
+    let proofs = (phase.protected.clone(), phase.transcript.clone());
+    let mut front = vec![Payload::IdResponder(wire_identity(&connection.local_id))];
+    if sa.extras.resumed.is_none() {
+        front.extend(connection.own_certificates());
+    }
+    front.push(Payload::Authentication(auth));
+    answer(sa, ctx, payloads, connection, remote_id, proofs, front)
+}
+
+/// Responder: both sides are proved. `front`: how we prove it.
+pub(crate) fn answer(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    payloads: &PayloadList,
+    connection: &Connection,
+    remote_id: Identity,
+    (protected, transcript): (Protected, InitTranscript),
+    front: Vec<Payload>,
+) -> Vec<Payload> {
+    let nonces = (transcript.nonce_i, transcript.nonce_r);
     sa.connection = Some(connection.name.clone());
     sa.remote_id = Some(remote_id);
     let agreed = agree_on_sync(sa, connection.cluster_sync, payloads);
@@ -341,16 +495,20 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     if payloads.notify(NotifyType::INITIAL_CONTACT).is_some() {
         initial_contact(sa, ctx);
     }
-    let mut answer = vec![
-        Payload::IdResponder(own_id),
-        Payload::Authentication(Authentication {
-            method: AuthMethod::SHARED_KEY_MIC,
-            data: auth,
-        }),
-    ];
+    let mut answer = front;
     answer.extend(qcd::own_token(sa, ctx));
     answer.extend(agreed.into_iter().map(notify));
+    answer.extend(mobike::agree(sa, connection, payloads));
     answer.extend(ticket::grant(sa, ctx, payloads));
+    let share = ctx.around.pool_share(sa.spi).unwrap_or(PoolShare::WHOLE);
+    match configuration::answer(sa, ctx, connection, payloads, share) {
+        configuration::Outcome::NotConcerned => {}
+        configuration::Outcome::Given(reply) => answer.push(reply),
+        configuration::Outcome::Refused(kind) => {
+            answer.push(notify(kind));
+            return answer;
+        }
+    }
     // RFC 6023: without SA payload the initiator wants no child now.
     if payloads.sa().is_some() {
         match child_answer::answer(sa, ctx, payloads, Some((&nonces.0, &nonces.1)), None) {
@@ -362,82 +520,6 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         }
     }
     answer
-}
-
-/// Finds the connection and checks the proof.
-fn authenticate<'c>(
-    sa: &IkeSa,
-    ctx: &Context<'c>,
-    payloads: &PayloadList,
-) -> Result<(&'c Connection, Identity), String> {
-    let Phase::AwaitAuthRequest(phase) = &sa.phase else {
-        return Err("not expected".to_owned());
-    };
-    let id = payloads.id_i().ok_or("IKE_AUTH request without IDi")?;
-    let remote_id = identity_of(id);
-    let Some(auth) = payloads.auth() else {
-        return Err(format!(
-            "{remote_id} wants to authenticate by EAP; configure the peer for a pre-shared key"
-        ));
-    };
-    if auth.method != AuthMethod::SHARED_KEY_MIC {
-        let method = auth.method;
-        return Err(format!(
-            "{remote_id} authenticates by {method}; configure the peer for a pre-shared key"
-        ));
-    }
-    let asked = payloads.id_r().map(identity_of);
-    let suite = std::slice::from_ref(&phase.protected.suite);
-    let config = ctx.config;
-    let mut by_address = config
-        .connections
-        .iter()
-        .filter(|connection| ike_init::matches_path(connection, sa.path.local, sa.path.remote))
-        .filter(|connection| proposal::choose(&connection.ike_proposals, suite).is_some())
-        .peekable();
-    if by_address.peek().is_none() {
-        return Err(format!(
-            "{remote_id}: no connection has these addresses and {}",
-            phase.protected.suite
-        ));
-    }
-    let by_ids: Vec<&Connection> = by_address
-        .filter(|connection| {
-            connection
-                .remote_id
-                .as_ref()
-                .is_none_or(|expected| *expected == remote_id)
-        })
-        .filter(|connection| asked.as_ref().is_none_or(|asked| *asked == connection.local_id))
-        .collect();
-    // A connection for this very identity goes before one for anyone.
-    let connection = by_ids
-        .iter()
-        .find(|connection| connection.remote_id.is_some())
-        .or(by_ids.first())
-        .copied()
-        .ok_or_else(|| {
-            format!(
-                "the peer says it is {remote_id} and asks for {}, but no connection at these addresses has these \
-                 identities: compare local_id and remote_id of both sides",
-                asked.map_or("anyone".to_owned(), |asked| asked.to_string())
-            )
-        })?;
-    let intermediate = int_auth(sa);
-    let input = AuthInput {
-        message: &phase.transcript.request,
-        nonce: &phase.transcript.nonce_r,
-        sk_p: &phase.protected.keys.sk_pi,
-        id_body: &id.body(),
-        intermediate: &intermediate,
-    };
-    if !verify_psk_auth(phase.protected.keys.prf, &connection.psk, input, &auth.data) {
-        return Err(format!(
-            "{remote_id} has another pre-shared key than connection {}: compare the keys of both sides",
-            connection.name
-        ));
-    }
-    Ok((connection, remote_id))
 }
 
 /// The peer says that this is its only IKE SA with us: older ones are leftovers (RFC 7296 2.4).

@@ -1,6 +1,7 @@
 //! IKE_SA_INIT, both roles (RFC 7296 1.2, 2.6, 2.23).
 
 use super::{Pending, ike_auth, intermediate, notify};
+use crate::auth;
 use crate::config::Connection;
 use crate::event::EventKind;
 use crate::ike_sa::message::{register_request, start_retransmission, transmit};
@@ -11,6 +12,7 @@ use crate::outbox::Context;
 use crate::proposal::{self, Proposal, TransformKind};
 use crate::tasks::child_answer::key_exchange;
 use crate::tasks::child_create::{NONCE_LEN, public_value};
+use crypto::signature::SIGNATURE_HASHES;
 use crypto::{DhGroup, IkeKeys, KeyInputs, nat_detection_hash};
 use ike_wire::{
     DhTransform, ExchangeType, Flags, Header, KeyExchange, Message, Notify, NotifyType, Payload, PayloadList,
@@ -135,6 +137,12 @@ fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
     }
     if phase.offered.iter().any(Proposal::has_additional) {
         payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED));
+    }
+    let signs = sa
+        .connection(ctx.config)
+        .is_some_and(Connection::uses_certificates);
+    if signs {
+        payloads.push(Payload::Notify(Notify::signature_hashes(&SIGNATURE_HASHES)));
     }
     let header = Header {
         spi_i: sa.spi,
@@ -465,6 +473,13 @@ pub(crate) fn respond(
     }
     if suite.has_additional() {
         answer.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED));
+    }
+    // Which of the connections it is turns out with the identities: what any of them needs is said.
+    if candidates.iter().any(|connection| connection.uses_certificates()) {
+        if payloads.notify(NotifyType::SIGNATURE_HASH_ALGORITHMS).is_some() {
+            answer.push(Payload::Notify(Notify::signature_hashes(&SIGNATURE_HASHES)));
+        }
+        answer.extend(auth::certificate_request(candidates.iter().copied()));
     }
     let header = Header {
         spi_i: peer_spi,

@@ -321,6 +321,8 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
     new.connection = old.connection.clone();
     new.remote_id = old.remote_id.clone();
     new.more.fragment_size = old.more.fragment_size;
+    new.more.virtual_addresses = old.more.virtual_addresses.clone();
+    new.more.mobike = old.more.mobike;
     new.extras.wants_ticket = old.extras.wants_ticket;
     new.extras.sync.message_ids = old.extras.sync.message_ids;
     new.extras.sync.counters = old.extras.sync.counters;
@@ -338,7 +340,10 @@ fn hand_over(old: &mut IkeSa, ctx: &mut Context<'_>, new: &mut IkeSa) {
         new.children.push(child);
     }
     for queued in std::mem::take(&mut old.our.queue) {
-        if !matches!(queued.task, Task::RekeyIke | Task::Liveness | Task::Refresh) {
+        if !matches!(
+            queued.task,
+            Task::RekeyIke | Task::Liveness | Task::Refresh | Task::Routability
+        ) {
             new.our.queue.push_back(queued);
         }
     }

@@ -3,8 +3,10 @@
 pub(crate) mod child_answer;
 pub(crate) mod child_create;
 pub(crate) mod child_rekey;
+pub(crate) mod configuration;
 pub(crate) mod counter_sync;
 pub(crate) mod delete;
+pub(crate) mod eap;
 pub(crate) mod follow_up;
 pub(crate) mod ike_auth;
 pub(crate) mod ike_init;
@@ -13,6 +15,8 @@ pub(crate) mod informational;
 pub(crate) mod intermediate;
 pub(crate) mod liveness;
 pub(crate) mod message_id_sync;
+pub(crate) mod mobike;
+pub(crate) mod proof;
 pub(crate) mod qcd;
 pub(crate) mod refresh;
 pub(crate) mod resource;
@@ -52,6 +56,10 @@ pub(crate) enum Pending {
     /// The phase holds the rest.
     Intermediate,
     FollowUp(Box<follow_up::Asked>),
+    /// Whether the peer can be reached where it moved to (RFC 4555).
+    Routability {
+        cookie: Vec<u8>,
+    },
 }
 
 /// A peer that keeps putting us off is asked this often.
@@ -102,6 +110,7 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             Task::RekeyIke => ike_rekey::start(sa, ctx, tries),
             Task::DeleteIke => delete::start_ike(sa, ctx),
             Task::Liveness => liveness::start(sa, ctx),
+            Task::Routability => mobike::check(sa, ctx),
             Task::Refresh => refresh::start(sa, ctx),
             Task::CreateResourceChild { child, resource } => {
                 resource::start(sa, ctx, &child, resource, tries);
@@ -147,7 +156,17 @@ pub(crate) fn on_request(
             delete::close(sa, ctx, text);
             vec![notify(NotifyType::INVALID_SYNTAX)]
         }
-        (Phase::AwaitAuthRequest(_), ExchangeType::IKE_AUTH) => ike_auth::respond(sa, ctx, &payloads),
+        (Phase::AwaitAuthRequest(_), ExchangeType::IKE_AUTH) => {
+            match ike_auth::respond(sa, ctx, message_id, payloads) {
+                Some(answer) => answer,
+                // It comes with our signature.
+                None => return,
+            }
+        }
+        (Phase::AwaitEap(_), ExchangeType::IKE_AUTH) => match eap::respond(sa, ctx, &payloads) {
+            Some(answer) => answer,
+            None => return,
+        },
         (Phase::Established(_), ExchangeType::CREATE_CHILD_SA) => respond_create(sa, ctx, &payloads),
         (Phase::Established(_), ExchangeType::IKE_FOLLOWUP_KE) => follow_up::respond(sa, ctx, &payloads),
         (Phase::Rekeyed(_) | Phase::Deleting(_), ExchangeType::IKE_FOLLOWUP_KE) => {
@@ -258,6 +277,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         Pending::DeleteChild { spi_in } => delete::finish_child(sa, ctx, spi_in),
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
+        Pending::Routability { cookie } => mobike::checked(sa, ctx, &cookie, &payloads),
         Pending::Refresh => refresh::finish(sa, ctx, &payloads),
         Pending::SyncCounters => {}
         Pending::MessageIdSync(asked) => message_id_sync::finish(sa, ctx, &asked, &payloads),
@@ -303,6 +323,7 @@ pub(crate) fn abandon_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         }
         Pending::DeleteChild { spi_in } => sa.our.push_front(Task::DeleteChild { spi_in }),
         Pending::Liveness => sa.our.push(Task::Liveness),
+        Pending::Routability { .. } => sa.our.push(Task::Routability),
         Pending::Refresh => sa.our.push(Task::Refresh),
         // The peer's cluster has just failed over itself; evidence will come again if it is still needed.
         Pending::SyncCounters => {}

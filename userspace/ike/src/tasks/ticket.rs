@@ -1,5 +1,6 @@
 //! Tickets for session resumption (RFC 5723 4.1, 4.2, 6): granted by value, asked for, kept for the time after a loss.
 
+use crate::auth::RemoteAuth;
 use crate::config::{Connection, EndpointConfig, EngineConfig, Identity};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -48,12 +49,19 @@ pub(crate) fn policy(secret: &SecretBytes, connection: &Connection) -> [u8; 32] 
     };
     let remote = connection.remote_id.as_ref().map_or([0; 32], id);
     let name = sha256(&[connection.name.as_bytes()]);
-    let parts: [&[u8]; 5] = [
+    // Authorities that are not believed any more resume nothing.
+    let authorities = match &connection.remote_auth {
+        RemoteAuth::Psk => Vec::new(),
+        RemoteAuth::Certificate(trust) => trust.digests().concat(),
+        RemoteAuth::EapMsChapV2(_) => vec![0],
+    };
+    let parts: [&[u8]; 6] = [
         b"ticket policy",
         &name,
         &id(&connection.local_id),
         &remote,
         connection.psk.expose(),
+        &authorities,
     ];
     hmac_sha256(secret.expose(), &parts)
 }
@@ -184,7 +192,7 @@ pub(crate) fn to_show(ctx: &mut Context<'_>, connection: &Connection) -> Option<
     let fits = connection.resumption
         && now < held.expires
         && held.own_id == connection.local_id
-        && connection.remote_id.as_ref().is_none_or(|id| *id == held.peer_id)
+        && connection.expects(&held.peer_id)
         && crate::proposal::choose(&connection.ike_proposals, std::slice::from_ref(&held.suite)).is_some();
     if !fits {
         return None;

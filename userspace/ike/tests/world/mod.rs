@@ -2,9 +2,13 @@
 // Several test programs share this world, and each uses a part of it.
 #![allow(dead_code)]
 
+pub mod pki;
+pub mod scripted;
+
 use ike::{
     Change, ChildConfig, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind,
-    Identity, IkeSaChange, IkeSaStatus, Input, Output, Proposal, Resource, Surroundings, Transmit,
+    Identity, IkeSaChange, IkeSaStatus, Input, Output, Proposal, Resource, SignRequest, Surroundings,
+    Transmit,
 };
 use model::{
     ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, OutboundUse,
@@ -51,6 +55,7 @@ pub struct Around {
     pub advanced: Option<Vec<(EspSpi, u64)>>,
     /// Seconds since 1970.
     pub unix_time: Option<u64>,
+    pub pool_share: Option<ike::PoolShare>,
 }
 
 impl Surroundings for Around {
@@ -113,6 +118,9 @@ impl Surroundings for Around {
     fn unix_time(&self) -> Option<u64> {
         self.unix_time
     }
+    fn pool_share(&self, _ike_spi: IkeSpi) -> Option<ike::PoolShare> {
+        self.pool_share
+    }
     fn may_initiate(&self, _connection: &str) -> bool {
         self.may_initiate
     }
@@ -135,6 +143,11 @@ pub struct Side {
     /// All messages that left, as octets.
     pub sent: Vec<Vec<u8>>,
     pub changes: Vec<String>,
+    /// Private keys, by the name that requests give.
+    pub keys: BTreeMap<String, std::rc::Rc<pki::Key>>,
+    /// Requests are not answered but kept.
+    pub hold_signatures: bool,
+    pub to_sign: Vec<SignRequest>,
     /// The message under each (initiator's SPI, direction, IV): none may come twice with another message.
     ivs: BTreeMap<(IkeSpi, bool, Vec<u8>), Vec<u8>>,
 }
@@ -245,6 +258,7 @@ impl World {
                 on_resource: BTreeMap::new(),
                 advanced: None,
                 unix_time: None,
+                pool_share: Some(ike::PoolShare::WHOLE),
             },
             journal: BTreeMap::new(),
             children: BTreeMap::new(),
@@ -254,6 +268,9 @@ impl World {
             events: Vec::new(),
             sent: Vec::new(),
             changes: Vec::new(),
+            keys: BTreeMap::new(),
+            hold_signatures: false,
+            to_sign: Vec::new(),
             ivs: BTreeMap::new(),
         };
         Self {
@@ -300,6 +317,16 @@ impl World {
                     }
                 }
                 Output::Transmit(transmit) => self.transmit(side, transmit, send),
+                Output::Sign(request) => {
+                    self.trace.push(format!(
+                        "   {} is to sign with {}",
+                        self.sides[side].name, request.key
+                    ));
+                    self.sides[side].to_sign.push(request);
+                    if !self.sides[side].hold_signatures {
+                        self.sign(side);
+                    }
+                }
                 Output::Event(event) => {
                     self.trace.push(format!(
                         "   {}: [{}] {event}",
@@ -310,6 +337,25 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Makes the signatures that were asked for.
+    pub fn sign(&mut self, side: usize) {
+        let s = &mut self.sides[side];
+        for request in std::mem::take(&mut s.to_sign) {
+            let key = s.keys.get(&request.key);
+            let signature = key
+                .ok_or_else(|| format!("no key {}", request.key))
+                .map(|key| key.sign(request.scheme, &request.octets));
+            let input = Input::Signed {
+                now: self.now,
+                ike_spi: request.ike_spi,
+                token: request.token,
+                signature,
+            };
+            s.engine.handle(input, &mut s.around);
+        }
+        self.drain(side, true);
     }
 
     fn transmit(&mut self, side: usize, transmit: Transmit, send: bool) {

@@ -1,0 +1,214 @@
+//! How both sides of a connection prove who they are: keys `auth`, `local_auth`, `remote_auth` and the files that they need.
+
+use std::path::PathBuf;
+
+use ike::auth::pattern::WrittenId;
+
+use super::check::{self, Files};
+use super::read::Context;
+use super::reader::{At, Reader};
+use super::{AuthKind, AuthorityFiles, CertificateFiles};
+use crate::{clock, credentials};
+
+/// What the keys come to.
+pub(super) struct Auth {
+    pub local: AuthKind,
+    pub remote: AuthKind,
+    pub local_id: Option<String>,
+    pub remote_id: Option<String>,
+    pub psk_file: Option<PathBuf>,
+    pub certificate: Option<CertificateFiles>,
+    pub authorities: Option<AuthorityFiles>,
+    pub eap_users: Option<PathBuf>,
+}
+
+impl Context<'_> {
+    pub(super) fn auth(&self, t: &mut Reader<'_>, connection: &str) -> Auth {
+        let words = [("psk", AuthKind::Psk), ("cert", AuthKind::Certificate)];
+        let both = t.word("auth", &words);
+        let local = t.word("local_auth", &words).or(both).unwrap_or(AuthKind::Psk);
+        let all = [words[0], words[1], ("eap-mschapv2", AuthKind::EapMsChapV2)];
+        let remote = t.word("remote_auth", &all).or(both).unwrap_or(AuthKind::Psk);
+        let local_id = match local {
+            // The certificate's subject.
+            AuthKind::Certificate => t.string("local_id"),
+            _ => t.required_string("local_id", "our identity"),
+        };
+        let remote_id = t.required_string("remote_id", "the peer's identity");
+        if let Some(id) = &remote_id
+            && let Err(why) = WrittenId::parse(&id.value)
+        {
+            self.problems.add(
+                id.span.clone(),
+                format!("remote_id '{}' is no distinguished name: {why}", id.value),
+                "write for example \"C=DE, O=Example, CN=*\"",
+            );
+        }
+        let psk_file = if local == AuthKind::Psk || remote == AuthKind::Psk {
+            t.required_string("psk_file", "the path of a file with the pre-shared key")
+        } else {
+            self.useless(t, "psk_file", "no side uses a pre-shared key");
+            None
+        };
+        if let (Some(psk), Files::Check) = (&psk_file, self.files) {
+            check::secret_file(
+                &self.problems,
+                &psk.span,
+                &self.path(&psk.value),
+                "pre-shared key file",
+            );
+        }
+        let certificate = match local {
+            AuthKind::Psk | AuthKind::EapMsChapV2 => {
+                for key in ["cert_file", "key_file", "rsa_padding"] {
+                    self.useless(t, key, "we do not prove ourselves by a certificate");
+                }
+                None
+            }
+            AuthKind::Certificate => self.certificate(t, connection, local_id.as_ref()),
+        };
+        let authorities = match remote {
+            AuthKind::Psk | AuthKind::EapMsChapV2 => {
+                for key in ["ca_files", "crl_files", "revocation"] {
+                    self.useless(t, key, "the peer does not prove itself by a certificate");
+                }
+                None
+            }
+            AuthKind::Certificate => self.authorities(t),
+        };
+        let eap_users = match remote {
+            AuthKind::EapMsChapV2 => {
+                let file = t.required_string(
+                    "eap_users_file",
+                    "the path of a file with lines \"name:password\"",
+                );
+                if let (Some(file), Files::Check) = (&file, self.files) {
+                    let path = self.path(&file.value);
+                    check::secret_file(&self.problems, &file.span, &path, "file of EAP users");
+                    if let Err(error) = credentials::users(&path) {
+                        self.problems.add(
+                            file.span.clone(),
+                            format!("{error:#}"),
+                            "write one \"name:password\" a line",
+                        );
+                    }
+                }
+                file
+            }
+            _ => {
+                self.useless(t, "eap_users_file", "the peer does not prove itself by EAP");
+                None
+            }
+        };
+        if remote == AuthKind::EapMsChapV2
+            && local != AuthKind::Certificate
+            && let Some(span) = t.place("remote_auth")
+        {
+            self.problems.add(
+                span,
+                "EAP-MSCHAPv2 is safe only behind a certificate of ours: anybody could pose as the gateway otherwise",
+                "set local_auth = \"cert\", with cert_file and key_file",
+            );
+        }
+        Auth {
+            local,
+            remote,
+            local_id: local_id.map(|id| id.value),
+            remote_id: remote_id.map(|id| id.value),
+            psk_file: psk_file.map(|file| self.path(&file.value)),
+            certificate,
+            authorities,
+            eap_users: eap_users.map(|file| self.path(&file.value)),
+        }
+    }
+
+    /// Reports a key that says nothing here.
+    fn useless(&self, t: &mut Reader<'_>, key: &'static str, why: &str) {
+        if let Some(span) = t.place(key) {
+            self.problems.add(
+                span,
+                format!("'{key}' is given, but {why}"),
+                "remove it, or set auth = \"cert\" or \"psk\" accordingly",
+            );
+        }
+    }
+
+    fn certificate(
+        &self,
+        t: &mut Reader<'_>,
+        connection: &str,
+        local_id: Option<&At<String>>,
+    ) -> Option<CertificateFiles> {
+        let cert = t.required_string(
+            "cert_file",
+            "the path of our certificate (PEM, issuers behind it)",
+        );
+        let key = t.required_string("key_file", "the path of the certificate's private key (PEM)");
+        let rsa_pkcs1 = t
+            .word("rsa_padding", &[("pss", false), ("pkcs1", true)])
+            .unwrap_or(false);
+        let (cert, key) = (cert?, key?);
+        let files = CertificateFiles {
+            cert: self.path(&cert.value),
+            key: self.path(&key.value),
+            rsa_pkcs1,
+        };
+        if self.files == Files::Check {
+            check::secret_file(&self.problems, &key.span, &files.key, "private key file");
+            match credentials::own(connection, &files) {
+                Err(error) => self.problems.add(
+                    cert.span,
+                    format!("{error:#}"),
+                    "name a certificate and the private key that belongs to it",
+                ),
+                Ok(own) => {
+                    let now = clock::wall_ns() / 1_000_000_000;
+                    if let Err(error) = credentials::check_dates(&own.facts, now) {
+                        self.problems
+                            .add(cert.span.clone(), error.to_string(), "have another one issued");
+                    }
+                    let id = local_id.map(|id| id.value.as_str());
+                    if let Err(error) = credentials::own_id(id, Some(&own.facts)) {
+                        let span = local_id.map_or(cert.span, |id| id.span.clone());
+                        self.problems.add(
+                            span,
+                            format!("{error:#}"),
+                            "or leave local_id out: then it is the certificate's subject",
+                        );
+                    }
+                }
+            }
+        }
+        Some(files)
+    }
+
+    fn authorities(&self, t: &mut Reader<'_>) -> Option<AuthorityFiles> {
+        let hint =
+            "the list of files with certificates of authorities that the peer's certificate is issued by";
+        if !t.has("ca_files") {
+            t.missing("ca_files", hint);
+        }
+        let ca = t.string_or_strings("ca_files");
+        let crl = t.string_or_strings("crl_files");
+        let strict = t
+            .word("revocation", &[("relaxed", false), ("strict", true)])
+            .unwrap_or(false);
+        let ca = ca?;
+        let paths = |list: Vec<At<String>>| list.iter().map(|path| self.path(&path.value)).collect();
+        let files = AuthorityFiles {
+            ca: paths(ca.value),
+            crl: crl.map(|list| paths(list.value)).unwrap_or_default(),
+            strict,
+        };
+        if self.files == Files::Check
+            && let Err(error) = credentials::trust(&files)
+        {
+            self.problems.add(
+                ca.span,
+                format!("{error:#}"),
+                "name files with certificates (ca_files) and revocation lists (crl_files) in PEM or DER",
+            );
+        }
+        Some(files)
+    }
+}
