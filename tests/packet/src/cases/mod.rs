@@ -15,6 +15,7 @@ mod steer;
 mod v6;
 mod virtual_mac;
 mod vlan;
+mod wraps;
 
 use crate::case::Case;
 
@@ -35,5 +36,6 @@ pub fn all() -> Vec<Case> {
     cases.extend(segments::cases());
     cases.extend(lifetimes::cases());
     cases.extend(malformed::cases());
+    cases.extend(wraps::cases());
     cases
 }
