@@ -280,9 +280,8 @@ mod tests {
     const EXAMPLE: &str = include_str!("../../../../docs/examples/espalier.toml");
 
     fn config() -> Config {
-        Config::read_without_files(EXAMPLE, Path::new("/etc/espalier"))
-            .ok()
-            .expect("the example is right")
+        let read = Config::read_without_files(EXAMPLE, Path::new("/etc/espalier"));
+        read.unwrap_or_else(|problems| panic!("{} problems in the example", problems.len()))
     }
 
     fn some_key(octet: u8) -> LessSafeKey {
@@ -318,7 +317,7 @@ mod tests {
     fn only_the_same_key_opens_what_was_sealed_and_no_octet_may_differ() {
         let kept = kept(&config());
         let sealed = seal(&some_key(1), &kept).expect("sealed");
-        let again = open(&some_key(1), sealed.clone()).ok().expect("opened");
+        let again = open(&some_key(1), sealed.clone()).unwrap_or_else(|why| panic!("{why}"));
         assert_eq!((again.token, again.tenures), (kept.token, kept.tenures));
         assert_eq!(again.suspects, [(GroupId(0), vec![EspSpi(9)])]);
         assert!(matches!(
@@ -356,7 +355,7 @@ mod tests {
         assert!(another(judge(&|kept| kept.cluster.push('x'))));
         assert!(another(judge(&|kept| kept.member += 1)));
         assert!(another(judge(&|kept| kept.boot.clear())));
-        assert!(another(judge(&|kept| drop(kept.tenures.pop()))));
+        assert!(another(judge(&|kept| kept.tenures.truncate(0))));
         let stale = judge(&|kept| kept.token[0] ^= 1);
         assert!(matches!(stale, Err(NotTakenUp::NoToken)));
         let late = judge(&|kept| kept.until = Instant::from_millis(8_999));
