@@ -227,10 +227,10 @@ fn ratios(rows: &[Row]) -> Vec<Ratio> {
     for ours in rows.iter().filter(|r| r.system == "espalier" && r.test != "ping") {
         for to in ["strongswan", "wireguard-go"] {
             let theirs = find(to, &ours.test, Some(&ours.suite)).or_else(|| find(to, &ours.test, None));
-            let (Some(theirs), Some(plain)) = (theirs, find("plain", &ours.test, None)) else {
-                continue;
-            };
-            let above = |r: &Row| r.cpu_s_per_gb - plain.cpu_s_per_gb;
+            let Some(theirs) = theirs else { continue };
+            // Without `plain` in the run there is nothing to take away, and no figure.
+            let hosts = find("plain", &ours.test, None).map_or(f64::NAN, |plain| plain.cpu_s_per_gb);
+            let above = |r: &Row| r.cpu_s_per_gb - hosts;
             out.push(Ratio {
                 to: to.to_owned(),
                 suite: ours.suite.clone(),
@@ -319,9 +319,12 @@ mod tests {
             row("strongswan", "tcp_1", 2.0, 12.0),
             row("strongswan", "tcp_4", 1.0, 99.0),
         ];
-        let ratios = ratios(&rows);
+        let ratios = super::ratios(&rows);
         assert_eq!(ratios.len(), 1);
         assert_eq!((ratios[0].bps, ratios[0].cpu_above_plain), (3.0, 0.2));
+        let without_plain = super::ratios(&rows[1..]);
+        assert_eq!(without_plain[0].bps, 3.0);
+        assert!(without_plain[0].cpu_above_plain.is_nan());
     }
 
     #[test]

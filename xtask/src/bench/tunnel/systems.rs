@@ -143,9 +143,10 @@ fn espalier(chain: &Chain, suite: &str, product: &Product) -> Result<Running> {
         ))?;
         let folder = chain.folder.join(site.name);
         fs::create_dir_all(&folder)?;
+        // Certificates for two are the fewest; a lone member uses the first.
         let mut command = std::process::Command::new(&product.binary);
         command
-            .args(["cluster", "init", "--name", site.name, "--members", "1", "--dir"])
+            .args(["cluster", "init", "--name", site.name, "--members", "2", "--dir"])
             .arg(folder.join("pki"));
         cmd::output(command, "").context("espalier cluster init")?;
         let mut psk = OpenOptions::new()
