@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use model::TrafficSelector;
 
+use super::PoolConfig;
 use super::check;
 use super::read::Context;
 use super::reader::{At, Reader};
-use super::PoolConfig;
 
 /// What a connection gives to peers without addresses of their own.
 #[derive(Default)]

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod pki;
+mod rng;
 pub mod scripted;
 
 use ike::{
@@ -14,27 +15,10 @@ use model::{
     ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, OutboundUse,
     SecretBytes, TrafficSelector,
 };
+pub use rng::Rng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
-
-/// splitmix64: a test that fails prints its seed.
-#[derive(Clone)]
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-}
 
 pub struct Around {
     pub rng: Rng,
@@ -337,25 +321,6 @@ impl World {
                 }
             }
         }
-    }
-
-    /// Makes the signatures that were asked for.
-    pub fn sign(&mut self, side: usize) {
-        let s = &mut self.sides[side];
-        for request in std::mem::take(&mut s.to_sign) {
-            let key = s.keys.get(&request.key);
-            let signature = key
-                .ok_or_else(|| format!("no key {}", request.key))
-                .map(|key| key.sign(request.scheme, &request.octets));
-            let input = Input::Signed {
-                now: self.now,
-                ike_spi: request.ike_spi,
-                token: request.token,
-                signature,
-            };
-            s.engine.handle(input, &mut s.around);
-        }
-        self.drain(side, true);
     }
 
     fn transmit(&mut self, side: usize, transmit: Transmit, send: bool) {
