@@ -184,3 +184,25 @@ impl Ca {
         params.signed_by(&self.issuer).unwrap().der().to_vec()
     }
 }
+
+impl super::World {
+    /// Makes the signatures that were asked for.
+    pub fn sign(&mut self, side: usize) {
+        let now = self.now;
+        let s = &mut self.sides[side];
+        for request in std::mem::take(&mut s.to_sign) {
+            let key = s.keys.get(&request.key);
+            let signature = key
+                .ok_or_else(|| format!("no key {}", request.key))
+                .map(|key| key.sign(request.scheme, &request.octets));
+            let input = ike::Input::Signed {
+                now,
+                ike_spi: request.ike_spi,
+                token: request.token,
+                signature,
+            };
+            s.engine.handle(input, &mut s.around);
+        }
+        self.drain(side, true);
+    }
+}
