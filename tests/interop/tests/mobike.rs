@@ -4,7 +4,7 @@ mod duel;
 
 use anyhow::{Result, bail, ensure};
 use duel::*;
-use ike::{ChildConfig, Connection, EventKind, Identity, Proposal};
+use ike::{ChildConfig, Connection, Identity, Proposal};
 use lab::strongswan::Daemon;
 use model::SecretBytes;
 use std::net::IpAddr;
@@ -81,8 +81,8 @@ secrets {{
     if let Err(error) = moved {
         bail!("{error:#}\n{}", peer.log());
     }
-    let text = gateway.event(EventKind::PeerMoved)?;
-    ensure!(text.contains("MOBIKE") && text.contains(NEW), "{text}");
+    let text = gateway.story();
+    ensure!(text.contains("(MOBIKE)") && text.contains(NEW), "{text}");
     // Both sides go on with the same IKE SA; our check of the new address was answered.
     let before = gateway.status().first().map(|sa| sa.next_receive);
     peer.rekey_child("mobile")?;

@@ -149,6 +149,10 @@ fn a_wrong_password_and_an_unknown_user_look_alike_to_the_peer_and_not_in_the_lo
         let text = String::from_utf8_lossy(&refusal.body.as_ref().unwrap().1).into_owned();
         assert!(text.contains("E=691 R=0"), "{text}");
         told.push(text.len());
+        assert!(
+            peer.world.has_event(B, EventKind::AuthFailed),
+            "said at once: the peer may go away"
+        );
         let answer = say(&mut peer, refusal.identifier, EapType::MSCHAPV2, vec![4]);
         assert_eq!(answer.eap().unwrap().code, EapCode::FAILURE);
         assert!(peer.world.status(B).is_empty() && peer.world.sides[B].children.is_empty());

@@ -97,8 +97,16 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     );
     Some(match next {
         Next::Ask(packet, step) => {
+            let refused = match &step {
+                Step::Refusing { why } => Some(format!("connection {}: {why}", connection.name)),
+                _ => None,
+            };
             phase.identifier = packet.identifier;
             phase.step = step;
+            // Some peers go away now without another word.
+            if let Some(text) = refused {
+                ctx.event(sa, EventKind::AuthFailed, text);
+            }
             vec![Payload::Eap(packet)]
         }
         Next::Success { msk } => {
@@ -107,8 +115,11 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         }
         Next::Failure(why) => {
             let failure = Eap::outcome(phase.identifier, false);
-            let text = format!("connection {}: {why}", connection.name);
-            ctx.event(sa, EventKind::AuthFailed, text);
+            let told = matches!(phase.step, Step::Refusing { .. });
+            if !told {
+                let text = format!("connection {}: {why}", connection.name);
+                ctx.event(sa, EventKind::AuthFailed, text);
+            }
             delete::close(sa, ctx, "EAP failed");
             vec![Payload::Eap(failure)]
         }
