@@ -4,8 +4,8 @@ use super::proof::{
     Then, ask_signature, auth_input, authenticate, check_proof, own_certificate, prove, what_to_compare,
 };
 use super::{
-    Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, ppk, qcd, resource, resume,
-    ticket,
+    Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, ppk, qcd, resource,
+    resume, ticket,
 };
 use crate::auth::{self, signing};
 use crate::config::{Connection, Identity};
