@@ -4,7 +4,7 @@
 //! Needs root and strongSwan.
 
 use anyhow::{Context, Result, ensure};
-use ike::{ChildConfig, Command, Connection, EndpointConfig, EngineConfig, Identity, Proposal};
+use ike::{ChildConfig, Command, Connection, EndpointConfig, EngineConfig, Identity, Ppk, Proposal};
 use lab::clock::wait_for;
 use lab::ike_peer::{IkePeer, Seen};
 use lab::netns::Netns;
@@ -71,7 +71,11 @@ fn connection(name: &str, ike: &str, esp: &str) -> Result<Connection> {
     Ok(connection)
 }
 
-fn stage(adjust: impl Fn(&mut Connection), charon_settings: &[&str]) -> Result<Stage> {
+fn stage(
+    adjust: impl Fn(&mut Connection),
+    charon_settings: &[&str],
+    further: impl Fn(String) -> String,
+) -> Result<Stage> {
     let resources = Resources::new()?;
     let netns = |what: &str| -> Result<Netns> {
         let name = resources.name(what);
@@ -106,7 +110,7 @@ fn stage(adjust: impl Fn(&mut Connection), charon_settings: &[&str]) -> Result<S
         restart: false,
     };
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&resources.id);
-    let conf = swanctl_conf(&ROWS.map(peer), PSK);
+    let conf = further(swanctl_conf(&ROWS.map(peer), PSK));
     let charon = Charon::start_with(
         &theirs,
         &folder,
@@ -192,7 +196,7 @@ fn only(seen: &Seen, name: &str) -> Option<(model::IkeSpi, model::EspSpi)> {
 
 #[test]
 fn every_family_of_algorithms_works_in_both_roles_and_is_rekeyed() -> Result<()> {
-    let stage = stage(|_| {}, &[])?;
+    let stage = stage(|_| {}, &[], |conf| conf)?;
     for (name, ike, esp) in ROWS {
         let context = |role: &str| format!("{name}: {ike}, {esp}, {role}");
         let connection = name.to_owned();
@@ -242,7 +246,7 @@ fn every_family_of_algorithms_works_in_both_roles_and_is_rekeyed() -> Result<()>
 #[test]
 fn both_sides_cut_long_messages_and_put_them_together() -> Result<()> {
     let small = |connection: &mut Connection| connection.fragment_size = 576;
-    let stage = stage(small, &["fragment_size = 600"])?;
+    let stage = stage(small, &["fragment_size = 600"], |conf| conf)?;
     // A public value of 512 octets makes CREATE_CHILD_SA too long.
     let (name, ..) = ROWS[5];
     for ours in [true, false] {
@@ -272,5 +276,59 @@ fn both_sides_cut_long_messages_and_put_them_together() -> Result<()> {
     }
     let seen = stage.engine.seen();
     ensure!(seen.warnings.is_empty(), "{:#?}", seen.warnings);
+    Ok(())
+}
+
+/// RFC 8784, in both roles: required by both, and known to the peer alone.
+#[test]
+fn post_quantum_preshared_keys_go_into_the_keys_of_both_sides() -> Result<()> {
+    let known = |connection: &mut Connection| {
+        connection.ppk = Some(Ppk {
+            id: "quantum".to_owned(),
+            secret: SecretBytes::new(b"a key that no quantum computer finds".to_vec()),
+            required: connection.name != ROWS[1].0,
+        });
+        if connection.name == ROWS[2].0 {
+            connection.ppk = None;
+        }
+    };
+    let stage = stage(known, &[], |conf| {
+        let conf = conf.replace(
+            "    mobike = no\n",
+            "    mobike = no\n    ppk_id = quantum\n    ppk_required = no\n",
+        );
+        let secret =
+            "  ppk-quantum {\n    id = quantum\n    secret = \"a key that no quantum computer finds\"\n  }\n";
+        conf.replacen("secrets {\n", &format!("secrets {{\n{secret}"), 1)
+    })?;
+    for (name, ..) in &ROWS[..3] {
+        for ours in [true, false] {
+            if ours {
+                let connection = (*name).to_owned();
+                stage.engine.command(Command::Initiate { connection })?;
+            } else {
+                stage.charon.initiate(name)?;
+            }
+            let (spi, spi_in) = stage
+                .up(name, "the handshake")
+                .with_context(|| format!("{name}, ours {ours}"))?;
+            // Only equal keys on both sides bring a rekey about.
+            stage.engine.command(Command::RekeyChild { spi_in })?;
+            stage.other(name, "the rekey of the Child SA", |now| now.1 != spi_in)?;
+            stage.charon.swanctl(&["--rekey", "--ike", name])?;
+            stage.other(name, "the rekey of the IKE SA", |now| now.0 != spi)?;
+            stage.down(name)?;
+        }
+    }
+    let log = stage.charon.log();
+    ensure!(
+        log.contains("using PPK for PPK_ID 'quantum'"),
+        "the peer did not use it"
+    );
+    ensure!(
+        stage.engine.seen().warnings.is_empty(),
+        "{:#?}",
+        stage.engine.seen().warnings
+    );
     Ok(())
 }

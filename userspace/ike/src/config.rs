@@ -117,6 +117,8 @@ pub struct Connection {
     pub fragment_size: u16,
     /// A peer that initiated may change its address (RFC 4555).
     pub mobike: bool,
+    /// Post-quantum pre-shared key beside the proof of identity (RFC 8784).
+    pub ppk: Option<Ppk>,
     /// Pools that the peer gets virtual addresses of; empty: it has addresses of its own. Then children's `remote_ts` are
     /// narrowed to the peer's address.
     pub pools: Vec<Pool>,
@@ -159,6 +161,7 @@ impl Connection {
             fragmentation: true,
             fragment_size: FRAGMENT_SIZE,
             mobike: true,
+            ppk: None,
             pools: Vec::new(),
             dns: Vec::new(),
             dns_domains: Vec::new(),
@@ -169,6 +172,17 @@ impl Connection {
     pub(crate) fn child(&self, name: &str) -> Option<&ChildConfig> {
         self.children.iter().find(|child| child.name == name)
     }
+}
+
+/// A post-quantum pre-shared key (RFC 8784). No `Debug`: it holds the key.
+#[derive(Clone)]
+pub struct Ppk {
+    /// Its name, which both sides know (PPK_ID_FIXED).
+    pub id: String,
+    /// The key; RFC 8784 6 asks for 256 bits of entropy.
+    pub secret: SecretBytes,
+    /// A peer that does not use it is refused.
+    pub required: bool,
 }
 
 /// What a Child SA can be bound to: a CPU of a member.

@@ -293,6 +293,17 @@ impl PoolConfig {
     }
 }
 
+/// A post-quantum pre-shared key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PpkConfig {
+    /// Its name, which the peer knows.
+    pub id: String,
+    /// File with the key.
+    pub file: PathBuf,
+    /// A peer that does not use it is refused.
+    pub required: bool,
+}
+
 /// `[[connections]]`.
 #[derive(Clone, Debug)]
 pub struct ConnectionConfig {
@@ -332,6 +343,8 @@ pub struct ConnectionConfig {
     pub retransmit: Retransmit,
     /// UDP encapsulation even without a NAT.
     pub force_encap: bool,
+    /// Post-quantum pre-shared key (RFC 8784).
+    pub ppk: Option<PpkConfig>,
     /// What is used beyond RFC 7296, where the peer has it too.
     pub extensions: Extensions,
     /// IKE fragmentation (RFC 7383).

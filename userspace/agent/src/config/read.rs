@@ -13,7 +13,7 @@ use super::read_policy::{self, Path as PathRules};
 use super::reader::{At, Problem, Problems, Reader};
 use super::{
     AddressConfig, AttachMode, ChildConfig, ClusterConfig, Config, ConnectionConfig, ControlConfig,
-    DataPlaneConfig, InterfaceConfig, PolicyConfig, PoolConfig, Start, selector,
+    DataPlaneConfig, InterfaceConfig, PolicyConfig, PoolConfig, PpkConfig, Start, selector,
 };
 
 pub(super) const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -431,6 +431,7 @@ impl Context<'_> {
             ..usual
         };
         let force_encap = t.boolean("force_encap").unwrap_or(false);
+        let ppk = self.ppk(&mut t);
         let extensions = self.extensions(&mut t);
         let fragmentation = t.boolean("fragmentation").unwrap_or(true);
         let fragment_size = t
@@ -476,6 +477,7 @@ impl Context<'_> {
             rekey_jitter,
             retransmit,
             force_encap,
+            ppk,
             extensions,
             fragmentation,
             fragment_size,
@@ -485,6 +487,39 @@ impl Context<'_> {
             dns_domains: given.dns_domains,
             children,
         })
+    }
+
+    /// A post-quantum pre-shared key: name and file, or neither.
+    fn ppk(&self, t: &mut Reader<'_>) -> Option<PpkConfig> {
+        let (id, file) = (t.string("ppk_id"), t.string("ppk_file"));
+        let required = t.boolean("ppk_required");
+        if let (Some(file), Files::Check) = (&file, self.files) {
+            check::secret_file(&self.problems, &file.span, &self.path(&file.value), "ppk_file");
+        }
+        match (id, file) {
+            (Some(id), Some(file)) => Some(PpkConfig {
+                id: id.value,
+                file: self.path(&file.value),
+                required: required.unwrap_or(false),
+            }),
+            (None, None) if required.is_none() => None,
+            (None, None) => {
+                self.problems.add(
+                    t.span(),
+                    "ppk_required without a post-quantum pre-shared key",
+                    "add ppk_id and ppk_file",
+                );
+                None
+            }
+            (Some(given), None) | (None, Some(given)) => {
+                self.problems.add(
+                    given.span,
+                    "ppk_id and ppk_file belong together",
+                    "give both: the key's name, which the peer knows, and a file with the key",
+                );
+                None
+            }
+        }
     }
 
     fn child(

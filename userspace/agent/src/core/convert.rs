@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ike::auth::certificate::Facts;
-use ike::{Connection, EndpointConfig, EngineConfig, LocalAuth, Pool, RemoteAuth, Resource};
+use ike::{Connection, EndpointConfig, EngineConfig, LocalAuth, Pool, Ppk, RemoteAuth, Resource};
 use model::SecretBytes;
 use sad::{Handling, Policy, PolicyAction};
 use zeroize::Zeroizing;
@@ -62,6 +62,14 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
     let shortest = [c.ike_rekey_time, c.child_rekey_time].into_iter().flatten().min();
     c.rekey_jitter = shortest.map_or(config.rekey_jitter, |time| config.rekey_jitter.min(time / 10));
     c.force_encap = config.force_encap;
+    c.ppk = match &config.ppk {
+        Some(ppk) => Some(Ppk {
+            id: ppk.id.clone(),
+            secret: read_psk(&ppk.file)?,
+            required: ppk.required,
+        }),
+        None => None,
+    };
     c.crash_detection = config.extensions.crash_detection;
     c.resumption = config.extensions.resumption;
     c.cluster_sync = config.extensions.cluster_sync;

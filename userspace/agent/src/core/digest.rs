@@ -63,6 +63,10 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
                 c.local_auth, c.remote_auth
             ));
         }
+        if let Some(ppk) = &c.ppk {
+            let key = identity.fingerprint("ppk", &convert::read_psk(&ppk.file)?);
+            text.push_str(&format!(" {:?} {key:02x?} {}", ppk.id, ppk.required));
+        }
         if !c.pools.is_empty() {
             text.push_str(&format!(" {:?} {:?} {:?}", c.pools, c.dns, c.dns_domains));
         }

@@ -5,6 +5,7 @@
 use super::record::{AdoptError, octets};
 use crate::tasks::follow_up::Awaited;
 use crate::tasks::intermediate::Intermediate;
+use crate::tasks::ppk::PpkState;
 use model::SecretBytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,6 +16,7 @@ mod tag {
     pub const FRAGMENT_SIZE: u16 = 1;
     pub const INTERMEDIATE: u16 = 2;
     pub const FOLLOW_UP: u16 = 3;
+    pub const PPK: u16 = 4;
     pub const VIRTUAL_ADDRESSES: u16 = 16;
     pub const MOBIKE: u16 = 17;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
@@ -32,6 +34,8 @@ pub(crate) struct More {
     pub intermediate: Option<Intermediate>,
     /// Responder: an SA that waits for further key exchanges.
     pub follow_up: Option<Awaited>,
+    /// A post-quantum pre-shared key, while the IKE SA is set up.
+    pub ppk: Option<PpkState>,
     /// Addresses out of our pools that the peer uses.
     pub virtual_addresses: Vec<IpAddr>,
     /// The peer may change its address (RFC 4555).
@@ -45,6 +49,7 @@ impl More {
         put(&mut values, tag::FRAGMENT_SIZE, self.fragment_size.as_ref());
         put(&mut values, tag::INTERMEDIATE, self.intermediate.as_ref());
         put(&mut values, tag::FOLLOW_UP, self.follow_up.as_ref());
+        put(&mut values, tag::PPK, self.ppk.as_ref());
         let addresses = (!self.virtual_addresses.is_empty()).then_some(&self.virtual_addresses);
         put(&mut values, tag::VIRTUAL_ADDRESSES, addresses);
         if self.mobike {
@@ -60,6 +65,7 @@ impl More {
                 tag::FRAGMENT_SIZE => more.fragment_size = Some(get(value)?),
                 tag::INTERMEDIATE => more.intermediate = Some(get(value)?),
                 tag::FOLLOW_UP => more.follow_up = Some(get(value)?),
+                tag::PPK => more.ppk = Some(get(value)?),
                 tag::VIRTUAL_ADDRESSES => more.virtual_addresses = get(value)?,
                 tag::MOBIKE => more.mobike = true,
                 tag::MAY_BE_SKIPPED.. => {}

@@ -4,8 +4,8 @@ use super::proof::{
     Then, ask_signature, auth_input, authenticate, check_proof, own_certificate, prove, what_to_compare,
 };
 use super::{
-    Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, qcd, resource, resume,
-    ticket,
+    Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, ppk, qcd, resource,
+    resume, ticket,
 };
 use crate::auth::{self, signing};
 use crate::config::{Connection, Identity};
@@ -128,13 +128,14 @@ pub(crate) fn ask_again(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 pub(crate) fn start(
     sa: &mut IkeSa,
     ctx: &mut Context<'_>,
-    protected: Protected,
+    mut protected: Protected,
     transcript: InitTranscript,
     childless: bool,
 ) {
     let Some(connection) = sa.connection(ctx.config) else {
         return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
     };
+    ppk::mix(sa, connection, &mut protected);
     let phase = AwaitSignature {
         protected,
         transcript,
@@ -199,6 +200,14 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>, phase: AwaitSignature, auth: Auth
         payloads.push(Payload::IdResponder(wire_identity(remote_id)));
     }
     payloads.push(Payload::Authentication(auth));
+    let id_body = wire_identity(&connection.local_id).body();
+    payloads.extend(ppk::identity(
+        sa,
+        connection,
+        &transcript,
+        &id_body,
+        &int_auth(sa),
+    ));
     payloads.extend(qcd::own_token(sa, ctx));
     if connection.cluster_sync {
         payloads.extend(CLUSTER_SYNC.map(notify));
@@ -251,6 +260,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
         return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
     };
     let intermediate = int_auth(sa);
+    let plain_keys = ppk::settle(sa, connection, payloads);
     let Phase::AwaitAuthResponse(phase) = &mut sa.phase else {
         return;
     };
@@ -274,6 +284,14 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     };
     let remote_id = identity_of(id);
     let id_body = id.body();
+    match plain_keys {
+        Ok(None) => {}
+        Ok(Some(keys)) => phase.protected.keys = keys,
+        Err(text) => {
+            ctx.event(sa, EventKind::AuthFailed, text);
+            return give_up(sa, ctx);
+        }
+    }
     let input = auth_input(
         &phase.protected,
         &phase.transcript,
@@ -407,12 +425,13 @@ pub(crate) fn respond(
     sa: &mut IkeSa,
     ctx: &mut Context<'_>,
     message_id: u32,
-    payloads: PayloadList,
+    mut payloads: PayloadList,
 ) -> Option<Vec<Payload>> {
     // The initiator is impatient; the answer is on its way. Or nobody can say yet which addresses are free.
     if sa.signing.is_some() || ctx.around.pool_share(sa.spi).is_none() {
         return None;
     }
+    ppk::choose(sa, ctx.config, &mut payloads);
     let verdict = match &sa.extras.resumed {
         Some(resumed) => resume::authenticate(sa, ctx, resumed, &payloads).map(|(c, id)| (c, Some(id))),
         None => authenticate(sa, ctx, &payloads),
@@ -421,6 +440,13 @@ pub(crate) fn respond(
         Ok(found) => found,
         Err(text) => return Some(refuse(sa, ctx, text)),
     };
+    if sa.extras.resumed.is_none() && !ppk::suffices(sa, connection) {
+        let text = format!(
+            "connection {} requires a post-quantum pre-shared key, and the peer did not use one that we have: compare ppk_id",
+            connection.name
+        );
+        return Some(refuse(sa, ctx, text));
+    }
     let Phase::AwaitAuthRequest(phase) = &sa.phase else {
         return Some(Vec::new());
     };
@@ -496,6 +522,7 @@ pub(crate) fn answer(
         initial_contact(sa, ctx);
     }
     let mut answer = front;
+    answer.extend(ppk::confirmation(sa));
     answer.extend(qcd::own_token(sa, ctx));
     answer.extend(agreed.into_iter().map(notify));
     answer.extend(mobike::agree(sa, connection, payloads));

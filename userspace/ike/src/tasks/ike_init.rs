@@ -1,5 +1,6 @@
 //! IKE_SA_INIT, both roles (RFC 7296 1.2, 2.6, 2.23).
 
+use super::ppk::{self, PpkState};
 use super::{Pending, ike_auth, intermediate, notify};
 use crate::auth;
 use crate::config::Connection;
@@ -135,6 +136,7 @@ fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
     {
         payloads.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED));
     }
+    payloads.extend(ppk::supported(sa.connection(ctx.config)));
     if phase.offered.iter().any(Proposal::has_additional) {
         payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED));
     }
@@ -233,6 +235,10 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
             sa.more.fragment_size = sa
                 .connection(ctx.config)
                 .and_then(|connection| fragment_size(connection, payloads));
+            if let Err(why) = ppk::on_init_response(sa, ctx.config, payloads) {
+                ctx.event(sa, EventKind::AuthFailed, why.clone());
+                return super::delete::vanish(sa, ctx, &why);
+            }
             let childless = payloads.notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED).is_some();
             if protected.suite.has_additional() {
                 intermediate::start(sa, ctx, protected, transcript, childless);
@@ -468,6 +474,10 @@ pub(crate) fn respond(
     ];
     answer.extend(nat_detection(peer_spi, spi, path, force));
     answer.push(notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED));
+    let ppk_agreed = ppk::on_init_request(&candidates, payloads);
+    if ppk_agreed {
+        answer.push(notify(NotifyType::USE_PPK));
+    }
     if fragment_size.is_some() {
         answer.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED));
     }
@@ -511,6 +521,7 @@ pub(crate) fn respond(
         Phase::AwaitAuthRequest(Box::new(phase)),
     );
     sa.more.fragment_size = fragment_size;
+    sa.more.ppk = ppk_agreed.then_some(PpkState::Agreed);
     sa.their.next = 1;
     sa.their.last_response = Some(response.clone());
     sa.timers.since = ctx.now;

@@ -16,6 +16,7 @@ pub(crate) mod intermediate;
 pub(crate) mod liveness;
 pub(crate) mod message_id_sync;
 pub(crate) mod mobike;
+pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod qcd;
 pub(crate) mod refresh;
