@@ -29,6 +29,10 @@ const PACKAGES: &[(&str, &str)] = &[
         "libcharon-extra-plugins",
     ),
     (
+        "/usr/lib/ipsec/plugins/libstrongswan-eap-mschapv2.so",
+        "libcharon-extauth-plugins",
+    ),
+    (
         "/usr/lib/ipsec/plugins/libstrongswan-chapoly.so",
         "libstrongswan-extra-plugins",
     ),

@@ -35,7 +35,7 @@ fn parts(kind: KeyKind) -> (Ca, [Part; 2]) {
             kind,
             chain: vec![ca.issue(&Leaf::named(NAMES[side]), &pair)],
             pair,
-            trust: Arc::new(Trust::new(&[ca.der.clone()], &[], false).unwrap()),
+            trust: Arc::new(Trust::new(std::slice::from_ref(&ca.der), &[], false).unwrap()),
             rsa_pss: true,
         }
     };
@@ -138,7 +138,7 @@ fn one_side_may_have_a_certificate_and_the_other_a_pre_shared_key() {
 fn an_intermediate_authority_is_sent_along_and_needed() {
     let root = Ca::root("Root");
     let middle = root.intermediate("Middle");
-    let trust = Arc::new(Trust::new(&[root.der.clone()], &[], false).unwrap());
+    let trust = Arc::new(Trust::new(std::slice::from_ref(&root.der), &[], false).unwrap());
     let part = |side: usize| {
         let pair = key_pair(KeyKind::EcdsaP256);
         Part {
@@ -187,15 +187,21 @@ fn refused(leaf: &Leaf<'_>, by: &Ca, trust: Trust, adjust: impl Fn(usize, &mut C
 }
 
 fn one(ca: &Ca) -> Trust {
-    Trust::new(&[ca.der.clone()], &[], false).unwrap()
+    Trust::new(std::slice::from_ref(&ca.der), &[], false).unwrap()
 }
 
 #[test]
 fn what_is_wrong_with_a_certificate_is_said_with_a_remedy() {
     let (ca, other) = (Ca::root("CA"), Ca::root("Other"));
     let leaf = || Leaf::named("a.example");
-    let crl =
-        |serials: &[u64], until| Trust::new(&[ca.der.clone()], &[ca.crl(serials, until)], until < 0).unwrap();
+    let crl = |serials: &[u64], until| {
+        Trust::new(
+            std::slice::from_ref(&ca.der),
+            &[ca.crl(serials, until)],
+            until < 0,
+        )
+        .unwrap()
+    };
     let rows: [(&str, Leaf<'_>, &Ca, Trust, &[&str]); 8] = [
         (
             "another authority",
@@ -236,7 +242,7 @@ fn what_is_wrong_with_a_certificate_is_said_with_a_remedy() {
             "strict, and there is no list",
             leaf(),
             &ca,
-            Trust::new(&[ca.der.clone()], &[], true).unwrap(),
+            Trust::new(std::slice::from_ref(&ca.der), &[], true).unwrap(),
             &["no revocation list", "crl_files"],
         ),
         (
@@ -268,7 +274,7 @@ fn what_is_wrong_with_a_certificate_is_said_with_a_remedy() {
 #[test]
 fn a_certificate_of_another_serial_than_the_revoked_one_is_believed() {
     let (ca, mut parts) = parts(KeyKind::EcdsaP256);
-    let strict = Trust::new(&[ca.der.clone()], &[ca.crl(&[8], 10)], true).unwrap();
+    let strict = Trust::new(std::slice::from_ref(&ca.der), &[ca.crl(&[8], 10)], true).unwrap();
     parts[B].trust = Arc::new(strict);
     let mut world = world(&parts);
     world.initiate(A);
