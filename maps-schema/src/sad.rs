@@ -306,7 +306,7 @@ pub const fn spi_member(spi: u32) -> u8 {
 const ROW: u32 = 256;
 
 /// CPU that serves a slot, and the index within that CPU's arrays. Neighbouring slots of one segment are on neighbouring CPUs, so
-/// that every segment has slots of every CPU (ADR 12).
+/// that every segment has slots of every CPU (ADR 10).
 pub const fn slot_place(slot: u32, cpus: u32) -> (u32, u32) {
     if cpus == 0 {
         return (0, slot);

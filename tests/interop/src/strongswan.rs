@@ -201,6 +201,12 @@ pub fn daemon_conf(folder: &Path, socket: &Path, kernel: &str) -> String {
     vici {{
       socket = unix://{socket}
     }}
+    resolve {{
+      file = {folder}/resolv.conf
+      resolvconf {{
+        path = {folder}/no-resolvconf
+      }}
+    }}
   }}
   filelog {{
     main {{

@@ -171,7 +171,7 @@ fn road_warriors_get_addresses_by_certificate_and_by_eap_and_keep_them() -> Resu
         ));
     }
     let daemon = Daemon {
-        plugins: "eap-identity eap-mschapv2",
+        plugins: "eap-identity eap-mschapv2 resolve",
         virtual_ip: true,
         ..Daemon::default()
     };
@@ -212,6 +212,9 @@ fn road_warriors_get_addresses_by_certificate_and_by_eap_and_keep_them() -> Resu
         ensure!(text.contains(word) && text.contains("connection eap"), "{text}");
     }
     let log = peer.log();
-    ensure!(log.contains("10.2.0.53"), "no name server was given:\n{log}");
+    ensure!(
+        log.contains("installing DNS server 10.2.0.53"),
+        "no name server was given:\n{log}"
+    );
     Ok(())
 }

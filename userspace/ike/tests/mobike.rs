@@ -64,6 +64,30 @@ fn the_ike_sa_and_its_children_follow_the_peer_and_its_reachability_is_checked()
     assert_eq!(peer.world.only(B).remote, peer.address);
 }
 
+/// A peer that looks for an address which works (RFC 4555 3.10) is answered there, but stays where it was until it says that it
+/// moves (3.5), behind a NAT too.
+#[test]
+fn a_request_from_another_address_is_answered_there_and_moves_nothing() {
+    let mut peer = mobile();
+    let before = peer.world.only(B).remote;
+    let children = |peer: &Peer| {
+        let children = peer.world.sides[B].children.values();
+        children.map(|child| child.remote).collect::<Vec<_>>()
+    };
+    let children_before = children(&peer);
+    peer.address = NEW.parse().unwrap();
+    let probe = [Payload::Notify(Notify::new(NotifyType::COOKIE2, vec![9; 16]))];
+    let answer = peer.request(ExchangeType::INFORMATIONAL, &probe).unwrap();
+    assert_eq!(answer.notify(NotifyType::COOKIE2).unwrap().data, [9; 16]);
+    assert_eq!(peer.world.only(B).remote, before);
+    assert_eq!(children(&peer), children_before);
+    let answer = moved(&mut peer);
+    assert_eq!(answer.notify(NotifyType::COOKIE2).unwrap().data, [7; 16]);
+    assert_eq!(peer.world.only(B).remote, NEW.parse().unwrap());
+    let text = peer.world.event(B, EventKind::PeerMoved).to_string();
+    assert!(text.contains("MOBIKE"), "{text}");
+}
+
 #[test]
 fn whoever_answers_for_the_peer_without_our_cookie_ends_the_ike_sa() {
     let mut peer = mobile();

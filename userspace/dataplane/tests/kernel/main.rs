@@ -474,17 +474,19 @@ fn many_keys_and_rules_of_one_plan_are_all_in_the_maps() {
         &lab.pin_dir.join("KEY_IN").to_string_lossy(),
     ]);
     let cpu = plane.cpu_of(7);
-    let ids: Vec<&str> = outer
+    // Keys have no types in the outer map: `key: 00 00 00 00  value: 1d 35 00 00`.
+    let ids: Vec<u32> = outer
         .lines()
-        .filter(|line| line.contains("inner_map_id"))
+        .filter_map(|line| line.split_once("value: "))
+        .map(|(_, id)| {
+            let octets = id.split_whitespace().map(|o| u8::from_str_radix(o, 16));
+            let octets = octets.collect::<Result<Vec<_>, _>>().expect("octets");
+            u32::from_le_bytes(octets.try_into().expect("an id"))
+        })
         .collect();
     assert!(ids.len() > cpu as usize, "{outer}");
-    let id = ids[cpu as usize]
-        .rsplit(' ')
-        .next()
-        .expect("an id")
-        .trim_end_matches(['}', ',']);
-    let keys = run(&["bpftool", "map", "dump", "id", id]);
+    let id = ids[cpu as usize].to_string();
+    let keys = run(&["bpftool", "map", "dump", "id", &id]);
     assert!(
         keys.contains(&format!("\"spi\": {}", 0x0200_0007)),
         "the last one of a slot counts"

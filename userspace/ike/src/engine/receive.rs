@@ -249,6 +249,7 @@ fn protected(
     if order == Order::Repeated {
         // RFC 7383 2.6.1: of a fragmented request the first fragment alone is answered again.
         if sealed.fragment.is_none_or(|fragment| fragment.number == 1) {
+            ctx.from = Some((local, remote));
             repeat_response(sa, ctx);
         }
         return;
@@ -306,7 +307,7 @@ fn order(sa: &IkeSa, header: &Header) -> Order {
 
 fn repeat_response(sa: &IkeSa, ctx: &mut Context<'_>) {
     if let Some(response) = &sa.their.last_response {
-        message::repeat(sa, ctx, response);
+        message::repeat_answer(sa, ctx, response);
     }
 }
 
@@ -332,6 +333,11 @@ fn heard(sa: &mut IkeSa, ctx: &mut Context<'_>, local: SocketAddr, remote: Socke
     }
     let authenticating = sa.is_half_open();
     if (local, remote) == (sa.path.local, sa.path.remote) {
+        return;
+    }
+    //= rfc4555#3.5
+    // the responder never updates any IPsec SAs without receiving an UPDATE_SA_ADDRESSES request
+    if sa.more.mobike && !authenticating {
         return;
     }
     // RFC 7296 2.23: only a peer behind a NAT may move, and an initiator changes to port 4500 in IKE_AUTH.

@@ -12,6 +12,7 @@ use ike_wire::{
     ExchangeType, Flags, Fragment, Header, Payload, PayloadType, Protected, encode_chain, encode_sk_prefix,
     encode_skf_prefix,
 };
+use std::net::SocketAddr;
 
 /// Numbers of the 40-bit IV counter.
 const IV_COUNTER_MASK: u64 = (1 << 40) - 1;
@@ -255,7 +256,9 @@ pub(crate) fn send_response(
     sa.dirty = true;
     match seal(sa, ctx, &header, payloads) {
         Ok(bytes) => {
-            transmit(sa, ctx, &bytes);
+            ctx.out
+                .transmits
+                .extend(datagrams(sa, answer_path(sa, ctx), &bytes));
             sa.their.last_response = Some(bytes);
         }
         Err(error) => {
@@ -270,15 +273,35 @@ pub(crate) fn transmit(sa: &IkeSa, ctx: &mut Context<'_>, bytes: &[u8]) {
     ctx.out.transmits.extend(addressed(sa, bytes));
 }
 
+/// A response that was committed before: sent again, to where it was asked for again.
+pub(crate) fn repeat_answer(sa: &IkeSa, ctx: &mut Context<'_>, bytes: &[u8]) {
+    ctx.out.plain.extend(datagrams(sa, answer_path(sa, ctx), bytes));
+}
+
 /// Octets that were committed before: sent again.
 pub(crate) fn repeat(sa: &IkeSa, ctx: &mut Context<'_>, bytes: &[u8]) {
     ctx.out.plain.extend(addressed(sa, bytes));
 }
 
+/// Where an answer goes. A peer with MOBIKE asks from other addresses before it moves to one of them: it tries whether they
+/// work (RFC 4555 3.10), and RFC 7296 2.11 has the answer go back to where the request came from.
+fn answer_path(sa: &IkeSa, ctx: &Context<'_>) -> (SocketAddr, SocketAddr) {
+    let path = (sa.path.local, sa.path.remote);
+    ctx.from.filter(|_| sa.more.mobike).unwrap_or(path)
+}
+
 fn addressed(sa: &IkeSa, bytes: &[u8]) -> impl Iterator<Item = Transmit> {
-    fragments::datagrams(bytes).map(|datagram| Transmit {
-        local: sa.path.local,
-        remote: sa.path.remote,
+    datagrams(sa, (sa.path.local, sa.path.remote), bytes)
+}
+
+fn datagrams(
+    sa: &IkeSa,
+    (local, remote): (SocketAddr, SocketAddr),
+    bytes: &[u8],
+) -> impl Iterator<Item = Transmit> {
+    fragments::datagrams(bytes).map(move |datagram| Transmit {
+        local,
+        remote,
         ike_spi: Some(sa.spi),
         bytes: datagram.to_vec(),
     })
