@@ -1,6 +1,6 @@
 //! strongSwan's user-space data path in the cluster's place, with the same peer: what espalier is measured against.
 
-use crate::strongswan::{Charon, Connection, swanctl_conf};
+use crate::strongswan::{Charon, Connection, Daemon, swanctl_conf};
 use crate::topology::{Lab, addr};
 use anyhow::Result;
 
@@ -56,11 +56,11 @@ pub fn mirrored(c: &Connection) -> Connection {
 /// Starts charon in the cluster's place; give the address back with [`stop`].
 pub fn start(lab: &Lab, psk: &str) -> Result<Charon> {
     let connections = peer_connections().map(|c| mirrored(&c));
-    start_with(lab, &swanctl_conf(&connections, psk), &[])
+    start_with(lab, &swanctl_conf(&connections, psk), Daemon::default())
 }
 
-/// The same with other connections, and further settings of the daemon.
-pub fn start_with(lab: &Lab, swanctl_conf: &str, settings: &[&str]) -> Result<Charon> {
+/// The same with other connections and another daemon.
+pub fn start_with(lab: &Lab, swanctl_conf: &str, daemon: Daemon<'_>) -> Result<Charon> {
     lab.baseline.ip(&format!(
         "addr add {}/24 dev outside\naddr add {}/24 dev inside\naddr add 10.20.2.1/32 dev lo\nroute add default via {}\nroute add 10.20.2.0/24 via {}",
         addr::CLUSTER_OUTSIDE,
@@ -70,13 +70,13 @@ pub fn start_with(lab: &Lab, swanctl_conf: &str, settings: &[&str]) -> Result<Ch
     ))?;
     lab.forget_neighbours()?;
     let folder = lab.folder.join("baseline");
-    Charon::start_with(
+    Charon::start_daemon(
         &lab.baseline,
         &folder,
         lab.sockets(),
         &lab.resources,
         swanctl_conf,
-        settings,
+        daemon,
     )
 }
 

@@ -19,6 +19,8 @@ pub struct Daemon<'a> {
     pub plugins: &'a str,
     /// Virtual addresses are put on an interface.
     pub virtual_ip: bool,
+    /// Only errors are logged: what a daemon that is measured would not write.
+    pub quiet: bool,
 }
 
 /// A running charon with its own configuration folder and control socket.
@@ -76,6 +78,15 @@ impl Charon {
         let mut conf = conf.replacen("  threads = 16\n", &format!("  threads = 16\n{further}"), 1);
         if daemon.virtual_ip {
             conf = conf.replace("install_virtual_ip = no", "install_virtual_ip = yes");
+        }
+        if daemon.quiet {
+            for group in ["default", "ike", "enc", "net"] {
+                conf = conf.replacen(
+                    &format!("      {group} = 1\n"),
+                    &format!("      {group} = 0\n"),
+                    1,
+                );
+            }
         }
         fs::write(folder.join("strongswan.conf"), conf)?;
         fs::write(folder.join("swanctl/swanctl.conf"), swanctl_conf)?;
