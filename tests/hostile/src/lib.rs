@@ -26,9 +26,12 @@ pub const BODIES: [Body; 6] = [
     ("exchange", exchange),
 ];
 
-/// Selectors of types that we do not know are skipped. Where none is left, there is nothing that could be written.
-fn is_emptied(payload: &Payload) -> bool {
-    matches!(payload, Payload::TsInitiator(ts) | Payload::TsResponder(ts) if ts.selectors.is_empty())
+/// Selectors of types that we do not know are noted, but not written again.
+fn is_shortened(payload: &Payload) -> bool {
+    matches!(
+        payload,
+        Payload::TsInitiator(ts) | Payload::TsResponder(ts) if ts.selectors.is_empty() || !ts.unknown.is_empty()
+    )
 }
 
 /// A whole datagram: what can be read in clear is the same after it was written again.
@@ -36,7 +39,7 @@ pub fn message(octets: &[u8]) {
     let Ok(message) = Message::parse(octets) else {
         return;
     };
-    if message.protected.is_some() || message.payloads.iter().any(is_emptied) {
+    if message.protected.is_some() || message.payloads.iter().any(is_shortened) {
         return;
     }
     let written =
@@ -54,7 +57,7 @@ pub fn chain(octets: &[u8]) {
     let Ok(payloads) = parse_chain(PayloadType(*first), rest) else {
         return;
     };
-    if payloads.iter().any(is_emptied) {
+    if payloads.iter().any(is_shortened) {
         return;
     }
     let (first, written) = encode_chain(&payloads).expect("what was read fits its length fields");
@@ -76,7 +79,7 @@ pub fn payload(octets: &[u8]) {
         let Ok(payloads) = parse_chain(*kind, &chain) else {
             continue;
         };
-        if payloads.iter().any(is_emptied) {
+        if payloads.iter().any(is_shortened) {
             continue;
         }
         match encode_chain(&payloads) {
