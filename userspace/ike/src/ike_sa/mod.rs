@@ -173,7 +173,8 @@ impl IkeSa {
             t.ticket,
             t.follow_up,
         ];
-        let queued = if self.our.outstanding.is_none() {
+        // Nothing is begun in other phases: what is queued there must not wake anybody, again and again.
+        let queued = if self.our.outstanding.is_none() && matches!(self.phase, Phase::Established(_)) {
             self.our.earliest_queued()
         } else {
             None

@@ -126,6 +126,17 @@ fn joined(mut sa: IkeSa, extras: Extras, children: Vec<ChildExtras>) -> IkeSa {
 
 /// Reads one back.
 pub(crate) fn read(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
+    let sa = decode(record)?;
+    // What waits for a signature is a message that does not exist yet: there is no request beside it.
+    if matches!(sa.phase, Phase::AwaitSignature(_)) && sa.our.outstanding.is_some() {
+        return Err(AdoptError::Corrupt(
+            "it waits for a signature and for a response".to_owned(),
+        ));
+    }
+    Ok(sa)
+}
+
+fn decode(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
     let Some((&version, body)) = record.expose().split_first() else {
         return Err(AdoptError::Corrupt("empty".to_owned()));
     };
