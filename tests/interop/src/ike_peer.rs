@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Next Payload of a message that is one fragment (RFC 7383 2.5).
 const SKF: u8 = 53;
@@ -97,12 +97,22 @@ impl Drop for IkePeer {
     }
 }
 
-struct Around {
+/// What an engine outside of a cluster asks of its surroundings.
+#[derive(Debug)]
+pub struct Around {
     random: std::fs::File,
     next_esp: u32,
 }
 
 impl Around {
+    /// With SPIs for ESP from `first_esp` + 1 on.
+    pub fn new(first_esp: u32) -> Result<Self> {
+        Ok(Self {
+            random: std::fs::File::open("/dev/urandom").context("/dev/urandom")?,
+            next_esp: first_esp,
+        })
+    }
+
     fn spi(&mut self) -> IkeSpi {
         let mut octets = [0; 8];
         self.random(&mut octets);
@@ -137,6 +147,10 @@ impl Surroundings for Around {
     fn iv_prefix(&self, _ike_spi: IkeSpi) -> (MemberId, Epoch) {
         (MemberId(1), Epoch(1))
     }
+    fn unix_time(&self) -> Option<u64> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.ok().map(|since| since.as_secs())
+    }
 }
 
 struct Loop {
@@ -168,10 +182,7 @@ impl Loop {
             local,
             sockets: [socket(500)?, socket(4500)?],
             engine: Engine::new(config),
-            around: Around {
-                random: std::fs::File::open("/dev/urandom").context("/dev/urandom")?,
-                next_esp: 0x0100_0000,
-            },
+            around: Around::new(0x0100_0000)?,
             seen,
             told,
         })

@@ -8,25 +8,22 @@ use agent::credentials::key::PrivateKey;
 use anyhow::{Context, Result, bail};
 use ike::{
     Change, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind, IkeSaStatus, Input,
-    Output, Surroundings, Transmit,
+    Output, Transmit,
 };
 use lab::clock::{now_ns, wait_for};
+use lab::ike_peer::Around;
 use lab::netns::Netns;
 use lab::resources::Resources;
 use lab::strongswan::{Charon, Daemon};
-use model::{
-    ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes,
-    TrafficSelector,
-};
+use model::{ChildSaChange, ChildSaRecord, EspSpi, Instant, SecretBytes, TrafficSelector};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 pub const GATEWAY: &str = "10.77.0.1";
 pub const PEER: &str = "10.77.0.2";
@@ -38,46 +35,6 @@ struct Shared {
     children: Mutex<BTreeMap<EspSpi, ChildSaRecord>>,
     status: Mutex<Vec<IkeSaStatus>>,
     stop: std::sync::atomic::AtomicBool,
-}
-
-struct Around {
-    urandom: std::fs::File,
-    next_esp: u32,
-}
-
-impl Surroundings for Around {
-    fn random(&mut self, out: &mut [u8]) {
-        self.urandom.read_exact(out).expect("/dev/urandom");
-    }
-    fn ike_spi(&mut self, _peer: Option<IkeSpi>, _connection: &str) -> IkeSpi {
-        let mut octets = [0; 8];
-        self.random(&mut octets);
-        octets[0] |= 1;
-        IkeSpi(u64::from_be_bytes(octets))
-    }
-    fn successor_ike_spi(&mut self, old: IkeSpi) -> IkeSpi {
-        self.ike_spi(Some(old), "")
-    }
-    fn esp_spi(&mut self, _ike_spi: IkeSpi) -> Option<EspSpi> {
-        self.next_esp += 1;
-        Some(EspSpi(self.next_esp))
-    }
-    fn release_esp_spi(&mut self, _spi: EspSpi) {}
-    fn initial_limits(&mut self) -> InitialLimits {
-        InitialLimits {
-            lease: 4096,
-            lease_step: 4096,
-            ceiling: 64,
-            headroom: 64,
-        }
-    }
-    fn iv_prefix(&self, _: IkeSpi) -> (MemberId, Epoch) {
-        (MemberId(1), Epoch(1))
-    }
-    fn unix_time(&self) -> Option<u64> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.ok().map(|since| since.as_secs())
-    }
 }
 
 /// The engine in its namespace.
@@ -224,10 +181,7 @@ impl Gateway {
             };
             Works {
                 engine: Engine::new(config),
-                around: Around {
-                    urandom: std::fs::File::open("/dev/urandom")?,
-                    next_esp: 0x0100_0000,
-                },
+                around: Around::new(0x0100_0000)?,
                 sockets,
                 keys,
                 shared: theirs,
