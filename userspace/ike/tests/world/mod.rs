@@ -35,6 +35,8 @@ pub struct Around {
     /// SPIs left that members have reserved for their resources, and where each went.
     pub reserved: usize,
     pub on_resource: BTreeMap<EspSpi, Resource>,
+    /// Resources that take none now.
+    pub gone: BTreeSet<Resource>,
     /// Outbound numbers that were raised, if that is possible here.
     pub advanced: Option<Vec<(EspSpi, u64)>>,
     /// Seconds since 1970.
@@ -71,6 +73,9 @@ impl Surroundings for Around {
         let spi = self.esp_spi(ike_spi)?;
         self.on_resource.insert(spi, resource);
         Some(spi)
+    }
+    fn has_resource(&self, _ike_spi: IkeSpi, resource: Resource) -> bool {
+        !self.gone.contains(&resource)
     }
     fn release_esp_spi(&mut self, spi: EspSpi) {
         assert!(
@@ -240,6 +245,7 @@ impl World {
                 may_initiate: true,
                 reserved: 64,
                 on_resource: BTreeMap::new(),
+                gone: BTreeSet::new(),
                 advanced: None,
                 unix_time: None,
                 pool_share: Some(ike::PoolShare::WHOLE),
