@@ -1,6 +1,7 @@
 //! What members say to each other: postcard, one version octet in front. The channel authenticates; these types only
 //! say what was said. Anything of another version, epoch or incarnation is refused by name.
 
+use crate::guest::GuestBody;
 use crate::rules::EpochId;
 use model::{Epoch, EspSpi, GroupId, Incarnation, MemberId};
 use serde::{Deserialize, Serialize};
@@ -8,10 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// Newest format of the records on the synch channel that this release speaks.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// Oldest format that it speaks. Two members use the newest one that both know, so that a cluster can be upgraded one
 /// member after the other; a Hello is always in the oldest format, and names the newest.
 pub const OLDEST: u8 = 2;
+/// First format that knows [`GroupBody::Guest`].
+pub const GUESTS_SINCE: u8 = 4;
 /// In [`GroupBeat::joining`]: the sender's format does not say it.
 pub const NOT_SAID: u8 = u8::MAX;
 /// Octets of a snapshot in one record.
@@ -256,6 +259,8 @@ pub enum GroupBody {
         /// Why.
         reason: String,
     },
+    /// About guests in the group (RFC 9611, ADR 11); from format 4 on.
+    Guest(GuestBody),
 }
 
 /// A sign of life.
@@ -342,7 +347,7 @@ impl Message {
             let older = self.clone().with_heartbeat(HeartbeatOf2::from);
             postcard::to_extend(&older, vec![OLDEST])
         } else {
-            postcard::to_extend(self, vec![VERSION])
+            postcard::to_extend(self, vec![version.clamp(OLDEST, VERSION)])
         };
         octets.unwrap_or_default()
     }
@@ -359,7 +364,7 @@ impl Message {
             OLDEST => {
                 whole::<MessageOf<HeartbeatOf2>>(&octets[1..]).map(|m| m.with_heartbeat(Heartbeat::from))
             }
-            VERSION => whole(&octets[1..]),
+            version if (OLDEST..=VERSION).contains(&version) => whole(&octets[1..]),
             other => Err(BadRecord::Version(other)),
         }
     }

@@ -155,7 +155,8 @@ impl World {
                 Output::ApplyReport { .. }
                 | Output::Announce { .. }
                 | Output::SuspendIke { .. }
-                | Output::PeerFacts { .. } => {}
+                | Output::PeerFacts { .. }
+                | Output::Guest { .. } => {}
             }
         }
     }
