@@ -66,6 +66,7 @@ pub(super) fn read(source: &str, base: &Path, files: Files) -> Result<Config, Ve
         let config = context.file(&mut root);
         if let (Some(config), true) = (&config, problems.is_empty()) {
             check::rules(&problems, root.span(), config);
+            check::member_sas(&problems, root.span(), config);
         }
         root.finish();
         config

@@ -121,7 +121,17 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
             ..usual
         }
     );
-    assert!(of("per_cpu = true").per_cpu && !usual.per_cpu);
+    assert_eq!(usual.per_resource, PerResource::None);
+    for (keys, wanted) in [
+        ("per_cpu = true", PerResource::Cpu),
+        ("per_cpu = false", PerResource::None),
+        ("per_resource = \"cpu\"", PerResource::Cpu),
+        ("per_resource = \"member\"", PerResource::Member),
+        ("per_resource = \"both\"", PerResource::Both),
+        ("per_cpu = true\nper_resource = \"both\"", PerResource::Both),
+    ] {
+        assert_eq!(of(keys).per_resource, wanted, "{keys}");
+    }
     assert_eq!(of("mid_sync = \"on-fork\"").mid_sync, ike::MidSync::OnFork);
     // What the example says behind '#' are the defaults.
     let shown = EXAMPLE
@@ -132,7 +142,7 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
                 "resumption",
                 "cluster_sync",
                 "mid_sync",
-                "per_cpu",
+                "per_resource",
             ];
             keys.iter().any(|key| line.starts_with(&format!("# {key} = ")))
         })

@@ -18,6 +18,7 @@ use tun_rs::AsyncDevice;
 use super::certificates::Certificates;
 use super::command::Wishes;
 use super::groups::Groups;
+use super::guests::MemberSas;
 use super::health::Health;
 use super::keep::{self, Kept, NotTakenUp};
 use super::member::Facts;
@@ -349,6 +350,7 @@ impl Core {
             log.note("taken_up", text);
         }
         pins.keep();
+        let guests = MemberSas::new(&config, groups.layout, options.cpus);
         let core = Core {
             me: config.cluster.member,
             steer_key,
@@ -396,6 +398,7 @@ impl Core {
             orders: Orders::default(),
             refused: HashMap::new(),
             asked: BTreeMap::new(),
+            guests,
             forked: VecDeque::new(),
             reported: HashMap::new(),
             ike_events: BTreeMap::new(),
