@@ -5,7 +5,8 @@ use stateright::{Checker, HasDiscoveries, Model};
 use std::collections::BTreeSet;
 use std::time::Instant;
 use test_model::guest::rules::Rules;
-use test_model::guest::world::{BOTH, Bounds, FORWARD, HEIR, KEPT, NAMED, ONCE, World};
+use test_model::guest::state::Bounds;
+use test_model::guest::world::{BOTH, FORWARD, HEIR, KEPT, NAMED, ONCE, World};
 
 const PRODUCT: Rules = Rules::PRODUCT;
 
@@ -181,6 +182,15 @@ fn a_roster_lists_what_is_promised() {
         ..PRODUCT
     };
     breaks("promised SPIs are not listed", KEPT, SMALL, rules);
+}
+
+#[test]
+fn a_roster_sees_what_is_on_its_way_into_the_journal() {
+    let rules = Rules {
+        rosters_see_proposals: false,
+        ..PRODUCT
+    };
+    breaks("proposals are not seen", HEIR, SMALL, rules);
 }
 
 #[test]

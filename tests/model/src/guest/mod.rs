@@ -4,4 +4,5 @@
 //! What the members decide is `cluster::rules_guest`; what surrounds it (`cluster::guest`) is rewritten in short in [`world`].
 
 pub mod rules;
+pub mod state;
 pub mod world;

@@ -25,6 +25,8 @@ pub struct Rules {
     pub remembers_epoch: bool,
     /// A roster lists what is promised to the peer in an exchange that is not finished.
     pub lists_promised: bool,
+    /// What the host has proposed, and is not committed, is there as far as a roster is concerned.
+    pub rosters_see_proposals: bool,
 }
 
 impl Rules {
@@ -39,5 +41,6 @@ impl Rules {
         offers_are_used_up: true,
         remembers_epoch: true,
         lists_promised: true,
+        rosters_see_proposals: true,
     };
 }

@@ -1,228 +1,13 @@
 //! The world: journals of both groups, a sponsor and a host for each of their epochs, the peer, a network that keeps every record.
 
 use super::rules::Rules;
+use super::state::{
+    Action, Bounds, Broken, EPOCHS, Entry, HostKnown, Lodged, Record, Recorded, SPIS, Said, State, Step,
+};
 use cluster::EpochId;
-use cluster::rules_guest::{HostStep, Lodging, Voice};
+use cluster::rules_guest::{Lodging, Voice};
 use model::{Epoch, GroupId, MemberId};
 use stateright::{Model, Property};
-use std::collections::BTreeSet;
-
-/// Epochs of each group.
-pub const EPOCHS: usize = 2;
-/// SPIs: one for each pair of a host's and a sponsor's epoch.
-pub const SPIS: usize = EPOCHS * EPOCHS;
-
-/// What the journal of the IKE SA's group says of an SPI.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Recorded {
-    /// Nothing.
-    #[default]
-    No,
-    /// It is in a request of ours.
-    Promised,
-    /// A Child SA.
-    Child,
-    /// It was one.
-    Deleted,
-}
-
-/// What the journal of the host's group says of an SPI.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Lodged {
-    /// Nothing.
-    #[default]
-    No,
-    /// Installed; the IKE SA that it belongs to, and whether it carries outbound traffic.
-    Here(u8, bool),
-    /// It was.
-    Gone,
-}
-
-/// How far a sponsor is with an SPI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Step {
-    /// The peer asked for it: it has the SA once our answer leaves.
-    pub answers: bool,
-    /// The host.
-    pub host: HostKnown,
-    /// Number of the installation that was said, 0 before.
-    pub said: u8,
-    /// Its own part is committed.
-    pub recorded: bool,
-    /// It is to be used, and that was said.
-    pub used: bool,
-    /// The messages have left.
-    pub left: bool,
-}
-
-/// [`HostStep`] in an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum HostKnown {
-    /// Not asked, or no answer.
-    Open,
-    /// It has it.
-    Done,
-    /// It refused, or the sponsor waits no longer.
-    Failed,
-}
-
-impl HostKnown {
-    fn step(self) -> HostStep {
-        match self {
-            Self::Open => HostStep::Asked,
-            Self::Done => HostStep::Committed,
-            Self::Failed => HostStep::Failed,
-        }
-    }
-}
-
-/// A sponsor in its epoch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Sponsor {
-    /// The host's epoch as it knows it.
-    pub host: u8,
-    /// Number of what it said last.
-    pub number: u8,
-    /// SPIs that it took.
-    pub steps: [Option<Step>; SPIS],
-}
-
-/// A host in its epoch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Host {
-    /// The sponsor's epoch as it knows it.
-    pub sponsor: u8,
-    /// Offers that were used up.
-    pub used_up: u8,
-    /// (epoch, number) of what was said last of each guest.
-    pub said: [Option<(u8, u8)>; SPIS],
-    /// It has followed a roster of this epoch.
-    pub roster: Option<u8>,
-}
-
-/// What is said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Said {
-    /// Install.
-    Install(u8),
-    /// Use outbound.
-    Use(u8),
-    /// It belongs to another IKE SA.
-    Move(u8, u8),
-    /// Remove.
-    Remove(u8),
-    /// These SPIs are there, by bits.
-    Roster(u8),
-    /// Host: done or refused.
-    Answer(u8, bool),
-}
-
-/// A record on the network. It stays: late, twice or never is the same to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Record {
-    /// The host's epoch that it is for.
-    pub host: u8,
-    /// The sponsor's epoch.
-    pub sponsor: u8,
-    /// Number of what was said, or is answered.
-    pub number: u8,
-    /// What.
-    pub said: Said,
-}
-
-/// What must never happen, once it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Broken {
-    /// Installed a second time: its numbers begin anew under the same keys.
-    Again,
-    /// A message left that completes an exchange which the host's journal does not know, and that nobody takes back.
-    TooSoon,
-    /// In use outbound before the record that names it was committed.
-    UsedEarly,
-    /// A guest that the record names was removed.
-    Evicted,
-    /// It was given back to an IKE SA that is gone.
-    Backwards,
-    /// Installed for a sponsor whose successor the host has obeyed.
-    Orphan,
-}
-
-/// Everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct State {
-    /// Present epochs: the sponsor's, the host's.
-    pub epochs: [u8; 2],
-    /// Journal of the IKE SA's group.
-    pub recorded: [Recorded; SPIS],
-    /// The IKE SA that Child SAs belong to, by its rekeys.
-    pub ike: u8,
-    /// Journal of the host's group.
-    pub lodged: [Lodged; SPIS],
-    /// SPIs of SAs that the peer has.
-    pub peer: u8,
-    /// By epoch.
-    pub sponsors: [Sponsor; EPOCHS],
-    /// By epoch.
-    pub hosts: [Host; EPOCHS],
-    /// Every record that was ever sent.
-    pub network: BTreeSet<Record>,
-    /// What is left of the bounds.
-    pub left: Bounds,
-    /// What went wrong.
-    pub broken: BTreeSet<Broken>,
-}
-
-/// How much may happen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Bounds {
-    /// Child SAs that are begun.
-    pub children: u8,
-    /// Deletions.
-    pub deletions: u8,
-    /// Rosters.
-    pub rosters: u8,
-    /// Rekeys of the IKE SA.
-    pub rekeys: u8,
-    /// Takeovers of the sponsor's group.
-    pub sponsors: u8,
-    /// Takeovers of the host's group.
-    pub hosts: u8,
-    /// A sponsor waits no longer.
-    pub patience: u8,
-}
-
-/// One step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// A sponsor takes an SPI: for a request of its own, or for the peer's.
-    Take(u8, bool),
-    /// It has the host install it.
-    Ask(u8, u8),
-    /// It waits no longer.
-    GiveUp(u8, u8),
-    /// It has its own part committed.
-    Commit(u8, u8),
-    /// It says what follows.
-    Follow(u8, u8),
-    /// Its messages leave.
-    Leave(u8, u8),
-    /// It deletes a Child SA.
-    Delete(u8, u8),
-    /// It rekeys the IKE SA.
-    Rekey(u8),
-    /// It says what there is.
-    CallRoster(u8),
-    /// It hears of the host's epoch.
-    SponsorLearns(u8),
-    /// A host hears of the sponsor's epoch.
-    HostLearns(u8),
-    /// Another member owns the IKE SA's group.
-    SponsorLost,
-    /// Another member owns the host's group.
-    HostLost,
-    /// A record arrives.
-    Hear(Record),
-}
 
 /// The model.
 #[derive(Clone, Copy)]
@@ -456,10 +241,12 @@ impl At<'_> {
             host.roster = host.roster.max(Some(record.sponsor));
             for spi in 0..SPIS {
                 let here = matches!(self.state.lodged[spi], Lodged::Here(..));
-                let before = self.state.hosts[usize::from(record.host)].said[spi];
+                let host = &mut self.state.hosts[usize::from(record.host)];
+                let here = here || (self.rules.rosters_see_proposals && host.is_coming(spi));
                 let is_listed = listed & bit(spi) != 0;
-                if here && (self.rules.evicts)(before.map(voice), voice(now), is_listed) {
-                    self.remove(spi);
+                if here && (self.rules.evicts)(host.said[spi].map(voice), voice(now), is_listed) {
+                    host.said[spi] = Some(now);
+                    host.journal.push(Entry::Change(Said::Remove(spi as u8)));
                 }
             }
             return Some(());
@@ -477,56 +264,90 @@ impl At<'_> {
     }
 
     fn change(&mut self, record: Record, spi: usize) -> Option<()> {
-        let here = matches!(self.state.lodged[spi], Lodged::Here(..));
+        let ike = self.state.ike;
         let host = &mut self.state.hosts[usize::from(record.host)];
+        let here = matches!(self.state.lodged[spi], Lodged::Here(..)) || host.is_coming(spi);
         match record.said {
             Said::Install(_) => {
                 let offered = spi / EPOCHS == usize::from(record.host) && host.used_up & bit(spi) == 0;
-                let decided = (self.rules.lodging)(offered, here);
-                if decided == Lodging::Install {
-                    if self.rules.offers_are_used_up {
-                        host.used_up |= bit(spi);
+                match (self.rules.lodging)(offered, here) {
+                    Lodging::Install => {
+                        if self.rules.offers_are_used_up {
+                            host.used_up |= bit(spi);
+                        }
+                        host.journal.push(Entry::Install(spi as u8, ike, record));
                     }
-                    let obeyed = host.roster.is_some_and(|roster| roster > record.sponsor);
-                    if self.state.lodged[spi] != Lodged::No {
-                        self.state.broken.insert(Broken::Again);
+                    Lodging::There => host.journal.push(Entry::Confirm(spi as u8, record)),
+                    Lodging::Refuse => {
+                        let said = Said::Answer(spi as u8, false);
+                        self.state.network.insert(Record { said, ..record });
                     }
-                    if obeyed && self.state.recorded[spi] == Recorded::No {
-                        self.state.broken.insert(Broken::Orphan);
-                    }
-                    self.state.lodged[spi] = Lodged::Here(self.state.ike, false);
                 }
-                self.state.network.insert(Record {
-                    said: Said::Answer(spi as u8, decided != Lodging::Refuse),
-                    ..record
-                });
             }
-            Said::Use(_) => {
-                if let Lodged::Here(_, used) = &mut self.state.lodged[spi] {
+            Said::Remove(_) => {
+                host.used_up |= bit(spi);
+                if here {
+                    host.journal.push(Entry::Change(record.said));
+                }
+            }
+            _ if here => host.journal.push(Entry::Change(record.said)),
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn commit(&mut self, host: u8) -> Option<()> {
+        // A host that is none any more has nothing committed.
+        if host != self.state.epochs[1] || self.state.hosts[usize::from(host)].journal.is_empty() {
+            return None;
+        }
+        let me = &mut self.state.hosts[usize::from(host)];
+        match me.journal.remove(0) {
+            Entry::Install(at, ike, record) => {
+                let spi = usize::from(at);
+                let goes = me.journal.contains(&Entry::Change(Said::Remove(at)));
+                let obeyed = me.roster.is_some_and(|roster| roster > record.sponsor);
+                if self.state.lodged[spi] != Lodged::No {
+                    self.state.broken.insert(Broken::Again);
+                }
+                if obeyed && !goes && self.state.recorded[spi] == Recorded::No {
+                    self.state.broken.insert(Broken::Orphan);
+                }
+                self.state.lodged[spi] = Lodged::Here(ike, false);
+                self.answer(at, record);
+            }
+            Entry::Confirm(at, record) => self.answer(at, record),
+            Entry::Change(Said::Use(at)) => {
+                if let Lodged::Here(_, used) = &mut self.state.lodged[usize::from(at)] {
                     *used = true;
-                    let early = [Recorded::No, Recorded::Promised].contains(&self.state.recorded[spi]);
-                    if early {
+                    let recorded = self.state.recorded[usize::from(at)];
+                    if [Recorded::No, Recorded::Promised].contains(&recorded) {
                         self.state.broken.insert(Broken::UsedEarly);
                     }
                 }
             }
-            Said::Move(_, ike) => {
-                if let Lodged::Here(of, _) = &mut self.state.lodged[spi] {
+            Entry::Change(Said::Move(at, ike)) => {
+                if let Lodged::Here(of, _) = &mut self.state.lodged[usize::from(at)] {
                     if ike < *of {
                         self.state.broken.insert(Broken::Backwards);
                     }
                     *of = ike;
                 }
             }
-            Said::Remove(_) => {
-                host.used_up |= bit(spi);
-                if here {
-                    self.remove(spi);
+            Entry::Change(Said::Remove(at)) => {
+                if matches!(self.state.lodged[usize::from(at)], Lodged::Here(..)) {
+                    self.remove(usize::from(at));
                 }
             }
-            Said::Roster(_) | Said::Answer(..) => {}
+            Entry::Change(_) => {}
         }
         Some(())
+    }
+
+    fn answer(&mut self, spi: u8, record: Record) {
+        let done = matches!(self.state.lodged[usize::from(spi)], Lodged::Here(..));
+        let said = Said::Answer(spi, done);
+        self.state.network.insert(Record { said, ..record });
     }
 
     fn remove(&mut self, spi: usize) {
@@ -639,7 +460,7 @@ impl Model for World {
             actions.push(Action::SponsorLearns(sponsor));
         }
         for host in 0..=state.epochs[1] {
-            actions.push(Action::HostLearns(host));
+            actions.extend([Action::HostLearns(host), Action::HostCommits(host)]);
         }
         if left.sponsors > 0 {
             actions.push(Action::SponsorLost);
@@ -658,6 +479,7 @@ impl Model for World {
         };
         match action {
             Action::Hear(record) => at.hear(record)?,
+            Action::HostCommits(host) => at.commit(host)?,
             Action::SponsorLost | Action::HostLost | Action::HostLearns(_) => at.takeover(action)?,
             other => at.sponsor_acts(other)?,
         }
