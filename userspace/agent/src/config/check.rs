@@ -13,24 +13,6 @@ use crate::core::convert;
 use super::Config;
 use super::reader::{At, Problems};
 
-/// Child SAs per member need owners that can be told apart for certain.
-pub(super) fn member_sas(problems: &Problems, span: Range<usize>, config: &Config) {
-    let wanting = |c: &&super::ConnectionConfig| c.extensions.per_resource.has_members();
-    let Some(connection) = config.connections.iter().find(wanting) else {
-        return;
-    };
-    if config.cluster.etcd.is_none() {
-        problems.add(
-            span,
-            format!(
-                "connection '{}' has per_resource = \"member\" or \"both\", but the members settle ownership among themselves",
-                connection.name
-            ),
-            "set engine = \"etcd\" in [cluster], or per_resource = \"cpu\"",
-        );
-    }
-}
-
 /// Whether files that the configuration names are looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Files {

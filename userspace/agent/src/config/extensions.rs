@@ -51,6 +51,13 @@ impl Context<'_> {
                 "remove per_cpu",
             );
         }
+        if found.is_some_and(PerResource::has_members) && !self.fenced.get() {
+            self.problems.add(
+                t.span_of("per_resource"),
+                "Child SAs per member need an ownership engine, but the members settle ownership among themselves",
+                "set engine = \"etcd\" in [cluster], or per_resource = \"cpu\"",
+            );
+        }
         let usual = if per_cpu == Some(true) {
             PerResource::Cpu
         } else {
