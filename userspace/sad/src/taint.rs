@@ -1,0 +1,68 @@
+//! SAs that a lost standby knew, and whose numbers it may have used unseen (`datapath::limits::is_tainted`).
+
+use crate::port::{Direction, MapOp, MapPlan};
+use crate::store::{SaEntry, Sad};
+use datapath::limits::{is_tainted, tainted_inbound, tainted_outbound};
+use maps_schema::sad::spi_slot;
+use model::{Epoch, EspSpi};
+
+impl Sad {
+    /// Leaves no number of these directions of these SAs to an owner after the one in `epoch`. SAs that are not here are left out, and
+    /// so are those that no standby knows. Doing it twice changes nothing.
+    pub fn taint(
+        &mut self,
+        spis: impl IntoIterator<Item = EspSpi>,
+        directions: &[Direction],
+        epoch: Epoch,
+    ) -> MapPlan {
+        let mut plan = MapPlan::default();
+        for spi_in in spis {
+            let Some(entry) = self
+                .entries
+                .get_mut(&spi_slot(spi_in.0))
+                .filter(|e| e.record.spi_in == spi_in && !e.local_only)
+            else {
+                continue;
+            };
+            for direction in directions {
+                plan.ops.extend(entry.taint(*direction, epoch));
+            }
+        }
+        plan
+    }
+
+    /// Whether a lost standby may have used numbers of this direction that nobody knows of: it is never raised again.
+    pub fn is_tainted(&self, spi_in: EspSpi, direction: Direction) -> bool {
+        self.get(spi_in).is_some_and(|entry| match direction {
+            Direction::Inbound => is_tainted(&entry.ceiling),
+            Direction::Outbound => is_tainted(&entry.lease),
+        })
+    }
+}
+
+impl SaEntry {
+    fn taint(&mut self, direction: Direction, epoch: Epoch) -> Option<MapOp> {
+        let epoch = epoch.low16();
+        let (tainted, current, spi) = match direction {
+            Direction::Inbound => (
+                tainted_inbound(&self.ceiling, epoch),
+                &mut self.ceiling,
+                self.record.spi_in.0,
+            ),
+            Direction::Outbound => (
+                tainted_outbound(&self.lease, epoch),
+                &mut self.lease,
+                self.record.spi_out.0,
+            ),
+        };
+        // Limits of a later epoch are those of an owner after this one: it has its own word on them.
+        let limits = tainted.ok().filter(|limits| *limits != *current)?;
+        *current = limits;
+        Some(MapOp::PublishLimits {
+            direction,
+            slot: spi_slot(self.record.spi_in.0),
+            spi,
+            limits,
+        })
+    }
+}
