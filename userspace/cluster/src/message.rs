@@ -2,13 +2,16 @@
 //! say what was said. Anything of another version, epoch or incarnation is refused by name.
 
 use crate::rules::EpochId;
-use model::{Epoch, EspSpi, GroupId, Incarnation, MemberId};
+use model::{Epoch, EspSpi, GroupId, IkeSpi, Incarnation, MemberId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// Newest format of the records on the synch channel that this release speaks.
-pub const VERSION: u8 = 3;
+///
+/// 2 and 3 differ in the heartbeat ([`HeartbeatOf2`]); 4 is 3, and may say what only members of 4 and later understand: who writes
+/// such a record asks first which format the receiver speaks.
+pub const VERSION: u8 = 4;
 /// Oldest format that it speaks. Two members use the newest one that both know, so that a cluster can be upgraded one
 /// member after the other; a Hello is always in the oldest format, and names the newest.
 pub const OLDEST: u8 = 2;
@@ -20,6 +23,10 @@ pub const CHUNK: usize = 32 * 1024;
 pub const RECORD_MAX: usize = 1 << 20;
 /// Raises in one datagram: about 1,000 octets.
 pub const RAISES_PER_DATAGRAM: usize = 24;
+/// IKE SAs of a discarded fork in one record: about 10 KiB.
+pub const FORK_SPIS: usize = 1024;
+/// First format that speaks of discarded forks.
+pub const FORKS_SINCE: u8 = 4;
 /// Edges in one report.
 pub const EDGES_PER_DATAGRAM: usize = 60;
 
@@ -256,6 +263,18 @@ pub enum GroupBody {
         /// Why.
         reason: String,
     },
+    /// To the owner, from version 4 on: my fork of the group is discarded, and it touched these IKE SAs. Said again until it is settled.
+    ForkTouched {
+        /// Names this part of what the sender's life has to say; it rises.
+        number: u64,
+        /// Our SPIs.
+        touched: Vec<IkeSpi>,
+    },
+    /// Owner, from version 4 on: none of the IKE SAs of that part is in use here any more.
+    ForkSettled {
+        /// Which part.
+        number: u64,
+    },
 }
 
 /// A sign of life.
@@ -335,14 +354,15 @@ pub enum BadRecord {
 }
 
 impl Message {
-    /// Octets for the channel, in a format that the receiver speaks.
+    /// Octets for the channel, in a format that the receiver speaks; one that is not known here counts as the nearest.
     pub fn encode(&self, version: u8) -> Vec<u8> {
         // Plain data without maps of unknown length always encodes.
-        let octets = if version == OLDEST {
-            let older = self.clone().with_heartbeat(HeartbeatOf2::from);
-            postcard::to_extend(&older, vec![OLDEST])
-        } else {
-            postcard::to_extend(self, vec![VERSION])
+        let octets = match version.clamp(OLDEST, VERSION) {
+            OLDEST => {
+                let older = self.clone().with_heartbeat(HeartbeatOf2::from);
+                postcard::to_extend(&older, vec![OLDEST])
+            }
+            version => postcard::to_extend(self, vec![version]),
         };
         octets.unwrap_or_default()
     }
@@ -359,7 +379,7 @@ impl Message {
             OLDEST => {
                 whole::<MessageOf<HeartbeatOf2>>(&octets[1..]).map(|m| m.with_heartbeat(Heartbeat::from))
             }
-            VERSION => whole(&octets[1..]),
+            3..=VERSION => whole(&octets[1..]),
             other => Err(BadRecord::Version(other)),
         }
     }

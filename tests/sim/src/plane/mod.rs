@@ -136,6 +136,8 @@ pub struct Plane {
     acquired: BTreeMap<u16, u64>,
     sabotage: Option<Sabotage>,
     lost: u64,
+    /// CPUs that frames arrive on, and how many frames have arrived.
+    arrivals: (u32, u32),
 }
 
 /// What a host is.
@@ -144,6 +146,8 @@ pub struct Host {
     pub member: u8,
     /// CPUs that serve SAs.
     pub cpus: u32,
+    /// Frames arrive on all of them in turn, not on the first one only.
+    pub per_cpu: bool,
     /// MAC addresses, outside and inside.
     pub macs: ([u8; 6], [u8; 6]),
     /// Key of the steering hash.
@@ -210,6 +214,7 @@ impl Plane {
             acquired: BTreeMap::new(),
             sabotage,
             lost: 0,
+            arrivals: (if host.per_cpu { host.cpus } else { 1 }, 0),
         }
     }
 
@@ -319,9 +324,12 @@ impl Plane {
     }
 
     fn run_in(&mut self, area: &mut Area, now: Instant, inside: bool, octets: Vec<u8>) -> Outcome {
+        let (cpus, number) = &mut self.arrivals;
+        *number = number.wrapping_add(1);
+        let arrives = *number % (*cpus).max(1);
         let effects = {
             let maps = self.maps();
-            let view = view(&maps, octets, 0, now, inside);
+            let view = view(&maps, octets, arrives, now, inside);
             program(&view, area, inside, true);
             Effects::of(view)
         };
