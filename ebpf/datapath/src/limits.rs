@@ -99,7 +99,8 @@ pub const fn is_tainted(limits: &Limits) -> bool {
     limits.epoch & LIMITS_TAINTED != 0
 }
 
-const fn with_taint(limits: Limits) -> Limits {
+/// Limits that somebody else has tainted already: as [`tainted_outbound`] left them, told without the flag.
+pub const fn with_taint(limits: Limits) -> Limits {
     Limits {
         epoch: limits.epoch | LIMITS_TAINTED,
         ..limits

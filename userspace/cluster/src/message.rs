@@ -15,6 +15,8 @@ pub const VERSION: u8 = 4;
 /// Oldest format that it speaks. Two members use the newest one that both know, so that a cluster can be upgraded one
 /// member after the other; a Hello is always in the oldest format, and names the newest.
 pub const OLDEST: u8 = 2;
+/// Since this format a journal entry may be written against what the entries before it have left.
+pub const BRIEF_SINCE: u8 = 4;
 /// In [`GroupBeat::joining`]: the sender's format does not say it.
 pub const NOT_SAID: u8 = u8::MAX;
 /// Octets of a snapshot in one record.
@@ -544,6 +546,25 @@ mod tests {
         let heartbeat = heartbeat(&sets);
         assert_eq!(named(&heartbeat), sets);
         assert_eq!(named(&sent(&heartbeat, VERSION)), sets);
+    }
+
+    #[test]
+    fn a_heartbeat_says_the_same_in_every_format_since_the_third_and_later_ones_are_refused() {
+        let beat = heartbeat(&[BTreeSet::from([life(1, 1), life(2, 9)])]);
+        let message = Message {
+            from: life(1, 1),
+            body: Body::Heartbeat(beat.clone()),
+        };
+        for version in 3..=VERSION {
+            assert_eq!(message.encode(version)[0], version);
+            assert_eq!(sent(&beat, version), beat, "format {version}");
+        }
+        assert_eq!(message.encode(VERSION + 1)[0], VERSION);
+        let mut later = message.encode(VERSION);
+        for version in [OLDEST - 1, VERSION + 1] {
+            later[0] = version;
+            assert_eq!(Message::decode(&later).err(), Some(BadRecord::Version(version)));
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use crate::port::{Direction, MapOp, MapPlan};
 use crate::store::{SaEntry, Sad};
-use datapath::limits::{is_tainted, tainted_inbound, tainted_outbound};
-use maps_schema::sad::spi_slot;
+use datapath::limits::{is_tainted, tainted_inbound, tainted_outbound, with_taint};
+use maps_schema::sad::{Limits, spi_slot};
 use model::{Epoch, EspSpi};
 
 impl Sad {
@@ -15,6 +15,30 @@ impl Sad {
         directions: &[Direction],
         epoch: Epoch,
     ) -> MapPlan {
+        let epoch = epoch.low16();
+        // Limits of a later epoch are those of an owner after this one: it has its own word on them.
+        self.taint_where(spis, directions, |direction, limits| match direction {
+            Direction::Inbound => tainted_inbound(&limits, epoch).ok(),
+            Direction::Outbound => tainted_outbound(&limits, epoch).ok(),
+        })
+    }
+
+    /// As [`Sad::taint`] on a member that has the SAs from the owner's snapshot, which holds the limits as they were left there and
+    /// names the SAs: what is not said is only that they are tainted.
+    pub fn taint_as_told(
+        &mut self,
+        spis: impl IntoIterator<Item = EspSpi>,
+        directions: &[Direction],
+    ) -> MapPlan {
+        self.taint_where(spis, directions, |_, limits| Some(with_taint(limits)))
+    }
+
+    fn taint_where(
+        &mut self,
+        spis: impl IntoIterator<Item = EspSpi>,
+        directions: &[Direction],
+        tainted: impl Fn(Direction, Limits) -> Option<Limits>,
+    ) -> MapPlan {
         let mut plan = MapPlan::default();
         for spi_in in spis {
             let Some(entry) = self
@@ -25,7 +49,8 @@ impl Sad {
                 continue;
             };
             for direction in directions {
-                plan.ops.extend(entry.taint(*direction, epoch));
+                plan.ops
+                    .extend(entry.change_limits(*direction, |limits| tainted(*direction, limits)));
             }
         }
         plan
@@ -41,22 +66,17 @@ impl Sad {
 }
 
 impl SaEntry {
-    fn taint(&mut self, direction: Direction, epoch: Epoch) -> Option<MapOp> {
-        let epoch = epoch.low16();
-        let (tainted, current, spi) = match direction {
-            Direction::Inbound => (
-                tainted_inbound(&self.ceiling, epoch),
-                &mut self.ceiling,
-                self.record.spi_in.0,
-            ),
-            Direction::Outbound => (
-                tainted_outbound(&self.lease, epoch),
-                &mut self.lease,
-                self.record.spi_out.0,
-            ),
+    /// Puts others in the place of a direction's limits; the write that the maps need, if they are different.
+    fn change_limits(
+        &mut self,
+        direction: Direction,
+        to: impl FnOnce(Limits) -> Option<Limits>,
+    ) -> Option<MapOp> {
+        let (current, spi) = match direction {
+            Direction::Inbound => (&mut self.ceiling, self.record.spi_in.0),
+            Direction::Outbound => (&mut self.lease, self.record.spi_out.0),
         };
-        // Limits of a later epoch are those of an owner after this one: it has its own word on them.
-        let limits = tainted.ok().filter(|limits| *limits != *current)?;
+        let limits = to(*current).filter(|limits| limits != current)?;
         *current = limits;
         Some(MapOp::PublishLimits {
             direction,

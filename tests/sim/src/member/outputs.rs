@@ -178,10 +178,15 @@ impl Member {
         if self.sabotage == Some(Sabotage::NothingTainted) {
             return;
         }
-        let directions = tainted_by_loss(self.solo, Standing::AloneUnfenced);
-        let directions: Vec<_> = directions.iter().map(|d| super::limits::from_wire(*d)).collect();
-        let plan = self.sad.taint(spis.iter().copied(), &directions, epoch);
+        let plan = self
+            .sad
+            .taint(spis.iter().copied(), &self.tainted_directions(), epoch);
         self.execute(&plan);
+    }
+
+    pub(super) fn tainted_directions(&self) -> Vec<sad::Direction> {
+        let directions = tainted_by_loss(self.solo, Standing::AloneUnfenced).iter();
+        directions.map(|d| super::limits::from_wire(*d)).collect()
     }
 
     /// Once a second: some of the SAs that a lost standby knew.

@@ -108,7 +108,10 @@ impl Member {
                     .into_iter()
                     .filter(|spi| self.group_of_child(*spi) == group)
                     .collect();
-                self.taint(&of_group, epoch);
+                if self.sabotage != Some(Sabotage::NothingTainted) {
+                    let plan = self.sad.taint_as_told(of_group, &self.tainted_directions());
+                    self.execute(&plan);
+                }
                 self.withholding.remove(&group);
                 cx.watch.installed(cx.now, self.me, group);
                 self.armed(cx, token);

@@ -333,6 +333,7 @@ impl Core {
         })
         .await?;
         let mut node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
+        node.speak_at_most(config.cluster.record_format);
         let mut mirror = BTreeMap::new();
         let mut tenures = Vec::new();
         if let Some(kept) = kept {
@@ -407,7 +408,7 @@ impl Core {
             config,
         };
         for tenure in &tenures {
-            let plan = core.taint_suspects(tenure.group, tenure.epoch.number);
+            let plan = core.taint_suspects(tenure.group);
             core.execute_or_log(&plan);
         }
         Ok((

@@ -110,30 +110,35 @@ impl Core {
             });
         let all = installed.chain(proposed).collect::<Vec<_>>();
         group.suspects.suspect(all);
-        let epoch = group.ownership.epoch;
-        let plan = self.taint_suspects(id, epoch);
+        let (spis, epoch) = (group.suspects.spis(), group.ownership.epoch);
+        let plan = self.taint(spis, epoch);
         self.execute_or_log(&plan);
     }
 
-    /// Leaves no number of the group's suspects to an owner after the one in `epoch`: on that owner, and on whoever has its snapshot.
-    pub(super) fn taint_suspects(&mut self, id: GroupId, epoch: Epoch) -> MapPlan {
+    /// The group's SAs are here as their owner, or the life of this member before, has left them: its suspects are marked.
+    pub(super) fn taint_suspects(&mut self, id: GroupId) -> MapPlan {
         let spis = self.groups.get(id).suspects.spis();
-        self.taint(spis, epoch)
+        let directions = self.tainted_directions();
+        self.sad.taint_as_told(spis, &directions)
     }
 
-    /// As [`Core::taint_suspects`], for some of them.
+    /// Leaves no number of these SAs to an owner after the one in `epoch`, which is this member.
     pub(super) fn taint(&mut self, spis: Vec<EspSpi>, epoch: Epoch) -> MapPlan {
+        let directions = self.tainted_directions();
+        self.sad.taint(spis, &directions, epoch)
+    }
+
+    fn tainted_directions(&self) -> Vec<sad::Direction> {
         let solo = match self.config.cluster.solo {
             config::Solo::Continue => Solo::Continue,
             config::Solo::Stop => Solo::Stop,
         };
-        let directions = tainted_by_loss(solo, Standing::AloneUnfenced);
-        let directions = directions.iter().map(|direction| match direction {
+        let directions = tainted_by_loss(solo, Standing::AloneUnfenced).iter();
+        let directions = directions.map(|direction| match direction {
             Direction::Inbound => sad::Direction::Inbound,
             Direction::Outbound => sad::Direction::Outbound,
         });
-        let directions = directions.collect::<Vec<_>>();
-        self.sad.taint(spis, &directions, epoch)
+        directions.collect()
     }
 
     /// A standby is in sync again, or this member has taken such SAs over.

@@ -64,6 +64,10 @@ pub struct Member {
     pub restated: usize,
     /// It does not get to what a fork touched.
     pub keeps_forks: bool,
+    /// Entries that came in the brief form.
+    pub briefs: usize,
+    /// The next entry does not fit what it holds.
+    pub misfit: bool,
     /// Its SAs refuse every limit.
     pub refuses_limits: bool,
     /// A snapshot is not armed until [`World::release`] says so.
@@ -380,6 +384,7 @@ impl World {
             group,
             token,
             entry: entry.to_vec(),
+            brief: Some(crate::agent::brief(entry)),
         });
         self.settle(index);
         token
@@ -512,6 +517,8 @@ impl Member {
             raise_refused: Vec::new(),
             restated: 0,
             keeps_forks: false,
+            briefs: 0,
+            misfit: false,
             refuses_limits: false,
             slow_snapshot: false,
             held: Vec::new(),

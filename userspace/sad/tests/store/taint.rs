@@ -60,7 +60,7 @@ fn a_joiner_taints_what_a_snapshot_holds_and_a_taker_alone_needs_no_cap_for_it()
         .restore(snapshot, Instant::from_millis(1))
         .expect("it fits");
     joiner.run(plan);
-    let plan = joiner.sad.taint([spi], &BOTH, EPOCH);
+    let plan = joiner.sad.taint_as_told([spi], &BOTH);
     joiner.run(plan);
     let lease = |world: &World, spi| world.sad.get(spi).expect("there").lease;
     assert_eq!(lease(&joiner, spi), lease(&owner, spi));
