@@ -403,11 +403,21 @@ mod tests {
             let nothing = range(&tainted, alone, epoch);
             assert_eq!(take(&Counter::new(0), &nothing), Take::Exhausted);
             let raised = raised(&tainted, u64::MAX, 1000, epoch).unwrap();
-            assert_eq!(take(&Counter::new(0), &range(&raised, alone, epoch)), Take::Exhausted);
+            assert_eq!(
+                take(&Counter::new(0), &range(&raised, alone, epoch)),
+                Take::Exhausted
+            );
             let again = tainted_outbound(&raised, epoch).unwrap();
-            assert_eq!(take(&Counter::new(0), &range(&again, alone, epoch + 1)), Take::Exhausted);
+            assert_eq!(
+                take(&Counter::new(0), &range(&again, alone, epoch + 1)),
+                Take::Exhausted
+            );
         }
-        assert_eq!(tainted_outbound(&tainted, 8), Ok(tainted), "a second loss changes nothing");
+        assert_eq!(
+            tainted_outbound(&tainted, 8),
+            Ok(tainted),
+            "a second loss changes nothing"
+        );
         let tainted = tainted_inbound(&limits(100, 10, 7), 7).unwrap();
         let range = inbound_range(&tainted, 0, true, 9).unwrap();
         assert!(range.floor >= 100 && range.ceiling <= range.floor);

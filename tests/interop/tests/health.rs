@@ -57,16 +57,30 @@ fn handed_over(stage: &Stage, from: usize, why: &str) -> Result<()> {
         given["kind"] == "planned" && given["to"] == taken["to"] && given["epoch"] == taken["epoch"],
         "the old owner says: {given}"
     );
-    let verdicts = || stage.members.iter().map(Member::verdicts).collect::<Result<Vec<_>>>();
+    let verdicts = || {
+        stage
+            .members
+            .iter()
+            .map(Member::verdicts)
+            .collect::<Result<Vec<_>>>()
+    };
     let before = verdicts()?;
     let pings = ping::short(&stage.lab.host, addr::HOST_ONE, addr::SERVER_ONE, 10_000, 50)?;
-    let lost = pings.echoes.iter().enumerate().filter(|(_, echo)| echo.back_ns.is_none());
+    let lost = pings
+        .echoes
+        .iter()
+        .enumerate()
+        .filter(|(_, echo)| echo.back_ns.is_none());
     let lost = lost.map(|(number, _)| number).collect::<Vec<_>>();
     ensure!(
         lost.is_empty(),
         "pings {lost:?} of 50 lost through the new owner; meanwhile {}; events {:?}",
         moved(&before, &verdicts()?),
-        stage.members.iter().map(Member::events).collect::<Result<Vec<_>>>()?
+        stage
+            .members
+            .iter()
+            .map(Member::events)
+            .collect::<Result<Vec<_>>>()?
     );
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The decisions under test, replaceable one by one.
 
-use cluster::rules::{self, Ack, EpochId, JoinFacts, NoTakeover, RaiseDecision, Solo, Standing, TakeoverPlan};
+use cluster::rules::{
+    self, Ack, EpochId, JoinFacts, NoTakeover, RaiseDecision, Solo, Standing, TakeoverPlan,
+};
 use cluster::{Direction, SetMember, rules_doubt};
 use datapath::limits::{self, EpochBehind, InboundRange, OutboundRange};
 use maps_schema::sad::Limits;

@@ -331,7 +331,9 @@ impl Actor<'_> {
         let me = self.view();
         let Some(set) = &me.set else { return };
         let asked = (self.rules.asked_for_raise)(set, member_id(self.at), me.join.as_ref().map(|j| j.member));
-        let tainted = me.sa.is_some_and(|sa| [sa.outbound, sa.inbound][direction].tainted);
+        let tainted = me
+            .sa
+            .is_some_and(|sa| [sa.outbound, sa.inbound][direction].tainted);
         let standing = me.standing;
         let decision = (self.rules.decide_raise)(standing, asked.is_empty(), DIRECTIONS[direction]);
         let mut decision = cluster::rules::under_solo(self.solo, standing, decision);

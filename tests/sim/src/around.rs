@@ -5,7 +5,7 @@ use datapath::steer::first_message_segment;
 use ike::{Resource, Surroundings};
 use maps_schema::sad::spi_slot;
 use model::{Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SegmentId};
-use sad::{LimitRaise, Sad, SaCounters};
+use sad::{LimitRaise, SaCounters, Sad};
 
 /// Borrowed for one input of the engine.
 pub struct Around<'a> {
@@ -87,7 +87,10 @@ impl Surroundings for Around<'_> {
         Some(spi)
     }
     fn advance_outbound(&mut self, spi_in: EspSpi, delta: u64) -> bool {
-        let (epoch, counters) = ((self.epoch_of)(spi_in.segment()), (self.counters)(spi_slot(spi_in.0)));
+        let (epoch, counters) = (
+            (self.epoch_of)(spi_in.segment()),
+            (self.counters)(spi_slot(spi_in.0)),
+        );
         let raise = epoch
             .zip(counters)
             .and_then(|(epoch, counters)| self.sad.advance(spi_in, delta, self.now, epoch, &counters));

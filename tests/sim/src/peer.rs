@@ -52,6 +52,8 @@ pub struct PeerConfig {
     pub initiates: bool,
     /// CPUs.
     pub cpus: u32,
+    /// Child SAs for each.
+    pub per_cpu: bool,
 }
 
 impl Peer {
@@ -63,7 +65,7 @@ impl Peer {
             &Host {
                 member: 1,
                 cpus: config.cpus,
-                per_cpu: false,
+                per_cpu: config.per_cpu,
                 macs: (mac, [2, 0, 0, 0, 3, config.number]),
                 steer_key,
                 addresses: vec![(config.address, maps_schema::steer::SIDE_OUTSIDE, 0)],
@@ -85,7 +87,11 @@ impl Peer {
         let mut rng = rng;
         let mut sad = Sad::new(Settings {
             member: MemberId(1),
-            max_slots: crate::plane::SLOTS,
+            max_slots: if config.per_cpu {
+                8 * crate::plane::SLOTS
+            } else {
+                crate::plane::SLOTS
+            },
             cpus: config.cpus,
             first_generation: rng.range(1, 200) as u8,
             outside_mtu: 1500,

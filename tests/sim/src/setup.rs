@@ -314,7 +314,8 @@ impl PeerKind {
             policies: vec![self.policy(true)],
             window: self.window,
             initiates: self.initiates,
-            cpus: PEER_CPUS,
+            cpus: if self.per_cpu { PEER_CPUS } else { 1 },
+            per_cpu: self.per_cpu,
         }
     }
 }

@@ -107,11 +107,13 @@ fn what_a_discarded_fork_touched_is_begun_anew_by_whoever_initiates() {
             connection.start = (side == B) == cluster_initiates;
         });
         let known = fork(&world);
+        let allocated = world.sides[B].around.allocated.clone();
         let (children, outbound) = (world.sides[B].children.clone(), world.sides[B].outbound.clone());
         let spi_in = world.spi_in(B);
         world.command(B, Command::RekeyChild { spi_in });
         world.settle();
         discard_fork(&mut world, &known);
+        world.sides[B].around.allocated = allocated;
         (world.sides[B].children, world.sides[B].outbound) = (children, outbound);
         sync(&mut world);
         world.settle();

@@ -1,6 +1,8 @@
 //! The decisions under test, one pointer each: the product's by default, a broken one in a mutation test.
 
-use cluster::rules::{self, Ack, EpochId, JoinFacts, NoTakeover, RaiseDecision, Solo, Standing, TakeoverPlan};
+use cluster::rules::{
+    self, Ack, EpochId, JoinFacts, NoTakeover, RaiseDecision, Solo, Standing, TakeoverPlan,
+};
 use cluster::{Direction, SetMember};
 use datapath::limits::{self, EpochBehind, InboundRange, OutboundRange};
 use maps_schema::sad::Limits;

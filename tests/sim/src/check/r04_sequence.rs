@@ -13,12 +13,7 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn sent(
-        &mut self,
-        now: Instant,
-        me: MemberId,
-        esp: &Esp,
-    ) -> Result<(), String> {
+    pub(super) fn sent(&mut self, now: Instant, me: MemberId, esp: &Esp) -> Result<(), String> {
         let before = self.sent.insert((esp.key, esp.seq), (me, esp.epoch, now));
         let Some((who, epoch, at)) = before else {
             return Ok(());

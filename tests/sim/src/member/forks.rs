@@ -17,8 +17,13 @@ const AGAIN: Duration = Duration::from_secs(30);
 pub(super) struct Forks {
     /// Groups that this member serves alone, unfenced, and what it touched there.
     touched: BTreeMap<GroupId, BTreeSet<IkeSpi>>,
-    /// What others have named: number, and each IKE SA with the time at which it was begun anew.
-    named: BTreeMap<(GroupId, SetMember), (u64, BTreeMap<IkeSpi, Option<Instant>>)>,
+    /// What others have named: each IKE SA with the time at which it was begun anew.
+    named: BTreeMap<(GroupId, SetMember), Part>,
+}
+
+struct Part {
+    number: u64,
+    spis: BTreeMap<IkeSpi, Option<Instant>>,
 }
 
 impl Forks {
@@ -68,7 +73,10 @@ impl Member {
             return;
         }
         cx.trace.note(cx.now, "fork", [u64::from(self.me.0), 0], || {
-            format!("member {}: its fork of group {group} touched {touched:?}", self.me)
+            format!(
+                "member {}: its fork of group {group} touched {touched:?}",
+                self.me
+            )
         });
         self.node.handle(Input::ForkTouched {
             now: cx.now,
@@ -87,9 +95,9 @@ impl Member {
         touched: &[IkeSpi],
     ) {
         let known = self.forks.named.get(&(group, from));
-        if known.is_none_or(|(known, _)| *known != number) {
+        if known.is_none_or(|known| known.number != number) {
             let spis = touched.iter().map(|spi| (*spi, None)).collect();
-            self.forks.named.insert((group, from), (number, spis));
+            self.forks.named.insert((group, from), Part { number, spis });
             self.reestablish(cx);
         }
     }
@@ -97,7 +105,7 @@ impl Member {
     /// Once a second, and when there is something new.
     pub(super) fn reestablish(&mut self, cx: &mut Cx<'_>) {
         let mut due = Vec::new();
-        for (_, spis) in self.forks.named.values_mut() {
+        for Part { spis, .. } in self.forks.named.values_mut() {
             let (mirror, engine) = (&self.mirror, &self.engine);
             spis.retain(|spi, _| mirror.contains_key(spi) || engine.status_of(*spi).is_some());
             for (spi, last) in spis {
@@ -111,9 +119,9 @@ impl Member {
             self.engine_command(cx, ike::Command::Reestablish { spi });
         }
         let named = std::mem::take(&mut self.forks.named);
-        let (done, open): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, (_, spis))| spis.is_empty());
+        let (done, open): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, part)| part.spis.is_empty());
         self.forks.named = open.into_iter().collect();
-        for ((group, from), (number, _)) in done {
+        for ((group, from), Part { number, .. }) in done {
             let (now, member) = (cx.now, from.member);
             self.node_input(
                 cx,

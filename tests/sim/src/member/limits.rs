@@ -5,7 +5,8 @@ use crate::sabotage::Sabotage;
 use cluster::message::RaiseKey;
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
-    EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, Event,
+    EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_LEASE_EXHAUSTED,
+    EVENT_LEASE_SOFT, Event,
 };
 use maps_schema::sad::SA_LOCAL_ONLY;
 use model::{Epoch, EspSpi, GroupId, Instant};

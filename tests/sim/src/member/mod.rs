@@ -194,7 +194,7 @@ impl Member {
         };
         let mut sad = Sad::new(Settings {
             member: spi_member,
-            max_slots: crate::plane::SLOTS,
+            max_slots: config.host.slots(),
             cpus: config.host.cpus,
             first_generation: rng.range(1, 200) as u8,
             outside_mtu: 1500,

@@ -61,7 +61,9 @@ impl Member {
                 .copied()
                 .filter(|spi| self.group_of_child(*spi) == group)
                 .collect(),
-            parts: self.sad.parts_where(|segment| self.layout.group_of(segment) == group),
+            parts: self
+                .sad
+                .parts_where(|segment| self.layout.group_of(segment) == group),
         };
         let mut bytes = entry::encode(&snapshot);
         if self.sabotage == Some(Sabotage::StaleSnapshot) {

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use test_packet::in_memory::{run_inside, run_outside};
 use view::{Effects, PlaneMaps, View, view};
 
-/// Slots of every member and peer: four for each segment, so that they are used again.
+/// Slots of members and peers: four for each segment, so that they are used again. See [`Host::slots`].
 pub const SLOTS: u32 = 1024;
 /// Interface indexes.
 pub const OUTSIDE: u32 = 1;
@@ -146,7 +146,7 @@ pub struct Host {
     pub member: u8,
     /// CPUs that serve SAs.
     pub cpus: u32,
-    /// Frames arrive on all of them in turn, not on the first one only.
+    /// Frames arrive on all of them in turn, not on the first one only; and there are slots for a Child SA on each.
     pub per_cpu: bool,
     /// MAC addresses, outside and inside.
     pub macs: ([u8; 6], [u8; 6]),
@@ -154,6 +154,13 @@ pub struct Host {
     pub steer_key: [u64; 2],
     /// Cluster addresses: value, side, segment.
     pub addresses: Vec<(u32, u8, u8)>,
+}
+
+impl Host {
+    /// Slots of SAs.
+    pub fn slots(&self) -> u32 {
+        if self.per_cpu { 8 * SLOTS } else { SLOTS }
+    }
 }
 
 /// Names a key by its octets, whatever SPI or slot it sits in.
@@ -173,7 +180,7 @@ impl Plane {
                 steer_key: host.steer_key,
                 member: u32::from(host.member),
                 cpus: host.cpus,
-                slots: SLOTS,
+                slots: host.slots(),
                 own_device: OUTSIDE,
                 outside_mtu: 1500,
                 nat_t_port: 4500,
@@ -187,7 +194,7 @@ impl Plane {
                 port(OUTSIDE, OUTSIDE_PORT, SIDE_OUTSIDE, host.macs.0),
                 port(INSIDE, INSIDE_PORT, SIDE_INSIDE, host.macs.1),
             ],
-            maps: MemoryPlane::new(SLOTS),
+            maps: MemoryPlane::new(host.slots()),
             segments: vec![(0, 0); 256],
             members: BTreeMap::new(),
             addresses: host

@@ -1,10 +1,10 @@
 //! What the IKE engine may ask of this member: randomness, SPIs, limits.
 
 use datapath::steer::first_message_segment;
-use ike::{PoolShare, Resource, Surroundings};
-use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
 use dataplane::CounterReader;
+use ike::{PoolShare, Resource, Surroundings};
 use maps_schema::sad::spi_slot;
+use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
 use sad::{LimitRaise, Sad};
 
 use super::groups::Groups;
@@ -122,8 +122,10 @@ impl Surroundings for Around<'_> {
             return false;
         };
         let counters = self.counters.counters(spi_slot(spi_in.0));
-        let raise = counters
-            .and_then(|counters| self.sad.advance(spi_in, delta, crate::clock::now(), epoch, &counters));
+        let raise = counters.and_then(|counters| {
+            self.sad
+                .advance(spi_in, delta, crate::clock::now(), epoch, &counters)
+        });
         let can = raise.is_some();
         self.advances.extend(raise);
         can

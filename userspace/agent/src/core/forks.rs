@@ -192,7 +192,10 @@ mod tests {
         touched.note(&remove, of);
         assert!(touched.take().is_empty(), "a standby was there");
         touched.begin();
-        touched.note(&EntryChange::IkePut(IkeSpi(7), model::SecretBytes::new(vec![1])), of);
+        touched.note(
+            &EntryChange::IkePut(IkeSpi(7), model::SecretBytes::new(vec![1])),
+            of,
+        );
         assert!(touched.spis.is_empty());
         touched.note(&remove, of);
         touched.note(&EntryChange::IkeRemove(IkeSpi(8)), of);
@@ -224,7 +227,11 @@ mod tests {
         assert!(!forks.named(GroupId(0), from, 1, &spis), "said again");
         assert_eq!(forks.next(at(1), 9, |spi| spi != IkeSpi(2)), [IkeSpi(3)]);
         assert!(forks.settled().is_empty());
-        assert_eq!(forks.next(at(30), 9, |spi| spi != IkeSpi(2)), [IkeSpi(1)], "still there");
+        assert_eq!(
+            forks.next(at(30), 9, |spi| spi != IkeSpi(2)),
+            [IkeSpi(1)],
+            "still there"
+        );
         assert!(forks.next(at(31), 9, |_| false).is_empty());
         assert_eq!(forks.settled(), [(GroupId(0), from, 1)]);
         assert!(forks.settled().is_empty());

@@ -200,7 +200,11 @@ mod tests {
         assert_eq!(suspects.next(at(2), 9, |_| true), [EspSpi(1), EspSpi(5)]);
         assert!(suspects.next(at(10), 9, |_| true).is_empty());
         suspects.remove(EspSpi(3));
-        assert_eq!(suspects.next(at(11), 9, |_| true), [EspSpi(4)], "it is still there");
+        assert_eq!(
+            suspects.next(at(11), 9, |_| true),
+            [EspSpi(4)],
+            "it is still there"
+        );
     }
 
     #[test]

@@ -43,7 +43,10 @@ impl Fork {
             self.number += 1;
             self.told = self.waiting.len().min(FORK_SPIS);
         }
-        Some((self.number, self.waiting.iter().take(self.told).copied().collect()))
+        Some((
+            self.number,
+            self.waiting.iter().take(self.told).copied().collect(),
+        ))
     }
 
     /// The owner has dealt with a part: on with the next one.
@@ -144,7 +147,10 @@ mod tests {
         assert_eq!(fork.next(at(1500)), None, "another part's answer settles nothing");
         // A second fork was lost meanwhile: the part that is being told stays what it was.
         fork.add(spis(9000..9001));
-        assert_eq!(fork.next(at(1600)).map(|(n, p)| (n, p.len())), Some((first, FORK_SPIS)));
+        assert_eq!(
+            fork.next(at(1600)).map(|(n, p)| (n, p.len())),
+            Some((first, FORK_SPIS))
+        );
         fork.settled(first);
         let (second, part) = fork.next(at(1601)).expect("the rest, at once");
         assert_eq!((second, part.len()), (first + 1, 6));

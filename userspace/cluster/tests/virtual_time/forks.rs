@@ -59,9 +59,15 @@ fn a_winner_that_dies_before_it_has_dealt_with_it_leaves_it_to_whoever_owns_next
     world.run_until(3000, "healed", |w| w.settled(1));
     world.run(100);
     world.kill(1);
-    world.run_until(1000, "the loser of the split takes over", |w| w.members[0].is_owner());
+    world.run_until(1000, "the loser of the split takes over", |w| {
+        w.members[0].is_owner()
+    });
     world.run(1500);
-    assert_eq!(told(&world, 0), [(1, vec![7])], "its own agent deals with it, once");
+    assert_eq!(
+        told(&world, 0),
+        [(1, vec![7])],
+        "its own agent deals with it, once"
+    );
 }
 
 #[test]

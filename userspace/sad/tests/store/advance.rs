@@ -62,7 +62,10 @@ fn numbers_that_would_run_out_or_are_another_owners_are_not_raised() {
     assert!(world.sad.advance(spi, far, NOW, EPOCH, &counters).is_none());
     assert!(world.sad.advance(spi, u64::MAX, NOW, EPOCH, &counters).is_none());
     let next = Epoch(EPOCH.0 - 1);
-    assert!(world.sad.advance(spi, 5, NOW, next, &counters).is_none(), "a stale epoch");
+    assert!(
+        world.sad.advance(spi, 5, NOW, next, &counters).is_none(),
+        "a stale epoch"
+    );
     let plan = world.sad.taint([spi], &[Direction::Outbound], EPOCH);
     world.run(plan);
     assert!(world.sad.advance(spi, 5, NOW, EPOCH, &counters).is_none());

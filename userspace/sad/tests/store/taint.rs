@@ -28,9 +28,11 @@ fn a_tainted_sa_keeps_its_owner_s_lease_and_gives_a_taker_nothing_whatever_is_ra
     assert_eq!(range(&world, spi, false, EPOCH.low16()), before);
     // The owner still wishes for more, so that whoever hears of it rekeys.
     let plane = &world.plane;
-    let raises = world
-        .sad
-        .wants_raises(Instant::from_millis(5000), |_| Some(EPOCH), |slot| plane.counters(slot));
+    let raises = world.sad.wants_raises(
+        Instant::from_millis(5000),
+        |_| Some(EPOCH),
+        |slot| plane.counters(slot),
+    );
     assert_eq!(raises.len(), 1);
     let plan = world
         .sad
@@ -66,9 +68,12 @@ fn a_joiner_taints_what_a_snapshot_holds_and_a_taker_alone_needs_no_cap_for_it()
     assert_eq!(lease(&joiner, spi), lease(&owner, spi));
     let next = Epoch(EPOCH.0 + 2);
     let plane = &joiner.plane;
-    let caps = joiner
-        .sad
-        .cap_within(.., Limited::Skipped, |_| Some((next, true)), |slot| plane.counters(slot));
+    let caps = joiner.sad.cap_within(
+        ..,
+        Limited::Skipped,
+        |_| Some((next, true)),
+        |slot| plane.counters(slot),
+    );
     assert!(
         caps.iter().all(|cap| cap.spi == fresh),
         "what has no number has no upper limit to state"
