@@ -42,7 +42,7 @@ const MADE_BY_DATAPLANE: [&str; 8] = [
     MAP_CPU_SLOT,
     MAP_SEGMENTS,
 ];
-const OTHERS: [&str; 12] = [
+const OTHERS: [&str; 13] = [
     MAP_SPD,
     MAP_MEMBERS,
     MAP_MEMBER_MACS,
@@ -54,6 +54,7 @@ const OTHERS: [&str; 12] = [
     MAP_CPUS_IN,
     MAP_CPUS_OUT,
     "ACQUIRED",
+    "TOLD",
     MAP_SCRATCH,
 ];
 
@@ -309,8 +310,15 @@ impl Kernel {
         let mut key = 48u32.to_ne_bytes().to_vec();
         key.extend(POLICY_PREFIX_V6);
         self.put(MAP_SPD, &key, world.policy_v6.as_bytes())?;
+        for (peer, entry) in [mapped(PEER), PEER_V6].iter().zip(&world.policy_peer) {
+            let mut key = 128u32.to_ne_bytes().to_vec();
+            key.extend(peer);
+            self.put(MAP_SPD, &key, entry.as_bytes())?;
+        }
         let never = vec![0u8; 8 * cpus()?];
         self.put("ACQUIRED", &u32::from(CONNECTION).to_ne_bytes(), &never)?;
+        self.put("ACQUIRED", &0u32.to_ne_bytes(), &never)?;
+        self.put("TOLD", &0u32.to_ne_bytes(), &never)?;
         self.set_own(world)?;
         while self.events.next().is_some() {}
         while self.slow.next().is_some() {}
