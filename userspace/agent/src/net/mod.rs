@@ -4,6 +4,7 @@ pub mod announce;
 pub mod frame;
 pub mod hints;
 pub mod neighbour;
+pub mod own;
 pub mod ports;
 pub mod socket;
 pub mod sysctl;
