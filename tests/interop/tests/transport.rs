@@ -65,9 +65,24 @@ fn received(text: &str) -> Result<u32> {
 }
 
 fn from_gateway(netns: &Netns) -> Result<u32> {
+    from_gateway_with(netns, "56")
+}
+
+fn from_gateway_with(netns: &Netns, octets: &str) -> Result<u32> {
     let output = netns
         .command("ping")
-        .args(["-n", "-q", "-i", "0.02", "-W", "1", "-c", &PINGS.to_string()])
+        .args([
+            "-n",
+            "-q",
+            "-i",
+            "0.02",
+            "-W",
+            "1",
+            "-c",
+            &PINGS.to_string(),
+            "-s",
+            octets,
+        ])
         .args([
             "-I",
             &addr::CLUSTER_OUTSIDE.to_string(),
@@ -193,6 +208,15 @@ fn a_linux_kernel_in_transport_mode_over_rekeys_and_a_takeover() -> Result<()> {
         verdict(&cluster.members[a], "esp_sealed")?,
     );
     ensure!(opened > 100 && sealed > 100, "opened {opened}, sealed {sealed}");
+
+    // What is larger than any link is sealed whole and cut outside, in both directions.
+    let large = wait_for(Duration::from_secs(10), Duration::from_millis(10), || {
+        (from_gateway_with(&netns, "2500").ok()? == PINGS).then_some(())
+    });
+    large.with_context(|| format!("large datagrams: {:?}", cluster.members[a].verdicts()))?;
+    for name in ["outer_cut", "outer_fragment"] {
+        ensure!(verdict(&cluster.members[a], name)? > 0, "no {name}");
+    }
 
     // Rekeys of both sides stay in the mode.
     cluster.members[a]

@@ -227,7 +227,8 @@ impl Core {
                 net::route_to_tun(&netlink, tun_index, prefix, &config.addresses.inside).await?;
             }
         }
-        net::own::route(&netlink, tun_index, &transport_pairs(&config)).await?;
+        let transport = transport_pairs(&config);
+        net::own::route(&netlink, tun_index, &transport).await?;
 
         let secret = identity.derive("steering");
         let word = |at: usize| u64::from_le_bytes(secret[at..at + 8].try_into().unwrap_or_default());
@@ -378,7 +379,7 @@ impl Core {
             ports,
             mirror,
             groups,
-            slow: slow::Waiting::default(),
+            slow: slow::Waiting::of(transport.iter().map(|(l, r)| (l.first, r.first)).collect()),
             held: held::Held::default(),
             paths: path::Paths::open(),
             takeover: timeline::Takeovers::default(),

@@ -1,8 +1,8 @@
 //! The slow path: frames that the programs gave to the agent go through the programs again once they can be served.
 //! The agent itself never touches a window or a counter.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 
 use dataplane::Entry;
 use maps_schema::event::{
@@ -18,6 +18,7 @@ use crate::clock;
 use crate::net;
 use crate::net::frame::{self, ETH_LEN};
 use crate::net::socket::Datagram;
+use crate::net::whole::{self, Gathered, Pieces};
 use ike::Input;
 
 /// Frames of one SA that may wait.
@@ -40,6 +41,9 @@ pub struct Waiting {
     outbound: HashMap<u32, VecDeque<Frame>>,
     held: VecDeque<(u32, Frame)>,
     waiting: usize,
+    /// Source and destination of what is sealed in transport mode, and pieces of it.
+    transport: BTreeSet<(IpAddr, IpAddr)>,
+    pieces: Pieces,
     /// Frames by reason, in the order of [`COUNTS`].
     pub counts: [u64; COUNTS.len()],
 }
@@ -61,6 +65,14 @@ pub const COUNTS: [&str; 12] = [
 ];
 
 impl Waiting {
+    /// Nothing waits; packets between these ends, source and destination, are sealed in transport mode.
+    pub fn of(transport: BTreeSet<(IpAddr, IpAddr)>) -> Self {
+        Self {
+            transport,
+            ..Self::default()
+        }
+    }
+
     fn put(&mut self, inbound: bool, slot: u32, frame: Frame) {
         let queue = if inbound {
             &mut self.inbound
@@ -262,6 +274,20 @@ impl Core {
         if !frame::leaves_the_link(packet) || net::own::is_ipsec(packet) {
             return;
         }
+        // In transport mode the pieces of a datagram are sealed together.
+        let gathered;
+        let packet = if whole::ends(packet).is_some_and(|ends| self.slow.transport.contains(&ends)) {
+            match self.slow.pieces.gather(packet) {
+                Gathered::NoPiece => packet,
+                Gathered::Kept => return,
+                Gathered::Whole(whole) => {
+                    gathered = whole;
+                    &gathered
+                }
+            }
+        } else {
+            packet
+        };
         self.slow.counts[5] += 1;
         if packet.len() + ETH_LEN > SLOW_FRAME_MAX {
             self.slow.counts[6] += 1;

@@ -10,6 +10,7 @@ pub mod socket;
 pub mod sysctl;
 pub mod tun;
 pub mod vlan;
+pub mod whole;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
