@@ -2,7 +2,7 @@
 //! here, so that nobody outside can speak as a host behind a peer (RFC 4301 5.2).
 
 use maps_schema::event::SLOW_PATH_ERROR;
-use maps_schema::spd::{ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, RULES_PER_PREFIX, SpdRule};
+use maps_schema::spd::{ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, RULES_PER_PREFIX};
 use maps_schema::verdict::Verdict;
 
 use crate::bytes::{Bounded, PacketRead};
@@ -10,6 +10,7 @@ use crate::env::{ACTION_CLEAR, Env, Work};
 use crate::esp::inbound;
 use crate::headers::{self, IPV6_LEN, PROTOCOL_ESP, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_UDP};
 use crate::icmp::{FRAGMENTATION_NEEDED, PACKET_TOO_BIG, V6_LEN};
+use crate::limits::volatile;
 use crate::nd;
 use crate::selectors;
 
@@ -92,8 +93,10 @@ fn by_policy(env: &impl Env, work: &mut Work) -> bool {
     let passed = work.verdict;
     work.pass(Verdict::NotForCluster);
     work.verdict = passed;
-    let Some(entry) = env.policy(headers::octets(work.ip.source)) else {
-        return false;
+    let policy = match env.policy(work.ip.source) {
+        Ok(Some(policy)) => policy,
+        Ok(None) => return false,
+        Err(_) => return work.drop(Verdict::Contended),
     };
     let Some(local) = env.local() else {
         return false;
@@ -137,24 +140,29 @@ fn by_policy(env: &impl Env, work: &mut Work) -> bool {
     work.flow.source = seen.destination;
     work.flow.destination = seen.source;
     work.flow.ports = [seen.ports[1], seen.ports[0]];
+    let mut found = (ACTION_NONE, 0);
     let mut i = 0;
     while i < RULES_PER_PREFIX {
-        let rule = &entry.rules[i];
-        if rule.action == ACTION_NONE {
-            return false;
+        let rule = &policy.entry.rules[i];
+        let action = volatile(&rule.action);
+        if action == ACTION_NONE {
+            break;
         }
         if selectors::rule_matches(rule, &work.flow) {
-            return decide(work, rule);
+            found = (action, volatile(&rule.connection));
+            break;
         }
         i += 1;
     }
-    false
-}
-
-#[inline(always)]
-fn decide(work: &mut Work, rule: &SpdRule) -> bool {
-    work.connection = rule.connection as u32;
-    match rule.action {
+    if !env.policy_holds(&policy) {
+        return work.drop(Verdict::Contended);
+    }
+    let (action, connection) = found;
+    if action == ACTION_NONE {
+        return false;
+    }
+    work.connection = connection as u32;
+    match action {
         ACTION_BYPASS => work.pass(Verdict::Bypassed),
         ACTION_DISCARD => work.drop(Verdict::Discarded),
         // With an SA or without one at the moment.

@@ -28,5 +28,6 @@ pub mod nd;
 pub mod opaque;
 pub mod replay;
 pub mod selectors;
+pub mod spd;
 pub mod steer;
 pub mod ttl;
