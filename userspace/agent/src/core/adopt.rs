@@ -105,6 +105,8 @@ impl Core {
             node: &self.node,
             guests: &mut self.guests.machine,
             steer_key: self.steer_key,
+            counters: &self.counters,
+            advances: Vec::new(),
         };
         self.engine.resume(clock::now(), &mut around);
         self.settle();

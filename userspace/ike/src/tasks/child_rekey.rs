@@ -39,6 +39,7 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
         remote_ts: old.ts_remote.clone(),
         esp_proposals: proposals.clone(),
         start: false,
+        mode: old.mode,
     };
     if let Some(resource) = old.resource
         && !ctx.around.has_resource(sa.spi, resource)
