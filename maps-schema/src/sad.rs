@@ -12,6 +12,8 @@ pub const SA_UDP_ENCAP: u8 = 1 << 1;
 pub const SA_LENIENT: u8 = 1 << 2;
 /// Known to this member alone (made while alone): no upper limit applies until a standby has acknowledged it.
 pub const SA_LOCAL_ONLY: u8 = 1 << 3;
+/// Transport mode (RFC 4303 3.1.1): what follows the IP header is sealed, and the header stays.
+pub const SA_TRANSPORT: u8 = 1 << 4;
 
 /// AES-GCM with a 16-octet ICV and a 128-bit key (RFC 4106).
 pub const SUITE_AES128_GCM: u8 = 1;
@@ -82,7 +84,7 @@ pub struct SelectorPair {
 /// Selector pairs held in an SA record; an SA with more is refused by `sad`.
 pub const SELECTORS_PER_SA: usize = 4;
 
-/// An inbound SA: one direction, ESP, tunnel mode.
+/// An inbound SA: one direction, ESP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct InboundSa {
@@ -147,7 +149,7 @@ pub struct InboundSaRuntime {
     pub above_floor: u64,
 }
 
-/// An outbound SA: one direction, ESP, tunnel mode.
+/// An outbound SA: one direction, ESP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct OutboundSa {

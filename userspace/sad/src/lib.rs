@@ -32,6 +32,6 @@ pub use look::Look;
 pub use port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
 pub use raises::{Limited, NamedLimits};
 pub use snapshot::SnapshotSa;
-pub use spd::{Policy, PolicyAction};
+pub use spd::{Policy, PolicyAction, selector_pairs};
 pub use store::{Context, SaEntry, Sad, SadError, Settings};
 pub use usage::{Carried, Usage};

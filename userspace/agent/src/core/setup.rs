@@ -9,7 +9,7 @@ use cluster::{EngineKind, Layout, Node, NodeConfig};
 use dataplane::{ObjectSource, Options, Plane, XdpModeUsed};
 use ike::Engine;
 use maps_schema::steer::{Local, SIDE_INSIDE};
-use model::{Incarnation, SecretBytes};
+use model::{Incarnation, SaMode, SecretBytes, TrafficSelector};
 use rtnetlink::Handle;
 use sad::{DataPlane, Sad, Settings};
 use tokio::sync::mpsc;
@@ -213,6 +213,7 @@ impl Core {
             .connections
             .iter()
             .flat_map(|c| &c.children)
+            .filter(|child| child.mode == SaMode::Tunnel)
             .flat_map(|c| &c.remote_ts)
         {
             for prefix in crate::config::prefixes(selector) {
@@ -226,6 +227,8 @@ impl Core {
                 net::route_to_tun(&netlink, tun_index, prefix, &config.addresses.inside).await?;
             }
         }
+        let transport = transport_pairs(&config);
+        net::own::route(&netlink, tun_index, &transport).await?;
 
         let secret = identity.derive("steering");
         let word = |at: usize| u64::from_le_bytes(secret[at..at + 8].try_into().unwrap_or_default());
@@ -378,7 +381,7 @@ impl Core {
             ports,
             mirror,
             groups,
-            slow: slow::Waiting::default(),
+            slow: slow::Waiting::of(transport.iter().map(|(l, r)| (l.first, r.first)).collect()),
             held: held::Held::default(),
             paths: path::Paths::open(),
             takeover: timeline::Takeovers::default(),
@@ -425,6 +428,15 @@ impl Core {
             },
         ))
     }
+}
+
+/// Pairs of selectors of the children in transport mode.
+fn transport_pairs(config: &Config) -> Vec<(TrafficSelector, TrafficSelector)> {
+    let children = config.connections.iter().flat_map(|c| &c.children);
+    children
+        .filter(|child| child.mode == SaMode::Transport)
+        .flat_map(|child| sad::selector_pairs(&child.local_ts, &child.remote_ts))
+        .collect()
 }
 
 /// The data plane: with the maps of the life before where it left them for this one, else with new ones.
