@@ -32,7 +32,10 @@ fn record(spi_in: EspSpi) -> ChildSaRecord {
         suite: EspSuite::Aes128Gcm16,
         key_in: SecretBytes::default(),
         key_out: SecretBytes::default(),
-        esn: true,
+        form: model::SaForm {
+            esn: true,
+            ..model::SaForm::default()
+        },
         udp_encap: false,
         local: remote(),
         remote: remote(),
