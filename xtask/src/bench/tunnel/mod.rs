@@ -203,7 +203,11 @@ fn measure(
     add("tcp_1".to_owned(), server.tcp(1, false)?);
     add("tcp_1_reverse".to_owned(), server.tcp(1, true)?);
     add("tcp_4".to_owned(), server.tcp(4, false)?);
-    if options.profile && shares.iter().all(|s| (&*s.system, &*s.suite) != (system.name(), suite)) {
+    if options.profile
+        && shares
+            .iter()
+            .all(|s| (&*s.system, &*s.suite) != (system.name(), suite))
+    {
         shares.extend(profile::record(chain, &server, system.name(), suite)?);
     }
     for size in &options.sizes {

@@ -110,7 +110,12 @@ pub fn start(
     let running = match system {
         System::Plain => plain(chain),
         System::Espalier => {
-            return placed(chain, suite, product.context("espalier was not built")?, placement);
+            return placed(
+                chain,
+                suite,
+                product.context("espalier was not built")?,
+                placement,
+            );
         }
         System::StrongSwan => strongswan(chain, suite),
         System::WireguardGo => wireguard(chain),
@@ -139,10 +144,16 @@ fn placed(chain: &Chain, suite: &str, product: &Product, placement: Placement) -
     for _ in 0..TRIES {
         let running = espalier(chain, suite, product)?;
         reached(chain, System::Espalier)?;
-        let cpus = (cpu_of(chain, &chain.west, product)?, cpu_of(chain, &chain.east, product)?);
+        let cpus = (
+            cpu_of(chain, &chain.west, product)?,
+            cpu_of(chain, &chain.east, product)?,
+        );
         let apart = cpus.0 != cpus.1;
         if placement == Placement::Any || apart == (placement == Placement::Apart) {
-            detail(&format!("SA of west on CPU {}, of east on CPU {}", cpus.0, cpus.1));
+            detail(&format!(
+                "SA of west on CPU {}, of east on CPU {}",
+                cpus.0, cpus.1
+            ));
             return Ok(running);
         }
     }
