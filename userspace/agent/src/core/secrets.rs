@@ -97,7 +97,8 @@ impl Core {
             let facts = self.facts.get(&peer.member);
             (peer.member, facts.map(|f| f.secrets.clone()).unwrap_or_default())
         });
-        let secrets = self.secrets.with_files(identity.secrets.clone(), others);
+        let others = others.collect::<Vec<_>>();
+        let secrets = self.secrets.with_files(identity.secrets.clone(), others.clone());
         let secrets = secrets.map_err(anyhow::Error::msg)?;
         let policies = Policies::of(&self.config, &secrets)?;
         if let Some(before) = policies.0.get(&self.secrets.active.id())
@@ -110,6 +111,10 @@ impl Core {
         let mut text = self.synch.reload(&identity)?;
         if let Some(change) = self.secrets_become(secrets, policies) {
             text = format!("{text}; {change}");
+        }
+        // This member comes late: the others use what it has just learned.
+        for (member, theirs) in &others {
+            self.follow_secret(*member, theirs);
         }
         Ok(text)
     }
