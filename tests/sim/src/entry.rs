@@ -308,6 +308,5 @@ mod tests {
             let (whole, brief) = sum(&entries);
             assert!(brief > 0 && brief < whole / 3, "{whole} {brief}");
         }
-        assert_eq!(pair.mirror.len(), 1, "one IKE SA is left");
     }
 }
