@@ -9,7 +9,7 @@ use cluster::{EngineKind, Layout, Node, NodeConfig};
 use dataplane::{ObjectSource, Options, Plane, XdpModeUsed};
 use ike::Engine;
 use maps_schema::steer::{Local, SIDE_INSIDE};
-use model::Incarnation;
+use model::{Incarnation, SaMode, TrafficSelector};
 use rtnetlink::Handle;
 use sad::{DataPlane, Sad, Settings};
 use tokio::sync::mpsc;
@@ -24,7 +24,9 @@ use super::member::Facts;
 use super::orders::Orders;
 use super::scan::Scan;
 use super::suspects::Suspects;
-use super::{Core, around, capabilities, convert, engine, held, path, secrets, slow, snapshot, timeline};
+use super::{
+    Core, around, capabilities, convert, engine, forks, held, path, secrets, slow, snapshot, timeline,
+};
 use crate::api::InterfaceStatus;
 use crate::clock;
 use crate::config::{self, ClusterMode, Config, Solo};
@@ -212,6 +214,7 @@ impl Core {
             .connections
             .iter()
             .flat_map(|c| &c.children)
+            .filter(|child| child.mode == SaMode::Tunnel)
             .flat_map(|c| &c.remote_ts)
         {
             for prefix in crate::config::prefixes(selector) {
@@ -225,6 +228,8 @@ impl Core {
                 net::route_to_tun(&netlink, tun_index, prefix, &config.addresses.inside).await?;
             }
         }
+        let transport = transport_pairs(&config);
+        net::own::route(&netlink, tun_index, &transport).await?;
 
         let steer_key = secrets::steer_key(&identity.secrets.active);
         let mut options = Options::new(
@@ -335,6 +340,7 @@ impl Core {
         node.share(shared, facts.encode());
         node.speak_at_most(config.cluster.record_format);
         let mut mirror = BTreeMap::new();
+        let mut tenures = Vec::new();
         if let Some(kept) = kept {
             for (id, spis) in kept.suspects {
                 groups.get_mut(id).suspects = Suspects::of(spis);
@@ -348,9 +354,10 @@ impl Core {
                 sad.len()
             );
             log.note("taken_up", text);
+            tenures = kept.tenures;
         }
         pins.keep();
-        let core = Core {
+        let mut core = Core {
             me: config.cluster.member,
             steer_key,
             secrets: identity.secrets.clone(),
@@ -378,7 +385,7 @@ impl Core {
             ports,
             mirror,
             groups,
-            slow: slow::Waiting::default(),
+            slow: slow::Waiting::of(transport.iter().map(|(l, r)| (l.first, r.first)).collect()),
             held: held::Held::default(),
             paths: path::Paths::open(),
             takeover: timeline::Takeovers::default(),
@@ -397,14 +404,20 @@ impl Core {
             reasons: HashMap::new(),
             policy_warned: BTreeMap::new(),
             orders: Orders::default(),
+            advancing: BTreeMap::new(),
             refused: HashMap::new(),
             asked: BTreeMap::new(),
             forked: VecDeque::new(),
+            forks: forks::Forks::default(),
             reported: HashMap::new(),
             ike_events: BTreeMap::new(),
             stopping: None,
             config,
         };
+        for tenure in &tenures {
+            let plan = core.taint_suspects(tenure.group);
+            core.execute_or_log(&plan);
+        }
         Ok((
             core,
             Io {
@@ -419,6 +432,15 @@ impl Core {
             },
         ))
     }
+}
+
+/// Pairs of selectors of the children in transport mode.
+fn transport_pairs(config: &Config) -> Vec<(TrafficSelector, TrafficSelector)> {
+    let children = config.connections.iter().flat_map(|c| &c.children);
+    children
+        .filter(|child| child.mode == SaMode::Transport)
+        .flat_map(|child| sad::selector_pairs(&child.local_ts, &child.remote_ts))
+        .collect()
 }
 
 /// The data plane: with the maps of the life before where it left them for this one, else with new ones.
