@@ -22,6 +22,10 @@ pub const SUITE_AES256_GCM: u8 = 2;
 /// ChaCha20-Poly1305 (RFC 7634).
 pub const SUITE_CHACHA20_POLY1305: u8 = 3;
 
+/// In [`Limits::epoch`]: numbers above the limit may have been used by a member that was lost, without anybody's knowledge. The owner
+/// of the epoch keeps what it has; no later one may use the SA in this direction.
+pub const LIMITS_TAINTED: u32 = 1 << 16;
+
 /// What every in-sync standby has acknowledged for one direction of one SA.
 ///
 /// Outbound: `limit` is the lease L, `step` its size S. Inbound: `limit` is the ceiling C, `step` the headroom H.
@@ -37,7 +41,7 @@ pub struct Limits {
     /// takeover so far gave. 0 for a new SA. Without it a raise in a new epoch would forget what the takeover skipped;
     /// `datapath::limits::raised` computes it.
     pub floor: u64,
-    /// Low 16 bits of the ownership epoch in which `limit` was acknowledged.
+    /// Low 16 bits of the ownership epoch in which `limit` was acknowledged, and [`LIMITS_TAINTED`].
     pub epoch: u32,
     /// Reserved, 0.
     pub reserved: u32,

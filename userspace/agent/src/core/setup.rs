@@ -25,7 +25,7 @@ use super::orders::Orders;
 use super::scan::Scan;
 use super::suspects::Suspects;
 use super::{
-    Core, around, capabilities, convert, digest, engine, held, path, secrets, slow, snapshot, timeline,
+    Core, around, capabilities, convert, digest, engine, forks, held, path, secrets, slow, snapshot, timeline,
 };
 use crate::api::InterfaceStatus;
 use crate::clock;
@@ -338,6 +338,7 @@ impl Core {
         let mut node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
         node.speak_at_most(config.cluster.record_format);
         let mut mirror = BTreeMap::new();
+        let mut tenures = Vec::new();
         if let Some(kept) = kept {
             for (id, spis) in kept.suspects {
                 groups.get_mut(id).suspects = Suspects::of(spis);
@@ -351,9 +352,10 @@ impl Core {
                 sad.len()
             );
             log.note("taken_up", text);
+            tenures = kept.tenures;
         }
         pins.keep();
-        let core = Core {
+        let mut core = Core {
             me: config.cluster.member,
             steer_key,
             started: now,
@@ -398,14 +400,20 @@ impl Core {
             reasons: HashMap::new(),
             policy_warned: BTreeMap::new(),
             orders: Orders::default(),
+            advancing: BTreeMap::new(),
             refused: HashMap::new(),
             asked: BTreeMap::new(),
             forked: VecDeque::new(),
+            forks: forks::Forks::default(),
             reported: HashMap::new(),
             ike_events: BTreeMap::new(),
             stopping: None,
             config,
         };
+        for tenure in &tenures {
+            let plan = core.taint_suspects(tenure.group);
+            core.execute_or_log(&plan);
+        }
         Ok((
             core,
             Io {
