@@ -438,7 +438,7 @@ impl Core {
         };
         // The standby that was there when it was proposed may know the SA, though it never acknowledged it.
         let alone = pending.alone && self.node.is_alone(id);
-        self.note_touched(id, &pending.changes);
+        self.note_touched(id, &pending.changes, &pending.transmits);
         let failed = self.apply(id, &pending.changes, epoch, alone);
         self.snapshots.took_effect(id, &pending.changes);
         self.run_held_for(&pending.changes);
