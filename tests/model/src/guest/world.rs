@@ -20,8 +20,11 @@ pub struct World {
     pub reaches: bool,
 }
 
+/// A state by name.
+pub type Reached = (&'static str, fn(&World, &State) -> bool);
+
 /// What is to be guarded against, and has to happen for that.
-pub const REACHED: [(&str, fn(&World, &State) -> bool); 4] = [
+pub const REACHED: [Reached; 4] = [
     ("an orphan: installed, and no record names it", |_, state| {
         state.epochs[0] == 1
             && state.lodged[0] != Lodged::No
