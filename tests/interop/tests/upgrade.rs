@@ -21,6 +21,9 @@ const INBOUND_US: u64 = 2000;
 const OUTBOUND_US: u64 = 20_000;
 /// Pings 5 a second, whose answers are outbound too.
 const PING_US: u64 = 200_000;
+/// The owner of a pair that has lost its standby under `solo = "continue"` is not fenced: when the next life of the standby is in
+/// sync, each Child SA that the life before knew is rekeyed once. Two Child SAs, two members that are replaced.
+const REKEYS: usize = 4;
 const OLDER: &str = "record_format = 3\n";
 
 fn older_members() -> Result<Stage> {
@@ -61,7 +64,7 @@ fn replace(stage: &mut Stage, member: usize, change: (&str, &str)) -> Result<()>
 ///   each in turn: drain, stop, start             ... speak 3 as long as one of them knows no more, then 4
 ///   peer <--- INFORMATIONAL, CREATE_CHILD_SA ---> entries are brief, and the other member can go on with what it made of them
 ///   each in turn: drain, stop, start             ... speak 3
-///   no packet lost, no IKE_SA_INIT, no rekey that nobody has asked for, no number twice
+///   no packet lost, no IKE_SA_INIT, no number twice; one rekey of each Child SA at most for each new life of a standby
 /// ```
 #[test]
 fn members_go_to_the_next_format_and_back_one_by_one_without_a_packet_lost() -> Result<()> {
@@ -91,13 +94,14 @@ fn members_go_to_the_next_format_and_back_one_by_one_without_a_packet_lost() -> 
     for member in [0, 1] {
         ensure!(spoken(&stage, member)? == newest, "member {member}");
     }
-    let idle = now_ns();
-    let count = |stage: &Stage, kind, from, to| stage.outside.read(|l| l.requests(kind, from, to));
-    let begun = (
-        count(&stage, exchange::IKE_SA_INIT, began, idle),
-        count(&stage, exchange::CREATE_CHILD_SA, began, idle),
-    );
-    assert_eq!(begun, (0, 0), "new IKE SAs, rekeys on the way up");
+    let above = now_ns();
+    let begun = |stage: &Stage, from, to| {
+        let count = |kind| stage.outside.read(|l| l.requests(kind, from, to));
+        (count(exchange::IKE_SA_INIT), count(exchange::CREATE_CHILD_SA))
+    };
+    let (inits, rekeys) = begun(&stage, began, above);
+    assert_eq!(inits, 0, "new IKE SAs on the way up");
+    assert!(rekeys <= REKEYS, "{rekeys} rekeys on the way up");
 
     // Exchanges under the newest format, by whichever member serves; then the other one goes on with what it holds of them.
     let owner = usize::from(stage.members[1].status()?["role"] == "active");
@@ -129,11 +133,10 @@ fn members_go_to_the_next_format_and_back_one_by_one_without_a_packet_lost() -> 
         !events.iter().any(|e| e.contains("joins anew")),
         "a mirror was not the owner's: {events:?}"
     );
-    let begun = (
-        count(&stage, exchange::IKE_SA_INIT, began, now_ns()),
-        count(&stage, exchange::CREATE_CHILD_SA, back, now_ns()),
-    );
-    assert_eq!(begun, (0, 0), "new IKE SAs, rekeys on the way down");
+    let (inits, _) = begun(&stage, above, now_ns());
+    assert_eq!(inits, 0, "new IKE SAs on the way down");
+    let (_, rekeys) = begun(&stage, back, now_ns());
+    assert!(rekeys <= REKEYS, "{rekeys} rekeys on the way down");
 
     let pings = ping.stop()?;
     let (inbound, outbound) = (inbound.stop()?, outbound.stop()?);
