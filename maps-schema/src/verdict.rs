@@ -49,7 +49,7 @@ pub enum Class {
 }
 
 /// Room for verdicts in the counter map, per connection.
-pub const VERDICT_STRIDE: usize = 64;
+pub const VERDICT_STRIDE: usize = 128;
 
 verdicts! {
     NotForCluster = 0, "not_for_cluster", Passed, "not for a cluster address: left to the host";
@@ -106,6 +106,9 @@ verdicts! {
     LifetimeExpired = 55, "lifetime_expired", Dropped, "the SA's lifetime in octets or packets is used up";
     HeldForSa = 56, "held_for_sa", Slow, "policy wants protection but no SA is up: held until one is";
     OuterCut = 57, "outer_cut", Slow, "sealed, larger than the path and may be cut: fragmented by the slow path";
+    PiecesToStack = 70, "pieces_to_stack", Passed, "opened or sealed, but in several buffers, which the device of the route does not take: given to this host's stack";
+    SlowTooLong = 71, "slow_too_long", Dropped, "needs the slow path, and is longer than that carries: what it asks for is on its way";
+    ExitRefuses = 72, "exit_refuses", Dropped, "the device of the second hop takes no redirected frames, or none in several buffers";
 }
 
 impl Verdict {

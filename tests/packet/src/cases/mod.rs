@@ -2,6 +2,7 @@
 
 mod handover;
 mod inbound;
+mod jumbo;
 mod lifetimes;
 mod malformed;
 mod marks;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(virtual_mac::cases());
     cases.extend(handover::cases());
     cases.extend(sizes::cases());
+    cases.extend(jumbo::cases());
     cases.extend(marks::cases());
     cases.extend(segments::cases());
     cases.extend(lifetimes::cases());
