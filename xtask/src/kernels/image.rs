@@ -176,8 +176,9 @@ fn modules(kernel: &Kernel, module: &str) -> Result<Vec<PathBuf>> {
     let base = kernel.folder.to_string_lossy().into_owned();
     let text = cmd::run(&["modprobe", "-d", &base, "-S", &kernel.release, "--show-depends", module])
         .with_context(|| format!("kernel {} has no {module}", kernel.release))?;
+    // Options that this host's configuration gives the module follow the path.
     let files = text.lines().filter_map(|line| line.trim().strip_prefix("insmod "));
-    Ok(files.map(|file| PathBuf::from(file.trim())).collect())
+    Ok(files.filter_map(|file| file.split_whitespace().next()).map(PathBuf::from).collect())
 }
 
 /// A module as `insmod` takes it on every kernel: not compressed.

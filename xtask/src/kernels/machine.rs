@@ -20,7 +20,7 @@ const PACKAGES: [(&str, &str); 3] = [
     ("/usr/bin/xz", "xz-utils"),
 ];
 /// Nothing on the console for so long: the machine hangs.
-const SILENCE: Duration = Duration::from_secs(180);
+const SILENCE: Duration = Duration::from_secs(300);
 /// Lines of the console that are shown where the machine stops half-way.
 const LAST_LINES: usize = 15;
 
