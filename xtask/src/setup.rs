@@ -139,7 +139,10 @@ fn packages() -> Result<()> {
 /// # Errors
 /// There is no apt-get, or no right to use it: what to do by hand; or it failed.
 pub fn install(packages: &[&str]) -> Result<()> {
-    let by_hand = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
+    let by_hand = format!(
+        "apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
     if !cmd::exists("apt-get") {
         bail!(
             "these programs are missing and there is no apt-get here; install what the Debian packages {} hold",

@@ -9,7 +9,8 @@ use maps_schema::sad::{
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::{ACTION_PROTECT, ACTION_PROTECT_PER_CPU, SpdEntry, SpdRule};
 use maps_schema::steer::{
-    Local, MAX_PORTS, Member, PORT_NO_REDIRECT, PORT_TAKES_PIECES, PORTS_PER_SIDE, Port, SIDE_INSIDE, SIDE_OUTSIDE,
+    Local, MAX_PORTS, Member, PORT_NO_REDIRECT, PORT_TAKES_PIECES, PORTS_PER_SIDE, Port, SIDE_INSIDE,
+    SIDE_OUTSIDE,
 };
 
 /// This member.

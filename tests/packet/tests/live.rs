@@ -694,7 +694,9 @@ fn jumbo_frames_are_carried_in_several_buffers() {
     let far = Ipv4Addr::from(EAST.inside_net + 5);
     let far_v6 = Ipv6Addr::from(v6(EAST.inside_v6, 5));
     for far in [far.to_string(), far_v6.to_string()] {
-        let line = ["ping", "-n", "-c", "6", "-i", "0.05", "-W", "2", "-M", "do", "-s", "8800", &far];
+        let line = [
+            "ping", "-n", "-c", "6", "-i", "0.05", "-W", "2", "-M", "do", "-s", "8800", &far,
+        ];
         let ping = lab.exec("near", &line);
         let text = String::from_utf8_lossy(&[ping.stdout, ping.stderr].concat()).into_owned();
         assert!(
@@ -706,8 +708,18 @@ fn jumbo_frames_are_carried_in_several_buffers() {
     tcp(&lab, far.into(), &report);
     tcp(&lab, far_v6.into(), &report);
     for plane in [&west, &east] {
-        for verdict in [Verdict::IcvBad, Verdict::InternalError, Verdict::TooBig, Verdict::ExitRefuses] {
-            assert_eq!(count(plane, CONNECTION, verdict), 0, "{verdict:?}\n{}", report(""));
+        for verdict in [
+            Verdict::IcvBad,
+            Verdict::InternalError,
+            Verdict::TooBig,
+            Verdict::ExitRefuses,
+        ] {
+            assert_eq!(
+                count(plane, CONNECTION, verdict),
+                0,
+                "{verdict:?}\n{}",
+                report("")
+            );
         }
         // Kernels before 6.3 redirect no such frames: they go through the stack.
         let around = count(plane, CONNECTION, Verdict::PiecesToStack);

@@ -49,9 +49,9 @@ impl Device {
     pub(crate) fn why_not_native(&self) -> String {
         let name = &self.name;
         let below = match self.driver.as_deref() {
-            Some("bonding") => {
-                Some("every device of the bond must run XDP in its driver, in a mode other than broadcast, tlb or alb")
-            }
+            Some("bonding") => Some(
+                "every device of the bond must run XDP in its driver, in a mode other than broadcast, tlb or alb",
+            ),
             Some("macvlan" | "macvtap" | "ipvlan" | "bridge" | "dummy" | "802.1Q VLAN Support") => {
                 Some("virtual devices of this kind have none: name the device below it")
             }
@@ -90,7 +90,12 @@ fn ioctl(name: &str, number: libc::c_ulong, value: u64) -> io::Result<u64> {
         name: [0; libc::IF_NAMESIZE],
         value: [value, 0, 0],
     };
-    for (to, from) in request.name.iter_mut().take(libc::IF_NAMESIZE - 1).zip(name.bytes()) {
+    for (to, from) in request
+        .name
+        .iter_mut()
+        .take(libc::IF_NAMESIZE - 1)
+        .zip(name.bytes())
+    {
         *to = from;
     }
     // SAFETY: a plain call; the descriptor is new and nobody else's.
@@ -153,7 +158,10 @@ mod tests {
             (device("macvlan", 1500, false, None), "device below"),
             (device("bonding", 1500, false, None), "every device of the bond"),
             (device("ixgbe", 1500, true, native), "lro off"),
-            (device("e1000", 1500, false, Some(XdpFeatures::default())), "has no XDP"),
+            (
+                device("e1000", 1500, false, Some(XdpFeatures::default())),
+                "has no XDP",
+            ),
             (device("ixgbe", 9000, false, native), "mtu 3400"),
             (device("ixgbe", 1500, false, native), "dmesg"),
             (device("ixgbe", 1500, false, None), "dmesg"),
@@ -161,7 +169,10 @@ mod tests {
             let why = device.why_not_native();
             assert!(why.contains(wanted), "{why}");
         }
-        assert_eq!(device("ixgbe", 9000, false, None).named(), "eth0 (driver ixgbe, MTU 9000)");
+        assert_eq!(
+            device("ixgbe", 9000, false, None).named(),
+            "eth0 (driver ixgbe, MTU 9000)"
+        );
     }
 
     #[test]

@@ -121,7 +121,9 @@ impl Plane {
     pub fn look_at_devices(&mut self) -> Result<Vec<Ability>, PlaneError> {
         let mut changed = Vec::new();
         for index in 0..MAX_PORTS as u32 {
-            let map = self.map(MAP_PORTS).map_err(|e| PlaneError::new("open PORTS".to_owned(), e))?;
+            let map = self
+                .map(MAP_PORTS)
+                .map_err(|e| PlaneError::new("open PORTS".to_owned(), e))?;
             let mut port = Port::default();
             read(map, index, &mut port).map_err(|e| PlaneError::new(format!("read port {index}"), e))?;
             if port.side == 0 {

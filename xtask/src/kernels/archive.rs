@@ -111,7 +111,10 @@ mod tests {
         archive.folder("/proc");
         assert!(archive.has("/usr/bin/tool") && !archive.has("/proc"));
         let entries = read(&archive.finish());
-        let seen: Vec<_> = entries.iter().map(|(p, m, c)| (p.as_str(), *m, c.len())).collect();
+        let seen: Vec<_> = entries
+            .iter()
+            .map(|(p, m, c)| (p.as_str(), *m, c.len()))
+            .collect();
         assert_eq!(
             seen,
             [

@@ -23,7 +23,9 @@ const MODULES: [&str; 8] = [
     "macvlan",
 ];
 /// Programs that tests run.
-const TOOLS: [&str; 8] = ["ip", "ethtool", "bpftool", "nsenter", "ping", "sysctl", "tc", "cat"];
+const TOOLS: [&str; 8] = [
+    "ip", "ethtool", "bpftool", "nsenter", "ping", "sysctl", "tc", "cat",
+];
 
 /// A kernel, unpacked.
 pub struct Kernel {
@@ -83,7 +85,12 @@ fn unpack(package: &str, kernel: &Kernel) -> Result<()> {
         .map(|e| e.path())
         .find(|p| p.extension().is_some_and(|e| e == "deb"))
         .context("apt-get left no package")?;
-    cmd::run(&["dpkg".as_ref(), "-x".as_ref(), archive.as_os_str(), fresh.as_os_str()])?;
+    cmd::run(&[
+        "dpkg".as_ref(),
+        "-x".as_ref(),
+        archive.as_os_str(),
+        fresh.as_os_str(),
+    ])?;
     fs::remove_file(&archive)?;
     let base = fresh.to_string_lossy();
     cmd::run(&["depmod", "-b", &base, &kernel.release]).context("depmod")?;
@@ -95,7 +102,9 @@ fn unpack(package: &str, kernel: &Kernel) -> Result<()> {
 /// Makes the RAM disk: busybox, tools with their libraries, modules, the test programs, the object, and what runs them.
 pub fn initrd(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
     let mut archive = Archive::default();
-    for folder in ["proc", "sys", "dev", "tmp", "run", "root", "etc", "usr/bin", "sbin"] {
+    for folder in [
+        "proc", "sys", "dev", "tmp", "run", "root", "etc", "usr/bin", "sbin",
+    ] {
         archive.folder(folder);
     }
     archive.file("bin/busybox", &read(Path::new("/bin/busybox"))?);
@@ -106,7 +115,12 @@ pub fn initrd(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
     for (name, path) in &programs.executables {
         // Names of functions and lines make up most of a test program.
         let stripped = kernel.folder.join("stripped");
-        let strip = [OsStr::new("strip"), OsStr::new("-o"), stripped.as_os_str(), path.as_os_str()];
+        let strip = [
+            OsStr::new("strip"),
+            OsStr::new("-o"),
+            stripped.as_os_str(),
+            path.as_os_str(),
+        ];
         cmd::run(&strip).context("strip")?;
         program(&mut archive, &suite::in_machine(name), &stripped)?;
     }
@@ -114,7 +128,11 @@ pub fn initrd(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
     let mut order = String::new();
     for module in MODULES {
         for file in modules(kernel, module)? {
-            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = file
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             let name = name.trim_end_matches(".xz").to_owned();
             let path = format!("/modules/{name}");
             if archive.has(&path) {
@@ -174,11 +192,24 @@ fn libraries(text: &str) -> impl Iterator<Item = &str> {
 /// Files of a module and of those that it needs, in the order in which they are loaded.
 fn modules(kernel: &Kernel, module: &str) -> Result<Vec<PathBuf>> {
     let base = kernel.folder.to_string_lossy().into_owned();
-    let text = cmd::run(&["modprobe", "-d", &base, "-S", &kernel.release, "--show-depends", module])
-        .with_context(|| format!("kernel {} has no {module}", kernel.release))?;
+    let text = cmd::run(&[
+        "modprobe",
+        "-d",
+        &base,
+        "-S",
+        &kernel.release,
+        "--show-depends",
+        module,
+    ])
+    .with_context(|| format!("kernel {} has no {module}", kernel.release))?;
     // Options that this host's configuration gives the module follow the path.
-    let files = text.lines().filter_map(|line| line.trim().strip_prefix("insmod "));
-    Ok(files.filter_map(|file| file.split_whitespace().next()).map(PathBuf::from).collect())
+    let files = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("insmod "));
+    Ok(files
+        .filter_map(|file| file.split_whitespace().next())
+        .map(PathBuf::from)
+        .collect())
 }
 
 /// A module as `insmod` takes it on every kernel: not compressed.
@@ -186,9 +217,17 @@ fn plain(file: &Path) -> Result<Vec<u8>> {
     if file.extension().is_none_or(|e| e != "xz") {
         return read(file);
     }
-    let output = Command::new("xz").arg("-dc").arg(file).output().context("run xz")?;
+    let output = Command::new("xz")
+        .arg("-dc")
+        .arg(file)
+        .output()
+        .context("run xz")?;
     if !output.status.success() {
-        bail!("xz -dc {}: {}", file.display(), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "xz -dc {}: {}",
+            file.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(output.stdout)
 }

@@ -53,7 +53,16 @@ pub fn run(kernel: &Kernel, initrd: &Path, verbose: bool, outcome: &mut Outcome)
     let mut command = Command::new(QEMU);
     command
         // Hardware acceleration is not to be had everywhere, and where it seems so it may not work.
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
+        .args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            "1024",
+        ])
         .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
     for card in 1..=2 {
         command.args(["-netdev", &format!("hubport,id=n{card},hubid=0")]);
@@ -155,7 +164,11 @@ impl Console {
     }
 
     fn tail(&self) -> String {
-        self.last.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+        self.last
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 
@@ -187,7 +200,11 @@ mod tests {
         assert!(ended && outcome.passed());
         assert_eq!(outcome.release, "6.1.0-56-cloud-amd64");
         assert_eq!(outcome.programs.len(), 1);
-        let seen: Vec<_> = outcome.checks.iter().map(|c| (c.name.as_str(), c.passed)).collect();
+        let seen: Vec<_> = outcome
+            .checks
+            .iter()
+            .map(|c| (c.name.as_str(), c.passed))
+            .collect();
         assert_eq!(seen, [("programs", 0), ("loader", 1)]);
     }
 

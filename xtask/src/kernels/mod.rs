@@ -96,12 +96,7 @@ pub fn run_with(options: &Options, object: &std::path::Path) -> Result<Vec<Outco
     Ok(outcomes)
 }
 
-fn emulated(
-    package: &str,
-    programs: &suite::Programs,
-    verbose: bool,
-    outcome: &mut Outcome,
-) -> Result<()> {
+fn emulated(package: &str, programs: &suite::Programs, verbose: bool, outcome: &mut Outcome) -> Result<()> {
     machine::packages()?;
     let kernel = image::kernel(package)?;
     outcome.release = kernel.release.clone();

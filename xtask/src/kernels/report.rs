@@ -68,11 +68,18 @@ impl Outcome {
 
     /// What went wrong, a line each.
     pub fn problems(&self) -> impl Iterator<Item = String> {
-        let failed = self.checks.iter().filter(|c| c.failed > 0).flat_map(move |check| {
-            let names = check.failures.iter();
-            names.map(move |name| format!("Linux {}, {}: {name}", self.kernel, check.name))
-        });
-        let broken = self.broken.iter().map(|why| format!("Linux {}: {why}", self.kernel));
+        let failed = self
+            .checks
+            .iter()
+            .filter(|c| c.failed > 0)
+            .flat_map(move |check| {
+                let names = check.failures.iter();
+                names.map(move |name| format!("Linux {}, {}: {name}", self.kernel, check.name))
+            });
+        let broken = self
+            .broken
+            .iter()
+            .map(|why| format!("Linux {}: {why}", self.kernel));
         failed.chain(broken)
     }
 }
@@ -204,10 +211,7 @@ mod tests {
         assert!(outcome.passed());
         outcome.checks.push(check(1));
         assert!(!outcome.passed());
-        assert_eq!(
-            outcome.problems().collect::<Vec<_>>(),
-            ["Linux 6.1, loader: x"]
-        );
+        assert_eq!(outcome.problems().collect::<Vec<_>>(), ["Linux 6.1, loader: x"]);
         assert!(tables(&[outcome]).contains("failed: Linux 6.1, loader: x"));
     }
 }

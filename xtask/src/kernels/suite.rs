@@ -117,7 +117,11 @@ pub fn programs(object: &Path) -> Result<Programs> {
         };
         // Two packages have a test of the name "kernel".
         let of_dataplane = text("/target/src_path").is_some_and(|p| p.contains("userspace/dataplane/"));
-        let name = if of_dataplane { format!("dataplane-{name}") } else { name.to_owned() };
+        let name = if of_dataplane {
+            format!("dataplane-{name}")
+        } else {
+            name.to_owned()
+        };
         executables.insert(name, PathBuf::from(path));
     }
     executables.retain(|name, _| STEPS.iter().any(|s| s.program == name));
@@ -149,7 +153,11 @@ pub fn script() -> String {
         for (key, value) in shared.into_iter().chain(own) {
             script.push_str(&format!("{key}={value} "));
         }
-        script.push_str(&format!("{} {} 2>&1\n", in_machine(step.program), [step.arguments, step.machine].concat().join(" ")));
+        script.push_str(&format!(
+            "{} {} 2>&1\n",
+            in_machine(step.program),
+            [step.arguments, step.machine].concat().join(" ")
+        ));
         script.push_str("echo \"@@done $?\"\n");
     }
     script

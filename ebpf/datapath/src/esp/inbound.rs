@@ -389,9 +389,7 @@ pub fn forward(env: &impl Env, area: &mut Area) {
         ETHERTYPE_IPV4
     };
     // From the end, not from the head: of the first buffer there may be no more than the headers, which have to stay.
-    if !env.truncate(link_len + inner_len)
-        || !env.store(link_len, cipher.text(), inner_len)
-    {
+    if !env.truncate(link_len + inner_len) || !env.store(link_len, cipher.text(), inner_len) {
         work.drop(Verdict::InternalError);
         return;
     }

@@ -104,9 +104,13 @@ fn refused() -> Vec<Case> {
     wrong[6000] ^= 1;
     let above = peer.frame(1001, &inner(8000, NEAR_HOST, 64));
     vec![
-        inside("one octet more than the path carries is told", world(SUITE), LARGEST + 1)
-            .ends(Verdict::FragmentNeeded, Action::Transmit)
-            .any_frame(),
+        inside(
+            "one octet more than the path carries is told",
+            world(SUITE),
+            LARGEST + 1,
+        )
+        .ends(Verdict::FragmentNeeded, Action::Transmit)
+        .any_frame(),
         steer("a wrong bit far behind the first buffer", world(SUITE), wrong)
             .ends(Verdict::IcvBad, Action::Drop)
             .check(nothing_accepted),
@@ -132,8 +136,13 @@ fn exits() -> Vec<Case> {
     // The other member is reached through the VLAN only, on a device of the second port.
     let mut over_vlan = elsewhere.clone();
     over_vlan.owner = FAR_MEMBER;
-    let hop = Case::new("a second hop through the port of arrival", Program::Steer, elsewhere, large.clone())
-        .ends(Verdict::SecondHop, Action::Transmit);
+    let hop = Case::new(
+        "a second hop through the port of arrival",
+        Program::Steer,
+        elsewhere,
+        large.clone(),
+    )
+    .ends(Verdict::SecondHop, Action::Transmit);
     let mut onward = large.clone();
     onward[..6].copy_from_slice(&OTHER_OUTSIDE_MAC);
     onward[6..12].copy_from_slice(&OUTSIDE_MAC);
@@ -145,11 +154,20 @@ fn exits() -> Vec<Case> {
         )
         .ends(Verdict::PiecesToStack, Action::Pass)
         .events(&[EVENT_FIRST_INBOUND])
-        .out(ethernet(OUTSIDE_MAC, PEER_MAC, 0x0800, &inner(8000, NEAR_2_HOST, 64))),
-        inside("sealed, and the device of the route takes whole frames only", out, 8000)
-            .ends(Verdict::PiecesToStack, Action::Pass)
-            .any_frame()
-            .check(holds(SUITE, 8000)),
+        .out(ethernet(
+            OUTSIDE_MAC,
+            PEER_MAC,
+            0x0800,
+            &inner(8000, NEAR_2_HOST, 64),
+        )),
+        inside(
+            "sealed, and the device of the route takes whole frames only",
+            out,
+            8000,
+        )
+        .ends(Verdict::PiecesToStack, Action::Pass)
+        .any_frame()
+        .check(holds(SUITE, 8000)),
         steer(
             "opened, and no device takes redirected frames",
             refusing.clone(),
@@ -157,7 +175,12 @@ fn exits() -> Vec<Case> {
         )
         .ends(Verdict::EspOpenedLocal, Action::Pass)
         .events(&[EVENT_FIRST_INBOUND])
-        .out(ethernet(OUTSIDE_MAC, PEER_MAC, 0x0800, &inner(500, NEAR_HOST, 64))),
+        .out(ethernet(
+            OUTSIDE_MAC,
+            PEER_MAC,
+            0x0800,
+            &inner(500, NEAR_HOST, 64),
+        )),
         inside("sealed, and no device takes redirected frames", refusing, 500)
             .ends(Verdict::EspSealed, Action::Pass)
             .any_frame()
@@ -183,18 +206,26 @@ fn split() -> Vec<Case> {
     // Link and IP header; these and a part of the ESP header; and so little that even the IP header is split.
     for first in [34, 38, 50, 20] {
         cases.push(
-            steer(format!("first buffer of {first} octets: opened"), world(SUITE), frame())
-                .split_at(first)
-                .ends(Verdict::EspOpened, Action::Redirect)
-                .events(&[EVENT_FIRST_INBOUND])
-                .out(opened.clone()),
+            steer(
+                format!("first buffer of {first} octets: opened"),
+                world(SUITE),
+                frame(),
+            )
+            .split_at(first)
+            .ends(Verdict::EspOpened, Action::Redirect)
+            .events(&[EVENT_FIRST_INBOUND])
+            .out(opened.clone()),
         );
         cases.push(
-            inside(format!("first buffer of {first} octets: sealed"), world(SUITE), 1300)
-                .split_at(first)
-                .ends(Verdict::EspSealed, Action::Redirect)
-                .any_frame()
-                .check(holds(SUITE, 1300)),
+            inside(
+                format!("first buffer of {first} octets: sealed"),
+                world(SUITE),
+                1300,
+            )
+            .split_at(first)
+            .ends(Verdict::EspSealed, Action::Redirect)
+            .any_frame()
+            .check(holds(SUITE, 1300)),
         );
     }
     cases.push(
@@ -211,13 +242,22 @@ fn split() -> Vec<Case> {
     );
     let vlan = Sealer::peer(SUITE, false, false).frame(5, &inner(8000, NEAR_VLAN_HOST, 64));
     cases.push(
-        steer("opened into a VLAN: the device below it takes frames in several buffers", world(SUITE), vlan)
-            .ends(Verdict::EspOpened, Action::Redirect)
-            .events(&[EVENT_FIRST_INBOUND])
-            .out(tagged(
-                INSIDE_VLAN,
-                &ethernet(NEAR_VLAN_MAC, INSIDE_MAC, 0x0800, &inner(8000, NEAR_VLAN_HOST, 63)),
-            )),
+        steer(
+            "opened into a VLAN: the device below it takes frames in several buffers",
+            world(SUITE),
+            vlan,
+        )
+        .ends(Verdict::EspOpened, Action::Redirect)
+        .events(&[EVENT_FIRST_INBOUND])
+        .out(tagged(
+            INSIDE_VLAN,
+            &ethernet(
+                NEAR_VLAN_MAC,
+                INSIDE_MAC,
+                0x0800,
+                &inner(8000, NEAR_VLAN_HOST, 63),
+            ),
+        )),
     );
     cases
 }

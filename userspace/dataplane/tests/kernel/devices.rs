@@ -48,7 +48,10 @@ fn what_a_device_takes_is_told_to_the_programs_and_told_again_when_it_changes() 
         plane.detach().expect("detach");
         return;
     };
-    assert!(features.native && features.gives_pieces && !features.takes, "{features:?}");
+    assert!(
+        features.native && features.gives_pieces && !features.takes,
+        "{features:?}"
+    );
     let changed = plane.look_at_devices().expect("looked at");
     assert_eq!(changed.len(), 2);
     assert!(changed.iter().all(|a| !a.takes), "{changed:?}");
