@@ -20,7 +20,7 @@ const PACKAGES: [(&str, &str); 3] = [
     ("/usr/bin/xz", "xz-utils"),
 ];
 /// Nothing on the console for so long: the machine hangs.
-const SILENCE: Duration = Duration::from_secs(300);
+const SILENCE: Duration = Duration::from_secs(600);
 /// Lines of the console that are shown where the machine stops half-way.
 const LAST_LINES: usize = 15;
 
@@ -141,7 +141,7 @@ impl Console {
         self.last.push_back(line.to_owned());
         // The firmware leaves control characters before the first line.
         let mark = line.find("@@").and_then(|at| line.get(at + 2..));
-        let mark = mark.and_then(|m| Some(m.split_once(' ').unwrap_or((m, ""))));
+        let mark = mark.map(|m| m.split_once(' ').unwrap_or((m, "")));
         match mark {
             Some(("up", release)) => {
                 outcome.release = release.to_owned();
