@@ -115,6 +115,11 @@ pub fn programs(object: &Path) -> Result<Programs> {
         let (Some(name), Some(path)) = (text("/target/name"), text("/executable")) else {
             continue;
         };
+        let is_test = message.pointer("/profile/test") == Some(&serde_json::Value::Bool(true));
+        if text("/target/kind/0") == Some("bin") && is_test {
+            // The tests within the program, not the program.
+            continue;
+        }
         // Two packages have a test of the name "kernel".
         let of_dataplane = text("/target/src_path").is_some_and(|p| p.contains("userspace/dataplane/"));
         let name = if of_dataplane {
