@@ -106,6 +106,11 @@ verdicts! {
     LifetimeExpired = 55, "lifetime_expired", Dropped, "the SA's lifetime in octets or packets is used up";
     HeldForSa = 56, "held_for_sa", Slow, "policy wants protection but no SA is up: held until one is";
     OuterCut = 57, "outer_cut", Slow, "sealed, larger than the path and may be cut: fragmented by the slow path";
+    TimeExceeded = 64, "time_exceeded", Answered, "inner TTL used up: the sender is told by ICMP Time Exceeded";
+    TimeExceededFar = 65, "time_exceeded_far", Slow, "inner TTL of an opened packet used up: the slow path tells the sender through the tunnel";
+    ClearText = 66, "clear_text", Dropped, "arrived in clear where a policy wants protection (RFC 4301 5.2)";
+    TransportHeader = 67, "transport_header", Dropped, "transport mode: IP options, extension headers or a fragment, which are not sealed";
+    PathError = 68, "path_error", Passed, "a router says that a sealed packet was too large: the stack and the other members hear of it";
     PiecesToStack = 70, "pieces_to_stack", Passed, "opened or sealed, but in several buffers, which the device of the route does not take: given to this host's stack";
     SlowTooLong = 71, "slow_too_long", Dropped, "needs the slow path, and is longer than that carries: what it asks for is on its way";
     ExitRefuses = 72, "exit_refuses", Dropped, "the device of the second hop takes no redirected frames, or none in several buffers";

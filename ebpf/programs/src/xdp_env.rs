@@ -293,7 +293,7 @@ impl Env for Xdp {
         let mut fib = Fib {
             family: if v4 { AF_INET } else { AF_INET6 },
             protocol: query.protocol,
-            ports: [0; 2],
+            ports: [query.ports[0].to_be(), query.ports[1].to_be()],
             length: query.length,
             ifindex: if !query.own {
                 query.device
@@ -432,6 +432,15 @@ impl Env for Xdp {
     }
 
     #[inline(always)]
+    fn tell_due(&self, now_ns: u64) -> bool {
+        let Some(until) = maps::TOLD.get_ptr_mut(0) else {
+            return false;
+        };
+        // SAFETY: this CPU's value.
+        datapath::ttl::due(unsafe { &mut *until }, now_ns)
+    }
+
+    #[inline(always)]
     fn frame_len(&self) -> usize {
         // SAFETY: the kernel's context.
         unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
@@ -461,6 +470,8 @@ impl Env for Xdp {
     fn sum(&self, text: &[u8; TEXT_MAX], len: usize) -> u16 {
         let mut sum = 0u32;
         let mut at = 0usize;
+        // The compiler must keep the first bound, which is the one that verifiers up to Linux 6.7 understand.
+        let len = opaque(len as u64) as usize;
         while at < TEXT_MAX {
             if at >= len {
                 break;
