@@ -2,7 +2,7 @@
 
 use crate::cargo_tools::cargo;
 use crate::steps::{detail, say};
-use crate::{build, chaos, demo, setup, tidy};
+use crate::{build, chaos, demo, kernels, setup, tidy};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -10,11 +10,15 @@ use std::time::Instant;
 
 /// What ran and how it ended.
 #[derive(Default)]
-struct Score {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-    failures: Vec<String>,
+pub struct Score {
+    /// Tests that passed.
+    pub passed: u64,
+    /// Tests that failed.
+    pub failed: u64,
+    /// Tests that were not asked for.
+    pub ignored: u64,
+    /// Names of those that failed.
+    pub failures: Vec<String>,
 }
 
 impl Score {
@@ -68,6 +72,8 @@ pub fn run() -> Result<bool> {
     match &built {
         Ok(built) => {
             cargo_tests(built, &mut score)?;
+            say("the programs on other kernels");
+            other_kernels(built, &mut score);
             say("one real takeover");
             let takeover = demo::run(&demo::Options::short());
             score.add("takeover", takeover.as_ref().is_ok_and(|ok| *ok));
@@ -105,6 +111,29 @@ pub fn run() -> Result<bool> {
     println!("{} s, {} tests ignored", start.elapsed().as_secs(), score.ignored);
     println!("{} passed, {} failed", score.passed, score.failed);
     Ok(score.failed == 0)
+}
+
+/// The kernels that are emulated; this host's own has run the same tests already.
+fn other_kernels(built: &build::Built, score: &mut Score) {
+    let options = kernels::Options {
+        only: kernels::emulated_ones(),
+        ..kernels::Options::default()
+    };
+    match kernels::run_with(&options, &built.object) {
+        Ok(outcomes) => {
+            for outcome in &outcomes {
+                score.passed += outcome.checks.iter().map(|c| c.passed).sum::<u64>();
+                outcome.problems().for_each(|problem| score.fail(&problem));
+                if outcome.checks.is_empty() {
+                    score.fail(&format!("Linux {}: nothing ran", outcome.kernel));
+                }
+            }
+        }
+        Err(error) => {
+            detail(&format!("{error:#}"));
+            score.fail("the programs on other kernels");
+        }
+    }
 }
 
 fn check(what: &str, command: &mut Command) -> bool {
@@ -147,7 +176,7 @@ fn cargo_tests(built: &build::Built, score: &mut Score) -> Result<()> {
 
 /// Reads what the test harness prints.
 #[derive(Default)]
-struct Harness {
+pub struct Harness {
     programs: u64,
     in_successes: bool,
     skipped: u64,
@@ -156,7 +185,7 @@ struct Harness {
 
 impl Harness {
     /// Scores a line; false if it is the output of a test that passed, which nobody wants to read.
-    fn shows(&mut self, line: &str, score: &mut Score) -> bool {
+    pub fn shows(&mut self, line: &str, score: &mut Score) -> bool {
         if let Some(totals) = line.strip_prefix("test result: ") {
             self.programs += 1;
             self.in_successes = false;
