@@ -259,6 +259,10 @@ pub struct Work {
     pub mss: u16,
     /// Largest outer packet of the path.
     pub path_mtu: u16,
+    /// The SA's peer may be elsewhere at any time ([`maps_schema::sad::SA_MAY_MOVE`]).
+    pub may_move: u8,
+    /// The packet comes from another source than the SA's peer was at.
+    pub moved: u8,
 }
 
 impl Work {
@@ -323,6 +327,8 @@ impl Work {
         cut: 0,
         mss: 0,
         path_mtu: 0,
+        may_move: 0,
+        moved: 0,
     };
 
     /// The frame's front, bounded by what is there.
@@ -389,4 +395,6 @@ pub fn begin(env: &impl Env, work: &mut Work) {
     work.seq = 0;
     work.cut = 0;
     work.mss = 0;
+    work.may_move = 0;
+    work.moved = 0;
 }
