@@ -18,18 +18,7 @@ impl Node {
         let before = p.stream_link();
         p.links.insert(link);
         let carrier = p.stream_link();
-        let hello = Message {
-            from: self.shared.me,
-            body: Body::Hello {
-                newest: self.shared.speak,
-                policy: self.shared.config.policy.clone(),
-                facts: self.shared.config.facts.clone(),
-            },
-        };
-        let bytes = hello.encode(OLDEST);
-        self.shared
-            .outputs
-            .push_back(Output::SendStream { peer, link, bytes });
+        self.hello(peer, link);
         self.heartbeat(now, peer, link, false);
         // A new stream, also where the link was thought to be up: what the old one carried may be lost.
         if carrier == Some(link) || carrier != before {
@@ -80,7 +69,7 @@ impl Node {
                 if let Some(p) = self.shared.peers.get_mut(&peer) {
                     p.speaks = newest;
                 }
-                self.policy_heard(now, peer, &policy);
+                self.policy_heard(now, peer, policy);
                 self.shared.outputs.push_back(Output::PeerFacts { peer, facts });
             }
             Body::Rebalance => self.rebalance(now),
@@ -162,24 +151,67 @@ impl Node {
         }
     }
 
-    fn policy_heard(&mut self, now: Instant, member: MemberId, theirs: &Policy) {
+    fn policy_heard(&mut self, now: Instant, member: MemberId, theirs: Policy) {
+        if let Some(p) = self.shared.peers.get_mut(&member) {
+            p.policy = Some(theirs);
+        }
+        self.compare_policy(now, member);
+    }
+
+    fn compare_policy(&mut self, now: Instant, member: MemberId) {
         let ours = &self.shared.config.policy;
+        let Some(p) = self.shared.peers.get_mut(&member) else {
+            return;
+        };
+        let Some(theirs) = &p.policy else { return };
         let parts: Vec<String> = ours
             .keys()
             .chain(theirs.keys().filter(|part| !ours.contains_key(*part)))
             .filter(|part| ours.get(*part) != theirs.get(*part))
             .cloned()
             .collect();
-        let Some(p) = self.shared.peers.get_mut(&member) else {
-            return;
-        };
-        p.policy_known = true;
         let news = p.differs != parts;
         p.differs.clone_from(&parts);
         if news && !parts.is_empty() {
             self.shared
                 .event(now, None, EventKind::PolicyDiffers { member, parts });
         }
+    }
+
+    /// This member has another configuration now: the others hear of it, and what differs is found anew. Members that are in sync
+    /// stay so while they read theirs again one after the other; one that joins has to agree.
+    pub fn set_policy(&mut self, now: Instant, policy: Policy) {
+        if self.shared.config.policy == policy {
+            return;
+        }
+        self.shared.config.policy = policy;
+        let peers: Vec<(MemberId, Option<Link>)> = self
+            .shared
+            .peers
+            .values()
+            .map(|p| (p.member, p.stream_link()))
+            .collect();
+        for (peer, link) in peers {
+            if let Some(link) = link {
+                self.hello(peer, link);
+            }
+            self.compare_policy(now, peer);
+        }
+    }
+
+    fn hello(&mut self, peer: MemberId, link: Link) {
+        let hello = Message {
+            from: self.shared.me,
+            body: Body::Hello {
+                newest: self.shared.speak,
+                policy: self.shared.config.policy.clone(),
+                facts: self.shared.config.facts.clone(),
+            },
+        };
+        let bytes = hello.encode(OLDEST);
+        self.shared
+            .outputs
+            .push_back(Output::SendStream { peer, link, bytes });
     }
 }
 
