@@ -112,6 +112,15 @@ enum Command {
         #[command(subcommand)]
         command: ConnectionCommand,
     },
+    /// Have the agent read its configuration file again: the whole is checked, then used or refused. Connections that did not
+    /// change are not touched. In a cluster: on each member, one after the other.
+    Reload {
+        #[command(flatten)]
+        query: Query,
+        /// Show what would change, and what that takes; change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Have the agent read its certificate, the authorities and the revocation list again; nothing is interrupted.
     ReloadPki(Query),
     /// The cluster's certificates: make, add, remove, rotate, show.

@@ -65,7 +65,7 @@ pub struct Connection {
     pub name: String,
     /// Our address.
     pub local: IpAddr,
-    /// The peer's addresses; empty: any (then it cannot be initiated). The first one is initiated to.
+    /// The peer's addresses; empty: any (then it cannot be initiated). The first one is initiated to unless the agent names another.
     pub remotes: Vec<IpAddr>,
     /// Our identity.
     pub local_id: Identity,

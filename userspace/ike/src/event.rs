@@ -29,6 +29,8 @@ pub enum EventKind {
     NoConnection,
     /// The peer did not answer.
     PeerSilent,
+    /// The peer deleted an IKE SA that was up, and did not replace it.
+    PeerClosed,
     /// The peer says that this is its first IKE SA with us; members that own other segments should
     /// [`crate::Command::Forget`] what they have of it.
     InitialContact,
@@ -79,6 +81,7 @@ impl EventKind {
             Self::NoProposal => "no_proposal",
             Self::NoConnection => "no_connection",
             Self::PeerSilent => "peer_silent",
+            Self::PeerClosed => "peer_closed",
             Self::InitialContact => "initial_contact",
             Self::PeerCrashed => "peer_crashed",
             Self::Resumed => "resumed",
@@ -104,6 +107,7 @@ impl EventKind {
             self,
             Self::Established
                 | Self::IkeSaDown
+                | Self::PeerClosed
                 | Self::IkeSaRekeyed
                 | Self::ChildUp
                 | Self::ChildRekeyed
@@ -134,6 +138,8 @@ pub struct Event {
     pub ike_spi: Option<IkeSpi>,
     /// Our inbound SPI, where it is about a Child SA.
     pub spi_in: Option<EspSpi>,
+    /// Whether it is about an IKE SA that was up, and not only being set up.
+    pub was_up: bool,
     /// Cause, and what to do about it.
     pub text: String,
 }

@@ -4,6 +4,7 @@
 //! draws randomness or names aya: time, the ownership epoch and the programs' counters are arguments.
 #![forbid(unsafe_code)]
 
+mod configure;
 pub mod handling;
 pub mod lifetime;
 pub mod limits;
@@ -15,6 +16,7 @@ pub mod port;
 pub mod prefix;
 mod raises;
 pub mod record;
+mod roaming;
 mod siblings;
 pub mod snapshot;
 pub mod spd;

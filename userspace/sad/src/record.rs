@@ -4,7 +4,7 @@ use crate::port::{Direction, MapOp};
 use crate::spd::selector_pairs;
 use crate::store::{SaEntry, SadError};
 use maps_schema::sad::{
-    InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_UDP_ENCAP,
+    InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_MAY_MOVE, SA_UDP_ENCAP,
     SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
     spi_slot,
 };
@@ -20,7 +20,7 @@ pub const fn suite_number(suite: EspSuite) -> u8 {
 }
 
 /// `SA_*` flags of both directions.
-pub(crate) fn flags(record: &ChildSaRecord, lenient: bool, local_only: bool) -> u8 {
+pub(crate) fn flags(record: &ChildSaRecord, lenient: bool, local_only: bool, may_move: bool) -> u8 {
     let mut flags = 0;
     if record.esn {
         flags |= SA_ESN;
@@ -33,6 +33,9 @@ pub(crate) fn flags(record: &ChildSaRecord, lenient: bool, local_only: bool) -> 
     }
     if local_only {
         flags |= SA_LOCAL_ONLY;
+    }
+    if may_move {
+        flags |= SA_MAY_MOVE;
     }
     flags
 }

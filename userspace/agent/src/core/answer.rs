@@ -64,6 +64,7 @@ impl Core {
             Request::Rekey(wish, answer) => self.rekey(&wish, answer),
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
             Request::Connection(wish, answer) => self.connection_wish(&wish, answer),
+            Request::Reload(wish, answer) => self.reload(&wish, answer),
             Request::ReloadPki(answer) => {
                 drop(answer.send(self.synch.reload_files(&self.config.cluster.pki)));
             }
@@ -255,7 +256,15 @@ impl Core {
         ConnectionStatus {
             name: config.name.clone(),
             state: state.to_owned(),
-            remote: config.remote.map_or_else(|| "any".to_owned(), |r| r.to_string()),
+            remote: match config.remotes.as_slice() {
+                [] => "any".to_owned(),
+                remotes => remotes
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            },
+            retry: self.retry_status(&config.name),
             children,
             agreed: self.engine.agreed(&config.name).map(words).unwrap_or_default(),
             reason: self.reasons.get(&config.name).filter(|_| state != "up").cloned(),

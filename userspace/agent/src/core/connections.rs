@@ -20,6 +20,7 @@ impl Core {
                 if wish.start {
                     self.stopped.remove(name);
                     self.redial.remove(name);
+                    self.wanted.remove(name);
                 } else {
                     self.stopped.insert(name.clone());
                 }
@@ -42,7 +43,7 @@ impl Core {
                     "another member is the one to initiate it; ask that one (espalier status)".to_owned(),
                 );
             }
-            true if config.remote.is_none() => {
+            true if config.remotes.is_empty() => {
                 return Err(
                     "its peer has no address in the configuration, so only the peer can start it".to_owned(),
                 );
@@ -64,7 +65,11 @@ impl Core {
             true => Goal::Up(segment),
             false => Goal::Down(segment),
         };
-        let remote = config.remote.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let remote = config
+            .remotes
+            .first()
+            .copied()
+            .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let part = Part {
             goal,
             connection: name.clone(),

@@ -11,7 +11,7 @@ use model::SecretBytes;
 use sad::{Handling, Policy, PolicyAction};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, ConnectionConfig, PoolConfig, Start};
+use crate::config::{AfterLoss, Config, ConnectionConfig, PoolConfig};
 use crate::credentials;
 use crate::credentials::signer::Keys;
 
@@ -39,7 +39,7 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
         .transpose()?;
     let local_id = credentials::own_id(config.local_id.as_deref(), own.as_ref().map(|own| &own.facts))?;
     let mut c = Connection::new(&config.name, config.local, local_id, psk.unwrap_or_default());
-    c.remotes = config.remote.into_iter().collect();
+    c.remotes.clone_from(&config.remotes);
     (c.remote_id, c.remote_pattern) = credentials::remote_id(config)?;
     if let Some(own) = own {
         c.local_auth = LocalAuth::Certificate(own.certificate);
@@ -52,9 +52,10 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
     if let Some(files) = &config.authorities {
         c.remote_auth = RemoteAuth::Certificate(Arc::new(credentials::trust(files)?));
     }
-    c.start = config.start == Start::Initiate;
+    // A peer that proves that it has lost everything is begun with again as after silence.
+    c.start = config.dial.dpd_action == AfterLoss::Restart;
     c.ike_proposals = config.ike.clone();
-    c.dpd_delay = config.dpd_delay;
+    c.dpd_delay = config.dial.dpd_delay;
     c.retransmit = config.retransmit;
     c.ike_rekey_time = config.rekey_time;
     c.child_rekey_time = config.children.iter().filter_map(|child| child.rekey_time).min();

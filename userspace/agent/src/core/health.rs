@@ -42,6 +42,12 @@ impl Health {
         }
     }
 
+    /// There are other peers now. Whether routes lead to those that are new is told by the kernel.
+    pub fn watch_peers(&mut self, peers: &[IpAddr]) {
+        self.peers = peers.len();
+        self.unreachable.retain(|peer| peers.contains(peer));
+    }
+
     fn heard(&mut self, event: &NetEvent) {
         match event {
             NetEvent::LinkDown(name) => drop(self.links.insert(name.clone())),

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use dataplane::Entry;
 use maps_schema::event::{
-    SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
+    SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
     SLOW_OUTER_FRAGMENT, SlowFrame,
 };
 use sad::Direction;
@@ -44,7 +44,7 @@ pub struct Waiting {
 }
 
 /// Names of [`Waiting::counts`].
-pub const COUNTS: [&str; 10] = [
+pub const COUNTS: [&str; 11] = [
     "above_ceiling",
     "held",
     "out_fragment",
@@ -55,6 +55,7 @@ pub const COUNTS: [&str; 10] = [
     "ike_of_another_member",
     "outer_fragment",
     "held_for_sa",
+    "moved",
 ];
 
 impl Waiting {
@@ -125,6 +126,10 @@ impl Core {
                 self.slow.counts[9] += 1;
                 self.held
                     .put(clock::now(), slow.slot, frame.ifindex, frame.octets);
+            }
+            SLOW_MOVED => {
+                self.slow.counts[10] += 1;
+                self.peer_seen(slow.slot, &frame.octets);
             }
             SLOW_NO_LEASE => {
                 self.slow.counts[3] += 1;

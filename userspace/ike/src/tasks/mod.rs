@@ -19,6 +19,7 @@ pub(crate) mod mobike;
 pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod qcd;
+pub(crate) mod rebinding;
 pub(crate) mod refresh;
 pub(crate) mod resource;
 pub(crate) mod resume;

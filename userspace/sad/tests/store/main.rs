@@ -2,6 +2,7 @@
 
 mod groups;
 mod look;
+mod reload;
 mod sas;
 mod siblings;
 mod usage;
