@@ -90,7 +90,7 @@ enum Command {
     Rekey {
         #[command(flatten)]
         query: Query,
-        /// Connection whose Child SAs are rekeyed.
+        /// Connection whose Child SAs are rekeyed, or one child: CONNECTION/CHILD, or its name where no other connection has one like it.
         #[arg(required_unless_present_any = ["spi", "ike"], conflicts_with_all = ["spi", "ike"])]
         connection: Option<String>,
         /// The Child SA with this inbound SPI (hexadecimal).

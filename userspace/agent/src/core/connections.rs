@@ -34,7 +34,11 @@ impl Core {
     fn connection_parts(&self, wish: &ConnectionRequest) -> Result<(Part, Command), String> {
         let name = &wish.connection;
         let config = self.config.connections.iter().find(|c| c.name == *name);
-        let config = config.ok_or_else(|| format!("there is no connection '{name}' in the configuration"))?;
+        let config = config.ok_or_else(|| {
+            let all = self.config.connections.iter().map(|c| c.name.as_str());
+            let all = all.take(20).collect::<Vec<_>>().join(", ");
+            format!("there is no connection '{name}' in the configuration; there are: {all}")
+        })?;
         let segment = segment_of_name(self.steer_key, name);
         let here = self.ike_sas_here(name);
         let command = match wish.start {
