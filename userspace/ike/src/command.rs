@@ -11,8 +11,8 @@ use crate::outbox::Context;
 use crate::status::ConnectionPhase;
 use crate::table::Table;
 use crate::tasks::{
-    Pending, child_create, counter_sync, delete, ike_auth, ike_init, message_id_sync, rebinding, resume,
-    start_next, ticket,
+    Pending, child_create, counter_sync, delete, ike_auth, ike_init, message_id_sync, mobike_initiator,
+    rebinding, resume, start_next, ticket,
 };
 use model::{EspSpi, IkeSpi};
 use std::net::IpAddr;
@@ -22,6 +22,7 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
         Command::Initiate { connection } => initiate(ctx, &connection, None, None),
         Command::InitiateTo { connection, remote } => initiate(ctx, &connection, None, Some(remote)),
         Command::PeerSeen { spi_in, remote } => rebinding::seen(ctx, spi_in, remote),
+        Command::MoveLocal { spi, local } => move_local(ctx, spi, local),
         Command::RestartTimers { spi } => restart_timers(ctx, spi),
         Command::CreateChild { connection, child } => initiate(ctx, &connection, Some(&child), None),
         Command::CreateResourceChild { beside, resource } => {
@@ -173,6 +174,21 @@ fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
         _ => false,
     };
     up || coming
+}
+
+fn move_local(ctx: &mut Context<'_>, spi: IkeSpi, local: IpAddr) {
+    let Some(mut sa) = ctx.table.take(spi) else {
+        return failed(ctx, None, format!("no IKE SA with our SPI {spi}"));
+    };
+    match mobike_initiator::move_local(&mut sa, ctx, local) {
+        Ok(()) => start_next(&mut sa, ctx),
+        Err(why) => ctx.event(
+            &sa,
+            EventKind::CommandFailed,
+            format!("it cannot move to {local}: {why}"),
+        ),
+    }
+    ctx.put_back(sa);
 }
 
 /// Established IKE SAs look after their peer, and are rekeyed, as the configuration says now.

@@ -52,6 +52,8 @@ pub enum EventKind {
     AddressFailure,
     /// The peer's address or port changed.
     PeerMoved,
+    /// The IKE SA and its Child SAs use another address of ours, or of the peer's, by our choice (RFC 4555).
+    PathMoved,
     /// We are behind a NAT: send the one octet 0xff (RFC 3948 2.3), without marker, from `local` to `peer`.
     NatKeepalive,
     /// The peer sent what it must not.
@@ -92,6 +94,7 @@ impl EventKind {
             Self::AddressGiven => "address_given",
             Self::AddressFailure => "address_failure",
             Self::PeerMoved => "peer_moved",
+            Self::PathMoved => "path_moved",
             Self::NatKeepalive => "nat_keepalive",
             Self::PeerMisbehaved => "peer_misbehaved",
             Self::CookieMode => "cookie_mode",
@@ -118,6 +121,7 @@ impl EventKind {
                 | Self::CountersSynched
                 | Self::AddressGiven
                 | Self::PeerMoved
+                | Self::PathMoved
                 | Self::NatKeepalive
         )
     }

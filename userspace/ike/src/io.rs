@@ -74,6 +74,13 @@ pub enum Command {
         /// Where it came from.
         remote: SocketAddr,
     },
+    /// The IKE SA and its Child SAs are to use another address of ours (RFC 4555), since the present one is of no use any more.
+    MoveLocal {
+        /// Our SPI.
+        spi: IkeSpi,
+        /// [`crate::Connection::local`] or one of [`crate::Connection::further_locals`].
+        local: IpAddr,
+    },
     /// Bring up one more child on the connection's IKE SA (which is initiated first, if need be).
     CreateChild {
         /// Name of the connection.

@@ -370,6 +370,8 @@ pub struct ConnectionConfig {
     pub name: String,
     /// Cluster address.
     pub local: IpAddr,
+    /// Further ones, which it may change to while it is up (RFC 4555), where we initiate it.
+    pub further_locals: Vec<IpAddr>,
     /// The peer's addresses, in the order in which they are tried; empty for any.
     pub remotes: Vec<IpAddr>,
     /// How we prove who we are.

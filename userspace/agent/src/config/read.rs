@@ -368,16 +368,8 @@ impl Context<'_> {
     ) -> Option<ConnectionConfig> {
         let name = t.required_string("name", "a name");
         names.extend(name.clone());
-        let local = t.parsed::<IpAddr>("local", "one of the outside cluster addresses");
-        if let (Some(local), Some(addresses)) = (&local, addresses)
-            && !addresses.outside.contains(&local.value)
-        {
-            self.problems.add(
-                local.span.clone(),
-                format!("{} is no outside cluster address", local.value),
-                "use one of [addresses] outside, or add it there",
-            );
-        }
+        let mut locals = self.locals(&mut t, addresses).into_iter();
+        let local = locals.next();
         let remotes = self.remotes(&mut t);
         let remote = remotes.as_ref().and_then(|all| all.first().copied());
         if let (Some(local), Some(remote)) = (&local, remote)
@@ -435,6 +427,7 @@ impl Context<'_> {
                 let family = |a: &&IpAddr| remote.is_none_or(|r| r.is_ipv4() == a.is_ipv4());
                 addresses?.outside.iter().find(family).copied()
             })?,
+            further_locals: locals.map(|address| address.value).collect(),
             remotes: remotes?,
             local_auth: auth.local,
             remote_auth: auth.remote,

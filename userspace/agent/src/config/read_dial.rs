@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::read::{Context, MS, SECOND, is_unicast};
 use super::reader::{At, Reader};
-use super::{AfterLoss, Dial, Retry, Start};
+use super::{AddressConfig, AfterLoss, Dial, Retry, Start};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Addresses of one peer.
@@ -21,6 +21,46 @@ fn by_start(start: Start) -> AfterLoss {
 }
 
 impl Context<'_> {
+    /// Our addresses: the one that is used first, then those that it may change to.
+    pub(super) fn locals(&self, t: &mut Reader<'_>, addresses: Option<&AddressConfig>) -> Vec<At<IpAddr>> {
+        let Some(list) = t.string_or_strings("local") else {
+            return Vec::new();
+        };
+        let mut locals: Vec<At<IpAddr>> = Vec::new();
+        for text in list.value {
+            let Ok(value) = text.value.parse::<IpAddr>() else {
+                self.problems.add(
+                    text.span,
+                    format!("local '{}' is no IP address", text.value),
+                    "give one of the outside cluster addresses, or several between which it may change",
+                );
+                continue;
+            };
+            let span = text.span;
+            if addresses.is_some_and(|known| !known.outside.contains(&value)) {
+                self.problems.add(
+                    span.clone(),
+                    format!("{value} is no outside cluster address"),
+                    "use one of [addresses] outside, or add it there",
+                );
+            }
+            if let Some(first) = locals.first()
+                && (first.value.is_ipv4() != value.is_ipv4() || locals.iter().any(|l| l.value == value))
+            {
+                self.problems.add(
+                    span.clone(),
+                    format!(
+                        "local {value} is there twice, or not of the family of {}",
+                        first.value
+                    ),
+                    "give each address once, all IPv4 or all IPv6",
+                );
+            }
+            locals.push(At { value, span });
+        }
+        locals
+    }
+
     /// The peer's addresses, in the order in which they are tried; `Some` of an empty list: any.
     pub(super) fn remotes(&self, t: &mut Reader<'_>) -> Option<Vec<IpAddr>> {
         const HINT: &str = "the peer's address, a list of its addresses, or remote = \"any\"";

@@ -85,6 +85,7 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
     let pool = |p: &PoolConfig| Pool::of_network(&p.name, p.network.network(), p.network.prefix_len());
     c.pools = config.pools.iter().filter_map(pool).collect();
     c.mobike = config.mobike;
+    c.further_locals.clone_from(&config.further_locals);
     c.dns = config.dns.clone();
     c.dns_domains = config.dns_domains.clone();
     for child in &config.children {

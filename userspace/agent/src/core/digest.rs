@@ -57,6 +57,9 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
             },
         );
         let mut text = format!("{shared:?} {key:02x?} {:?}", c.children);
+        if !c.further_locals.is_empty() {
+            text.push_str(&format!(" {:?}", c.further_locals));
+        }
         if c.remotes.len() > 1 {
             text.push_str(&format!(" {:?}", c.remotes));
         }

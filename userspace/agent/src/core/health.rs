@@ -107,7 +107,10 @@ impl Core {
     pub(super) fn net_event(&mut self, event: &NetEvent) {
         self.health.heard(event);
         match event {
-            NetEvent::LinkDown(name) => self.log.warn("net", format!("interface {name} is down")),
+            NetEvent::LinkDown(name) => {
+                self.log.warn("net", format!("interface {name} is down"));
+                self.leave_interface(name);
+            }
             NetEvent::LinkUp(name) => self.log.note("net", format!("interface {name} is up")),
             NetEvent::AddressRemoved(address) => {
                 self.log

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster::message::Policy;
 use ike::Command;
 use model::{EspSpi, IkeSpi, Instant, SecretBytes};
@@ -155,11 +155,14 @@ fn prepare(file: &Path, running: Config, taken: Taken, cpus: u32, steering: [u8;
         ..running
     };
     for connection in &config.connections {
-        if !config.addresses.outside.contains(&connection.local) {
-            bail!(
-                "connection {}: {} is no outside cluster address of this agent as it runs; start it again to add the address",
-                connection.name,
-                connection.local
+        let ours = [connection.local]
+            .into_iter()
+            .chain(connection.further_locals.iter().copied());
+        for local in ours {
+            ensure!(
+                config.addresses.outside.contains(&local),
+                "connection {}: {local} is no outside cluster address of this agent as it runs; start it again to add the address",
+                connection.name
             );
         }
     }

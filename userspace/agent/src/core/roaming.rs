@@ -1,12 +1,14 @@
-//! Peers behind a NAT whose mapping changes while only their packets show it.
+//! Addresses that change: of peers behind a NAT, which only their packets show, and ours.
+
+use std::net::IpAddr;
 
 use ike::Command;
-use model::{EspSpi, IkeSpi};
+use model::{ChildSaChange, EspSpi, IkeSpi};
 
 use super::Core;
 use super::entry::EntryChange;
-use crate::net::frame;
-use model::ChildSaChange;
+use crate::net::ports::within;
+use crate::net::{Interface, frame};
 
 impl Core {
     /// Commits of this owner took effect: the programs learn whose packets may come from elsewhere.
@@ -39,6 +41,43 @@ impl Core {
     fn watch_source(&mut self, spi_in: EspSpi) {
         let plan = self.sad.may_move(spi_in, true);
         self.execute_or_log(&plan);
+    }
+
+    /// An outside interface has gone down: connections that may use an address of another network change to it (RFC 4555). Where the way is
+    /// lost further out, the engine finds out by its requests.
+    pub(super) fn leave_interface(&mut self, name: &str) {
+        let on = |port: &Interface, address: IpAddr| {
+            port.networks.iter().any(|(net, len)| within(*net, *len, address))
+        };
+        let Some(down) = self.ports.outside.iter().find(|port| port.name == name) else {
+            return;
+        };
+        let mut moves = Vec::new();
+        for config in self
+            .config
+            .connections
+            .iter()
+            .filter(|c| !c.further_locals.is_empty())
+        {
+            let ours = [config.local]
+                .into_iter()
+                .chain(config.further_locals.iter().copied());
+            let Some(other) = ours.into_iter().find(|address| !on(down, *address)) else {
+                continue;
+            };
+            for spi in self.engine.spis_of(&config.name) {
+                let there = self
+                    .engine
+                    .status_of(spi)
+                    .filter(|sa| sa.initiator && sa.phase == "established");
+                if there.is_some_and(|sa| on(down, sa.local.ip())) {
+                    moves.push((spi, other));
+                }
+            }
+        }
+        for (spi, local) in moves {
+            self.engine_command(Command::MoveLocal { spi, local });
+        }
     }
 
     /// A copy of an authentic packet, newer than all before, from another source than its SA's peer was at. What the engine makes of

@@ -1,7 +1,7 @@
 //! IKE_SA_INIT, both roles (RFC 7296 1.2, 2.6, 2.23).
 
 use super::ppk::{self, PpkState};
-use super::{Pending, ike_auth, intermediate, notify};
+use super::{Pending, ike_auth, intermediate, mobike_initiator, notify};
 use crate::auth;
 use crate::config::Connection;
 use crate::event::EventKind;
@@ -277,10 +277,13 @@ pub(crate) fn set_nat(sa: &mut IkeSa, ctx: &Context<'_>, nat_local: bool, nat_re
     let connection = sa.connection(ctx.config);
     let force = connection.is_some_and(|connection| connection.force_encap);
     let keepalive = connection.map(|connection| connection.keepalive);
+    //= rfc4555#3.3
+    // Both MOBIKE and NAT traversal: port 4500 from here on, whether there is a NAT now or not.
+    let roams = connection.is_some_and(mobike_initiator::is_wanted);
     sa.path.nat_local = nat_local;
     sa.path.nat_remote = nat_remote;
     sa.path.encap = nat_local || nat_remote || force;
-    if sa.path.encap && sa.initiator {
+    if (sa.path.encap || roams) && sa.initiator {
         sa.path.local.set_port(PORT_NAT_T);
         if sa.path.remote.port() == PORT_IKE {
             sa.path.remote.set_port(PORT_NAT_T);

@@ -16,6 +16,7 @@ pub(crate) mod intermediate;
 pub(crate) mod liveness;
 pub(crate) mod message_id_sync;
 pub(crate) mod mobike;
+pub(crate) mod mobike_initiator;
 pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod qcd;
@@ -62,6 +63,8 @@ pub(crate) enum Pending {
     Routability {
         cookie: Vec<u8>,
     },
+    /// Where we are now (RFC 4555).
+    UpdateAddresses,
 }
 
 /// A peer that keeps putting us off is asked this often.
@@ -113,6 +116,7 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             Task::DeleteIke => delete::start_ike(sa, ctx),
             Task::Liveness => liveness::start(sa, ctx),
             Task::Routability => mobike::check(sa, ctx),
+            Task::UpdateAddresses => mobike_initiator::start(sa, ctx),
             Task::Refresh => refresh::start(sa, ctx),
             Task::CreateResourceChild { child, resource } => {
                 resource::start(sa, ctx, &child, resource, tries);
@@ -256,6 +260,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
     };
     sa.timers.retransmit = None;
     sa.dirty = true;
+    mobike_initiator::answered(sa, ctx);
     let payloads = match parsed {
         Ok(payloads) => payloads,
         Err(error) => {
@@ -280,6 +285,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
         Pending::Routability { cookie } => mobike::checked(sa, ctx, &cookie, &payloads),
+        Pending::UpdateAddresses => mobike_initiator::finish(sa, ctx, &payloads),
         Pending::Refresh => refresh::finish(sa, ctx, &payloads),
         Pending::SyncCounters => {}
         Pending::MessageIdSync(asked) => message_id_sync::finish(sa, ctx, &asked, &payloads),
@@ -326,6 +332,7 @@ pub(crate) fn abandon_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         Pending::DeleteChild { spi_in } => sa.our.push_front(Task::DeleteChild { spi_in }),
         Pending::Liveness => sa.our.push(Task::Liveness),
         Pending::Routability { .. } => sa.our.push(Task::Routability),
+        Pending::UpdateAddresses => sa.our.push_front(Task::UpdateAddresses),
         Pending::Refresh => sa.our.push(Task::Refresh),
         // The peer's cluster has just failed over itself; evidence will come again if it is still needed.
         Pending::SyncCounters => {}
