@@ -274,6 +274,11 @@ impl Core {
         self.next_token += 1;
         let token = self.next_token;
         let entry = entry::encode_entry(&changes);
+        let brief = self
+            .node
+            .writes_briefly(group)
+            .then(|| entry::encode_brief(&changes, |spi| self.last_record(group, spi)))
+            .flatten();
         let alone = self.node.is_alone(group);
         self.groups.get_mut(group).pending.push_back(Pending {
             token,
@@ -287,7 +292,20 @@ impl Core {
             group,
             token,
             entry,
+            brief,
         });
+    }
+
+    /// The record of an IKE SA as the entries of the group that are written by now have left it, committed or not.
+    fn last_record(&self, group: GroupId, spi: IkeSpi) -> Option<&SecretBytes> {
+        let pending = self.groups.get(group).pending.iter().rev();
+        let mut changes = pending.flat_map(|p| p.changes.iter().rev());
+        let last = changes.find_map(|change| match change {
+            EntryChange::IkePut(of, record) if *of == spi => Some(Some(record)),
+            EntryChange::IkeRemove(of) if *of == spi => Some(None),
+            _ => None,
+        });
+        last.unwrap_or_else(|| self.mirror.get(&spi))
     }
 
     /// A message of an IKE SA never overtakes a commit of that IKE SA.
