@@ -41,10 +41,11 @@ fn step_without(world: &mut World, dead: IpAddr) -> bool {
 }
 
 /// Time passes until A has nothing outstanding and everything is delivered. `at_step`: before which delivery a standby of A takes over.
-fn pass_without(world: &mut World, dead: IpAddr, at_step: Option<usize>) -> usize {
+fn pass_without(world: &mut World, dead: IpAddr, mut at_step: Option<usize>) -> usize {
     let mut steps = 0;
     for _ in 0..200 {
         if at_step == Some(steps) && !world.net.is_empty() {
+            at_step = None;
             world.net.clear();
             world.take_over(A);
         }

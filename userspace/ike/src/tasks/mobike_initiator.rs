@@ -189,19 +189,28 @@ pub(crate) fn move_local(sa: &mut IkeSa, ctx: &mut Context<'_>, local: IpAddr) -
 pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     let (spi_i, spi_r) = sa.header_spis();
     let force = sa.connection(ctx.config).is_some_and(|c| c.force_encap);
+    let pending = Pending::UpdateAddresses {
+        local: sa.path.local,
+        remote: sa.path.remote,
+    };
     let mut payloads = vec![notify(NotifyType::UPDATE_SA_ADDRESSES)];
     payloads.extend(nat_detection(spi_i, spi_r, sa.path, force));
-    send_request(
-        sa,
-        ctx,
-        ExchangeType::INFORMATIONAL,
-        &payloads,
-        Pending::UpdateAddresses,
-    );
+    send_request(sa, ctx, ExchangeType::INFORMATIONAL, &payloads, pending);
 }
 
-/// The peer has answered: it sends there from now on.
-pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) {
+/// The peer has answered: it sends there from now on. `asked`: where the request was made for.
+pub(crate) fn finish(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    asked: (SocketAddr, SocketAddr),
+    payloads: &PayloadList,
+) {
+    if let Some(path) = ctx.from.filter(|path| *path != asked) {
+        // It got through on another path only: what it says of NATs is about the one that it was made for.
+        (sa.path.local, sa.path.remote) = path;
+        return sa.our.push_front(Task::UpdateAddresses);
+    }
+    (sa.path.local, sa.path.remote) = asked;
     if let Some(error) = payloads.error() {
         let text = format!("the peer does not follow us to {}: {}", sa.path.local, error.kind);
         ctx.event(sa, EventKind::PeerMisbehaved, text);

@@ -37,6 +37,7 @@ use ike_rekey::IkeOffer;
 use ike_wire::{ExchangeType, Notify, NotifyType, Payload, PayloadList, WireError};
 use model::EspSpi;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What the outstanding request is about, and what is needed to use its response.
@@ -63,8 +64,11 @@ pub(crate) enum Pending {
     Routability {
         cookie: Vec<u8>,
     },
-    /// Where we are now (RFC 4555).
-    UpdateAddresses,
+    /// Where we are now (RFC 4555): our address and the peer's when it was sent first.
+    UpdateAddresses {
+        local: SocketAddr,
+        remote: SocketAddr,
+    },
 }
 
 /// A peer that keeps putting us off is asked this often.
@@ -260,7 +264,9 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
     };
     sa.timers.retransmit = None;
     sa.dirty = true;
-    mobike_initiator::answered(sa, ctx);
+    if !matches!(outstanding.pending, Pending::UpdateAddresses { .. }) {
+        mobike_initiator::answered(sa, ctx);
+    }
     let payloads = match parsed {
         Ok(payloads) => payloads,
         Err(error) => {
@@ -285,7 +291,9 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
         Pending::Routability { cookie } => mobike::checked(sa, ctx, &cookie, &payloads),
-        Pending::UpdateAddresses => mobike_initiator::finish(sa, ctx, &payloads),
+        Pending::UpdateAddresses { local, remote } => {
+            mobike_initiator::finish(sa, ctx, (local, remote), &payloads);
+        }
         Pending::Refresh => refresh::finish(sa, ctx, &payloads),
         Pending::SyncCounters => {}
         Pending::MessageIdSync(asked) => message_id_sync::finish(sa, ctx, &asked, &payloads),
@@ -332,7 +340,7 @@ pub(crate) fn abandon_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         Pending::DeleteChild { spi_in } => sa.our.push_front(Task::DeleteChild { spi_in }),
         Pending::Liveness => sa.our.push(Task::Liveness),
         Pending::Routability { .. } => sa.our.push(Task::Routability),
-        Pending::UpdateAddresses => sa.our.push_front(Task::UpdateAddresses),
+        Pending::UpdateAddresses { .. } => sa.our.push_front(Task::UpdateAddresses),
         Pending::Refresh => sa.our.push(Task::Refresh),
         // The peer's cluster has just failed over itself; evidence will come again if it is still needed.
         Pending::SyncCounters => {}
