@@ -121,6 +121,8 @@ fn a_taker_goes_on_with_the_move_wherever_it_stood() {
         let spi = world.only(A).spi;
         world.command(A, Command::Liveness { spi });
         pass_without(&mut world, address(A), Some(at));
+        // What the peer asked meanwhile, and was lost, it asks again.
+        world.pass(Duration::from_secs(10));
         is_at(&world, second());
     }
 }
