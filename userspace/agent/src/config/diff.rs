@@ -140,7 +140,7 @@ fn of_connection(key: &str) -> Effect {
 fn of_child(key: &str) -> Effect {
     match key {
         "rekey_time" | "on_miss" => Effect::AtOnce,
-        "local_ts" | "remote_ts" => Effect::NewChildSas,
+        "local_ts" | "remote_ts" | "mode" => Effect::NewChildSas,
         _ => Effect::NextRekey,
     }
 }

@@ -6,7 +6,7 @@ use super::record::{AdoptError, octets};
 use crate::tasks::follow_up::Awaited;
 use crate::tasks::intermediate::Intermediate;
 use crate::tasks::ppk::PpkState;
-use model::SecretBytes;
+use model::{EspSpi, SecretBytes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +21,7 @@ mod tag {
     pub const MOBIKE: u16 = 17;
     pub const PEER_ADDRESSES: u16 = 40;
     pub const CONFIRMED_PATH: u16 = 41;
+    pub const TRANSPORT: u16 = 32;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
 }
 
@@ -46,11 +47,14 @@ pub(crate) struct More {
     pub peer_addresses: Vec<IpAddr>,
     /// Initiator with MOBIKE: our address and the peer's that the peer knows of, while another path is in use already.
     pub confirmed: Option<(SocketAddr, SocketAddr)>,
+    /// Inbound SPIs of Child SAs in transport mode, also of those that are being asked for. Only between the record and the Child
+    /// SAs themselves, which know it.
+    pub transport: Vec<EspSpi>,
 }
 
 impl More {
-    /// The values that differ from the default.
-    pub fn write(&self) -> Vec<Tagged> {
+    /// The values that differ from the default. `transport`: inbound SPIs of the Child SAs in transport mode.
+    pub fn write(&self, transport: &[EspSpi]) -> Vec<Tagged> {
         let mut values = Vec::new();
         put(&mut values, tag::FRAGMENT_SIZE, self.fragment_size.as_ref());
         put(&mut values, tag::INTERMEDIATE, self.intermediate.as_ref());
@@ -64,6 +68,8 @@ impl More {
         let addresses = (!self.peer_addresses.is_empty()).then_some(&self.peer_addresses);
         put(&mut values, tag::PEER_ADDRESSES, addresses);
         put(&mut values, tag::CONFIRMED_PATH, self.confirmed.as_ref());
+        let transport = (!transport.is_empty()).then_some(&transport);
+        put(&mut values, tag::TRANSPORT, transport);
         values
     }
 
@@ -79,6 +85,7 @@ impl More {
                 tag::MOBIKE => more.mobike = true,
                 tag::PEER_ADDRESSES => more.peer_addresses = get(value)?,
                 tag::CONFIRMED_PATH => more.confirmed = Some(get(value)?),
+                tag::TRANSPORT => more.transport = get(value)?,
                 tag::MAY_BE_SKIPPED.. => {}
                 unknown => {
                     let why = format!("value {unknown} is of a newer version of this software");
@@ -104,7 +111,7 @@ mod tests {
 
     #[test]
     fn nothing_is_written_for_what_is_not_used() {
-        assert!(More::default().write().is_empty());
+        assert!(More::default().write(&[]).is_empty());
     }
 
     #[test]
@@ -115,12 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn virtual_addresses_come_back() {
+    fn virtual_addresses_and_transport_mode_come_back() {
         let more = More {
             virtual_addresses: vec!["10.9.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             ..More::default()
         };
-        let again = More::read(&more.write()).ok().unwrap();
+        let again = More::read(&more.write(&[EspSpi(7)])).ok().unwrap();
         assert_eq!(again.virtual_addresses, more.virtual_addresses);
+        assert_eq!(again.transport, [EspSpi(7)]);
     }
 }

@@ -6,6 +6,7 @@ use super::more::{More, Tagged};
 use super::phase::Phase;
 use crate::tasks::Pending;
 use crate::tasks::child_create::ChildOffer;
+use crate::tasks::transport;
 use model::SecretBytes;
 use serde::Serialize;
 use std::ops::RangeInclusive;
@@ -50,7 +51,7 @@ pub(crate) fn write(sa: &IkeSa, version: u8) -> SecretBytes {
     if version == VERSION_WITHOUT_EXTRAS {
         return octets(&[version], sa);
     }
-    let more = sa.more.write();
+    let more = sa.more.write(&transport::of(sa));
     if version == VERSION_WITHOUT_MORE || more.is_empty() {
         return octets(&[VERSION_WITHOUT_MORE], &(sa, &sa.extras, children(sa)));
     }
@@ -147,6 +148,7 @@ fn decode(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
                 postcard::from_bytes(body).map_err(corrupt)?;
             let mut sa = joined(sa, extras, children);
             sa.more = More::read(&more)?;
+            transport::give(&mut sa);
             Ok(sa)
         }
         found => Err(AdoptError::Version { found }),

@@ -2,7 +2,7 @@
 //! [`super::mobike_initiator`].
 
 use super::ike_init::{detect_nat, nat_detection};
-use super::{Pending, delete, notify};
+use super::{Pending, delete, notify, transport};
 use crate::config::Connection;
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -63,7 +63,9 @@ fn update(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) {
     // SAs take the place of the old ones.
     let only_remote = before.local.ip() == local.ip() && before.encap == sa.path.encap;
     for child in &sa.children {
-        if only_remote {
+        if transport::is_left_behind(child, before.remote, remote) {
+            sa.our.push(Task::DeleteChild { spi_in: child.spi_in });
+        } else if only_remote {
             ctx.out.child_changes.push(ChildSaChange::MovePeer {
                 spi_in: child.spi_in,
                 remote,

@@ -15,7 +15,7 @@ use crate::ike_sa::windows::Task;
 use crate::ike_sa::{IkeSa, Path};
 use crate::outbox::Context;
 use ike_wire::{ExchangeType, Notify, NotifyType, Payload, PayloadList};
-use model::ChildSaChange;
+use model::{ChildSaChange, SaMode};
 use std::net::{IpAddr, SocketAddr};
 
 /// Transmissions of a request on one path before others are tried.
@@ -240,9 +240,13 @@ pub(crate) fn finish(
 /// of the old ones, which the peer sends to us on the new path meanwhile.
 fn follow(sa: &mut IkeSa, ctx: &mut Context<'_>, before: (SocketAddr, SocketAddr), encap: bool) {
     let only_remote = before.0.ip() == sa.path.local.ip() && encap == sa.path.encap;
-    let remote = sa.path.remote;
+    let (local, remote) = (sa.path.local, sa.path.remote);
+    let elsewhere = (before.0.ip(), before.1.ip()) != (local.ip(), remote.ip());
     for child in &sa.children {
-        if only_remote {
+        if elsewhere && child.mode == SaMode::Transport {
+            // It is about the two addresses that it was made for (RFC 4555 is about tunnel mode only).
+            sa.our.push(Task::DeleteChild { spi_in: child.spi_in });
+        } else if only_remote {
             let spi_in = child.spi_in;
             ctx.out
                 .child_changes

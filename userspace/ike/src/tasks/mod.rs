@@ -25,6 +25,7 @@ pub(crate) mod refresh;
 pub(crate) mod resource;
 pub(crate) mod resume;
 pub(crate) mod ticket;
+pub(crate) mod transport;
 
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;

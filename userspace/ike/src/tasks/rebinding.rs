@@ -1,9 +1,11 @@
 //! A NAT gives a peer another port or address (RFC 7296 2.23). IKE messages show it by themselves (`engine::receive`); here it is seen
 //! by a packet of a Child SA that came from elsewhere.
 
+use super::{start_next, transport};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::Phase;
+use crate::ike_sa::windows::Task;
 use crate::outbox::Context;
 use model::{ChildSaChange, EspSpi};
 use std::net::SocketAddr;
@@ -30,6 +32,7 @@ pub(crate) fn seen(ctx: &mut Context<'_>, spi_in: EspSpi, remote: SocketAddr) {
     let same_family = sa.path.remote.is_ipv4() == remote.is_ipv4();
     if may_move(&sa) && same_family && sa.path.remote != remote {
         move_to(&mut sa, ctx, remote, "ESP");
+        start_next(&mut sa, ctx);
     }
     ctx.put_back(sa);
 }
@@ -39,6 +42,10 @@ pub(crate) fn move_to(sa: &mut IkeSa, ctx: &mut Context<'_>, remote: SocketAddr,
     let old = std::mem::replace(&mut sa.path.remote, remote);
     sa.dirty = true;
     for child in &sa.children {
+        if transport::is_left_behind(child, old, remote) {
+            sa.our.push(Task::DeleteChild { spi_in: child.spi_in });
+            continue;
+        }
         ctx.out.child_changes.push(ChildSaChange::MovePeer {
             spi_in: child.spi_in,
             remote,

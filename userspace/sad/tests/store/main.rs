@@ -1,9 +1,11 @@
 //! The SA store against a data plane in memory: order of a plan, rekey, removal, snapshots, raises.
 
+mod advance;
 mod groups;
 mod look;
 mod reload;
 mod sas;
 mod siblings;
+mod taint;
 mod usage;
 mod world;
