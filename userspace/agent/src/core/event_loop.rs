@@ -162,6 +162,7 @@ async fn event_loop(
         core.snapshot_turn(now);
         core.list_turn(now);
         core.reload_turn(now);
+        core.guests_turn(now);
         if second <= now {
             second = now + Duration::from_secs(1);
             core.every_second();
@@ -183,7 +184,13 @@ async fn event_loop(
             biased;
             _ = terminate.recv(), if leaving.is_none() => leaving = Some(core.leave()),
             _ = interrupt.recv(), if leaving.is_none() => leaving = Some(core.leave()),
-            _ = hangup.recv() => core.hangup(),
+            _ = hangup.recv() => {
+                match core.reload_pki() {
+                    Ok(text) => tracing::info!("SIGHUP: {text}"),
+                    Err(why) => tracing::warn!("SIGHUP: certificates and secrets stay as they were: {why}"),
+                }
+                core.hangup();
+            }
             Some(told) = io.reloads.recv() => core.reload_told(told),
             Some(event) = synch.recv() => {
                 core.synch_event(event);

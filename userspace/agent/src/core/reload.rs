@@ -9,21 +9,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster::message::Policy;
 use ike::Command;
-use model::{EspSpi, IkeSpi, Instant, SecretBytes};
+use model::{EspSpi, IkeSpi, Instant};
 use rtnetlink::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::Core;
 use super::certificates::Certificates;
 use super::convert::{self, Made};
-use super::{Core, digest, secrets};
+use super::member::Facts;
+use super::secrets::{self, Policies};
 use crate::api::{ConfigChange, ReloadReport, ReloadRequest};
 use crate::clock;
 use crate::config::Config;
 use crate::config::diff::{self, Difference, Effect, Files};
 use crate::net::{self, sysctl};
-use crate::pki::Identity;
+use crate::pki::Secrets;
 
 /// SAs are deleted, or get other timers, for this long before the core does something else.
 const TURN: Duration = Duration::from_millis(2);
@@ -45,7 +46,7 @@ struct Taken {
 pub struct Prepared {
     config: Config,
     made: Made,
-    policy: Policy,
+    policies: Policies,
     taken: Taken,
     difference: Difference,
 }
@@ -78,8 +79,6 @@ pub struct Reload {
     tun: u32,
     /// CPUs that serve SAs here.
     cpus: u32,
-    /// Derived from the cluster's secret, which cannot change.
-    steering: [u8; 32],
     /// Peers' addresses, for those who look after the ways to them.
     peers: watch::Sender<Vec<IpAddr>>,
     under_way: bool,
@@ -101,7 +100,7 @@ impl Reload {
         told: mpsc::UnboundedSender<Told>,
         netlink: Handle,
         tun: u32,
-        (cpus, steering): (u32, [u8; 32]),
+        cpus: u32,
     ) -> Result<Self> {
         let (peers, _) = watch::channel(config.peers().into_iter().collect());
         Ok(Self {
@@ -114,7 +113,6 @@ impl Reload {
             netlink,
             tun,
             cpus,
-            steering,
             peers,
             under_way: false,
             work: VecDeque::new(),
@@ -144,7 +142,7 @@ fn read(file: &Path) -> Result<(String, toml::Table)> {
 }
 
 /// Reads the file and makes all that it takes to run by it. Nothing changes.
-fn prepare(file: &Path, running: Config, taken: Taken, cpus: u32, steering: [u8; 32]) -> Result<Prepared> {
+fn prepare(file: &Path, running: Config, taken: Taken, cpus: u32, known: &Secrets) -> Result<Prepared> {
     let new = Config::load(file)?;
     let (_, table) = read(file)?;
     // What needs a restart stays as it runs.
@@ -166,15 +164,8 @@ fn prepare(file: &Path, running: Config, taken: Taken, cpus: u32, steering: [u8;
             );
         }
     }
-    let identity = Identity::load(&config.cluster.pki, config.cluster.member)?;
-    ensure!(
-        identity.derive("steering") == steering,
-        "cluster.secret is another one: it cannot change while members run; put the old one back"
-    );
-    let policy = digest::policy(&config, &identity)?;
-    let cookie = SecretBytes::new(identity.derive("ike cookie").to_vec());
-    let mut made = convert::make(&config, cookie, cpus)?;
-    secrets::give(&mut made.engine.endpoint, &identity);
+    let policies = Policies::of(&config, known)?;
+    let made = convert::make(&config, secrets::endpoint(known), cpus)?;
     let files = diff::files(&config);
     let mut difference = diff::between(&taken.table, &table);
     diff::add_files(&mut difference, &taken.files, &files);
@@ -183,7 +174,7 @@ fn prepare(file: &Path, running: Config, taken: Taken, cpus: u32, steering: [u8;
     Ok(Prepared {
         config,
         made,
-        policy,
+        policies,
         taken: Taken {
             table: now_taken,
             files,
@@ -243,9 +234,9 @@ impl Core {
         self.reload.under_way = true;
         let (file, told) = (self.reload.file.clone(), self.reload.told.clone());
         let (running, taken) = (self.config.clone(), self.reload.taken.clone());
-        let (cpus, steering) = (self.reload.cpus, self.reload.steering);
+        let (cpus, known) = (self.reload.cpus, self.secrets.clone());
         tokio::task::spawn_blocking(move || {
-            let prepared = prepare(&file, running, taken, cpus, steering);
+            let prepared = prepare(&file, running, taken, cpus, &known);
             let prepared = prepared.map(Box::new).map_err(|error| format!("{error:#}"));
             // Whoever stops does not reload.
             let _ = told.send(Told::Prepared {
@@ -305,7 +296,7 @@ impl Core {
         let Prepared {
             config,
             made,
-            policy,
+            policies,
             taken,
             difference,
         } = prepared;
@@ -325,7 +316,13 @@ impl Core {
         self.engine.set_config(made.engine);
         self.signer.replace(made.keys);
         self.certificates = Certificates::new(made.certificates);
-        self.node.set_policy(clock::now(), policy);
+        self.policies = policies;
+        let shared = self.policies.shared(&self.secrets);
+        let facts = Facts {
+            macs: self.ports.macs(),
+            secrets: self.secrets.ids(),
+        };
+        self.node.share(shared, facts.encode());
         self.settle();
         self.follow_routes(&before);
         let sas = self.plan_work(&difference, &before);

@@ -86,6 +86,8 @@ pub(crate) struct Shared {
     pub trouble: Option<String>,
     pub draining: bool,
     pub engine_silent: Option<(Instant, String)>,
+    /// See [`super::SharedPolicy`].
+    pub next_policy: Option<Policy>,
     /// Newest format that this member is to speak.
     pub speak: u8,
     /// Heartbeats are to go out now.
@@ -114,6 +116,7 @@ impl Shared {
             trouble: None,
             draining: false,
             engine_silent: None,
+            next_policy: None,
             speak: VERSION,
             news: false,
             config,

@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Records of an earlier life may still arrive this long after a new one was heard; later they come from a second agent.
 const LATE_RECORDS: Duration = Duration::from_secs(5);
 
+/// The part of the policy that differs where nothing is equal.
+const SECRET: &str = "cluster.secret";
+
 impl Node {
     pub(super) fn link_up(&mut self, now: Instant, peer: MemberId, link: Link) {
         let Some(p) = self.shared.peers.get_mut(&peer) else {
@@ -158,18 +161,15 @@ impl Node {
         self.compare_policy(now, member);
     }
 
-    fn compare_policy(&mut self, now: Instant, member: MemberId) {
-        let ours = &self.shared.config.policy;
+    /// What a member's policy, as far as it is known, differs in from ours.
+    pub(super) fn compare_policy(&mut self, now: Instant, member: MemberId) {
+        let theirs = self.shared.peers.get(&member).and_then(|p| p.policy.as_ref());
+        let Some(parts) = theirs.map(|theirs| self.shared.differences(theirs)) else {
+            return;
+        };
         let Some(p) = self.shared.peers.get_mut(&member) else {
             return;
         };
-        let Some(theirs) = &p.policy else { return };
-        let parts: Vec<String> = ours
-            .keys()
-            .chain(theirs.keys().filter(|part| !ours.contains_key(*part)))
-            .filter(|part| ours.get(*part) != theirs.get(*part))
-            .cloned()
-            .collect();
         let news = p.differs != parts;
         p.differs.clone_from(&parts);
         if news && !parts.is_empty() {
@@ -178,28 +178,7 @@ impl Node {
         }
     }
 
-    /// This member has another configuration now: the others hear of it, and what differs is found anew. Members that are in sync
-    /// stay so while they read theirs again one after the other; one that joins has to agree.
-    pub fn set_policy(&mut self, now: Instant, policy: Policy) {
-        if self.shared.config.policy == policy {
-            return;
-        }
-        self.shared.config.policy = policy;
-        let peers: Vec<(MemberId, Option<Link>)> = self
-            .shared
-            .peers
-            .values()
-            .map(|p| (p.member, p.stream_link()))
-            .collect();
-        for (peer, link) in peers {
-            if let Some(link) = link {
-                self.hello(peer, link);
-            }
-            self.compare_policy(now, peer);
-        }
-    }
-
-    fn hello(&mut self, peer: MemberId, link: Link) {
+    pub(super) fn hello(&mut self, peer: MemberId, link: Link) {
         let hello = Message {
             from: self.shared.me,
             body: Body::Hello {
@@ -215,7 +194,33 @@ impl Node {
     }
 }
 
+/// Names of the parts of two policies that differ. Under another key every part does: that is one difference, in the key.
+fn differences(ours: &Policy, theirs: &Policy) -> Vec<String> {
+    let parts = ours
+        .keys()
+        .chain(theirs.keys().filter(|part| !ours.contains_key(*part)));
+    let (same, other): (Vec<&String>, Vec<&String>) =
+        parts.partition(|part| ours.get(*part) == theirs.get(*part));
+    if same.is_empty() && ours.len() > 1 && !theirs.is_empty() {
+        return vec![SECRET.to_owned()];
+    }
+    other.into_iter().cloned().collect()
+}
+
 impl Shared {
+    /// In what a peer's policy differs. One under the key that this member is about to use will do, since it follows; one that
+    /// uses the key before has not followed yet.
+    fn differences(&self, theirs: &Policy) -> Vec<String> {
+        let present = differences(&self.config.policy, theirs);
+        if present != [SECRET] {
+            return present;
+        }
+        match &self.next_policy {
+            Some(next) => differences(next, theirs),
+            None => present,
+        }
+    }
+
     pub(crate) fn refuse(&mut self, now: Instant, peer: MemberId, reason: &str) {
         self.refused += 1;
         let kind = EventKind::RecordRefused {
