@@ -56,6 +56,9 @@ pub const SLOW_NO_SA: u32 = 6;
 pub const SLOW_TTL_EXCEEDED: u32 = 7;
 /// A router's ICMP error about a sealed packet that was too large: the other members are to hear it too. The stack has it already.
 pub const SLOW_PATH_ERROR: u32 = 8;
+/// An authentic inbound packet, newer than all before, from another source than the SA's peer was at (`SA_MAY_MOVE`). The packet
+/// itself goes its way: this copy tells the new address. At most one a millisecond and SA.
+pub const SLOW_MOVED: u32 = 9;
 
 /// Longest frame that goes this way, octets (a page less headroom and shared info of a live frame).
 pub const SLOW_FRAME_MAX: usize = 3456;

@@ -14,6 +14,9 @@ pub const SA_LENIENT: u8 = 1 << 2;
 pub const SA_LOCAL_ONLY: u8 = 1 << 3;
 /// Transport mode (RFC 4303 3.1.1): what follows the IP header is sealed, and the header stays.
 pub const SA_TRANSPORT: u8 = 1 << 4;
+/// Inbound: the peer is behind a NAT and says nothing of its own when its address changes (no MOBIKE): a new source of its packets is
+/// told to the agent (RFC 7296 2.23).
+pub const SA_MAY_MOVE: u8 = 1 << 5;
 
 /// AES-GCM with a 16-octet ICV and a 128-bit key (RFC 4106).
 pub const SUITE_AES128_GCM: u8 = 1;

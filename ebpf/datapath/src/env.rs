@@ -282,6 +282,10 @@ pub struct Work {
     pub mss: u16,
     /// Largest outer packet of the path.
     pub path_mtu: u16,
+    /// The SA's peer may be elsewhere at any time ([`maps_schema::sad::SA_MAY_MOVE`]).
+    pub may_move: u8,
+    /// The packet comes from another source than the SA's peer was at.
+    pub moved: u8,
 }
 
 impl Work {
@@ -348,6 +352,8 @@ impl Work {
         transport: 0,
         mss: 0,
         path_mtu: 0,
+        may_move: 0,
+        moved: 0,
     };
 
     /// Whether the frame, as it came, lies in several buffers.
@@ -421,4 +427,6 @@ pub fn begin(env: &impl Env, work: &mut Work) {
     work.cut = 0;
     work.transport = 0;
     work.mss = 0;
+    work.may_move = 0;
+    work.moved = 0;
 }

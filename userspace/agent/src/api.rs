@@ -3,8 +3,9 @@
 //! HTTP over the Unix socket of `[control]`: `GET /v1/status`, `GET /v1/sas`, `GET /v1/policies`, `GET /v1/events`,
 //! `GET /metrics`,
 //! `POST /v1/takeover`, `POST /v1/drain`, `POST /v1/undrain`, `POST /v1/rebalance`, `POST /v1/start-over`, `POST /v1/rekey`,
-//! `POST /v1/liveness`, `POST /v1/reload-pki`. An error is a [`Failure`] with a 4xx or 5xx status.
+//! `POST /v1/liveness`, `POST /v1/connection`, `POST /v1/reload`, `POST /v1/reload-pki`. An error is a [`Failure`] with a 4xx or 5xx status.
 
+pub use crate::config::diff::Effect;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -233,12 +234,15 @@ pub struct ConnectionStatus {
     pub name: String,
     /// `up`, `connecting`, `down` or `mirrored` (on a standby).
     pub state: String,
-    /// The peer's address, where known.
+    /// The peer's addresses in the order in which they are tried, or `any`.
     pub remote: String,
     /// Child SAs.
     pub children: u32,
     /// Why it is down, the last reason.
     pub reason: Option<String>,
+    /// Attempts to set it up since it was up last, on the member that initiates it.
+    #[serde(default)]
+    pub retry: Option<RetryStatus>,
     /// Extensions agreed on with the peer, on the member that serves it: `crash_detection`, `resumption`, `message_id_sync`,
     /// `counter_sync`, `per_resource`.
     #[serde(default)]
@@ -246,6 +250,19 @@ pub struct ConnectionStatus {
     /// The certificate that we prove ourselves by, if it is one.
     #[serde(default)]
     pub certificate: Option<CertificateStatus>,
+}
+
+/// Attempts to set up a connection.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RetryStatus {
+    /// How many so far, the one under way included.
+    pub attempts: u32,
+    /// Where the last one went.
+    pub last_remote: Option<String>,
+    /// Where the next one goes; `None` while one is under way.
+    pub next_remote: Option<String>,
+    /// In how many milliseconds it is due; `None` while one is under way.
+    pub next_in_ms: Option<u64>,
 }
 
 /// A pool of virtual addresses.
@@ -538,6 +555,44 @@ pub struct ConnectionRequest {
     pub connection: String,
     /// Bring it up; else take it down, and keep it so until it is started again or this agent is.
     pub start: bool,
+}
+
+/// `POST /v1/reload`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ReloadRequest {
+    /// Say what would change, and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Answer to `POST /v1/reload`. A file that cannot be used is refused as a whole ([`Failure`]).
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// What is new: connections, children, policies, pools, by their place in the file.
+    pub added: Vec<String>,
+    /// What is gone.
+    pub removed: Vec<String>,
+    /// Values that differ.
+    pub changed: Vec<ConfigChange>,
+    /// Values that differ and stay as they were until the agent is started again.
+    pub needs_restart: Vec<ConfigChange>,
+    /// One sentence.
+    pub text: String,
+}
+
+/// A value of the configuration that differs from the one in use.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConfigChange {
+    /// Its place in the file, for example `connections.site-a.dpd_delay`.
+    pub path: String,
+    /// As it was; `None`: not given.
+    pub old: Option<String>,
+    /// As it is in the file now; `None`: not given.
+    pub new: Option<String>,
+    /// What it takes: `at_once`, `next_rekey`, `next_ike_sa`, `new_child_sas`, `new_ike_sas` or `restart`.
+    pub effect: Effect,
 }
 
 /// Answer to a command that was carried out.

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::{
     ConnectionRequest, Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest,
-    StartOverRequest, Status, StopRequest, TakeoverRequest,
+    ReloadReport, ReloadRequest, StartOverRequest, Status, StopRequest, TakeoverRequest,
 };
 use crate::clock;
 use crate::metrics::Sample;
@@ -57,6 +57,8 @@ pub enum Request {
     Liveness(LivenessRequest, oneshot::Sender<Outcome>),
     /// Bring a connection up or down.
     Connection(ConnectionRequest, oneshot::Sender<Outcome>),
+    /// Read the configuration again.
+    Reload(ReloadRequest, oneshot::Sender<Result<ReloadReport, String>>),
     /// Read certificates, authorities and revocation lists again.
     ReloadPki(oneshot::Sender<Outcome>),
 }
@@ -205,6 +207,20 @@ fn routes(core: Core) -> Router {
             post(
                 async |State(core): State<Core>, Json(wish): Json<ConnectionRequest>| {
                     command(&core, |answer| Request::Connection(wish, answer)).await
+                },
+            ),
+        )
+        .route(
+            "/v1/reload",
+            post(
+                async |State(core): State<Core>, Json(wish): Json<ReloadRequest>| match ask(&core, |answer| {
+                    Request::Reload(wish, answer)
+                })
+                .await
+                {
+                    Ok(Ok(report)) => Json(report).into_response(),
+                    Ok(Err(why)) => failure(StatusCode::CONFLICT, &why),
+                    Err(response) => response,
                 },
             ),
         )

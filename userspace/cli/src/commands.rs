@@ -3,8 +3,8 @@
 use crate::client::Client;
 use crate::{Command, ConnectionCommand, Query, cluster, tables};
 use agent::api::{
-    ConnectionRequest, Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, StartOverRequest,
-    Status, StopRequest, TakeoverRequest,
+    ConnectionRequest, Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, ReloadReport,
+    ReloadRequest, StartOverRequest, Status, StopRequest, TakeoverRequest,
 };
 use agent::config::Config;
 use anyhow::{Context, Result};
@@ -63,6 +63,7 @@ pub fn execute(command: Command) -> Result<ExitCode> {
         }
         Command::Connection { command } => connection(command),
         Command::Cluster { command } => cluster::execute(command),
+        Command::Reload { query, dry_run } => reload(&query, dry_run),
         Command::ReloadPki(query) => order(&query, "/v1/reload-pki", &()),
     }
 }
@@ -92,7 +93,7 @@ fn run(config: &Path, log: Option<String>) -> Result<ExitCode> {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
-    agent::run(Config::load(config)?)?;
+    agent::run(Config::load(config)?, config)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -147,6 +148,20 @@ fn order(query: &Query, path: &str, body: &impl Serialize) -> Result<ExitCode> {
         out!("{}", serde_json::to_string_pretty(&done)?);
     } else {
         out!("{} ({:.1} ms)", done.text, done.took_ms);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn reload(query: &Query, dry_run: bool) -> Result<ExitCode> {
+    let report: ReloadReport = wait(async {
+        Client::new(&query.target)?
+            .post("/v1/reload", &ReloadRequest { dry_run })
+            .await
+    })?;
+    if query.json {
+        out!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        out!("{}", tables::reload(&report));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -90,7 +90,7 @@ enum Command {
     Rekey {
         #[command(flatten)]
         query: Query,
-        /// Connection whose Child SAs are rekeyed.
+        /// Connection whose Child SAs are rekeyed, or one child: CONNECTION/CHILD, or its name where no other connection has one like it.
         #[arg(required_unless_present_any = ["spi", "ike"], conflicts_with_all = ["spi", "ike"])]
         connection: Option<String>,
         /// The Child SA with this inbound SPI (hexadecimal).
@@ -111,6 +111,15 @@ enum Command {
     Connection {
         #[command(subcommand)]
         command: ConnectionCommand,
+    },
+    /// Have the agent read its configuration file again: the whole is checked, then used or refused. Connections that did not
+    /// change are not touched. In a cluster: on each member, one after the other.
+    Reload {
+        #[command(flatten)]
+        query: Query,
+        /// Show what would change, and what that takes; change nothing.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Have the agent read its certificate, the authorities and the revocation list again; nothing is interrupted.
     ReloadPki(Query),

@@ -1,7 +1,8 @@
 //! Answers as tables for people.
 
 use agent::api::{
-    ChannelStatus, ChildSa, IkeSa, LoggedEvent, MemberStatus, Policies, Status, TakeoverStatus,
+    ChannelStatus, ChildSa, ConnectionStatus, IkeSa, LoggedEvent, MemberStatus, Policies, ReloadReport,
+    Status, TakeoverStatus,
 };
 use comfy_table::{Table, presets};
 use std::fmt::Write;
@@ -15,6 +16,31 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
+/// Why a connection is down, and what is done about it.
+fn reason(connection: &ConnectionStatus) -> String {
+    let mut text = connection.reason.clone().unwrap_or_default();
+    if let Some(retry) = &connection.retry {
+        let separator = if text.is_empty() { "" } else { "; " };
+        let remote = |address: &Option<String>| address.clone().unwrap_or_default();
+        let _ = match retry.next_in_ms {
+            Some(ms) => write!(
+                text,
+                "{separator}{} attempt(s), the next to {} in {:.1} s",
+                retry.attempts,
+                remote(&retry.next_remote),
+                ms as f64 / 1000.0
+            ),
+            None => write!(
+                text,
+                "{separator}attempt {} to {}",
+                retry.attempts,
+                remote(&retry.last_remote)
+            ),
+        };
+    }
+    text
+}
+
 fn list<T: ToString>(items: &[T]) -> String {
     if items.is_empty() {
         return "-".to_owned();
@@ -24,6 +50,33 @@ fn list<T: ToString>(items: &[T]) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+/// `espalier reload`.
+pub fn reload(report: &ReloadReport) -> String {
+    let mut out = String::new();
+    let changes = [("+", &report.added), ("-", &report.removed)];
+    for (sign, places) in changes {
+        for place in places {
+            let _ = writeln!(out, "{sign} {place}");
+        }
+    }
+    let values: Vec<_> = report.changed.iter().chain(&report.needs_restart).collect();
+    if !values.is_empty() {
+        let mut changed = table(&["changed", "from", "to", "in force"]);
+        for value in values {
+            let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+            changed.add_row([
+                value.path.clone(),
+                shown(&value.old),
+                shown(&value.new),
+                value.effect.text().to_owned(),
+            ]);
+        }
+        let _ = writeln!(out, "{changed}");
+    }
+    out.push_str(&report.text);
+    out
 }
 
 /// `espalier status`.
@@ -154,7 +207,7 @@ pub fn status(status: &Status) -> String {
                     days => format!("{days} days left"),
                 }),
             list(&connection.agreed),
-            connection.reason.clone().unwrap_or_default(),
+            reason(connection),
         ]);
     }
     let _ = writeln!(out, "\n{connections}");

@@ -10,13 +10,21 @@ use crate::io::Command;
 use crate::outbox::Context;
 use crate::status::ConnectionPhase;
 use crate::table::Table;
-use crate::tasks::{Pending, counter_sync, delete, ike_init, message_id_sync, resume, start_next, ticket};
+use crate::tasks::{
+    Pending, child_create, counter_sync, delete, ike_auth, ike_init, message_id_sync, mobike_initiator,
+    rebinding, resume, start_next, ticket,
+};
 use model::{EspSpi, IkeSpi};
+use std::net::IpAddr;
 
 pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
     match command {
-        Command::Initiate { connection } => initiate(ctx, &connection, None),
-        Command::CreateChild { connection, child } => initiate(ctx, &connection, Some(&child)),
+        Command::Initiate { connection } => initiate(ctx, &connection, None, None),
+        Command::InitiateTo { connection, remote } => initiate(ctx, &connection, None, Some(remote)),
+        Command::PeerSeen { spi_in, remote } => rebinding::seen(ctx, spi_in, remote),
+        Command::MoveLocal { spi, local } => move_local(ctx, spi, local),
+        Command::RestartTimers { spi } => restart_timers(ctx, spi),
+        Command::CreateChild { connection, child } => initiate(ctx, &connection, Some(&child), None),
         Command::CreateResourceChild { beside, resource } => {
             let named = ctx.table.by_child(beside).and_then(|spi| ctx.table.get(spi));
             let child = named
@@ -85,11 +93,11 @@ pub(crate) fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
 pub(crate) fn begin_again(ctx: &mut Context<'_>, name: &str) {
     let wanted = ctx.config.connections.iter().any(|c| c.name == name && c.start);
     if wanted && ctx.around.may_initiate(name) {
-        initiate(ctx, name, None);
+        initiate(ctx, name, None, None);
     }
 }
 
-fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
+fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>, remote: Option<IpAddr>) {
     let config = ctx.config;
     let Some(connection) = config
         .connections
@@ -127,8 +135,8 @@ fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>) {
         return;
     }
     let begun = match ticket::to_show(ctx, connection) {
-        Some(held) => resume::start(ctx, connection, held),
-        None => ike_init::start(ctx, connection),
+        Some(held) => resume::start(ctx, connection, remote, held),
+        None => ike_init::start(ctx, connection, remote),
     };
     match begun {
         Ok(mut sa) => {
@@ -167,6 +175,41 @@ fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
         _ => false,
     };
     up || coming
+}
+
+fn move_local(ctx: &mut Context<'_>, spi: IkeSpi, local: IpAddr) {
+    let Some(mut sa) = ctx.table.take(spi) else {
+        return failed(ctx, None, format!("no IKE SA with our SPI {spi}"));
+    };
+    match mobike_initiator::move_local(&mut sa, ctx, local) {
+        Ok(()) => start_next(&mut sa, ctx),
+        Err(why) => ctx.event(
+            &sa,
+            EventKind::CommandFailed,
+            format!("it cannot move to {local}: {why}"),
+        ),
+    }
+    ctx.put_back(sa);
+}
+
+/// Established IKE SAs look after their peer, and are rekeyed, as the configuration says now.
+fn restart_timers(ctx: &mut Context<'_>, spi: IkeSpi) {
+    let Some(mut sa) = ctx.table.take(spi) else {
+        return;
+    };
+    if matches!(sa.phase, Phase::Established(_)) {
+        let (since, ticket) = (sa.timers.since, sa.timers.ticket);
+        ike_auth::start_timers(&mut sa, ctx);
+        (sa.timers.since, sa.timers.ticket) = (since, ticket);
+        let mut children = std::mem::take(&mut sa.children);
+        for child in &mut children {
+            if child.phase == ChildPhase::Installed {
+                child_create::start_rekey_timer(&sa, ctx, child);
+            }
+        }
+        sa.children = children;
+    }
+    ctx.put_back(sa);
 }
 
 fn on_child(ctx: &mut Context<'_>, spi_in: EspSpi, task: Task) {
@@ -247,7 +290,7 @@ fn reestablish(ctx: &mut Context<'_>, spi: IkeSpi) {
             "a fork of it was lost, and the peer may have followed that: it is begun anew",
         );
         ctx.put_back(sa);
-        return initiate(ctx, &name, None);
+        return initiate(ctx, &name, None, None);
     }
     ctx.put_back(sa);
     on_ike(ctx, spi, Task::DeleteIke);

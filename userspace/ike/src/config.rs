@@ -96,7 +96,9 @@ pub struct Connection {
     pub name: String,
     /// Our address.
     pub local: IpAddr,
-    /// The peer's addresses; empty: any (then it cannot be initiated). The first one is initiated to.
+    /// Further addresses of ours, between which an initiator may change while it is up (RFC 4555); empty: it stays with `local`.
+    pub further_locals: Vec<IpAddr>,
+    /// The peer's addresses; empty: any (then it cannot be initiated). The first one is initiated to unless the agent names another.
     pub remotes: Vec<IpAddr>,
     /// Our identity.
     pub local_id: Identity,
@@ -167,6 +169,7 @@ impl Connection {
         Self {
             name: name.to_owned(),
             local,
+            further_locals: Vec::new(),
             remotes: Vec::new(),
             local_id,
             remote_id: None,

@@ -9,14 +9,14 @@ use crate::endpoint::{self, Admission, Endpoint};
 use crate::event::EventKind;
 use crate::forget::{self, Forgotten};
 use crate::ike_sa::record::{self, AdoptError};
-use crate::ike_sa::windows::{Order, Outstanding, Task};
+use crate::ike_sa::windows::{Order, Outstanding};
 use crate::ike_sa::{IkeSa, fragments, message, phase::Phase};
 use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 use crate::outbox::{Context, Outbox};
 use crate::status::{Agreed, ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
 use crate::tasks::{
-    self, Pending, ike_auth, ike_init, intermediate, message_id_sync, qcd, resume, ticket, transport,
+    self, Pending, ike_auth, ike_init, intermediate, message_id_sync, qcd, rebinding, resume, ticket,
 };
 use crate::tickets::Tickets;
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};
@@ -81,6 +81,11 @@ impl Engine {
     pub fn set_record_version(&mut self, version: u8) {
         let known = crate::RECORD_VERSIONS.contains(&version);
         self.record_version = if known { version } else { record::RECORD_VERSION };
+    }
+
+    /// Our SPIs of a connection's IKE SAs, rising; those that only wait to be forgotten too.
+    pub fn spis_of(&self, connection: &str) -> Vec<IkeSpi> {
+        self.table.of_connection(connection)
     }
 
     /// The configuration in use.
@@ -151,11 +156,8 @@ impl Engine {
                 asked: spi,
             });
         }
-        if let Some(name) = sa.connection.as_deref()
-            && sa.connection(&self.config).is_none()
-        {
-            return Err(AdoptError::UnknownConnection(name.to_owned()));
-        }
+        // Its connection may be one that this member has not read yet, or no longer has: the IKE SA stays up as after
+        // `set_config`, so that members may read their configuration again one after the other.
         sa.committed = true;
         sa.dirty = false;
         sa.timers.since = now;
@@ -274,6 +276,12 @@ impl Engine {
     /// The IKE SA that a Child SA belongs to, by our inbound SPI.
     pub fn ike_spi_of_child(&self, spi_in: EspSpi) -> Option<IkeSpi> {
         self.table.by_child(spi_in)
+    }
+
+    /// Whether the peer of an IKE SA may turn up at another address without a word: its data plane is to say so
+    /// ([`crate::Command::PeerSeen`]). It may change with each rekey of the IKE SA only.
+    pub fn may_move(&self, spi: IkeSpi) -> bool {
+        self.table.get(spi).is_some_and(rebinding::may_move)
     }
 
     /// Inbound SPIs that are promised to peers in unfinished exchanges but not installed: after [`Engine::adopt`] the

@@ -29,6 +29,8 @@ pub enum EventKind {
     NoConnection,
     /// The peer did not answer.
     PeerSilent,
+    /// The peer deleted an IKE SA that was up, and did not replace it.
+    PeerClosed,
     /// The peer says that this is its first IKE SA with us; members that own other segments should
     /// [`crate::Command::Forget`] what they have of it.
     InitialContact,
@@ -50,6 +52,8 @@ pub enum EventKind {
     AddressFailure,
     /// The peer's address or port changed.
     PeerMoved,
+    /// The IKE SA and its Child SAs use another address of ours, or of the peer's, by our choice (RFC 4555).
+    PathMoved,
     /// We are behind a NAT: send the one octet 0xff (RFC 3948 2.3), without marker, from `local` to `peer`.
     NatKeepalive,
     /// The peer sent what it must not.
@@ -79,6 +83,7 @@ impl EventKind {
             Self::NoProposal => "no_proposal",
             Self::NoConnection => "no_connection",
             Self::PeerSilent => "peer_silent",
+            Self::PeerClosed => "peer_closed",
             Self::InitialContact => "initial_contact",
             Self::PeerCrashed => "peer_crashed",
             Self::Resumed => "resumed",
@@ -89,6 +94,7 @@ impl EventKind {
             Self::AddressGiven => "address_given",
             Self::AddressFailure => "address_failure",
             Self::PeerMoved => "peer_moved",
+            Self::PathMoved => "path_moved",
             Self::NatKeepalive => "nat_keepalive",
             Self::PeerMisbehaved => "peer_misbehaved",
             Self::CookieMode => "cookie_mode",
@@ -104,6 +110,7 @@ impl EventKind {
             self,
             Self::Established
                 | Self::IkeSaDown
+                | Self::PeerClosed
                 | Self::IkeSaRekeyed
                 | Self::ChildUp
                 | Self::ChildRekeyed
@@ -114,6 +121,7 @@ impl EventKind {
                 | Self::CountersSynched
                 | Self::AddressGiven
                 | Self::PeerMoved
+                | Self::PathMoved
                 | Self::NatKeepalive
         )
     }
@@ -134,6 +142,8 @@ pub struct Event {
     pub ike_spi: Option<IkeSpi>,
     /// Our inbound SPI, where it is about a Child SA.
     pub spi_in: Option<EspSpi>,
+    /// Whether it is about an IKE SA that was up, and not only being set up.
+    pub was_up: bool,
     /// Cause, and what to do about it.
     pub text: String,
 }

@@ -4,7 +4,7 @@ use crate::config::Resource;
 use crate::event::Event;
 use crate::pool::PoolShare;
 use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Something that happened.
 pub enum Input<'a> {
@@ -52,6 +52,34 @@ pub enum Command {
     Initiate {
         /// Name of the connection.
         connection: String,
+    },
+    /// As [`Command::Initiate`]; where an IKE SA has to be set up, to this one of the peer's addresses.
+    InitiateTo {
+        /// Name of the connection.
+        connection: String,
+        /// One of [`crate::Connection::remotes`].
+        remote: IpAddr,
+    },
+    /// The connection's configuration has changed: the timers of an IKE SA of it and of its Child SAs start anew. Nothing is
+    /// sent.
+    RestartTimers {
+        /// Our SPI.
+        spi: IkeSpi,
+    },
+    /// An authentic packet, newer than all before on its Child SA, came from another address or port than the peer was at (RFC 7296
+    /// 2.23). Nothing happens where the peer must not move so ([`crate::Engine::may_move`]).
+    PeerSeen {
+        /// Our inbound SPI.
+        spi_in: EspSpi,
+        /// Where it came from.
+        remote: SocketAddr,
+    },
+    /// The IKE SA and its Child SAs are to use another address of ours (RFC 4555), since the present one is of no use any more.
+    MoveLocal {
+        /// Our SPI.
+        spi: IkeSpi,
+        /// [`crate::Connection::local`] or one of [`crate::Connection::further_locals`].
+        local: IpAddr,
     },
     /// Bring up one more child on the connection's IKE SA (which is initiated first, if need be).
     CreateChild {

@@ -81,6 +81,7 @@ impl Context<'_> {
             peer: Some(sa.path.remote),
             ike_spi: Some(sa.spi),
             spi_in,
+            was_up: sa.was_up(),
             text: text.into(),
         });
     }
@@ -100,6 +101,7 @@ impl Context<'_> {
             peer,
             ike_spi: None,
             spi_in: None,
+            was_up: false,
             text: text.into(),
         });
     }

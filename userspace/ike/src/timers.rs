@@ -7,7 +7,9 @@ use crate::ike_sa::message::repeat;
 use crate::ike_sa::phase::Phase;
 use crate::ike_sa::windows::Task;
 use crate::outbox::Context;
-use crate::tasks::{CLOSED_KEPT, child_create, delete, follow_up, ike_auth, ike_init, start_next, ticket};
+use crate::tasks::{
+    CLOSED_KEPT, child_create, delete, follow_up, ike_auth, ike_init, mobike_initiator, start_next, ticket,
+};
 use model::Instant;
 use std::time::Duration;
 
@@ -123,6 +125,7 @@ fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     }
     sa.timers.sent += 1;
     sa.timers.retransmit = Some(ctx.now + timing.wait(sa.timers.sent));
+    mobike_initiator::before_repetition(sa, ctx);
     repeat(sa, ctx, &bytes);
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod advance;
+mod configure;
 pub mod handling;
 pub mod lifetime;
 pub mod limits;
@@ -17,6 +18,7 @@ pub mod port;
 pub mod prefix;
 mod raises;
 pub mod record;
+mod roaming;
 mod siblings;
 pub mod snapshot;
 pub mod spd;

@@ -40,7 +40,7 @@ impl Sad {
         let left_out = all - rules.len();
         let lines = rules.into_iter().map(|(holder, prefix, rule)| {
             let (name, spi_in) = match holder {
-                Holder::Policy(at) => (self.policies.get(at as usize).map(full_name), None),
+                Holder::Policy(rank) => (self.policy_at(rank).map(full_name), None),
                 Holder::Slot(slot) => match self.by_slot(slot) {
                     Some(entry) => (
                         Some(format!("{}/{}", entry.record.connection, entry.record.child)),

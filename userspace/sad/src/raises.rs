@@ -257,7 +257,12 @@ impl Sad {
                 continue;
             };
             entry.local_only = false;
-            entry.flags = record::flags(&entry.record, lenient(&self.policies, &entry.record), false);
+            entry.flags = record::flags(
+                &entry.record,
+                lenient(&self.policies, &entry.record),
+                false,
+                entry.may_move,
+            );
             let (slot, flags) = (entry.slot(), entry.flags);
             for (direction, spi) in [
                 (Direction::Outbound, entry.record.spi_out.0),

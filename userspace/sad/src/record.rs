@@ -4,9 +4,9 @@ use crate::port::{Direction, MapOp};
 use crate::spd::selector_pairs;
 use crate::store::{SaEntry, SadError};
 use maps_schema::sad::{
-    InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_TRANSPORT, SA_UDP_ENCAP,
-    SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
-    spi_slot,
+    InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_MAY_MOVE, SA_TRANSPORT,
+    SA_UDP_ENCAP, SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey,
+    SelectorPair, spi_slot,
 };
 use model::{ChildSaRecord, EspSuite, SaMode, SecretBytes, TrafficSelector, address::mapped};
 
@@ -20,7 +20,7 @@ pub const fn suite_number(suite: EspSuite) -> u8 {
 }
 
 /// `SA_*` flags of both directions.
-pub(crate) fn flags(record: &ChildSaRecord, lenient: bool, local_only: bool) -> u8 {
+pub(crate) fn flags(record: &ChildSaRecord, lenient: bool, local_only: bool, may_move: bool) -> u8 {
     let mut flags = 0;
     if record.form.esn {
         flags |= SA_ESN;
@@ -36,6 +36,9 @@ pub(crate) fn flags(record: &ChildSaRecord, lenient: bool, local_only: bool) -> 
     }
     if local_only {
         flags |= SA_LOCAL_ONLY;
+    }
+    if may_move {
+        flags |= SA_MAY_MOVE;
     }
     flags
 }

@@ -6,6 +6,7 @@
 //! policy (the one switched to last first), then the policy itself, which traps. So a configured policy without an SA
 //! traps, and never falls through to a wider one or to plain text.
 
+use crate::configure::Pairs;
 use crate::handling::Handling;
 use crate::lifetime::Lifetimes;
 use crate::port::{MapOp, MapPlan};
@@ -118,6 +119,9 @@ pub(crate) enum Holder {
     Slot(u32),
 }
 
+/// Rules to be put: whose, what they do, their selectors.
+pub(crate) type Staged<'a> = (Holder, Effect, &'a Pairs);
+
 /// All rules, and what the map holds of them.
 #[derive(Default)]
 pub(crate) struct Spd {
@@ -202,6 +206,33 @@ impl Spd {
                 Err(error)
             }
         }
+    }
+
+    /// Takes the rules of some holders away and puts others in their place, all at once. On an error nothing has changed.
+    pub(crate) fn exchange(
+        &mut self,
+        out: &[Holder],
+        put: &[Staged<'_>],
+        name: &str,
+    ) -> Result<MapPlan, SpdError> {
+        let mut touched = BTreeSet::new();
+        let before: Vec<_> = out.iter().map(|holder| (*holder, self.take(*holder))).collect();
+        touched.extend(before.iter().flat_map(|(_, rules)| rules.iter().map(|(p, _)| *p)));
+        for (holder, effect, pairs) in put {
+            self.stage(*holder, *effect, pairs, &mut touched);
+        }
+        let published = self.publish(&touched, name);
+        if published.is_err() {
+            for (holder, ..) in put {
+                self.take(*holder);
+            }
+            for (holder, rules) in before {
+                for (prefix, ranked) in rules {
+                    self.add(holder, prefix, ranked);
+                }
+            }
+        }
+        published
     }
 
     /// Adds the rules of `holder`, which has none, without publishing them: [`Spd::publish`] does so for many holders at once.

@@ -7,7 +7,7 @@ use crate::port::{MapOp, MapPlan};
 use crate::prefix::Prefix;
 use crate::record;
 use crate::siblings::{Part, Siblings};
-use crate::spd::{Effect, Holder, Policy, PolicyAction, Spd, SpdError, selector_pairs};
+use crate::spd::{Effect, Holder, Policy, PolicyAction, Spd, SpdError};
 use crate::spi::{AdoptError, SpiAllocator};
 use crate::usage::Usage;
 use maps_schema::sad::{Limits, spi_segment, spi_slot};
@@ -113,6 +113,8 @@ pub struct SaEntry {
     pub local_only: bool,
     /// Policies point at it.
     pub outbound_in_use: bool,
+    /// The programs tell when its peer's packets come from elsewhere ([`Sad::may_move`]).
+    pub may_move: bool,
     /// When this member learnt of it, less the age that it had then.
     pub installed: Instant,
     pub(crate) flags: u8,
@@ -167,7 +169,9 @@ pub struct Sad {
     /// When each reaches its next limit of age, so that nobody need look at the others.
     pub(crate) ages: BTreeSet<(Instant, u32)>,
     pub(crate) policies: Vec<Policy>,
-    connections: Vec<String>,
+    /// Their places, rising ([`crate::configure`]).
+    pub(crate) ranks: Vec<u32>,
+    pub(crate) connections: Vec<String>,
     pub(crate) switches: u64,
 }
 
@@ -184,56 +188,10 @@ impl Sad {
             by_connection: BTreeMap::new(),
             ages: BTreeSet::new(),
             policies: Vec::new(),
+            ranks: Vec::new(),
             connections: Vec::new(),
             switches: 0,
         }
-    }
-
-    /// Takes the whole list of configured policies; the plan is the difference to what the map holds. SAs that are
-    /// up keep their rules. On an error the former policies stay.
-    pub fn configure(&mut self, policies: Vec<Policy>) -> Result<MapPlan, SadError> {
-        let mut connections = self.connections.clone();
-        for policy in &policies {
-            // What belongs to no connection is counted by itself.
-            if !policy.connection.is_empty() && !connections.contains(&policy.connection) {
-                connections.push(policy.connection.clone());
-            }
-        }
-        if connections.len() >= MAX_CONNECTIONS {
-            return Err(SadError::TooManyConnections(connections.len()));
-        }
-        let mut spd = Spd::default();
-        for (at, policy) in policies.iter().enumerate() {
-            let at = at as u32;
-            let pairs = selector_pairs(&policy.local, &policy.remote);
-            if pairs.is_empty() {
-                let (connection, child) = (policy.connection.clone(), policy.child.clone());
-                return Err(SpdError::NoSelectors { connection, child }.into());
-            }
-            let connection = index_of(&connections, &policy.connection);
-            spd.put(
-                Holder::Policy(at),
-                Effect::of_policy(policy, connection, at),
-                &pairs,
-                policy.name(),
-            )?;
-        }
-        for entry in self.entries.values().filter(|e| e.outbound_in_use) {
-            let at = policy_of(&policies, &entry.record).map_or(u32::MAX, |(at, _)| at);
-            let connection = index_of(&connections, &entry.record.connection);
-            let effect = Effect::of_sa(entry, connection, at);
-            spd.put(
-                Holder::Slot(entry.slot()),
-                effect,
-                &entry.pairs,
-                &entry.record.connection,
-            )?;
-        }
-        let plan = spd.difference(&self.spd);
-        self.spd = spd;
-        self.policies = policies;
-        self.connections = connections;
-        Ok(plan)
     }
 
     /// Applies a committed change. On an error nothing has changed.
@@ -379,13 +337,30 @@ impl Sad {
         if let Some(at) = entry.due_at {
             self.ages.remove(&(at, slot));
         }
-        let key = (entry.connection, entry.record.ike_spi.segment().0);
+        self.count_less(entry.connection, entry.record.ike_spi.segment());
+    }
+
+    fn count_less(&mut self, connection: u16, segment: SegmentId) {
+        let key = (connection, segment.0);
         if let Some(count) = self.by_connection.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
                 self.by_connection.remove(&key);
             }
         }
+    }
+
+    /// The SA's connection has another index now.
+    pub(crate) fn recount(&mut self, slot: u32, connection: u16) {
+        let Some(entry) = self.entries.get_mut(&slot) else {
+            return;
+        };
+        let (before, segment) = (
+            std::mem::replace(&mut entry.connection, connection),
+            entry.record.ike_spi.segment(),
+        );
+        self.count_less(before, segment);
+        *self.by_connection.entry((connection, segment.0)).or_default() += 1;
     }
 
     /// Slots of SAs from `first` on, rising. Walks over names only, so it costs next to nothing for each.
@@ -467,8 +442,9 @@ impl Sad {
             reported_edge: 0,
             local_only: context.alone,
             outbound_in_use: false,
+            may_move: false,
             installed: context.now,
-            flags: record::flags(sa, lenient, context.alone),
+            flags: record::flags(sa, lenient, context.alone, false),
             connection: index_of(&self.connections, &sa.connection),
             pairs: record::pairs(sa)?,
             switched: 0,
@@ -560,7 +536,7 @@ impl Sad {
         if policy.is_some_and(|(_, p)| p.action != PolicyAction::Protect) {
             return None;
         }
-        let at = policy.map_or(u32::MAX, |(at, _)| at);
+        let at = self.rank_of(&entry.record);
         let switched = self.switches + 1;
         let effect = Effect {
             recency: Effect::recency(switched),
@@ -574,7 +550,7 @@ impl Sad {
         let Some(entry) = self.entries.get(&slot).filter(|entry| entry.outbound_in_use) else {
             return Ok(MapPlan::default());
         };
-        let at = policy_of(&self.policies, &entry.record).map_or(u32::MAX, |(at, _)| at);
+        let at = self.rank_of(&entry.record);
         let effect = Effect::of_sa(entry, entry.connection, at);
         let name = &entry.record.connection;
         Ok(self.spd.put(Holder::Slot(slot), effect, &entry.pairs, name)?)
@@ -614,7 +590,7 @@ fn limits(limit: u64, step: u64, epoch: Epoch) -> Limits {
     }
 }
 
-fn index_of(connections: &[String], name: &str) -> u16 {
+pub(crate) fn index_of(connections: &[String], name: &str) -> u16 {
     connections
         .iter()
         .position(|c| c == name)

@@ -5,10 +5,11 @@
 
 use maps_schema::event::{
     EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD,
+    SLOW_MOVED,
 };
 use maps_schema::sad::{
-    InboundSa, SA_ESN, SA_LENIENT, SA_TRANSPORT, SA_UDP_ENCAP, SELECTORS_PER_SA, SUITE_AES128_GCM,
-    SUITE_CHACHA20_POLY1305,
+    InboundSa, SA_ESN, SA_LENIENT, SA_MAY_MOVE, SA_TRANSPORT, SA_UDP_ENCAP, SELECTORS_PER_SA,
+    SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305,
 };
 use maps_schema::steer::NO_VLAN;
 use maps_schema::verdict::Verdict;
@@ -22,7 +23,9 @@ use crate::bytes::{Bounded, PacketRead};
 use crate::checksum;
 use crate::ecn;
 use crate::env::{ACTION_REDIRECT, ACTION_TTL, Area, Env, Route, RouteQuery, Work};
-use crate::headers::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP};
+use crate::headers::{
+    self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, UDP_LEN,
+};
 use crate::limits::{self, volatile};
 use crate::link;
 use crate::mss;
@@ -81,6 +84,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         }
         return work.drop(Verdict::EpochBehind);
     };
+    work.may_move = (flags & SA_MAY_MOVE != 0) as u8;
     work.ceiling = range.ceiling;
     work.soft = range.soft;
     let floor = if flags & SA_LENIENT != 0 {
@@ -196,7 +200,26 @@ pub fn authentic(env: &impl Env, work: &mut Work, status: i32) -> bool {
         }
         return work.slow(env, SLOW_ABOVE_CEILING, Verdict::AboveCeiling);
     }
+    if work.may_move != 0 {
+        work.moved = comes_from_elsewhere(env, work) as u8;
+    }
     true
+}
+
+/// Whether an authentic packet's source (the outer header is still at hand) is not where the SA's peer was. Only SAs in UDP may move.
+#[inline(always)]
+fn comes_from_elsewhere(env: &impl Env, work: &Work) -> bool {
+    let (Some(back), PROTOCOL_UDP) = (env.outbound(work.cpu, work.index), work.ip.protocol) else {
+        return false;
+    };
+    let Some(port) = work
+        .front()
+        .read::<2>((work.esp_at as usize).wrapping_sub(UDP_LEN))
+    else {
+        return false;
+    };
+    volatile(&back.encap_ports)[1] != u16::from_be_bytes(port)
+        || headers::address(&volatile(&back.outer_dst)) != work.ip.source
 }
 
 /// What is inside: padding, headers, selectors.
@@ -300,19 +323,25 @@ pub fn mark(env: &impl Env, work: &mut Work, status: i32) -> bool {
         }
         let before = replay::mark(window, checked, proof);
         let first = window.above_floor == 0;
+        // What is older than the newest may come from where the peer was before.
+        let tell = work.moved != 0 && work.seq > before && window.last_ms != millis(work.now_ns);
         window.above_floor = window.above_floor.wrapping_add(1);
         window.packets = window.packets.wrapping_add(1);
         window.bytes = bytes;
         window.last_ms = millis(work.now_ns);
-        Ok((before, first))
+        Ok((before, first, tell))
     });
-    let (before, first) = match marked {
+    let (before, first, tell) = match marked {
         None => return work.drop(Verdict::InternalError),
         Some(Err(verdict)) => return work.drop(verdict),
         Some(Ok(marked)) => marked,
     };
     if first {
         env.event(EVENT_FIRST_INBOUND, work.slot, work.spi, work.epoch, work.seq);
+    }
+    if tell {
+        // One that finds no room is followed by others.
+        let _ = env.slow(SLOW_MOVED, work.slot, work.spi, work.seq);
     }
     if before <= work.soft && work.seq > work.soft {
         env.event(EVENT_CEILING_SOFT, work.slot, work.spi, work.epoch, work.seq);

@@ -17,7 +17,7 @@ use lab::resources::Resources;
 use lab::strongswan::{Charon, Daemon};
 use model::{ChildSaChange, ChildSaRecord, EspSpi, Instant, SecretBytes, TrafficSelector};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -169,11 +169,15 @@ impl Gateway {
         let theirs = shared.clone();
         let thread = netns.thread("gateway", move || {
             let mut sockets = Vec::new();
-            for port in [500, 4500] {
-                let local = SocketAddr::new(GATEWAY.parse()?, port);
-                let socket = UdpSocket::bind(local).with_context(|| format!("{local}"))?;
-                socket.set_nonblocking(true)?;
-                sockets.push((local, socket));
+            let further = connections.iter().flat_map(|c| c.further_locals.iter().copied());
+            let addresses: BTreeSet<IpAddr> = further.chain([GATEWAY.parse()?]).collect();
+            for address in addresses {
+                for port in [500, 4500] {
+                    let local = SocketAddr::new(address, port);
+                    let socket = UdpSocket::bind(local).with_context(|| format!("{local}"))?;
+                    socket.set_nonblocking(true)?;
+                    sockets.push((local, socket));
+                }
             }
             let config = EngineConfig {
                 connections,

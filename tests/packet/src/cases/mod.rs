@@ -7,6 +7,7 @@ mod jumbo;
 mod lifetimes;
 mod malformed;
 mod marks;
+mod moved;
 mod neighbour;
 mod outbound;
 mod per_cpu;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(ports::cases());
     cases.extend(vlan::cases());
     cases.extend(v6::cases());
+    cases.extend(moved::cases());
     cases.extend(neighbour::cases());
     cases.extend(virtual_mac::cases());
     cases.extend(handover::cases());

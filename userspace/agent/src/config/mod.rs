@@ -3,11 +3,13 @@
 //! [`Config::read`] gives either a configuration that can be run or every problem of the file at once.
 
 mod check;
+pub mod diff;
 mod extensions;
 mod read;
 mod read_auth;
 mod read_child;
 mod read_cluster;
+mod read_dial;
 mod read_policy;
 mod read_pools;
 mod reader;
@@ -209,10 +211,67 @@ pub struct ControlConfig {
 /// Who begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// The owner initiates, and again when the connection is lost.
+    /// The owner initiates at once.
     Initiate,
+    /// The owner initiates when a packet meets a policy without SA.
+    Trap,
     /// The peer initiates.
     Passive,
+}
+
+/// What becomes of a connection that was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterLoss {
+    /// Its SAs go; the peer, or an operator, begins again.
+    Clear,
+    /// The next packet that meets one of its policies begins again.
+    Trap,
+    /// It is begun again at once.
+    Restart,
+}
+
+impl AfterLoss {
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clear => "clear",
+            Self::Trap => "trap",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// Pauses between attempts to set up a connection: they double with every round over the peer's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// After the first round.
+    pub first: Duration,
+    /// The longest.
+    pub most: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_secs(2),
+            most: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Who begins, and what happens after a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dial {
+    /// Who begins.
+    pub start: Start,
+    /// Liveness check after this much silence; none where not given.
+    pub dpd_delay: Option<Duration>,
+    /// After the peer fell silent.
+    pub dpd_action: AfterLoss,
+    /// After the peer deleted the IKE SA.
+    pub close_action: AfterLoss,
+    /// Pauses between attempts.
+    pub retry: Retry,
 }
 
 /// Extensions of IKEv2, keys of `[[connections]]` (docs/IKE.md).
@@ -341,8 +400,10 @@ pub struct ConnectionConfig {
     pub name: String,
     /// Cluster address.
     pub local: IpAddr,
-    /// The peer, `None` for any.
-    pub remote: Option<IpAddr>,
+    /// Further ones, which it may change to while it is up (RFC 4555), where we initiate it.
+    pub further_locals: Vec<IpAddr>,
+    /// The peer's addresses, in the order in which they are tried; empty for any.
+    pub remotes: Vec<IpAddr>,
     /// How we prove who we are.
     pub local_auth: AuthKind,
     /// How the peer has to.
@@ -361,10 +422,8 @@ pub struct ConnectionConfig {
     pub eap_users: Option<PathBuf>,
     /// IKE proposals, best first.
     pub ike: Vec<Proposal>,
-    /// Who begins.
-    pub start: Start,
-    /// Liveness check after this much silence; none where not given.
-    pub dpd_delay: Option<Duration>,
+    /// Who begins, and what happens after a loss.
+    pub dial: Dial,
     /// IKE SA rekey; none where not given.
     pub rekey_time: Option<Duration>,
     /// Rekeys happen up to this much earlier, at random.
@@ -519,6 +578,15 @@ impl Config {
             .members
             .iter()
             .filter(|m| m.id != self.cluster.member)
+    }
+
+    /// Addresses of peers, each once.
+    pub fn peers(&self) -> std::collections::BTreeSet<IpAddr> {
+        self.connections
+            .iter()
+            .flat_map(|c| &c.remotes)
+            .copied()
+            .collect()
     }
 
     /// Whether any address or selector is IPv6.

@@ -15,7 +15,7 @@ use super::read_policy::Path as PathRules;
 use super::reader::{At, Problem, Problems, Reader};
 use super::{
     AddressConfig, AttachMode, ClusterConfig, Config, ConnectionConfig, ControlConfig, DataPlaneConfig,
-    InterfaceConfig, PolicyConfig, PoolConfig, PpkConfig, Start, selector,
+    InterfaceConfig, PolicyConfig, PoolConfig, PpkConfig, selector,
 };
 
 pub(super) const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -375,32 +375,11 @@ impl Context<'_> {
     ) -> Option<ConnectionConfig> {
         let name = t.required_string("name", "a name");
         names.extend(name.clone());
-        let local = t.parsed::<IpAddr>("local", "one of the outside cluster addresses");
-        if let (Some(local), Some(addresses)) = (&local, addresses)
-            && !addresses.outside.contains(&local.value)
-        {
-            self.problems.add(
-                local.span.clone(),
-                format!("{} is no outside cluster address", local.value),
-                "use one of [addresses] outside, or add it there",
-            );
-        }
-        let remote = match t.required_string("remote", "the peer's address, or remote = \"any\"") {
-            Some(text) if text.value == "any" => Some(None),
-            Some(text) => match text.value.parse::<IpAddr>() {
-                Ok(address) if is_unicast(address) => Some(Some(address)),
-                _ => {
-                    self.problems.add(
-                        text.span,
-                        format!("remote '{}' is no address of a host", text.value),
-                        "give an address or \"any\"",
-                    );
-                    None
-                }
-            },
-            None => None,
-        };
-        if let (Some(local), Some(Some(remote))) = (&local, &remote)
+        let mut locals = self.locals(&mut t, addresses).into_iter();
+        let local = locals.next();
+        let remotes = self.remotes(&mut t);
+        let remote = remotes.as_ref().and_then(|all| all.first().copied());
+        if let (Some(local), Some(remote)) = (&local, remote)
             && local.value.is_ipv4() != remote.is_ipv4()
         {
             self.problems.add(
@@ -411,20 +390,7 @@ impl Context<'_> {
         }
         let auth = self.auth(&mut t, name.as_ref().map_or("?", |n| &n.value));
         let ike = self.proposals(&mut t, "ike", Proposal::parse_ike);
-        let start = t
-            .word(
-                "start",
-                &[("initiate", Start::Initiate), ("passive", Start::Passive)],
-            )
-            .unwrap_or(Start::Passive);
-        if start == Start::Initiate && remote == Some(None) {
-            self.problems.add(
-                t.span(),
-                "start = \"initiate\" needs an address to initiate to, and remote is \"any\"",
-                "give the peer's address, or start = \"passive\"",
-            );
-        }
-        let dpd_delay = t.duration("dpd_delay", MS(100)..DAY);
+        let dial = self.dial(&mut t, remotes.as_deref());
         let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
         let rekey_jitter = t.duration("rekey_jitter", MS(0)..DAY).unwrap_or(SECOND * 60);
         let usual = Retransmit::default();
@@ -444,7 +410,7 @@ impl Context<'_> {
         let fragment_size = t
             .integer("fragment_size", 576..=9000)
             .map_or(ike::config::FRAGMENT_SIZE, |n| n.value as u16);
-        let v6 = remote.flatten().or_else(|| Some(local.as_ref()?.value));
+        let v6 = remote.or_else(|| Some(local.as_ref()?.value));
         let path = PathRules::read(&mut t, v6.is_some_and(|address| address.is_ipv6()));
         let mobike = t.boolean("mobike").unwrap_or(true);
         let given = self.given(&mut t, pools);
@@ -457,14 +423,17 @@ impl Context<'_> {
         let mut children = Vec::new();
         let local = local.map(|l| l.value).or_else(|| {
             // Where it is not given: the first that can reach the peer.
-            let family = |a: &&IpAddr| remote.flatten().is_none_or(|r| r.is_ipv4() == a.is_ipv4());
+            let family = |a: &&IpAddr| remote.is_none_or(|r| r.is_ipv4() == a.is_ipv4());
             addresses?.outside.iter().find(family).copied()
         });
         let of = ChildOf {
             connection: name.as_ref().map_or("?", |n| &n.value),
             path,
             pool_ts: &pool_ts,
-            ends: local.zip(remote.flatten()),
+            // Transport mode is about the two of them, so there must be no choice.
+            ends: local
+                .zip(remote)
+                .filter(|_| locals.len() == 0 && remotes.as_ref().is_some_and(|all| all.len() == 1)),
         };
         for table in tables {
             children.extend(self.child(table, &of, &mut child_names, policies));
@@ -474,7 +443,8 @@ impl Context<'_> {
         Some(ConnectionConfig {
             name: name?.value,
             local: local?,
-            remote: remote?,
+            further_locals: locals.map(|address| address.value).collect(),
+            remotes: remotes?,
             local_auth: auth.local,
             remote_auth: auth.remote,
             local_id: auth.local_id,
@@ -484,8 +454,7 @@ impl Context<'_> {
             authorities: auth.authorities,
             eap_users: auth.eap_users,
             ike: if ike.is_empty() { default_ike() } else { ike },
-            start,
-            dpd_delay,
+            dial,
             rekey_time,
             rekey_jitter,
             retransmit,
@@ -601,7 +570,7 @@ impl Context<'_> {
 }
 
 /// Whether an address can be that of one host and reach beyond a link.
-fn is_unicast(address: IpAddr) -> bool {
+pub(super) fn is_unicast(address: IpAddr) -> bool {
     let odd = match address {
         IpAddr::V4(v4) => v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),

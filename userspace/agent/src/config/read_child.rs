@@ -57,7 +57,7 @@ impl Context<'_> {
                 self.problems.add(
                     t.span(),
                     "mode = \"transport\" is between two addresses, and the peer's is not known",
-                    "give the connection a remote address and no pools, or use tunnel mode",
+                    "give the connection one local and one remote address and no pools, or use tunnel mode",
                 );
                 return None;
             }
@@ -139,7 +139,7 @@ mod tests {
     fn transport_mode_is_between_the_two_addresses_of_the_connection() {
         let example = Config::read_without_files(EXAMPLE, Path::new("/etc/espalier"));
         let connection = &example.ok().unwrap().connections[0];
-        let (local, remote) = (connection.local, connection.remote.unwrap());
+        let (local, remote) = (connection.local, connection.remotes[0]);
         assert_eq!(connection.children[0].mode, SaMode::Tunnel);
         assert!(!format!("{:?}", connection.children[0]).contains("mode"));
 

@@ -95,6 +95,7 @@ impl Core {
                 tracing::warn!(%promised, %error, "an unfinished exchange will come to nothing");
             }
         }
+        self.watch_sources_of(spi);
     }
 
     fn resume_adopted(&mut self) {
@@ -130,6 +131,7 @@ impl Core {
             "resumed",
             format!("{taken} IKE SAs and {children} Child SAs served, {took:.1} ms"),
         );
+        self.reload_adopted();
         if !self.is_adopting() {
             let late = std::mem::take(&mut self.late);
             self.heed(late);

@@ -41,6 +41,51 @@ fn standing_name(standing: Standing) -> &'static str {
     }
 }
 
+/// What a name on the command line means.
+#[derive(Debug, PartialEq, Eq)]
+enum Named<'a> {
+    /// All children of a connection.
+    Connection(&'a str),
+    /// One child of one connection.
+    Child(&'a str, &'a str),
+}
+
+impl<'a> Named<'a> {
+    /// `text` is the name of a connection, `CONNECTION/CHILD`, or the name of a child that one connection alone has.
+    fn among(
+        text: &'a str,
+        children: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+    ) -> Result<Self, String> {
+        if children.clone().any(|(connection, _)| connection == text) {
+            return Ok(Self::Connection(text));
+        }
+        let full = |connection: &str, child: &str| format!("{connection}/{child}");
+        let found = children
+            .filter(|(connection, child)| *child == text || full(connection, child) == text)
+            .collect::<Vec<_>>();
+        match found.as_slice() {
+            [(connection, child)] => Ok(Self::Child(connection, child)),
+            [] => Err(format!(
+                "no connection or child '{text}' in the configuration; see espalier status"
+            )),
+            several => {
+                let names = several.iter().map(|(connection, child)| full(connection, child));
+                let names = names.collect::<Vec<_>>().join(", ");
+                Err(format!(
+                    "'{text}' is a child of several connections: say which one ({names})"
+                ))
+            }
+        }
+    }
+
+    fn is(&self, connection: &str, child: &str) -> bool {
+        match self {
+            Self::Connection(name) => *name == connection,
+            Self::Child(name, of) => (*name, *of) == (connection, child),
+        }
+    }
+}
+
 /// What was agreed with a peer, as words.
 pub(super) fn words(agreed: ike::Agreed) -> Vec<String> {
     agreed.names().into_iter().map(str::to_owned).collect()
@@ -64,6 +109,7 @@ impl Core {
             Request::Rekey(wish, answer) => self.rekey(&wish, answer),
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
             Request::Connection(wish, answer) => self.connection_wish(&wish, answer),
+            Request::Reload(wish, answer) => self.reload(&wish, answer),
             Request::ReloadPki(answer) => {
                 drop(answer.send(self.reload_pki()));
             }
@@ -265,12 +311,29 @@ impl Core {
         ConnectionStatus {
             name: config.name.clone(),
             state: state.to_owned(),
-            remote: config.remote.map_or_else(|| "any".to_owned(), |r| r.to_string()),
+            remote: match config.remotes.as_slice() {
+                [] => "any".to_owned(),
+                remotes => remotes
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            },
+            retry: self.retry_status(&config.name),
             children,
             agreed: self.engine.agreed(&config.name).map(words).unwrap_or_default(),
             reason: self.reasons.get(&config.name).filter(|_| state != "up").cloned(),
             certificate: self.certificates.status(&config.name),
         }
+    }
+
+    /// What a name on the command line means: a connection before a child.
+    fn named<'a>(&'a self, text: &'a str) -> Result<Named<'a>, String> {
+        let children = self.config.connections.iter().flat_map(|c| {
+            let names = c.children.iter().map(|child| child.name.as_str());
+            names.map(|child| (c.name.as_str(), child))
+        });
+        Named::among(text, children)
     }
 
     /// What a rekey is about; the error says why there is nothing to do.
@@ -314,13 +377,9 @@ impl Core {
                 .map(part)
                 .collect::<Vec<_>>()
         } else {
-            let wanted = wish.connection.as_deref().unwrap_or_default();
-            let matches = |e: &&SaEntry| {
-                e.carries_outbound()
-                    && (e.record.connection == wanted
-                        || e.record.child == wanted
-                        || format!("{}/{}", e.record.connection, e.record.child) == wanted)
-            };
+            let wanted = self.named(wish.connection.as_deref().unwrap_or_default())?;
+            let matches =
+                |e: &&SaEntry| e.carries_outbound() && wanted.is(&e.record.connection, &e.record.child);
             self.sad.iter().filter(matches).filter(known).map(part).collect()
         };
         if parts.is_empty() {
@@ -434,5 +493,24 @@ impl Core {
                 refused: self.synch.refusals().total(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_connection_before_a_child_and_never_two_things_at_once() {
+        let children = [("a", "lan"), ("b", "lan"), ("b", "dmz"), ("dmz", "x")];
+        let named = |text: &'static str| Named::among(text, children.iter().copied());
+        assert_eq!(named("a"), Ok(Named::Connection("a")));
+        assert_eq!(named("dmz"), Ok(Named::Connection("dmz")));
+        assert_eq!(named("b/dmz"), Ok(Named::Child("b", "dmz")));
+        assert_eq!(named("x"), Ok(Named::Child("dmz", "x")));
+        let several = named("lan").unwrap_err();
+        assert!(several.contains("a/lan, b/lan"), "{several}");
+        assert!(named("nobody").unwrap_err().contains("no connection or child"));
+        assert!(Named::Connection("b").is("b", "dmz") && !Named::Child("b", "dmz").is("b", "lan"));
     }
 }

@@ -20,6 +20,7 @@ impl Core {
                 if wish.start {
                     self.stopped.remove(name);
                     self.redial.remove(name);
+                    self.wanted.remove(name);
                 } else {
                     self.stopped.insert(name.clone());
                 }
@@ -33,7 +34,11 @@ impl Core {
     fn connection_parts(&self, wish: &ConnectionRequest) -> Result<(Part, Command), String> {
         let name = &wish.connection;
         let config = self.config.connections.iter().find(|c| c.name == *name);
-        let config = config.ok_or_else(|| format!("there is no connection '{name}' in the configuration"))?;
+        let config = config.ok_or_else(|| {
+            let all = self.config.connections.iter().map(|c| c.name.as_str());
+            let all = all.take(20).collect::<Vec<_>>().join(", ");
+            format!("there is no connection '{name}' in the configuration; there are: {all}")
+        })?;
         let segment = segment_of_name(self.steer_key, name);
         let here = self.ike_sas_here(name);
         let command = match wish.start {
@@ -42,7 +47,7 @@ impl Core {
                     "another member is the one to initiate it; ask that one (espalier status)".to_owned(),
                 );
             }
-            true if config.remote.is_none() => {
+            true if config.remotes.is_empty() => {
                 return Err(
                     "its peer has no address in the configuration, so only the peer can start it".to_owned(),
                 );
@@ -64,7 +69,11 @@ impl Core {
             true => Goal::Up(segment),
             false => Goal::Down(segment),
         };
-        let remote = config.remote.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let remote = config
+            .remotes
+            .first()
+            .copied()
+            .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let part = Part {
             goal,
             connection: name.clone(),

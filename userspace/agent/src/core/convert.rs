@@ -11,7 +11,7 @@ use model::{MemberId, SecretBytes};
 use sad::{Handling, Policy, PolicyAction};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, ConnectionConfig, PerResource, PoolConfig, Start};
+use crate::config::{AfterLoss, Config, ConnectionConfig, PerResource, PoolConfig};
 use crate::credentials;
 use crate::credentials::signer::Keys;
 
@@ -61,7 +61,7 @@ fn connection(
         .transpose()?;
     let local_id = credentials::own_id(config.local_id.as_deref(), own.as_ref().map(|own| &own.facts))?;
     let mut c = Connection::new(&config.name, config.local, local_id, psk.unwrap_or_default());
-    c.remotes = config.remote.into_iter().collect();
+    c.remotes.clone_from(&config.remotes);
     (c.remote_id, c.remote_pattern) = credentials::remote_id(config)?;
     if let Some(own) = own {
         c.local_auth = LocalAuth::Certificate(own.certificate);
@@ -74,9 +74,10 @@ fn connection(
     if let Some(files) = &config.authorities {
         c.remote_auth = RemoteAuth::Certificate(Arc::new(credentials::trust(files)?));
     }
-    c.start = config.start == Start::Initiate;
+    // A peer that proves that it has lost everything is begun with again as after silence.
+    c.start = config.dial.dpd_action == AfterLoss::Restart;
     c.ike_proposals = config.ike.clone();
-    c.dpd_delay = config.dpd_delay;
+    c.dpd_delay = config.dial.dpd_delay;
     c.retransmit = config.retransmit;
     c.ike_rekey_time = config.rekey_time;
     c.child_rekey_time = config.children.iter().filter_map(|child| child.rekey_time).min();
@@ -102,6 +103,7 @@ fn connection(
     let pool = |p: &PoolConfig| Pool::of_network(&p.name, p.network.network(), p.network.prefix_len());
     c.pools = config.pools.iter().filter_map(pool).collect();
     c.mobike = config.mobike;
+    c.further_locals.clone_from(&config.further_locals);
     c.dns = config.dns.clone();
     c.dns_domains = config.dns_domains.clone();
     for child in &config.children {

@@ -5,7 +5,7 @@ use anyhow::Result;
 use cluster::message::Policy;
 
 use super::convert;
-use crate::config::{AuthKind, Config, Extensions};
+use crate::config::{AuthKind, Config, Extensions, Start};
 use crate::credentials;
 use crate::pki::ClusterSecret;
 
@@ -46,13 +46,23 @@ pub fn policy(config: &Config, secret: &ClusterSecret) -> Result<Policy> {
             // Counters and policies are by the place in the file.
             at,
             c.local,
-            c.remote,
+            c.remotes.first(),
             c.local_id.as_deref().unwrap_or_default(),
             &c.remote_id,
             &c.ike,
-            c.start,
+            // "trap" is what "passive" was.
+            match c.dial.start {
+                Start::Initiate => Start::Initiate,
+                Start::Trap | Start::Passive => Start::Passive,
+            },
         );
         let mut text = format!("{shared:?} {key:02x?} {:?}", c.children);
+        if !c.further_locals.is_empty() {
+            text.push_str(&format!(" {:?}", c.further_locals));
+        }
+        if c.remotes.len() > 1 {
+            text.push_str(&format!(" {:?}", c.remotes));
+        }
         // Only where it says something: members that are still to be upgraded do not know these keys.
         if c.extensions != Extensions::default() {
             text.push_str(&format!(" {:?}", c.extensions));

@@ -1,6 +1,7 @@
 //! The event loop: waits for whatever comes first and hands it to the core.
 
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -32,19 +33,19 @@ fn watch<T: AsRawFd>(reader: T) -> Result<AsyncFd<T>> {
     watched.map_err(|error| anyhow::anyhow!("cannot watch a ring buffer: {}", error.into_parts().1))
 }
 
-/// Runs a member until it is told to stop.
+/// Runs a member until it is told to stop. `file` is what the configuration was read from, and is read again by a reload.
 ///
 /// # Errors
 /// It cannot be brought up: cause and remedy are in the text.
-pub fn run(config: Config) -> Result<()> {
+pub fn run(config: Config, file: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, file))
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, file: &Path) -> Result<()> {
     let identity = Identity::load(&config.cluster.pki, config.cluster.member)?;
     let (requests, mut wishes) = mpsc::channel(64);
     let socket = control::serve_socket(&config.control.socket, requests.clone())?;
@@ -52,7 +53,7 @@ async fn serve(config: Config) -> Result<()> {
         control::serve_metrics(address, requests.clone()).await?;
     }
     let (to_core, mut synch) = mpsc::channel(4096);
-    let (mut core, mut io) = Core::start(config, &identity, to_core).await?;
+    let (mut core, mut io) = Core::start(config, file, &identity, to_core).await?;
     let events = watch(
         core.plane
             .take_events()
@@ -81,14 +82,10 @@ async fn serve(config: Config) -> Result<()> {
 fn keep_neighbours(core: &Core, io: &Io) {
     let handle = io.netlink.clone();
     let interfaces = core.ports.all().map(|p| p.index).collect::<Vec<_>>();
-    let peers = core
-        .config
-        .connections
-        .iter()
-        .filter_map(|c| c.remote)
-        .collect::<Vec<_>>();
+    let known = core.reload.peers();
     tokio::spawn(async move {
         loop {
+            let peers = known.borrow().clone();
             for (index, address) in net::neighbour::next_hops(&handle, &interfaces, &peers).await {
                 net::neighbour::probe(&handle, index, address).await;
             }
@@ -164,6 +161,7 @@ async fn event_loop(
         core.adopt_turn(now);
         core.snapshot_turn(now);
         core.list_turn(now);
+        core.reload_turn(now);
         core.guests_turn(now);
         if second <= now {
             second = now + Duration::from_secs(1);
@@ -186,10 +184,14 @@ async fn event_loop(
             biased;
             _ = terminate.recv(), if leaving.is_none() => leaving = Some(core.leave()),
             _ = interrupt.recv(), if leaving.is_none() => leaving = Some(core.leave()),
-            _ = hangup.recv() => match core.reload_pki() {
-                Ok(text) => tracing::info!("SIGHUP: {text}"),
-                Err(why) => tracing::warn!("SIGHUP: certificates and secrets stay as they were: {why}"),
-            },
+            _ = hangup.recv() => {
+                match core.reload_pki() {
+                    Ok(text) => tracing::info!("SIGHUP: {text}"),
+                    Err(why) => tracing::warn!("SIGHUP: certificates and secrets stay as they were: {why}"),
+                }
+                core.hangup();
+            }
+            Some(told) = io.reloads.recv() => core.reload_told(told),
             Some(event) = synch.recv() => {
                 core.synch_event(event);
                 for _ in 1..RECORDS {
@@ -227,7 +229,7 @@ async fn event_loop(
 impl Core {
     /// When the loop has something to do of itself.
     fn next_wake(&self) -> Instant {
-        let turns = self.is_adopting() || self.snapshots.is_busy();
+        let turns = self.is_adopting() || self.snapshots.is_busy() || self.reload.is_busy();
         if turns || !self.merging.is_empty() || !self.listings.is_empty() {
             return Instant(0);
         }

@@ -45,6 +45,12 @@ impl Health {
         }
     }
 
+    /// There are other peers now. Whether routes lead to those that are new is told by the kernel.
+    pub fn watch_peers(&mut self, peers: &[IpAddr]) {
+        self.peers = peers.len();
+        self.unreachable.retain(|peer| peers.contains(peer));
+    }
+
     fn heard(&mut self, event: &NetEvent) {
         match event {
             NetEvent::LinkDown(name) => drop(self.links.insert(name.clone())),
@@ -104,7 +110,10 @@ impl Core {
     pub(super) fn net_event(&mut self, event: &NetEvent) {
         self.health.heard(event);
         match event {
-            NetEvent::LinkDown(name) => self.log.warn("net", format!("interface {name} is down")),
+            NetEvent::LinkDown(name) => {
+                self.log.warn("net", format!("interface {name} is down"));
+                self.leave_interface(name);
+            }
             NetEvent::LinkUp(name) => self.log.note("net", format!("interface {name} is up")),
             NetEvent::AddressRemoved(address) => {
                 self.log

@@ -15,13 +15,11 @@ use model::{Epoch, EspSpi, GroupId, SegmentId};
 use sad::{Direction, LimitRaise, SaEntry, Usage};
 
 use super::entry::EntryChange;
-use super::{Core, NotApplied, around};
+use super::{Core, NotApplied};
 use crate::clock;
 
 /// A rekey because of a refused raise is not repeated sooner: it takes a few round trips.
 const REKEY_AGAIN: Duration = Duration::from_secs(10);
-/// A wish for a connection that another member is to initiate is passed on no sooner again.
-const ACQUIRE_AGAIN: Duration = Duration::from_secs(1);
 
 impl Core {
     /// Events of the programs.
@@ -381,40 +379,5 @@ impl Core {
         );
         let repair = self.repair(slot, spi_in);
         self.have_done(spi_in, repair);
-    }
-
-    /// A packet met a policy without an SA.
-    fn acquire(&mut self, connection: u32) {
-        let index = (connection as usize).checked_sub(1);
-        let Some(config) = index.and_then(|i| self.config.connections.get(i)) else {
-            return;
-        };
-        if config.remote.is_none() {
-            return;
-        }
-        let connection = config.name.clone();
-        let segment = around::segment_of_name(self.steer_key, &connection);
-        if self.groups.owns_segment(segment) {
-            if self.initiates(&connection) && !self.served_elsewhere(&connection) {
-                self.engine_command(ike::Command::Initiate { connection });
-            }
-            return;
-        }
-        // Traffic that came here is for a group of this member; whoever owns the connection's name reads its journal.
-        let now = clock::now();
-        let told = self.acquired.get(&connection);
-        let own = self.groups.iter().find(|g| self.groups.owns(g.id)).map(|g| g.id);
-        if let Some(group) = own
-            && told.is_none_or(|at| now.since(*at) >= ACQUIRE_AGAIN)
-        {
-            self.acquired.insert(connection.clone(), now);
-            self.propose_changes(
-                group,
-                vec![EntryChange::Acquire(connection)],
-                Vec::new(),
-                Vec::new(),
-            );
-            self.settle();
-        }
     }
 }

@@ -342,10 +342,8 @@ impl Core {
                         except: ike_spi,
                     });
                 }
-                EntryChange::Acquire(connection)
-                    if self.initiates(&connection) && !self.served_elsewhere(&connection) =>
-                {
-                    self.engine_command(ike::Command::Initiate { connection });
+                EntryChange::Acquire(connection) if self.initiates(&connection) => {
+                    self.attempt(&connection, clock::now());
                 }
                 _ => {}
             }

@@ -9,6 +9,7 @@ mod certificates;
 mod command;
 mod connections;
 pub(crate) mod convert;
+mod dial;
 mod digest;
 mod engine;
 mod entry;
@@ -26,7 +27,9 @@ mod owner;
 mod path;
 mod per_cpu;
 mod pulse;
+mod reload;
 mod repair;
+mod roaming;
 mod sas;
 mod scan;
 mod secrets;
@@ -68,13 +71,6 @@ enum NotApplied {
     Refused(#[from] sad::SadError),
     #[error("the maps were not written: {0}")]
     Maps(#[from] sad::PlanError),
-}
-
-/// When a connection is to be initiated again.
-#[derive(Clone, Copy, Default)]
-struct Redial {
-    not_before: Instant,
-    attempts: u32,
 }
 
 /// How an operator wants the agent to stop.
@@ -146,7 +142,10 @@ struct Core {
     late: Vec<EntryChange>,
     /// Connections that traffic asked for here and another member is to initiate, and when that was passed on.
     acquired: HashMap<String, Instant>,
-    redial: HashMap<String, Redial>,
+    redial: HashMap<String, dial::Redial>,
+    /// Connections that are to be something else than their `start` says, since they were lost.
+    wanted: HashMap<String, dial::Wanted>,
+    reload: reload::Reload,
     /// Connections that an operator has stopped on this member: they are not initiated by themselves.
     stopped: BTreeSet<String>,
     /// Why each connection went down last.
@@ -391,18 +390,7 @@ impl Core {
             }
             return;
         }
-        if let Some(connection) = &event.connection {
-            match event.kind {
-                EventKind::Established => {
-                    self.redial.remove(connection);
-                    self.reasons.remove(connection);
-                }
-                kind if kind.is_warning() || kind == EventKind::IkeSaDown => {
-                    self.reasons.insert(connection.clone(), event.text.clone());
-                }
-                _ => {}
-            }
-        }
+        self.dial_event(event);
         if event.kind == EventKind::InitialContact
             && let Some(spi) = event.ike_spi
             && let Some(sa) = self.engine.status_of(spi)
@@ -444,6 +432,7 @@ impl Core {
         self.note_touched(id, &pending.changes, &pending.transmits);
         let failed = self.apply(id, &pending.changes, epoch, alone);
         self.snapshots.took_effect(id, &pending.changes);
+        self.watch_sources(&pending.changes);
         self.run_held_for(&pending.changes);
         self.orders_committed(&pending.changes, &failed);
         for (spi_in, error) in &failed {
@@ -485,44 +474,6 @@ impl Core {
         }
     }
 
-    /// Whether this member is the one that initiates a connection: it owns the segment of the connection's name. While
-    /// IKE SAs are still being adopted, nobody can say whether it is up.
-    fn initiates(&self, connection: &str) -> bool {
-        let segment = around::segment_of_name(self.steer_key, connection);
-        self.groups.serves_segment(segment) && self.groups.iter().all(|g| g.adopting.is_empty())
-    }
-
-    /// Whether another member serves the connection: the peer initiated it there.
-    fn served_elsewhere(&self, connection: &str) -> bool {
-        let mut segments = self.sad.children_of(connection);
-        segments.any(|(segment, _)| !self.groups.owns_segment(segment))
-    }
-
-    /// Initiates what is to be up and is not, with growing pauses.
-    fn redial(&mut self, now: Instant) {
-        let wanted = self
-            .config
-            .connections
-            .iter()
-            .filter(|c| c.start == crate::config::Start::Initiate);
-        let names = wanted.map(|c| c.name.clone()).collect::<Vec<_>>();
-        for name in names {
-            if self.stopped.contains(&name) || !self.initiates(&name) {
-                continue;
-            }
-            let phase = self.engine.connection_phase(&name);
-            let redial = self.redial.get(&name).copied().unwrap_or_default();
-            let down = phase == ike::ConnectionPhase::Down && !self.served_elsewhere(&name);
-            if !down || now < redial.not_before {
-                continue;
-            }
-            let attempts = redial.attempts + 1;
-            let not_before = now + std::time::Duration::from_secs(1 << attempts.min(5));
-            self.redial.insert(name.clone(), Redial { not_before, attempts });
-            self.engine_command(Command::Initiate { connection: name });
-        }
-    }
-
     /// Once a second: what depends on no number of SAs.
     fn every_second(&mut self) {
         let now = clock::now();
@@ -540,6 +491,7 @@ impl Core {
         self.rekey_suspects();
         self.reestablish();
         self.ask_message_ids();
+        self.reload_children();
         self.redial(now);
     }
 }

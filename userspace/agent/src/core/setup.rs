@@ -1,7 +1,7 @@
 //! Brings everything up, in the order in which it is needed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
@@ -23,6 +23,7 @@ use super::health::Health;
 use super::keep::{self, Kept, NotTakenUp};
 use super::member::Facts;
 use super::orders::Orders;
+use super::reload::{self, Reload};
 use super::scan::Scan;
 use super::suspects::Suspects;
 use super::{
@@ -52,6 +53,8 @@ pub struct Io {
     pub network: mpsc::Receiver<net::hints::NetEvent>,
     /// What was made of snapshots beside the core loop.
     pub snapshots: mpsc::UnboundedReceiver<snapshot::Made>,
+    /// What comes back of reloads.
+    pub reloads: mpsc::UnboundedReceiver<reload::Told>,
     /// Signatures that the engine waits for.
     pub signed: mpsc::UnboundedReceiver<Signed>,
 }
@@ -178,6 +181,7 @@ impl Core {
     /// Brings the member up; it owns nothing yet.
     pub(super) async fn start(
         config: Config,
+        file: &Path,
         identity: &Identity,
         events: mpsc::Sender<SynchEvent>,
     ) -> Result<(Self, Io)> {
@@ -323,21 +327,26 @@ impl Core {
         let (told, ownership) = mpsc::channel(256);
         let ownership_engine = engine::start(&config, told)?;
         let (copies, snapshots) = mpsc::unbounded_channel();
-        let peers = config
-            .connections
-            .iter()
-            .filter_map(|c| c.remote)
-            .collect::<BTreeSet<_>>();
+        let (told_of_reload, reloads) = mpsc::unbounded_channel();
+        let reload = Reload::new(
+            file,
+            &config,
+            told_of_reload,
+            netlink.clone(),
+            tun_index,
+            options.cpus,
+        )?;
+        let peers = config.peers();
         let outside_addresses = config.addresses.outside.iter().copied();
         let health = Health::watching(peers.len());
-        let network = net::hints::watch(net::hints::Watch {
+        let wanted = net::hints::Watch {
             interfaces: ports.all().map(|port| port.name.clone()).collect(),
             addresses: outside_addresses
                 .chain(config.addresses.inside.iter().copied())
                 .collect(),
             destinations: peers.into_iter().collect(),
-        })
-        .await?;
+        };
+        let network = net::hints::watch_changing(wanted, reload.peers()).await?;
         let mut node = Node::new(node_config(&config, incarnation), clock::now());
         let shared = policies.shared(&identity.secrets);
         node.share(shared, facts.encode());
@@ -404,6 +413,8 @@ impl Core {
             late: Vec::new(),
             acquired: HashMap::new(),
             redial: HashMap::new(),
+            wanted: HashMap::new(),
+            reload,
             stopped: BTreeSet::new(),
             reasons: HashMap::new(),
             policy_warned: BTreeMap::new(),
@@ -433,6 +444,7 @@ impl Core {
                 ownership,
                 network,
                 snapshots,
+                reloads,
                 signed,
             },
         ))

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use dataplane::Entry;
 use maps_schema::event::{
-    SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
+    SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
     SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowFrame,
 };
 use sad::Direction;
@@ -49,7 +49,7 @@ pub struct Waiting {
 }
 
 /// Names of [`Waiting::counts`].
-pub const COUNTS: [&str; 12] = [
+pub const COUNTS: [&str; 13] = [
     "above_ceiling",
     "held",
     "out_fragment",
@@ -62,6 +62,7 @@ pub const COUNTS: [&str; 12] = [
     "held_for_sa",
     "ttl_exceeded",
     "path_error",
+    "moved",
 ];
 
 impl Waiting {
@@ -148,6 +149,10 @@ impl Core {
             SLOW_PATH_ERROR => {
                 self.slow.counts[11] += 1;
                 self.tell_members_of_path(&frame.octets);
+            }
+            SLOW_MOVED => {
+                self.slow.counts[12] += 1;
+                self.peer_seen(slow.slot, &frame.octets);
             }
             SLOW_NO_LEASE => {
                 self.slow.counts[3] += 1;

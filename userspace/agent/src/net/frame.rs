@@ -35,6 +35,25 @@ pub fn leaves_the_link(packet: &[u8]) -> bool {
     }
 }
 
+/// Source address and port of the UDP datagram in a frame that came from a wire; `None`: there is none.
+pub fn udp_source(frame: &[u8]) -> Option<SocketAddr> {
+    const UDP: u8 = 17;
+    let packet = frame.get(link_len(frame)..)?;
+    let (source, header_len) = match packet.first()? >> 4 {
+        4 if packet.get(9) == Some(&UDP) => {
+            let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+            (IpAddr::from(source), usize::from(packet[0] & 0xf) * 4)
+        }
+        6 if packet.get(6) == Some(&UDP) => {
+            let source: [u8; 16] = packet.get(8..24)?.try_into().ok()?;
+            (IpAddr::from(source), 40)
+        }
+        _ => return None,
+    };
+    let port: [u8; 2] = packet.get(header_len..header_len + 2)?.try_into().ok()?;
+    Some(SocketAddr::new(source, u16::from_be_bytes(port)))
+}
+
 /// Octets before the packet of a frame that came from a wire.
 pub fn link_len(frame: &[u8]) -> usize {
     if frame.get(12..14) == Some(&[0x81, 0]) {
@@ -295,6 +314,30 @@ pub(crate) mod tests {
             mtu: 1500,
             networks: Vec::new(),
         }
+    }
+
+    #[test]
+    fn the_source_of_a_datagram_is_found_behind_tags_in_both_families() {
+        for (from, to) in [
+            ("192.0.2.7:1024", "192.0.2.1:4500"),
+            ("[2001:db8::7]:1024", "[2001:db8::1]:4500"),
+        ] {
+            let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+            let packet = udp(from, to, b"esp").unwrap();
+            let tagged = Interface {
+                vlan: 10,
+                ..interface()
+            };
+            for port in [interface(), tagged] {
+                let frame = ethernet(&port, &packet);
+                assert_eq!(udp_source(&frame), Some(from));
+                // The header ends before the port.
+                let cut = frame.len() - b"esp".len() - 8;
+                assert_eq!(udp_source(&frame[..cut + 1]), None);
+            }
+        }
+        assert_eq!(udp_source(&[0; 14]), None);
+        assert_eq!(udp_source(&[0; 60]), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Events that may wait. A reader that is slower misses what was undone meanwhile, never the last word on anything.
 const QUEUE: usize = 64;
@@ -270,6 +270,12 @@ impl Facts {
         }
     }
 
+    /// There are other destinations: of those that are new it is told what is not as it ought to be.
+    fn destinations(&mut self, watch: &Watch) {
+        let known = |to: &IpAddr| self.routes.get(to).copied().unwrap_or(true);
+        self.routes = watch.destinations.iter().map(|to| (*to, known(to))).collect();
+    }
+
     /// An event was told.
     fn note(&mut self, event: &NetEvent) {
         match event {
@@ -322,6 +328,18 @@ impl Facts {
 /// # Errors
 /// No netlink socket, or the kernel does not answer.
 pub async fn watch(what: Watch) -> Result<mpsc::Receiver<NetEvent>> {
+    let (_, never) = watch::channel(Vec::new());
+    watch_changing(what, never).await
+}
+
+/// [`watch`], with destinations that change.
+///
+/// # Errors
+/// As for [`watch`].
+pub async fn watch_changing(
+    what: Watch,
+    destinations: watch::Receiver<Vec<IpAddr>>,
+) -> Result<mpsc::Receiver<NetEvent>> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -336,14 +354,14 @@ pub async fn watch(what: Watch) -> Result<mpsc::Receiver<NetEvent>> {
     let picture = Picture::take(&handle).await?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
-        follow(what, picture, &handle, messages, &sender).await;
+        follow((what, destinations), picture, &handle, messages, &sender).await;
         driver.abort();
     });
     Ok(receiver)
 }
 
 async fn follow<S>(
-    what: Watch,
+    (mut what, mut destinations): (Watch, watch::Receiver<Vec<IpAddr>>),
     mut picture: Picture,
     handle: &Handle,
     messages: S,
@@ -361,6 +379,7 @@ async fn follow<S>(
     let mut told = Facts::as_it_ought_to_be(&what);
     let mut facts = picture.facts(&what);
     let mut anew = false;
+    let mut settled = false;
     loop {
         let event = if anew {
             Some(NetEvent::Resynchronised)
@@ -375,6 +394,16 @@ async fn follow<S>(
                 told.note(&event);
                 anew &= event != NetEvent::Resynchronised;
                 permit.send(event);
+                continue;
+            }
+            changed = destinations.changed(), if !settled => {
+                // Whoever could change them may be gone.
+                settled = changed.is_err();
+                if !settled {
+                    what.destinations.clone_from(&destinations.borrow_and_update());
+                    told.destinations(&what);
+                    facts = picture.facts(&what);
+                }
                 continue;
             }
             message = messages.next() => message,

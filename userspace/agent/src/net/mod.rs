@@ -178,9 +178,49 @@ pub async fn route_to_tun(
     network: (IpAddr, u8),
     sources: &[IpAddr],
 ) -> Result<()> {
+    handle
+        .route()
+        .add(tun_route(tun, network, sources))
+        .replace()
+        .execute()
+        .await
+        .with_context(|| format!("cannot route {}/{} into the TUN device", network.0, network.1))
+}
+
+/// Takes such a route away; one that is gone already is no problem.
+///
+/// # Errors
+/// The kernel refuses.
+pub async fn unroute_from_tun(
+    handle: &Handle,
+    tun: u32,
+    network: (IpAddr, u8),
+    sources: &[IpAddr],
+) -> Result<()> {
+    let removed = handle
+        .route()
+        .del(tun_route(tun, network, sources))
+        .execute()
+        .await;
+    match removed {
+        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::ESRCH => Ok(()),
+        other => other.with_context(|| {
+            format!(
+                "cannot remove the route of {}/{} into the TUN device",
+                network.0, network.1
+            )
+        }),
+    }
+}
+
+fn tun_route(
+    tun: u32,
+    network: (IpAddr, u8),
+    sources: &[IpAddr],
+) -> netlink_packet_route::route::RouteMessage {
     // Worse than any route that the operator made: a more direct path to a protected network wins.
     const PRIORITY: u32 = 9_000;
-    let message = match network.0 {
+    match network.0 {
         IpAddr::V4(v4) => {
             let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(v4, network.1)
@@ -207,14 +247,7 @@ pub async fn route_to_tun(
             }
             route.build()
         }
-    };
-    handle
-        .route()
-        .add(message)
-        .replace()
-        .execute()
-        .await
-        .with_context(|| format!("cannot route {}/{} into the TUN device", network.0, network.1))
+    }
 }
 
 #[cfg(test)]

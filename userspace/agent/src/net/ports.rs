@@ -277,7 +277,7 @@ pub fn second_hop(macs: &[(u8, [u8; 6])]) -> Member {
 }
 
 /// Whether a network holds an address.
-fn within(network: IpAddr, len: u8, address: IpAddr) -> bool {
+pub fn within(network: IpAddr, len: u8, address: IpAddr) -> bool {
     let bits = |a: IpAddr| match a {
         IpAddr::V4(a) => (u128::from(u32::from(a)) << 96, 32),
         IpAddr::V6(a) => (u128::from(a), 128),

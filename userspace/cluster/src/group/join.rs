@@ -122,14 +122,14 @@ impl Group {
         let Some(peer) = s.peers.get(&from.member) else {
             return;
         };
-        if !peer.policy_known || !peer.differs.is_empty() {
+        if peer.policy.is_none() || !peer.differs.is_empty() {
             let reason = format!(
                 "the policies of members {} and {} differ in: {}",
                 s.me.member,
                 from.member,
                 peer.differs.join(", ")
             );
-            if peer.policy_known {
+            if peer.policy.is_some() {
                 self.stream(s, from.member, GroupBody::JoinRefused { reason });
             }
             return;

@@ -115,6 +115,11 @@ impl Node {
         for (peer, link) in self.shared.all_links() {
             self.hello(peer, link);
         }
+        // Members that are in sync stay so while they read their configurations again one after the other; one that joins has to agree.
+        let now = self.last_tick;
+        for member in self.shared.peers.keys().copied().collect::<Vec<_>>() {
+            self.compare_policy(now, member);
+        }
     }
 
     /// Takes an input; outputs come from [`Node::poll`].

@@ -29,8 +29,9 @@ pub(crate) struct Peer {
     pub speaks: u8,
     /// What its last heartbeat said of the groups; empty before the first one.
     pub beats: Vec<GroupBeat>,
-    /// What its policy differs in; `None` before its Hello.
-    pub policy_known: bool,
+    /// Its policy; `None` before its Hello.
+    pub policy: Option<Policy>,
+    /// What that differs in from ours.
     pub differs: Vec<String>,
     pub healthy: bool,
     pub draining: bool,
@@ -49,7 +50,7 @@ impl Peer {
             seen: None,
             speaks: OLDEST,
             beats: Vec::new(),
-            policy_known: false,
+            policy: None,
             differs: Vec::new(),
             healthy: true,
             draining: false,

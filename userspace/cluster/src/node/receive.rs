@@ -29,21 +29,6 @@ impl Node {
         }
     }
 
-    pub(super) fn hello(&mut self, peer: MemberId, link: Link) {
-        let hello = Message {
-            from: self.shared.me,
-            body: Body::Hello {
-                newest: self.shared.speak,
-                policy: self.shared.config.policy.clone(),
-                facts: self.shared.config.facts.clone(),
-            },
-        };
-        let bytes = hello.encode(OLDEST);
-        self.shared
-            .outputs
-            .push_back(Output::SendStream { peer, link, bytes });
-    }
-
     pub(super) fn link_down(&mut self, now: Instant, peer: MemberId, link: Link) {
         let Some(p) = self.shared.peers.get_mut(&peer) else {
             return;
@@ -87,7 +72,7 @@ impl Node {
                 if let Some(p) = self.shared.peers.get_mut(&peer) {
                     p.speaks = newest;
                 }
-                self.policy_heard(now, peer, &policy);
+                self.policy_heard(now, peer, policy);
                 self.shared.outputs.push_back(Output::PeerFacts { peer, facts });
             }
             Body::Rebalance => self.rebalance(now),
@@ -169,18 +154,43 @@ impl Node {
         }
     }
 
-    fn policy_heard(&mut self, now: Instant, member: MemberId, theirs: &Policy) {
-        let parts = self.shared.differences(theirs);
+    fn policy_heard(&mut self, now: Instant, member: MemberId, theirs: Policy) {
+        if let Some(p) = self.shared.peers.get_mut(&member) {
+            p.policy = Some(theirs);
+        }
+        self.compare_policy(now, member);
+    }
+
+    /// What a member's policy, as far as it is known, differs in from ours.
+    pub(super) fn compare_policy(&mut self, now: Instant, member: MemberId) {
+        let theirs = self.shared.peers.get(&member).and_then(|p| p.policy.as_ref());
+        let Some(parts) = theirs.map(|theirs| self.shared.differences(theirs)) else {
+            return;
+        };
         let Some(p) = self.shared.peers.get_mut(&member) else {
             return;
         };
-        p.policy_known = true;
         let news = p.differs != parts;
         p.differs.clone_from(&parts);
         if news && !parts.is_empty() {
             self.shared
                 .event(now, None, EventKind::PolicyDiffers { member, parts });
         }
+    }
+
+    pub(super) fn hello(&mut self, peer: MemberId, link: Link) {
+        let hello = Message {
+            from: self.shared.me,
+            body: Body::Hello {
+                newest: self.shared.speak,
+                policy: self.shared.config.policy.clone(),
+                facts: self.shared.config.facts.clone(),
+            },
+        };
+        let bytes = hello.encode(OLDEST);
+        self.shared
+            .outputs
+            .push_back(Output::SendStream { peer, link, bytes });
     }
 }
 

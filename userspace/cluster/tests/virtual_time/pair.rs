@@ -389,3 +389,38 @@ fn a_dead_synch_link_does_not_hold_up_raises() {
     );
     assert_eq!(world.members[1].groups[0].limits.get(&(1, false)), Some(&500));
 }
+
+/// A member has read another configuration.
+fn read_again(world: &mut World, index: usize, policy: &cluster::message::Policy) {
+    let shared = cluster::node::SharedPolicy {
+        present: policy.clone(),
+        next: None,
+    };
+    world.members[index].node.share(shared, Vec::new());
+}
+
+/// Both members read their configuration again, one after the other.
+#[test]
+fn members_that_change_their_policy_one_after_the_other_stay_in_sync_and_tell_what_differs_meanwhile() {
+    let mut world = pair();
+    let changed = std::collections::BTreeMap::from([("addresses".to_owned(), [9; 16])]);
+    read_again(&mut world, 1, &changed);
+    world.run(50);
+    for index in [0, 1] {
+        let differs = world.members[index].node.status().peers[0].differs.clone();
+        assert_eq!(differs, ["addresses"], "member {index}");
+    }
+    assert!(world.settled(0), "the standby is still in the set");
+    world.propose(0, b"an entry meanwhile");
+    world.run(5);
+    assert_eq!(world.members[0].groups[0].committed.len(), 1);
+
+    read_again(&mut world, 0, &changed);
+    world.run(50);
+    for index in [0, 1] {
+        let differs = world.members[index].node.status().peers[0].differs.clone();
+        assert!(differs.is_empty(), "member {index}: {differs:?}");
+    }
+    assert!(world.settled(0));
+    assert_eq!(world.members[0].epoch().number.0, 1, "nobody took over");
+}

@@ -347,28 +347,12 @@ fn heard(sa: &mut IkeSa, ctx: &mut Context<'_>, local: SocketAddr, remote: Socke
         return;
     }
     let moved = remote != sa.path.remote;
-    let old = sa.path.remote;
     sa.path.local = local;
-    sa.path.remote = remote;
     sa.dirty = true;
     if moved && !authenticating {
-        for child in &sa.children {
-            if transport::is_left_behind(child, old, remote) {
-                sa.our.push(Task::DeleteChild { spi_in: child.spi_in });
-                continue;
-            }
-            let change = model::ChildSaChange::MovePeer {
-                spi_in: child.spi_in,
-                remote,
-            };
-            ctx.out.child_changes.push(change);
-        }
-        ctx.event(
-            sa,
-            EventKind::PeerMoved,
-            format!("the peer moved from {old} to {remote}"),
-        );
+        return rebinding::move_to(sa, ctx, remote, "IKE");
     }
+    sa.path.remote = remote;
 }
 
 /// Something unprotected for an IKE SA: it proves nothing, but may be a reason to ask the peer (RFC 7296 2.21.4).

@@ -183,6 +183,14 @@ impl IkeSa {
         own.into_iter().flatten().chain(queued).chain(children).min()
     }
 
+    /// Whether both sides were authenticated at any time.
+    pub fn was_up(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Established(_) | Phase::Rekeyed(_) | Phase::Deleting(_)
+        )
+    }
+
     pub fn is_half_open(&self) -> bool {
         matches!(self.phase, Phase::AwaitAuthRequest(_) | Phase::AwaitEap(_))
     }

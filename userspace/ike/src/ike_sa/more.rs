@@ -9,7 +9,7 @@ use crate::tasks::ppk::PpkState;
 use model::{EspSpi, SecretBytes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Numbers of the values. From `MAY_BE_SKIPPED` on, a member that does not know one goes on without it.
 mod tag {
@@ -19,6 +19,8 @@ mod tag {
     pub const PPK: u16 = 4;
     pub const VIRTUAL_ADDRESSES: u16 = 16;
     pub const MOBIKE: u16 = 17;
+    pub const PEER_ADDRESSES: u16 = 40;
+    pub const CONFIRMED_PATH: u16 = 41;
     pub const TRANSPORT: u16 = 32;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
 }
@@ -41,6 +43,10 @@ pub(crate) struct More {
     pub virtual_addresses: Vec<IpAddr>,
     /// The peer may change its address (RFC 4555).
     pub mobike: bool,
+    /// Initiator with MOBIKE: the peer's other addresses.
+    pub peer_addresses: Vec<IpAddr>,
+    /// Initiator with MOBIKE: our address and the peer's that the peer knows of, while another path is in use already.
+    pub confirmed: Option<(SocketAddr, SocketAddr)>,
     /// Inbound SPIs of Child SAs in transport mode, also of those that are being asked for. Only between the record and the Child
     /// SAs themselves, which know it.
     pub transport: Vec<EspSpi>,
@@ -59,6 +65,9 @@ impl More {
         if self.mobike {
             values.push((tag::MOBIKE, SecretBytes::default()));
         }
+        let addresses = (!self.peer_addresses.is_empty()).then_some(&self.peer_addresses);
+        put(&mut values, tag::PEER_ADDRESSES, addresses);
+        put(&mut values, tag::CONFIRMED_PATH, self.confirmed.as_ref());
         let transport = (!transport.is_empty()).then_some(&transport);
         put(&mut values, tag::TRANSPORT, transport);
         values
@@ -74,6 +83,8 @@ impl More {
                 tag::PPK => more.ppk = Some(get(value)?),
                 tag::VIRTUAL_ADDRESSES => more.virtual_addresses = get(value)?,
                 tag::MOBIKE => more.mobike = true,
+                tag::PEER_ADDRESSES => more.peer_addresses = get(value)?,
+                tag::CONFIRMED_PATH => more.confirmed = Some(get(value)?),
                 tag::TRANSPORT => more.transport = get(value)?,
                 tag::MAY_BE_SKIPPED.. => {}
                 unknown => {

@@ -44,11 +44,6 @@ pub enum AdoptError {
         /// SPI that was asked for.
         asked: model::IkeSpi,
     },
-    /// The configuration differs between members.
-    #[error(
-        "IKE SA belongs to connection {0:?}, which this member's configuration does not have: align the files"
-    )]
-    UnknownConnection(String),
 }
 
 /// Serialises an IKE SA in a version that the other members can read.

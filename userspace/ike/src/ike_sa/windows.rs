@@ -47,6 +47,8 @@ pub(crate) enum Task {
     },
     /// Whether the peer can be reached where it moved to (RFC 4555).
     Routability,
+    /// Tell the peer where we are (RFC 4555).
+    UpdateAddresses,
 }
 
 /// A task and the time before which it must not start (for retries; not kept over a takeover).

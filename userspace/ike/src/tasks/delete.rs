@@ -122,6 +122,9 @@ pub(crate) fn finish_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 pub(crate) fn peer_deletes_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     // The peer did not see that our rekey crossed its own: its new IKE SA is the successor.
     ike_rekey::yield_to_crossing(sa, ctx);
+    if sa.successor.is_none() && matches!(sa.phase, Phase::Established(_)) {
+        ctx.event(sa, EventKind::PeerClosed, "the peer ends the connection");
+    }
     close(sa, ctx, "deleted by the peer");
 }
 

@@ -4,8 +4,8 @@ use super::proof::{
     Then, ask_signature, auth_input, authenticate, check_proof, own_certificate, prove, what_to_compare,
 };
 use super::{
-    Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, ppk, qcd, resource,
-    resume, ticket, transport,
+    Pending, child_answer, child_create, configuration, delete, eap, mobike, mobike_initiator, notify, ppk,
+    qcd, resource, resume, ticket, transport,
 };
 use crate::auth::{self, signing};
 use crate::config::{Connection, Identity};
@@ -228,6 +228,7 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>, phase: AwaitSignature, auth: Auth
         let nonce = transcript.nonce_i.clone();
         offer = child_create::offer(sa, ctx, child, proposals, nonce, None, None);
     }
+    payloads.extend(mobike_initiator::offer(sa, connection));
     if let Some(offer) = &offer {
         let (proposals, selectors) = child_create::offer_payloads(offer);
         payloads.push(proposals);
@@ -328,6 +329,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     let nonces = (phase.transcript.nonce_i.clone(), phase.transcript.nonce_r.clone());
     sa.remote_id = Some(remote_id);
     agree_on_sync(sa, connection.cluster_sync, payloads);
+    mobike_initiator::agree(sa, connection, payloads);
     qcd::take(sa, payloads);
     ticket::take(sa, ctx, payloads);
     establish(sa, ctx, protected);

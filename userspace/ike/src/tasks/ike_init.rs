@@ -1,7 +1,7 @@
 //! IKE_SA_INIT, both roles (RFC 7296 1.2, 2.6, 2.23).
 
 use super::ppk::{self, PpkState};
-use super::{Pending, ike_auth, intermediate, notify};
+use super::{Pending, ike_auth, intermediate, mobike_initiator, notify};
 use crate::auth;
 use crate::config::Connection;
 use crate::event::EventKind;
@@ -20,7 +20,7 @@ use ike_wire::{
     ProtocolId, encode_message,
 };
 use model::IkeSpi;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// UDP ports of IKE (RFC 7296 2.23).
 pub(crate) const PORT_IKE: u16 = 500;
@@ -30,9 +30,13 @@ pub(crate) const PORT_NAT_T: u16 = 4500;
 /// A peer may ask for a cookie or another group this often.
 pub(crate) const RESTARTS_MAX: u8 = 5;
 
-/// Begins an IKE SA. `Err`: why it cannot be.
-pub(crate) fn start(ctx: &mut Context<'_>, connection: &Connection) -> Result<IkeSa, String> {
-    let path = path_of(connection)?;
+/// Begins an IKE SA, with the peer at `remote` where that is given. `Err`: why it cannot be.
+pub(crate) fn start(
+    ctx: &mut Context<'_>,
+    connection: &Connection,
+    remote: Option<IpAddr>,
+) -> Result<IkeSa, String> {
+    let path = path_of(connection, remote)?;
     let phase = first_phase(ctx, connection)?;
     let spi = ctx.around.ike_spi(None, &connection.name);
     let mut sa = IkeSa::new(spi, IkeSpi(0), true, path, phase);
@@ -52,10 +56,12 @@ pub(crate) fn begin(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String>
 }
 
 /// Addresses and ports of a first message.
-pub(crate) fn path_of(connection: &Connection) -> Result<Path, String> {
+pub(crate) fn path_of(connection: &Connection, wanted: Option<IpAddr>) -> Result<Path, String> {
+    let known = |address: &&IpAddr| wanted.is_none_or(|wanted| **address == wanted);
     let Some(remote) = connection
         .remotes
         .iter()
+        .filter(known)
         .find(|address| !address.is_unspecified())
     else {
         return Err("the peer's address is not configured, so only the peer can initiate".to_owned());
@@ -271,10 +277,13 @@ pub(crate) fn set_nat(sa: &mut IkeSa, ctx: &Context<'_>, nat_local: bool, nat_re
     let connection = sa.connection(ctx.config);
     let force = connection.is_some_and(|connection| connection.force_encap);
     let keepalive = connection.map(|connection| connection.keepalive);
+    //= rfc4555#3.3
+    // Both MOBIKE and NAT traversal: port 4500 from here on, whether there is a NAT now or not.
+    let roams = connection.is_some_and(mobike_initiator::is_wanted);
     sa.path.nat_local = nat_local;
     sa.path.nat_remote = nat_remote;
     sa.path.encap = nat_local || nat_remote || force;
-    if sa.path.encap && sa.initiator {
+    if (sa.path.encap || roams) && sa.initiator {
         sa.path.local.set_port(PORT_NAT_T);
         if sa.path.remote.port() == PORT_IKE {
             sa.path.remote.set_port(PORT_NAT_T);

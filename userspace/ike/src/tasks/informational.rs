@@ -1,6 +1,6 @@
 //! The peer's INFORMATIONAL requests: deletions, notifications, liveness checks (RFC 7296 1.4).
 
-use super::{counter_sync, delete, mobike, qcd, ticket};
+use super::{counter_sync, delete, mobike, mobike_initiator, qcd, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::Phase;
@@ -19,6 +19,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         counter_sync::take(sa, ctx, payloads);
     }
     answer.extend(mobike::respond(sa, ctx, payloads));
+    mobike_initiator::take_addresses(sa, payloads);
     for delete in payloads.deletes() {
         if let Delete::Esp(spis) = delete {
             let deleted = delete::peer_deletes_children(sa, ctx, spis);

@@ -1,4 +1,5 @@
-//! MOBIKE (RFC 4555) as responder: the peer, which initiated, may change its address and go on.
+//! MOBIKE (RFC 4555) as responder: the peer, which initiated, may change its address and go on. The other role is in
+//! [`super::mobike_initiator`].
 
 use super::ike_init::{detect_nat, nat_detection};
 use super::{Pending, delete, notify, transport};
@@ -29,7 +30,9 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         return Vec::new();
     }
     let mut answer = Vec::new();
-    if payloads.notify(NotifyType::UPDATE_SA_ADDRESSES).is_some() {
+    //= rfc4555#3.5
+    // Only the initiator decides which addresses are used.
+    if !sa.initiator && payloads.notify(NotifyType::UPDATE_SA_ADDRESSES).is_some() {
         update(sa, ctx, payloads);
     }
     if payloads.notify(NotifyType::NAT_DETECTION_SOURCE_IP).is_some() {

@@ -16,9 +16,11 @@ pub(crate) mod intermediate;
 pub(crate) mod liveness;
 pub(crate) mod message_id_sync;
 pub(crate) mod mobike;
+pub(crate) mod mobike_initiator;
 pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod qcd;
+pub(crate) mod rebinding;
 pub(crate) mod refresh;
 pub(crate) mod resource;
 pub(crate) mod resume;
@@ -36,6 +38,7 @@ use ike_rekey::IkeOffer;
 use ike_wire::{ExchangeType, Notify, NotifyType, Payload, PayloadList, WireError};
 use model::EspSpi;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What the outstanding request is about, and what is needed to use its response.
@@ -61,6 +64,11 @@ pub(crate) enum Pending {
     /// Whether the peer can be reached where it moved to (RFC 4555).
     Routability {
         cookie: Vec<u8>,
+    },
+    /// Where we are now (RFC 4555): our address and the peer's when it was sent first.
+    UpdateAddresses {
+        local: SocketAddr,
+        remote: SocketAddr,
     },
 }
 
@@ -113,6 +121,7 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             Task::DeleteIke => delete::start_ike(sa, ctx),
             Task::Liveness => liveness::start(sa, ctx),
             Task::Routability => mobike::check(sa, ctx),
+            Task::UpdateAddresses => mobike_initiator::start(sa, ctx),
             Task::Refresh => refresh::start(sa, ctx),
             Task::CreateResourceChild { child, resource } => {
                 resource::start(sa, ctx, &child, resource, tries);
@@ -256,6 +265,9 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
     };
     sa.timers.retransmit = None;
     sa.dirty = true;
+    if !matches!(outstanding.pending, Pending::UpdateAddresses { .. }) {
+        mobike_initiator::answered(sa, ctx);
+    }
     let payloads = match parsed {
         Ok(payloads) => payloads,
         Err(error) => {
@@ -280,6 +292,9 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
         Pending::Routability { cookie } => mobike::checked(sa, ctx, &cookie, &payloads),
+        Pending::UpdateAddresses { local, remote } => {
+            mobike_initiator::finish(sa, ctx, (local, remote), &payloads);
+        }
         Pending::Refresh => refresh::finish(sa, ctx, &payloads),
         Pending::SyncCounters => {}
         Pending::MessageIdSync(asked) => message_id_sync::finish(sa, ctx, &asked, &payloads),
@@ -326,6 +341,7 @@ pub(crate) fn abandon_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         Pending::DeleteChild { spi_in } => sa.our.push_front(Task::DeleteChild { spi_in }),
         Pending::Liveness => sa.our.push(Task::Liveness),
         Pending::Routability { .. } => sa.our.push(Task::Routability),
+        Pending::UpdateAddresses { .. } => sa.our.push_front(Task::UpdateAddresses),
         Pending::Refresh => sa.our.push(Task::Refresh),
         // The peer's cluster has just failed over itself; evidence will come again if it is still needed.
         Pending::SyncCounters => {}

@@ -17,15 +17,16 @@ use ike_wire::{
     encode_message,
 };
 use model::IkeSpi;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-/// Begins an IKE SA with a ticket. `Err`: why it cannot be.
+/// Begins an IKE SA with a ticket, with the peer at `remote` where that is given. `Err`: why it cannot be.
 pub(crate) fn start(
     ctx: &mut Context<'_>,
     connection: &Connection,
+    remote: Option<IpAddr>,
     held: HeldTicket,
 ) -> Result<IkeSa, String> {
-    let path = ike_init::path_of(connection)?;
+    let path = ike_init::path_of(connection, remote)?;
     let spi = ctx.around.ike_spi(None, &connection.name);
     let phase = AwaitResumeResponse {
         nonce_i: ctx.random(NONCE_LEN),

@@ -3,6 +3,7 @@
 mod advance;
 mod groups;
 mod look;
+mod reload;
 mod sas;
 mod siblings;
 mod taint;
