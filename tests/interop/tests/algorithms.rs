@@ -4,7 +4,9 @@
 //! Needs root and strongSwan.
 
 use anyhow::{Context, Result, ensure};
-use ike::{ChildConfig, Command, Connection, EndpointConfig, EngineConfig, Identity, Ppk, Proposal};
+use ike::{
+    ChildConfig, Childless, Command, Connection, EndpointConfig, EngineConfig, Identity, Ppk, Proposal,
+};
 use lab::clock::wait_for;
 use lab::ike_peer::{IkePeer, Seen};
 use lab::netns::Netns;
@@ -330,5 +332,42 @@ fn post_quantum_preshared_keys_go_into_the_keys_of_both_sides() -> Result<()> {
         "{:#?}",
         stage.engine.seen().warnings
     );
+    Ok(())
+}
+
+/// RFC 6023, in both roles: neither side brings a Child SA along in IKE_AUTH, and each has keys of its own.
+#[test]
+fn ike_sas_come_up_without_a_child_where_both_sides_insist() -> Result<()> {
+    let stage = stage(
+        |connection| connection.childless = Childless::Force,
+        &[],
+        |conf| conf.replace("    mobike = no\n", "    mobike = no\n    childless = force\n"),
+    )?;
+    for (name, ..) in &ROWS[..2] {
+        for ours in [true, false] {
+            if ours {
+                let connection = (*name).to_owned();
+                stage.engine.command(Command::Initiate { connection })?;
+            } else {
+                stage.charon.initiate(name)?;
+            }
+            let (_, spi_in) = stage
+                .up(name, "the handshake")
+                .with_context(|| format!("{name}, ours {ours}"))?;
+            stage.engine.command(Command::RekeyChild { spi_in })?;
+            stage.other(name, "the rekey of the Child SA", |now| now.1 != spi_in)?;
+            stage.down(name)?;
+        }
+    }
+    let log = stage.charon.log();
+    let of_auth: Vec<_> = log.lines().filter(|line| line.contains("IKE_AUTH re")).collect();
+    ensure!(of_auth.len() >= 8, "the peer does not log its messages");
+    ensure!(
+        of_auth.iter().all(|line| !line.contains("TSi")),
+        "a Child SA came along: {of_auth:#?}"
+    );
+    ensure!(log.contains("CHDLESS_SUP"), "we did not say that we can");
+    let seen = stage.engine.seen();
+    ensure!(seen.warnings.is_empty(), "{:#?}", seen.warnings);
     Ok(())
 }

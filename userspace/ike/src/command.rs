@@ -67,7 +67,8 @@ pub(crate) fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
     for sa in candidates {
         match sa.phase {
             Phase::Established(_) => return Some(sa.spi),
-            Phase::AwaitInitResponse(_)
+            Phase::AwaitKey
+            | Phase::AwaitInitResponse(_)
             | Phase::AwaitResumeResponse(_)
             | Phase::AwaitIntermediateResponse(_)
             | Phase::AwaitSignature(_)
@@ -148,24 +149,21 @@ fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
         .children
         .iter()
         .any(|c| c.name == child && c.resource.is_none() && installed(c.phase));
-    let coming = match (
-        &sa.phase,
-        sa.our
-            .outstanding
-            .as_ref()
-            .map(|outstanding| &outstanding.pending),
-    ) {
-        (_, Some(Pending::CreateChild(offer))) => offer.name == child && offer.resource.is_none(),
-        (_, Some(Pending::FollowUp(asked))) => {
+    let asked = sa.our.pending().any(|pending| match pending {
+        Pending::CreateChild(offer) => offer.name == child && offer.resource.is_none(),
+        Pending::FollowUp(asked) => {
             let coming = Task::CreateChild {
                 child: child.to_owned(),
             };
             asked.task == coming
         }
-        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().is_some_and(|offer| offer.name == child),
         _ => false,
+    });
+    let first = match &sa.phase {
+        Phase::AwaitAuthResponse(phase) => phase.child.as_ref(),
+        _ => None,
     };
-    up || coming
+    up || asked || first.is_some_and(|offer| offer.name == child)
 }
 
 fn on_child(ctx: &mut Context<'_>, spi_in: EspSpi, task: Task) {
@@ -205,7 +203,8 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
         (Phase::Established(_), _) => sa.our.push(task),
         // Not up yet: there is nobody to tell.
         (
-            Phase::AwaitInitResponse(_)
+            Phase::AwaitKey
+            | Phase::AwaitInitResponse(_)
             | Phase::AwaitResumeResponse(_)
             | Phase::AwaitIntermediateResponse(_)
             | Phase::AwaitSignature(_)

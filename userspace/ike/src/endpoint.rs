@@ -63,18 +63,19 @@ fn cookie(config: &EndpointConfig, nonce: &[u8], remote: IpAddr, spi_i: IkeSpi) 
 }
 
 impl Endpoint {
-    /// Decides about a first message. It is cheap: one HMAC at most.
+    /// Decides about a first message. It is cheap: one HMAC at most. `busy`: key exchanges wait in such numbers that those of
+    /// strangers have to prove their address first.
     pub fn admit(
         &mut self,
         config: &EndpointConfig,
-        half_open: usize,
+        (half_open, busy): (usize, bool),
         remote: SocketAddr,
         spi_i: IkeSpi,
         nonce: &[u8],
         shown: Option<&[u8]>,
     ) -> Admission {
         self.flooded = half_open >= config.half_open_max;
-        self.cookie_mode = half_open >= config.cookie_threshold;
+        self.cookie_mode = busy || half_open >= config.cookie_threshold;
         if self.flooded {
             return Admission::Drop;
         }
@@ -146,7 +147,7 @@ mod tests {
         let mut endpoint = Endpoint::default();
         let remote: SocketAddr = "192.0.2.1:500".parse().unwrap();
         let mut admit = |remote, spi, nonce: &[u8], shown: Option<&[u8]>| {
-            endpoint.admit(&config, 1, remote, IkeSpi(spi), nonce, shown)
+            endpoint.admit(&config, (1, false), remote, IkeSpi(spi), nonce, shown)
         };
         let Admission::Cookie(cookie) = admit(remote, 1, b"nonce", None) else {
             panic!("no cookie asked for")

@@ -2,11 +2,12 @@
 
 mod receive;
 
-use receive::datagram;
+use receive::{computed, datagram};
 
 use crate::config::EngineConfig;
 use crate::endpoint::{self, Admission, Endpoint};
 use crate::event::EventKind;
+use crate::exchange::{self, Computed, Exchanges, GoesOn, Inner, Then};
 use crate::forget::{self, Forgotten};
 use crate::ike_sa::record::{self, AdoptError};
 use crate::ike_sa::windows::{Order, Outstanding};
@@ -34,6 +35,7 @@ pub struct Engine {
     table: Table,
     tickets: Tickets,
     endpoint: Endpoint,
+    exchanges: Exchanges,
     outputs: VecDeque<Output>,
     /// Adopted, and not resumed yet.
     adopted: Vec<IkeSpi>,
@@ -51,6 +53,7 @@ impl Engine {
             table: Table::default(),
             tickets: Tickets::default(),
             endpoint: Endpoint::default(),
+            exchanges: Exchanges::default(),
             outputs: VecDeque::new(),
             adopted: Vec::new(),
             now: Instant::default(),
@@ -72,6 +75,16 @@ impl Engine {
     pub fn set_record_version(&mut self, version: u8) {
         let known = crate::RECORD_VERSIONS.contains(&version);
         self.record_version = if known { version } else { record::RECORD_VERSION };
+    }
+
+    /// From now on key exchanges are not computed here but come out as [`Output::Compute`]: they may take milliseconds.
+    pub fn exchange_beside(&mut self) {
+        self.exchanges.beside = true;
+    }
+
+    /// Key exchanges that were computed here since [`Engine::exchange_beside`]; there should be none.
+    pub fn computed_here(&self) -> u64 {
+        self.exchanges.here
     }
 
     /// The configuration in use.
@@ -112,6 +125,10 @@ impl Engine {
                         ike_auth::signed(sa, ctx, token, signature)
                     });
                 });
+            }
+            Input::Computed { now, computed: done } => {
+                self.now = now;
+                self.run(around, |engine, ctx| computed(ctx, &mut engine.endpoint, done));
             }
             Input::Command { now, command } => {
                 self.now = now;
@@ -185,6 +202,7 @@ impl Engine {
     /// Forgets all IKE SAs without a word: this member is no longer their owner.
     pub fn clear(&mut self) {
         self.table = Table::default();
+        self.exchanges.forget_first();
         self.adopted.clear();
         self.outputs.clear();
     }
@@ -194,6 +212,7 @@ impl Engine {
     pub fn remove_segments(&mut self, gone: impl Fn(SegmentId) -> bool) -> Forgotten {
         let forgotten = Forgotten::new(self.table.remove_where(|spi| gone(spi.segment())));
         self.adopted.retain(|spi| !gone(spi.segment()));
+        self.exchanges.forget_first();
         let all = std::mem::take(&mut self.outputs);
         self.outputs = all
             .into_iter()
@@ -257,7 +276,7 @@ impl Engine {
         let sa = self.table.get(spi)?;
         Some(MessageIdWindows {
             next_send: sa.our.next,
-            outstanding: sa.our.outstanding.is_some(),
+            outstanding: !sa.our.is_idle(),
             next_receive: sa.their.next,
         })
     }
@@ -303,6 +322,7 @@ impl Engine {
             out: &mut out,
             table: &mut self.table,
             tickets: &mut self.tickets,
+            exchanges: &mut self.exchanges,
             from: None,
             path_before: None,
         };
@@ -312,6 +332,7 @@ impl Engine {
             with_sa(&mut ctx, spi, tasks::start_next);
         }
         self.endpoint = parts.endpoint;
+        self.exchanges.clear();
         self.flush(out);
     }
 
@@ -335,6 +356,7 @@ impl Engine {
         self.outputs.extend(out.events.into_iter().map(Output::Event));
         self.outputs.extend(out.plain.into_iter().map(Output::Transmit));
         self.outputs.extend(out.signs.into_iter().map(Output::Sign));
+        self.outputs.extend(out.computes.into_iter().map(Output::Compute));
         if commit.changes.is_empty() {
             // Nothing to commit: a final word about an IKE SA that no standby ever knew.
             self.outputs.extend(

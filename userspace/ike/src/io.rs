@@ -2,6 +2,7 @@
 
 use crate::config::Resource;
 use crate::event::Event;
+use crate::exchange::{ComputeRequest, Computed};
 use crate::pool::PoolShare;
 use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId};
 use std::net::SocketAddr;
@@ -34,6 +35,13 @@ pub enum Input<'a> {
         token: u64,
         /// The signature (of ECDSA as DER), or why there is none.
         signature: Result<Vec<u8>, String>,
+    },
+    /// What an [`Output::Compute`] asked for. Where it is not waited for any more, it is ignored.
+    Computed {
+        /// The time.
+        now: Instant,
+        /// What [`ComputeRequest::run`] gave.
+        computed: Computed,
     },
     /// The operator or the agent wants something.
     Command {
@@ -133,6 +141,8 @@ pub enum Output {
     Transmit(Transmit),
     /// A signature is needed. Nothing is committed before it has come: a member that takes over meanwhile begins this step anew.
     Sign(SignRequest),
+    /// A key exchange is to be computed, with [`crate::Engine::exchange_beside`] only. Nothing is committed before it has come.
+    Compute(ComputeRequest),
     /// For logs and metrics.
     Event(Event),
 }

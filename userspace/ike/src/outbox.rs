@@ -2,6 +2,7 @@
 
 use crate::config::EngineConfig;
 use crate::event::{Event, EventKind};
+use crate::exchange::{ComputeRequest, Exchanges};
 use crate::ike_sa::{IkeSa, Path};
 use crate::io::{SignRequest, Surroundings, Transmit};
 use crate::table::Table;
@@ -23,6 +24,8 @@ pub(crate) struct Outbox {
     pub plain: Vec<Transmit>,
     /// Signatures that are needed.
     pub signs: Vec<SignRequest>,
+    /// Key exchanges that are needed.
+    pub computes: Vec<ComputeRequest>,
     pub events: Vec<Event>,
 }
 
@@ -35,6 +38,7 @@ pub(crate) struct Context<'a> {
     /// The other IKE SAs; the one at hand has been taken out.
     pub table: &'a mut Table,
     pub tickets: &'a mut Tickets,
+    pub exchanges: &'a mut Exchanges,
     /// Our address and the peer's on the datagram that is handled.
     pub from: Option<(SocketAddr, SocketAddr)>,
     /// Where the IKE SA's messages went before that datagram.

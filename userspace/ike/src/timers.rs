@@ -5,7 +5,7 @@ use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::ChildPhase;
 use crate::ike_sa::message::repeat;
 use crate::ike_sa::phase::Phase;
-use crate::ike_sa::windows::Task;
+use crate::ike_sa::windows::{Outstanding, Task};
 use crate::outbox::Context;
 use crate::tasks::{CLOSED_KEPT, child_create, delete, follow_up, ike_auth, ike_init, start_next, ticket};
 use model::Instant;
@@ -25,11 +25,12 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         let why = match sa.phase {
             Phase::AwaitAuthRequest(_) | Phase::AwaitEap(_) => "the peer never authenticated",
             Phase::AwaitSignature(_) => "our signature never came",
+            Phase::AwaitKey => "our private key was never made",
             _ => "over",
         };
         return delete::vanish(sa, ctx, why);
     }
-    if due(sa.timers.retransmit, now) {
+    if sa.our.all().any(|outstanding| due(outstanding.clock.at, now)) {
         retransmit(sa, ctx);
         if sa.gone {
             return;
@@ -60,7 +61,7 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             .and_then(|connection| connection.dpd_delay);
         sa.timers.liveness = delay.map(|delay| now + delay.max(Duration::from_millis(10)));
         // While a request is outstanding, its retransmissions show whether the peer lives.
-        if sa.our.outstanding.is_none() && matches!(sa.phase, Phase::Established(_)) {
+        if sa.our.is_idle() && matches!(sa.phase, Phase::Established(_)) {
             sa.our.push(Task::Liveness);
         }
     }
@@ -102,17 +103,11 @@ fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         .connection(ctx.config)
         .map(|connection| connection.retransmit)
         .unwrap_or_default();
-    let Some(bytes) = sa
-        .our
-        .outstanding
-        .as_ref()
-        .map(|outstanding| outstanding.bytes.clone())
-    else {
-        sa.timers.retransmit = None;
-        return;
-    };
-    if sa.timers.sent >= timing.tries {
-        let silence = format!("no answer to {} transmissions", sa.timers.sent + 1);
+    let now = ctx.now;
+    let is_due = |outstanding: &Outstanding| due(outstanding.clock.at, now);
+    let tired = sa.our.all().find(|o| is_due(o) && o.clock.sent >= timing.tries);
+    if let Some(sent) = tired.map(|o| o.clock.sent) {
+        let silence = format!("no answer to {} transmissions", sent + 1);
         let text =
             format!("{silence}: is the peer up, and do UDP ports 500 and 4500 pass in both directions?");
         ctx.event(sa, EventKind::PeerSilent, text);
@@ -121,9 +116,14 @@ fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         }
         return delete::vanish(sa, ctx, &silence);
     }
-    sa.timers.sent += 1;
-    sa.timers.retransmit = Some(ctx.now + timing.wait(sa.timers.sent));
-    repeat(sa, ctx, &bytes);
+    for outstanding in sa.our.all().filter(|o| is_due(o)) {
+        repeat(sa, ctx, &outstanding.bytes);
+    }
+    for outstanding in sa.our.all_mut().filter(|o| due(o.clock.at, now)) {
+        let clock = &mut outstanding.clock;
+        clock.sent += 1;
+        clock.at = Some(now + timing.wait(clock.sent));
+    }
 }
 
 /// After a takeover: all timers start anew, and the outstanding request is sent again.
@@ -138,9 +138,13 @@ pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
         }
         Phase::AwaitSignature(_) => ike_auth::ask_again(sa, ctx),
+        Phase::AwaitKey => ike_init::begin_or_vanish(sa, ctx),
         Phase::Established(_) => ike_auth::start_timers(sa, ctx),
         Phase::Rekeyed(_) => sa.timers.expire = Some(ctx.now + crate::tasks::ike_rekey::REPLACED_KEPT),
         Phase::Closed(_) => sa.timers.expire = Some(ctx.now + CLOSED_KEPT),
+    }
+    if sa.gone {
+        return;
     }
     let mut children = std::mem::take(&mut sa.children);
     for child in &mut children {

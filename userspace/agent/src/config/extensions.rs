@@ -1,6 +1,6 @@
 //! Keys of `[[connections]]` about extensions of IKEv2.
 
-use ike::MidSync;
+use ike::{Childless, MidSync};
 
 use super::Extensions;
 use super::read::Context;
@@ -23,12 +23,23 @@ impl Context<'_> {
                 "remove one of the two",
             );
         }
+        let words = [
+            ("allow", Childless::Allow),
+            ("force", Childless::Force),
+            ("never", Childless::Never),
+        ];
+        let childless = t.word("childless", &words).unwrap_or(usual.childless);
+        let window = t
+            .integer("window", 1..=64)
+            .map_or(usual.window, |n| n.value as u32);
         Extensions {
             crash_detection,
             resumption,
             cluster_sync,
             mid_sync,
             per_cpu,
+            childless,
+            window,
         }
     }
 }

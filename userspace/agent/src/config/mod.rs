@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ike::{MidSync, Proposal, Retransmit};
+use ike::{Childless, MidSync, Proposal, Retransmit};
 use ipnet::IpNet;
 use model::{MemberId, TrafficSelector};
 use sad::lifetime::Lifetimes;
@@ -224,6 +224,10 @@ pub struct Extensions {
     pub mid_sync: MidSync,
     /// A Child SA for each CPU that has traffic, beside the one that all may use (RFC 9611).
     pub per_cpu: bool,
+    /// IKE SAs that are set up without a Child SA (RFC 6023).
+    pub childless: Childless,
+    /// IKE requests under way at the same time, in each direction.
+    pub window: u32,
 }
 
 impl Default for Extensions {
@@ -234,6 +238,8 @@ impl Default for Extensions {
             cluster_sync: true,
             mid_sync: MidSync::Never,
             per_cpu: false,
+            childless: Childless::Allow,
+            window: 1,
         }
     }
 }

@@ -123,6 +123,9 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
     );
     assert!(of("per_cpu = true").per_cpu && !usual.per_cpu);
     assert_eq!(of("mid_sync = \"on-fork\"").mid_sync, ike::MidSync::OnFork);
+    assert_eq!(of("childless = \"force\"").childless, ike::Childless::Force);
+    assert_eq!(of("window = 8").window, 8);
+    assert_eq!(of("childless = \"never\"").childless, ike::Childless::Never);
     // What the example says behind '#' are the defaults.
     let shown = EXAMPLE
         .lines()
@@ -133,12 +136,14 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
                 "cluster_sync",
                 "mid_sync",
                 "per_cpu",
+                "childless",
+                "window",
             ];
             keys.iter().any(|key| line.starts_with(&format!("# {key} = ")))
         })
         .map(|line| format!("{}\n", &line[2..]))
         .collect::<Vec<_>>();
-    assert_eq!(shown.len(), 5);
+    assert_eq!(shown.len(), 7);
     assert_eq!(of(&shown.concat()), usual);
 }
 
@@ -147,6 +152,8 @@ fn mistakes_with_extensions_are_reported_at_their_line() {
     for (keys, words) in [
         ("crash_detection = \"yes\"", "give true or false"),
         ("mid_sync = \"always\"", "give \"never\" or \"on-fork\""),
+        ("window = 0", "1"),
+        ("childless = \"yes\"", "give \"allow\" or \"force\" or \"never\""),
         (
             "cluster_sync = false\nmid_sync = \"on-fork\"",
             "needs what cluster_sync = false forbids",

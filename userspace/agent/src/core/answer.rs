@@ -412,7 +412,7 @@ impl Core {
                     (name, v.verdict.name(), v.packets)
                 })
                 .collect(),
-            ike_events: self.ike_events.iter().map(|(kind, n)| (*kind, *n)).collect(),
+            ike_events: self.ike_event_counts(),
             takeovers: self.takeover.count,
             slow_frames: COUNTS.iter().copied().zip(self.slow.counts).collect(),
             synch: SynchSample {

@@ -74,6 +74,8 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
     c.resumption = config.extensions.resumption;
     c.cluster_sync = config.extensions.cluster_sync;
     c.mid_sync = config.extensions.mid_sync;
+    c.childless = config.extensions.childless;
+    c.window = config.extensions.window;
     if config.extensions.per_cpu {
         c.resources = (0..cpus.min(u32::from(u16::MAX)))
             .map(|cpu| Resource::of_owner(cpu as u16))

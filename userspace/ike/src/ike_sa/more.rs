@@ -2,6 +2,7 @@
 //!
 //! A value that is not needed is not written, and a record without any is written without the third part.
 
+use super::IkeSa;
 use super::record::{AdoptError, octets};
 use crate::tasks::follow_up::Awaited;
 use crate::tasks::intermediate::Intermediate;
@@ -17,6 +18,10 @@ mod tag {
     pub const INTERMEDIATE: u16 = 2;
     pub const FOLLOW_UP: u16 = 3;
     pub const PPK: u16 = 4;
+    pub const FURTHER_REQUESTS: u16 = 34;
+    pub const OTHER_RESPONSES: u16 = 35;
+    pub const PEER_WINDOW: u16 = 36;
+    pub const OUR_WINDOW: u16 = 37;
     pub const VIRTUAL_ADDRESSES: u16 = 16;
     pub const MOBIKE: u16 = 17;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
@@ -40,12 +45,18 @@ pub(crate) struct More {
     pub virtual_addresses: Vec<IpAddr>,
     /// The peer may change its address (RFC 4555).
     pub mobike: bool,
+    /// Size of the window that the peer has announced: so many requests it takes at a time.
+    pub peer_window: Option<u32>,
+    /// And of the one that we have announced.
+    pub our_window: Option<u32>,
 }
 
 impl More {
     /// The values that differ from the default.
     pub fn write(&self) -> Vec<Tagged> {
         let mut values = Vec::new();
+        put(&mut values, tag::PEER_WINDOW, self.peer_window.as_ref());
+        put(&mut values, tag::OUR_WINDOW, self.our_window.as_ref());
         put(&mut values, tag::FRAGMENT_SIZE, self.fragment_size.as_ref());
         put(&mut values, tag::INTERMEDIATE, self.intermediate.as_ref());
         put(&mut values, tag::FOLLOW_UP, self.follow_up.as_ref());
@@ -68,6 +79,10 @@ impl More {
                 tag::PPK => more.ppk = Some(get(value)?),
                 tag::VIRTUAL_ADDRESSES => more.virtual_addresses = get(value)?,
                 tag::MOBIKE => more.mobike = true,
+                tag::PEER_WINDOW => more.peer_window = Some(get(value)?),
+                tag::OUR_WINDOW => more.our_window = Some(get(value)?),
+                // They belong to the windows.
+                tag::FURTHER_REQUESTS | tag::OTHER_RESPONSES => {}
                 tag::MAY_BE_SKIPPED.. => {}
                 unknown => {
                     let why = format!("value {unknown} is of a newer version of this software");
@@ -77,6 +92,34 @@ impl More {
         }
         Ok(more)
     }
+}
+
+/// What of the windows is written by number: requests beside the oldest one, responses beside the last one.
+pub(crate) fn write_windows(sa: &IkeSa, values: &mut Vec<Tagged>) {
+    let further = sa.our.further();
+    put(
+        values,
+        tag::FURTHER_REQUESTS,
+        (!further.is_empty()).then_some(&further),
+    );
+    let others = sa.their.others();
+    put(
+        values,
+        tag::OTHER_RESPONSES,
+        (!others.is_empty()).then_some(others),
+    );
+}
+
+/// Reads that back.
+pub(crate) fn read_windows(sa: &mut IkeSa, values: &[Tagged]) -> Result<(), AdoptError> {
+    for (number, value) in values {
+        match *number {
+            tag::FURTHER_REQUESTS => sa.our.join(get(value)?),
+            tag::OTHER_RESPONSES => sa.their.join(get(value)?),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn put<T: Serialize>(values: &mut Vec<Tagged>, number: u16, value: Option<&T>) {

@@ -121,12 +121,14 @@ pub(crate) enum Phase {
     AwaitIntermediateResponse(Box<AwaitIntermediateResponse>),
     AwaitSignature(Box<AwaitSignature>),
     AwaitEap(Box<AwaitEap>),
+    /// Initiator: the private key for IKE_SA_INIT is being made.
+    AwaitKey,
 }
 
 impl Phase {
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => "connecting",
+            Self::AwaitKey | Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => "connecting",
             Self::AwaitIntermediateResponse(_)
             | Self::AwaitSignature(_)
             | Self::AwaitAuthResponse(_)
@@ -141,7 +143,7 @@ impl Phase {
 
     pub fn protected(&self) -> Option<&Protected> {
         match self {
-            Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => None,
+            Self::AwaitKey | Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => None,
             Self::AwaitIntermediateResponse(phase) => Some(&phase.protected),
             Self::AwaitSignature(phase) => Some(&phase.protected),
             Self::AwaitEap(phase) => Some(&phase.protected),

@@ -1,6 +1,6 @@
 //! The peer's INFORMATIONAL requests: deletions, notifications, liveness checks (RFC 7296 1.4).
 
-use super::{counter_sync, delete, mobike, qcd, ticket};
+use super::{counter_sync, delete, mobike, qcd, ticket, window};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::Phase;
@@ -15,6 +15,8 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     qcd::take(sa, payloads);
     let mut answer: Vec<Payload> = Vec::new();
     if matches!(sa.phase, Phase::Established(_)) {
+        window::take(sa, ctx.config, payloads);
+        answer.extend(window::answer(sa, ctx.config, payloads));
         answer.extend(ticket::grant(sa, ctx, payloads));
         counter_sync::take(sa, ctx, payloads);
     }
