@@ -15,6 +15,8 @@ pub enum EntryChange {
     IkeRemove(IkeSpi),
     /// Change of a Child SA.
     Child(ChildSaChange),
+    /// In the brief form of an entry: what differs from the record that an IKE SA (the second) had before.
+    IkePatch(IkeSpi, IkeSpi, SecretBytes),
 }
 
 /// All of a group.
@@ -49,6 +51,44 @@ pub fn spi_of(change: &ChildSaChange) -> EspSpi {
         | ChildSaChange::Share { spi_in }
         | ChildSaChange::Bind { spi_in, .. } => *spi_in,
     }
+}
+
+/// The brief form: records against what is known of their IKE SA, or else of another one of the entry.
+pub fn brief<'a>(
+    changes: &[EntryChange],
+    before: impl Fn(IkeSpi) -> Option<&'a SecretBytes>,
+) -> Vec<EntryChange> {
+    let puts = |change: &EntryChange| match change {
+        EntryChange::IkePut(spi, _) => Some(*spi),
+        _ => None,
+    };
+    let patched = |change: &EntryChange| {
+        let EntryChange::IkePut(spi, record) = change else {
+            return None;
+        };
+        let others = changes.iter().filter_map(puts).filter(|other| other != spi);
+        let (base, old) = std::iter::once(*spi)
+            .chain(others)
+            .find_map(|base| Some((base, before(base)?)))?;
+        let patch = cluster::patch::make(old.expose(), record.expose());
+        Some(EntryChange::IkePatch(*spi, base, patch))
+    };
+    changes
+        .iter()
+        .map(|change| patched(change).unwrap_or_else(|| change.clone()))
+        .collect()
+}
+
+/// The brief form made whole; `None` where it was written against something else than is here.
+pub fn whole(changes: Vec<EntryChange>, before: &BTreeMap<IkeSpi, SecretBytes>) -> Option<Vec<EntryChange>> {
+    let whole = |change| match change {
+        EntryChange::IkePatch(spi, base, patch) => {
+            let record = cluster::patch::apply(before.get(&base)?.expose(), patch.expose()).ok()?;
+            Some(EntryChange::IkePut(spi, record))
+        }
+        other => Some(other),
+    };
+    changes.into_iter().map(whole).collect()
 }
 
 /// As octets.

@@ -50,6 +50,12 @@ pub struct Status {
     /// The ownership engine does not answer.
     #[serde(default)]
     pub engine_silent: Option<EngineSilence>,
+    /// Newest format of the records on the synch channel that this member speaks.
+    #[serde(default)]
+    pub record_format: u8,
+    /// Newest one that its release knows.
+    #[serde(default)]
+    pub record_format_newest: u8,
     /// The other members.
     pub members: Vec<MemberStatus>,
     /// Journal.
@@ -176,6 +182,9 @@ pub struct MemberStatus {
     /// It is being drained.
     #[serde(default)]
     pub draining: bool,
+    /// Format of the records that the two members use with each other; `None` while it is not heard.
+    #[serde(default)]
+    pub record_format: Option<u8>,
     /// Parts of its configuration that differ from this member's and must not.
     #[serde(default)]
     pub differs: Vec<String>,

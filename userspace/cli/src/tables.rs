@@ -75,6 +75,7 @@ pub fn status(status: &Status) -> String {
         "in sync",
         "groups",
         "links",
+        "format",
         "last heartbeat",
         "suspected after",
     ]);
@@ -87,12 +88,22 @@ pub fn status(status: &Status) -> String {
             member.groups_owned.to_string(),
             list(&member.links_up),
             member
+                .record_format
+                .map_or("-".to_owned(), |format| format.to_string()),
+            member
                 .last_heartbeat_ms
                 .map_or("never".to_owned(), |ms| format!("{ms} ms ago")),
             format!("{} ms", member.suspicion_ms),
         ]);
     }
     let _ = writeln!(out, "\n{members}");
+    if status.record_format != status.record_format_newest {
+        let _ = writeln!(
+            out,
+            "speaks record format {} at most (record_format in [cluster]); this release knows {}",
+            status.record_format, status.record_format_newest
+        );
+    }
     for member in status.members.iter().filter(|m| !m.differs.is_empty()) {
         let _ = writeln!(
             out,

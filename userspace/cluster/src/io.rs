@@ -53,6 +53,9 @@ pub enum Input {
         token: u64,
         /// The change.
         entry: Vec<u8>,
+        /// The same change, written against what the entries before it have left: for members that speak
+        /// [`crate::message::BRIEF_SINCE`]. `None`: that would be no shorter.
+        brief: Option<Vec<u8>>,
     },
     /// Owner: raise these limits, of any groups; each is answered by [`Output::RaiseCommitted`] or
     /// [`Output::RaiseRefused`]. Items of groups that this member does not own are dropped.
@@ -71,6 +74,14 @@ pub enum Input {
         token: u64,
         /// Raises of SAs that are not known here (not yet, or not any more): nothing was armed for them.
         unknown: Vec<RaiseKey>,
+    },
+    /// Answer to [`Output::Apply`]: the entry does not fit what this member holds, so it holds something else than the owner
+    /// says. It forgets that it is in sync, and joins anew at once.
+    DoesNotFit {
+        /// The time.
+        now: Instant,
+        /// The output's token.
+        token: u64,
     },
     /// Answer to [`Output::CapLimits`]: limits are capped and published; this is the state of all SAs.
     Snapshot {

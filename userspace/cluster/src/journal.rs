@@ -1,13 +1,31 @@
 //! The owner's side of the journal: consecutive positions, kept until everybody who has to know has acknowledged.
 
+use crate::message::BRIEF_SINCE;
 use std::collections::{BTreeMap, VecDeque};
+
+/// A change as octets.
+#[derive(Clone)]
+pub struct Entry {
+    /// By itself.
+    pub whole: Vec<u8>,
+    /// Against what the entries before it have left.
+    pub brief: Option<Vec<u8>>,
+}
+
+impl Entry {
+    /// For a member that speaks this format. Both forms mean the same to whoever holds all entries before it.
+    pub fn in_format(&self, version: u8) -> &[u8] {
+        let brief = self.brief.as_ref().filter(|_| version >= BRIEF_SINCE);
+        brief.unwrap_or(&self.whole)
+    }
+}
 
 /// Entries that wait for acknowledgements, and the tokens of their proposals.
 #[derive(Default)]
 pub struct Journal {
     written: u64,
     committed: u64,
-    entries: VecDeque<(u64, Vec<u8>)>,
+    entries: VecDeque<(u64, Entry)>,
     tokens: BTreeMap<u64, u64>,
 }
 
@@ -22,7 +40,7 @@ impl Journal {
     }
 
     /// Appends an entry; returns its position.
-    pub fn append(&mut self, token: u64, entry: Vec<u8>, keep: bool) -> u64 {
+    pub fn append(&mut self, token: u64, entry: Entry, keep: bool) -> u64 {
         self.written += 1;
         if keep {
             self.entries.push_back((self.written, entry));
@@ -61,11 +79,11 @@ impl Journal {
     }
 
     /// Kept entries after `position`, to send (again) after a reconnection.
-    pub fn after(&self, position: u64) -> impl Iterator<Item = (u64, &[u8])> {
+    pub fn after(&self, position: u64) -> impl Iterator<Item = (u64, &Entry)> {
         self.entries
             .iter()
             .filter(move |(p, _)| *p > position)
-            .map(|(p, e)| (*p, e.as_slice()))
+            .map(|(p, e)| (*p, e))
     }
 
     /// Takes all tokens that are not committed, when this member stops being the owner.
@@ -82,7 +100,8 @@ mod tests {
     fn tokens_come_back_in_order_and_once() {
         let mut journal = Journal::continue_from(7);
         for token in [70, 80, 90] {
-            journal.append(token, vec![], true);
+            let (whole, brief) = (vec![1, 2], Some(vec![3]));
+            journal.append(token, Entry { whole, brief }, true);
         }
         assert_eq!(journal.commit_to(9), [70, 80]);
         assert_eq!(journal.commit_to(8), [], "the commit position never moves back");
@@ -90,5 +109,9 @@ mod tests {
         assert_eq!(journal.committed(), 10);
         journal.forget_to(9);
         assert_eq!(journal.after(0).map(|(p, _)| p).collect::<Vec<_>>(), [10]);
+        let forms = journal
+            .after(0)
+            .map(|(_, e)| [3, 4].map(|format| e.in_format(format).len()));
+        assert_eq!(forms.collect::<Vec<_>>(), [[2, 1]]);
     }
 }

@@ -13,6 +13,7 @@ pub mod layout;
 pub mod message;
 pub mod node;
 pub mod ownership;
+pub mod patch;
 pub mod raises;
 pub mod rules;
 pub mod rules_doubt;

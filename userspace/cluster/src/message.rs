@@ -8,10 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 /// Newest format of the records on the synch channel that this release speaks.
-pub const VERSION: u8 = 3;
+///
+/// 2 and 3 differ in the heartbeat ([`HeartbeatOf2`]); 4 is 3, and may say what only members of 4 and later understand: who writes
+/// such a record asks first which format the receiver speaks.
+pub const VERSION: u8 = 4;
 /// Oldest format that it speaks. Two members use the newest one that both know, so that a cluster can be upgraded one
 /// member after the other; a Hello is always in the oldest format, and names the newest.
 pub const OLDEST: u8 = 2;
+/// Since this format a journal entry may be written against what the entries before it have left.
+pub const BRIEF_SINCE: u8 = 4;
 /// In [`GroupBeat::joining`]: the sender's format does not say it.
 pub const NOT_SAID: u8 = u8::MAX;
 /// Octets of a snapshot in one record.
@@ -335,14 +340,15 @@ pub enum BadRecord {
 }
 
 impl Message {
-    /// Octets for the channel, in a format that the receiver speaks.
+    /// Octets for the channel, in a format that the receiver speaks; one that is not known here counts as the nearest.
     pub fn encode(&self, version: u8) -> Vec<u8> {
         // Plain data without maps of unknown length always encodes.
-        let octets = if version == OLDEST {
-            let older = self.clone().with_heartbeat(HeartbeatOf2::from);
-            postcard::to_extend(&older, vec![OLDEST])
-        } else {
-            postcard::to_extend(self, vec![VERSION])
+        let octets = match version.clamp(OLDEST, VERSION) {
+            OLDEST => {
+                let older = self.clone().with_heartbeat(HeartbeatOf2::from);
+                postcard::to_extend(&older, vec![OLDEST])
+            }
+            version => postcard::to_extend(self, vec![version]),
         };
         octets.unwrap_or_default()
     }
@@ -359,7 +365,7 @@ impl Message {
             OLDEST => {
                 whole::<MessageOf<HeartbeatOf2>>(&octets[1..]).map(|m| m.with_heartbeat(Heartbeat::from))
             }
-            VERSION => whole(&octets[1..]),
+            3..=VERSION => whole(&octets[1..]),
             other => Err(BadRecord::Version(other)),
         }
     }
@@ -524,6 +530,25 @@ mod tests {
         let heartbeat = heartbeat(&sets);
         assert_eq!(named(&heartbeat), sets);
         assert_eq!(named(&sent(&heartbeat, VERSION)), sets);
+    }
+
+    #[test]
+    fn a_heartbeat_says_the_same_in_every_format_since_the_third_and_later_ones_are_refused() {
+        let beat = heartbeat(&[BTreeSet::from([life(1, 1), life(2, 9)])]);
+        let message = Message {
+            from: life(1, 1),
+            body: Body::Heartbeat(beat.clone()),
+        };
+        for version in 3..=VERSION {
+            assert_eq!(message.encode(version)[0], version);
+            assert_eq!(sent(&beat, version), beat, "format {version}");
+        }
+        assert_eq!(message.encode(VERSION + 1)[0], VERSION);
+        let mut later = message.encode(VERSION);
+        for version in [OLDEST - 1, VERSION + 1] {
+            later[0] = version;
+            assert_eq!(Message::decode(&later).err(), Some(BadRecord::Version(version)));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{Cx, Effect, Member, Pending};
 use crate::entry::{self, EntryChange};
 use crate::sabotage::Sabotage;
 use ike::{Command, Output, Transmit};
-use model::{ChildSaChange, Epoch, EspSpi, GroupId};
+use model::{ChildSaChange, Epoch, EspSpi, GroupId, IkeSpi, SecretBytes};
 use sad::Context;
 use std::collections::BTreeSet;
 
@@ -38,6 +38,12 @@ impl Member {
                 let siblings: BTreeSet<u64> = (first + 1..=self.next_token).collect();
                 for (token, (group, changes)) in (first..).zip(parts) {
                     let entry = entry::encode(&changes);
+                    // A stale mirror would be noticed by the next record that is written against it.
+                    let stale = self.sabotage == Some(Sabotage::StaleRecord);
+                    let brief = (!stale).then(|| {
+                        let brief = entry::brief(&changes, |spi| self.last_record(spi));
+                        entry::encode(&brief)
+                    });
                     let main = token == first;
                     self.pending.push_back(Pending {
                         token,
@@ -62,6 +68,7 @@ impl Member {
                         group,
                         token,
                         entry,
+                        brief,
                     });
                 }
             }
@@ -83,9 +90,22 @@ impl Member {
         }
     }
 
+    /// The record of an IKE SA as what is proposed by now has left it.
+    fn last_record(&self, spi: IkeSpi) -> Option<&SecretBytes> {
+        let mut changes = self.pending.iter().rev().flat_map(|p| p.changes.iter().rev());
+        let last = changes.find_map(|change| match change {
+            EntryChange::IkePut(of, record) if *of == spi => Some(Some(record)),
+            EntryChange::IkeRemove(of) if *of == spi => Some(None),
+            _ => None,
+        });
+        last.unwrap_or_else(|| self.mirror.get(&spi))
+    }
+
     fn group_of_change(&self, change: &EntryChange) -> GroupId {
         match change {
-            EntryChange::IkePut(spi, _) | EntryChange::IkeRemove(spi) => self.group_of(*spi),
+            EntryChange::IkePut(spi, _) | EntryChange::IkeRemove(spi) | EntryChange::IkePatch(spi, ..) => {
+                self.group_of(*spi)
+            }
             EntryChange::Child(change) => self.group_of_child(entry::spi_of(change)),
         }
     }
@@ -192,7 +212,7 @@ impl Member {
                         }
                     }
                     EntryChange::IkeRemove(spi) => drop(self.mirror.remove(spi)),
-                    EntryChange::Child(_) => {}
+                    EntryChange::Child(_) | EntryChange::IkePatch(..) => {}
                 }
             }
         }
@@ -230,7 +250,8 @@ impl Member {
         if self.sabotage == Some(Sabotage::ArmedUnapplied) {
             return self.armed(cx, token);
         }
-        let ok = match entry::decode::<Vec<EntryChange>>(octets) {
+        let changes = entry::decode::<Vec<EntryChange>>(octets);
+        let ok = match changes.and_then(|changes| entry::whole(changes, &self.mirror)) {
             Some(changes) => {
                 let ok = self.apply(cx, group, &changes, epoch, false).is_empty();
                 cx.watch.mirrored(self.me, group, &changes);

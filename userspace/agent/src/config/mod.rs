@@ -148,6 +148,8 @@ pub struct ClusterConfig {
     pub suspicion_floor: Duration,
     /// Dead-man's switch T.
     pub dead_man: Duration,
+    /// Newest format of the records on the synch channel that this member speaks.
+    pub record_format: u8,
     /// The member that takes an unowned cluster (hot standby).
     pub preferred: MemberId,
     /// Folder with ca.crt, member-N.crt, member-N.key and cluster.secret.

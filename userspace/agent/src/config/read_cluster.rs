@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use cluster::message::{OLDEST, VERSION};
 use model::MemberId;
 
 use super::check::{self, Files};
@@ -71,6 +72,7 @@ impl Context<'_> {
         let rebalance = Self::rebalance(&mut t);
         let etcd = self.ownership_engine(&mut t, engine);
         let preferred = t.integer("preferred", 1..=16);
+        let record_format = t.integer("record_format", u64::from(OLDEST)..=u64::from(VERSION));
         let pki = t.required_string("pki", "the folder that 'espalier cluster init' made");
         let tables = t.tables("members", "cluster.members");
         if tables.is_empty() {
@@ -181,6 +183,7 @@ impl Context<'_> {
             heartbeat,
             suspicion_floor: floor,
             dead_man,
+            record_format: record_format.map_or(VERSION, |format| format.value as u8),
             preferred: preferred.map(|p| MemberId(p.value as u8)).or(lowest)?,
             pki: self.path(&pki?.value),
             members,

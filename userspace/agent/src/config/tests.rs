@@ -34,6 +34,7 @@ fn the_example_in_the_docs_is_a_configuration() {
     assert_eq!(config.me().id, MemberId(1));
     assert_eq!(config.others().count(), 1);
     assert_eq!(config.cluster.heartbeat, Duration::from_millis(20));
+    assert_eq!(config.cluster.record_format, cluster::message::VERSION);
     let psk = config.connections[0].psk_file.as_ref().unwrap();
     assert!(psk.starts_with("/etc/espalier"));
     assert_eq!(config.connection_index(&config.connections[0].name), 1);
@@ -227,6 +228,7 @@ fn each_mistake_has_its_own_words() {
         ),
         ("heartbeat = \"20ms\"", "heartbeat = \"soon\"", "is no duration"),
         ("heartbeat = \"20ms\"", "heartbeat = 20", "is a integer"),
+        ("preferred = 1", "record_format = 1", "give a number from 2 to 4"),
         (
             "solo = \"continue\"",
             "solo = \"maybe\"",

@@ -152,6 +152,8 @@ impl Core {
                 for_ms: now.since(*since).as_millis() as u64,
                 why: why.clone(),
             }),
+            record_format: self.config.cluster.record_format,
+            record_format_newest: cluster::message::VERSION,
             members: self.members(&node, &groups),
             journal: JournalStatus {
                 position: groups.iter().map(|g| g.position).sum(),
@@ -217,6 +219,7 @@ impl Core {
                 groups_owned: groups.iter().filter(|g| g.owner == config.id.0).count() as u32,
                 healthy: peer.is_none_or(|p| p.healthy),
                 draining: peer.is_some_and(|p| p.draining),
+                record_format: peer.filter(|p| p.alive).map(|p| p.speaks),
                 differs: peer.map(|p| p.differs.clone()).unwrap_or_default(),
                 links_up: up
                     .map(|link| match link {

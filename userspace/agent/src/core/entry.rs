@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cluster::patch::{self, PatchError};
 use ike::{Change, IkeSaChange};
 use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, SecretBytes};
 use sad::{SnapshotSa, Usage};
@@ -9,6 +10,11 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the format; a member refuses another one.
 const VERSION: u8 = 2;
+/// Entries in which a record may be a patch of an earlier one: [`Written`] instead of [`EntryChange`].
+const BRIEF: u8 = 3;
+
+/// Octets of a patched record beside the patch: two SPIs in place of one, and the length of each.
+const PATCH_OVERHEAD: usize = 16;
 
 /// A change in an entry. No `Debug`: it holds keys.
 #[derive(Clone, Serialize, Deserialize)]
@@ -56,15 +62,50 @@ pub struct Tail {
     pub epoch: Epoch,
 }
 
+/// A change in a brief entry. No `Debug`: it holds keys.
+#[derive(Serialize, Deserialize)]
+enum Written<T> {
+    /// As it is.
+    Whole(T),
+    /// Record of an IKE SA: what differs from the one that another (or the same) IKE SA had before this entry.
+    Patch {
+        spi: IkeSpi,
+        base: IkeSpi,
+        patch: SecretBytes,
+    },
+}
+
 /// Why octets are no entry.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
+    /// What is here is not what the owner wrote it against.
+    #[error("record of IKE SA {spi}, against that of {base}: {why}")]
+    Patch {
+        /// Whose record it would become.
+        spi: IkeSpi,
+        /// Against whose it was written.
+        base: IkeSpi,
+        /// What does not fit.
+        why: PatchError,
+    },
     /// Another version.
-    #[error("entry of version {0}, this member understands {VERSION}: run the same version on all members")]
+    #[error(
+        "entry of version {0}, this member understands {VERSION} and {BRIEF}: run the same version on all members"
+    )]
     Version(u8),
     /// Damaged.
     #[error("entry cannot be read: {0}")]
     Damaged(#[from] postcard::Error),
+}
+
+impl EntryChange {
+    /// A record that is written, with its IKE SA.
+    pub fn as_put(&self) -> Option<(IkeSpi, &SecretBytes)> {
+        match self {
+            Self::IkePut(spi, record) => Some((*spi, record)),
+            _ => None,
+        }
+    }
 }
 
 impl From<Change> for EntryChange {
@@ -95,12 +136,57 @@ pub fn encode_entry(changes: &[EntryChange]) -> Vec<u8> {
     encode(&changes)
 }
 
-/// The changes of an entry.
+/// An entry as octets, with records as patches where that is shorter: of the record that the same IKE SA has before this entry,
+/// or (a new one's) that of a neighbour in this entry: one that it replaces stands beside it. `None`: no record is worth it.
+pub fn encode_brief<'a>(
+    changes: &[EntryChange],
+    before: impl Fn(IkeSpi) -> Option<&'a SecretBytes>,
+) -> Option<Vec<u8>> {
+    let puts = changes.iter().filter_map(EntryChange::as_put).map(|(spi, _)| spi);
+    let puts = puts.collect::<Vec<_>>();
+    let base_of = |at: usize| {
+        let neighbours = [Some(at), at.checked_sub(1), at.checked_add(1)];
+        let bases = neighbours.into_iter().flatten().filter_map(|at| puts.get(at));
+        bases.copied().find_map(|base| Some((base, before(base)?)))
+    };
+    let mut any = false;
+    let mut nth = 0..;
+    let written = changes.iter().map(|change| {
+        let patched = change.as_put().and_then(|(spi, record)| {
+            let (base, old) = base_of(nth.next()?)?;
+            let patch = patch::make(old.expose(), record.expose());
+            (patch.len() + PATCH_OVERHEAD < record.len()).then_some(Written::Patch { spi, base, patch })
+        });
+        any |= patched.is_some();
+        patched.unwrap_or(Written::Whole(change))
+    });
+    let written = written.collect::<Vec<_>>();
+    // Growing a vector cannot fail, and every type here has a postcard form.
+    any.then(|| postcard::to_extend(&written, vec![BRIEF]).expect("serialises"))
+}
+
+/// The changes of an entry. `before`: records of IKE SAs as the entries before it have left them.
 ///
 /// # Errors
 /// [`DecodeError`].
-pub fn decode_entry(octets: &[u8]) -> Result<Vec<EntryChange>, DecodeError> {
-    decode(octets)
+pub fn decode_entry(
+    octets: &[u8],
+    before: &BTreeMap<IkeSpi, SecretBytes>,
+) -> Result<Vec<EntryChange>, DecodeError> {
+    let Some((&BRIEF, rest)) = octets.split_first() else {
+        return decode(octets);
+    };
+    let written: Vec<Written<EntryChange>> = postcard::from_bytes(rest)?;
+    let whole = |written| match written {
+        Written::Whole(change) => Ok(change),
+        Written::Patch { spi, base, patch } => {
+            let old = before.get(&base).ok_or(PatchError::OtherBase);
+            let record = old.and_then(|old| patch::apply(old.expose(), patch.expose()));
+            let record = record.map_err(|why| DecodeError::Patch { spi, base, why })?;
+            Ok(EntryChange::IkePut(spi, record))
+        }
+    };
+    written.into_iter().map(whole).collect()
 }
 
 /// A snapshot as octets; [`encode_tail`] completes them.
@@ -142,7 +228,7 @@ mod tests {
             EntryChange::IkeRemove(IkeSpi(7)),
         ];
         let octets = encode_entry(&changes);
-        let again = decode_entry(&octets).unwrap();
+        let again = decode_entry(&octets, &BTreeMap::new()).unwrap();
         assert!(
             matches!(&again[0], EntryChange::IkePut(IkeSpi(0x0501_0000_0000_0001), r) if r.expose() == [1, 2, 3])
         );
@@ -159,10 +245,62 @@ mod tests {
     fn another_version_and_damage_are_told_apart() {
         let mut octets = encode_entry(&[EntryChange::IkeRemove(IkeSpi(7))]);
         let cut = &octets[..octets.len() - 1];
-        assert!(matches!(decode_entry(cut), Err(DecodeError::Damaged(_))));
+        let nothing = BTreeMap::new();
+        assert!(matches!(
+            decode_entry(cut, &nothing),
+            Err(DecodeError::Damaged(_))
+        ));
         octets[0] = 9;
-        assert!(matches!(decode_entry(&octets), Err(DecodeError::Version(9))));
-        assert!(matches!(decode_entry(&[]), Err(DecodeError::Damaged(_))));
+        assert!(matches!(
+            decode_entry(&octets, &nothing),
+            Err(DecodeError::Version(9))
+        ));
+        assert!(matches!(
+            decode_entry(&[], &nothing),
+            Err(DecodeError::Damaged(_))
+        ));
+    }
+
+    fn record(seed: u8, length: usize) -> SecretBytes {
+        let octets = (0..length).map(|at| crypto::sha256(&[&[seed], &(at / 32).to_be_bytes()])[at % 32]);
+        SecretBytes::new(octets.collect())
+    }
+
+    /// A rekey of an IKE SA with many Child SAs: what it hands down to its successor is not said again.
+    #[test]
+    fn a_record_is_written_against_what_its_ike_sa_or_the_one_before_it_had() {
+        let (old, new) = (IkeSpi(5), IkeSpi(6));
+        let before = BTreeMap::from([(old, record(1, 3000))]);
+        let longer = [record(1, 3000).expose(), record(2, 100).expose()].concat();
+        let moved = [record(3, 80).expose(), record(1, 3000).expose()].concat();
+        let changes = [
+            EntryChange::IkePut(old, SecretBytes::new(longer)),
+            EntryChange::IkeRemove(IkeSpi(7)),
+            EntryChange::IkePut(new, SecretBytes::new(moved)),
+        ];
+        let octets = encode_brief(&changes, |spi| before.get(&spi)).unwrap();
+        assert!(octets.len() < 180 + 100, "{}", octets.len());
+        let again = decode_entry(&octets, &before).unwrap();
+        let same = |(a, b): (&EntryChange, &EntryChange)| match (a.as_put(), b.as_put()) {
+            (Some((spi, a)), Some((other, b))) => spi == other && a.expose() == b.expose(),
+            (None, None) => {
+                matches!((a, b), (EntryChange::IkeRemove(a), EntryChange::IkeRemove(b)) if a == b)
+            }
+            _ => false,
+        };
+        assert!(changes.len() == again.len() && changes.iter().zip(&again).all(same));
+
+        for wrong in [BTreeMap::new(), BTreeMap::from([(old, record(4, 3000))])] {
+            let error = decode_entry(&octets, &wrong).err().unwrap();
+            assert!(
+                matches!(error, DecodeError::Patch { spi, why: PatchError::OtherBase, .. } if spi == old),
+                "{error}"
+            );
+        }
+        // Nothing to write against, or nothing in common: there is no brief form.
+        assert!(encode_brief(&changes, |_| None).is_none());
+        let other = record(9, 3000);
+        assert!(encode_brief(&changes[1..], |_| Some(&other)).is_none());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use model::{ChildSaChange, Epoch, EspSpi, GroupId, MemberId};
 use sad::{Context, Direction, LimitRaise, NamedLimits};
 use serde::{Deserialize, Serialize};
 
-use super::entry::{self, EntryChange};
+use super::entry::{self, DecodeError, EntryChange};
 use super::{Core, NotApplied};
 use crate::clock;
 use crate::net::ports::{Macs, second_hop};
@@ -262,7 +262,7 @@ impl Core {
         if self.groups.get(group).withholding {
             return;
         }
-        let failed = match entry::decode_entry(octets) {
+        let failed = match entry::decode_entry(octets, &self.mirror) {
             Ok(changes) => match self.apply(group, &changes, epoch, false).into_iter().next() {
                 None => {
                     self.heed(changes);
@@ -270,9 +270,25 @@ impl Core {
                 }
                 Some((spi_in, error)) => format!("SA {spi_in}: {error}"),
             },
+            Err(error @ DecodeError::Patch { .. }) => return self.begin_mirror_anew(group, token, &error),
             Err(error) => error.to_string(),
         };
         self.withhold(group, &format!("an entry: {failed}"));
+    }
+
+    /// An entry was written against a record that is not here: this mirror is not what the owner takes it for, and nothing to
+    /// take over with. The node says so, and has this member join anew at once.
+    fn begin_mirror_anew(&mut self, group: GroupId, token: u64, error: &DecodeError) {
+        self.groups.get_mut(group).withholding = true;
+        self.log.warn_of(
+            group,
+            "journal",
+            format!("this member's mirror is not the owner's, it joins anew: {error}"),
+        );
+        self.node.handle(Input::DoesNotFit {
+            now: clock::now(),
+            token,
+        });
     }
 
     /// What the owner of another group tells everybody.

@@ -317,17 +317,24 @@ impl Core {
 
     fn propose_entry(&mut self, group: GroupId) {
         let alone = self.node.is_alone(group);
-        let Some(open) = self.groups.get_mut(group).open_entry() else {
+        let briefly = self.node.writes_briefly(group);
+        let Some(open) = self.groups.get(group).pending.back().filter(|p| !p.proposed) else {
             return;
         };
-        open.proposed = true;
-        open.alone = alone;
         let (token, entry) = (open.token, entry::encode_entry(&open.changes));
+        let brief = briefly
+            .then(|| entry::encode_brief(&open.changes, |spi| self.last_record(group, spi)))
+            .flatten();
+        if let Some(open) = self.groups.get_mut(group).open_entry() {
+            open.proposed = true;
+            open.alone = alone;
+        }
         self.node.handle(cluster::Input::Propose {
             now: clock::now(),
             group,
             token,
             entry,
+            brief,
         });
     }
 
@@ -336,6 +343,18 @@ impl Core {
         self.propose_turn();
         self.computers.hand_over();
         self.send_queued();
+    }
+
+    /// The record of an IKE SA as the entries of the group that are written by now have left it, committed or not.
+    fn last_record(&self, group: GroupId, spi: IkeSpi) -> Option<&SecretBytes> {
+        let pending = self.groups.get(group).pending.iter().rev().filter(|p| p.proposed);
+        let mut changes = pending.flat_map(|p| p.changes.iter().rev());
+        let last = changes.find_map(|change| match change {
+            EntryChange::IkePut(of, record) if *of == spi => Some(Some(record)),
+            EntryChange::IkeRemove(of) if *of == spi => Some(None),
+            _ => None,
+        });
+        last.unwrap_or_else(|| self.mirror.get(&spi))
     }
 
     /// A message of an IKE SA never overtakes a commit of that IKE SA.

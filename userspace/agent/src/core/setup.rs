@@ -339,6 +339,7 @@ impl Core {
         })
         .await?;
         let mut node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
+        node.speak_at_most(config.cluster.record_format);
         let mut mirror = BTreeMap::new();
         if let Some(kept) = kept {
             for (id, spis) in kept.suspects {

@@ -35,7 +35,7 @@ pub use refusal::{Refusal, Refusals};
 use tls::Credentials;
 
 /// Lowest and highest version of records that this release reads: what it tells its peers.
-const RECORD_VERSIONS: (u8, u8) = (cluster::message::VERSION, cluster::message::VERSION);
+const RECORD_VERSIONS: (u8, u8) = (cluster::message::OLDEST, cluster::message::VERSION);
 /// What the running secret is recognised by.
 const SECRET_CHECK: &str = "same secret";
 

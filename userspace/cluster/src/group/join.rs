@@ -4,6 +4,7 @@ use super::owner::Owner;
 use super::set::{Loss, Purpose};
 use super::{AfterFlip, Group, Pending, Phase};
 use crate::io::{EventKind, Output};
+use crate::journal::Entry;
 use crate::message::{CHUNK, GroupBody, RaiseItem, RaiseKey, SetMember};
 use crate::node::Shared;
 use crate::rules::{self, JoinFacts, Standing};
@@ -220,17 +221,17 @@ impl Group {
         };
         let to = join.member.member;
         let (pieces, end) = join.rest.next();
-        let mut tail: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut tail: Vec<(u64, Entry)> = Vec::new();
         if end {
             join.rest = Rest::default();
             join.step = Step::Sent { position };
-            tail.extend(owner.journal.after(position).map(|(p, e)| (p, e.to_vec())));
+            tail.extend(owner.journal.after(position).map(|(p, e)| (p, e.clone())));
         }
         for piece in pieces {
             self.stream(s, to, GroupBody::SnapshotChunk(piece));
         }
         for (position, entry) in tail {
-            self.stream(s, to, GroupBody::Journal { position, entry });
+            self.write_entry(s, to, position, &entry);
         }
     }
 

@@ -6,8 +6,10 @@ use super::join::Join;
 use super::set::Writing;
 use super::{ACK_TIMEOUT, Group, Phase, RAISE_RESEND};
 use crate::io::{Output, Refused};
-use crate::journal::Journal;
-use crate::message::{EDGES_PER_DATAGRAM, GroupBody, RAISES_PER_DATAGRAM, RaiseItem, RaiseKey, SetMember};
+use crate::journal::{Entry, Journal};
+use crate::message::{
+    BRIEF_SINCE, EDGES_PER_DATAGRAM, GroupBody, RAISES_PER_DATAGRAM, RaiseItem, RaiseKey, SetMember,
+};
 use crate::node::Shared;
 use crate::raises::Raises;
 use crate::rules::{self, Ack, RaiseDecision, Solo, Standing};
@@ -29,7 +31,7 @@ pub(crate) struct Owner {
     pub claim_above: Epoch,
     pub handover: Option<OwnerHandover>,
     /// Proposals that wait for the end of a handover.
-    pub held: VecDeque<(u64, Vec<u8>)>,
+    pub held: VecDeque<(u64, Entry)>,
     /// After a claim: the other survivors, until they follow.
     pub follow: Option<Follow>,
     /// A change of the record at the ownership engine that is not settled.
@@ -124,7 +126,7 @@ impl Owner {
 }
 
 impl Group {
-    pub fn propose(&mut self, s: &mut Shared, now: Instant, token: u64, entry: Vec<u8>) {
+    pub fn propose(&mut self, s: &mut Shared, now: Instant, token: u64, entry: Entry) {
         let Phase::Owner(owner) = &mut self.phase else {
             let why = Refused::NotOwner;
             s.outputs.push_back(Output::Refused { token, why });
@@ -142,10 +144,24 @@ impl Group {
             owner.owing.entry(standby).or_insert(now);
         }
         for listener in owner.listeners() {
-            let entry = entry.clone();
-            self.stream(s, listener, GroupBody::Journal { position, entry });
+            self.write_entry(s, listener, position, &entry);
         }
         self.commit(s);
+    }
+
+    /// An entry, in a form that the peer reads.
+    pub(super) fn write_entry(&self, s: &mut Shared, to: MemberId, position: u64, entry: &Entry) {
+        let entry = entry.in_format(s.version_for(to)).to_vec();
+        self.stream(s, to, GroupBody::Journal { position, entry });
+    }
+
+    /// Whether anybody who gets new entries reads the brief form.
+    pub fn writes_briefly(&self, s: &Shared) -> bool {
+        let Phase::Owner(owner) = &self.phase else {
+            return false;
+        };
+        let mut listeners = owner.listeners().into_iter();
+        listeners.any(|member| s.version_for(member) >= BRIEF_SINCE)
     }
 
     /// Releases what every in-sync standby has acknowledged.
@@ -446,9 +462,8 @@ impl Group {
             return;
         }
         let from = owner.acknowledged.get(&member).copied().unwrap_or(0);
-        let entries: Vec<(u64, Vec<u8>)> = owner.journal.after(from).map(|(p, e)| (p, e.to_vec())).collect();
-        for (position, entry) in entries {
-            self.stream(s, peer, GroupBody::Journal { position, entry });
+        for (position, entry) in owner.journal.after(from) {
+            self.write_entry(s, peer, position, entry);
         }
     }
 
@@ -457,7 +472,7 @@ impl Group {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };
-        let held: Vec<(u64, Vec<u8>)> = owner.held.drain(..).collect();
+        let held: Vec<(u64, Entry)> = owner.held.drain(..).collect();
         for (token, entry) in held {
             self.propose(s, now, token, entry);
         }

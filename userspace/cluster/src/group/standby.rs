@@ -492,6 +492,15 @@ impl Group {
         self.to_owner(s, GroupBody::JournalAck { position: armed });
     }
 
+    /// An entry was written against something else than this member holds: what it holds is nothing to take over with.
+    pub fn does_not_fit(&mut self, s: &mut Shared, now: Instant, token: u64) {
+        let entry = matches!(self.pending.remove(&token), Some(Pending::Entry(_)));
+        if entry && matches!(self.phase, Phase::Standby(_)) {
+            let epoch = self.epoch;
+            self.join(s, now, epoch);
+        }
+    }
+
     pub(super) fn raises_wanted(&mut self, s: &mut Shared, settled: u64, items: Vec<(u64, RaiseItem)>) {
         let (group, epoch) = (self.id, self.epoch);
         let Phase::Standby(standby) = &mut self.phase else {

@@ -10,6 +10,7 @@ mod tenure;
 
 use crate::group::Group;
 use crate::io::{Command, EventKind, Input, Output};
+use crate::journal::Entry;
 use crate::layout::{self, Layout};
 use crate::message::{Body, Heartbeat, Link, Message, OLDEST, Policy, SetMember, VERSION};
 use crate::rules::{EpochId, Solo, Standing};
@@ -112,8 +113,12 @@ impl Node {
                 now,
                 group,
                 token,
-                entry,
-            } => self.group_input(group, |g, s| g.propose(s, now, token, entry)),
+                entry: whole,
+                brief,
+            } => {
+                let entry = Entry { whole, brief };
+                self.group_input(group, |g, s| g.propose(s, now, token, entry));
+            }
             Input::Raise { now, items } => {
                 let layout = self.shared.config.layout;
                 for (group, items) in split(items, |item| layout.group_of_slot(item.slot)) {
@@ -122,6 +127,9 @@ impl Node {
             }
             Input::Armed { now, token, unknown } => {
                 self.group_input(group_of_token(token), |g, s| g.armed(s, now, token, &unknown));
+            }
+            Input::DoesNotFit { now, token } => {
+                self.group_input(group_of_token(token), |g, s| g.does_not_fit(s, now, token));
             }
             Input::Snapshot { token, bytes, .. } => {
                 self.group_input(group_of_token(token), |g, s| g.snapshot_taken(s, token, bytes));
@@ -189,6 +197,12 @@ impl Node {
     /// Whether new SAs of the group are known to this member alone.
     pub fn is_alone(&self, group: GroupId) -> bool {
         self.group(group).is_some_and(Group::is_alone)
+    }
+
+    /// Whether a proposal of the group is worth writing briefly too: somebody reads that.
+    pub fn writes_briefly(&self, group: GroupId) -> bool {
+        self.group(group)
+            .is_some_and(|group| group.writes_briefly(&self.shared))
     }
 
     /// What there is to say.

@@ -5,6 +5,16 @@ use crate::world::{Flight, World};
 use cluster::{Direction, Input, Link, Output, RaiseItem};
 use std::time::Duration;
 
+/// First octet of an entry in the brief form; no test proposes one that begins so.
+const BRIEF: u8 = b'~';
+
+/// The brief form of an entry here: the octets backwards.
+pub fn brief(entry: &[u8]) -> Vec<u8> {
+    std::iter::once(BRIEF)
+        .chain(entry.iter().rev().copied())
+        .collect()
+}
+
 impl World {
     /// Carries out what the node wants, as an agent would.
     pub(crate) fn settle(&mut self, index: usize) {
@@ -56,8 +66,19 @@ impl World {
                 }
                 Output::RaiseRefused { items, .. } => member.raise_refused.extend(items),
                 Output::Apply {
-                    group, token, entry, ..
+                    group,
+                    token,
+                    mut entry,
+                    ..
                 } => {
+                    if std::mem::take(&mut member.misfit) {
+                        member.node.handle(Input::DoesNotFit { now, token });
+                        continue;
+                    }
+                    if entry.first() == Some(&BRIEF) {
+                        member.briefs += 1;
+                        entry = entry[1..].iter().rev().copied().collect();
+                    }
                     member.groups[usize::from(group.0)].mirror.push(entry);
                     self.arm(index, token);
                 }

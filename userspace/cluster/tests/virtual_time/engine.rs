@@ -3,7 +3,8 @@
 use crate::register::Shape;
 use crate::world::World;
 use cluster::io::EventKind;
-use cluster::{Command, Direction, Standing};
+use cluster::message::{OLDEST, VERSION};
+use cluster::{Command, Direction, Solo, Standing};
 use model::{GroupId, MemberId};
 
 const A: usize = 0;
@@ -456,9 +457,15 @@ fn a_drained_member_gets_nothing_back_until_it_is_undrained() {
 
 #[test]
 fn members_of_two_formats_work_together_and_an_upgrade_one_by_one_loses_nothing() {
+    for old in OLDEST..VERSION {
+        upgraded_from(old);
+    }
+}
+
+fn upgraded_from(old: u8) {
     let mut world = World::of(1, Shape::engine(3));
     for index in [A, B, C] {
-        world.members[index].node.speak_at_most(2);
+        world.members[index].node.speak_at_most(old);
     }
     world.relink();
     world.run_until(3000, "a cluster of the old format", |w| w.settled(A));
@@ -478,13 +485,20 @@ fn members_of_two_formats_work_together_and_an_upgrade_one_by_one_loses_nothing(
             world.propose(owner, &entries.to_be_bytes());
             world.run(10);
         }
-        assert_eq!(world.members[upgraded].groups[0].mirror.len() as u64, entries);
+        let whole = (1..=entries).map(|n| n.to_be_bytes().to_vec());
+        assert_eq!(
+            world.members[upgraded].groups[0].mirror,
+            whole.collect::<Vec<_>>()
+        );
+        // Entries are brief for whoever reads that, from whoever writes it.
+        let brief = owner != A;
+        assert_eq!(world.members[upgraded].briefs > 0, brief, "{old}, {upgraded}");
         // The pairs that are both upgraded speak the new format.
         let formats: Vec<u8> = (0..3)
             .flat_map(|i| world.members[i].node.status().peers)
             .map(|p| p.speaks)
             .collect();
-        let upgraded_pairs = formats.iter().filter(|v| **v == 3).count();
+        let upgraded_pairs = formats.iter().filter(|v| **v == VERSION).count();
         assert_eq!(
             upgraded_pairs,
             [0, 2, 6][[C, B, A]
@@ -510,4 +524,34 @@ fn the_same_id_twice_is_noticed() {
     world.garbage(A, twin.encode(cluster::message::VERSION));
     assert!(world.saw(A, |e| matches!(e, EventKind::Twin(MemberId(2)))));
     assert!(world.settled(A));
+}
+
+/// B's mirror is not what A takes it for: B says so instead of guessing, and has a new one long before anybody would have missed
+/// its acknowledgement. Nothing that was proposed is lost, and B is not one that may take over in between.
+#[test]
+fn a_standby_that_cannot_read_an_entry_joins_anew_at_once() {
+    for shape in [Shape::engine(3), Shape::pair(Solo::Continue)] {
+        let mut world = World::of(1, shape);
+        world.run_until(3000, "a cluster", |w| w.settled(A));
+        world.propose(A, b"one");
+        world.run(10);
+        world.members[B].misfit = true;
+        world.propose(A, b"two");
+        world.run(3);
+        assert!(!world.members[B].misfit, "it came");
+        world.run_until(600, "B is in sync again", |w| w.settled(A));
+        world.propose(A, b"three");
+        world.run(10);
+        let all = [b"one".to_vec(), b"two".to_vec(), b"three".to_vec()];
+        for member in &world.members {
+            assert_eq!(member.groups[0].mirror, all);
+        }
+        assert_eq!(world.members[A].groups[0].committed, all);
+        assert_eq!(world.members[A].refused, 0);
+        let joins = world.members[A]
+            .events
+            .iter()
+            .filter(|event| matches!(&event.kind, EventKind::Joining(m) if m.member == MemberId(2)));
+        assert_eq!(joins.count(), 2, "the first time, and anew");
+    }
 }

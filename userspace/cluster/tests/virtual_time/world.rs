@@ -58,6 +58,10 @@ pub struct Member {
     pub events: Vec<Event>,
     pub raise_refused: Vec<RaiseItem>,
     pub restated: usize,
+    /// Entries that came in the brief form.
+    pub briefs: usize,
+    /// The next entry does not fit what it holds.
+    pub misfit: bool,
     /// Its SAs refuse every limit.
     pub refuses_limits: bool,
     /// A snapshot is not armed until [`World::release`] says so.
@@ -374,6 +378,7 @@ impl World {
             group,
             token,
             entry: entry.to_vec(),
+            brief: Some(crate::agent::brief(entry)),
         });
         self.settle(index);
         token
@@ -505,6 +510,8 @@ impl Member {
             events: Vec::new(),
             raise_refused: Vec::new(),
             restated: 0,
+            briefs: 0,
+            misfit: false,
             refuses_limits: false,
             slow_snapshot: false,
             held: Vec::new(),
