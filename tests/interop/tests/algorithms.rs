@@ -18,6 +18,8 @@ use std::path::Path;
 use std::time::Duration;
 
 const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Another gateway of ours.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
 const THEIRS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const PSK: &str = "a key that both have";
 
@@ -45,6 +47,7 @@ const ROWS: [(&str, &str, &str); 9] = [
 struct Stage {
     engine: IkePeer,
     charon: Charon,
+    ours: Netns,
     // Last: dropped last.
     _resources: Resources,
 }
@@ -134,6 +137,7 @@ fn stage(
     Ok(Stage {
         engine: IkePeer::start(&ours, OURS, engine)?,
         charon,
+        ours,
         _resources: resources,
     })
 }
@@ -369,5 +373,62 @@ fn ike_sas_come_up_without_a_child_where_both_sides_insist() -> Result<()> {
     ensure!(log.contains("CHDLESS_SUP"), "we did not say that we can");
     let seen = stage.engine.seen();
     ensure!(seen.warnings.is_empty(), "{:#?}", seen.warnings);
+    Ok(())
+}
+
+/// RFC 5685 with strongSwan as the client: sent elsewhere by the answer to its first message, and while it has an IKE SA.
+#[test]
+fn a_client_goes_to_the_gateway_that_it_is_sent_to() -> Result<()> {
+    let (new, old) = (ROWS[0].0, ROWS[1].0);
+    let sends = |connection: &mut Connection| {
+        connection.redirect = (connection.name == new).then_some(ELSEWHERE.into());
+    };
+    let stage = stage(sends, &[], |conf| conf)?;
+    stage.ours.ip(&format!("addr add {ELSEWHERE}/24 dev wire"))?;
+    let mut connections = Vec::new();
+    for (name, ike, esp) in &ROWS[..2] {
+        let mut connection = connection(name, ike, esp)?;
+        connection.local = ELSEWHERE.into();
+        connections.push(connection);
+    }
+    let config = EngineConfig {
+        connections,
+        endpoint: EndpointConfig::new(SecretBytes::new(vec![8; 32])),
+    };
+    let elsewhere = IkePeer::start(&stage.ours, ELSEWHERE, config)?;
+    let arrived = |name: &str| {
+        elsewhere.wait(&format!("{name} at the other gateway"), |seen| {
+            let established = seen.established(name);
+            let [sa] = established.as_slice() else {
+                return None;
+            };
+            sa.children
+                .iter()
+                .any(|child| child.phase == "installed")
+                .then_some(())
+        })
+    };
+    stage.charon.initiate(new)?;
+    arrived(new)?;
+    ensure!(
+        stage.engine.seen().ike_sas.is_empty(),
+        "the first gateway has an IKE SA"
+    );
+    stage.charon.initiate(old)?;
+    let (spi, _) = stage.up(old, "the handshake")?;
+    stage.engine.command(Command::Redirect {
+        spi,
+        to: ELSEWHERE.into(),
+    })?;
+    arrived(old)?;
+    stage.engine.wait("the end of the old IKE SA", |seen| {
+        let gone = seen.established(old).is_empty() && seen.children.is_empty();
+        gone.then_some(())
+    })?;
+    ensure!(
+        elsewhere.seen().warnings.is_empty(),
+        "{:#?}",
+        elsewhere.seen().warnings
+    );
     Ok(())
 }

@@ -18,8 +18,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::api::{
-    ConnectionRequest, Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest,
-    StartOverRequest, Status, StopRequest, TakeoverRequest,
+    ConnectionRequest, Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RedirectRequest,
+    RekeyRequest, StartOverRequest, Status, StopRequest, TakeoverRequest,
 };
 use crate::clock;
 use crate::metrics::Sample;
@@ -57,6 +57,8 @@ pub enum Request {
     Liveness(LivenessRequest, oneshot::Sender<Outcome>),
     /// Bring a connection up or down.
     Connection(ConnectionRequest, oneshot::Sender<Outcome>),
+    /// Send a connection's peers to another gateway.
+    Redirect(RedirectRequest, oneshot::Sender<Outcome>),
     /// Read certificates, authorities and revocation lists again.
     ReloadPki(oneshot::Sender<Outcome>),
 }
@@ -205,6 +207,14 @@ fn routes(core: Core) -> Router {
             post(
                 async |State(core): State<Core>, Json(wish): Json<ConnectionRequest>| {
                     command(&core, |answer| Request::Connection(wish, answer)).await
+                },
+            ),
+        )
+        .route(
+            "/v1/redirect",
+            post(
+                async |State(core): State<Core>, Json(wish): Json<RedirectRequest>| {
+                    command(&core, |answer| Request::Redirect(wish, answer)).await
                 },
             ),
         )

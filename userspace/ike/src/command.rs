@@ -31,6 +31,14 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
         Command::SyncMessageIds { spi, margin } => sync_message_ids(ctx, spi, margin),
         Command::RekeyIke { spi } => on_ike(ctx, spi, Task::RekeyIke),
         Command::Liveness { spi } => on_ike(ctx, spi, Task::Liveness),
+        Command::Redirect { spi, to } => match ctx.table.get(spi) {
+            Some(sa) if !sa.more.redirectable => {
+                let text = "the peer cannot be redirected: it did not say so when it began (RFC 5685)";
+                let name = sa.connection.clone();
+                failed(ctx, name.as_deref(), text.to_owned());
+            }
+            _ => on_ike(ctx, spi, Task::Redirect { to }),
+        },
         Command::DeleteIke { spi } => on_ike(ctx, spi, Task::DeleteIke),
         Command::Terminate { connection } => {
             let spis = ctx.table.of_connection(&connection);

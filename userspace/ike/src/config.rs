@@ -115,6 +115,10 @@ pub struct Connection {
     pub childless: Childless,
     /// Requests that may be under way at the same time, in each direction, with a peer that can do so as well.
     pub window: u32,
+    /// New clients that can be redirected are sent to this gateway (RFC 5685).
+    pub redirect: Option<IpAddr>,
+    /// As a client we go where the gateway sends us (RFC 5685).
+    pub follow_redirects: bool,
     /// IKE messages are fragmented where they are too long and the peer can do so as well (RFC 7383).
     pub fragmentation: bool,
     /// Longest IP packets of fragmented messages.
@@ -164,6 +168,8 @@ impl Connection {
             resumption: true,
             childless: Childless::Allow,
             window: 1,
+            redirect: None,
+            follow_redirects: true,
             fragmentation: true,
             fragment_size: FRAGMENT_SIZE,
             mobike: true,

@@ -16,7 +16,10 @@ use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transm
 use crate::outbox::{Context, Outbox};
 use crate::status::{Agreed, ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
-use crate::tasks::{self, Pending, ike_auth, ike_init, intermediate, message_id_sync, qcd, resume, ticket};
+use crate::tasks::{
+    self, Pending, ike_auth, ike_init, intermediate, message_id_sync, qcd, redirect::Redirects, resume,
+    ticket,
+};
 use crate::tickets::Tickets;
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};
 use model::{EspSpi, IkeSpi, Instant, SecretBytes, SegmentId};
@@ -36,6 +39,7 @@ pub struct Engine {
     tickets: Tickets,
     endpoint: Endpoint,
     exchanges: Exchanges,
+    redirects: Redirects,
     outputs: VecDeque<Output>,
     /// Adopted, and not resumed yet.
     adopted: Vec<IkeSpi>,
@@ -54,6 +58,7 @@ impl Engine {
             tickets: Tickets::default(),
             endpoint: Endpoint::default(),
             exchanges: Exchanges::default(),
+            redirects: Redirects::default(),
             outputs: VecDeque::new(),
             adopted: Vec::new(),
             now: Instant::default(),
@@ -281,6 +286,11 @@ impl Engine {
         })
     }
 
+    /// Whether the peer of an IKE SA can be sent to another gateway (RFC 5685).
+    pub fn is_redirectable(&self, spi: IkeSpi) -> bool {
+        self.table.get(spi).is_some_and(|sa| sa.more.redirectable)
+    }
+
     /// The IKE SA that a Child SA belongs to, by our inbound SPI.
     pub fn ike_spi_of_child(&self, spi_in: EspSpi) -> Option<IkeSpi> {
         self.table.by_child(spi_in)
@@ -323,6 +333,7 @@ impl Engine {
             table: &mut self.table,
             tickets: &mut self.tickets,
             exchanges: &mut self.exchanges,
+            redirects: &mut self.redirects,
             from: None,
             path_before: None,
         };

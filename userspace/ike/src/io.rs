@@ -5,7 +5,7 @@ use crate::event::Event;
 use crate::exchange::{ComputeRequest, Computed};
 use crate::pool::PoolShare;
 use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Something that happened.
 pub enum Input<'a> {
@@ -105,6 +105,13 @@ pub enum Command {
         spi: IkeSpi,
         /// Message IDs that the fork may have used beyond what this member knows.
         margin: u32,
+    },
+    /// Send the peer, which initiated, to another gateway (RFC 5685).
+    Redirect {
+        /// Our SPI.
+        spi: IkeSpi,
+        /// Where to.
+        to: IpAddr,
     },
     /// Delete a Child SA.
     DeleteChild {

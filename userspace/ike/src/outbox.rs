@@ -6,6 +6,7 @@ use crate::exchange::{ComputeRequest, Exchanges};
 use crate::ike_sa::{IkeSa, Path};
 use crate::io::{SignRequest, Surroundings, Transmit};
 use crate::table::Table;
+use crate::tasks::redirect::Redirects;
 use crate::tickets::Tickets;
 use model::{ChildSaChange, EspSpi, IkeSpi, Instant};
 use std::net::SocketAddr;
@@ -39,6 +40,7 @@ pub(crate) struct Context<'a> {
     pub table: &'a mut Table,
     pub tickets: &'a mut Tickets,
     pub exchanges: &'a mut Exchanges,
+    pub redirects: &'a mut Redirects,
     /// Our address and the peer's on the datagram that is handled.
     pub from: Option<(SocketAddr, SocketAddr)>,
     /// Where the IKE SA's messages went before that datagram.
@@ -109,7 +111,8 @@ impl Context<'_> {
     }
 
     /// Puts an IKE SA back after it has been handled, or lets it go.
-    pub fn put_back(&mut self, mut sa: IkeSa) {
+    pub fn put_back(&mut self, sa: impl Into<Box<IkeSa>>) {
+        let mut sa = sa.into();
         if sa.gone {
             self.out.dirty.retain(|spi| *spi != sa.spi);
             if sa.committed {

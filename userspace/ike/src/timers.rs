@@ -3,7 +3,7 @@
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::ChildPhase;
-use crate::ike_sa::message::repeat;
+use crate::ike_sa::message::{RESPONSES_KEPT, repeat};
 use crate::ike_sa::phase::Phase;
 use crate::ike_sa::windows::{Outstanding, Task};
 use crate::outbox::Context;
@@ -40,6 +40,10 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         let interval = sa.connection(ctx.config).map(|connection| connection.keepalive);
         sa.timers.keepalive = interval.map(|interval| now + interval.max(Duration::from_secs(1)));
         ctx.event(sa, EventKind::NatKeepalive, "NAT keepalive");
+    }
+    if due(sa.timers.forget, now) {
+        sa.timers.forget = None;
+        sa.their.forget();
     }
     if due(sa.timers.follow_up, now) {
         follow_up::forget(sa, ctx);
@@ -153,6 +157,7 @@ pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         }
     }
     sa.children = children;
+    sa.timers.forget = sa.their.has_responses().then(|| ctx.now + RESPONSES_KEPT);
     sa.timers.follow_up = sa.more.follow_up.as_ref().map(|_| ctx.now + follow_up::KEPT);
     ike_init::repeat_outstanding(sa, ctx);
     start_next(sa, ctx);

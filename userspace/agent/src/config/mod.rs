@@ -230,6 +230,10 @@ pub struct Extensions {
     pub childless: Childless,
     /// IKE requests under way at the same time, in each direction.
     pub window: u32,
+    /// New clients are sent to this gateway (RFC 5685).
+    pub redirect: Option<IpAddr>,
+    /// As a client, the gateway is followed to where it sends us (RFC 5685).
+    pub follow_redirects: bool,
 }
 
 impl Default for Extensions {
@@ -242,6 +246,8 @@ impl Default for Extensions {
             per_cpu: false,
             childless: Childless::Allow,
             window: 1,
+            redirect: None,
+            follow_redirects: true,
         }
     }
 }

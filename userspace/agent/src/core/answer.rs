@@ -64,6 +64,7 @@ impl Core {
             Request::Rekey(wish, answer) => self.rekey(&wish, answer),
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
             Request::Connection(wish, answer) => self.connection_wish(&wish, answer),
+            Request::Redirect(wish, answer) => self.redirect(&wish, answer),
             Request::ReloadPki(answer) => {
                 drop(answer.send(self.synch.reload_files(&self.config.cluster.pki)));
             }
@@ -323,7 +324,7 @@ impl Core {
     }
 
     /// Established IKE SAs of a connection.
-    fn ike_sas_of(&self, connection: &str) -> Result<Vec<ike::IkeSaStatus>, String> {
+    pub(super) fn ike_sas_of(&self, connection: &str) -> Result<Vec<ike::IkeSaStatus>, String> {
         let found = self
             .engine
             .status()

@@ -76,6 +76,8 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
     c.mid_sync = config.extensions.mid_sync;
     c.childless = config.extensions.childless;
     c.window = config.extensions.window;
+    c.redirect = config.extensions.redirect;
+    c.follow_redirects = config.extensions.follow_redirects;
     if config.extensions.per_cpu {
         c.resources = (0..cpus.min(u32::from(u16::MAX)))
             .map(|cpu| Resource::of_owner(cpu as u16))

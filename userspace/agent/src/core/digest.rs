@@ -5,7 +5,7 @@ use anyhow::Result;
 use cluster::message::Policy;
 
 use super::convert;
-use crate::config::{AuthKind, Config, Extensions};
+use crate::config::{AuthKind, Config};
 use crate::credentials;
 use crate::pki::Identity;
 
@@ -54,9 +54,7 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
         );
         let mut text = format!("{shared:?} {key:02x?} {:?}", c.children);
         // Only where it says something: members that are still to be upgraded do not know these keys.
-        if c.extensions != Extensions::default() {
-            text.push_str(&format!(" {:?}", c.extensions));
-        }
+        text.push_str(&c.extensions.compared());
         if (c.local_auth, c.remote_auth) != (AuthKind::Psk, AuthKind::Psk) {
             text.push_str(&format!(
                 " {:?} {:?} {authorities:02x?}",

@@ -13,6 +13,10 @@ use ike_wire::{
     encode_skf_prefix,
 };
 use std::net::SocketAddr;
+use std::time::Duration;
+
+/// A response can be asked for again for this time: longer than any peer repeats a request.
+pub(crate) const RESPONSES_KEPT: Duration = Duration::from_secs(300);
 
 /// Numbers of the 40-bit IV counter.
 const IV_COUNTER_MASK: u64 = (1 << 40) - 1;
@@ -258,6 +262,7 @@ pub(crate) fn send_response(
     let header = header(sa, exchange, true, message_id);
     let size = sa.receive_window();
     sa.dirty = true;
+    sa.timers.forget = Some(ctx.now + RESPONSES_KEPT);
     match seal(sa, ctx, &header, payloads) {
         Ok(bytes) => {
             ctx.out

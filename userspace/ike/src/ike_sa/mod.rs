@@ -53,6 +53,8 @@ pub(crate) struct Timers {
     pub ticket: Option<Instant>,
     /// The peer's series of additional key exchanges is given up.
     pub follow_up: Option<Instant>,
+    /// Responses are not kept for ever.
+    pub forget: Option<Instant>,
     /// When an unprotected message last made us check the peer.
     pub hinted: Instant,
     /// When a QCD token that is none of the peer's was last reported.
@@ -169,7 +171,15 @@ impl IkeSa {
     /// When it wants to be woken.
     pub fn wake(&self) -> Option<Instant> {
         let t = &self.timers;
-        let own = [t.expire, t.rekey, t.liveness, t.keepalive, t.ticket, t.follow_up];
+        let own = [
+            t.expire,
+            t.rekey,
+            t.liveness,
+            t.keepalive,
+            t.ticket,
+            t.follow_up,
+            t.forget,
+        ];
         // Nothing is begun in other phases: what is queued there must not wake anybody, again and again.
         // What waits for a private key goes on when that has come.
         let begins = matches!(self.phase, Phase::Established(_)) && !self.awaits_key();

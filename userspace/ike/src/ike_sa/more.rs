@@ -7,6 +7,7 @@ use super::record::{AdoptError, octets};
 use crate::tasks::follow_up::Awaited;
 use crate::tasks::intermediate::Intermediate;
 use crate::tasks::ppk::PpkState;
+use crate::tasks::redirect::Redirected;
 use model::SecretBytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,6 +23,8 @@ mod tag {
     pub const OTHER_RESPONSES: u16 = 35;
     pub const PEER_WINDOW: u16 = 36;
     pub const OUR_WINDOW: u16 = 37;
+    pub const REDIRECTABLE: u16 = 38;
+    pub const REDIRECTED: u16 = 39;
     pub const VIRTUAL_ADDRESSES: u16 = 16;
     pub const MOBIKE: u16 = 17;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
@@ -36,15 +39,19 @@ pub(crate) struct More {
     /// Both sides understand fragments (RFC 7383); ours are to fit in IP packets of this size.
     pub fragment_size: Option<u16>,
     /// IKE_INTERMEDIATE exchanges so far, while the IKE SA is set up.
-    pub intermediate: Option<Intermediate>,
+    pub intermediate: Option<Box<Intermediate>>,
     /// Responder: an SA that waits for further key exchanges.
-    pub follow_up: Option<Awaited>,
+    pub follow_up: Option<Box<Awaited>>,
     /// A post-quantum pre-shared key, while the IKE SA is set up.
     pub ppk: Option<PpkState>,
     /// Addresses out of our pools that the peer uses.
     pub virtual_addresses: Vec<IpAddr>,
     /// The peer may change its address (RFC 4555).
     pub mobike: bool,
+    /// The peer initiated and can be redirected (RFC 5685).
+    pub redirectable: bool,
+    /// How we came to this gateway.
+    pub redirected: Option<Redirected>,
     /// Size of the window that the peer has announced: so many requests it takes at a time.
     pub peer_window: Option<u32>,
     /// And of the one that we have announced.
@@ -55,6 +62,10 @@ impl More {
     /// The values that differ from the default.
     pub fn write(&self) -> Vec<Tagged> {
         let mut values = Vec::new();
+        put(&mut values, tag::REDIRECTED, self.redirected.as_ref());
+        if self.redirectable {
+            values.push((tag::REDIRECTABLE, SecretBytes::default()));
+        }
         put(&mut values, tag::PEER_WINDOW, self.peer_window.as_ref());
         put(&mut values, tag::OUR_WINDOW, self.our_window.as_ref());
         put(&mut values, tag::FRAGMENT_SIZE, self.fragment_size.as_ref());
@@ -79,6 +90,8 @@ impl More {
                 tag::PPK => more.ppk = Some(get(value)?),
                 tag::VIRTUAL_ADDRESSES => more.virtual_addresses = get(value)?,
                 tag::MOBIKE => more.mobike = true,
+                tag::REDIRECTABLE => more.redirectable = true,
+                tag::REDIRECTED => more.redirected = Some(get(value)?),
                 tag::PEER_WINDOW => more.peer_window = Some(get(value)?),
                 tag::OUR_WINDOW => more.our_window = Some(get(value)?),
                 // They belong to the windows.

@@ -18,9 +18,13 @@ pub(crate) struct Protected {
 /// What IKE_AUTH signs, besides the identities.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct InitTranscript {
+    #[serde(with = "model::octets")]
     pub request: Vec<u8>,
+    #[serde(with = "model::octets")]
     pub response: Vec<u8>,
+    #[serde(with = "model::octets")]
     pub nonce_i: Vec<u8>,
+    #[serde(with = "model::octets")]
     pub nonce_r: Vec<u8>,
 }
 

@@ -6,6 +6,7 @@ use crate::tasks::Pending;
 use model::{EspSpi, Instant};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 
 /// Tasks that may wait for the outstanding request; more are refused.
 const QUEUE_MAX: usize = 256;
@@ -15,6 +16,7 @@ const QUEUE_MAX: usize = 256;
 pub(crate) struct Outstanding {
     pub id: u32,
     /// Sent again unchanged.
+    #[serde(with = "model::octets")]
     pub bytes: Vec<u8>,
     /// What is needed to finish the exchange.
     pub pending: Pending,
@@ -94,6 +96,10 @@ pub(crate) enum Task {
     },
     /// Whether the peer can be reached where it moved to (RFC 4555).
     Routability,
+    /// The peer is to go to another gateway (RFC 5685).
+    Redirect {
+        to: IpAddr,
+    },
 }
 
 /// A task and the time before which it must not start (for retries; not kept over a takeover).
@@ -251,6 +257,7 @@ pub(crate) struct TheirWindow {
     /// Lowest Message ID of a request that has not come.
     pub next: u32,
     /// Response to the request before it; sent again unchanged.
+    #[serde(with = "model::octets::optional")]
     last_response: Option<Vec<u8>>,
     /// Responses to other requests that the peer may not have seen: earlier ones, and those that came before their turn. `None`:
     /// none could be made. In the record's third part.
@@ -313,6 +320,23 @@ impl TheirWindow {
             self.others.insert(id, before);
         }
         self.next = self.next.wrapping_add(1);
+    }
+
+    //= rfc7296#2.1
+    // In order to allow saving memory, responders are allowed to forget a response after a timeout of several minutes.
+    /// Forgets responses; which requests were answered stays known.
+    pub fn forget(&mut self) {
+        self.last_response = None;
+        let next = self.next;
+        self.others.retain(|id, response| {
+            *response = None;
+            *id > next
+        });
+    }
+
+    /// Whether there are responses to forget.
+    pub fn has_responses(&self) -> bool {
+        self.last_response.is_some() || !self.others.is_empty()
     }
 
     /// Message IDs go on from here (RFC 6311); nothing of before is repeated.

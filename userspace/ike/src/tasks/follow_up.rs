@@ -245,11 +245,11 @@ pub(crate) fn promise(sa: &mut IkeSa, ctx: &mut Context<'_>, unfinished: Unfinis
     forget(sa, ctx);
     let link = ctx.random(LINK_LEN);
     let payload = linked(&link);
-    sa.more.follow_up = Some(Awaited {
+    sa.more.follow_up = Some(Box::new(Awaited {
         unfinished,
         secrets: Vec::new(),
         link,
-    });
+    }));
     sa.timers.follow_up = Some(ctx.now + KEPT);
     payload
 }
@@ -294,7 +294,7 @@ pub(crate) fn peer_replaces(sa: &IkeSa, child: Option<EspSpi>) -> bool {
 /// Responder: the next key exchange.
 pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
     let fits = |awaited: &Awaited| link_of(payloads).is_some_and(|link| crypto::ct_eq(link, &awaited.link));
-    if !sa.more.follow_up.as_ref().is_some_and(fits) {
+    if !sa.more.follow_up.as_deref().is_some_and(fits) {
         return vec![notify(NotifyType::STATE_NOT_FOUND)];
     }
     let groups = sa.more.follow_up.as_ref().map(|awaited| {

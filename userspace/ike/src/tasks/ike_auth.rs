@@ -4,8 +4,8 @@ use super::proof::{
     Then, ask_signature, auth_input, authenticate, check_proof, own_certificate, prove, what_to_compare,
 };
 use super::{
-    Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, ppk, qcd, resource,
-    resume, ticket, window,
+    Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, ppk, qcd, redirect,
+    resource, resume, ticket, window,
 };
 use crate::auth::{self, signing};
 use crate::config::{Childless, Connection, Identity};
@@ -337,7 +337,14 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     window::take(sa, ctx.config, payloads);
     ticket::take(sa, ctx, payloads);
     establish(sa, ctx, protected);
+    redirect::arrived(sa, ctx);
+    //= rfc5685#6
+    // In such cases, the gateway redirects in the IKE_AUTH response, which has no Child SA then.
+    redirect::follow(sa, ctx, payloads);
     let Some(offer) = offer else { return };
+    if payloads.sa().is_none() && payloads.notify(NotifyType::REDIRECT).is_some() {
+        return ctx.around.release_esp_spi(offer.spi_in);
+    }
     if let Some(error) = payloads.error() {
         ctx.around.release_esp_spi(offer.spi_in);
         let why = child_create::explain(error.kind, &offer.proposals, &offer.ts_local, &offer.ts_remote);

@@ -1,6 +1,7 @@
 //! IKE_SA_INIT, both roles (RFC 7296 1.2, 2.6, 2.23).
 
 use super::ppk::{self, PpkState};
+use super::redirect::{self, Redirected};
 use super::wanted::{another, first_additional};
 use super::{Pending, ike_auth, intermediate, notify};
 use crate::auth;
@@ -22,7 +23,7 @@ use ike_wire::{
     ProtocolId, encode_message,
 };
 use model::IkeSpi;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// UDP ports of IKE (RFC 7296 2.23).
 pub(crate) const PORT_IKE: u16 = 500;
@@ -34,9 +35,30 @@ pub(crate) const RESTARTS_MAX: u8 = 5;
 
 /// Begins an IKE SA. `Err`: why it cannot be.
 pub(crate) fn start(ctx: &mut Context<'_>, connection: &Connection) -> Result<IkeSa, String> {
-    let path = path_of(connection)?;
+    begin_on(ctx, connection, path_of(connection)?, None)
+}
+
+/// As [`start`], with the gateway that another one has sent us to.
+pub(crate) fn start_at(
+    ctx: &mut Context<'_>,
+    connection: &Connection,
+    gateway: IpAddr,
+    redirected: Redirected,
+) -> Result<IkeSa, String> {
+    let mut path = path_of(connection)?;
+    path.remote.set_ip(gateway);
+    begin_on(ctx, connection, path, Some(redirected))
+}
+
+fn begin_on(
+    ctx: &mut Context<'_>,
+    connection: &Connection,
+    path: Path,
+    redirected: Option<Redirected>,
+) -> Result<IkeSa, String> {
     let spi = ctx.around.ike_spi(None, &connection.name);
     let mut sa = IkeSa::new(spi, IkeSpi(0), true, path, Phase::AwaitKey);
+    sa.more.redirected = redirected;
     // Nobody is told of it before there is a message.
     sa.dirty = false;
     sa.connection = Some(connection.name.clone());
@@ -171,6 +193,7 @@ fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>, public: Vec<u8>) -> Result<(
     {
         payloads.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED));
     }
+    payloads.extend(redirect::announce(sa, sa.connection(ctx.config)));
     payloads.extend(ppk::supported(sa.connection(ctx.config)));
     if phase.offered.iter().any(Proposal::has_additional) {
         payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED));
@@ -244,6 +267,10 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
         let public = group.and_then(|group| ctx.public(group, &phase.dh).ok());
         let change = |phase: &mut AwaitInitResponse| phase.cookie = Some(cookie);
         return restart(sa, ctx, change, public.unwrap_or_default(), "cookies");
+    }
+    if let Some(redirect) = payloads.notify(NotifyType::REDIRECT) {
+        let nonce = phase.nonce_i.clone();
+        return redirect::on_init(sa, ctx, redirect, &nonce);
     }
     if let Some(error) = payloads.error() {
         return refused(sa, ctx, error);
@@ -480,6 +507,9 @@ pub(crate) fn respond(
         ctx.event_without_sa(EventKind::NoProposal, name, Some(remote), text);
         return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
     };
+    if let Some(elsewhere) = redirect::refuse(ctx, connection, payloads, local.ip(), remote) {
+        return Err(Some(elsewhere));
+    }
     // The wrong group is no fault: the initiator guessed, and is told (RFC 7296 1.2).
     let (shared, public) = key_exchange(ctx, &suite, payloads).map_err(|refusal| Some(refusal.notify))?;
     let (Some(shared), Some(public)) = (shared, public) else {
@@ -567,6 +597,7 @@ pub(crate) fn respond(
         Phase::AwaitAuthRequest(Box::new(phase)),
     );
     sa.more.fragment_size = fragment_size;
+    sa.more.redirectable = redirect::is_supported(payloads);
     sa.more.ppk = ppk_agreed.then_some(PpkState::Agreed);
     sa.their.answered(0, Some(response.clone()), 1);
     sa.timers.since = ctx.now;

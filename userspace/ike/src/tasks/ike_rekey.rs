@@ -321,6 +321,7 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
     new.more.fragment_size = old.more.fragment_size;
     new.more.virtual_addresses = old.more.virtual_addresses.clone();
     new.more.mobike = old.more.mobike;
+    new.more.redirectable = old.more.redirectable;
     new.extras.wants_ticket = old.extras.wants_ticket;
     new.extras.sync.message_ids = old.extras.sync.message_ids;
     new.extras.sync.counters = old.extras.sync.counters;

@@ -19,6 +19,7 @@ pub(crate) mod mobike;
 pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod qcd;
+pub(crate) mod redirect;
 pub(crate) mod refresh;
 pub(crate) mod resource;
 pub(crate) mod resume;
@@ -65,6 +66,8 @@ pub(crate) enum Pending {
     Routability {
         cookie: Vec<u8>,
     },
+    /// The peer is told to go elsewhere (RFC 5685).
+    Redirect,
 }
 
 /// A peer that keeps putting us off is asked this often.
@@ -125,6 +128,7 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             Task::DeleteIke => delete::start_ike(sa, ctx),
             Task::Liveness => liveness::start(sa, ctx),
             Task::Routability => mobike::check(sa, ctx),
+            Task::Redirect { to } => redirect::start(sa, ctx, to),
             Task::Refresh => refresh::start(sa, ctx),
             Task::CreateResourceChild { child, resource } => {
                 resource::start(sa, ctx, &child, resource, tries);
@@ -301,6 +305,7 @@ pub(crate) fn on_response(
         Pending::DeleteChild { spi_in } => delete::finish_child(sa, ctx, spi_in),
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
+        Pending::Redirect => redirect::finish(sa, ctx),
         Pending::Routability { cookie } => mobike::checked(sa, ctx, &cookie, &payloads),
         Pending::Refresh => refresh::finish(sa, ctx, &payloads),
         Pending::SyncCounters => {}
@@ -354,6 +359,8 @@ fn begin_anew(sa: &mut IkeSa, ctx: &mut Context<'_>, pending: Pending) {
         Pending::Refresh => sa.our.push(Task::Refresh),
         // The peer's cluster has just failed over itself; evidence will come again if it is still needed.
         Pending::SyncCounters => {}
+        // Whether it heard it will show.
+        Pending::Redirect => redirect::finish(sa, ctx),
         Pending::Init
         | Pending::Auth
         | Pending::Intermediate
