@@ -27,8 +27,12 @@ pub const MAP_KEY_IN: &str = "KEY_IN";
 pub const MAP_KEY_OUT: &str = "KEY_OUT";
 /// Array-of-maps keyed by CPU; inner arrays of [`crate::sad::CpuSlot`] by slot of a shared outbound SA.
 pub const MAP_CPU_SLOT: &str = "CPU_SLOT";
-/// LPM trie: [`crate::spd::SpdKey`] to [`crate::spd::SpdEntry`].
+/// Array of [`crate::spd::SpdPlace`], memory-mappable: prefixes with their rules, in no order.
 pub const MAP_SPD: &str = "SPD";
+/// Array of [`crate::spd::SpdBucket`], memory-mappable: where a prefix is in `SPD`.
+pub const MAP_SPD_INDEX: &str = "SPD_INDEX";
+/// Array of one [`crate::spd::SpdHead`], memory-mappable.
+pub const MAP_SPD_HEAD: &str = "SPD_HEAD";
 /// Array of 256 [`crate::segment::Segment`], memory-mappable.
 pub const MAP_SEGMENTS: &str = "SEGMENTS";
 /// Array of [`crate::steer::Member`] by member id (index 0 unused).
@@ -66,6 +70,8 @@ pub const PINNED_MAPS: &[&str] = &[
     MAP_KEY_OUT,
     MAP_CPU_SLOT,
     MAP_SPD,
+    MAP_SPD_INDEX,
+    MAP_SPD_HEAD,
     MAP_SEGMENTS,
     MAP_MEMBERS,
     MAP_MEMBER_MACS,

@@ -4,7 +4,6 @@
 use core::mem::{offset_of, size_of};
 
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
-use maps_schema::spd::SpdEntry;
 use maps_schema::steer::{ClusterAddress, Local, Member, Port};
 use maps_schema::verdict::Verdict;
 
@@ -13,6 +12,7 @@ use crate::bytes::Bounded;
 use crate::counter::Counter;
 use crate::headers::{Address, Ip};
 use crate::selectors::Flow;
+use crate::spd::{Changing, Policy};
 
 /// [`OutboundSaRuntime`] as the programs use it: every field changes by atomic operations only.
 #[derive(Debug, Default)]
@@ -119,8 +119,15 @@ pub trait Env {
     fn key_out(&self, cpu: u32, index: u32) -> Option<&SaKey>;
     /// One more than the slot of the outbound SA that a CPU uses in place of the shared one in `slot`; 0 for none.
     fn own_slot(&self, cpu: u32, slot: u32) -> u32;
-    /// Rules of the longest prefix of a destination (mapped form).
-    fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry>;
+    /// Rules of the longest prefix of a destination.
+    ///
+    /// # Errors
+    /// Where they are being changed all the time.
+    fn policy(&self, destination: Address) -> Result<Option<Policy<'_>>, Changing>;
+    /// Whether what was read of these rules was whole. Not asked where nobody changes them.
+    fn policy_holds(&self, _policy: &Policy<'_>) -> bool {
+        true
+    }
     /// Routing and neighbour look-up; `None` where the host's stack must deal with the packet.
     fn route(&self, query: &RouteQuery) -> Option<Route>;
     /// Reports an event (`EVENT_*`).

@@ -27,4 +27,5 @@ pub mod nd;
 pub mod opaque;
 pub mod replay;
 pub mod selectors;
+pub mod spd;
 pub mod steer;

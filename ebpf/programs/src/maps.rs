@@ -1,13 +1,13 @@
 //! Every map, and nowhere else. Names are those of `maps_schema::names`; the loader makes the per-CPU arrays of the SA maps
-//! and sets the sizes that depend on the host.
+//! and those of policies, and sets the sizes that depend on the host.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, CpuMap, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, CpuMap, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use datapath::env::Area;
 use maps_schema::event::{Event, SlowFrame};
 use maps_schema::sad::{CpuSlot, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
 use maps_schema::segment::{SEGMENTS as SEGMENT_COUNT, Segment};
-use maps_schema::spd::{SpdEntry, SpdKey};
+use maps_schema::spd::{SpdBucket, SpdHead, SpdPlace};
 use maps_schema::steer::{
     AddressKey, ClusterAddress, Local, MAX_CONNECTIONS, MAX_MEMBERS, MAX_PORTS, MacKey, Member, Port, PortKey,
 };
@@ -38,7 +38,11 @@ pub static KEY_OUT: ArrayOfMaps<Array<SaKey, 1>, CPUS> = ArrayOfMaps::new();
 #[btf_map]
 pub static CPU_SLOT: ArrayOfMaps<Array<CpuSlot, 1, MMAPABLE>, CPUS> = ArrayOfMaps::new();
 #[btf_map]
-pub static SPD: LpmTrie<SpdKey, SpdEntry, 131_072> = LpmTrie::new();
+pub static SPD: Array<SpdPlace, 1, MMAPABLE> = Array::new();
+#[btf_map]
+pub static SPD_INDEX: Array<SpdBucket, 1, MMAPABLE> = Array::new();
+#[btf_map]
+pub static SPD_HEAD: Array<SpdHead, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SEGMENTS: Array<Segment, SEGMENT_COUNT, MMAPABLE> = Array::new();
 #[btf_map]

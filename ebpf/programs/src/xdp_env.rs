@@ -5,7 +5,6 @@ use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_adjust_head,
     bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
@@ -15,9 +14,10 @@ use datapath::aead::TEXT_MAX;
 use datapath::env::{Env, HEAD_LEN, OutboundCounters, Route, RouteQuery};
 use datapath::headers::{Address, is_v4, to_v4};
 use datapath::opaque::opaque;
+use datapath::spd::{self, Changing, Policy, Table};
 use maps_schema::event::{Event, SLOW_FRAME_MAX, SlowFrame};
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, SaKey};
-use maps_schema::spd::{SpdEntry, SpdKey};
+use maps_schema::spd::{SpdBucket, SpdHead, SpdPlace};
 use maps_schema::steer::{AddressKey, ClusterAddress, Local, MacKey, Member, NO_VLAN, Port, PortKey};
 use maps_schema::verdict::Verdict;
 
@@ -142,6 +142,38 @@ fn visibly<const M: usize>(len: usize) -> u32 {
     (opaque(masked) + 1) as u32
 }
 
+/// The arrays of the policy table.
+struct Policies;
+
+impl Table for Policies {
+    #[inline(always)]
+    fn head(&self) -> Option<&SpdHead> {
+        maps::SPD_HEAD.get(0)
+    }
+
+    #[inline(always)]
+    fn bucket(&self, at: u32) -> Option<&SpdBucket> {
+        maps::SPD_INDEX.get(at)
+    }
+
+    #[inline(always)]
+    fn place(&self, at: u32) -> Option<&SpdPlace> {
+        maps::SPD.get(at)
+    }
+
+    #[inline(always)]
+    fn probe(&self, destination: Address, half: u32, lengths: u64) -> u32 {
+        spd_probe(destination[0], destination[1], half, lengths)
+    }
+}
+
+/// [`spd::probe`], which the verifier walks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn spd_probe(high: u64, low: u64, half: u32, lengths: u64) -> u32 {
+    spd::probe(&Policies, [high, low], half, lengths)
+}
+
 impl Env for Xdp {
     #[inline(always)]
     fn now_ns(&self) -> u64 {
@@ -242,8 +274,13 @@ impl Env for Xdp {
     }
 
     #[inline(always)]
-    fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
-        maps::SPD.get(&Key::new(128, SpdKey { destination }))
+    fn policy(&self, destination: Address) -> Result<Option<Policy<'_>>, Changing> {
+        spd::look_up(&Policies, destination)
+    }
+
+    #[inline(always)]
+    fn policy_holds(&self, policy: &Policy<'_>) -> bool {
+        spd::holds(&Policies, policy)
     }
 
     #[inline(always)]

@@ -10,11 +10,11 @@ use datapath::env::{
 };
 use datapath::headers;
 use datapath::nd;
+use datapath::spd::{Changing, Policy};
 use maps_schema::event::SLOW_FRAME_MAX;
 use maps_schema::sad::{
     FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_at, slot_place,
 };
-use maps_schema::spd::SpdEntry;
 use maps_schema::steer::{ClusterAddress, Local, Member, NO_VLAN, Port};
 use maps_schema::verdict::Verdict;
 use zerocopy::FromBytes;
@@ -152,12 +152,14 @@ impl Env for Host<'_> {
         self.here(cpu, index, &self.world.key_out)
     }
 
-    fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
+    fn policy(&self, destination: headers::Address) -> Result<Option<Policy<'_>>, Changing> {
+        let destination = headers::octets(destination);
         let prefix = mapped(POLICY_PREFIX);
         if destination[..6] == POLICY_PREFIX_V6[..6] {
-            return Some(&self.world.policy_v6);
+            return Ok(Some(Policy::fixed(&self.world.policy_v6)));
         }
-        (destination[..14] == prefix[..14]).then_some(&self.world.policy)
+        let policy = (destination[..14] == prefix[..14]).then_some(&self.world.policy);
+        Ok(policy.map(Policy::fixed))
     }
 
     fn route(&self, query: &RouteQuery) -> Option<Route> {

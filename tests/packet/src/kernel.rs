@@ -19,10 +19,12 @@ use maps_schema::sad::{
     CpuSlot, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
 };
 use maps_schema::segment::{SEGMENTS, Segment};
+use maps_schema::spd::{SpdEntry, SpdKey};
 use maps_schema::steer::{AddressKey, ClusterAddress, MacKey, PortKey};
 use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
+use sad::port::{DataPlane, MapOp, MapPlan};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::case::{Action, Case, Observed, Program};
@@ -32,7 +34,7 @@ pub mod crowd;
 pub mod timing;
 pub mod touch;
 
-const MADE_BY_DATAPLANE: [&str; 8] = [
+const MADE_BY_DATAPLANE: [&str; 11] = [
     MAP_SA_IN,
     MAP_SA_IN_RT,
     MAP_SA_OUT,
@@ -41,9 +43,11 @@ const MADE_BY_DATAPLANE: [&str; 8] = [
     MAP_KEY_OUT,
     MAP_CPU_SLOT,
     MAP_SEGMENTS,
-];
-const OTHERS: [&str; 12] = [
     MAP_SPD,
+    MAP_SPD_INDEX,
+    MAP_SPD_HEAD,
+];
+const OTHERS: [&str; 11] = [
     MAP_MEMBERS,
     MAP_MEMBER_MACS,
     MAP_ADDRESSES,
@@ -65,8 +69,8 @@ pub struct Kernel {
     folder: PathBuf,
     stage: PathBuf,
     cpus: u32,
-    /// Keeps the maps' pins.
-    _plane: Plane,
+    /// Keeps the maps' pins, and writes policies.
+    plane: Plane,
 }
 
 impl Drop for Kernel {
@@ -172,7 +176,7 @@ impl Kernel {
             folder,
             stage,
             cpus,
-            _plane: plane,
+            plane,
         };
         kernel.fixed_tables()?;
         Ok(kernel)
@@ -303,12 +307,16 @@ impl Kernel {
         self.put_inner(MAP_SA_OUT, SLOT, world.outbound.as_bytes())?;
         self.put_inner(MAP_SA_OUT_RT, SLOT, world.counters.as_bytes())?;
         self.put_inner(MAP_KEY_OUT, SLOT, world.key_out.as_bytes())?;
-        let mut key = POLICY_PREFIX_LEN.to_ne_bytes().to_vec();
-        key.extend(mapped(POLICY_PREFIX));
-        self.put(MAP_SPD, &key, world.policy.as_bytes())?;
-        let mut key = 48u32.to_ne_bytes().to_vec();
-        key.extend(POLICY_PREFIX_V6);
-        self.put(MAP_SPD, &key, world.policy_v6.as_bytes())?;
+        let put = |prefix_len, destination, entry: &SpdEntry| MapOp::PutSpd {
+            prefix_len,
+            key: SpdKey { destination },
+            entry: Box::new(*entry),
+        };
+        let ops = vec![
+            put(POLICY_PREFIX_LEN, mapped(POLICY_PREFIX), &world.policy),
+            put(48, POLICY_PREFIX_V6, &world.policy_v6),
+        ];
+        self.plane.execute(&MapPlan { ops })?;
         let never = vec![0u8; 8 * cpus()?];
         self.put("ACQUIRED", &u32::from(CONNECTION).to_ne_bytes(), &never)?;
         self.set_own(world)?;

@@ -1,10 +1,9 @@
-//! Runs of equal writes of a plan in one system call each: keys and policy entries, whose maps are not in memory.
+//! Runs of equal writes of a plan in one system call each: keys, whose maps are not in memory.
 
-use crate::execute::{beyond, lpm_key, text};
+use crate::execute::{beyond, text};
 use crate::load::Plane;
 use crate::maps::SaMaps;
 use crate::sys;
-use maps_schema::names::MAP_SPD;
 use maps_schema::sad::slot_place;
 use sad::port::MapOp;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -46,7 +45,6 @@ fn kind(op: &MapOp) -> Option<u8> {
     match op {
         MapOp::PutKeyIn { .. } => Some(0),
         MapOp::PutKeyOut { .. } => Some(1),
-        MapOp::PutSpd { .. } => Some(2),
         _ => None,
     }
 }
@@ -107,22 +105,8 @@ impl Plane {
         }
     }
 
-    /// Writes a run of operations of one kind, in their order.
+    /// Writes a run of keys of one kind, in their order.
     pub(crate) fn run(&self, ops: &[MapOp]) -> Result<(), String> {
-        let mut rules = Columns::default();
-        for op in ops {
-            if let MapOp::PutSpd {
-                prefix_len,
-                key,
-                entry,
-            } = op
-            {
-                rules.push(&lpm_key(*prefix_len, key), entry.as_bytes());
-            }
-        }
-        match rules.count {
-            0 => self.key_writer().write(ops),
-            _ => rules.write(self.map(MAP_SPD).map_err(text)?),
-        }
+        self.key_writer().write(ops)
     }
 }

@@ -5,12 +5,10 @@ use crate::batch::run_length;
 use crate::load::Plane;
 use crate::mapped::MappedArray;
 use crate::sys;
-use maps_schema::names::MAP_SPD;
 use maps_schema::sad::{
     CpuSlot, InboundSa, InboundSaRuntime, Limits, LimitsCell, OutboundSa, OutboundSaRuntime, SaKey,
     slot_place,
 };
-use maps_schema::spd::SpdKey;
 use sad::port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
 use std::io;
 use std::mem::{offset_of, size_of};
@@ -39,7 +37,10 @@ impl DataPlane for Plane {
         while let Some(op) = plan.ops.get(done) {
             let run = run_length(&plan.ops[done..]);
             let written = match run {
-                1 => self.one(op),
+                1 => match self.policies.execute(op) {
+                    Some(written) => written,
+                    None => self.one(op),
+                },
                 _ => self.run(&plan.ops[done..done + run]),
             };
             written.map_err(|cause| PlanError {
@@ -223,15 +224,8 @@ impl Plane {
                     .and_then(|array| array.write(*slot, &value, 0, size_of::<CpuSlot>()))
                     .ok_or_else(|| self.beyond(*slot))
             }
-            MapOp::PutSpd {
-                prefix_len,
-                key,
-                entry,
-            } => self.update(MAP_SPD, &lpm_key(*prefix_len, key), entry.as_bytes()),
-            MapOp::DeleteSpd { prefix_len, key } => {
-                let map = self.map(MAP_SPD).map_err(text)?;
-                sys::map_delete(map, &lpm_key(*prefix_len, key)).map_err(text)
-            }
+            // Done by `Policies`.
+            MapOp::PutSpd { .. } | MapOp::DeleteSpd { .. } => Ok(()),
         }
     }
 
@@ -303,10 +297,6 @@ impl Plane {
         self.put_key(&self.sa.key_out.inner, slot, &SaKey::EMPTY)
     }
 
-    pub(crate) fn update(&self, map: &str, key: &[u8], value: &[u8]) -> Result<(), String> {
-        sys::map_update(self.map(map).map_err(text)?, key, value).map_err(text)
-    }
-
     fn beyond(&self, slot: u32) -> String {
         beyond(slot, self.options.slots)
     }
@@ -314,14 +304,6 @@ impl Plane {
 
 pub(crate) fn beyond(slot: u32, slots: u32) -> String {
     format!("slot {slot} is beyond this member's {slots} slots: raise `slots` on this member")
-}
-
-/// The key of an LPM trie: prefix length, then the address.
-pub(crate) fn lpm_key(prefix_len: u32, key: &SpdKey) -> [u8; 20] {
-    let mut octets = [0u8; 20];
-    octets[..4].copy_from_slice(&prefix_len.to_ne_bytes());
-    octets[4..].copy_from_slice(&key.destination);
-    octets
 }
 
 type Place<'a, T> = Option<(&'a MappedArray<T>, u32)>;

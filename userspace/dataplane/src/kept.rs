@@ -77,33 +77,12 @@ impl Plane {
             _ => true,
         };
         ops.extend(plan.ops.iter().filter(there).cloned());
-        let stale = self.rules().map_err(|error| PlanError {
-            done: 0,
-            operation: "read the policies",
-            cause: error.to_string(),
-        })?;
-        let stale = stale.into_iter().filter(|rule| !rules.contains(rule));
+        let stale = self.policies.prefixes().filter(|rule| !rules.contains(rule));
         ops.extend(stale.map(|(prefix_len, destination)| MapOp::DeleteSpd {
             prefix_len,
             key: SpdKey { destination },
         }));
         self.execute(&MapPlan { ops })
-    }
-
-    /// Prefixes in the policy map.
-    fn rules(&self) -> io::Result<Vec<(u32, [u8; 16])>> {
-        let map = self.map(maps_schema::names::MAP_SPD)?;
-        let mut found = Vec::new();
-        let mut key: Option<Vec<u8>> = None;
-        while let Some(next) = sys::map_next_key(map, key.as_deref(), 20)? {
-            if let (Some(length), Some(destination)) =
-                (next.first_chunk::<4>(), next[4..].first_chunk::<16>())
-            {
-                found.push((u32::from_ne_bytes(*length), *destination));
-            }
-            key = Some(next);
-        }
-        Ok(found)
     }
 }
 

@@ -13,6 +13,7 @@ mod kept;
 mod load;
 mod mapped;
 mod maps;
+mod policies;
 mod report;
 mod rings;
 mod runner;

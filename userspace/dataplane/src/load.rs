@@ -2,6 +2,7 @@
 
 use crate::error::LoadError;
 use crate::maps::{self, MADE_BY_HAND, ObjectBtf, SaMaps};
+use crate::policies::Policies;
 use crate::runner::Runner;
 use crate::sys;
 use aya::maps::MapData;
@@ -85,6 +86,7 @@ impl Options {
 pub struct Plane {
     pub(crate) options: Options,
     pub(crate) sa: Arc<SaMaps>,
+    pub(crate) policies: Policies,
     pub(crate) maps: HashMap<String, OwnedFd>,
     pub(crate) programs: HashMap<String, OwnedFd>,
     pub(crate) rings: Rings,
@@ -142,6 +144,7 @@ impl Plane {
             stage.0.clone()
         };
         let sa = Arc::new(maps::open(&folder, options.cpus, options.slots)?);
+        let policies = Policies::open(&folder, options.slots, options.adopt)?;
 
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS);
@@ -178,6 +181,7 @@ impl Plane {
             runner: Runner::start(options.cpus, &programs)?,
             options: options.clone(),
             sa,
+            policies,
             maps: fds,
             programs,
             rings,
@@ -401,7 +405,6 @@ fn map_fd(map: &aya::maps::Map, name: &str) -> Result<OwnedFd, LoadError> {
         | Map::ArrayOfMaps(d)
         | Map::CpuMap(d)
         | Map::HashMap(d)
-        | Map::LpmTrie(d)
         | Map::LruHashMap(d)
         | Map::PerCpuArray(d)
         | Map::RingBuf(d)

@@ -6,11 +6,13 @@ use crate::mapped::MappedArray;
 use crate::sys::{self, MapBtf, MapSpec};
 use maps_schema::names::{
     MAP_CPU_SLOT, MAP_KEY_IN, MAP_KEY_OUT, MAP_SA_IN, MAP_SA_IN_RT, MAP_SA_OUT, MAP_SA_OUT_RT, MAP_SEGMENTS,
+    MAP_SPD, MAP_SPD_HEAD, MAP_SPD_INDEX,
 };
 use maps_schema::sad::{
     CpuSlot, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slots_per_cpu,
 };
 use maps_schema::segment::{SEGMENTS, Segment};
+use maps_schema::spd::{SpdBucket, SpdHead, SpdPlace, spd_buckets, spd_places};
 use std::mem::size_of;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -62,7 +64,7 @@ pub(crate) struct SaMaps {
 }
 
 /// Names of the maps that [`create`] makes; the object's own definitions of them are not used.
-pub(crate) const MADE_BY_HAND: [&str; 8] = [
+pub(crate) const MADE_BY_HAND: [&str; 11] = [
     MAP_SA_IN,
     MAP_SA_IN_RT,
     MAP_SA_OUT,
@@ -71,6 +73,9 @@ pub(crate) const MADE_BY_HAND: [&str; 8] = [
     MAP_KEY_OUT,
     MAP_CPU_SLOT,
     MAP_SEGMENTS,
+    MAP_SPD,
+    MAP_SPD_INDEX,
+    MAP_SPD_HEAD,
 ];
 
 /// Maps whose inner arrays are pinned for operators to look at; never those with keys.
@@ -161,18 +166,34 @@ pub(crate) fn create(folder: &Path, btf: Option<&ObjectBtf>, cpus: u32, slots: u
         }
         pin(&outer, folder, name)?;
     }
-    let segments = MapSpec {
-        kind: sys::TYPE_ARRAY,
-        key_size: 4,
-        value_size: size_of::<Segment>() as u32,
-        max_entries: SEGMENTS as u32,
-        flags: sys::F_MMAPABLE,
-        name: MAP_SEGMENTS,
-        inner: None,
-        btf: btf.and_then(|b| b.of("Segment", size_of::<Segment>() as u32)),
-    };
-    let segments = sys::map_create(&segments).map_err(|e| LoadError::kernel("create map SEGMENTS", e))?;
-    pin(&segments, folder, MAP_SEGMENTS)
+    let places = spd_places(slots);
+    let flat = [
+        (MAP_SEGMENTS, "Segment", size_of::<Segment>(), SEGMENTS as u32),
+        (MAP_SPD, "SpdPlace", size_of::<SpdPlace>(), places),
+        (
+            MAP_SPD_INDEX,
+            "SpdBucket",
+            size_of::<SpdBucket>(),
+            spd_buckets(places),
+        ),
+        (MAP_SPD_HEAD, "SpdHead", size_of::<SpdHead>(), 1),
+    ];
+    for (name, type_name, value_size, max_entries) in flat {
+        let spec = MapSpec {
+            kind: sys::TYPE_ARRAY,
+            key_size: 4,
+            value_size: value_size as u32,
+            max_entries,
+            flags: sys::F_MMAPABLE,
+            name,
+            inner: None,
+            btf: btf.and_then(|b| b.of(type_name, value_size as u32)),
+        };
+        let map = sys::map_create(&spec)
+            .map_err(|e| LoadError::kernel(format!("create map {name} ({max_entries} entries)"), e))?;
+        pin(&map, folder, name)?;
+    }
+    Ok(())
 }
 
 fn pin(map: &OwnedFd, folder: &Path, name: &str) -> Result<(), LoadError> {

@@ -11,6 +11,7 @@ pub mod listing;
 pub mod look;
 pub mod memory;
 pub mod path;
+pub mod policy_table;
 pub mod port;
 pub mod prefix;
 mod raises;

@@ -7,6 +7,7 @@ use crate::steps::{say, step};
 use crate::{build, setup};
 use anyhow::Result;
 use maps_schema::sad::SUITE_CHACHA20_POLY1305;
+use maps_schema::spd::spd_places;
 use maps_schema::verdict::Verdict;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -41,15 +42,15 @@ pub struct Options {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Row {
     /// `sa`: the whole way in, each packet to an SA at random. `policy`: the whole way out, each packet to a destination at
-    /// random.
+    /// random. `length`: the whole way out to the shortest of so many prefix lengths.
     pub what: String,
-    /// SAs or policies.
+    /// SAs, policies or lengths.
     pub n: u32,
     /// In the program.
     pub ns: f64,
     /// Octets of map memory for one.
     pub bytes_per_entry: f64,
-    /// What a program that only reads the lines of a random SA costs more than with one: caches and page tables.
+    /// What a program that only reads the lines of a random SA or policy costs more than with one: caches and page tables.
     pub cache_ns: f64,
     /// How much `ns` is above that of the first row, less `cache_ns`, per cent.
     pub excess_percent: f64,
@@ -68,6 +69,8 @@ pub struct Figures {
 
 /// Slots of the maps: as many as SPIs have room for.
 const SLOTS_ALL: u32 = 1 << 20;
+/// Numbers of prefix lengths.
+const LENGTHS: [u32; 5] = [1, 2, 5, 9, 17];
 /// Packets of a round.
 const PACKETS: usize = 2000;
 /// Numbers that one SA may come to.
@@ -116,6 +119,7 @@ pub fn run(options: &Options) -> Result<bool> {
     };
     sas(&mut kernel, &world, options, &mut figures)?;
     policies(&mut kernel, &world, options, &mut figures)?;
+    lengths(&mut kernel, &world, options, &mut figures)?;
     if options.json {
         println!("{}", serde_json::to_string(&figures)?);
     } else {
@@ -133,7 +137,7 @@ fn sas(kernel: &mut Kernel, world: &World, options: &Options, figures: &mut Figu
     let mut numbers: BTreeMap<u32, u64> = BTreeMap::new();
     let mut random = Random(7);
     let mut times: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
-    let control = Touch::load(kernel)?;
+    let control = Touch::sas(kernel)?;
     let mut touches: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
     for round in 0..options.rounds {
         say(&format!("SAs, round {} of {}", round + 1, options.rounds));
@@ -156,28 +160,29 @@ fn sas(kernel: &mut Kernel, world: &World, options: &Options, figures: &mut Figu
             touches
                 .entry(*n)
                 .or_default()
-                .push(median(&control.time(&picks)?));
+                .push(median(&control.time_slots(&picks)?));
         }
     }
     let rows = options
         .sas
         .iter()
         .map(|n| (*n, median(&times[n]), median(&touches[n])));
-    conclude("sa", rows.collect(), |_| bytes_per_entry, figures);
+    conclude("sa", rows.collect(), bytes_per_entry, figures);
     Ok(())
 }
 
 fn policies(kernel: &mut Kernel, world: &World, options: &Options, figures: &mut Figures) -> Result<()> {
     let mut random = Random(11);
     let mut times: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
-    let mut memory: BTreeMap<u32, f64> = BTreeMap::new();
+    let bytes_per_entry = kernel.policy_memory()? as f64 / f64::from(spd_places(SLOTS_ALL));
+    let control = Touch::policies(kernel)?;
+    let mut touches: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
     let mut sizes = options.policies.clone();
     sizes.sort_unstable();
     sizes.dedup();
     for round in 0..options.rounds {
         say(&format!("policies, round {} of {}", round + 1, options.rounds));
         kernel.arrange(world)?;
-        let empty = kernel.policy_memory()?;
         let mut filled = 0;
         for n in &sizes {
             kernel.fill_policies(world, filled..*n)?;
@@ -195,17 +200,49 @@ fn policies(kernel: &mut Kernel, world: &World, options: &Options, figures: &mut
                 .collect();
             let ns = kernel.time(Program::Inside, INSIDE_IFINDEX, &frames, Verdict::EspSealed)?;
             times.entry(*n).or_default().push(median(&ns));
-            memory.insert(*n, (kernel.policy_memory()? - empty) as f64 / f64::from(*n));
+            let picks = (0..PACKETS).map(|_| kernel.policy_place(random.below(*n)));
+            let picks = picks.collect::<Result<Vec<_>>>()?;
+            touches
+                .entry(*n)
+                .or_default()
+                .push(median(&control.time(&picks)?));
         }
         kernel.clear_policies(0..filled)?;
     }
-    // No control: which nodes of the trie a look-up meets is the kernel's business.
-    let rows = sizes.iter().map(|n| (*n, median(&times[n]), 0.0));
-    conclude("policy", rows.collect(), |n| memory[&n], figures);
+    let rows = sizes.iter().map(|n| (*n, median(&times[n]), median(&touches[n])));
+    conclude("policy", rows.collect(), bytes_per_entry, figures);
     Ok(())
 }
 
-fn conclude(what: &str, rows: Vec<(u32, f64, f64)>, memory: impl Fn(u32) -> f64, figures: &mut Figures) {
+/// A destination in the shortest of so many lengths: the worst place to be.
+fn lengths(kernel: &mut Kernel, world: &World, options: &Options, figures: &mut Figures) -> Result<()> {
+    let bytes_per_entry = kernel.policy_memory()? as f64 / f64::from(spd_places(SLOTS_ALL));
+    let mut times: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+    let frames = vec![
+        ethernet(
+            INSIDE_MAC,
+            NEAR_MAC,
+            0x0800,
+            &datagram(NEAR_HOST, FAR_HOST, options.size)
+        );
+        PACKETS
+    ];
+    for round in 0..options.rounds {
+        say(&format!("lengths, round {} of {}", round + 1, options.rounds));
+        kernel.arrange(world)?;
+        for n in LENGTHS {
+            kernel.other_lengths(world, n - 1, true)?;
+            let ns = kernel.time(Program::Inside, INSIDE_IFINDEX, &frames, Verdict::EspSealed)?;
+            times.entry(n).or_default().push(median(&ns));
+        }
+        kernel.other_lengths(world, LENGTHS[LENGTHS.len() - 1] - 1, false)?;
+    }
+    let rows = LENGTHS.iter().map(|n| (*n, median(&times[n]), 0.0));
+    conclude("length", rows.collect(), bytes_per_entry, figures);
+    Ok(())
+}
+
+fn conclude(what: &str, rows: Vec<(u32, f64, f64)>, bytes_per_entry: f64, figures: &mut Figures) {
     let Some((_, first, touch)) = rows.first().copied() else {
         return;
     };
@@ -215,7 +252,7 @@ fn conclude(what: &str, rows: Vec<(u32, f64, f64)>, memory: impl Fn(u32) -> f64,
             what: what.to_owned(),
             n,
             ns,
-            bytes_per_entry: memory(n),
+            bytes_per_entry,
             cache_ns,
             excess_percent: ((ns - cache_ns) / first - 1.0) * 100.0,
         });
@@ -225,16 +262,11 @@ fn conclude(what: &str, rows: Vec<(u32, f64, f64)>, memory: impl Fn(u32) -> f64,
 fn print(figures: &Figures) {
     let mut cells: Cells = Vec::new();
     for row in &figures.rows {
-        let cache = if row.what == "sa" {
-            format!("{:.0}", row.cache_ns)
-        } else {
-            "-".to_owned()
-        };
         cells.push(vec![
             row.what.clone(),
             row.n.to_string(),
             format!("{:.0}", row.ns),
-            cache,
+            format!("{:.0}", row.cache_ns),
             format!("{:+.1} %", row.excess_percent),
             format!("{:.0}", row.bytes_per_entry),
         ]);

@@ -12,7 +12,7 @@ use maps_schema::sad::{
 };
 use maps_schema::spd::{
     ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP_HOLD,
-    RULES_PER_PREFIX, SpdRule,
+    RULES_PER_PREFIX,
 };
 use maps_schema::steer::{Local, SIDE_INSIDE};
 use maps_schema::verdict::Verdict;
@@ -89,8 +89,10 @@ pub fn policy(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
     let Some(local) = env.local() else {
         return work.pass(Verdict::NotForCluster);
     };
-    let Some(entry) = env.policy(headers::octets(work.ip.destination)) else {
-        return work.pass(Verdict::NoPolicy);
+    let policy = match env.policy(work.ip.destination) {
+        Ok(Some(policy)) => policy,
+        Ok(None) => return work.pass(Verdict::NoPolicy),
+        Err(_) => return work.drop(Verdict::Contended),
     };
     let at = work.link_len as usize;
     if work.ip.version == 6 {
@@ -105,20 +107,40 @@ pub fn policy(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
     work.flow = inbound::flow(&work.front(), &work.ip, at);
     let mut i = 0;
     while i < RULES_PER_PREFIX {
-        let rule = &entry.rules[i];
-        if rule.action == ACTION_NONE {
+        let rule = &policy.entry.rules[i];
+        if volatile(&rule.action) == ACTION_NONE {
             break;
         }
         if selectors::rule_matches(rule, &work.flow) {
-            return apply(env, work, local, rule, may_move);
+            let rule = Chosen {
+                slot: volatile(&rule.slot),
+                connection: volatile(&rule.connection),
+                action: volatile(&rule.action),
+            };
+            return if env.policy_holds(&policy) {
+                apply(env, work, local, &rule, may_move)
+            } else {
+                work.drop(Verdict::Contended)
+            };
         }
         i += 1;
     }
-    work.pass(Verdict::NoPolicy)
+    if env.policy_holds(&policy) {
+        work.pass(Verdict::NoPolicy)
+    } else {
+        work.drop(Verdict::Contended)
+    }
+}
+
+/// What the first matching rule says.
+struct Chosen {
+    slot: u32,
+    connection: u16,
+    action: u8,
 }
 
 #[inline(always)]
-fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &SpdRule, may_move: bool) -> bool {
+fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &Chosen, may_move: bool) -> bool {
     work.connection = rule.connection as u32;
     match rule.action {
         ACTION_BYPASS => work.pass(Verdict::Bypassed),

@@ -6,10 +6,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use anyhow::{Context, Result};
 use maps_schema::names::*;
 use maps_schema::sad::{InboundSaRuntime, slot_place};
-use maps_schema::spd::SpdEntry;
+use maps_schema::spd::SpdKey;
+use sad::port::{DataPlane, MapOp, MapPlan};
 use zerocopy::IntoBytes;
 
-use super::{Attr, Kernel, bpf, update};
+use super::{Kernel, update};
 use crate::world::{SPI_IN, World, mapped};
 
 /// Maps that hold something for every slot.
@@ -21,6 +22,9 @@ const BY_SLOT: [&str; 6] = [
     MAP_SA_OUT_RT,
     MAP_KEY_OUT,
 ];
+
+/// Prefix length of the policies: IPv4 networks of 28 bits.
+const POLICY_LEN: u32 = 96 + 28;
 
 /// SPI of a slot's inbound SA.
 pub const fn spi_of(slot: u32) -> u32 {
@@ -64,30 +68,62 @@ impl Kernel {
     /// Adds policies for [`destination`], all with the rules of the world's.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// Where the table is full.
     pub fn fill_policies(&mut self, world: &World, numbers: std::ops::Range<u32>) -> Result<()> {
-        let spd = self.map(MAP_SPD)?;
-        let entry: &SpdEntry = &world.policy;
-        for n in numbers {
-            update(&spd, &policy_key(n), entry.as_bytes())?;
-        }
-        Ok(())
+        let ops = numbers.map(|n| MapOp::PutSpd {
+            prefix_len: POLICY_LEN,
+            key: policy_key(n),
+            entry: Box::new(world.policy),
+        });
+        Ok(self.plane.execute(&MapPlan { ops: ops.collect() })?)
     }
 
     /// Takes them away again.
     ///
     /// # Errors
-    /// What the kernel refused.
+    /// None, as removal has none.
     pub fn clear_policies(&mut self, numbers: std::ops::Range<u32>) -> Result<()> {
-        let spd = self.map(MAP_SPD)?;
-        for n in numbers {
-            let key = policy_key(n);
-            let mut attr = Attr {
-                words: [spd.as_raw_fd() as u64, key.as_ptr() as u64, 0, 0],
-            };
-            bpf(3, &mut attr)?;
-        }
-        Ok(())
+        let ops = numbers.map(|n| MapOp::DeleteSpd {
+            prefix_len: POLICY_LEN,
+            key: policy_key(n),
+        });
+        Ok(self.plane.execute(&MapPlan { ops: ops.collect() })?)
+    }
+
+    /// Adds a policy of each of the IPv4 lengths from 32 on down, `count` (at most 16) of them, to which no packet goes; or
+    /// takes them away.
+    ///
+    /// # Errors
+    /// Where the table is full.
+    pub fn other_lengths(&mut self, world: &World, count: u32, there: bool) -> Result<()> {
+        let ops = (0..count).map(|n| {
+            let (prefix_len, key) = (
+                128 - n,
+                SpdKey {
+                    destination: mapped(0xcb00_0000 | n << 16),
+                },
+            );
+            if there {
+                MapOp::PutSpd {
+                    prefix_len,
+                    key,
+                    entry: Box::new(world.policy),
+                }
+            } else {
+                MapOp::DeleteSpd { prefix_len, key }
+            }
+        });
+        Ok(self.plane.execute(&MapPlan { ops: ops.collect() })?)
+    }
+
+    /// Where policy `n` is: index in map `SPD_INDEX` and in map `SPD`.
+    ///
+    /// # Errors
+    /// Where it is not there.
+    pub fn policy_place(&self, n: u32) -> Result<[u32; 2]> {
+        let place = self.plane.policy_place(POLICY_LEN, &policy_key(n));
+        let (bucket, place) = place.context("a policy that is there")?;
+        Ok([bucket, place])
     }
 
     /// Octets that the kernel holds for everything that is there once by slot.
@@ -104,19 +140,19 @@ impl Kernel {
         Ok(sum)
     }
 
-    /// Octets that the kernel holds for the policies.
+    /// Octets that the kernel holds for the policy table.
     ///
     /// # Errors
     /// Where it does not say.
     pub fn policy_memory(&self) -> Result<u64> {
-        memory(&self.map(MAP_SPD)?)
+        Ok(memory(&self.map(MAP_SPD)?)? + memory(&self.map(MAP_SPD_INDEX)?)?)
     }
 }
 
-fn policy_key(n: u32) -> Vec<u8> {
-    let mut key = (96u32 + 28).to_ne_bytes().to_vec();
-    key.extend(mapped(destination(n)));
-    key
+fn policy_key(n: u32) -> SpdKey {
+    SpdKey {
+        destination: mapped(destination(n)),
+    }
 }
 
 /// `memlock` of a map's descriptor.

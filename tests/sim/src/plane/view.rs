@@ -4,12 +4,13 @@ use super::{INSIDE, INSIDE_ROUTER, OUTSIDE, OUTSIDE_ROUTER, Slow};
 use crate::sabotage::Sabotage;
 use datapath::aead::TEXT_MAX;
 use datapath::env::{Env, HEAD_LEN, OutboundCounters, Route, RouteQuery};
+use datapath::headers::{self, Address};
+use datapath::spd::{Changing, Policy};
 use maps_schema::event::{Event, SLOW_FRAME_MAX};
 use maps_schema::sad::{
     InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SA_LOCAL_ONLY, SaKey, slot_at,
 };
 use maps_schema::segment::OwnerWord;
-use maps_schema::spd::SpdEntry;
 use maps_schema::steer::{ClusterAddress, Local, Member, Port};
 use maps_schema::verdict::Verdict;
 use model::Instant;
@@ -150,16 +151,12 @@ impl Env for View<'_> {
         let own = self.plane.maps.cpu_slots.get(&(cpu, slot));
         own.map_or(0, |own| own + 1)
     }
-    fn policy(&self, destination: [u8; 16]) -> Option<&SpdEntry> {
-        let number = u128::from_be_bytes(destination);
+    fn policy(&self, destination: Address) -> Result<Option<Policy<'_>>, Changing> {
+        let number = u128::from_be_bytes(headers::octets(destination));
         let fits = |len: u32, prefix: u128| len == 0 || (number ^ prefix) >> (128 - len) == 0;
-        self.plane
-            .maps
-            .spd
-            .iter()
-            .rev()
-            .find(|((len, prefix), _)| fits(*len, u128::from_be_bytes(*prefix)))
-            .map(|(_, entry)| entry)
+        let mut entries = self.plane.maps.spd.iter().rev();
+        let longest = entries.find(|((len, prefix), _)| fits(*len, u128::from_be_bytes(*prefix)));
+        Ok(longest.map(|(_, entry)| Policy::fixed(entry)))
     }
     fn route(&self, query: &RouteQuery) -> Option<Route> {
         let [outside, inside] = self.plane.ports;
