@@ -102,15 +102,15 @@ fn whoever_takes_over_while_a_key_exchange_is_computed_asks_for_its_own() {
                 if world.status(A).is_empty() {
                     world.initiate(A);
                 }
-                match operation(&world, A) {
-                    Some(command)
-                        if world.sides[A].children.len() == 1 && world.spi_in(A) == child.unwrap() =>
-                    {
-                        if world.only(A).spi == before.unwrap() {
-                            world.command(A, command);
-                        }
-                    }
-                    _ => {}
+                let as_before = |world: &World| {
+                    let known = child.is_some_and(|child| world.spi_in(A) == child);
+                    known && before.is_some_and(|before| world.only(A).spi == before)
+                };
+                if world.sides[A].children.len() == 1
+                    && as_before(&world)
+                    && let Some(command) = operation(&world, A)
+                {
+                    world.command(A, command);
                 }
                 world.pass(Duration::from_secs(60));
                 let children = if name == "another child" { 2 } else { 1 };

@@ -86,7 +86,7 @@ fn a_hundred_thousand_idle_ike_sas_cost_two_kibibytes_each_and_no_look() {
         let child = world.spi_in(side);
         let records: Vec<_> = (0..COUNT)
             .map(|n| {
-                let new = IkeSpi((spi.0 & !0xff_ffff) | n | 0x8000_0000_0000_0000);
+                let new = IkeSpi((spi.0 & !0xff_ffff) | n);
                 let record = replaced(&record, spi.0, new.0);
                 let record = replaced(&record, u64::from(child.0), u64::from(0x9000_0000 + n as u32));
                 (new, record)
