@@ -52,6 +52,10 @@ pub const SLOW_NO_LEASE: u32 = 4;
 pub const SLOW_OUTER_FRAGMENT: u32 = 5;
 /// A packet of a policy without SA that is to wait for one. `slot` is the connection index.
 pub const SLOW_NO_SA: u32 = 6;
+/// An opened packet whose TTL is used up, in the clear behind a link header: its sender is told.
+pub const SLOW_TTL_EXCEEDED: u32 = 7;
+/// A router's ICMP error about a sealed packet that was too large: the other members are to hear it too. The stack has it already.
+pub const SLOW_PATH_ERROR: u32 = 8;
 
 /// Longest frame that goes this way, octets (a page less headroom and shared info of a live frame).
 pub const SLOW_FRAME_MAX: usize = 3456;

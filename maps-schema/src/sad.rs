@@ -12,6 +12,8 @@ pub const SA_UDP_ENCAP: u8 = 1 << 1;
 pub const SA_LENIENT: u8 = 1 << 2;
 /// Known to this member alone (made while alone): no upper limit applies until a standby has acknowledged it.
 pub const SA_LOCAL_ONLY: u8 = 1 << 3;
+/// Transport mode (RFC 4303 3.1.1): what follows the IP header is sealed, and the header stays.
+pub const SA_TRANSPORT: u8 = 1 << 4;
 
 /// AES-GCM with a 16-octet ICV and a 128-bit key (RFC 4106).
 pub const SUITE_AES128_GCM: u8 = 1;
@@ -19,6 +21,10 @@ pub const SUITE_AES128_GCM: u8 = 1;
 pub const SUITE_AES256_GCM: u8 = 2;
 /// ChaCha20-Poly1305 (RFC 7634).
 pub const SUITE_CHACHA20_POLY1305: u8 = 3;
+
+/// In [`Limits::epoch`]: numbers above the limit may have been used by a member that was lost, without anybody's knowledge. The owner
+/// of the epoch keeps what it has; no later one may use the SA in this direction.
+pub const LIMITS_TAINTED: u32 = 1 << 16;
 
 /// What every in-sync standby has acknowledged for one direction of one SA.
 ///
@@ -35,7 +41,7 @@ pub struct Limits {
     /// takeover so far gave. 0 for a new SA. Without it a raise in a new epoch would forget what the takeover skipped;
     /// `datapath::limits::raised` computes it.
     pub floor: u64,
-    /// Low 16 bits of the ownership epoch in which `limit` was acknowledged.
+    /// Low 16 bits of the ownership epoch in which `limit` was acknowledged, and [`LIMITS_TAINTED`].
     pub epoch: u32,
     /// Reserved, 0.
     pub reserved: u32,
@@ -78,7 +84,7 @@ pub struct SelectorPair {
 /// Selector pairs held in an SA record; an SA with more is refused by `sad`.
 pub const SELECTORS_PER_SA: usize = 4;
 
-/// An inbound SA: one direction, ESP, tunnel mode.
+/// An inbound SA: one direction, ESP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct InboundSa {
@@ -143,7 +149,7 @@ pub struct InboundSaRuntime {
     pub above_floor: u64,
 }
 
-/// An outbound SA: one direction, ESP, tunnel mode.
+/// An outbound SA: one direction, ESP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct OutboundSa {

@@ -49,7 +49,7 @@ pub enum Class {
 }
 
 /// Room for verdicts in the counter map, per connection.
-pub const VERDICT_STRIDE: usize = 64;
+pub const VERDICT_STRIDE: usize = 128;
 
 verdicts! {
     NotForCluster = 0, "not_for_cluster", Passed, "not for a cluster address: left to the host";
@@ -106,6 +106,11 @@ verdicts! {
     LifetimeExpired = 55, "lifetime_expired", Dropped, "the SA's lifetime in octets or packets is used up";
     HeldForSa = 56, "held_for_sa", Slow, "policy wants protection but no SA is up: held until one is";
     OuterCut = 57, "outer_cut", Slow, "sealed, larger than the path and may be cut: fragmented by the slow path";
+    TimeExceeded = 64, "time_exceeded", Answered, "inner TTL used up: the sender is told by ICMP Time Exceeded";
+    TimeExceededFar = 65, "time_exceeded_far", Slow, "inner TTL of an opened packet used up: the slow path tells the sender through the tunnel";
+    ClearText = 66, "clear_text", Dropped, "arrived in clear where a policy wants protection (RFC 4301 5.2)";
+    TransportHeader = 67, "transport_header", Dropped, "transport mode: IP options, extension headers or a fragment, which are not sealed";
+    PathError = 68, "path_error", Passed, "a router says that a sealed packet was too large: the stack and the other members hear of it";
 }
 
 impl Verdict {

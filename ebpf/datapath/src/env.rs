@@ -53,6 +53,8 @@ pub struct RouteQuery {
     pub tos: u8,
     /// IP protocol.
     pub protocol: u8,
+    /// Source and destination port; 0 where the protocol has none, or nobody asks.
+    pub ports: [u16; 2],
     /// The packet is this host's own; otherwise it is forwarded.
     pub own: bool,
     /// Device on which a forwarded packet arrived.
@@ -139,6 +141,8 @@ pub trait Env {
     fn slow(&self, kind: u32, slot: u32, spi: u32, seq: u64) -> Result<(), Verdict>;
     /// Whether a packet without SA may be reported for this connection now (a few per second).
     fn acquire_due(&self, connection: u16, now_ns: u64) -> bool;
+    /// Whether one more ICMP error may be sent now; then it counts ([`crate::ttl::due`]).
+    fn tell_due(&self, now_ns: u64) -> bool;
 
     /// Time ([`Env::now_ns`]) of the last packet that was moved to `cpu`; 0 for none.
     fn last_hop(&self, cpu: u32, outbound: bool) -> u64;
@@ -195,6 +199,10 @@ pub const ACTION_REDIRECT: u32 = 3;
 pub const ACTION_CPU: u32 = 4;
 /// A neighbour solicitation: the next stage is [`crate::nd::answer`].
 pub const ACTION_NEIGHBOUR: u32 = 5;
+/// It arrived in clear and goes to the stack unless a policy minds: the next stage is [`crate::clear::judge`].
+pub const ACTION_CLEAR: u32 = 6;
+/// Its TTL is used up: the next stage is [`crate::ttl::exceeded`].
+pub const ACTION_TTL: u32 = 7;
 
 /// What is known of the packet so far. It lies in a per-CPU map: BPF's stack is too small.
 #[derive(Clone, Copy, Debug)]
@@ -262,6 +270,8 @@ pub struct Work {
     pub outer_tos: u8,
     /// The sealed packet is larger than the path, and is cut.
     pub cut: u8,
+    /// The SA is in transport mode.
+    pub transport: u8,
     /// Largest segment that the TCP SYN in the text may announce; 0: nothing to do.
     pub mss: u16,
     /// Largest outer packet of the path.
@@ -328,6 +338,7 @@ impl Work {
         ethertype: 0,
         outer_tos: 0,
         cut: 0,
+        transport: 0,
         mss: 0,
         path_mtu: 0,
     };
@@ -395,5 +406,6 @@ pub fn begin(env: &impl Env, work: &mut Work) {
     work.spi = 0;
     work.seq = 0;
     work.cut = 0;
+    work.transport = 0;
     work.mss = 0;
 }

@@ -5,9 +5,13 @@
 //! owner spends up to the lease L and accepts up to the ceiling C. At `k > 0` a taker starts where nobody before it
 //! can have been: above L + (k-1)S outbound, above C + (k-1)H inbound. `Limits::floor` carries the highest such
 //! bound of earlier epochs, so that a raise in the current epoch does not forget it.
+//!
+//! Limits may be *tainted* (`LIMITS_TAINTED`): a standby that is lost may have used the numbers above L unseen. The owner of their
+//! epoch goes on up to L. Whoever takes over from it has no number at all, alone or not, and no raise changes that: the SA
+//! is to be rekeyed.
 
 use crate::counter::Counter;
-use maps_schema::sad::{Limits, LimitsCell, SA_ESN, SA_LOCAL_ONLY};
+use maps_schema::sad::{LIMITS_TAINTED, Limits, LimitsCell, SA_ESN, SA_LOCAL_ONLY};
 
 /// Largest distance between epochs that counts as "ahead"; a larger one means that the record is the newer.
 pub const MAX_DISTANCE: u16 = 0x7fff;
@@ -80,10 +84,58 @@ const fn lower_bound(limits: &Limits, k: u16) -> u64 {
 /// Upper bound at distance `k`, or `None` where there is none.
 #[inline(always)]
 const fn upper_bound(limits: &Limits, flags: u8, alone: bool, k: u16) -> Option<u64> {
+    if is_tainted(limits) && k > 0 {
+        return Some(lower_bound(limits, k));
+    }
     if flags & SA_LOCAL_ONLY != 0 || (alone && k > 0) {
         return None;
     }
     Some(limits.limit.saturating_add(steps(k, limits.step)))
+}
+
+/// Whether somebody who is lost may have used the numbers above these limits.
+#[inline(always)]
+pub const fn is_tainted(limits: &Limits) -> bool {
+    limits.epoch & LIMITS_TAINTED != 0
+}
+
+/// Limits that somebody else has tainted already: as [`tainted_outbound`] left them, told without the flag.
+pub const fn with_taint(limits: Limits) -> Limits {
+    Limits {
+        epoch: limits.epoch | LIMITS_TAINTED,
+        ..limits
+    }
+}
+
+/// Outbound limits of an SA that a lost standby knew, as the owner in `epoch` leaves them to every later owner: what it may use
+/// itself stays, and there is nothing above.
+///
+/// # Errors
+/// [`EpochBehind`] where the limits are of a later epoch.
+pub const fn tainted_outbound(limits: &Limits, epoch: u16) -> Result<Limits, EpochBehind> {
+    let raised = match outbound_range(limits, 0, false, epoch) {
+        Ok(range) => raised(limits, range.last, limits.step, epoch),
+        Err(e) => Err(e),
+    };
+    match raised {
+        Ok(limits) => Ok(with_taint(limits)),
+        Err(e) => Err(e),
+    }
+}
+
+/// As [`tainted_outbound`], for what may be accepted.
+///
+/// # Errors
+/// [`EpochBehind`] where the limits are of a later epoch.
+pub const fn tainted_inbound(limits: &Limits, epoch: u16) -> Result<Limits, EpochBehind> {
+    let raised = match inbound_range(limits, 0, false, epoch) {
+        Ok(range) => raised(limits, range.ceiling, limits.step, epoch),
+        Err(e) => Err(e),
+    };
+    match raised {
+        Ok(limits) => Ok(with_taint(limits)),
+        Err(e) => Err(e),
+    }
 }
 
 /// Highest sequence number an SA with these `SA_*` flags can carry.
@@ -163,7 +215,7 @@ pub const fn inbound_range(
 /// raised to what a takeover between the two epochs skipped.
 ///
 /// Every member that applies a raise computes its maps' limits with this function. Limits of an earlier epoch than
-/// `old` are refused.
+/// `old` are refused. Tainted limits stay what they are: a raise of them gives no number to anybody.
 ///
 /// # Errors
 /// [`EpochBehind`] where `old` is of a later epoch than `epoch`.
@@ -172,13 +224,21 @@ pub const fn raised(old: &Limits, limit: u64, step: u64, epoch: u16) -> Result<L
         Ok(k) => k,
         Err(e) => return Err(e),
     };
-    Ok(Limits {
+    let floor = lower_bound(old, k);
+    let new = Limits {
         limit,
         step,
-        floor: lower_bound(old, k),
+        floor,
         epoch: epoch as u32,
         reserved: 0,
-    })
+    };
+    if !is_tainted(old) {
+        return Ok(new);
+    }
+    Ok(with_taint(Limits {
+        limit: if k == 0 { old.limit } else { floor },
+        ..new
+    }))
 }
 
 /// Attempts of [`read`] before it gives up.
@@ -329,6 +389,38 @@ mod tests {
                 .ceiling,
             u64::MAX
         );
+    }
+
+    #[test]
+    fn nobody_after_the_owner_has_a_number_of_tainted_limits() {
+        // The owner took over in epoch 8, so it has L + S.
+        let tainted = tainted_outbound(&limits(4096, 1000, 7), 8).unwrap();
+        let range = |limits: &Limits, alone, epoch| outbound_range(limits, 0, alone, epoch).unwrap();
+        let own = range(&tainted, false, 8);
+        assert_eq!((own.first, own.last, own.soft), (4097, 5096, 4596));
+        assert_eq!(range(&raised(&tainted, 9000, 1000, 8).unwrap(), false, 8), own);
+        for (alone, epoch) in [(false, 9), (true, 9), (true, 200)] {
+            let nothing = range(&tainted, alone, epoch);
+            assert_eq!(take(&Counter::new(0), &nothing), Take::Exhausted);
+            let raised = raised(&tainted, u64::MAX, 1000, epoch).unwrap();
+            assert_eq!(
+                take(&Counter::new(0), &range(&raised, alone, epoch)),
+                Take::Exhausted
+            );
+            let again = tainted_outbound(&raised, epoch).unwrap();
+            assert_eq!(
+                take(&Counter::new(0), &range(&again, alone, epoch + 1)),
+                Take::Exhausted
+            );
+        }
+        assert_eq!(
+            tainted_outbound(&tainted, 8),
+            Ok(tainted),
+            "a second loss changes nothing"
+        );
+        let tainted = tainted_inbound(&limits(100, 10, 7), 7).unwrap();
+        let range = inbound_range(&tainted, 0, true, 9).unwrap();
+        assert!(range.floor >= 100 && range.ceiling <= range.floor);
     }
 
     #[test]

@@ -7,8 +7,10 @@ use maps_schema::verdict::Verdict;
 
 use crate::arp;
 use crate::bytes::PacketRead;
+use crate::clear;
 use crate::env::{
-    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Env, Work, must_hop,
+    ACTION_CLEAR, ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Env, Work,
+    must_hop,
 };
 use crate::esp::header::ESP_LEN;
 use crate::headers::{
@@ -346,14 +348,14 @@ pub fn classify(env: &impl Env, work: &mut Work, local: &Local) -> Found {
         return Found::End;
     }
     // A frame that a bridge floods to every port belongs to the host whose address it bears.
-    if link.destination != work.port.mac {
+    if !reaches(&link, &work.port) {
         work.pass(Verdict::NotForCluster);
         return Found::End;
     }
     let address = match env.address(headers::octets(ip.destination)) {
-        Some(address) if address.side == SIDE_OUTSIDE => address,
+        Some(address) if address.side == SIDE_OUTSIDE && link.destination == work.port.mac => address,
         _ => {
-            work.pass(Verdict::NotForCluster);
+            clear::unless_protected(work, Verdict::NotForCluster);
             return Found::End;
         }
     };
@@ -381,7 +383,7 @@ pub fn classify(env: &impl Env, work: &mut Work, local: &Local) -> Found {
     if ip.protocol == PROTOCOL_UDP {
         return udp(work, local, at, len);
     }
-    work.pass(Verdict::LocalTraffic);
+    clear::unless_protected(work, Verdict::LocalTraffic);
     Found::End
 }
 
@@ -396,7 +398,7 @@ fn udp(work: &mut Work, local: &Local, at: usize, available: usize) -> Found {
     };
     let nat_t = port == local.nat_t_port;
     if !nat_t && port != local.ike_port {
-        work.pass(Verdict::LocalTraffic);
+        clear::unless_protected(work, Verdict::LocalTraffic);
         return Found::End;
     }
     let length = length as usize;
@@ -476,8 +478,8 @@ fn esp(work: &mut Work, local: &Local, at: usize, len: usize) -> Found {
     Found::Esp
 }
 
-/// On the outside interface, up to the SA's CPU: `true` where ESP is to be opened right here. `ACTION_NEIGHBOUR` asks for one
-/// more stage.
+/// On the outside interface, up to the SA's CPU: `true` where ESP is to be opened right here. `ACTION_NEIGHBOUR` and
+/// `ACTION_CLEAR` ask for one more stage.
 ///
 /// `may_move` is false in the cpumap program: there the packet has arrived.
 #[inline(always)]
@@ -495,7 +497,13 @@ pub fn steer(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
             if work.role == ROLE_OLD_OWNER {
                 return second_hop(env, work, work.other);
             }
-            work.end(Verdict::OuterFragment, ACTION_PASS);
+            // IKE is for the agent whatever the policy says; what the pieces are of, the next stage looks at.
+            let action = if verdict == Verdict::IkeToAgent as u32 {
+                ACTION_PASS
+            } else {
+                ACTION_CLEAR
+            };
+            work.end(Verdict::OuterFragment, action);
             work.verdict = verdict;
             false
         }

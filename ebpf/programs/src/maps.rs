@@ -64,6 +64,9 @@ pub static SCRATCH: PerCpuArray<Area, 1> = PerCpuArray::new();
 /// When a packet without SA was last reported, per connection, nanoseconds. Not pinned.
 #[btf_map]
 pub static ACQUIRED: PerCpuArray<u64, MAX_CONNECTIONS> = PerCpuArray::new();
+/// Until when the ICMP errors so far are paid for, nanoseconds. Not pinned.
+#[btf_map]
+pub static TOLD: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// When a packet was last moved to a CPU, nanoseconds: inbound by CPU, then outbound. Not pinned.
 #[btf_map]
 pub static HOPS: Array<u64, { 2 * CPUS }> = Array::new();

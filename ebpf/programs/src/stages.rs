@@ -3,14 +3,16 @@
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::generated::bpf_redirect;
 use datapath::aead::{aead_open, aead_seal};
+use datapath::clear;
 use datapath::env::{
-    self, ACTION_CPU, ACTION_DROP, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area,
-    Env, Work,
+    self, ACTION_CLEAR, ACTION_CPU, ACTION_DROP, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT,
+    ACTION_TRANSMIT, ACTION_TTL, Area, Env, Work,
 };
-use datapath::esp::{inbound, outbound};
+use datapath::esp::{inbound, outbound, transport};
 use datapath::mss;
 use datapath::nd;
 use datapath::steer;
+use datapath::ttl;
 use maps_schema::steer::MAX_CONNECTIONS;
 use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
 
@@ -49,6 +51,17 @@ fn open_inspect(ctx: *mut xdp_md, area: &mut Area) -> bool {
 }
 
 #[inline(never)]
+fn open_inspect_transport(ctx: *mut xdp_md, area: &mut Area) -> bool {
+    transport::inspect(&Xdp::from_raw(ctx), area)
+}
+
+#[inline(never)]
+fn open_deliver(ctx: *mut xdp_md, area: &mut Area) -> u32 {
+    transport::deliver(&Xdp::from_raw(ctx), area);
+    0
+}
+
+#[inline(never)]
 fn open_mark(ctx: *mut xdp_md, area: &mut Area, status: i32) -> bool {
     inbound::mark(&Xdp::from_raw(ctx), &mut area.work, status)
 }
@@ -62,6 +75,18 @@ fn open_forward(ctx: *mut xdp_md, area: &mut Area) -> u32 {
 #[inline(never)]
 fn neighbour_stage(ctx: *mut xdp_md, area: &mut Area) -> u32 {
     nd::answer(&Xdp::from_raw(ctx), &mut area.work);
+    0
+}
+
+#[inline(never)]
+fn clear_stage(ctx: *mut xdp_md, area: &mut Area) -> u32 {
+    clear::judge(&Xdp::from_raw(ctx), &mut area.work);
+    0
+}
+
+#[inline(never)]
+fn ttl_stage(ctx: *mut xdp_md, area: &mut Area) -> u32 {
+    ttl::exceeded(&Xdp::from_raw(ctx), area);
     0
 }
 
@@ -104,9 +129,12 @@ pub fn outside(env: Xdp, place: Place) -> u32 {
     if steer_stage(env.raw(), area, place == Place::Interface) && open_admit(env.raw(), area) {
         open(env, area);
     }
-    if area.work.action == ACTION_NEIGHBOUR {
-        neighbour_stage(env.raw(), area);
-    }
+    match area.work.action {
+        ACTION_NEIGHBOUR => neighbour_stage(env.raw(), area),
+        ACTION_CLEAR => clear_stage(env.raw(), area),
+        ACTION_TTL => ttl_stage(env.raw(), area),
+        _ => 0,
+    };
     finish(env, &mut area.work, place, true)
 }
 
@@ -123,7 +151,16 @@ fn open(env: Xdp, area: &mut Area) {
     // SAFETY: a map value that is read, and this CPU's scratch.
     let status = unsafe { aead_open(key, &raw mut area.cipher) };
     let ctx = env.raw();
-    if open_authentic(ctx, area, status) && open_inspect(ctx, area) && open_mark(ctx, area, status) {
+    if !open_authentic(ctx, area, status) {
+        return;
+    }
+    if area.work.transport != 0 {
+        if open_inspect_transport(ctx, area) && open_mark(ctx, area, status) {
+            open_deliver(ctx, area);
+        }
+        return;
+    }
+    if open_inspect(ctx, area) && open_mark(ctx, area, status) {
         if area.work.mss != 0 {
             mss::apply(area);
         }
@@ -144,9 +181,11 @@ pub fn inside(env: Xdp, place: Place) -> u32 {
     {
         seal(env, area);
     }
-    if area.work.action == ACTION_NEIGHBOUR {
-        neighbour_stage(env.raw(), area);
-    }
+    match area.work.action {
+        ACTION_NEIGHBOUR => neighbour_stage(env.raw(), area),
+        ACTION_TTL => ttl_stage(env.raw(), area),
+        _ => 0,
+    };
     finish(env, &mut area.work, place, false)
 }
 

@@ -290,7 +290,7 @@ impl Env for Xdp {
         let mut fib = Fib {
             family: if v4 { AF_INET } else { AF_INET6 },
             protocol: query.protocol,
-            ports: [0; 2],
+            ports: [query.ports[0].to_be(), query.ports[1].to_be()],
             length: query.length,
             ifindex: if !query.own {
                 query.device
@@ -422,6 +422,15 @@ impl Env for Xdp {
             *last = now_ns;
         }
         true
+    }
+
+    #[inline(always)]
+    fn tell_due(&self, now_ns: u64) -> bool {
+        let Some(until) = maps::TOLD.get_ptr_mut(0) else {
+            return false;
+        };
+        // SAFETY: this CPU's value.
+        datapath::ttl::due(unsafe { &mut *until }, now_ns)
     }
 
     #[inline(always)]

@@ -41,6 +41,11 @@ pub fn connection() -> Connection {
 impl UmlPeer {
     /// Boots the kernel out of the unpacked Debian package and starts charon in it.
     pub fn boot(lab: &Lab, package: &Path, psk: &str) -> Result<Self> {
+        Self::boot_with(lab, package, &swanctl_conf(&[connection()], psk))
+    }
+
+    /// The same with another swanctl.conf.
+    pub fn boot_with(lab: &Lab, package: &Path, conf: &str) -> Result<Self> {
         let kernel = package.join("usr/bin/linux.uml");
         if !kernel.is_file() {
             bail!("no {}: run `cargo xtask setup`", kernel.display());
@@ -51,12 +56,9 @@ impl UmlPeer {
         // modprobe wants BASE/lib/modules/VERSION.
         std::os::unix::fs::symlink(package.join("usr/lib/uml/modules"), shared.join("lib/modules"))?;
         let guest = Path::new("/run/shared");
-        let conf = daemon_conf(guest, Path::new("/run/charon.vici"), "kernel-netlink");
-        fs::write(shared.join("strongswan.conf"), conf)?;
-        fs::write(
-            shared.join("swanctl/swanctl.conf"),
-            swanctl_conf(&[connection()], psk),
-        )?;
+        let daemon = daemon_conf(guest, Path::new("/run/charon.vici"), "kernel-netlink");
+        fs::write(shared.join("strongswan.conf"), daemon)?;
+        fs::write(shared.join("swanctl/swanctl.conf"), conf)?;
         let init = shared.join("init.sh");
         fs::write(&init, init_script(&shared))?;
         fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;

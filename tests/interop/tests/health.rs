@@ -5,10 +5,11 @@
 use anyhow::{Context, Result, ensure};
 use lab::clock::wait_for;
 use lab::faults::{self, Cable};
-use lab::member::Product;
+use lab::member::{Member, Product};
 use lab::ping;
 use lab::stage::{Stage, random_psk, start_peer};
 use lab::topology::{Lab, addr};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,16 +57,45 @@ fn handed_over(stage: &Stage, from: usize, why: &str) -> Result<()> {
         given["kind"] == "planned" && given["to"] == taken["to"] && given["epoch"] == taken["epoch"],
         "the old owner says: {given}"
     );
-    // What follows the handover at once may still meet the programs that are gone.
-    let pings = || ping::short(&stage.lab.host, addr::HOST_ONE, addr::SERVER_ONE, 10_000, 50);
-    let at_first = pings()?.lost();
-    ensure!(at_first < 50, "nothing comes through the new owner");
-    let lost = pings()?.lost();
+    let verdicts = || {
+        stage
+            .members
+            .iter()
+            .map(Member::verdicts)
+            .collect::<Result<Vec<_>>>()
+    };
+    let before = verdicts()?;
+    let pings = ping::short(&stage.lab.host, addr::HOST_ONE, addr::SERVER_ONE, 10_000, 50)?;
+    let lost = pings
+        .echoes
+        .iter()
+        .enumerate()
+        .filter(|(_, echo)| echo.back_ns.is_none());
+    let lost = lost.map(|(number, _)| number).collect::<Vec<_>>();
     ensure!(
-        lost == 0,
-        "{lost} of 50 pings lost through the new owner, after {at_first} of the first 50"
+        lost.is_empty(),
+        "pings {lost:?} of 50 lost through the new owner; meanwhile {}; events {:?}",
+        moved(&before, &verdicts()?),
+        stage
+            .members
+            .iter()
+            .map(Member::events)
+            .collect::<Result<Vec<_>>>()?
     );
     Ok(())
+}
+
+/// What the programs of each member did meanwhile, for a failure.
+fn moved(before: &[BTreeMap<String, u64>], after: &[BTreeMap<String, u64>]) -> String {
+    let of = |(before, after): (&BTreeMap<String, u64>, &BTreeMap<String, u64>)| {
+        let count = |(name, n): (&String, &u64)| {
+            let n = n - before.get(name).copied().unwrap_or(0).min(*n);
+            (n > 0).then(|| format!("{name} {n}"))
+        };
+        after.iter().filter_map(count).collect::<Vec<_>>().join(", ")
+    };
+    let both = before.iter().zip(after).map(of);
+    both.collect::<Vec<_>>().join(" | ")
 }
 
 /// A restart puts the programs back; the member is in sync again.

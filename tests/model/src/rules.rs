@@ -1,7 +1,9 @@
 //! The decisions under test, replaceable one by one.
 
-use cluster::rules::{self, Ack, EpochId, JoinFacts, NoTakeover, RaiseDecision, Standing, TakeoverPlan};
-use cluster::{Direction, SetMember};
+use cluster::rules::{
+    self, Ack, EpochId, JoinFacts, NoTakeover, RaiseDecision, Solo, Standing, TakeoverPlan,
+};
+use cluster::{Direction, SetMember, rules_doubt};
 use datapath::limits::{self, EpochBehind, InboundRange, OutboundRange};
 use maps_schema::sad::Limits;
 use model::{Epoch, MemberId};
@@ -35,6 +37,8 @@ pub struct Rules {
     pub same_epoch: fn(EpochId, EpochId) -> bool,
     /// How an owner stands once its standby is gone; the flag says that a new life of it was seen.
     pub standing_after_loss: fn(bool) -> Standing,
+    /// Directions that nobody after this owner may use, once a standby was lost.
+    pub tainted_by_loss: fn(Solo, Standing) -> &'static [Direction],
     /// Number that a claim must pass once a standby of this epoch was lost.
     pub claim_above: fn(Epoch, EpochId) -> Epoch,
     /// Outbound numbers.
@@ -57,6 +61,7 @@ impl Rules {
         must_yield: rules::must_yield,
         same_epoch: rules::same_epoch,
         standing_after_loss: rules::standing_after_loss,
+        tainted_by_loss: rules_doubt::tainted_by_loss,
         claim_above: rules::claim_above,
         outbound: limits::outbound_range,
         inbound: limits::inbound_range,

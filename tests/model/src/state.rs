@@ -1,7 +1,8 @@
 //! What the checker stores: small, hashable, and nothing that a member could not know, apart from [`Ghost`].
 
 use cluster::{Direction, EpochId, SetMember, Standing};
-use maps_schema::sad::Limits;
+use datapath::limits::is_tainted;
+use maps_schema::sad::{LIMITS_TAINTED, Limits};
 use model::{Incarnation, MemberId};
 use std::collections::BTreeSet;
 
@@ -21,6 +22,8 @@ pub struct Lim {
     pub floor: u8,
     /// Epoch of `limit`.
     pub epoch: u8,
+    /// Numbers above it may have been used by a life that was lost unseen.
+    pub tainted: bool,
 }
 
 impl Lim {
@@ -30,7 +33,7 @@ impl Lim {
             limit: self.limit.into(),
             step: self.step.into(),
             floor: self.floor.into(),
-            epoch: self.epoch.into(),
+            epoch: u32::from(self.epoch) | if self.tainted { LIMITS_TAINTED } else { 0 },
             reserved: 0,
         }
     }
@@ -42,6 +45,7 @@ impl Lim {
             step: limits.step as u8,
             floor: limits.floor as u8,
             epoch: limits.epoch as u8,
+            tainted: is_tainted(limits),
         }
     }
 }
@@ -57,9 +61,6 @@ pub struct Sa {
     pub counter: u8,
     /// Inbound numbers accepted here, one bit each.
     pub seen: u16,
-    /// Number of the epoch in which a life of the other member was lost that knew this SA and may have taken over;
-    /// 0 for none. The owner of that epoch goes on up to the lease; every later owner rekeys.
-    pub tainted: u8,
 }
 
 /// What a member is in.

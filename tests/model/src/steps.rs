@@ -2,14 +2,18 @@
 
 use crate::rules::Rules;
 use crate::state::{Body, Broken, Joiner, Lim, Member, Open, Record, Role, Sa, State, index, member_id};
-use cluster::rules::{Ack, JoinFacts, RaiseDecision, Standing};
+use cluster::rules::{Ack, JoinFacts, RaiseDecision, Solo, Standing};
 use cluster::{Direction, SetMember};
-use datapath::limits;
+use datapath::limits::{self, EpochBehind};
+use maps_schema::sad::Limits;
 use model::Epoch;
 use std::collections::BTreeSet;
 
 /// Both directions.
 pub const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
+
+/// Limits as a loss leaves them.
+type Taint = fn(&Limits, u16) -> Result<Limits, EpochBehind>;
 
 /// One member of a state at work.
 pub struct Actor<'a> {
@@ -19,9 +23,10 @@ pub struct Actor<'a> {
     pub at: usize,
     /// The decisions.
     pub rules: &'a Rules,
-    /// SAs that a lost life of the standby knew are rekeyed rather than used past what it acknowledged, also after
-    /// its next life has joined.
+    /// SAs that a lost life of the standby knew are tainted ([`Rules::tainted_by_loss`]).
     pub taint: bool,
+    /// What an owner does alone.
+    pub solo: Solo,
 }
 
 impl Actor<'_> {
@@ -275,17 +280,25 @@ impl Actor<'_> {
     /// took over. `seen`: the other member was heard of, if only as a new life.
     pub fn lose_standby(&mut self, gave_up: bool, seen: bool) {
         let name = self.name();
-        let (taint, standing) = (self.taint, (self.rules.standing_after_loss)(gave_up));
-        let epoch = self.view().epoch.number.0 as u8;
+        let standing = (self.rules.standing_after_loss)(gave_up);
+        let tainted = if self.taint {
+            (self.rules.tainted_by_loss)(self.solo, standing)
+        } else {
+            &[]
+        };
+        let epoch = self.view().epoch.number.low16();
         let me = self.me();
         me.set = Some(BTreeSet::from([name]));
         me.join = None;
         me.standing = standing;
-        if let (Standing::AloneUnfenced, Some(sa)) = (standing, &mut me.sa)
-            && taint
-            && sa.tainted == 0
-        {
-            sa.tainted = epoch;
+        if let Some(sa) = &mut me.sa {
+            for direction in tainted {
+                let (lim, taint): (_, Taint) = match direction {
+                    Direction::Outbound => (&mut sa.outbound, limits::tainted_outbound),
+                    Direction::Inbound => (&mut sa.inbound, limits::tainted_inbound),
+                };
+                *lim = taint(&lim.wide(), epoch).map_or(*lim, |l| Lim::narrow(&l));
+            }
         }
         if !gave_up {
             let above = (self.rules.claim_above)(Epoch(self.view().claim_above.into()), self.view().epoch);
@@ -295,7 +308,11 @@ impl Actor<'_> {
         if standing == Standing::AloneUnfenced {
             // The lost life may have used the numbers that an open raise asks for.
             me.open[0] = None;
+            if self.solo == Solo::Stop {
+                self.me().open[1] = None;
+            }
         }
+        let me = self.me();
         let id = me.admitted.map_or(16, |(_, id)| id);
         if !seen {
             // Nobody is left to ask.
@@ -314,10 +331,13 @@ impl Actor<'_> {
         let me = self.view();
         let Some(set) = &me.set else { return };
         let asked = (self.rules.asked_for_raise)(set, member_id(self.at), me.join.as_ref().map(|j| j.member));
-        let tainted = me.sa.is_some_and(|sa| sa.tainted != 0);
+        let tainted = me
+            .sa
+            .is_some_and(|sa| [sa.outbound, sa.inbound][direction].tainted);
         let standing = me.standing;
-        let mut decision = (self.rules.decide_raise)(standing, asked.is_empty(), DIRECTIONS[direction]);
-        if tainted && DIRECTIONS[direction] == Direction::Outbound {
+        let decision = (self.rules.decide_raise)(standing, asked.is_empty(), DIRECTIONS[direction]);
+        let mut decision = cluster::rules::under_solo(self.solo, standing, decision);
+        if tainted {
             decision = RaiseDecision::RekeyInstead;
         }
         match decision {
@@ -487,10 +507,6 @@ impl Actor<'_> {
         let me = self.view();
         let sa = me.sa?;
         let range = (self.rules.outbound)(&sa.outbound.wide(), 0, me.alone, me.epoch.number.low16()).ok()?;
-        if sa.tainted != 0 && u64::from(sa.tainted) != me.epoch.number.0 {
-            // A taker rekeys a tainted SA and sends nothing on the old one.
-            return None;
-        }
         let next = (u64::from(sa.counter) + 1).max(range.first);
         (next <= range.last && next <= u64::from(self.state.left.outbound_max)).then_some(next as u8)
     }
@@ -532,9 +548,11 @@ impl Actor<'_> {
 
     /// A packet of the peer comes in: the first time or replayed.
     pub fn accept(&mut self, number: u8) {
+        // Under `continue` a life that was lost unfenced may have accepted numbers above the ceiling: the docs promise nothing there.
+        let goes_on = self.solo == Solo::Continue;
         let me = self.me();
-        // A life that was lost unfenced may have accepted numbers above the ceiling: the docs promise nothing there.
-        let unfenced = me.standing == Standing::AloneUnfenced || me.sa.is_some_and(|sa| sa.tainted != 0);
+        let unfenced = goes_on
+            && (me.standing == Standing::AloneUnfenced || me.sa.is_some_and(|sa| sa.outbound.tainted));
         if let Some(sa) = &mut me.sa {
             sa.seen |= 1 << number;
         }

@@ -3,7 +3,7 @@
 use crate::rules::Rules;
 use crate::state::{Body, Broken, Ghost, Left, Lim, Member, Open, Record, Role, Sa, State};
 use crate::steps::{Actor, DIRECTIONS};
-use cluster::rules::Standing;
+use cluster::rules::{Solo, Standing};
 use cluster::{Direction, EpochId};
 use model::{Epoch, MemberId};
 use stateright::{Model, Property};
@@ -69,6 +69,11 @@ impl World {
             at,
             rules: &self.rules,
             taint: self.taint,
+            solo: if self.solo_continue {
+                Solo::Continue
+            } else {
+                Solo::Stop
+            },
         }
     }
 }
@@ -83,13 +88,13 @@ impl Model for World {
             step: 1,
             floor: 0,
             epoch: 1,
+            tainted: false,
         };
         let sa = Sa {
             outbound: lim,
             inbound: lim,
             counter: 0,
             seen: 0,
-            tainted: 0,
         };
         let first = EpochId {
             number: Epoch(1),

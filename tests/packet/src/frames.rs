@@ -301,7 +301,7 @@ impl Sealer {
     }
 }
 
-/// What the peer finds in a frame of ours: number, IV, inner packet.
+/// What the peer finds in a frame of ours: number, IV, inner packet (in transport mode what follows the header).
 pub struct OpenedFrame {
     /// Outer datagram.
     pub outer: Vec<u8>,
@@ -332,6 +332,29 @@ pub fn open_ours_of(
     esn_high: Option<u32>,
     encap: bool,
 ) -> Result<OpenedFrame, String> {
+    let (opened, next) = open_sealed(spi, frame, suite, esn_high, encap)?;
+    let wanted = if opened.inner.first().is_some_and(|first| first >> 4 == 6) {
+        41
+    } else {
+        4
+    };
+    if next != wanted {
+        return Err(format!("next header {next}"));
+    }
+    Ok(opened)
+}
+
+/// What is sealed in a frame of ours, whatever it is, and the next header that names it.
+///
+/// # Errors
+/// What is wrong with the frame.
+pub fn open_sealed(
+    spi: u32,
+    frame: &[u8],
+    suite: u8,
+    esn_high: Option<u32>,
+    encap: bool,
+) -> Result<(OpenedFrame, u8), String> {
     let outer = frame.get(14..).ok_or("no Ethernet header")?.to_vec();
     let v6 = outer[0] >> 4 == 6;
     let (ip_len, protocol) = if v6 { (40, outer[6]) } else { (20, outer[9]) };
@@ -388,20 +411,16 @@ pub fn open_ours_of(
         return Err("no trailer".into());
     };
     let (inner, padding) = rest.split_at(rest.len() - *pad as usize);
-    let wanted = if inner.first().is_some_and(|first| first >> 4 == 6) {
-        41
-    } else {
-        4
-    };
-    if *next != wanted || padding.iter().enumerate().any(|(i, p)| *p != i as u8 + 1) {
+    if padding.iter().enumerate().any(|(i, p)| *p != i as u8 + 1) {
         return Err("trailer wrong".into());
     }
-    Ok(OpenedFrame {
+    let opened = OpenedFrame {
         seq_low,
         iv: esp[8..16].try_into().unwrap_or_default(),
         inner: inner.to_vec(),
         outer,
-    })
+    };
+    Ok((opened, *next))
 }
 
 /// An IKE message's header and some octets.

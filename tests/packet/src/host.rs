@@ -155,6 +155,12 @@ impl Env for Host<'_> {
     fn policy(&self, destination: headers::Address) -> Result<Option<Policy<'_>>, Changing> {
         let destination = headers::octets(destination);
         let prefix = mapped(POLICY_PREFIX);
+        if let Some(at) = [mapped(PEER), PEER_V6]
+            .iter()
+            .position(|peer| *peer == destination)
+        {
+            return Ok(Some(Policy::fixed(&self.world.policy_peer[at])));
+        }
         if destination[..6] == POLICY_PREFIX_V6[..6] {
             return Ok(Some(Policy::fixed(&self.world.policy_v6)));
         }
@@ -222,6 +228,10 @@ impl Env for Host<'_> {
     }
 
     fn acquire_due(&self, _connection: u16, _now_ns: u64) -> bool {
+        true
+    }
+
+    fn tell_due(&self, _now_ns: u64) -> bool {
         true
     }
 

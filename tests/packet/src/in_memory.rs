@@ -4,10 +4,12 @@
 use std::cell::{Cell, RefCell};
 
 use datapath::aead::{TEXT_MAX, aead_open, aead_seal};
-use datapath::env::{Area, Env, HEAD_LEN, begin};
-use datapath::esp::{inbound, outbound};
+use datapath::clear;
+use datapath::env::{ACTION_CLEAR, ACTION_TTL, Area, Env, HEAD_LEN, begin};
+use datapath::esp::{inbound, outbound, transport};
 use datapath::mss;
 use datapath::steer;
+use datapath::ttl;
 
 /// Room before a frame, octets.
 pub const HEADROOM: usize = 256;
@@ -123,6 +125,20 @@ impl HostFrame {
 
 /// The programs `steer` (`may_move`) and `esp_in` on the outside interface: the outcome is in `area.work`.
 pub fn run_outside(env: &impl Env, area: &mut Area, may_move: bool) {
+    outside(env, area, may_move);
+    last_stage(env, area);
+}
+
+/// What ends some packets, each a stage of its own.
+fn last_stage(env: &impl Env, area: &mut Area) {
+    match area.work.action {
+        ACTION_CLEAR => clear::judge(env, &mut area.work),
+        ACTION_TTL => ttl::exceeded(env, area),
+        _ => false,
+    };
+}
+
+fn outside(env: &impl Env, area: &mut Area, may_move: bool) {
     begin(env, &mut area.work);
     if !steer::steer(env, &mut area.work, may_move) || !inbound::admit(env, area) {
         return;
@@ -132,13 +148,23 @@ pub fn run_outside(env: &impl Env, area: &mut Area, may_move: bool) {
     };
     // SAFETY: two separate values.
     let status = unsafe { aead_open(key, &mut area.cipher) };
-    if inbound::accept(env, area, status) {
+    if !inbound::accept(env, area, status) {
+        return;
+    }
+    if area.work.transport != 0 {
+        transport::deliver(env, area);
+    } else {
         inbound::forward(env, area);
     }
 }
 
 /// The programs `inside` (`may_move`) and `esp_out` on the inside interface.
 pub fn run_inside(env: &impl Env, area: &mut Area, may_move: bool) {
+    inside(env, area, may_move);
+    last_stage(env, area);
+}
+
+fn inside(env: &impl Env, area: &mut Area, may_move: bool) {
     begin(env, &mut area.work);
     if !outbound::choose(env, &mut area.work, may_move) || !outbound::admit(env, area) {
         return;

@@ -47,7 +47,7 @@ const MADE_BY_DATAPLANE: [&str; 11] = [
     MAP_SPD_INDEX,
     MAP_SPD_HEAD,
 ];
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 12] = [
     MAP_MEMBERS,
     MAP_MEMBER_MACS,
     MAP_ADDRESSES,
@@ -58,6 +58,7 @@ const OTHERS: [&str; 11] = [
     MAP_CPUS_IN,
     MAP_CPUS_OUT,
     "ACQUIRED",
+    "TOLD",
     MAP_SCRATCH,
 ];
 
@@ -315,10 +316,14 @@ impl Kernel {
         let ops = vec![
             put(POLICY_PREFIX_LEN, mapped(POLICY_PREFIX), &world.policy),
             put(48, POLICY_PREFIX_V6, &world.policy_v6),
+            put(128, mapped(PEER), &world.policy_peer[0]),
+            put(128, PEER_V6, &world.policy_peer[1]),
         ];
         self.plane.execute(&MapPlan { ops })?;
         let never = vec![0u8; 8 * cpus()?];
         self.put("ACQUIRED", &u32::from(CONNECTION).to_ne_bytes(), &never)?;
+        self.put("ACQUIRED", &0u32.to_ne_bytes(), &never)?;
+        self.put("TOLD", &0u32.to_ne_bytes(), &never)?;
         self.set_own(world)?;
         while self.events.next().is_some() {}
         while self.slow.next().is_some() {}

@@ -4,7 +4,7 @@ use datapath::aead;
 use datapath::limits;
 use maps_schema::sad::{
     DF_COPY, InboundSa, InboundSaRuntime, Limits, LimitsCell, MSS_OFF, OutboundSa, OutboundSaRuntime, SA_ESN,
-    SA_UDP_ENCAP, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
+    SA_TRANSPORT, SA_UDP_ENCAP, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
 };
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::{ACTION_PROTECT, ACTION_PROTECT_PER_CPU, SpdEntry, SpdRule};
@@ -176,6 +176,8 @@ pub struct World {
     pub policy: SpdEntry,
     /// Rules for destination 2001:db8:2::/48.
     pub policy_v6: SpdEntry,
+    /// Rules for the peers themselves, [`PEER`] and [`PEER_V6`].
+    pub policy_peer: [SpdEntry; 2],
     /// SA pairs in [`OWN_SLOTS`], with the suite and key octets of the one in [`SLOT`].
     pub own: [Option<Own>; 2],
     /// Whether each CPU is told to use its own in place of the one in [`SLOT`].
@@ -415,6 +417,7 @@ impl World {
             key_out: key(OUT, SPI_OUT),
             policy,
             policy_v6,
+            policy_peer: [SpdEntry::default(); 2],
             own: [None; 2],
             uses_own: [false; 2],
         }
@@ -463,6 +466,34 @@ impl World {
         let mut world = Self::base(suite, esn, encap);
         world.outbound.outer_src = CLUSTER_V6;
         world.outbound.outer_dst = PEER_V6;
+        world
+    }
+
+    /// An SA pair in transport mode between the gateway and the peer, over IPv4 or IPv6, for GRE.
+    pub fn transport(suite: u8, esn: bool, encap: bool, v6: bool) -> Self {
+        let mut world = if v6 {
+            Self::over_v6(suite, esn, encap)
+        } else {
+            Self::base(suite, esn, encap)
+        };
+        world.inbound.flags |= SA_TRANSPORT;
+        world.outbound.flags |= SA_TRANSPORT;
+        let (ours, peer) = (world.outbound.outer_src, world.outbound.outer_dst);
+        world.inbound.selector_count = 1;
+        world.inbound.selectors[0] = SelectorPair {
+            remote_first: peer,
+            remote_last: peer,
+            local_first: ours,
+            local_last: ours,
+            protocol: 47,
+            ..world.inbound.selectors[0]
+        };
+        world.policy_peer[usize::from(v6)].rules[0] = SpdRule {
+            source_first: ours,
+            source_last: ours,
+            protocol: 47,
+            ..world.policy.rules[0]
+        };
         world
     }
 

@@ -66,7 +66,7 @@ fn seed() -> u64 {
 fn may_change(verdict: Verdict) -> bool {
     use Verdict::{
         BelowTakeoverFloor, EspOpened, EspOpenedLocal, EspSealed, LeaseExhausted, OuterCut, PathTooSmall,
-        SlowPathFull, TooBig, TtlExceeded,
+        SlowPathFull, TimeExceededFar, TooBig, TtlExceeded,
     };
     matches!(
         verdict,
@@ -77,6 +77,7 @@ fn may_change(verdict: Verdict) -> bool {
             | PathTooSmall
             | BelowTakeoverFloor
             | TtlExceeded
+            | TimeExceededFar
             | LeaseExhausted
             // Sealed, and then too long for the slow path.
             | SlowPathFull

@@ -2,9 +2,10 @@
 
 use crate::rng::Rng;
 use datapath::steer::first_message_segment;
-use ike::Surroundings;
-use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
-use sad::Sad;
+use ike::{Resource, Surroundings};
+use maps_schema::sad::spi_slot;
+use model::{Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SegmentId};
+use sad::{LimitRaise, SaCounters, Sad};
 
 /// Borrowed for one input of the engine.
 pub struct Around<'a> {
@@ -22,6 +23,12 @@ pub struct Around<'a> {
     pub limits: InitialLimits,
     /// SPIs that were drawn, for the checkers.
     pub drawn: &'a mut Vec<Drawn>,
+    /// The time.
+    pub now: Instant,
+    /// Counters of the programs.
+    pub counters: &'a dyn Fn(u32) -> Option<SaCounters>,
+    /// Leases that are to be raised for a peer whose cluster has failed over.
+    pub advances: Vec<LimitRaise>,
 }
 
 /// An SPI that was given out.
@@ -71,6 +78,25 @@ impl Surroundings for Around<'_> {
         let spi = self.sad.reserve_spi(ike_spi.segment())?;
         self.drawn.push(Drawn::Esp(spi));
         Some(spi)
+    }
+    fn resource_esp_spi(&mut self, ike_spi: IkeSpi, resource: Resource) -> Option<EspSpi> {
+        let spi = self
+            .sad
+            .reserve_spi_on(ike_spi.segment(), u32::from(resource.cpu))?;
+        self.drawn.push(Drawn::Esp(spi));
+        Some(spi)
+    }
+    fn advance_outbound(&mut self, spi_in: EspSpi, delta: u64) -> bool {
+        let (epoch, counters) = (
+            (self.epoch_of)(spi_in.segment()),
+            (self.counters)(spi_slot(spi_in.0)),
+        );
+        let raise = epoch
+            .zip(counters)
+            .and_then(|(epoch, counters)| self.sad.advance(spi_in, delta, self.now, epoch, &counters));
+        let can = raise.is_some();
+        self.advances.extend(raise);
+        can
     }
     fn release_esp_spi(&mut self, spi: EspSpi) {
         self.sad.release_spi(spi);

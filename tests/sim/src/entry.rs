@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub children: Vec<SnapshotSa>,
     /// Child SAs whose numbers a lost standby may have used.
     pub suspects: Vec<EspSpi>,
+    /// What SAs are to each other (RFC 9611).
+    pub parts: Vec<ChildSaChange>,
 }
 
 impl From<Change> for EntryChange {

@@ -2,7 +2,8 @@
 
 use clap::Parser;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use test_sim::scenarios::{SCENARIOS, Scenario};
 use test_sim::setup::Engine;
 use test_sim::{Options, Outcome, Sabotage, run_seed};
@@ -105,9 +106,15 @@ fn run_many(arguments: &Arguments, options: &Options) -> ExitCode {
     let threads = arguments
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let began = Instant::now();
+    let running = AtomicUsize::new(threads);
     std::thread::scope(|scope| {
+        if !arguments.json && arguments.seeds > u64::from(PROGRESS_FROM) {
+            scope.spawn(|| progress(arguments.seeds, &totals, &running, began));
+        }
         for _ in 0..threads {
             scope.spawn(|| {
+                let _ends = Ends(&running);
                 while !stop.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= arguments.seeds {
@@ -140,6 +147,7 @@ fn run_many(arguments: &Arguments, options: &Options) -> ExitCode {
         }
     });
     let of = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    let per_second = of(&totals.seeds) as f64 / began.elapsed().as_secs_f64().max(0.001);
     if arguments.json {
         println!(
             "{}",
@@ -147,11 +155,12 @@ fn run_many(arguments: &Arguments, options: &Options) -> ExitCode {
                 "first_seed": arguments.start, "seeds": of(&totals.seeds), "failed": of(&totals.failed),
                 "packets": of(&totals.packets), "takeovers": of(&totals.takeovers),
                 "handovers": of(&totals.handovers), "virtual_s": of(&totals.virtual_ms) / 1000,
+                "threads": threads, "seeds_per_s": per_second,
             })
         );
     } else {
         println!(
-            "seeds {} to {}: {} run, {} failed; {} ESP packets, {} takeovers ({} planned), {} s of virtual time",
+            "seeds {} to {}: {} run, {} failed; {} ESP packets, {} takeovers ({} planned), {} s of virtual time; {per_second:.0} seeds/s on {threads} threads",
             arguments.start,
             arguments.start + arguments.seeds - 1,
             of(&totals.seeds),
@@ -163,6 +172,39 @@ fn run_many(arguments: &Arguments, options: &Options) -> ExitCode {
         );
     }
     code(of(&totals.failed) == 0)
+}
+
+/// A run of fewer seeds is over before anybody asks how far it is.
+const PROGRESS_FROM: u16 = 2000;
+/// How far it is, this often.
+const PROGRESS: Duration = Duration::from_secs(10);
+
+/// One thread less is at work, however it ends.
+struct Ends<'a>(&'a AtomicUsize);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Says on standard error how far a long run is, until no thread runs seeds any more.
+fn progress(seeds: u64, totals: &Totals, running: &AtomicUsize, began: Instant) {
+    let mut said = Instant::now();
+    while running.load(Ordering::Relaxed) > 0 {
+        std::thread::sleep(Duration::from_millis(100));
+        if said.elapsed() < PROGRESS {
+            continue;
+        }
+        said = Instant::now();
+        let done = totals.seeds.load(Ordering::Relaxed);
+        let rate = done as f64 / began.elapsed().as_secs_f64();
+        let left = seeds.saturating_sub(done) as f64 / rate.max(0.001);
+        eprintln!(
+            "{done} of {seeds} seeds, {} failed; {rate:.0} seeds/s, {left:.0} s to go",
+            totals.failed.load(Ordering::Relaxed)
+        );
+    }
 }
 
 fn summary(outcome: &Outcome) -> String {

@@ -50,6 +50,10 @@ pub struct PeerConfig {
     pub window: u64,
     /// It initiates.
     pub initiates: bool,
+    /// CPUs.
+    pub cpus: u32,
+    /// Child SAs for each.
+    pub per_cpu: bool,
 }
 
 impl Peer {
@@ -60,7 +64,8 @@ impl Peer {
         let mut plane = Plane::new(
             &Host {
                 member: 1,
-                cpus: 1,
+                cpus: config.cpus,
+                per_cpu: config.per_cpu,
                 macs: (mac, [2, 0, 0, 0, 3, config.number]),
                 steer_key,
                 addresses: vec![(config.address, maps_schema::steer::SIDE_OUTSIDE, 0)],
@@ -82,8 +87,12 @@ impl Peer {
         let mut rng = rng;
         let mut sad = Sad::new(Settings {
             member: MemberId(1),
-            max_slots: crate::plane::SLOTS,
-            cpus: 1,
+            max_slots: if config.per_cpu {
+                8 * crate::plane::SLOTS
+            } else {
+                crate::plane::SLOTS
+            },
+            cpus: config.cpus,
             first_generation: rng.range(1, 200) as u8,
             outside_mtu: 1500,
             detection: Duration::from_millis(100),
@@ -151,6 +160,8 @@ impl Peer {
     fn input(&mut self, cx: &mut Cx<'_>, input: ike::Input<'_>) {
         let mut drawn = Vec::new();
         let epoch_of = |_| Some(Epoch(1));
+        let plane = &self.plane;
+        let counters = |slot| plane.counters(slot);
         let mut around = Around {
             sad: &mut self.sad,
             rng: &mut self.rng,
@@ -164,8 +175,16 @@ impl Peer {
                 headroom: 1 << 20,
             },
             drawn: &mut drawn,
+            now: cx.now,
+            counters: &counters,
+            advances: Vec::new(),
         };
         self.engine.handle(input, &mut around);
+        for raise in around.advances {
+            if let Ok(plan) = self.sad.apply_raise(&raise, cx.now) {
+                self.plane.execute(&plan).expect("every slot is there");
+            }
+        }
         while let Some(output) = self.engine.poll() {
             match output {
                 ike::Output::Commit(commit) => {

@@ -40,6 +40,10 @@ pub enum Sabotage {
     OwnAddress,
     /// A connection of which some frames wait for a raise is closed.
     SlowRaiseKills,
+    /// An SA that a lost standby knew may be used by whoever takes over next.
+    NothingTainted,
+    /// Who has lost a fork does not say what it touched.
+    ForkForgotten,
     /// A standby that suspects the owner does nothing about it: the flip never reaches the maps.
     FlipLost,
 }

@@ -8,6 +8,8 @@ use test_sim::{Options, Sabotage, run_seed};
 /// A broken rule, the checkers of which one has to catch it, the scenario, and the most seeds that this may take.
 const CASES: &[(Sabotage, &[&str], &str, u64)] = &[
     (Sabotage::LeaseIgnored, &["R4"], "cuts", 400),
+    (Sabotage::NothingTainted, &["R4"], "unseen-taker", 100),
+    (Sabotage::ForkForgotten, &["service"], "forked-child", 400),
     (Sabotage::RaiseUnconfirmed, &["R4", "R6"], "cuts", 400),
     (Sabotage::CeilingIgnored, &["R6"], "kills", 200),
     (Sabotage::ValidityIgnored, &["dead-man"], "pauses", 60),

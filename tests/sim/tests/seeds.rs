@@ -113,6 +113,20 @@ fn an_owner_that_hears_nobody_is_taken_over() {
     }
 }
 
+/// What a standby may have used that took over unseen and died is used by nobody else, and what the lost half of a split touched is
+/// established anew.
+#[test]
+fn forks_that_end_unseen_or_lose_repeat_nothing_and_leave_nothing_dead() {
+    for scenario in ["unseen-taker", "forked-child"] {
+        let options = Options {
+            scenario: Scenario::named(scenario),
+            ..Options::default()
+        };
+        let failures = run(1, 150, &options);
+        assert!(failures.is_empty(), "{scenario}: {}", failures.join("\n"));
+    }
+}
+
 #[test]
 fn a_seed_replays_event_by_event() {
     for scenario in ["everything", "kills", "planned", "engine"] {

@@ -409,6 +409,9 @@ pub struct ChildSa {
     pub esn: bool,
     /// UDP encapsulation.
     pub udp_encap: bool,
+    /// Transport mode; else tunnel mode.
+    #[serde(default)]
+    pub transport: bool,
     /// Our selectors.
     pub ts_local: Vec<String>,
     /// The peer's selectors.

@@ -348,6 +348,9 @@ pub fn sas(sas: &[IkeSa]) -> String {
             if child.udp_encap {
                 suite.push_str(", UDP");
             }
+            if child.transport {
+                suite.push_str(", transport");
+            }
             children.add_row([
                 child.name.clone(),
                 format!("{} / {}", child.spi_in, child.spi_out),

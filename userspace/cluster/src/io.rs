@@ -3,7 +3,7 @@
 use crate::message::{Link, RaiseItem, RaiseKey, SetMember};
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{EpochId, Standing};
-use model::{EspSpi, GroupId, Instant, MemberId};
+use model::{EspSpi, GroupId, IkeSpi, Instant, MemberId};
 use std::collections::BTreeSet;
 use thiserror::Error;
 
@@ -123,6 +123,27 @@ pub enum Input {
     Report {
         /// Slot, SPI, edge.
         edges: Vec<(u32, EspSpi, u64)>,
+    },
+    /// Answer to [`Output::DiscardFork`]: IKE SAs whose Child SAs, address or existence the fork changed with their peers. The owner
+    /// is told until it has dealt with them.
+    ForkTouched {
+        /// The time.
+        now: Instant,
+        /// Which group.
+        group: GroupId,
+        /// Our SPIs.
+        touched: Vec<IkeSpi>,
+    },
+    /// Answer to [`Output::ForkTouched`]: none of these IKE SAs is in use here any more.
+    ForkSettled {
+        /// The time.
+        now: Instant,
+        /// Which group.
+        group: GroupId,
+        /// Who named them.
+        member: MemberId,
+        /// The output's number.
+        number: u64,
     },
     /// The ownership engine answers [`Output::Ownership`].
     OwnershipAnswered {
@@ -353,7 +374,19 @@ pub enum Output {
         /// Which group.
         group: GroupId,
     },
-    /// This member's fork lost, or it starts over: forget every SA of the group.
+    /// Owner: a member names IKE SAs that its discarded fork touched. Those that are here are to be established anew, then
+    /// [`Input::ForkSettled`]. The same part may come again.
+    ForkTouched {
+        /// Which group.
+        group: GroupId,
+        /// Who discarded it, in which life; it may be this member.
+        from: SetMember,
+        /// Names the part.
+        number: u64,
+        /// Our SPIs.
+        touched: Vec<IkeSpi>,
+    },
+    /// This member's fork lost, or it starts over: forget every SA of the group, and say by [`Input::ForkTouched`] what was touched.
     DiscardFork {
         /// Which group.
         group: GroupId,

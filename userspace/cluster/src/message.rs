@@ -2,7 +2,7 @@
 //! say what was said. Anything of another version, epoch or incarnation is refused by name.
 
 use crate::rules::EpochId;
-use model::{Epoch, EspSpi, GroupId, Incarnation, MemberId};
+use model::{Epoch, EspSpi, GroupId, IkeSpi, Incarnation, MemberId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
@@ -25,6 +25,10 @@ pub const CHUNK: usize = 32 * 1024;
 pub const RECORD_MAX: usize = 1 << 20;
 /// Raises in one datagram: about 1,000 octets.
 pub const RAISES_PER_DATAGRAM: usize = 24;
+/// IKE SAs of a discarded fork in one record: about 10 KiB.
+pub const FORK_SPIS: usize = 1024;
+/// First format that speaks of discarded forks.
+pub const FORKS_SINCE: u8 = 4;
 /// Edges in one report.
 pub const EDGES_PER_DATAGRAM: usize = 60;
 
@@ -260,6 +264,18 @@ pub enum GroupBody {
     HandoverAborted {
         /// Why.
         reason: String,
+    },
+    /// To the owner, from version 4 on: my fork of the group is discarded, and it touched these IKE SAs. Said again until it is settled.
+    ForkTouched {
+        /// Names this part of what the sender's life has to say; it rises.
+        number: u64,
+        /// Our SPIs.
+        touched: Vec<IkeSpi>,
+    },
+    /// Owner, from version 4 on: none of the IKE SAs of that part is in use here any more.
+    ForkSettled {
+        /// Which part.
+        number: u64,
     },
 }
 

@@ -1,8 +1,9 @@
 //! Decisions about what may differ between members: limits in doubt, writes of the ownership engine that have no answer, and
 //! mirrors that must not be thrown away too early. Pure functions like those of [`crate::rules`].
 
-use crate::message::SetMember;
+use crate::message::{Direction, SetMember};
 use crate::ownership::GroupRecord;
+use crate::rules::{self, EpochId, Solo, Standing};
 use model::MemberId;
 use std::collections::BTreeSet;
 
@@ -29,6 +30,17 @@ impl Doubt {
     #[must_use]
     pub fn in_next_epoch(self) -> Self {
         Self::Before
+    }
+}
+
+/// Directions of the SAs that a lost standby knew whose numbers nobody but the present owner may use any more, and that one only up to
+/// what it may use now (`datapath::limits::is_tainted`): the lost one may have taken over, used those above, and died unseen, and then
+/// no later owner can tell where to begin. Under `continue` inbound numbers are no part of what a split keeps.
+pub fn tainted_by_loss(solo: Solo, standing: Standing) -> &'static [Direction] {
+    match (standing, solo) {
+        (Standing::AloneUnfenced, Solo::Continue) => &[Direction::Outbound],
+        (Standing::AloneUnfenced, Solo::Stop) => &[Direction::Outbound, Direction::Inbound],
+        _ => &[],
     }
 }
 
@@ -90,6 +102,16 @@ pub fn fate(expected: Option<&GroupRecord>, new: &GroupRecord, found: Option<&Gr
     }
 }
 
+/// Whether an owner whose write came to nothing, because the key holds `held` in its own epoch, takes the set in there for its own: it is
+/// in it, and waits for nobody less than it did. The taker of a planned move may not have heard yet of a member that the
+/// old owner had written out just before. A set with somebody else in it was written by nobody that counts on him.
+pub fn adopts(held: &GroupRecord, epoch: EpochId, me: SetMember, known: &BTreeSet<SetMember>) -> bool {
+    held.epoch == epoch
+        && epoch.owner == me.member
+        && held.in_sync.contains(&me)
+        && held.in_sync.is_subset(known)
+}
+
 /// Whether nobody is left who may claim: every life in the set is known to be over, since a later one of the same member
 /// was heard of. An *earlier* life that this member remembers says nothing.
 pub fn nobody_left(record: &GroupRecord, lives: &BTreeSet<SetMember>) -> bool {
@@ -100,10 +122,15 @@ pub fn nobody_left(record: &GroupRecord, lives: &BTreeSet<SetMember>) -> bool {
     })
 }
 
+/// Whether a member that holds nothing of a group may begin it anew. That the record lists its own life does not keep it from that: a
+/// write may have been carried out after this member had looked, and thrown away what it held.
+pub fn may_begin_anew(record: &GroupRecord, me: SetMember, lives: &BTreeSet<SetMember>) -> bool {
+    nobody_left(&rules::without(record, &BTreeSet::from([me])), lives)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::EpochId;
     use model::{Epoch, Incarnation};
 
     fn member(member: u8, incarnation: u64) -> SetMember {
@@ -128,6 +155,16 @@ mod tests {
         assert!(Doubt::Version(4).remains(3));
         assert!(!Doubt::Version(4).remains(4));
         assert!(Doubt::Version(4).in_next_epoch().remains(u64::MAX));
+    }
+
+    #[test]
+    fn a_loss_without_a_fence_taints_what_the_mode_promises() {
+        let of = |solo, standing| tainted_by_loss(solo, standing);
+        assert_eq!(of(Solo::Continue, Standing::AloneUnfenced), [Direction::Outbound]);
+        assert_eq!(of(Solo::Stop, Standing::AloneUnfenced).len(), 2);
+        for standing in [Standing::WithStandby, Standing::AloneTaker] {
+            assert!(of(Solo::Continue, standing).is_empty() && of(Solo::Stop, standing).is_empty());
+        }
     }
 
     #[test]
@@ -178,6 +215,36 @@ mod tests {
             &BTreeSet::from([member(1, 6), member(2, 4)])
         ));
         assert!(!nobody_left(&listed, &BTreeSet::from([member(2, 4)])));
+    }
+
+    #[test]
+    fn an_owner_takes_over_a_smaller_set_of_its_own_epoch_and_no_other() {
+        let known = BTreeSet::from([member(1, 1), member(2, 1), member(3, 1)]);
+        let (me, mine) = (member(1, 1), record(1, &[]).epoch);
+        let held = |number, set: &[SetMember]| record(number, set);
+        assert!(adopts(&held(1, &[me, member(3, 1)]), mine, me, &known));
+        assert!(
+            !adopts(&held(2, &[me, member(3, 1)]), mine, me, &known),
+            "another epoch"
+        );
+        assert!(!adopts(&held(1, &[member(3, 1)]), mine, me, &known), "not in it");
+        assert!(
+            !adopts(&held(1, &[me, member(3, 2)]), mine, me, &known),
+            "a life that nobody asks"
+        );
+    }
+
+    #[test]
+    fn a_listed_life_that_holds_nothing_begins_anew_and_any_other_listed_life_keeps_it_from_that() {
+        let listed = record(5, &[member(1, 7), member(2, 3)]);
+        let lives = BTreeSet::from([member(1, 8), member(2, 3)]);
+        assert!(may_begin_anew(&listed, member(2, 3), &lives));
+        assert!(!may_begin_anew(&listed, member(1, 8), &lives));
+        assert!(!may_begin_anew(
+            &listed,
+            member(2, 3),
+            &BTreeSet::from([member(1, 7), member(2, 3)])
+        ));
     }
 
     #[test]

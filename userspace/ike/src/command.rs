@@ -40,6 +40,7 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
             _ => on_ike(ctx, spi, Task::Redirect { to }),
         },
         Command::DeleteIke { spi } => on_ike(ctx, spi, Task::DeleteIke),
+        Command::Reestablish { spi } => reestablish(ctx, spi),
         Command::Terminate { connection } => {
             let spis = ctx.table.of_connection(&connection);
             // RFC 5723 6.2: what is ended is not resumed.
@@ -236,6 +237,27 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
         start_next(&mut sa, ctx);
     }
     ctx.put_back(sa);
+}
+
+fn reestablish(ctx: &mut Context<'_>, spi: IkeSpi) {
+    let Some(mut sa) = ctx.table.take(spi) else {
+        return failed(ctx, None, format!("no IKE SA with our SPI {spi}"));
+    };
+    let configured = sa.connection(ctx.config).filter(|connection| connection.start);
+    let name = configured.map(|connection| connection.name.clone());
+    let name = name.filter(|name| ctx.around.may_initiate(name));
+    let up = matches!(sa.phase, Phase::Established(_));
+    if let Some(name) = name.filter(|_| up && sa.successor.is_none()) {
+        delete::vanish(
+            &mut sa,
+            ctx,
+            "a fork of it was lost, and the peer may have followed that: it is begun anew",
+        );
+        ctx.put_back(sa);
+        return initiate(ctx, &name, None);
+    }
+    ctx.put_back(sa);
+    on_ike(ctx, spi, Task::DeleteIke);
 }
 
 fn forget(ctx: &mut Context<'_>, connection: &str, remote_id: &str, except: IkeSpi) {

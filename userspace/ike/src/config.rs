@@ -5,7 +5,7 @@ use crate::auth::pattern::IdPattern;
 use crate::auth::{LocalAuth, RemoteAuth};
 use crate::pool::Pool;
 use crate::proposal::Proposal;
-use model::{MemberId, SecretBytes, TrafficSelector};
+use model::{MemberId, SaMode, SecretBytes, TrafficSelector};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
@@ -261,6 +261,8 @@ pub struct ChildConfig {
     pub esp_proposals: Vec<Proposal>,
     /// Whether it is brought up together with the connection when we initiate.
     pub start: bool,
+    /// In transport mode the selectors are of our address and the peer's alone.
+    pub mode: SaMode,
 }
 
 impl ChildConfig {
@@ -272,6 +274,7 @@ impl ChildConfig {
             remote_ts,
             esp_proposals: crate::proposal::default_esp(),
             start: true,
+            mode: SaMode::Tunnel,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::event::EventKind;
 use crate::exchange::{self, Computed, Exchanges, GoesOn, Inner, Then};
 use crate::forget::{self, Forgotten};
 use crate::ike_sa::record::{self, AdoptError};
-use crate::ike_sa::windows::{Order, Outstanding};
+use crate::ike_sa::windows::{Order, Outstanding, Task};
 use crate::ike_sa::{IkeSa, fragments, message, phase::Phase};
 use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 use crate::outbox::{Context, Outbox};
@@ -18,7 +18,7 @@ use crate::status::{Agreed, ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
 use crate::tasks::{
     self, Pending, ike_auth, ike_init, intermediate, message_id_sync, qcd, redirect::Redirects, resume,
-    ticket,
+    ticket, transport,
 };
 use crate::tickets::Tickets;
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};

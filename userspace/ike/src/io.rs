@@ -113,6 +113,13 @@ pub enum Command {
         /// Where to.
         to: IpAddr,
     },
+    /// Another owner of this IKE SA has gone on with the peer, and what it did there is lost: nobody can tell which Child SAs the peer
+    /// has. Where this side initiates the connection, the IKE SA is dropped without a word and begun anew (the new one says
+    /// INITIAL_CONTACT); else it is deleted, so that the peer begins anew.
+    Reestablish {
+        /// Our SPI.
+        spi: IkeSpi,
+    },
     /// Delete a Child SA.
     DeleteChild {
         /// Our inbound SPI.

@@ -99,6 +99,42 @@ fn a_discarded_fork_is_caught_up_with() {
     }
 }
 
+/// The fork replaced the Child SA, and Message IDs agree all the same: nothing tells but the word of whoever lost it.
+#[test]
+fn what_a_discarded_fork_touched_is_begun_anew_by_whoever_initiates() {
+    for cluster_initiates in [true, false] {
+        let mut world = world_with(31, |side, connection| {
+            connection.start = (side == B) == cluster_initiates;
+        });
+        let known = fork(&world);
+        let allocated = world.sides[B].around.allocated.clone();
+        let (children, outbound) = (world.sides[B].children.clone(), world.sides[B].outbound.clone());
+        let spi_in = world.spi_in(B);
+        world.command(B, Command::RekeyChild { spi_in });
+        world.settle();
+        discard_fork(&mut world, &known);
+        world.sides[B].around.allocated = allocated;
+        (world.sides[B].children, world.sides[B].outbound) = (children, outbound);
+        sync(&mut world);
+        world.settle();
+        check(&mut world, B, 2);
+        check(&mut world, A, 2);
+        let old = world.only(B).spi;
+        assert_eq!(world.spi_in(B), spi_in, "it sends where nobody listens any more");
+        world.command(B, Command::Reestablish { spi: old });
+        world.settle();
+        if !cluster_initiates {
+            assert!(world.status(A).is_empty(), "the peer is told");
+            world.initiate(A);
+            world.settle();
+        }
+        world.assert_up(1);
+        assert_ne!(world.only(B).spi, old);
+        world.command(B, Command::Reestablish { spi: old });
+        assert!(world.has_event(B, EventKind::CommandFailed), "it is gone");
+    }
+}
+
 #[test]
 fn lost_and_repeated_messages_of_the_exchange_do_no_harm() {
     for lost in 0..2 {

@@ -57,7 +57,7 @@ fn every_suite_works() {
             world.settle();
             world.assert_up(1);
             assert_eq!(
-                world.sides[B].children.values().next().unwrap().esn,
+                world.sides[B].children.values().next().unwrap().form.esn,
                 index % 3 == 1
             );
         }

@@ -1,7 +1,8 @@
 //! Child SAs and what happens to them.
 
 use crate::{EspSpi, EspSuite, IkeSpi, SecretBytes, TrafficSelector};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, Unexpected};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::net::SocketAddr;
 
 /// Everything another member needs to serve a Child SA. No `Debug`: it holds keys.
@@ -23,8 +24,8 @@ pub struct ChildSaRecord {
     pub key_in: SecretBytes,
     /// Cipher key and 4-octet salt, outbound.
     pub key_out: SecretBytes,
-    /// Extended sequence numbers.
-    pub esn: bool,
+    /// Extended sequence numbers, tunnel or transport mode.
+    pub form: SaForm,
     /// UDP encapsulation (RFC 3948).
     pub udp_encap: bool,
     /// Our outer address and port (port 4500 matters with encapsulation only).
@@ -37,6 +38,64 @@ pub struct ChildSaRecord {
     pub ts_remote: Vec<TrafficSelector>,
     /// Limits that become valid with the journal entry's acknowledgement.
     pub limits: InitialLimits,
+}
+
+/// What is between the outer IP header and the payload of the packets of an SA (RFC 4301 4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SaMode {
+    /// A whole IP packet.
+    #[default]
+    Tunnel,
+    /// What follows the IP header, between the two addresses of the SA.
+    Transport,
+}
+
+/// What ESP packets of an SA look like. In a record it is an octet whose lowest bit was once all there was: so members of earlier
+/// releases read the records of SAs in tunnel mode, and refuse the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SaForm {
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// Tunnel or transport mode.
+    pub mode: SaMode,
+}
+
+const FORM_ESN: u8 = 1 << 0;
+const FORM_TRANSPORT: u8 = 1 << 1;
+
+impl Serialize for SaForm {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut bits = 0;
+        if self.esn {
+            bits |= FORM_ESN;
+        }
+        if self.mode == SaMode::Transport {
+            bits |= FORM_TRANSPORT;
+        }
+        serializer.serialize_u8(bits)
+    }
+}
+
+impl<'de> Deserialize<'de> for SaForm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bits = u8::deserialize(deserializer)?;
+        if bits & !(FORM_ESN | FORM_TRANSPORT) != 0 {
+            let found = Unexpected::Unsigned(bits.into());
+            return Err(D::Error::invalid_value(
+                found,
+                &"the form of an SA that this release knows",
+            ));
+        }
+        let mode = if bits & FORM_TRANSPORT == 0 {
+            SaMode::Tunnel
+        } else {
+            SaMode::Transport
+        };
+        Ok(Self {
+            esn: bits & FORM_ESN != 0,
+            mode,
+        })
+    }
 }
 
 /// Lease and ceiling that the journal entry of a new SA carries.

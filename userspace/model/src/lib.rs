@@ -10,7 +10,7 @@ pub mod suite;
 pub mod time;
 pub mod traffic_selector;
 
-pub use child_sa::{ChildSaChange, ChildSaRecord, InitialLimits, OutboundUse};
+pub use child_sa::{ChildSaChange, ChildSaRecord, InitialLimits, OutboundUse, SaForm, SaMode};
 pub use cluster::{Epoch, GroupId, Incarnation, MemberId, SegmentId};
 pub use secret::SecretBytes;
 pub use spi::{EspSpi, IkeSpi};

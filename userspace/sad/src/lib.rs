@@ -4,6 +4,7 @@
 //! draws randomness or names aya: time, the ownership epoch and the programs' counters are arguments.
 #![forbid(unsafe_code)]
 
+mod advance;
 pub mod handling;
 pub mod lifetime;
 pub mod limits;
@@ -21,6 +22,7 @@ pub mod snapshot;
 pub mod spd;
 pub mod spi;
 pub mod store;
+mod taint;
 pub mod usage;
 
 pub use handling::{DontFragment, Handling};
@@ -30,6 +32,6 @@ pub use look::Look;
 pub use port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
 pub use raises::{Limited, NamedLimits};
 pub use snapshot::SnapshotSa;
-pub use spd::{Policy, PolicyAction};
+pub use spd::{Policy, PolicyAction, selector_pairs};
 pub use store::{Context, SaEntry, Sad, SadError, Settings};
 pub use usage::{Carried, Usage};

@@ -86,6 +86,11 @@ impl Meter {
         self.rate == 0 && !waits
     }
 
+    /// A raise to this limit is under way: none below it is wished for meanwhile.
+    pub(crate) fn expect(&mut self, limit: u64, now: Instant) {
+        self.pending = Some((limit, now));
+    }
+
     /// The wish was acknowledged and applied.
     pub(crate) fn applied(&mut self, now: Option<Instant>) {
         self.pending = None;

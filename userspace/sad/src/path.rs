@@ -3,7 +3,7 @@
 use crate::port::{MapOp, MapPlan};
 use crate::store::{SaEntry, Sad};
 use datapath::esp::header::{inner_max, outer_len};
-use model::EspSpi;
+use model::{EspSpi, SaMode};
 
 /// No path is believed to carry less over IPv4 (RFC 791: every host takes datagrams of this size; forged errors stop here).
 pub const LEAST_V4: u16 = 576;
@@ -48,8 +48,14 @@ impl Sad {
     /// Largest inner packet of an SA.
     pub fn inner_mtu(&self, slot: u32) -> Option<usize> {
         let record = &self.by_slot(slot)?.record;
-        let outer = outer_len(record.udp_encap, record.remote.is_ipv6());
-        Some(inner_max(usize::from(self.path_mtu(slot)?), outer))
+        let v6 = record.remote.is_ipv6();
+        let outer = outer_len(record.udp_encap, v6);
+        let sealed = inner_max(usize::from(self.path_mtu(slot)?), outer);
+        Some(match record.form.mode {
+            SaMode::Tunnel => sealed,
+            // The packet's own header stays outside.
+            SaMode::Transport => sealed + outer_len(false, v6),
+        })
     }
 }
 

@@ -431,7 +431,7 @@ impl SaEntry {
         let by_use = [usage.inbound, usage.outbound].map(|carried| carried.due(&self.lifetimes));
         let kinds = by_use
             .into_iter()
-            .chain([due(self.lifetimes, record.spi_in, record.esn, age, seq)]);
+            .chain([due(self.lifetimes, record.spi_in, record.form.esn, age, seq)]);
         let kind = kinds.flatten().max()?;
         if self.reported == Some(kind) || self.reported == Some(LifetimeKind::Hard) {
             return None;

@@ -4,11 +4,11 @@ use crate::port::{Direction, MapOp};
 use crate::spd::selector_pairs;
 use crate::store::{SaEntry, SadError};
 use maps_schema::sad::{
-    InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_UDP_ENCAP,
+    InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_TRANSPORT, SA_UDP_ENCAP,
     SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
     spi_slot,
 };
-use model::{ChildSaRecord, EspSuite, SecretBytes, TrafficSelector, address::mapped};
+use model::{ChildSaRecord, EspSuite, SaMode, SecretBytes, TrafficSelector, address::mapped};
 
 /// The suite's number in the maps.
 pub const fn suite_number(suite: EspSuite) -> u8 {
@@ -22,11 +22,14 @@ pub const fn suite_number(suite: EspSuite) -> u8 {
 /// `SA_*` flags of both directions.
 pub(crate) fn flags(record: &ChildSaRecord, lenient: bool, local_only: bool) -> u8 {
     let mut flags = 0;
-    if record.esn {
+    if record.form.esn {
         flags |= SA_ESN;
     }
     if record.udp_encap {
         flags |= SA_UDP_ENCAP;
+    }
+    if record.form.mode == SaMode::Transport {
+        flags |= SA_TRANSPORT;
     }
     if lenient {
         flags |= SA_LENIENT;

@@ -451,7 +451,7 @@ impl Spd {
 
 /// Pairs of selectors of one family whose protocols agree (0 agrees with all), in their order. IPv6 ranges that
 /// reach over the mapped IPv4 range are cut around it on the remote side: they mean IPv6 only.
-pub(crate) fn selector_pairs(
+pub fn selector_pairs(
     local: &[TrafficSelector],
     remote: &[TrafficSelector],
 ) -> Vec<(TrafficSelector, TrafficSelector)> {

@@ -52,7 +52,7 @@ fn sa(spi: EspSpi, child: usize, remote: TrafficSelector) -> ChildSaChange {
         suite: EspSuite::ChaCha20Poly1305,
         key_in: SecretBytes::new(vec![1; 36]),
         key_out: SecretBytes::new(vec![2; 36]),
-        esn: false,
+        form: model::SaForm::default(),
         udp_encap: false,
         local: "192.0.2.1:4500".parse().expect("address"),
         remote: "192.0.2.2:4500".parse().expect("address"),

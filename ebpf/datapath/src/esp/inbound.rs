@@ -7,7 +7,8 @@ use maps_schema::event::{
     EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_HELD,
 };
 use maps_schema::sad::{
-    InboundSa, SA_ESN, SA_LENIENT, SA_UDP_ENCAP, SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305,
+    InboundSa, SA_ESN, SA_LENIENT, SA_TRANSPORT, SA_UDP_ENCAP, SELECTORS_PER_SA, SUITE_AES128_GCM,
+    SUITE_CHACHA20_POLY1305,
 };
 use maps_schema::steer::NO_VLAN;
 use maps_schema::verdict::Verdict;
@@ -15,11 +16,12 @@ use maps_schema::verdict::Verdict;
 use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN};
 use super::outbound::path_mtu;
 use super::pad;
+use super::transport;
 use crate::aead::{AAD_ESN, AAD_PLAIN, NOT_AUTHENTIC, TEXT_MAX};
 use crate::bytes::{Bounded, PacketRead};
 use crate::checksum;
 use crate::ecn;
-use crate::env::{ACTION_REDIRECT, Area, Env, Route, RouteQuery, Work};
+use crate::env::{ACTION_REDIRECT, ACTION_TTL, Area, Env, Route, RouteQuery, Work};
 use crate::headers::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP};
 use crate::limits::{self, volatile};
 use crate::link;
@@ -68,6 +70,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         return work.drop(Verdict::TooBig);
     }
     let flags = volatile(&sa.flags);
+    work.transport = (flags & SA_TRANSPORT != 0) as u8;
     let Ok((limits, _)) = limits::read(&sa.limits) else {
         return work.drop(Verdict::Contended);
     };
@@ -152,8 +155,13 @@ fn lay_out(env: &impl Env, area: &mut Area, text_len: usize, esn: bool) -> bool 
 /// packet, its header in `work.ip`, is to be forwarded. The programs call the three parts each from a stack frame of its own.
 #[inline(always)]
 pub fn accept(env: &impl Env, area: &mut Area, status: i32) -> bool {
-    let accepted =
-        authentic(env, &mut area.work, status) && inspect(env, area) && mark(env, &mut area.work, status);
+    let accepted = authentic(env, &mut area.work, status)
+        && if area.work.transport != 0 {
+            transport::inspect(env, area)
+        } else {
+            inspect(env, area)
+        }
+        && mark(env, &mut area.work, status);
     if accepted && area.work.mss != 0 {
         mss::apply(area);
     }
@@ -253,7 +261,7 @@ pub(crate) fn flow(packet: &impl PacketRead, ip: &headers::Ip, offset: usize) ->
 }
 
 #[inline(always)]
-fn selected(sa: &InboundSa, flow: &Flow) -> bool {
+pub(crate) fn selected(sa: &InboundSa, flow: &Flow) -> bool {
     let mut i = 0;
     while i < SELECTORS_PER_SA {
         if i as u32 >= sa.selector_count {
@@ -352,6 +360,7 @@ pub fn forward(env: &impl Env, area: &mut Area) {
         length: inner_len as u16,
         tos: ip.tos,
         protocol: ip.protocol,
+        ports: [0; 2],
         own: false,
         device: work.port.device,
     });
@@ -365,7 +374,7 @@ pub fn forward(env: &impl Env, area: &mut Area) {
     };
     if known {
         if ip.ttl <= 1 {
-            work.drop(Verdict::TtlExceeded);
+            work.end(Verdict::TtlExceeded, ACTION_TTL);
             return;
         }
         decrement_ttl(cipher.text_mut(), &ip);

@@ -8,7 +8,8 @@ use maps_schema::event::{
     SLOW_OUTER_FRAGMENT,
 };
 use maps_schema::sad::{
-    DF_CLEAR, DF_SET, OutboundSa, SA_ESN, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305, slot_place,
+    DF_CLEAR, DF_SET, OutboundSa, SA_ESN, SA_TRANSPORT, SA_UDP_ENCAP, SUITE_AES128_GCM,
+    SUITE_CHACHA20_POLY1305, slot_place,
 };
 use maps_schema::spd::{
     ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP_HOLD,
@@ -18,14 +19,14 @@ use maps_schema::steer::{Local, SIDE_INSIDE};
 use maps_schema::verdict::Verdict;
 
 use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN, outer_len};
-use super::{inbound, nonce, pad, too_big};
+use super::{inbound, nonce, pad, too_big, transport};
 use crate::aead::{AAD_ESN, AAD_PLAIN, DONE, Scratch, TEXT_MAX};
 use crate::bytes::Bounded;
 use crate::checksum;
 use crate::ecn;
 use crate::env::{
-    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, Area, Env, OutboundCounters, Route,
-    RouteQuery, Work, must_hop,
+    ACTION_CPU, ACTION_NEIGHBOUR, ACTION_PASS, ACTION_REDIRECT, ACTION_TTL, Area, Env, OutboundCounters,
+    Route, RouteQuery, Work, must_hop,
 };
 use crate::headers::{
     self, Address, DONT_FRAGMENT, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LEN, IPV6_LEN, UDP_LEN,
@@ -239,12 +240,22 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         return work.drop(Verdict::SuiteUnknown);
     }
     let flags = volatile(&sa.flags);
-    let inner = work.ip.total_len as usize;
+    // What stays outside of the packet: nothing, or its header.
+    let mut skipped = 0;
+    if flags & SA_TRANSPORT != 0 {
+        let Some(header_len) = transport::header_len(&work.ip) else {
+            return work.drop(Verdict::TransportHeader);
+        };
+        work.transport = 1;
+        skipped = header_len;
+    }
+    let inner = work.ip.total_len as usize - skipped;
     let mtu = path_mtu(sa, local);
     let v6 = !headers::is_v4(headers::address(&sa.outer_dst));
     let outer = outer_len(flags & SA_UDP_ENCAP != 0, v6);
     if header::sealed_len(inner, outer) > mtu {
-        if !too_big::may_cut(sa, &work.ip, v6) {
+        // In transport mode the sender is this gateway: it cuts what it sends.
+        if work.transport == 0 && !too_big::may_cut(sa, &work.ip, v6) {
             return too_big::answer(env, area, local, header::inner_max(mtu, outer));
         }
         work.cut = 1;
@@ -252,15 +263,16 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     if inner > TEXT_MAX - 8 {
         return work.drop(Verdict::TooBig);
     }
-    if work.ip.ttl <= 1 {
-        return work.drop(Verdict::TtlExceeded);
+    if work.ip.ttl <= 1 && work.transport == 0 {
+        return work.end(Verdict::TtlExceeded, ACTION_TTL);
     }
     let Some(counters) = env.counters(work.cpu, work.index) else {
         return work.drop(Verdict::InternalError);
     };
     // RFC 4301 4.4.2.1: what the limit does not hold is not sent. CPUs that seal at the same time may pass it by a packet each.
     if (sa.life_packets != 0 && counters.packets.get() >= sa.life_packets)
-        || (sa.life_bytes != 0 && counters.bytes.get().saturating_add(inner as u64) > sa.life_bytes)
+        || (sa.life_bytes != 0
+            && counters.bytes.get().saturating_add(work.ip.total_len as u64) > sa.life_bytes)
     {
         return work.drop(Verdict::LifetimeExpired);
     }
@@ -268,20 +280,24 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         return false;
     }
     let Area { cipher, work } = area;
-    if !env.load(work.link_len as usize, cipher.text_mut(), inner) {
+    if inner != 0 && !env.load(work.link_len as usize + skipped, cipher.text_mut(), inner) {
         return work.drop(Verdict::InternalError);
     }
     let ip = work.ip;
-    let packet = Bounded {
-        octets: cipher.text(),
-        len: inner,
-    };
-    work.mss = mss::allowed(&packet, &ip, sa.mss_clamp, mtu, outer);
-    inbound::decrement_ttl(cipher.text_mut(), &ip);
-    let next_header = if ip.version == 6 {
-        headers::PROTOCOL_IPV6
+    let next_header = if work.transport != 0 {
+        ip.protocol
     } else {
-        headers::PROTOCOL_IPV4
+        let packet = Bounded {
+            octets: cipher.text(),
+            len: inner,
+        };
+        work.mss = mss::allowed(&packet, &ip, sa.mss_clamp, mtu, outer);
+        inbound::decrement_ttl(cipher.text_mut(), &ip);
+        if ip.version == 6 {
+            headers::PROTOCOL_IPV6
+        } else {
+            headers::PROTOCOL_IPV4
+        }
     };
     let Some(text_len) = pad::append(cipher.text_mut(), inner, next_header) else {
         return work.drop(Verdict::TooBig);
@@ -393,6 +409,7 @@ pub fn direct(env: &impl Env, area: &mut Area, status: i32) -> bool {
         length: datagram_len as u16,
         tos: work.outer_tos,
         protocol: outer_protocol(encap),
+        ports: if encap { sa.encap_ports } else { [0; 2] },
         own: true,
         device: 0,
     });
@@ -502,6 +519,16 @@ fn outer_df(sa: &OutboundSa, work: &Work) -> u16 {
     }
 }
 
+/// TTL or hop limit of the outer header: in transport mode it is the packet's own.
+#[inline(always)]
+fn outer_ttl(work: &Work) -> u8 {
+    if work.transport != 0 {
+        work.ip.ttl
+    } else {
+        OUTER_TTL
+    }
+}
+
 /// RFC 4301 5.1.2.1: DS field as configured, ECN is copied (RFC 6040 4.1); flow label 0; never fragmented on the way.
 #[inline(always)]
 fn outer_ipv6(
@@ -512,9 +539,9 @@ fn outer_ipv6(
     len: usize,
 ) -> [u8; IPV6_LEN] {
     let [l0, l1] = ((len - IPV6_LEN) as u16).to_be_bytes();
-    let tos = work.outer_tos;
+    let (tos, ttl) = (work.outer_tos, outer_ttl(work));
     let mut ip = [0; IPV6_LEN];
-    ip[..8].copy_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0, l0, l1, protocol, OUTER_TTL]);
+    ip[..8].copy_from_slice(&[0x60 | tos >> 4, tos << 4, 0, 0, l0, l1, protocol, ttl]);
     ip[8..24].copy_from_slice(&headers::octets(source));
     ip[24..].copy_from_slice(&headers::octets(destination));
     ip
@@ -559,9 +586,9 @@ fn outer_ip(work: &Work, source: u32, destination: u32, protocol: u8, len: usize
     let [f0, f1] = df.to_be_bytes();
     let [s0, s1, s2, s3] = source.to_be_bytes();
     let [d0, d1, d2, d3] = destination.to_be_bytes();
-    let tos = work.outer_tos;
+    let (tos, ttl) = (work.outer_tos, outer_ttl(work));
     let mut ip = [
-        0x45, tos, l0, l1, i0, i1, f0, f1, OUTER_TTL, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
+        0x45, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
     ];
     let [a, b] = checksum::internet(&ip).to_be_bytes();
     ip[10] = a;

@@ -32,13 +32,10 @@ pub fn answer(env: &impl Env, area: &mut Area, local: &Local, mtu: usize) -> boo
     if ip.fragment & DONT_FRAGMENT == 0 {
         return work.slow(env, SLOW_OUT_FRAGMENT, Verdict::OutFragment);
     }
-    // RFC 1122 3.2.2: no error about an error, a later fragment, or to what is no single host. Whether an ICMP
-    // message is an error says its type; every ICMP message of that size is treated as one.
-    let source = headers::to_v4(ip.source);
-    let single_host = source >> 28 < 0xe && source != 0;
-    if ip.is_later_fragment() || !single_host || ip.protocol == PROTOCOL_ICMP && !is_echo(work) {
+    if !may_tell(work) {
         return work.drop(Verdict::TooBig);
     }
+    let source = headers::to_v4(ip.source);
     let text = cipher.text_mut();
     // The quotation lies behind the place of the new headers; the area between is overwritten.
     if !env.load(work.link_len as usize, text, icmp::QUOTED) {
@@ -67,10 +64,16 @@ fn is_echo(work: &Work) -> bool {
     matches!(work.front().u8(at), Some(0 | 8))
 }
 
-/// Whether RFC 4443 2.4 (e) allows an error: to one host, and not about another error.
+/// Whether RFC 1122 3.2.2 and RFC 4443 2.4 (e) allow an error about the packet in the frame: to one host, and not about another
+/// error. Whether an ICMP message is an error says its type; over IPv4 all but echoes are treated as one.
 #[inline(always)]
-fn may_tell(work: &Work) -> bool {
+pub(crate) fn may_tell(work: &Work) -> bool {
     let ip = &work.ip;
+    if ip.version != 6 {
+        let source = headers::to_v4(ip.source);
+        let single_host = source >> 28 < 0xe && source != 0;
+        return single_host && !ip.is_later_fragment() && (ip.protocol != PROTOCOL_ICMP || is_echo(work));
+    }
     if ip.source == [0; 2] || ip.source[0] >> 56 == 0xff {
         return false;
     }
@@ -110,7 +113,7 @@ fn packet_too_big(env: &impl Env, area: &mut Area, local: &Local, mtu: usize) ->
     ok &= env.write(ip_at + 24, &headers::octets(to));
     ok &= env.write(
         ip_at + IPV6_LEN,
-        &icmp::packet_too_big(from, to, mtu as u32, QUOTED, quoted),
+        &icmp::error_v6(from, to, icmp::PACKET_TOO_BIG, mtu as u32, QUOTED, quoted),
     );
     if !ok {
         return work.drop(Verdict::InternalError);

@@ -151,9 +151,11 @@ impl Actor<'_> {
     pub(super) fn forget(&mut self) {
         let me = self.me();
         let (life, epoch, join_id, write) = (me.life, me.epoch, me.join_id, me.write);
+        let gave_up = me.gave_up;
         *me = Member {
             epoch,
             join_id,
+            gave_up,
             ..Member::blank(life)
         };
         if let Some(write) = write.filter(|w| w.landed == Landed::NotYet) {
@@ -302,6 +304,18 @@ impl Actor<'_> {
         }
     }
 
+    /// Whether it would find by a look into the key that it is in no set.
+    pub fn is_left_out(&self) -> bool {
+        let me = self.view();
+        me.up && !me.leads() && me.role != Role::Blank && self.state.key.set[self.at] != me.life
+    }
+
+    /// The owner is lost, and the key does not list this life: what it holds is thrown away.
+    pub fn give_up(&mut self) {
+        self.forget();
+        self.me().gave_up = true;
+    }
+
     /// Begins anew, if it believes that nobody is left. `behind`: of the other members, the life before the present one is
     /// the last that it has heard of.
     pub fn begin_anew(&mut self, behind: bool) -> bool {
@@ -321,7 +335,7 @@ impl Actor<'_> {
             })
             .collect();
         let record = self.state.key.wide();
-        if !(self.rules.nobody_left)(&record, &lives) {
+        if !(self.rules.may_begin_anew)(&record, self.name(), &lives) {
             return false;
         }
         if (0..self.state.members.len()).any(|at| self.may_go_on(at)) {

@@ -91,6 +91,7 @@ impl Actor<'_> {
         me.epoch = epoch;
         me.role = Role::Following;
         me.mirror = true;
+        me.gave_up = false;
         me.lim = lim;
         me.counter = 0;
         me.seen = 0;

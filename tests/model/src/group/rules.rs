@@ -41,8 +41,8 @@ pub struct Rules {
     pub may_serve: fn(&Set, MemberId, &Set, usize) -> bool,
     /// What a read tells of a write without an answer.
     pub fate: fn(&GroupRecord, &GroupRecord, &GroupRecord) -> Fate,
-    /// Whether nobody is left who may claim.
-    pub nobody_left: fn(&GroupRecord, &Set) -> bool,
+    /// Whether a member that holds nothing may begin anew.
+    pub may_begin_anew: fn(&GroupRecord, SetMember, &Set) -> bool,
     /// Whether an acknowledgement counts.
     pub ack_counts: fn(EpochId, &Set, u64, &Ack) -> bool,
     /// Position up to which everything is acknowledged.
@@ -97,7 +97,7 @@ impl Rules {
         in_next_epoch: |doubt| Some(doubt.in_next_epoch()),
         may_serve: rules_doubt::may_serve,
         fate: |expected, new, found| rules_doubt::fate(Some(expected), new, Some(found)),
-        nobody_left: rules_doubt::nobody_left,
+        may_begin_anew: rules_doubt::may_begin_anew,
         ack_counts: rules::ack_counts,
         commit_position: |written, acknowledged| {
             rules::commit_position(written, acknowledged.iter().copied())

@@ -237,6 +237,8 @@ pub struct Member {
     pub admitted: [u8; MEMBERS],
     /// Number of the member's own last join: 16 x life, and counting.
     pub join_id: u8,
+    /// It has looked into the key, was in no set, and has thrown away what it held.
+    pub gave_up: bool,
 }
 
 impl Member {
@@ -253,6 +255,7 @@ impl Member {
                 step: 1,
                 floor: 0,
                 epoch: 0,
+                tainted: false,
             },
             counter: 0,
             seen: 0,
@@ -272,6 +275,7 @@ impl Member {
             join: None,
             admitted: [0; MEMBERS],
             join_id: life.saturating_mul(16),
+            gave_up: false,
         }
     }
 

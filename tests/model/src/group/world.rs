@@ -4,7 +4,7 @@ use crate::group::actor::Actor;
 use crate::group::reduce::representative;
 use crate::group::rules::Rules;
 use crate::group::state::{
-    Broken, Ep, Ghost, Key, Landed, Left, Lim, MEMBERS, Member, Purpose, Record, Role, State, member_id,
+    Broken, Ep, Ghost, Key, Landed, Left, Lim, MEMBERS, Member, Purpose, Record, Role, State, member_id, name,
 };
 use cluster::Direction;
 use stateright::{Model, Property};
@@ -74,6 +74,8 @@ pub enum Action {
     UseAlone(usize),
     /// A member begins anew; the flag: it has not heard of the others' present lives.
     BeginAnew(usize, bool),
+    /// A member that has lost its owner finds itself in no set, and throws away what it holds.
+    GiveUp(usize),
 }
 
 impl World {
@@ -153,6 +155,9 @@ impl World {
         if actor.learns_settled() {
             actions.push(Action::Hear(at));
         }
+        if left.beginnings > 0 && actor.is_left_out() {
+            actions.push(Action::GiveUp(at));
+        }
         if role == Role::Blank && left.joins > 0 {
             actions.push(Action::AskToJoin(at));
         }
@@ -183,6 +188,7 @@ impl Model for World {
                     step: 1,
                     floor: 0,
                     epoch: 1,
+                    tainted: false,
                 },
                 known: if at == 0 { set } else { [0; MEMBERS] },
                 ..Member::blank(1)
@@ -332,6 +338,7 @@ impl Model for World {
                 state.left.alone_uses -= 1;
                 self.actor(&mut state, at).use_alone();
             }
+            Action::GiveUp(at) => self.actor(&mut state, at).give_up(),
             Action::BeginAnew(at, behind) => {
                 state.left.beginnings -= 1;
                 if !self.actor(&mut state, at).begin_anew(behind) {
@@ -355,6 +362,7 @@ impl Model for World {
             Property::always(R7, |_, s: &State| none(s, &[Broken::SaLost, Broken::BegunAnew])),
             Property::always(SURVIVOR, |world: &World, s: &State| world.survivor_can_go_on(s)),
             Property::always(SET, |_, s: &State| owner_knows_the_set(s)),
+            Property::always(BEGINS, |world: &World, s: &State| world.somebody_begins(s)),
         ]
     }
 }
@@ -365,10 +373,30 @@ impl World {
         if state.ghost.anew {
             return true;
         }
-        let listed = (0..MEMBERS).any(|m| state.members[m].up && state.key.set[m] == state.members[m].life);
+        let listed = (0..MEMBERS).any(|m| {
+            let member = &state.members[m];
+            member.up && state.key.set[m] == member.life && !member.gave_up
+        });
         let mut scratch = state.clone();
         let actor = self.actor(&mut scratch, 0);
         !listed || (0..MEMBERS).any(|m| actor.may_go_on(m))
+    }
+}
+
+impl World {
+    /// If every life that the record lists is over, or holds nothing any more, and all members run, one of them can begin anew.
+    fn somebody_begins(&self, state: &State) -> bool {
+        let members = &state.members[..self.members];
+        let holds = |(at, m): (usize, &Member)| {
+            let listed = state.key.set[at] == m.life && !m.gave_up;
+            !m.up || listed || m.leads() && m.epoch == state.key.epoch
+        };
+        if members.iter().enumerate().any(holds) {
+            return true;
+        }
+        let lives: BTreeSet<_> = (0..self.members).map(|at| name(at, members[at].life)).collect();
+        let record = state.key.wide();
+        (0..self.members).any(|at| (self.rules.may_begin_anew)(&record, name(at, members[at].life), &lives))
     }
 }
 
@@ -398,5 +426,7 @@ pub const R8: &str = "R8: no two different entries at one position go on the wir
 pub const R7: &str = "R7: whatever is lost on the way, who takes over holds the SA";
 /// Availability.
 pub const SURVIVOR: &str = "an in-sync survivor can always take over";
+/// No dead end.
+pub const BEGINS: &str = "a group that nobody listed can go on with can be begun anew";
 /// Who may claim.
 pub const SET: &str = "the record lists exactly those whose acknowledgement its owner waits for";

@@ -205,6 +205,28 @@ fn a_group_begins_anew_only_when_nobody_holds_it() {
     holds("all begin anew, two members", pair(Direction::Outbound, bounds));
 }
 
+/// An owner dies while its write that adds a joiner is on its way; the joiner looks, is in no set, and gives up; then the write is done.
+pub(crate) fn late_entry() -> Left {
+    Left {
+        exclusions: 1,
+        joins: 1,
+        crashes: 1,
+        restarts: 1,
+        beginnings: 1,
+        ..NONE
+    }
+}
+
+#[test]
+fn a_group_that_nobody_can_go_on_with_can_be_begun_anew() {
+    let bounds = Left {
+        claims: 1,
+        timeouts: 1,
+        ..late_entry()
+    };
+    holds("late entry, two members", pair(Direction::Outbound, bounds));
+}
+
 #[test]
 fn a_planned_move_takes_no_number_twice() {
     let bounds = Left {

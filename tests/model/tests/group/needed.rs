@@ -1,6 +1,6 @@
 //! Each rule is needed: without it, the checker finds a trace that violates a named property.
 
-use crate::keeps::NONE;
+use crate::keeps::{NONE, late_entry};
 use crate::{breaks, world};
 use cluster::Direction::{Inbound, Outbound};
 use cluster::GroupRecord;
@@ -9,7 +9,7 @@ use cluster::rules_doubt::Fate;
 use datapath::limits::{InboundRange, OutboundRange};
 use test_model::group::rules::Rules;
 use test_model::group::state::{Left, Mirror};
-use test_model::group::world::{R3, R4, R6, R7, R8, SET, SURVIVOR, World};
+use test_model::group::world::{BEGINS, R3, R4, R6, R7, R8, SET, SURVIVOR, World};
 
 const PRODUCT: Rules = Rules::PRODUCT;
 
@@ -317,8 +317,8 @@ fn a_mirror_is_kept_until_its_holder_is_out_of_the_set() {
 #[test]
 fn an_older_life_that_is_remembered_says_nothing_about_the_listed_one() {
     let rules = Rules {
-        nobody_left: |record, lives| {
-            record.in_sync.iter().all(|m| {
+        may_begin_anew: |record, me, lives| {
+            record.in_sync.iter().filter(|m| **m != me).all(|m| {
                 lives
                     .iter()
                     .any(|l| l.member == m.member && l.incarnation != m.incarnation)
@@ -336,6 +336,15 @@ fn an_older_life_that_is_remembered_says_nothing_about_the_listed_one() {
         ..NONE
     };
     breaks("an older life taken for a later one", R7, pair(bounds, rules));
+}
+
+#[test]
+fn a_life_that_a_late_write_lists_though_it_holds_nothing_does_not_keep_a_group_from_beginning_anew() {
+    let rules = Rules {
+        may_begin_anew: |record, _, lives| cluster::rules_doubt::nobody_left(record, lives),
+        ..PRODUCT
+    };
+    breaks("listed by a late write", BEGINS, pair(late_entry(), rules));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The decisions under test, one pointer each: the product's by default, a broken one in a mutation test.
 
-use cluster::rules::{self, Ack, EpochId, JoinFacts, NoTakeover, RaiseDecision, Standing, TakeoverPlan};
+use cluster::rules::{
+    self, Ack, EpochId, JoinFacts, NoTakeover, RaiseDecision, Solo, Standing, TakeoverPlan,
+};
 use cluster::{Direction, SetMember};
 use datapath::limits::{self, EpochBehind, InboundRange, OutboundRange};
 use maps_schema::sad::Limits;
@@ -29,6 +31,8 @@ pub struct Decisions {
     pub takeover: Takeover,
     /// How an owner stands after a loss; the flag: that very life gave its place up.
     pub standing_after_loss: fn(bool) -> Standing,
+    /// Directions that nobody after this owner may use, after a loss.
+    pub tainted_by_loss: fn(Solo, Standing) -> &'static [Direction],
     /// Number that later claims must pass after a loss.
     pub claim_above: fn(Epoch, EpochId) -> Epoch,
     /// Who gives way.
@@ -54,6 +58,7 @@ impl Default for Decisions {
             decide_raise: rules::decide_raise,
             takeover: rules::takeover,
             standing_after_loss: rules::standing_after_loss,
+            tainted_by_loss: cluster::rules_doubt::tainted_by_loss,
             claim_above: rules::claim_above,
             must_yield: rules::must_yield,
             may_enter: rules::may_enter,

@@ -23,8 +23,8 @@ pub enum Engine {
 pub struct Pair {
     /// Who decides.
     pub engine: Engine,
-    /// With the taint that `docs/MODEL.md` proposes: an SA whose other owner was lost, and may have used it, is never
-    /// raised again and never handed to a joining member.
+    /// An SA whose other owner was lost, and may have used it, is tainted: what `tainted_by_loss` names is never raised
+    /// again, and nobody who takes over uses it.
     pub taint: bool,
     /// A request to join may arrive late and twice (it went by the other link).
     pub late_requests: bool,
@@ -105,12 +105,12 @@ impl Model for Pair {
             step: 1,
             floor: 0,
             epoch: FIRST,
+            tainted: false,
         };
         let sa = Sa {
             limits: [limit; 2],
             counter: 0,
             seen: 0,
-            tainted: 0,
         };
         let epoch = (FIRST, 1);
         let mut owner = Member::blank(2, 2);

@@ -120,7 +120,6 @@ impl Pair {
                     limits,
                     counter: 0,
                     seen: 0,
-                    tainted: 0,
                 });
                 let position = journal.len;
                 stream(s, m, Body::SnapshotAck { position });
@@ -161,10 +160,6 @@ impl Pair {
         }
         self.cap(s, m);
         let me = &mut s.members[m];
-        if let Some(sa) = me.sa.as_mut().filter(|sa| sa.tainted == from) {
-            // The lost life itself says that it holds nothing, so it has not taken over.
-            sa.tainted = 0;
-        }
         for open in me.open.iter_mut().flatten() {
             open.missing[1 - m] = from;
         }
@@ -175,10 +170,7 @@ impl Pair {
             acknowledged: 0,
         });
         let body = Body::Snapshot {
-            limits: me
-                .sa
-                .filter(|sa| !(self.taint && sa.tainted != 0))
-                .map(|sa| sa.limits),
+            limits: me.sa.map(|sa| sa.limits),
             journal: me.journal,
             claim_above: me.claim_above,
         };

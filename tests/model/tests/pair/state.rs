@@ -2,7 +2,8 @@
 
 use cluster::SetMember;
 use cluster::rules::{EpochId, Standing};
-use maps_schema::sad::Limits;
+use datapath::limits::is_tainted;
+use maps_schema::sad::{LIMITS_TAINTED, Limits};
 use model::{Epoch, Incarnation, MemberId};
 use std::collections::BTreeSet;
 
@@ -56,6 +57,8 @@ pub struct Lim {
     pub floor: u8,
     /// Epoch of `limit`.
     pub epoch: u8,
+    /// A lost life may have used what is above ([`crate::pair::Pair::taint`]).
+    pub tainted: bool,
 }
 
 impl Lim {
@@ -65,7 +68,7 @@ impl Lim {
             limit: self.limit.into(),
             step: self.step.into(),
             floor: self.floor.into(),
-            epoch: self.epoch.into(),
+            epoch: u32::from(self.epoch) | if self.tainted { LIMITS_TAINTED } else { 0 },
             reserved: 0,
         }
     }
@@ -77,6 +80,7 @@ impl Lim {
             step: limits.step as u8,
             floor: limits.floor as u8,
             epoch: limits.epoch as u8,
+            tainted: is_tainted(limits),
         }
     }
 }
@@ -90,8 +94,6 @@ pub struct Sa {
     pub counter: u8,
     /// Numbers marked in the window here, one bit each.
     pub seen: u8,
-    /// A lost life of the other member that may have used this SA above the limits, or 0 ([`crate::pair::Pair::taint`]).
-    pub tainted: u8,
 }
 
 /// Journal entries by name; positions are consecutive.

@@ -7,11 +7,15 @@ use crate::state::{
     wide_set,
 };
 use cluster::Direction;
-use cluster::rules::{Ack, RaiseDecision};
+use cluster::rules::{Ack, RaiseDecision, Solo};
 use datapath::counter::Counter;
-use datapath::limits::{self, InboundRange, OutboundRange, Take};
+use datapath::limits::{self, EpochBehind, InboundRange, OutboundRange, Take};
+use maps_schema::sad::Limits;
 use model::Epoch;
 use std::collections::BTreeSet;
+
+/// Limits as a loss leaves them.
+type Taint = fn(&Limits, u16) -> Result<Limits, EpochBehind>;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Outbound, Direction::Inbound];
 
@@ -43,9 +47,11 @@ impl Pair {
             self.owner_lost(&mut after, m);
             let after = &after.members[m];
             after.role == Role::Owner
-                && (after.sa.is_none()
-                    || (self.outbound(after).is_some_and(|(_, r)| r.first <= r.last)
-                        && self.inbound(after).is_some_and(|(_, r)| r.floor < r.ceiling)))
+                && after.sa.is_none_or(|sa| {
+                    let sends = self.outbound(after).is_some_and(|(_, r)| r.first <= r.last);
+                    let accepts = self.inbound(after).is_some_and(|(_, r)| r.floor < r.ceiling);
+                    (sends || sa.limits[0].tainted) && (accepts || sa.limits[1].tainted)
+                })
         })
     }
 
@@ -189,7 +195,7 @@ impl Pair {
         };
         let joining = me.join.map(|j| name(1 - m, j.incarnation));
         let asked = (self.rules.asked_for_raise)(&wide_set(set), name(m, 0).member, joining);
-        if self.taint && sa.tainted != 0 && (d == 0 || self.engine != Engine::Continue) {
+        if sa.limits[d].tainted {
             return;
         }
         match (self.rules.decide_raise)(me.standing, asked.is_empty(), DIRECTIONS[d]) {
@@ -350,12 +356,19 @@ impl Pair {
         me.acknowledged = 0;
         me.valid = true;
         me.standing = (self.rules.standing_after_loss)(gave_up);
-        if let Some(sa) = me
-            .sa
-            .as_mut()
-            .filter(|sa| self.taint && !fenced && sa.tainted == 0)
-        {
-            sa.tainted = set[1 - m];
+        if let Some(sa) = me.sa.as_mut().filter(|_| self.taint) {
+            let solo = match self.engine {
+                Engine::Continue => Solo::Continue,
+                Engine::Stop | Engine::Witness => Solo::Stop,
+            };
+            for direction in (self.rules.tainted_by_loss)(solo, me.standing) {
+                let (d, taint): (_, Taint) = match direction {
+                    Direction::Outbound => (0, limits::tainted_outbound),
+                    Direction::Inbound => (1, limits::tainted_inbound),
+                };
+                let tainted = taint(&sa.limits[d].wide(), me.epoch.0.into());
+                sa.limits[d] = tainted.map_or(sa.limits[d], |l| Lim::narrow(&l));
+            }
         }
         s.ghost.split |= !fenced;
         let open = std::mem::take(&mut me.open);

@@ -548,20 +548,6 @@ fn contents() -> Vec<Case> {
         ),
         30,
     ));
-    let dying = Ip {
-        ttl: 1,
-        ..Ip::new(FAR_HOST, NEAR_HOST, 17)
-    }
-    .with(&udp(1, 2, b"x"));
-    cases.push(
-        steer(
-            "an inner packet with its last hop",
-            world(),
-            peer().frame(5, &dying),
-        )
-        .ends(Verdict::TtlExceeded, Action::Drop)
-        .events(&[EVENT_FIRST_INBOUND]),
-    );
     let local = Ip::new(FAR_HOST, NO_NEIGHBOUR, 17).with(&udp(1, 2, b"x"));
     cases.push(
         steer(

@@ -1,5 +1,6 @@
 //! The tables.
 
+mod clear;
 mod handover;
 mod inbound;
 mod lifetimes;
@@ -12,6 +13,8 @@ mod ports;
 mod segments;
 mod sizes;
 mod steer;
+mod transport;
+mod ttl;
 mod v6;
 mod virtual_mac;
 mod vlan;
@@ -37,5 +40,8 @@ pub fn all() -> Vec<Case> {
     cases.extend(lifetimes::cases());
     cases.extend(malformed::cases());
     cases.extend(wraps::cases());
+    cases.extend(clear::cases());
+    cases.extend(ttl::cases());
+    cases.extend(transport::cases());
     cases
 }

@@ -316,12 +316,6 @@ fn policies() -> Vec<Case> {
             .of(0)
             .ends(Verdict::NotForCluster, Action::Pass),
     );
-    let dying = from_inside(&packet(Ip { ttl: 1, ..plain_ip() }, 30));
-    cases.push(
-        inside("the last hop", World::plain(), dying)
-            .ends(Verdict::TtlExceeded, Action::Drop)
-            .check(counter_is(0)),
-    );
     cases
 }
 

@@ -172,10 +172,6 @@ fn inbound() -> Vec<Case> {
         .of(CONNECTION)
         .ends(Verdict::AboveCeiling, Action::Drop)
         .slow(SLOW_ABOVE_CEILING),
-        steer("v6: the last hop", over_v6(), peer.frame(5, &inner_v6(1, 30)))
-            .of(CONNECTION)
-            .ends(Verdict::TtlExceeded, Action::Drop)
-            .events(&[EVENT_FIRST_INBOUND]),
     ];
     // The link header says IPv6, and what is left of the packet is IPv4.
     let lonely = Ip::new(FAR_HOST, NO_NEIGHBOUR, 17).with(&udp(1, 2, b"x"));
@@ -318,12 +314,6 @@ fn outbound() -> Vec<Case> {
     let fits = udp(1000, 2000, &noise(1426 - 48));
     let over = udp(1000, 2000, &noise(1427 - 48));
     let mut cases = vec![
-        inside(
-            "v6: the last hop out",
-            over_v6(),
-            from_inside(&out_v6(1, &payload)),
-        )
-        .ends(Verdict::TtlExceeded, Action::Drop),
         inside(
             "v6: another member's segment, from inside",
             of(OTHER),

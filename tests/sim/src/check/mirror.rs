@@ -24,7 +24,7 @@ pub fn view(member: &Member, group: GroupId) -> MirrorView {
                 record.ike_spi,
                 record.spi_out,
                 record.suite,
-                record.esn,
+                record.form,
                 record.udp_encap,
             ),
             (record.key_in.expose(), record.key_out.expose()),

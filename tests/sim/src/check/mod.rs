@@ -126,7 +126,7 @@ impl Watch {
     }
 
     /// A member sealed or opened an ESP packet.
-    pub fn esp(&mut self, now: Instant, me: MemberId, life: u64, esp: &Esp, frame: &[u8]) {
+    pub fn esp(&mut self, now: Instant, me: MemberId, esp: &Esp, frame: &[u8]) {
         let layout = self.facts.layout;
         let group = layout.group_of_slot(maps_schema::sad::spi_slot(esp.spi));
         // The old owner in a planned handover serves up to its ceiling, by no clock.
@@ -143,7 +143,7 @@ impl Watch {
             return;
         }
         self.traffic.packets += 1;
-        let found = self.sequence.sent(now, (me, life), esp, &self.truth);
+        let found = self.sequence.sent(now, me, esp);
         self.found("R4", now, found);
         let found = self.sequence.one_sender(now, me, esp, &self.truth);
         self.found("R8", now, found);

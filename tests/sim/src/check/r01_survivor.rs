@@ -13,7 +13,7 @@ fn essence(record: &ChildSaRecord) -> u64 {
         &record.ts_remote,
         record.spi_out,
         record.suite,
-        record.esn,
+        record.form,
         (record.key_in.expose(), record.key_out.expose()),
     );
     digest(&entry::encode(&part))

@@ -8,26 +8,16 @@ use std::collections::HashMap;
 #[derive(Default)]
 pub(super) struct Sequence {
     /// Key and number: who sent it, in which epoch, and when.
-    sent: HashMap<(u64, u64), (MemberId, u64, u16, Instant)>,
+    sent: HashMap<(u64, u64), (MemberId, u16, Instant)>,
     senders: HashMap<(u64, u16), MemberId>,
 }
 
 impl Sequence {
-    pub(super) fn sent(
-        &mut self,
-        now: Instant,
-        (me, life): (MemberId, u64),
-        esp: &Esp,
-        truth: &Truth,
-    ) -> Result<(), String> {
-        let before = self.sent.insert((esp.key, esp.seq), (me, life, esp.epoch, now));
-        let Some((who, their_life, epoch, at)) = before else {
+    pub(super) fn sent(&mut self, now: Instant, me: MemberId, esp: &Esp) -> Result<(), String> {
+        let before = self.sent.insert((esp.key, esp.seq), (me, esp.epoch, now));
+        let Some((who, epoch, at)) = before else {
             return Ok(());
         };
-        // The one case that docs/SYNCH-CHANNEL.md names: the taker of a split pair served, and died unheard.
-        if truth.any_split_at(at) && truth.is_dead(who, their_life) {
-            return Ok(());
-        }
         Err(format!(
             "SPI {:08x}, number {}: sent by member {me} in epoch {}, and before by member {who} in epoch {epoch} at {:.3} ms",
             esp.spi,

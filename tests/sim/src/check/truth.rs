@@ -178,11 +178,6 @@ impl Truth {
         self.asleep.get(&member).copied()
     }
 
-    /// Whether a life has ended.
-    pub fn is_dead(&self, member: MemberId, life: u64) -> bool {
-        self.lives.get(&member) != Some(&life)
-    }
-
     /// Members that name themselves owner of the group and whose agent runs.
     pub fn owners(&self, group: GroupId) -> Vec<(MemberId, EpochId)> {
         self.claims

@@ -143,6 +143,7 @@ impl Member {
         let (group, changes) = (pending.group, std::mem::take(&mut pending.changes));
         let alone = pending.alone && self.node.is_alone(group);
         let epoch = self.of(group).epoch;
+        self.note_touched(group, &changes);
         let failed = self.apply(cx, group, &changes, epoch, alone);
         let known = !self.node.is_alone(group);
         cx.watch.effective(self.me, group, &changes, known);
@@ -228,6 +229,11 @@ impl Member {
         }
         let plan = self.sad.apply(change, context)?;
         self.execute(&plan);
+        if let ChildSaChange::Install { record, .. } = change
+            && self.suspects.contains_key(&record.spi_in)
+        {
+            self.taint(&[record.spi_in], context.epoch);
+        }
         Ok(())
     }
 

@@ -5,7 +5,8 @@ use crate::sabotage::Sabotage;
 use cluster::message::RaiseKey;
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
-    EVENT_ACQUIRE, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, Event,
+    EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_LEASE_EXHAUSTED,
+    EVENT_LEASE_SOFT, Event,
 };
 use maps_schema::sad::SA_LOCAL_ONLY;
 use model::{Epoch, EspSpi, GroupId, Instant};
@@ -34,7 +35,7 @@ pub(super) fn named(item: &RaiseItem) -> NamedLimits {
     }
 }
 
-fn from_wire(direction: cluster::Direction) -> Direction {
+pub(super) fn from_wire(direction: cluster::Direction) -> Direction {
     match direction {
         cluster::Direction::Inbound => Direction::Inbound,
         cluster::Direction::Outbound => Direction::Outbound,
@@ -47,12 +48,14 @@ impl Member {
         let mut raises = Vec::new();
         for event in events {
             match event.kind {
+                EVENT_LEASE_EXHAUSTED if self.is_tainted(event.slot) => self.rekey_tainted(cx, event.slot),
                 EVENT_LEASE_SOFT | EVENT_LEASE_EXHAUSTED => {
                     raises.extend(self.wish(cx.now, event.slot, Direction::Outbound, None));
                 }
                 EVENT_CEILING_SOFT => raises.extend(self.wish(cx.now, event.slot, Direction::Inbound, None)),
                 EVENT_EVIDENCE => self.on_evidence(cx, event.slot, event.spi),
                 EVENT_ACQUIRE => self.acquire(cx, event.slot as u16),
+                EVENT_ACQUIRE_CPU => self.acquire_for_cpu(cx, event.slot, event.spi),
                 _ => {}
             }
         }
@@ -138,7 +141,7 @@ impl Member {
             let Some(item) = self.raise_item(&raise) else {
                 continue;
             };
-            if raise.direction == Direction::Outbound && self.suspects.contains_key(&raise.spi) {
+            if self.sad.is_tainted(raise.spi, raise.direction) {
                 refused.push(item);
             } else {
                 items.push(self.cut(item));
@@ -183,13 +186,46 @@ impl Member {
         let epoch = self.node.epoch(group).number;
         let mut slots = BTreeSet::new();
         for item in items {
-            if let Some(raise) = self.raise_of(item, epoch) {
+            if let Some(mut raise) = self.raise_of(item, epoch) {
+                self.advanced(&mut raise);
                 self.apply_raise(cx.now, &raise);
                 slots.insert(item.slot);
             }
         }
         for slot in slots {
             self.run_waiting(cx, slot);
+        }
+    }
+
+    /// A peer whose cluster has failed over waits for higher numbers: the lease first, for everybody who may take over.
+    pub(super) fn advance(&mut self, cx: &mut Cx<'_>, raises: Vec<LimitRaise>) {
+        let mut items = Vec::new();
+        for raise in raises {
+            if self.sad.get(raise.spi).is_some_and(|e| e.local_only) {
+                self.apply_raise(cx.now, &raise);
+            } else if let Some(item) = self.raise_item(&raise) {
+                self.advancing.insert(raise.slot, raise);
+                items.push(item);
+            }
+        }
+        if !items.is_empty() {
+            let now = cx.now;
+            self.node_input(cx, Input::Raise { now, items });
+        }
+    }
+
+    /// The lease that an advance asked for is acknowledged: the programs begin above its floor.
+    fn advanced(&mut self, raise: &mut LimitRaise) {
+        let waits = self.advancing.get(&raise.slot);
+        let done = waits.is_some_and(|wanted| {
+            raise.direction == Direction::Outbound
+                && (wanted.spi != raise.spi || wanted.limits.limit <= raise.limits.limit)
+        });
+        if done
+            && let Some(wanted) = self.advancing.remove(&raise.slot)
+            && wanted.spi == raise.spi
+        {
+            raise.limits.floor = raise.limits.floor.max(wanted.limits.floor);
         }
     }
 
@@ -208,6 +244,29 @@ impl Member {
             }
             self.refused.insert(spi_in, cx.now);
             self.engine_command(cx, ike::Command::RekeyChild { spi_in });
+        }
+    }
+
+    /// Whether nobody who takes the SA in this slot over has an outbound number of it.
+    fn is_tainted(&self, slot: u32) -> bool {
+        let entry = self.sad.by_slot(slot);
+        entry.is_some_and(|e| self.sad.is_tainted(e.record.spi_in, Direction::Outbound))
+    }
+
+    /// Traffic waits for a new SA in place of one that nobody may send on.
+    fn rekey_tainted(&mut self, cx: &mut Cx<'_>, slot: u32) {
+        let spi = self.sad.by_slot(slot).map(|e| e.record.spi_out.0);
+        if let Some(spi) = spi.filter(|_| self.owns(self.layout.group_of_slot(slot))) {
+            self.raise_refused(
+                cx,
+                &[RaiseItem {
+                    slot,
+                    spi,
+                    direction: cluster::Direction::Outbound,
+                    limit: 0,
+                    step: 0,
+                }],
+            );
         }
     }
 
@@ -336,7 +395,9 @@ impl Member {
         cx.trace.note(cx.now, "evidence", [u64::from(spi), 0], || {
             format!("member {}: SA {spi_in}: the peer sends below the floor", self.me)
         });
-        self.engine_command(cx, ike::Command::RekeyChild { spi_in });
+        let edge = self.plane.counters(slot).map_or(0, |c| c.inbound.edge);
+        let delta = self.ceiling_of(slot).unwrap_or(0).saturating_sub(edge);
+        self.engine_command(cx, ike::Command::RepairInbound { spi_in, delta });
     }
 
     /// A packet met a policy without an SA.

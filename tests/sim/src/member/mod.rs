@@ -2,9 +2,11 @@
 //! sockets. The order of effects is the agent's (userspace/agent/src/core).
 
 mod commits;
+mod forks;
 mod limits;
 mod outputs;
 mod owner;
+mod per_cpu;
 mod slow;
 mod snapshot;
 
@@ -15,10 +17,10 @@ use crate::plane::{Host, Outcome, Plane};
 use crate::rng::Rng;
 use crate::sabotage::Sabotage;
 use crate::trace::Trace;
-use cluster::{Input, Layout, Link, Node, NodeConfig, OwnershipOp};
+use cluster::{EngineKind, Input, Layout, Link, Node, NodeConfig, OwnershipOp, Solo};
 use ike::{Command, Engine, EngineConfig, Transmit};
 use model::{Epoch, EspSpi, GroupId, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId};
-use sad::{Sad, Settings};
+use sad::{LimitRaise, Sad, Settings};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -149,10 +151,17 @@ pub struct Member {
     serving: BTreeSet<GroupId>,
     pending: VecDeque<Pending>,
     slow: slow::Waiting,
-    suspects: BTreeMap<EspSpi, bool>,
+    /// When the rekey of each was begun last.
+    suspects: BTreeMap<EspSpi, Option<Instant>>,
     suspects_begun: BTreeSet<GroupId>,
+    forks: forks::Forks,
+    /// What the owner of a pair does alone: it says what a loss taints.
+    solo: Solo,
     evidence: BTreeSet<EspSpi>,
     refused: BTreeMap<EspSpi, Instant>,
+    advancing: BTreeMap<u32, LimitRaise>,
+    /// Child SAs that were asked for, for a CPU beside a shared one, and when.
+    asked: BTreeMap<(EspSpi, u32), Instant>,
     reported: BTreeMap<EspSpi, u64>,
     withholding: BTreeSet<GroupId>,
     redial: BTreeMap<String, (Instant, u32)>,
@@ -174,6 +183,10 @@ impl Member {
     /// A member that has just started and knows nothing.
     pub fn new(config: MemberConfig, rng: Rng, now: Instant) -> Self {
         let me = config.node.me;
+        let solo = match config.node.engine {
+            EngineKind::Pair { solo } => solo,
+            EngineKind::External => Solo::Stop,
+        };
         let mut rng = rng;
         let spi_member = match config.sabotage {
             Some(Sabotage::SpiOfMemberOne) => MemberId(1),
@@ -181,7 +194,7 @@ impl Member {
         };
         let mut sad = Sad::new(Settings {
             member: spi_member,
-            max_slots: crate::plane::SLOTS,
+            max_slots: config.host.slots(),
             cpus: config.host.cpus,
             first_generation: rng.range(1, 200) as u8,
             outside_mtu: 1500,
@@ -209,8 +222,12 @@ impl Member {
             slow: slow::Waiting::default(),
             suspects: BTreeMap::new(),
             suspects_begun: BTreeSet::new(),
+            forks: forks::Forks::default(),
+            solo,
             evidence: BTreeSet::new(),
             refused: BTreeMap::new(),
+            advancing: BTreeMap::new(),
+            asked: BTreeMap::new(),
             reported: BTreeMap::new(),
             withholding: BTreeSet::new(),
             redial: BTreeMap::new(),
@@ -289,6 +306,7 @@ impl Member {
         }
         self.sweep_waiting(cx);
         self.rekey_suspects(cx);
+        self.reestablish(cx);
         self.redial(cx);
     }
 
@@ -329,6 +347,8 @@ impl Member {
             })
         };
         let mut drawn = Vec::new();
+        let plane = &self.plane;
+        let counters = |slot| plane.counters(slot);
         let mut around = Around {
             sad: &mut self.sad,
             rng: &mut self.rng,
@@ -337,8 +357,13 @@ impl Member {
             steer_key: self.steer_key,
             limits: self.limits,
             drawn: &mut drawn,
+            now: cx.now,
+            counters: &counters,
+            advances: Vec::new(),
         };
         f(&mut self.engine, &mut around);
+        let advances = around.advances;
+        self.advance(cx, advances);
         for spi in drawn {
             cx.watch.drawn(cx.now, self.me, self.life, spi);
         }
@@ -428,7 +453,7 @@ impl Member {
             }
             Outcome::Send { ifindex, octets, esp } => {
                 if let Some(esp) = esp {
-                    cx.watch.esp(cx.now, self.me, self.life, &esp, &octets);
+                    cx.watch.esp(cx.now, self.me, &esp, &octets);
                 }
                 cx.effects.push(Effect::Frame { ifindex, octets });
             }

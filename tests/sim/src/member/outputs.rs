@@ -5,7 +5,11 @@ use crate::entry;
 use crate::plane::{inside_mac, outside_mac, reached_at};
 use crate::sabotage::Sabotage;
 use cluster::io::EventKind;
+use cluster::rules_doubt::tainted_by_loss;
 use cluster::{Input, Output, Standing};
+
+/// A rekey of an SA that nobody may send on is begun again after this time.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Member {
     pub(super) fn node_output(&mut self, cx: &mut Cx<'_>, output: Output) {
@@ -93,7 +97,14 @@ impl Member {
                 self.suspend_ike(group);
                 self.forget(group);
                 cx.watch.discarded(now, self.me, group);
+                self.tell_touched(cx, group);
             }
+            Output::ForkTouched {
+                group,
+                from,
+                number,
+                touched,
+            } => self.fork_touched(cx, group, from, number, &touched),
             Output::CloseLegacy { group, token } => {
                 let bytes = self.final_windows(group);
                 self.node.handle(Input::FinalWindows { now, token, bytes });
@@ -125,8 +136,12 @@ impl Member {
             match &event.kind {
                 EventKind::InSync(set) if set.len() > 1 && self.owns(group) => {
                     self.suspects_begun.insert(group);
+                    self.forks.end(group);
                 }
-                EventKind::Standing(Standing::AloneUnfenced) => self.suspect_shared(group),
+                EventKind::Standing(Standing::AloneUnfenced) => {
+                    self.suspect_shared(group);
+                    self.forks.begin(group);
+                }
                 _ => {}
             }
         }
@@ -151,10 +166,27 @@ impl Member {
             .chain(proposed)
             .filter(|spi| self.group_of_child(*spi) == group)
             .collect();
-        for spi in all {
-            self.suspects.insert(spi, false);
+        for spi in &all {
+            self.suspects.insert(*spi, None);
         }
         self.suspects_begun.remove(&group);
+        self.taint(&all, self.of(group).epoch);
+    }
+
+    /// Leaves no number of these SAs to an owner after the one in `epoch`.
+    pub(super) fn taint(&mut self, spis: &[model::EspSpi], epoch: model::Epoch) {
+        if self.sabotage == Some(Sabotage::NothingTainted) {
+            return;
+        }
+        let plan = self
+            .sad
+            .taint(spis.iter().copied(), &self.tainted_directions(), epoch);
+        self.execute(&plan);
+    }
+
+    pub(super) fn tainted_directions(&self) -> Vec<sad::Direction> {
+        let directions = tainted_by_loss(self.solo, Standing::AloneUnfenced).iter();
+        directions.map(|d| super::limits::from_wire(*d)).collect()
     }
 
     /// Once a second: some of the SAs that a lost standby knew.
@@ -163,7 +195,7 @@ impl Member {
             .suspects
             .iter()
             .filter(|(spi, asked)| {
-                !**asked
+                asked.is_none_or(|at| cx.now.since(at) >= AGAIN)
                     && self.suspects_begun.contains(&self.group_of_child(**spi))
                     && self.sad.get(**spi).is_some_and(|e| e.outbound_in_use)
                     && self.engine.ike_spi_of_child(**spi).is_some()
@@ -172,7 +204,7 @@ impl Member {
             .take(20)
             .collect();
         for spi_in in due {
-            self.suspects.insert(spi_in, true);
+            self.suspects.insert(spi_in, Some(cx.now));
             self.engine_command(cx, ike::Command::RekeyChild { spi_in });
         }
     }

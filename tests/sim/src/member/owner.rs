@@ -122,6 +122,7 @@ impl Member {
     pub(super) fn suspend_ike(&mut self, group: GroupId) {
         self.release_engine(group);
         self.serving.remove(&group);
+        self.forks.forget(group);
         let layout = self.layout;
         self.slow.clear(|slot| layout.group_of_slot(slot) == group);
         self.redial.clear();

@@ -1,7 +1,7 @@
 //! Snapshots of a group: what a joining member gets.
 
 use super::{Cx, Member};
-use crate::entry::{self, Snapshot};
+use crate::entry::{self, EntryChange, Snapshot};
 use crate::sabotage::Sabotage;
 use cluster::{Input, Output};
 use maps_schema::sad::spi_slot;
@@ -61,6 +61,9 @@ impl Member {
                 .copied()
                 .filter(|spi| self.group_of_child(*spi) == group)
                 .collect(),
+            parts: self
+                .sad
+                .parts_where(|segment| self.layout.group_of(segment) == group),
         };
         let mut bytes = entry::encode(&snapshot);
         if self.sabotage == Some(Sabotage::StaleSnapshot) {
@@ -94,11 +97,23 @@ impl Member {
         self.suspects
             .retain(|spi, _| layout.group_of_slot(spi_slot(spi.0)) != group);
         self.suspects
-            .extend(snapshot.suspects.into_iter().map(|spi| (spi, false)));
+            .extend(snapshot.suspects.into_iter().map(|spi| (spi, None)));
         let here = |segment| layout.group_of(segment) == group;
         match self.sad.restore_where(here, snapshot.children, cx.now) {
             Ok(plan) => {
                 self.execute(&plan);
+                let epoch = self.node.epoch(group).number;
+                let parts: Vec<_> = snapshot.parts.into_iter().map(EntryChange::Child).collect();
+                self.apply(cx, group, &parts, epoch, false);
+                let suspects: Vec<_> = self.suspects.keys().copied().collect();
+                let of_group: Vec<_> = suspects
+                    .into_iter()
+                    .filter(|spi| self.group_of_child(*spi) == group)
+                    .collect();
+                if self.sabotage != Some(Sabotage::NothingTainted) {
+                    let plan = self.sad.taint_as_told(of_group, &self.tainted_directions());
+                    self.execute(&plan);
+                }
                 self.withholding.remove(&group);
                 cx.watch.installed(cx.now, self.me, group);
                 self.armed(cx, token);

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use test_packet::in_memory::{run_inside, run_outside};
 use view::{Effects, PlaneMaps, View, view};
 
-/// Slots of every member and peer: four for each segment, so that they are used again.
+/// Slots of members and peers: four for each segment, so that they are used again. See [`Host::slots`].
 pub const SLOTS: u32 = 1024;
 /// Interface indexes.
 pub const OUTSIDE: u32 = 1;
@@ -136,6 +136,8 @@ pub struct Plane {
     acquired: BTreeMap<u16, u64>,
     sabotage: Option<Sabotage>,
     lost: u64,
+    /// CPUs that frames arrive on, and how many frames have arrived.
+    arrivals: (u32, u32),
 }
 
 /// What a host is.
@@ -144,12 +146,21 @@ pub struct Host {
     pub member: u8,
     /// CPUs that serve SAs.
     pub cpus: u32,
+    /// Frames arrive on all of them in turn, not on the first one only; and there are slots for a Child SA on each.
+    pub per_cpu: bool,
     /// MAC addresses, outside and inside.
     pub macs: ([u8; 6], [u8; 6]),
     /// Key of the steering hash.
     pub steer_key: [u64; 2],
     /// Cluster addresses: value, side, segment.
     pub addresses: Vec<(u32, u8, u8)>,
+}
+
+impl Host {
+    /// Slots of SAs.
+    pub fn slots(&self) -> u32 {
+        if self.per_cpu { 8 * SLOTS } else { SLOTS }
+    }
 }
 
 /// Names a key by its octets, whatever SPI or slot it sits in.
@@ -169,7 +180,7 @@ impl Plane {
                 steer_key: host.steer_key,
                 member: u32::from(host.member),
                 cpus: host.cpus,
-                slots: SLOTS,
+                slots: host.slots(),
                 own_device: OUTSIDE,
                 outside_mtu: 1500,
                 nat_t_port: 4500,
@@ -183,7 +194,7 @@ impl Plane {
                 port(OUTSIDE, OUTSIDE_PORT, SIDE_OUTSIDE, host.macs.0),
                 port(INSIDE, INSIDE_PORT, SIDE_INSIDE, host.macs.1),
             ],
-            maps: MemoryPlane::new(SLOTS),
+            maps: MemoryPlane::new(host.slots()),
             segments: vec![(0, 0); 256],
             members: BTreeMap::new(),
             addresses: host
@@ -210,6 +221,7 @@ impl Plane {
             acquired: BTreeMap::new(),
             sabotage,
             lost: 0,
+            arrivals: (if host.per_cpu { host.cpus } else { 1 }, 0),
         }
     }
 
@@ -319,9 +331,12 @@ impl Plane {
     }
 
     fn run_in(&mut self, area: &mut Area, now: Instant, inside: bool, octets: Vec<u8>) -> Outcome {
+        let (cpus, number) = &mut self.arrivals;
+        *number = number.wrapping_add(1);
+        let arrives = *number % (*cpus).max(1);
         let effects = {
             let maps = self.maps();
-            let view = view(&maps, octets, 0, now, inside);
+            let view = view(&maps, octets, arrives, now, inside);
             program(&view, area, inside, true);
             Effects::of(view)
         };

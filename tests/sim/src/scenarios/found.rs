@@ -124,11 +124,11 @@ fn no_lifetimes(setup: &mut Setup) {
     }
 }
 
-/// Open: the lost half of a split rekeyed a Child SA with the peer. Message IDs of both halves happen to agree, so liveness checks find
-/// nothing, and until the next rekey all packets meet an unknown SPI.
+/// The lost half of a split rekeyed a Child SA with the peer. Message IDs of both halves happened to agree, so liveness checks found
+/// nothing, and until the next rekey all packets met an unknown SPI. Now the loser says what its fork touched.
 pub(super) const FORKED_CHILD: Scenario = Scenario {
     name: "forked-child",
-    about: "open: what the lost half of a split rekeyed is not established anew",
+    about: "the lost half of a split rekeys Child SAs, and Message IDs of both halves agree",
     weight: 0,
     engine: Some(Engine::Pair),
     mix: Mix {

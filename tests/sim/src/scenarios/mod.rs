@@ -3,6 +3,7 @@
 
 mod deaf;
 mod found;
+mod unseen;
 
 use crate::faults::{Mix, Schedule};
 use crate::setup::{Engine, Setup};
@@ -179,6 +180,7 @@ pub static SCENARIOS: &[Scenario] = &[
     },
     deaf::OWNER,
     deaf::OWNER_OF_A_PAIR,
+    unseen::TAKER,
     found::KEPT_RESERVATIONS,
     found::LATE_AFTER_SLEEP,
     found::DELETED_PREDECESSOR,

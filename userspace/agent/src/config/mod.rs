@@ -6,6 +6,7 @@ mod check;
 mod extensions;
 mod read;
 mod read_auth;
+mod read_child;
 mod read_cluster;
 mod read_policy;
 mod read_pools;
@@ -14,13 +15,14 @@ mod selector;
 
 pub(crate) use selector::prefixes;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ike::{Childless, MidSync, Proposal, Retransmit};
 use ipnet::IpNet;
-use model::{MemberId, TrafficSelector};
+use model::{MemberId, SaMode, TrafficSelector};
 use sad::lifetime::Lifetimes;
 use sad::{Handling, PolicyAction};
 
@@ -378,7 +380,7 @@ pub struct ConnectionConfig {
 }
 
 /// `[[connections.children]]`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ChildConfig {
     /// Name, unique in the connection.
     pub name: String,
@@ -394,6 +396,26 @@ pub struct ChildConfig {
     pub handling: Handling,
     /// End by age; rekey and end by octets and packets.
     pub lifetimes: Lifetimes,
+    /// Tunnel, or transport between the connection's two addresses.
+    pub mode: SaMode,
+}
+
+/// Members compare what this says. The mode is said only where it is not tunnel: members that are still to be upgraded know no other.
+impl fmt::Debug for ChildConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("ChildConfig");
+        out.field("name", &self.name)
+            .field("local_ts", &self.local_ts)
+            .field("remote_ts", &self.remote_ts)
+            .field("esp", &self.esp)
+            .field("rekey_time", &self.rekey_time)
+            .field("handling", &self.handling)
+            .field("lifetimes", &self.lifetimes);
+        if self.mode != SaMode::Tunnel {
+            out.field("mode", &self.mode);
+        }
+        out.finish()
+    }
 }
 
 /// `[[policies]]`: what is neither protected nor left to the host.

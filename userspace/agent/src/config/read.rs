@@ -4,21 +4,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ike::proposal::{ProposalError, default_esp, default_ike};
+use ike::proposal::{ProposalError, default_ike};
 use ike::{Proposal, Retransmit};
 use toml::de::DeTable;
 
 use super::check::{self, Files, Policy};
-use super::read_policy::{self, Path as PathRules};
+use super::read_child::ChildOf;
+use super::read_policy::Path as PathRules;
 use super::reader::{At, Problem, Problems, Reader};
 use super::{
-    AddressConfig, AttachMode, ChildConfig, ClusterConfig, Config, ConnectionConfig, ControlConfig,
-    DataPlaneConfig, InterfaceConfig, PolicyConfig, PoolConfig, PpkConfig, Start, selector,
+    AddressConfig, AttachMode, ClusterConfig, Config, ConnectionConfig, ControlConfig, DataPlaneConfig,
+    InterfaceConfig, PolicyConfig, PoolConfig, PpkConfig, Start, selector,
 };
 
 pub(super) const MS: fn(u64) -> Duration = Duration::from_millis;
 pub(super) const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 /// Connections that have a counter index (`maps_schema::steer::MAX_CONNECTIONS`, less the "none" index).
 const MAX_CONNECTIONS: usize = maps_schema::steer::MAX_CONNECTIONS - 1;
 
@@ -448,19 +449,25 @@ impl Context<'_> {
         }
         let mut child_names = Vec::new();
         let mut children = Vec::new();
+        let local = local.map(|l| l.value).or_else(|| {
+            // Where it is not given: the first that can reach the peer.
+            let family = |a: &&IpAddr| remote.flatten().is_none_or(|r| r.is_ipv4() == a.is_ipv4());
+            addresses?.outside.iter().find(family).copied()
+        });
+        let of = ChildOf {
+            connection: name.as_ref().map_or("?", |n| &n.value),
+            path,
+            pool_ts: &pool_ts,
+            ends: local.zip(remote.flatten()),
+        };
         for table in tables {
-            let full = name.as_ref().map_or("?", |n| &n.value).to_owned();
-            children.extend(self.child(table, &full, path, &pool_ts, &mut child_names, policies));
+            children.extend(self.child(table, &of, &mut child_names, policies));
         }
         check::unique(&self.problems, "child name", &child_names);
         t.finish();
         Some(ConnectionConfig {
             name: name?.value,
-            local: local.map(|l| l.value).or_else(|| {
-                // Where it is not given: the first that can reach the peer.
-                let family = |a: &&IpAddr| remote.flatten().is_none_or(|r| r.is_ipv4() == a.is_ipv4());
-                addresses?.outside.iter().find(family).copied()
-            })?,
+            local: local?,
             remote: remote?,
             local_auth: auth.local,
             remote_auth: auth.remote,
@@ -522,46 +529,6 @@ impl Context<'_> {
         }
     }
 
-    fn child(
-        &self,
-        mut t: Reader<'_>,
-        connection: &str,
-        path: PathRules,
-        pool_ts: &[model::TrafficSelector],
-        names: &mut Vec<At<String>>,
-        policies: &mut Vec<Policy>,
-    ) -> Option<ChildConfig> {
-        let name = t.required_string("name", "a name");
-        names.extend(name.clone());
-        let local_ts = self.selectors(&mut t, "local_ts");
-        let remote_ts = match t.has("remote_ts") || pool_ts.is_empty() {
-            true => self.selectors(&mut t, "remote_ts"),
-            false => pool_ts.to_vec(),
-        };
-        let esp = self.proposals(&mut t, "esp", Proposal::parse_esp);
-        let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
-        let lifetimes = read_policy::lifetimes(&mut t, &self.problems, rekey_time);
-        let handling = path.handling(&mut t);
-        if let Some(name) = &name {
-            policies.push(Policy {
-                name: format!("{connection}/{}", name.value),
-                span: name.span.clone(),
-                local: local_ts.clone(),
-                remote: remote_ts.clone(),
-            });
-        }
-        t.finish();
-        Some(ChildConfig {
-            name: name?.value,
-            local_ts,
-            remote_ts,
-            esp: if esp.is_empty() { default_esp() } else { esp },
-            rekey_time: read_policy::rekey_time(rekey_time, &lifetimes),
-            handling,
-            lifetimes,
-        })
-    }
-
     pub(super) fn selectors(&self, t: &mut Reader<'_>, key: &'static str) -> Vec<model::TrafficSelector> {
         let Some(list) = t.strings(key) else {
             if !t.has(key) {
@@ -590,7 +557,7 @@ impl Context<'_> {
         out
     }
 
-    fn proposals(
+    pub(super) fn proposals(
         &self,
         t: &mut Reader<'_>,
         key: &'static str,

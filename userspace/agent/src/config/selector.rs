@@ -36,6 +36,7 @@ pub(super) fn parse(text: &str) -> Result<TrafficSelector, String> {
         "icmpv6" => 58,
         "tcp" => 6,
         "udp" => 17,
+        "gre" => 47,
         other => other
             .parse()
             .map_err(|_| format!("'{other}' is no IP protocol"))?,

@@ -92,6 +92,8 @@ impl Core {
             sad: &mut self.sad,
             groups: &self.groups,
             steer_key: self.steer_key,
+            counters: &self.counters,
+            advances: Vec::new(),
         };
         self.engine.resume(clock::now(), &mut around);
         self.settle();

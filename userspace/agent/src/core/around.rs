@@ -1,9 +1,11 @@
 //! What the IKE engine may ask of this member: randomness, SPIs, limits.
 
 use datapath::steer::first_message_segment;
+use dataplane::CounterReader;
 use ike::{PoolShare, Resource, Surroundings};
+use maps_schema::sad::spi_slot;
 use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
-use sad::Sad;
+use sad::{LimitRaise, Sad};
 
 use super::groups::Groups;
 use super::secrets::Known;
@@ -18,6 +20,10 @@ pub struct Around<'a> {
     pub steer_key: [u64; 2],
     /// Whether what this member knows is all that there is.
     pub known: Known<'a>,
+    /// Counters of the programs.
+    pub counters: &'a CounterReader,
+    /// Leases that are to be raised for a peer whose cluster has failed over.
+    pub advances: Vec<LimitRaise>,
 }
 
 /// Fills `out` from the system.
@@ -109,6 +115,20 @@ impl Surroundings for Around<'_> {
 
     fn iv_prefix(&self, ike_spi: IkeSpi) -> (MemberId, Epoch) {
         (self.groups.me, self.groups.of(ike_spi.segment()).ownership.epoch)
+    }
+
+    fn advance_outbound(&mut self, spi_in: EspSpi, delta: u64) -> bool {
+        let Some(epoch) = self.groups.epoch_if_owned(spi_in.segment()) else {
+            return false;
+        };
+        let counters = self.counters.counters(spi_slot(spi_in.0));
+        let raise = counters.and_then(|counters| {
+            self.sad
+                .advance(spi_in, delta, crate::clock::now(), epoch, &counters)
+        });
+        let can = raise.is_some();
+        self.advances.extend(raise);
+        can
     }
 
     fn unix_time(&self) -> Option<u64> {

@@ -93,6 +93,7 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
     for child in &config.children {
         let mut to = ike::ChildConfig::new(&child.name, child.local_ts.clone(), child.remote_ts.clone());
         to.esp_proposals = child.esp.clone();
+        to.mode = child.mode;
         c.children.push(to);
     }
     Ok(c)

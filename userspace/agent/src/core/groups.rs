@@ -7,6 +7,7 @@ use ike::Transmit;
 use model::{Epoch, EspSpi, GroupId, IkeSpi, Instant, MemberId, SegmentId};
 
 use super::entry::EntryChange;
+use super::forks::Touched;
 use super::suspects::Suspects;
 use crate::api::TakeoverStatus;
 
@@ -45,6 +46,8 @@ pub struct Group {
     /// Announcements that are still to be repeated, and when.
     pub announce_next: Option<(u32, Instant)>,
     pub suspects: Suspects,
+    /// What this owner changed alone.
+    pub touched: Touched,
     /// Child SAs rekeyed on evidence in this epoch.
     pub evidence: HashSet<EspSpi>,
     /// The last takeover by this member.
@@ -68,6 +71,7 @@ impl Group {
             withholding: false,
             announce_next: None,
             suspects: Suspects::default(),
+            touched: Touched::default(),
             evidence: HashSet::new(),
             takeover: None,
             resumed: false,

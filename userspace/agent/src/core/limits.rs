@@ -28,6 +28,7 @@ impl Core {
         let mut raises = Vec::new();
         for event in events {
             match event.kind {
+                EVENT_LEASE_EXHAUSTED if self.is_spent_for_ever(event.slot) => self.rekey_tainted(event.slot),
                 EVENT_LEASE_SOFT | EVENT_LEASE_EXHAUSTED => {
                     raises.extend(self.wish(event.slot, Direction::Outbound, None));
                 }
@@ -152,12 +153,12 @@ impl Core {
 
     /// Asks the node for raises and sees their consequences through.
     ///
-    /// A lease that a lost standby knew is never raised again, also with the next standby's acknowledgement: the lost one
+    /// Limits that a lost standby knew are never raised again, also with the next standby's acknowledgement: the lost one
     /// may have used the numbers above without anybody's knowledge. The SA is rekeyed.
     pub(super) fn raise(&mut self, raises: Vec<LimitRaise>) {
         let (refused, raises): (Vec<_>, Vec<_>) = raises
             .iter()
-            .partition(|raise| raise.direction == Direction::Outbound && self.is_suspect(raise.spi));
+            .partition(|raise| self.sad.is_tainted(raise.spi, raise.direction));
         let items = |raises: Vec<&LimitRaise>| {
             let items = raises.into_iter().filter_map(|raise| self.raise_item(raise));
             items.collect::<Vec<_>>()
@@ -182,7 +183,8 @@ impl Core {
         let epoch = self.node.epoch(group).number;
         let mut slots = HashSet::new();
         for item in items {
-            if let Some(raise) = self.raise_of(item, epoch) {
+            if let Some(mut raise) = self.raise_of(item, epoch) {
+                self.advanced(&mut raise);
                 self.apply_raise_or_log(&raise);
                 self.scan.look_again(item.slot);
                 slots.insert(item.slot);
@@ -190,6 +192,38 @@ impl Core {
         }
         for slot in slots {
             self.run_waiting(slot);
+        }
+    }
+
+    /// Peers of clusters that have failed over wait for higher numbers: the leases first, for everybody who may take over.
+    pub(super) fn advance(&mut self, raises: Vec<LimitRaise>) {
+        let mut known = Vec::new();
+        for raise in raises {
+            if self.sad.get(raise.spi).is_some_and(|e| e.local_only) {
+                // No other member knows the SA.
+                self.apply_raise_or_log(&raise);
+            } else {
+                self.advancing.insert(raise.slot, raise);
+                known.push(raise);
+            }
+        }
+        if !known.is_empty() {
+            self.raise(known);
+        }
+    }
+
+    /// The lease that an advance asked for is acknowledged: the programs begin above its floor.
+    fn advanced(&mut self, raise: &mut LimitRaise) {
+        let waits = self.advancing.get(&raise.slot);
+        let done = waits.is_some_and(|wanted| {
+            raise.direction == Direction::Outbound
+                && (wanted.spi != raise.spi || wanted.limits.limit <= raise.limits.limit)
+        });
+        if done
+            && let Some(wanted) = self.advancing.remove(&raise.slot)
+            && wanted.spi == raise.spi
+        {
+            raise.limits.floor = raise.limits.floor.max(wanted.limits.floor);
         }
     }
 
@@ -215,10 +249,31 @@ impl Core {
             let ike_spi = entry.record.ike_spi;
             self.log.note(
                 "rekey_alone",
-                format!("{name} SA {spi_in}: its limits cannot be raised alone; rekeying"),
+                format!("{name} SA {spi_in}: its limits cannot be raised, since a standby that is lost may have used the numbers above; rekeying"),
             );
             self.adopt_first(ike_spi);
             self.engine_command(ike::Command::RekeyChild { spi_in });
+        }
+    }
+
+    /// Whether the outbound numbers of the SA in this slot are an owner's before this one, all of them: it was known to a standby
+    /// that was lost, and whoever takes over has none.
+    fn is_spent_for_ever(&self, slot: u32) -> bool {
+        let entry = self.sad.by_slot(slot);
+        entry.is_some_and(|e| self.sad.is_tainted(e.record.spi_in, Direction::Outbound))
+    }
+
+    /// Traffic waits for a new SA in place of one that nobody may send on: that one first, whatever the rate of the others.
+    fn rekey_tainted(&mut self, slot: u32) {
+        let spi = self.sad.by_slot(slot).map(|e| e.record.spi_out.0);
+        if let Some(spi) = spi.filter(|_| self.groups.owns_segment(SegmentId(slot as u8))) {
+            self.raise_refused(&[RaiseItem {
+                slot,
+                spi,
+                direction: cluster::Direction::Outbound,
+                limit: 0,
+                step: 0,
+            }]);
         }
     }
 

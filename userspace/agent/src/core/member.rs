@@ -183,6 +183,12 @@ impl Core {
             Output::ResumeIke { group } => self.resume_ike(group),
             Output::SuspendIke { group } => self.suspend_ike(group),
             Output::DiscardFork { group } => self.discard_fork(group),
+            Output::ForkTouched {
+                group,
+                from,
+                number,
+                touched,
+            } => self.fork_touched(group, from, number, &touched),
             Output::CloseLegacy { group, token } => {
                 let bytes = self.final_windows(group);
                 self.node.handle(Input::FinalWindows {
@@ -392,6 +398,7 @@ impl Core {
         if let ChildSaChange::Remove { spi_in } = change {
             self.groups.of_mut(spi_in.segment()).suspects.remove(*spi_in);
             self.refused.remove(spi_in);
+            self.advancing.retain(|_, raise| raise.spi != *spi_in);
             self.forget_asked(*spi_in);
             self.reported.remove(spi_in);
             // What could not be installed need not be removed.
@@ -399,7 +406,13 @@ impl Core {
                 return Ok(());
             }
         }
-        let plan = self.sad.apply(change, context)?;
+        let mut plan = self.sad.apply(change, context)?;
+        if let ChildSaChange::Install { record, .. } = change
+            && self.is_suspect(record.spi_in)
+        {
+            // It was proposed while the standby was there that is lost now.
+            plan.extend(self.taint(vec![record.spi_in], context.epoch));
+        }
         self.execute(&plan)
     }
 }

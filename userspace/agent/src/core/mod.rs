@@ -13,6 +13,7 @@ mod digest;
 mod engine;
 mod entry;
 mod event_loop;
+mod forks;
 mod groups;
 mod health;
 mod held;
@@ -41,7 +42,7 @@ use cluster::Node;
 use dataplane::{CounterReader, Plane, Runner, Segments};
 use ike::{Command, Commit, Engine, Input, Output, Transmit};
 use model::{EspSpi, GroupId, IkeSpi, Instant, MemberId, SecretBytes};
-use sad::{DataPlane, Sad};
+use sad::{DataPlane, LimitRaise, Sad};
 
 use crate::clock;
 use crate::config::Config;
@@ -159,10 +160,14 @@ struct Core {
     policy_warned: BTreeMap<MemberId, (Instant, Vec<String>)>,
     /// Commands of operators that wait for their outcome.
     orders: orders::Orders,
+    /// Outbound numbers that are to begin above these as soon as the lease is raised, by slot: for peers whose cluster has failed over.
+    advancing: BTreeMap<u32, LimitRaise>,
     /// Child SAs rekeyed since a raise was refused, and when.
     refused: HashMap<EspSpi, Instant>,
     /// IKE SAs of which a fork was discarded: their peers are still to be asked for Message IDs.
     forked: VecDeque<IkeSpi>,
+    /// What forks of other members touched that lost against this one.
+    forks: forks::Forks,
     /// Child SAs that were asked for, for a CPU beside a shared one, and when.
     asked: BTreeMap<(EspSpi, u32), Instant>,
     /// Right edges as reported to the standby.
@@ -180,8 +185,12 @@ impl Core {
             sad: &mut self.sad,
             groups: &self.groups,
             steer_key: self.steer_key,
+            counters: &self.counters,
+            advances: Vec::new(),
         };
         self.engine.handle(input, &mut around);
+        let advances = around.advances;
+        self.advance(advances);
         self.settle();
     }
 
@@ -457,6 +466,7 @@ impl Core {
         };
         // The standby that was there when it was proposed may know the SA, though it never acknowledged it.
         let alone = pending.alone && self.node.is_alone(id);
+        self.note_touched(id, &pending.changes);
         let failed = self.apply(id, &pending.changes, epoch, alone);
         self.snapshots.took_effect(id, &pending.changes);
         self.run_held_for(&pending.changes);
@@ -549,6 +559,7 @@ impl Core {
         }
         self.sweep_waiting();
         self.rekey_suspects();
+        self.reestablish();
         self.ask_message_ids();
         self.redial(now);
     }

@@ -155,6 +155,7 @@ impl Core {
         self.contacts.retain(|spi, _| !of_group(spi.segment()));
         self.reported.retain(|spi, _| !of_group(spi.segment()));
         self.merging.retain(|merging| merging.group != id);
+        self.forks.forget(id);
         self.orders_given_up(id);
     }
 
@@ -163,7 +164,9 @@ impl Core {
         self.suspend_ike(id);
         self.forget_mirror(id);
         let layout = self.groups.layout;
-        self.groups.get_mut(id).suspects = Suspects::default();
+        let group = self.groups.get_mut(id);
+        group.suspects = Suspects::default();
+        let touched = group.touched.take();
         let plan = self.sad.clear_where(|segment| layout.group_of(segment) == id);
         self.execute_or_log(&plan);
         self.log.warn_of(
@@ -171,6 +174,13 @@ impl Core {
             "discarded",
             "all SAs of the group on this member were discarded; it joins anew",
         );
+        if !touched.is_empty() {
+            self.node.handle(cluster::Input::ForkTouched {
+                now: clock::now(),
+                group: id,
+                touched,
+            });
+        }
     }
 
     /// Mirrored IKE SAs of a group, rising.

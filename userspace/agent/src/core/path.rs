@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use maps_schema::event::Event;
+use maps_schema::steer::SIDE_OUTSIDE;
 use model::{EspSpi, Instant, SegmentId};
 
 use super::Core;
@@ -64,6 +65,30 @@ impl Core {
             );
         }
         self.execute_or_log(&plan);
+    }
+
+    /// A router's error about a sealed packet, which may be another member's: each of them gets it as if it had come from the router, and
+    /// its own kernel learns of the path.
+    pub(super) fn tell_members_of_path(&self, octets: &[u8]) {
+        let Some((link, packet)) = octets.split_at_checked(frame::link_len(octets)) else {
+            return;
+        };
+        let ethertype = &link[link.len() - 2..];
+        for facts in self.facts.values() {
+            // On the first outside network where it is reached.
+            let way = self
+                .ports
+                .numbered()
+                .filter(|(_, side, _)| *side == SIDE_OUTSIDE)
+                .find_map(|(at, _, port)| {
+                    Some((port, facts.macs.iter().find(|(number, _)| *number == at)?.1))
+                });
+            let Some((port, to)) = way else { continue };
+            let told = [&to[..], &port.mac, ethertype, packet].concat();
+            if let Err(error) = self.announcer.send(port, &told) {
+                tracing::debug!(%error, "a member was not told of a path");
+            }
+        }
     }
 
     /// Paths are tried wider again.

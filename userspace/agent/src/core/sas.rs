@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use model::{IkeSpi, Instant, TrafficSelector};
+use model::{IkeSpi, Instant, SaMode, TrafficSelector};
 use sad::SaEntry;
 use tokio::sync::oneshot;
 
@@ -180,7 +180,8 @@ impl Core {
             spi_in: entry.record.spi_in.to_string(),
             spi_out: entry.record.spi_out.to_string(),
             suite: suite(entry),
-            esn: entry.record.esn,
+            esn: entry.record.form.esn,
+            transport: entry.record.form.mode == SaMode::Transport,
             udp_encap: entry.record.udp_encap,
             ts_local: entry.record.ts_local.iter().map(selector).collect(),
             ts_remote: entry.record.ts_remote.iter().map(selector).collect(),

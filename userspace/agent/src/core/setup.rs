@@ -9,7 +9,7 @@ use cluster::{EngineKind, Layout, Node, NodeConfig};
 use dataplane::{ObjectSource, Options, Plane, XdpModeUsed};
 use ike::Engine;
 use maps_schema::steer::{Local, SIDE_INSIDE};
-use model::{Incarnation, SecretBytes};
+use model::{Incarnation, SaMode, SecretBytes, TrafficSelector};
 use rtnetlink::Handle;
 use sad::{DataPlane, Sad, Settings};
 use tokio::sync::mpsc;
@@ -25,7 +25,7 @@ use super::orders::Orders;
 use super::scan::Scan;
 use super::suspects::Suspects;
 use super::{
-    Core, around, capabilities, convert, digest, engine, held, path, secrets, slow, snapshot, timeline,
+    Core, around, capabilities, convert, digest, engine, forks, held, path, secrets, slow, snapshot, timeline,
 };
 use crate::api::InterfaceStatus;
 use crate::clock;
@@ -216,6 +216,7 @@ impl Core {
             .connections
             .iter()
             .flat_map(|c| &c.children)
+            .filter(|child| child.mode == SaMode::Tunnel)
             .flat_map(|c| &c.remote_ts)
         {
             for prefix in crate::config::prefixes(selector) {
@@ -229,6 +230,8 @@ impl Core {
                 net::route_to_tun(&netlink, tun_index, prefix, &config.addresses.inside).await?;
             }
         }
+        let transport = transport_pairs(&config);
+        net::own::route(&netlink, tun_index, &transport).await?;
 
         let secret = identity.derive("steering");
         let word = |at: usize| u64::from_le_bytes(secret[at..at + 8].try_into().unwrap_or_default());
@@ -341,6 +344,7 @@ impl Core {
         let mut node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
         node.speak_at_most(config.cluster.record_format);
         let mut mirror = BTreeMap::new();
+        let mut tenures = Vec::new();
         if let Some(kept) = kept {
             for (id, spis) in kept.suspects {
                 groups.get_mut(id).suspects = Suspects::of(spis);
@@ -354,9 +358,10 @@ impl Core {
                 sad.len()
             );
             log.note("taken_up", text);
+            tenures = kept.tenures;
         }
         pins.keep();
-        let core = Core {
+        let mut core = Core {
             me: config.cluster.member,
             steer_key,
             started: now,
@@ -384,7 +389,7 @@ impl Core {
             ports,
             mirror,
             groups,
-            slow: slow::Waiting::default(),
+            slow: slow::Waiting::of(transport.iter().map(|(l, r)| (l.first, r.first)).collect()),
             held: held::Held::default(),
             paths: path::Paths::open(),
             takeover: timeline::Takeovers::default(),
@@ -403,14 +408,20 @@ impl Core {
             reasons: HashMap::new(),
             policy_warned: BTreeMap::new(),
             orders: Orders::default(),
+            advancing: BTreeMap::new(),
             refused: HashMap::new(),
             asked: BTreeMap::new(),
             forked: VecDeque::new(),
+            forks: forks::Forks::default(),
             reported: HashMap::new(),
             ike_events: BTreeMap::new(),
             stopping: None,
             config,
         };
+        for tenure in &tenures {
+            let plan = core.taint_suspects(tenure.group);
+            core.execute_or_log(&plan);
+        }
         Ok((
             core,
             Io {
@@ -426,6 +437,15 @@ impl Core {
             },
         ))
     }
+}
+
+/// Pairs of selectors of the children in transport mode.
+fn transport_pairs(config: &Config) -> Vec<(TrafficSelector, TrafficSelector)> {
+    let children = config.connections.iter().flat_map(|c| &c.children);
+    children
+        .filter(|child| child.mode == SaMode::Transport)
+        .flat_map(|child| sad::selector_pairs(&child.local_ts, &child.remote_ts))
+        .collect()
 }
 
 /// The data plane: with the maps of the life before where it left them for this one, else with new ones.

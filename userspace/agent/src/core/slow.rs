@@ -1,13 +1,13 @@
 //! The slow path: frames that the programs gave to the agent go through the programs again once they can be served.
 //! The agent itself never touches a window or a counter.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 
 use dataplane::Entry;
 use maps_schema::event::{
     SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
-    SLOW_OUTER_FRAGMENT, SlowFrame,
+    SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowFrame,
 };
 use sad::Direction;
 
@@ -15,8 +15,10 @@ use model::GroupId;
 
 use super::{Core, around};
 use crate::clock;
+use crate::net;
 use crate::net::frame::{self, ETH_LEN};
 use crate::net::socket::Datagram;
+use crate::net::whole::{self, Gathered, Pieces};
 use ike::Input;
 
 /// Frames of one SA that may wait.
@@ -39,12 +41,15 @@ pub struct Waiting {
     outbound: HashMap<u32, VecDeque<Frame>>,
     held: VecDeque<(u32, Frame)>,
     waiting: usize,
+    /// Source and destination of what is sealed in transport mode, and pieces of it.
+    transport: BTreeSet<(IpAddr, IpAddr)>,
+    pieces: Pieces,
     /// Frames by reason, in the order of [`COUNTS`].
     pub counts: [u64; COUNTS.len()],
 }
 
 /// Names of [`Waiting::counts`].
-pub const COUNTS: [&str; 10] = [
+pub const COUNTS: [&str; 12] = [
     "above_ceiling",
     "held",
     "out_fragment",
@@ -55,9 +60,19 @@ pub const COUNTS: [&str; 10] = [
     "ike_of_another_member",
     "outer_fragment",
     "held_for_sa",
+    "ttl_exceeded",
+    "path_error",
 ];
 
 impl Waiting {
+    /// Nothing waits; packets between these ends, source and destination, are sealed in transport mode.
+    pub fn of(transport: BTreeSet<(IpAddr, IpAddr)>) -> Self {
+        Self {
+            transport,
+            ..Self::default()
+        }
+    }
+
     fn put(&mut self, inbound: bool, slot: u32, frame: Frame) {
         let queue = if inbound {
             &mut self.inbound
@@ -125,6 +140,14 @@ impl Core {
                 self.slow.counts[9] += 1;
                 self.held
                     .put(clock::now(), slow.slot, frame.ifindex, frame.octets);
+            }
+            SLOW_TTL_EXCEEDED => {
+                self.slow.counts[10] += 1;
+                self.tell_of_ttl(&frame.octets);
+            }
+            SLOW_PATH_ERROR => {
+                self.slow.counts[11] += 1;
+                self.tell_members_of_path(&frame.octets);
             }
             SLOW_NO_LEASE => {
                 self.slow.counts[3] += 1;
@@ -230,12 +253,41 @@ impl Core {
         }
     }
 
+    /// An opened packet died here: its sender is told, through the tunnel by which it came.
+    fn tell_of_ttl(&mut self, octets: &[u8]) {
+        let Some((_, packet)) = octets.split_at_checked(frame::link_len(octets)) else {
+            return;
+        };
+        let v6 = packet.first().is_some_and(|first| first >> 4 == 6);
+        let from = self.config.addresses.inside.iter().find(|a| a.is_ipv6() == v6);
+        if let Some(message) = from.and_then(|from| frame::time_exceeded(packet, *from)) {
+            let port = &self.ports.inside[0];
+            let (octets, device) = (frame::ethernet(port, &message), port.parent);
+            self.run_frame(Entry::Inside, 0, device, &octets);
+        }
+    }
+
     /// A packet that this host sends to a protected network itself.
     pub(super) fn local_packet(&mut self, packet: &[u8]) {
-        // What the kernel says to the device itself (router solicitations, group reports) is for nobody.
-        if !frame::leaves_the_link(packet) {
+        // What the kernel says to the device itself (router solicitations, group reports) is for nobody. IKE and ESP are here only
+        // where the host has no other route to the peer: sealed they would come again.
+        if !frame::leaves_the_link(packet) || net::own::is_ipsec(packet) {
             return;
         }
+        // In transport mode the pieces of a datagram are sealed together.
+        let gathered;
+        let packet = if whole::ends(packet).is_some_and(|ends| self.slow.transport.contains(&ends)) {
+            match self.slow.pieces.gather(packet) {
+                Gathered::NoPiece => packet,
+                Gathered::Kept => return,
+                Gathered::Whole(whole) => {
+                    gathered = whole;
+                    &gathered
+                }
+            }
+        } else {
+            packet
+        };
         self.slow.counts[5] += 1;
         if packet.len() + ETH_LEN > SLOW_FRAME_MAX {
             self.slow.counts[6] += 1;

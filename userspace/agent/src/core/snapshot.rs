@@ -532,6 +532,9 @@ impl Core {
             }
             self.keep_records(&changes);
         }
+        // Behind the tail: an SA of it may be among them.
+        let plan = self.taint_suspects(installing.group);
+        self.execute(&plan).map_err(text)?;
         Ok(true)
     }
 

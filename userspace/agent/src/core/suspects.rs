@@ -1,21 +1,29 @@
-//! Child SAs that a lost standby knew. It may have taken over unseen, so numbers above the leases may be used already:
-//! each such SA is rekeyed once a standby is in sync again (docs/SYNCH-CHANNEL.md, rule R4).
+//! Child SAs that a lost standby knew. It may have taken over unseen, so numbers above the leases may be used already: nobody
+//! but this owner sends on them any more, up to the leases, and each is rekeyed once a standby is in sync again
+//! (docs/SYNCH-CHANNEL.md, rule R4).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use model::{ChildSaChange, EspSpi, GroupId};
+use cluster::rules_doubt::tainted_by_loss;
+use cluster::{Direction, Solo, Standing};
+use model::{ChildSaChange, Epoch, EspSpi, GroupId, Instant};
+use sad::MapPlan;
 
 use super::Core;
 use super::entry::EntryChange;
+use crate::{clock, config};
 
 /// Rekeys begun in a second: no more than a peer with many Child SAs can answer beside its other work.
 const PER_SECOND: usize = 20;
+/// A rekey that has come to nothing (the peer refused it, say) is begun again after this time: nobody may send on the SA.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// The SAs, by inbound SPI.
 #[derive(Default)]
 pub struct Suspects {
-    /// Whether the rekey was begun.
-    spis: BTreeMap<EspSpi, bool>,
+    /// When the rekey was begun last.
+    spis: BTreeMap<EspSpi, Option<Instant>>,
     begun: bool,
 }
 
@@ -23,7 +31,7 @@ impl Suspects {
     /// As a snapshot names them.
     pub fn of(spis: Vec<EspSpi>) -> Self {
         Self {
-            spis: spis.into_iter().map(|spi| (spi, false)).collect(),
+            spis: spis.into_iter().map(|spi| (spi, None)).collect(),
             begun: false,
         }
     }
@@ -36,7 +44,7 @@ impl Suspects {
     /// Adds SAs; their rekeys wait for [`Suspects::begin`].
     pub fn suspect(&mut self, spis: impl IntoIterator<Item = EspSpi>) {
         for spi in spis {
-            self.spis.insert(spi, false);
+            self.spis.insert(spi, None);
         }
         self.begun = false;
     }
@@ -54,22 +62,22 @@ impl Suspects {
     /// Rekeys may go on from here; returns how many there are to do.
     pub fn begin(&mut self) -> usize {
         self.begun = true;
-        self.spis.values().filter(|asked| !**asked).count()
+        self.spis.values().filter(|asked| asked.is_none()).count()
     }
 
-    /// The next ones to rekey, at most `room`; each is named once.
-    pub fn next(&mut self, room: usize, ready: impl Fn(EspSpi) -> bool) -> Vec<EspSpi> {
+    /// The next ones to rekey, at most `room`.
+    pub fn next(&mut self, now: Instant, room: usize, ready: impl Fn(EspSpi) -> bool) -> Vec<EspSpi> {
         if !self.begun {
             return Vec::new();
         }
         let waiting = self
             .spis
             .iter_mut()
-            .filter(|(spi, asked)| !**asked && ready(**spi));
+            .filter(|(spi, asked)| asked.is_none_or(|at| now.since(at) >= AGAIN) && ready(**spi));
         waiting
             .take(room)
             .map(|(spi, asked)| {
-                *asked = true;
+                *asked = Some(now);
                 *spi
             })
             .collect()
@@ -102,6 +110,35 @@ impl Core {
             });
         let all = installed.chain(proposed).collect::<Vec<_>>();
         group.suspects.suspect(all);
+        let (spis, epoch) = (group.suspects.spis(), group.ownership.epoch);
+        let plan = self.taint(spis, epoch);
+        self.execute_or_log(&plan);
+    }
+
+    /// The group's SAs are here as their owner, or the life of this member before, has left them: its suspects are marked.
+    pub(super) fn taint_suspects(&mut self, id: GroupId) -> MapPlan {
+        let spis = self.groups.get(id).suspects.spis();
+        let directions = self.tainted_directions();
+        self.sad.taint_as_told(spis, &directions)
+    }
+
+    /// Leaves no number of these SAs to an owner after the one in `epoch`, which is this member.
+    pub(super) fn taint(&mut self, spis: Vec<EspSpi>, epoch: Epoch) -> MapPlan {
+        let directions = self.tainted_directions();
+        self.sad.taint(spis, &directions, epoch)
+    }
+
+    fn tainted_directions(&self) -> Vec<sad::Direction> {
+        let solo = match self.config.cluster.solo {
+            config::Solo::Continue => Solo::Continue,
+            config::Solo::Stop => Solo::Stop,
+        };
+        let directions = tainted_by_loss(solo, Standing::AloneUnfenced).iter();
+        let directions = directions.map(|direction| match direction {
+            Direction::Inbound => sad::Direction::Inbound,
+            Direction::Outbound => sad::Direction::Outbound,
+        });
+        directions.collect()
     }
 
     /// A standby is in sync again, or this member has taken such SAs over.
@@ -125,11 +162,11 @@ impl Core {
         let ready = |spi| {
             sad.get(spi).is_some_and(|e| e.carries_outbound()) && engine.ike_spi_of_child(spi).is_some()
         };
-        let mut room = PER_SECOND;
+        let (mut room, now) = (PER_SECOND, clock::now());
         let mut next = Vec::new();
         for group in self.groups.iter_mut() {
             if group.ownership.owner == Some(me) {
-                let found = group.suspects.next(room, ready);
+                let found = group.suspects.next(now, room, ready);
                 room -= found.len();
                 next.extend(found);
             }
@@ -145,16 +182,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn suspects_wait_for_a_standby_and_are_rekeyed_once_each_at_a_limited_rate() {
+    fn suspects_wait_for_a_standby_and_are_rekeyed_at_a_limited_rate_and_again_if_that_came_to_nothing() {
         let mut suspects = Suspects::default();
         suspects.suspect((1..=5).map(EspSpi));
-        assert!(suspects.next(9, |_| true).is_empty(), "no standby is in sync yet");
+        let at = |seconds: u64| Instant::from_millis(seconds * 1000);
+        assert!(
+            suspects.next(at(0), 9, |_| true).is_empty(),
+            "no standby is in sync yet"
+        );
         suspects.remove(EspSpi(2));
         assert!(suspects.contains(EspSpi(1)) && !suspects.contains(EspSpi(2)));
         assert_eq!(suspects.begin(), 4);
-        assert_eq!(suspects.next(2, |spi| spi != EspSpi(1)), [EspSpi(3), EspSpi(4)]);
-        assert_eq!(suspects.next(9, |_| true), [EspSpi(1), EspSpi(5)]);
-        assert!(suspects.next(9, |_| true).is_empty());
+        assert_eq!(
+            suspects.next(at(1), 2, |spi| spi != EspSpi(1)),
+            [EspSpi(3), EspSpi(4)]
+        );
+        assert_eq!(suspects.next(at(2), 9, |_| true), [EspSpi(1), EspSpi(5)]);
+        assert!(suspects.next(at(10), 9, |_| true).is_empty());
+        suspects.remove(EspSpi(3));
+        assert_eq!(
+            suspects.next(at(11), 9, |_| true),
+            [EspSpi(4)],
+            "it is still there"
+        );
     }
 
     #[test]
@@ -162,7 +212,7 @@ mod tests {
         let mut owner = Suspects::default();
         owner.suspect([EspSpi(7), EspSpi(8)]);
         owner.begin();
-        assert_eq!(owner.next(1, |_| true), [EspSpi(7)]);
+        assert_eq!(owner.next(Instant::default(), 1, |_| true), [EspSpi(7)]);
         let mut taker = Suspects::of(owner.spis());
         assert_eq!(taker.begin(), 2);
     }

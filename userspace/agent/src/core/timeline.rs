@@ -149,6 +149,7 @@ impl Core {
                 self.scan.look_at_everything();
                 if let Some(id) = group.filter(|id| set.len() > 1 && self.groups.owns(*id)) {
                     self.begin_suspects(id);
+                    self.groups.get_mut(id).touched.end();
                 }
             }
             EventKind::Standing(standing) => {
@@ -156,6 +157,7 @@ impl Core {
                 self.log.add(Level::Note, group, "standing", text);
                 if let Some(id) = group.filter(|_| *standing == Standing::AloneUnfenced) {
                     self.suspect_shared(id);
+                    self.groups.get_mut(id).touched.begin();
                 }
             }
             EventKind::Joining(member) => {

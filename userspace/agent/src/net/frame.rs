@@ -125,6 +125,44 @@ pub fn udp(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Optio
     }
 }
 
+/// ICMP Time Exceeded (RFC 792, RFC 4443 3.3) about a packet that died here, from this address of ours. `None` where no error is
+/// due: about another error, a later fragment, or to what is no single host (RFC 1122 3.2.2, RFC 4443 2.4 (e)).
+pub fn time_exceeded(packet: &[u8], from: IpAddr) -> Option<Vec<u8>> {
+    /// The longest error, IP header included: RFC 1812 4.3.2.3, RFC 4443 2.4 (c).
+    const LONGEST: (usize, usize) = (576, 1280);
+    let message = |kind: u8, most: usize| {
+        let quoted = packet.get(..most).unwrap_or(packet);
+        [&[kind, 0, 0, 0, 0, 0, 0, 0][..], quoted].concat()
+    };
+    match from {
+        IpAddr::V4(from) => {
+            let header_len = header_len(packet)?;
+            let to = Ipv4Addr::from(*packet.get(12..)?.first_chunk::<4>()?);
+            let later = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
+            let error = packet[9] == 1 && !matches!(packet.get(header_len), Some(0 | 8));
+            if later || error || to.is_unspecified() || to.octets()[0] >= 224 {
+                return None;
+            }
+            let mut message = message(11, LONGEST.0 - 28);
+            let sum = checksum(&message);
+            message[2..4].copy_from_slice(&sum.to_be_bytes());
+            ipv4(from, to, 1, &message)
+        }
+        IpAddr::V6(from) => {
+            let to = Ipv6Addr::from(*packet.get(8..)?.first_chunk::<16>()?);
+            let error = packet[6] == 58 && !matches!(packet.get(40), Some(128..));
+            if error || to.is_unspecified() || to.is_multicast() {
+                return None;
+            }
+            let mut message = message(3, LONGEST.1 - 48);
+            let header = ipv6(from, to, 58, &[])?;
+            let sum = checksum_v6(&header, 58, &message);
+            message[2..4].copy_from_slice(&sum.to_be_bytes());
+            ipv6(from, to, 58, &message)
+        }
+    }
+}
+
 /// A packet that a raw socket gave (reassembled, so its fragment fields are history) with a right header again.
 pub fn reassembled(packet: &[u8]) -> Option<Vec<u8>> {
     if packet.first().is_some_and(|first| first >> 4 == 6) {
@@ -359,6 +397,45 @@ pub(crate) mod tests {
         assert!(pieces(&[0x60; 30], 20).is_none());
         // IPv4 is cut as before.
         assert_eq!(pieces(&packet(3000), 1400), fragments(&packet(3000), 1400));
+    }
+
+    #[test]
+    fn the_sender_of_a_packet_that_died_is_told_unless_it_was_an_error() {
+        let ours = IpAddr::from([10, 1, 0, 1]);
+        let whole = packet(1000);
+        let told = time_exceeded(&whole, ours).unwrap();
+        assert_eq!(told.len(), 576);
+        assert_eq!((checksum(&told[..20]), checksum(&told[20..])), (0, 0));
+        assert_eq!(told[12..20], [10, 1, 0, 1, 10, 2, 0, 5], "from us to its sender");
+        assert_eq!(
+            (told[9], &told[20..22], &told[28..]),
+            (1, &[11, 0][..], &whole[..548])
+        );
+        let icmp = |kind| {
+            let (from, to) = (Ipv4Addr::new(10, 2, 0, 5), Ipv4Addr::new(10, 1, 0, 5));
+            ipv4(from, to, 1, &[kind, 0, 0, 0, 0, 0, 0, 0]).unwrap()
+        };
+        assert!(time_exceeded(&icmp(8), ours).is_some());
+        assert!(time_exceeded(&icmp(3), ours).is_none());
+        let mut later = whole.clone();
+        later[7] = 3;
+        assert!(time_exceeded(&later, ours).is_none());
+        let mut group = whole;
+        group[12] = 239;
+        assert!(time_exceeded(&group, ours).is_none());
+        assert!(time_exceeded(&[0x45; 10], ours).is_none());
+
+        let ours: IpAddr = "2001:db8:1::1".parse().unwrap();
+        let to = "[2001:db8:1::5]:33434".parse().unwrap();
+        let whole = udp("[2001:db8:2::5]:1000".parse().unwrap(), to, &[7; 1300]).unwrap();
+        let told = time_exceeded(&whole, ours).unwrap();
+        assert_eq!((told.len(), told[6], &told[40..42]), (1280, 58, &[3, 0][..]));
+        assert_eq!(checksum_v6(&told[..40], 58, &told[40..]), 0);
+        assert_eq!(told[24..40], whole[8..24]);
+        let mut error = whole;
+        (error[6], error[40]) = (58, 1);
+        assert!(time_exceeded(&error, ours).is_none());
+        assert!(time_exceeded(&[0x60; 20], ours).is_none());
     }
 
     #[test]

@@ -5,11 +5,13 @@ pub mod batch;
 pub mod frame;
 pub mod hints;
 pub mod neighbour;
+pub mod own;
 pub mod ports;
 pub mod socket;
 pub mod sysctl;
 pub mod tun;
 pub mod vlan;
+pub mod whole;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

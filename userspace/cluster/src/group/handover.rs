@@ -310,7 +310,7 @@ impl Group {
         }
     }
 
-    fn abort_handover(&mut self, s: &mut Shared, now: Instant, reason: &str) {
+    pub(super) fn abort_handover(&mut self, s: &mut Shared, now: Instant, reason: &str) {
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };

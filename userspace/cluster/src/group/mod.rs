@@ -2,6 +2,7 @@
 
 mod engine;
 mod follow;
+mod fork;
 mod handover;
 mod join;
 mod owner;
@@ -16,6 +17,7 @@ use crate::message::{GroupBeat, GroupBody, Heartbeat, RaiseKey, SetMember};
 use crate::node::{EngineKind, Shared};
 use crate::rules::{EpochId, Solo, Standing};
 use crate::status::{GroupStatus, Role};
+use fork::Fork;
 use join::Join;
 use model::{GroupId, Incarnation, Instant, MemberId};
 use owner::Owner;
@@ -79,6 +81,8 @@ pub(crate) struct Group {
     /// A member asks for a planned takeover.
     request: Option<MemberId>,
     home_ready: Option<Instant>,
+    /// What this member's lost forks touched.
+    fork: Fork,
 }
 
 impl Group {
@@ -92,6 +96,7 @@ impl Group {
             joins: 0,
             request: None,
             home_ready: None,
+            fork: Fork::default(),
         }
     }
 
@@ -238,6 +243,7 @@ impl Group {
             Phase::Owner(_) => self.tick_owner(s, now),
             Phase::Standby(_) => self.tick_standby(s, now),
         }
+        self.tell_fork(s, now);
     }
 
     /// A peer's silence passed the threshold.

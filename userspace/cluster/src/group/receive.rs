@@ -56,6 +56,7 @@ impl Group {
             GroupBody::HandoverHolding => self.handover_holding(now, from.member),
             GroupBody::HandoverWindows(bytes) => self.handover_windows(s, from.member, bytes),
             GroupBody::HandoverDone => self.handover_done(s, now, from.member),
+            GroupBody::ForkTouched { number, touched } => self.fork_told(s, from, number, touched),
             _ if !from_owner => s.refused += 1,
             GroupBody::Journal { position, entry } => self.journal_entry(s, position, entry),
             GroupBody::Raise { settled, items } => self.raises_wanted(s, settled, items),
@@ -74,6 +75,7 @@ impl Group {
                 heartbeat,
             } => self.joined(s, now, join, in_sync, heartbeat),
             GroupBody::SoloNotice { join } => self.notice(s, now, join),
+            GroupBody::ForkSettled { number } => self.fork_heard_settled(s, now, number),
             GroupBody::HandoverOffer { position, epoch } => self.handover_offered(s, now, position, epoch),
             GroupBody::NewEpoch { .. }
             | GroupBody::JoinRefused { .. }

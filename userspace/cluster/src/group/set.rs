@@ -8,7 +8,7 @@ use crate::message::{GroupBody, SetMember};
 use crate::node::Shared;
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{self, Solo, Standing};
-use crate::rules_doubt::{Fate, fate};
+use crate::rules_doubt::{Fate, adopts, fate};
 use model::{Instant, MemberId};
 use std::collections::BTreeSet;
 
@@ -337,6 +337,9 @@ impl Group {
             (Fate::Done, _) => self.written(s, now),
             (Fate::Open, _) => self.ask_engine(s, now, false),
             (Fate::Void, Some(held)) if held.epoch > epoch => self.yield_to(s, now, held.epoch),
+            (Fate::Void, Some(held)) if adopts(&held, epoch, s.me, &owner.in_sync) => {
+                self.adopt_set(s, now, &held.in_sync);
+            }
             // Somebody has edited the key. Nothing is assumed of it; what waits goes on waiting, and people are told.
             (Fate::Void, other) => {
                 let why = match other {
@@ -350,6 +353,24 @@ impl Group {
                 s.engine_answered(now, &answer);
             }
         }
+    }
+
+    /// The key holds a smaller set than this owner, which has just been given the group, knows of. What it wanted to write is void.
+    fn adopt_set(&mut self, s: &mut Shared, now: Instant, held: &BTreeSet<SetMember>) {
+        let Phase::Owner(owner) = &mut self.phase else {
+            return;
+        };
+        let gone: BTreeSet<SetMember> = owner.in_sync.difference(held).copied().collect();
+        let moves = owner
+            .writing
+            .take()
+            .is_some_and(|w| matches!(w.purpose, Purpose::Move(_)));
+        owner.out.retain(|member, _| held.contains(member));
+        if moves {
+            self.abort_handover(s, now, "the in-sync set has just changed");
+        }
+        self.excluded(s, now, &gone, "was out of the set when the group was handed over");
+        self.write_set(s, now);
     }
 
     /// The write under way is done.

@@ -5,7 +5,7 @@ use crate::io::{EventKind, Output};
 use crate::node::Shared;
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{self, EpochId, FirstOwner, Standing};
-use crate::rules_doubt::nobody_left;
+use crate::rules_doubt::may_begin_anew;
 use model::{Epoch, Instant, MemberId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -177,9 +177,7 @@ impl Group {
             }
             Some(held) => {
                 let lives = s.lives();
-                // This life may be listed by a write that was carried out after it had looked, and given up: it holds nothing.
-                let others = rules::without(&held, &BTreeSet::from([s.me]));
-                let over = nobody_left(&others, &lives);
+                let over = may_begin_anew(&held, s.me, &lives);
                 let Phase::Starting(starting) = &mut self.phase else {
                     return;
                 };
@@ -190,7 +188,8 @@ impl Group {
                     return;
                 }
                 let waited = now.since(starting.since) > s.config.settle * 2;
-                let nobody = others.in_sync.iter().all(|m| !lives.contains(m));
+                let mut others = held.in_sync.iter().filter(|m| **m != s.me);
+                let nobody = others.all(|m| !lives.contains(m));
                 if nobody && waited && !std::mem::replace(&mut starting.orphaned, true) {
                     let in_sync = held.in_sync;
                     self.event(s, now, EventKind::Orphaned { in_sync });

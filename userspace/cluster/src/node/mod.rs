@@ -153,6 +153,15 @@ impl Node {
                     self.group_input(group, |g, s| g.report(s, &edges));
                 }
             }
+            Input::ForkTouched { now, group, touched } => {
+                self.group_input(group, |g, s| g.fork_touched(s, now, touched));
+            }
+            Input::ForkSettled {
+                now,
+                group,
+                member,
+                number,
+            } => self.group_input(group, |g, s| g.fork_settled(s, now, member, number)),
             Input::OwnershipAnswered { now, token, answer } => {
                 self.shared.engine_answered(now, &answer);
                 self.group_input(group_of_token(token), |g, s| {

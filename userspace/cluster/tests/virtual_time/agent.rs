@@ -159,6 +159,25 @@ impl World {
                     part.mirror.clear();
                     part.limits.clear();
                     part.discards += 1;
+                    let touched = std::mem::take(&mut part.touched);
+                    member.node.handle(Input::ForkTouched { now, group, touched });
+                }
+                Output::ForkTouched {
+                    group,
+                    from,
+                    number,
+                    touched,
+                } => {
+                    let part = &mut member.groups[usize::from(group.0)];
+                    part.told.push((from.member.0, number, touched));
+                    if !member.keeps_forks {
+                        member.node.handle(Input::ForkSettled {
+                            now,
+                            group,
+                            member: from.member,
+                            number,
+                        });
+                    }
                 }
                 Output::CloseLegacy { token, .. } => {
                     member.node.handle(Input::FinalWindows {

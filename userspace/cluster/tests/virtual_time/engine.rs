@@ -455,6 +455,25 @@ fn a_drained_member_gets_nothing_back_until_it_is_undrained() {
     world.run_until(1000, "home again", |w| w.settled(A));
 }
 
+/// The old owner has just written a lost member out of the set when it hands the group over: the taker has not heard of that.
+#[test]
+fn a_planned_takeover_right_after_an_exclusion_leaves_an_owner_that_can_change_its_set() {
+    for pause in 0..24 {
+        let mut world = three();
+        let owner = (0..3).find(|m| world.members[*m].is_owner()).expect("an owner");
+        let (to, lost) = ((owner + 1) % 3, (owner + 2) % 3);
+        world.kill(lost);
+        world.run_until(1000, "it is written out", |w| {
+            w.saw(owner, |kind| matches!(kind, EventKind::Excluded { .. }))
+        });
+        world.run(pause);
+        world.take_over(owner, to as u8 + 1);
+        world.run_until(3000, "handed over", |w| w.settled(to));
+        world.restart(lost);
+        world.run_until(5000, "and it changes its set", |w| w.settled(to));
+    }
+}
+
 #[test]
 fn members_of_two_formats_work_together_and_an_upgrade_one_by_one_loses_nothing() {
     for old in OLDEST..VERSION {

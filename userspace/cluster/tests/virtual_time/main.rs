@@ -4,6 +4,7 @@ mod agent;
 mod deaf;
 mod engine;
 mod faults;
+mod forks;
 mod lives;
 mod pair;
 mod register;

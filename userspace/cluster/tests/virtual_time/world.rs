@@ -6,7 +6,7 @@ use crate::register::{Register, Shape};
 use cluster::io::{EventKind, Flip};
 use cluster::status::{GroupStatus, Role};
 use cluster::{Command, Direction, EpochId, Event, Input, Link, Node, NodeConfig, RaiseItem, Solo, Standing};
-use model::{GroupId, Instant, MemberId};
+use model::{GroupId, IkeSpi, Instant, MemberId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -43,6 +43,10 @@ pub struct Part {
     /// Last flip.
     pub flip: Option<Flip>,
     pub discards: usize,
+    /// IKE SAs that this member's fork touched, for when it is discarded.
+    pub touched: Vec<IkeSpi>,
+    /// What others, or itself, named as touched by a fork: member, number, SPIs.
+    pub told: Vec<(u8, u64, Vec<IkeSpi>)>,
     pub resumed: usize,
 }
 
@@ -58,6 +62,8 @@ pub struct Member {
     pub events: Vec<Event>,
     pub raise_refused: Vec<RaiseItem>,
     pub restated: usize,
+    /// It does not get to what a fork touched.
+    pub keeps_forks: bool,
     /// Entries that came in the brief form.
     pub briefs: usize,
     /// The next entry does not fit what it holds.
@@ -510,6 +516,7 @@ impl Member {
             events: Vec::new(),
             raise_refused: Vec::new(),
             restated: 0,
+            keeps_forks: false,
             briefs: 0,
             misfit: false,
             refuses_limits: false,

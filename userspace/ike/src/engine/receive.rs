@@ -481,6 +481,10 @@ fn heard(sa: &mut IkeSa, ctx: &mut Context<'_>, local: SocketAddr, remote: Socke
     sa.dirty = true;
     if moved && !authenticating {
         for child in &sa.children {
+            if transport::is_left_behind(child, old, remote) {
+                sa.our.push(Task::DeleteChild { spi_in: child.spi_in });
+                continue;
+            }
             let change = model::ChildSaChange::MovePeer {
                 spi_in: child.spi_in,
                 remote,

@@ -2,7 +2,7 @@
 
 use crate::config::Resource;
 use crate::proposal::Proposal;
-use model::{EspSpi, Instant, TrafficSelector};
+use model::{EspSpi, Instant, SaMode, TrafficSelector};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,9 @@ pub(crate) struct ChildSa {
     /// Both sides want Child SAs per resource beside this one.
     #[serde(skip)]
     pub multiple: bool,
+    /// Tunnel or transport mode; in the record's third part.
+    #[serde(skip)]
+    pub mode: SaMode,
     #[serde(skip)]
     pub rekey_at: Option<Instant>,
     #[serde(skip)]

@@ -8,7 +8,7 @@ use crate::tasks::follow_up::Awaited;
 use crate::tasks::intermediate::Intermediate;
 use crate::tasks::ppk::PpkState;
 use crate::tasks::redirect::Redirected;
-use model::SecretBytes;
+use model::{EspSpi, SecretBytes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::net::IpAddr;
@@ -27,6 +27,7 @@ mod tag {
     pub const REDIRECTED: u16 = 39;
     pub const VIRTUAL_ADDRESSES: u16 = 16;
     pub const MOBIKE: u16 = 17;
+    pub const TRANSPORT: u16 = 32;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
 }
 
@@ -56,11 +57,14 @@ pub(crate) struct More {
     pub peer_window: Option<u32>,
     /// And of the one that we have announced.
     pub our_window: Option<u32>,
+    /// Inbound SPIs of Child SAs in transport mode, also of those that are being asked for. Only between the record and the Child
+    /// SAs themselves, which know it.
+    pub transport: Vec<EspSpi>,
 }
 
 impl More {
-    /// The values that differ from the default.
-    pub fn write(&self) -> Vec<Tagged> {
+    /// The values that differ from the default. `transport`: inbound SPIs of the Child SAs in transport mode.
+    pub fn write(&self, transport: &[EspSpi]) -> Vec<Tagged> {
         let mut values = Vec::new();
         put(&mut values, tag::REDIRECTED, self.redirected.as_ref());
         if self.redirectable {
@@ -77,6 +81,8 @@ impl More {
         if self.mobike {
             values.push((tag::MOBIKE, SecretBytes::default()));
         }
+        let transport = (!transport.is_empty()).then_some(&transport);
+        put(&mut values, tag::TRANSPORT, transport);
         values
     }
 
@@ -96,6 +102,7 @@ impl More {
                 tag::OUR_WINDOW => more.our_window = Some(get(value)?),
                 // They belong to the windows.
                 tag::FURTHER_REQUESTS | tag::OTHER_RESPONSES => {}
+                tag::TRANSPORT => more.transport = get(value)?,
                 tag::MAY_BE_SKIPPED.. => {}
                 unknown => {
                     let why = format!("value {unknown} is of a newer version of this software");
@@ -149,7 +156,7 @@ mod tests {
 
     #[test]
     fn nothing_is_written_for_what_is_not_used() {
-        assert!(More::default().write().is_empty());
+        assert!(More::default().write(&[]).is_empty());
     }
 
     #[test]
@@ -160,12 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn virtual_addresses_come_back() {
+    fn virtual_addresses_and_transport_mode_come_back() {
         let more = More {
             virtual_addresses: vec!["10.9.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             ..More::default()
         };
-        let again = More::read(&more.write()).ok().unwrap();
+        let again = More::read(&more.write(&[EspSpi(7)])).ok().unwrap();
         assert_eq!(again.virtual_addresses, more.virtual_addresses);
+        assert_eq!(again.transport, [EspSpi(7)]);
     }
 }

@@ -6,6 +6,7 @@ use super::more::{More, Tagged, read_windows, write_windows};
 use super::phase::Phase;
 use crate::tasks::Pending;
 use crate::tasks::child_create::ChildOffer;
+use crate::tasks::transport;
 use model::SecretBytes;
 use serde::Serialize;
 use std::ops::RangeInclusive;
@@ -55,7 +56,7 @@ pub(crate) fn write(sa: &IkeSa, version: u8) -> SecretBytes {
     if version == VERSION_WITHOUT_EXTRAS {
         return octets(&[version], sa);
     }
-    let mut more = sa.more.write();
+    let mut more = sa.more.write(&transport::of(sa));
     write_windows(sa, &mut more);
     if version == VERSION_WITHOUT_MORE || more.is_empty() {
         return octets(&[VERSION_WITHOUT_MORE], &(sa, &sa.extras, children(sa)));
@@ -162,6 +163,7 @@ fn decode(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
             read_windows(&mut sa, &more)?;
             let mut sa = joined(sa, extras, children);
             sa.more = More::read(&more)?;
+            transport::give(&mut sa);
             Ok(sa)
         }
         found => Err(AdoptError::Version { found }),

@@ -2,7 +2,7 @@
 
 use super::child_create::{Agreed, NONCE_LEN, install};
 use super::follow_up::{self, Unfinished};
-use super::{configuration, notify, resource};
+use super::{configuration, notify, resource, transport};
 use crate::config::{ChildConfig, Connection};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -12,7 +12,7 @@ use crate::outbox::Context;
 use crate::proposal::{self, Proposal, TransformKind};
 use crypto::DhGroup;
 use ike_wire::{DhTransform, KeyExchange, Notify, NotifyType, Payload, PayloadList, ProtocolId};
-use model::{EspSpi, OutboundUse, SecretBytes, TrafficSelector};
+use model::{EspSpi, OutboundUse, SaMode, SecretBytes, TrafficSelector};
 
 /// Child SAs of one IKE SA; a peer that asks for more is refused.
 const CHILDREN_MAX: usize = 256;
@@ -96,8 +96,10 @@ pub(crate) fn answer(
             .for_each(|their| their.proposal = their.proposal.without_dh());
     }
     let choice = choose_child(
+        sa,
         connection,
         &theirs,
+        transport::wanted(payloads),
         &ts_i.selectors,
         &ts_r.selectors,
         in_auth,
@@ -146,6 +148,9 @@ pub(crate) fn answer(
     answer.extend(public.map(Payload::KeyExchange));
     answer.push(Payload::TsInitiator(choice.ts_remote.clone().into()));
     answer.push(Payload::TsResponder(choice.ts_local.clone().into()));
+    if choice.mode == SaMode::Transport {
+        answer.push(notify(NotifyType::USE_TRANSPORT_MODE));
+    }
     let multiple = resource::is_offered(payloads) && resource::is_wanted(connection);
     if multiple {
         answer.push(resource::info(sa, ctx, bound));
@@ -170,6 +175,7 @@ pub(crate) fn answer(
         },
         resource: bound,
         multiple: bound.is_none() && (multiple || rekeyed.is_some_and(|old| old.multiple)),
+        mode: choice.mode,
     };
     Ok((answer, agreed))
 }
@@ -202,12 +208,20 @@ struct Choice {
     suite: Proposal,
     ts_local: Vec<TrafficSelector>,
     ts_remote: Vec<TrafficSelector>,
+    mode: SaMode,
 }
 
-/// The first child whose selectors overlap and whose proposals fit; one that fits without narrowing goes first.
+/// The first child whose selectors overlap and whose proposals fit; one of the mode that is asked for goes first, then one that
+/// fits without narrowing.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a part of the request, or of what is known of the peer"
+)]
 fn choose_child(
+    sa: &IkeSa,
     connection: &Connection,
     theirs: &[negotiate::TheirProposal],
+    wanted: SaMode,
     ts_i: &[TrafficSelector],
     ts_r: &[TrafficSelector],
     in_auth: bool,
@@ -216,21 +230,28 @@ fn choose_child(
 ) -> Result<Choice, Refusal> {
     let their_proposals: Vec<Proposal> = theirs.iter().map(|their| their.proposal.clone()).collect();
     let mut overlapping = Vec::new();
+    let mut declined = false;
     for child in &connection.children {
         if rekeyed.is_some_and(|old| old.name != child.name) {
             continue;
         }
-        let ts_local = narrow(&child.local_ts, ts_r);
-        let mut ts_remote = narrow(&child.remote_ts, ts_i);
+        if !transport::suits(child, wanted) {
+            declined = true;
+            continue;
+        }
+        let (local, remote) = transport::selectors(sa, child);
+        let ts_local = narrow(&local, ts_r);
+        let mut ts_remote = narrow(&remote, ts_i);
         if let Some(virtual_ts) = virtual_ts {
             ts_remote = narrow(&ts_remote, virtual_ts);
         }
         if !ts_local.is_empty() && !ts_remote.is_empty() {
-            let exact = ts_local == child.local_ts && ts_remote == child.remote_ts;
-            overlapping.push((!exact, child, ts_local, ts_remote));
+            let exact = ts_local == local && ts_remote == remote;
+            let rank = (child.mode != wanted, !exact);
+            overlapping.push((rank, child, ts_local, ts_remote));
         }
     }
-    overlapping.sort_by_key(|(narrowed, ..)| *narrowed);
+    overlapping.sort_by_key(|(rank, ..)| *rank);
     if overlapping.is_empty() {
         let configured =
             |child: &ChildConfig| format!("{} === {}", show(&child.local_ts), show(&child.remote_ts));
@@ -239,10 +260,16 @@ fn choose_child(
             notify: Notify::status(NotifyType::TS_UNACCEPTABLE),
             event: EventKind::ChildFailed,
             text: format!(
-                "no child has these selectors: the peer asks for {} === {}, configured: {}",
+                "no child has these selectors: the peer asks for {} === {}, configured: {}{}{}",
                 show(ts_r),
                 show(ts_i),
-                ours.join(", ")
+                ours.join(", "),
+                if declined {
+                    "; the peer asks for tunnel mode, and a child in transport mode is left out: give both sides one mode"
+                } else {
+                    ""
+                },
+                transport::explain(sa, wanted)
             ),
         });
     }
@@ -267,6 +294,7 @@ fn choose_child(
                 suite,
                 ts_local,
                 ts_remote,
+                mode: child.mode,
             });
         }
         ours_shown.extend(ours);

@@ -1,6 +1,6 @@
 //! A new Child SA, in CREATE_CHILD_SA or as part of IKE_AUTH (RFC 7296 1.3.1, 2.9, 2.17).
 
-use super::{Pending, child_rekey, follow_up, put_off, resource, send_create};
+use super::{Pending, child_rekey, follow_up, notify, put_off, resource, send_create, transport};
 use crate::config::{ChildConfig, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
@@ -11,7 +11,9 @@ use crate::outbox::Context;
 use crate::proposal::{self, Proposal, TransformKind};
 use crypto::{DhGroup, child_keymat};
 use ike_wire::{DhTransform, KeyExchange, Notify, NotifyType, Payload, PayloadList, ProtocolId};
-use model::{ChildSaChange, ChildSaRecord, EspSpi, OutboundUse, SecretBytes, TrafficSelector};
+use model::{
+    ChildSaChange, ChildSaRecord, EspSpi, OutboundUse, SaForm, SaMode, SecretBytes, TrafficSelector,
+};
 use serde::{Deserialize, Serialize};
 
 /// Octets of our nonces: at least half of the key of the largest PRF (RFC 7296 2.10).
@@ -42,6 +44,9 @@ pub(crate) struct ChildOffer {
     /// Our public value, until it is sent.
     #[serde(skip)]
     public: Vec<u8>,
+    /// In the record's third part.
+    #[serde(skip)]
+    pub mode: SaMode,
 }
 
 impl ChildOffer {
@@ -76,6 +81,9 @@ pub(crate) struct Agreed {
     pub outbound: OutboundUse,
     pub resource: Option<Resource>,
     pub multiple: bool,
+    /// In the record's third part.
+    #[serde(skip)]
+    pub mode: SaMode,
 }
 
 /// Makes an offer for a child of the configuration. `group`: the one that the peer asked for.
@@ -88,6 +96,18 @@ pub(crate) fn offer(
     group: Option<u16>,
     resource: Option<Resource>,
 ) -> Option<ChildOffer> {
+    let (ts_local, ts_remote) = transport::selectors(sa, child);
+    if ts_local.is_empty() || ts_remote.is_empty() {
+        let text = format!(
+            "child {}: transport mode is between {} and {}, which its selectors do not hold{}",
+            child.name,
+            sa.path.local.ip(),
+            sa.path.remote.ip(),
+            transport::explain(sa, child.mode)
+        );
+        ctx.event(sa, EventKind::ChildFailed, text);
+        return None;
+    }
     let wanted = group.or_else(|| {
         proposals
             .first()
@@ -121,14 +141,15 @@ pub(crate) fn offer(
         nonce,
         dh,
         proposals,
-        ts_local: child.local_ts.clone(),
-        ts_remote: child.remote_ts.clone(),
+        ts_local,
+        ts_remote,
         rekeys: None,
         crossing: None,
         tries: 0,
         resource,
         multiple: false,
         public,
+        mode: child.mode,
     })
 }
 
@@ -160,6 +181,9 @@ pub(crate) fn send_offer(sa: &mut IkeSa, ctx: &mut Context<'_>, mut offer: Child
         }));
     }
     payloads.extend(selectors);
+    if offer.mode == SaMode::Transport {
+        payloads.push(notify(NotifyType::USE_TRANSPORT_MODE));
+    }
     if sa.connection(ctx.config).is_some_and(resource::is_wanted) {
         payloads.push(resource::info(sa, ctx, offer.resource));
     }
@@ -218,13 +242,26 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, p
         Ok(agreed) => self::agreed(sa, ctx, offer, agreed),
         Err(why) => {
             // The peer has installed something that we cannot use: have it deleted again (RFC 7296 2.21.3).
-            ctx.event(
-                sa,
-                EventKind::PeerMisbehaved,
-                format!("child {}: response has {why}", offer.name),
+            let text = format!(
+                "child {}: response has {why}{}",
+                offer.name,
+                transport::explain(sa, offer.mode)
             );
+            ctx.event(sa, fault(why), text);
             abandon(sa, ctx, &offer, payloads);
         }
+    }
+}
+
+/// Tunnel mode where transport mode was asked for: the peer may say so, and the initiator MUST delete the SA then (RFC 7296 1.3.1).
+const DECLINED: &str = "tunnel mode where we asked for transport mode";
+
+/// Whose fault a bad response is.
+pub(crate) fn fault(why: &str) -> EventKind {
+    if why == DECLINED {
+        EventKind::ChildFailed
+    } else {
+        EventKind::PeerMisbehaved
     }
 }
 
@@ -343,6 +380,7 @@ fn retry_with_group(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, er
     if let Some(mut again) = again {
         again.rekeys = offer.rekeys;
         again.multiple = offer.multiple;
+        again.mode = offer.mode;
         again.ts_local = offer.ts_local;
         again.ts_remote = offer.ts_remote;
         again.tries = 1;
@@ -385,6 +423,11 @@ pub(crate) fn read_response(
         }
         _ => return Err("a key exchange that does not fit"),
     };
+    match (offer.mode, transport::wanted(payloads)) {
+        (SaMode::Transport, SaMode::Tunnel) => return Err(DECLINED),
+        (SaMode::Tunnel, SaMode::Transport) => return Err("transport mode, which we did not ask for"),
+        _ => {}
+    }
     let selectors = |ts: Option<&ike_wire::TrafficSelectors>| ts.map(|ts| ts.selectors.clone());
     let ts_local = selectors(payloads.ts_i()).ok_or("no TSi")?;
     let ts_remote = selectors(payloads.ts_r()).ok_or("no TSr")?;
@@ -411,6 +454,7 @@ pub(crate) fn read_response(
         outbound: OutboundUse::Now,
         resource: offer.resource,
         multiple: offer.multiple || (offer.resource.is_none() && resource::is_offered(payloads)),
+        mode: offer.mode,
     })
 }
 
@@ -453,7 +497,10 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
         suite,
         key_in,
         key_out,
-        esn,
+        form: SaForm {
+            esn,
+            mode: agreed.mode,
+        },
         udp_encap: sa.path.encap,
         local: sa.path.local,
         remote: sa.path.remote,
@@ -480,11 +527,15 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
         None => {}
     }
     let text = format!(
-        "child {} is up: SPI {} in, {} out, {}{}, {} === {}",
+        "child {} is up: SPI {} in, {} out, {}{}{}, {} === {}",
         agreed.name,
         agreed.spi_in,
         agreed.spi_out,
         agreed.suite,
+        match agreed.mode {
+            SaMode::Tunnel => "",
+            SaMode::Transport => " in transport mode",
+        },
         if sa.path.encap { " in UDP" } else { "" },
         show(&agreed.ts_local),
         show(&agreed.ts_remote)
@@ -510,6 +561,7 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
         phase,
         resource: agreed.resource,
         multiple: agreed.multiple,
+        mode: agreed.mode,
         rekey_at: None,
         since: ctx.now,
     };

@@ -36,6 +36,7 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
         remote_ts: old.ts_remote.clone(),
         esp_proposals: proposals.clone(),
         start: false,
+        mode: old.mode,
     };
     let nonce = ctx.random(NONCE_LEN);
     match child_create::offer(sa, ctx, &child, proposals, nonce, None, old.resource) {

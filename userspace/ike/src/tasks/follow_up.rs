@@ -22,7 +22,7 @@ use crate::negotiate;
 use crate::outbox::Context;
 use crypto::DhGroup;
 use ike_wire::{DhTransform, ExchangeType, KeyExchange, Notify, NotifyType, Payload, PayloadList};
-use model::{EspSpi, SecretBytes};
+use model::{EspSpi, SaMode, SecretBytes};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -47,6 +47,20 @@ impl Unfinished {
             Self::Ike(agreed) => &agreed.suite,
         };
         negotiate::additional(suite).unwrap_or_default()
+    }
+
+    /// Inbound SPI and mode of a Child SA.
+    pub fn mode(&self) -> Option<(EspSpi, SaMode)> {
+        match self {
+            Self::Child(agreed) => Some((agreed.spi_in, agreed.mode)),
+            Self::Ike(_) => None,
+        }
+    }
+
+    pub fn set_mode(&mut self, mode: impl Fn(EspSpi) -> SaMode) {
+        if let Self::Child(agreed) = self {
+            agreed.mode = mode(agreed.spi_in);
+        }
     }
 
     /// The inbound SPI that is promised to the peer.
@@ -97,6 +111,17 @@ pub(crate) struct Awaited {
     unfinished: Unfinished,
     secrets: Vec<SecretBytes>,
     link: Vec<u8>,
+}
+
+impl Awaited {
+    /// Inbound SPI and mode of the Child SA that is to be made.
+    pub fn mode(&self) -> Option<(EspSpi, SaMode)> {
+        self.unfinished.mode()
+    }
+
+    pub fn set_mode(&mut self, mode: impl Fn(EspSpi) -> SaMode) {
+        self.unfinished.set_mode(mode);
+    }
 }
 
 fn linked(link: &[u8]) -> Payload {

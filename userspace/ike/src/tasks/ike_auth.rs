@@ -5,7 +5,7 @@ use super::proof::{
 };
 use super::{
     Pending, child_answer, child_create, configuration, delete, eap, mobike, notify, ppk, qcd, redirect,
-    resource, resume, ticket, window,
+    resource, resume, ticket, transport, window,
 };
 use crate::auth::{self, signing};
 use crate::config::{Childless, Connection, Identity};
@@ -26,7 +26,7 @@ use ike_wire::{
     AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, NotifyType, Payload,
     PayloadList,
 };
-use model::IkeSpi;
+use model::{IkeSpi, SaMode};
 
 pub(crate) fn wire_identity(id: &Identity) -> Identification {
     use ike_wire::Identity as Wire;
@@ -240,6 +240,9 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>, phase: AwaitSignature, auth: Auth
         let (proposals, selectors) = child_create::offer_payloads(offer);
         payloads.push(proposals);
         payloads.extend(selectors);
+        if offer.mode == SaMode::Transport {
+            payloads.push(notify(NotifyType::USE_TRANSPORT_MODE));
+        }
         if resource::is_wanted(connection) {
             payloads.push(resource::info(sa, ctx, None));
         }
@@ -357,11 +360,12 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
         }
         Err(why) => {
             ctx.around.release_esp_spi(offer.spi_in);
-            ctx.event(
-                sa,
-                EventKind::PeerMisbehaved,
-                format!("child {}: IKE_AUTH response has {why}", offer.name),
+            let text = format!(
+                "child {}: IKE_AUTH response has {why}{}",
+                offer.name,
+                transport::explain(sa, offer.mode)
             );
+            ctx.event(sa, child_create::fault(why), text);
             let delete = [Payload::Delete(Delete::Esp(vec![offer.spi_in]))];
             let pending = Pending::DeleteChild { spi_in: offer.spi_in };
             send_request(sa, ctx, ExchangeType::INFORMATIONAL, &delete, pending);

@@ -1,7 +1,7 @@
 //! MOBIKE (RFC 4555) as responder: the peer, which initiated, may change its address and go on.
 
 use super::ike_init::{detect_nat, nat_detection};
-use super::{Pending, delete, notify};
+use super::{Pending, delete, notify, transport};
 use crate::config::Connection;
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -60,7 +60,9 @@ fn update(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) {
     // SAs take the place of the old ones.
     let only_remote = before.local.ip() == local.ip() && before.encap == sa.path.encap;
     for child in &sa.children {
-        if only_remote {
+        if transport::is_left_behind(child, before.remote, remote) {
+            sa.our.push(Task::DeleteChild { spi_in: child.spi_in });
+        } else if only_remote {
             ctx.out.child_changes.push(ChildSaChange::MovePeer {
                 spi_in: child.spi_in,
                 remote,

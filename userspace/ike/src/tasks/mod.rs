@@ -24,6 +24,7 @@ pub(crate) mod refresh;
 pub(crate) mod resource;
 pub(crate) mod resume;
 pub(crate) mod ticket;
+pub(crate) mod transport;
 pub(crate) mod wanted;
 pub(crate) mod window;
 

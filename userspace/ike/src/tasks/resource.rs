@@ -106,6 +106,7 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, name: &str, resource:
         local_ts: first.ts_local.clone(),
         remote_ts: first.ts_remote.clone(),
         esp_proposals: proposals.clone(),
+        mode: first.mode,
         ..child.clone()
     };
     let nonce = ctx.random(child_create::NONCE_LEN);

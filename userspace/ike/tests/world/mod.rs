@@ -498,8 +498,8 @@ impl World {
             assert!(ours.key_in.expose() != ours.key_out.expose());
             assert_eq!(ours.key_in.len(), ours.suite.key_len() + 4);
             assert_eq!(
-                (ours.suite, ours.esn, ours.udp_encap),
-                (theirs.suite, theirs.esn, theirs.udp_encap)
+                (ours.suite, ours.form, ours.udp_encap),
+                (theirs.suite, theirs.form, theirs.udp_encap)
             );
             assert_eq!(
                 (&ours.ts_local, &ours.ts_remote),

@@ -1,8 +1,10 @@
 //! The SA store against a data plane in memory: order of a plan, rekey, removal, snapshots, raises.
 
+mod advance;
 mod groups;
 mod look;
 mod sas;
 mod siblings;
+mod taint;
 mod usage;
 mod world;

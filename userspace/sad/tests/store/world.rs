@@ -128,7 +128,10 @@ pub(crate) fn record(spi: EspSpi, remote: &str) -> ChildSaRecord {
         suite: EspSuite::ChaCha20Poly1305,
         key_in: SecretBytes::new(vec![1; 36]),
         key_out: SecretBytes::new(vec![2; 36]),
-        esn: true,
+        form: model::SaForm {
+            esn: true,
+            ..model::SaForm::default()
+        },
         udp_encap: false,
         local: "192.0.2.1:4500".parse().expect("address"),
         remote: "192.0.2.2:4500".parse().expect("address"),

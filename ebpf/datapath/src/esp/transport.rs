@@ -1,0 +1,93 @@
+//! Transport mode (RFC 4303 3.1.1): ESP stands between the IP header, which stays, and the upper layer's. It is for what the gateway
+//! itself says and hears: the addresses are a cluster address and the peer's.
+
+use maps_schema::verdict::Verdict;
+
+use super::inbound::selected;
+use super::pad;
+use crate::bytes::{Bounded, PacketRead};
+use crate::checksum;
+use crate::env::{Area, Env, Work};
+use crate::headers::{self, IPV4_LEN, IPV6_LEN, Ip};
+use crate::selectors::Flow;
+
+/// What is inside an opened packet: padding, upper layer, selectors. The header in `work.ip` is the outer one; afterwards it says what
+/// it will say once ESP is gone.
+#[inline(always)]
+pub fn inspect(env: &impl Env, area: &mut Area) -> bool {
+    let Area { cipher, work } = area;
+    let Some(sa) = env.inbound(work.cpu, work.index) else {
+        return work.drop(Verdict::InternalError);
+    };
+    let Some((payload, next_header)) = pad::strip(cipher.text(), cipher.text_len as usize) else {
+        return work.drop(Verdict::PaddingBad);
+    };
+    // A dummy packet of traffic flow confidentiality (RFC 4303 2.6).
+    if next_header == headers::PROTOCOL_NONE {
+        return work.drop(Verdict::InnerUnsupported);
+    }
+    let text = Bounded {
+        octets: cipher.text(),
+        len: payload,
+    };
+    work.ip.total_len = work.ip.header_len + payload as u32;
+    work.ip.protocol = next_header;
+    work.outer_tos = work.ip.tos;
+    work.flow = Flow {
+        source: work.ip.source,
+        destination: work.ip.destination,
+        protocol: next_header,
+        ..Flow::default()
+    };
+    if let Some((source, destination)) = headers::ports(&text, next_header, 0) {
+        work.flow.ports = [source, destination];
+        work.flow.has_ports = 1;
+    }
+    if !selected(sa, &work.flow) {
+        return work.drop(Verdict::SelectorMismatch);
+    }
+    true
+}
+
+/// Takes ESP out of the packet and passes it to the stack of this member, whose address it bears.
+#[inline(always)]
+pub fn deliver(env: &impl Env, area: &mut Area) {
+    let Area { cipher, work } = area;
+    let (at, ip) = (work.link_len as usize, work.ip);
+    let header_len = ip.header_len as usize;
+    let payload = ip.total_len as usize - header_len;
+    let stored = payload == 0 || env.store(at + header_len, cipher.text(), payload);
+    if !stored || !env.truncate(at + header_len + payload) || !restore(env, work, at, &ip) {
+        work.drop(Verdict::InternalError);
+        return;
+    }
+    work.pass(Verdict::EspOpenedLocal);
+}
+
+/// Length and protocol of the IP header as they are without ESP, with IPv4's checksum.
+#[inline(always)]
+fn restore(env: &impl Env, work: &Work, at: usize, ip: &Ip) -> bool {
+    if ip.version == 6 {
+        let [l0, l1] = ((ip.total_len - ip.header_len) as u16).to_be_bytes();
+        return env.write(at + 4, &[l0, l1, ip.protocol]);
+    }
+    let front = work.front();
+    let (Some(length), Some(word)) = (front.u16(at + 2), front.u16(at + 8)) else {
+        return false;
+    };
+    let new_length = ip.total_len as u16;
+    let new_word = word & 0xff00 | ip.protocol as u16;
+    let sum = checksum::updated(ip.checksum, length, new_length);
+    let sum = checksum::updated(sum, word, new_word);
+    env.write(at + 2, &new_length.to_be_bytes())
+        && env.write(at + 9, &[ip.protocol])
+        && env.write(at + 10, &sum.to_be_bytes())
+}
+
+/// Octets of the IP header that stays, of a packet on its way out; `None` for what is not sealed: options, extension headers, and
+/// fragments (RFC 4303 3.3.4: fragmentation comes after ESP).
+#[inline(always)]
+pub fn header_len(ip: &Ip) -> Option<usize> {
+    let plain = if ip.version == 6 { IPV6_LEN } else { IPV4_LEN };
+    (ip.header_len as usize == plain && !ip.is_fragment()).then_some(plain)
+}
