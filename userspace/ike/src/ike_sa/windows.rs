@@ -380,8 +380,10 @@ mod tests {
 
     #[test]
     fn only_the_next_and_the_last_request_count_in_a_window_of_1() {
-        let mut window = TheirWindow::default();
-        window.next = 4;
+        let mut window = TheirWindow {
+            next: 4,
+            ..TheirWindow::default()
+        };
         window.answered(4, Some(vec![1]), 1);
         assert_eq!(window.order(5, 1), Order::New);
         assert_eq!(window.order(4, 1), Order::Repeated);

@@ -102,10 +102,10 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: &[u8], paylo
     let payloads = [Payload::Notify(Notify::message_id_sync(sync))];
     if let Some(response) = message::seal_aside(sa, ctx, ExchangeType::INFORMATIONAL, true, &payloads) {
         transmit(sa, ctx, &response);
-        sa.extras.sync.answered = Some(SyncAnswer {
+        sa.extras.sync.answered = Some(Box::new(SyncAnswer {
             request: sha256(&[bytes]),
             response,
-        });
+        }));
         let text = format!("the peer's cluster has failed over: its next Message ID is {m2}, ours {p2}");
         ctx.event(sa, EventKind::MessageIdsSynched, text);
     }

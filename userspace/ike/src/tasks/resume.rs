@@ -145,7 +145,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
     };
     let (nat_local, nat_remote) = detect_nat(payloads, sa.spi, message.header.spi_r, sa.path);
     sa.peer_spi = message.header.spi_r;
-    sa.extras.resumed = Some(resumed);
+    sa.extras.resumed = Some(Box::new(resumed));
     set_nat(sa, ctx, nat_local, nat_remote);
     sa.more.fragment_size = sa
         .connection(ctx.config)
@@ -261,12 +261,12 @@ pub(crate) fn respond(
     let phase = Phase::AwaitAuthRequest(Box::new(phase));
     let mut sa = IkeSa::new(spi, peer_spi, false, path, phase);
     sa.connection = Some(state.connection);
-    sa.extras.resumed = Some(Resumed {
+    sa.extras.resumed = Some(Box::new(Resumed {
         peer_id: state.client_id,
         own_id: state.own_id,
         replaces: Some(state.spi),
         ticket: Some((id, state.expires)),
-    });
+    }));
     sa.more.fragment_size = fragment_size;
     sa.their.answered(0, Some(response.clone()), 1);
     sa.timers.since = ctx.now;
