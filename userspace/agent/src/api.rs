@@ -420,7 +420,13 @@ pub struct ChildSa {
     pub segment: u8,
     /// CPU that serves it.
     pub cpu: u32,
-    /// Outbound, that CPU alone uses it, in place of the one that all may use (RFC 9611).
+    /// Member that serves it: in load sharing a Child SA may be on segments of another one than its IKE SA (RFC 9611).
+    #[serde(default)]
+    pub member: u8,
+    /// It is on another segment than its IKE SA: for traffic of the member that serves it.
+    #[serde(default)]
+    pub guest: bool,
+    /// Outbound, that CPU or member alone uses it, in place of the one that all may use (RFC 9611).
     #[serde(default)]
     pub bound: bool,
     /// Packets in.

@@ -1,6 +1,8 @@
 //! Answers as tables for people.
 
-use agent::api::{ChannelStatus, IkeSa, LoggedEvent, MemberStatus, Policies, Status, TakeoverStatus};
+use agent::api::{
+    ChannelStatus, ChildSa, IkeSa, LoggedEvent, MemberStatus, Policies, Status, TakeoverStatus,
+};
 use comfy_table::{Table, presets};
 use std::fmt::Write;
 
@@ -334,6 +336,7 @@ pub fn sas(sas: &[IkeSa]) -> String {
             "SPI in / out",
             "suite",
             "segment",
+            "member",
             "CPU",
             "local",
             "remote",
@@ -356,6 +359,7 @@ pub fn sas(sas: &[IkeSa]) -> String {
                 format!("{} / {}", child.spi_in, child.spi_out),
                 suite,
                 child.segment.to_string(),
+                served_by(child),
                 child.cpu.to_string(),
                 list(&child.ts_local),
                 list(&child.ts_remote),
@@ -367,6 +371,16 @@ pub fn sas(sas: &[IkeSa]) -> String {
     }
     out.truncate(out.trim_end().len());
     out
+}
+
+/// The member that serves a Child SA, and whether it is for that member's traffic alone.
+fn served_by(child: &ChildSa) -> String {
+    let own = if child.guest && child.bound {
+        ", its own"
+    } else {
+        ""
+    };
+    format!("{}{own}", child.member)
 }
 
 fn bound(limit: u64) -> String {

@@ -197,16 +197,27 @@ pub struct Ppk {
     pub required: bool,
 }
 
-/// What a Child SA can be bound to: a CPU of a member.
+/// What a Child SA can be bound to: a member, or a CPU of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Resource {
     /// The member; 0: whichever serves the IKE SA.
     pub member: MemberId,
-    /// Its CPU, as the data plane counts them.
+    /// Its CPU, as the data plane counts them; [`Resource::ANY_CPU`]: the member as a whole.
     pub cpu: u16,
 }
 
 impl Resource {
+    /// In [`Resource::cpu`]: whichever the member chooses.
+    pub const ANY_CPU: u16 = u16::MAX;
+
+    /// A member as a whole.
+    pub const fn of_member(member: MemberId) -> Self {
+        Self {
+            member,
+            cpu: Self::ANY_CPU,
+        }
+    }
+
     /// A CPU of whichever member serves the IKE SA.
     pub const fn of_owner(cpu: u16) -> Self {
         Self {
@@ -220,6 +231,9 @@ impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.member == MemberId(0) {
             return write!(f, "CPU {}", self.cpu);
+        }
+        if self.cpu == Self::ANY_CPU {
+            return write!(f, "member {}", self.member);
         }
         write!(f, "member {} CPU {}", self.member, self.cpu)
     }

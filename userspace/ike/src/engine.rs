@@ -310,6 +310,12 @@ impl Engine {
         self.table.get(spi).into_iter().flat_map(tasks::promised_spis)
     }
 
+    /// Our inbound SPIs of an IKE SA's Child SAs.
+    pub fn esp_spis_of(&self, spi: IkeSpi) -> impl Iterator<Item = EspSpi> {
+        let children = self.table.get(spi).into_iter().flat_map(|sa| &sa.children);
+        children.map(|child| child.spi_in)
+    }
+
     /// Addresses out of pools that peers of this engine use.
     pub fn leases(&self) -> impl Iterator<Item = std::net::IpAddr> {
         self.table.leases()

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ike::auth::certificate::Facts;
 use ike::{Connection, EndpointConfig, EngineConfig, LocalAuth, Pool, Ppk, RemoteAuth, Resource};
-use model::SecretBytes;
+use model::{MemberId, SecretBytes};
 use sad::{Handling, Policy, PolicyAction};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, ConnectionConfig, PoolConfig, Start};
+use crate::config::{Config, ConnectionConfig, PerResource, PoolConfig, Start};
 use crate::credentials;
 use crate::credentials::signer::Keys;
 
@@ -30,7 +30,29 @@ pub fn read_psk(path: &Path) -> Result<SecretBytes> {
     Ok(SecretBytes::new(octets[..end].to_vec()))
 }
 
-fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<Connection> {
+/// What a connection has Child SAs of its own for. Members may have other CPU counts: what a member does not offer is not used.
+fn resources(wanted: PerResource, cpus: u32, members: &[MemberId]) -> Vec<Resource> {
+    let cpus = (0..cpus.min(u32::from(Resource::ANY_CPU))).map(|cpu| cpu as u16);
+    let mut all = Vec::new();
+    if wanted.has_cpus() {
+        all.extend(cpus.clone().map(Resource::of_owner));
+    }
+    for member in members.iter().copied().filter(|_| wanted.has_members()) {
+        if wanted == PerResource::Both {
+            all.extend(cpus.clone().map(|cpu| Resource { member, cpu }));
+        } else {
+            all.push(Resource::of_member(member));
+        }
+    }
+    all
+}
+
+fn connection(
+    config: &ConnectionConfig,
+    cpus: u32,
+    members: &[MemberId],
+    made: &mut Made,
+) -> Result<Connection> {
     let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
     let own = config
         .certificate
@@ -78,11 +100,7 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
     c.window = config.extensions.window;
     c.redirect = config.extensions.redirect;
     c.follow_redirects = config.extensions.follow_redirects;
-    if config.extensions.per_cpu {
-        c.resources = (0..cpus.min(u32::from(u16::MAX)))
-            .map(|cpu| Resource::of_owner(cpu as u16))
-            .collect();
-    }
+    c.resources = resources(config.extensions.per_resource, cpus, members);
     c.fragmentation = config.fragmentation;
     c.fragment_size = config.fragment_size;
     let pool = |p: &PoolConfig| Pool::of_network(&p.name, p.network.network(), p.network.prefix_len());
@@ -122,8 +140,15 @@ pub fn make(config: &Config, cookie_secret: SecretBytes, cpus: u32) -> Result<Ma
         certificates: BTreeMap::new(),
         keys: Keys::new(),
     };
+    let members = config
+        .cluster
+        .members
+        .iter()
+        .map(|member| member.id)
+        .collect::<Vec<_>>();
     for c in &config.connections {
-        let connection = connection(c, cpus, &mut made).with_context(|| format!("connection {}", c.name))?;
+        let connection =
+            connection(c, cpus, &members, &mut made).with_context(|| format!("connection {}", c.name))?;
         made.engine.connections.push(connection);
     }
     Ok(made)

@@ -164,6 +164,7 @@ async fn event_loop(
         core.adopt_turn(now);
         core.snapshot_turn(now);
         core.list_turn(now);
+        core.guests_turn(now);
         core.end_turn();
         if second <= now {
             second = now + Duration::from_secs(1);

@@ -198,6 +198,7 @@ impl Core {
                 });
             }
             Output::MergeWindows { group, token, bytes } => self.merge_windows(group, token, bytes),
+            Output::Guest { from, group, body } => self.guest_heard(from, group, body),
             Output::PeerFacts { peer, facts } => self.peer_facts(peer, &facts),
             Output::Ownership { token, group, op } => self.ask_ownership(token, group, op),
             Output::Event(event) => self.node_event(&event),
@@ -401,6 +402,7 @@ impl Core {
             self.advancing.retain(|_, raise| raise.spi != *spi_in);
             self.forget_asked(*spi_in);
             self.reported.remove(spi_in);
+            self.guests.wishes.remove(spi_in);
             // What could not be installed need not be removed.
             if self.sad.get(*spi_in).is_none() {
                 return Ok(());

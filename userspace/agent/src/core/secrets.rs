@@ -33,6 +33,11 @@ impl<'a> Known<'a> {
         Self { me, words, mirror }
     }
 
+    /// The owner words.
+    pub fn words(&self) -> &'a Segments {
+        self.words
+    }
+
     /// Whether this member serves the segment now, alone and confirmed: not while a handover is under way, and not after its
     /// word has expired, when another member may have taken over without having been heard yet.
     pub fn serves(&self, segment: SegmentId) -> bool {

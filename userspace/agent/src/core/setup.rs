@@ -18,6 +18,7 @@ use tun_rs::AsyncDevice;
 use super::certificates::Certificates;
 use super::command::Wishes;
 use super::groups::Groups;
+use super::guests::MemberSas;
 use super::health::Health;
 use super::keep::{self, Kept, NotTakenUp};
 use super::member::Facts;
@@ -361,6 +362,7 @@ impl Core {
             tenures = kept.tenures;
         }
         pins.keep();
+        let guests = MemberSas::new(&config, groups.layout, options.cpus);
         let mut core = Core {
             me: config.cluster.member,
             steer_key,
@@ -411,6 +413,7 @@ impl Core {
             advancing: BTreeMap::new(),
             refused: HashMap::new(),
             asked: BTreeMap::new(),
+            guests,
             forked: VecDeque::new(),
             forks: forks::Forks::default(),
             reported: HashMap::new(),

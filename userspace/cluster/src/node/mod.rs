@@ -153,6 +153,7 @@ impl Node {
                     self.group_input(group, |g, s| g.report(s, &edges));
                 }
             }
+            Input::SayGuest { to, group, body } => self.group_input(group, |g, s| g.say_guest(s, to, body)),
             Input::ForkTouched { now, group, touched } => {
                 self.group_input(group, |g, s| g.fork_touched(s, now, touched));
             }
@@ -196,6 +197,16 @@ impl Node {
     /// Whether this member owns the group.
     pub fn owns(&self, group: GroupId) -> bool {
         self.group(group).is_some_and(Group::is_owner)
+    }
+
+    /// This member in this life.
+    pub fn me(&self) -> SetMember {
+        self.shared.me
+    }
+
+    /// The present lives of all members that are heard, this one's included.
+    pub fn lives(&self) -> BTreeSet<SetMember> {
+        self.shared.lives()
     }
 
     /// How the owner stands; `None` where this member does not own the group.
