@@ -78,6 +78,7 @@ pub fn status(status: &Status) -> String {
         "groups",
         "links",
         "format",
+        "secret",
         "last heartbeat",
         "suspected after",
     ]);
@@ -92,6 +93,7 @@ pub fn status(status: &Status) -> String {
             member
                 .record_format
                 .map_or("-".to_owned(), |format| format.to_string()),
+            member.secret.clone().unwrap_or_else(|| "-".to_owned()),
             member
                 .last_heartbeat_ms
                 .map_or("never".to_owned(), |ms| format!("{ms} ms ago")),
@@ -105,6 +107,18 @@ pub fn status(status: &Status) -> String {
             "speaks record format {} at most (record_format in [cluster]); this release knows {}",
             status.record_format, status.record_format_newest
         );
+    }
+    if !status.secret.active.is_empty() {
+        let _ = write!(out, "cluster secret {} in use", status.secret.active);
+        for (name, what) in [
+            (&status.secret.next, "is known as the next"),
+            (&status.secret.before, "before is honoured"),
+        ] {
+            if let Some(name) = name {
+                let _ = write!(out, ", {name} {what}");
+            }
+        }
+        out.push('\n');
     }
     for member in status.members.iter().filter(|m| !m.differs.is_empty()) {
         let _ = writeln!(

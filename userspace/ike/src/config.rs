@@ -42,6 +42,20 @@ pub struct EndpointConfig {
     /// Secret that the keys of session resumption tickets are derived from (RFC 5723); the same on all members. `None`: no
     /// tickets are granted. 32 octets are right.
     pub ticket_secret: Option<SecretBytes>,
+    /// Secrets that were in use before, or will be in a moment: what was made with them is honoured, nothing is made with them.
+    /// Three at most, since RFC 6290 4.5 has peers try four tokens.
+    pub also_honoured: Vec<OtherSecrets>,
+}
+
+/// Secrets beside those in use, while they are being replaced. No `Debug`.
+#[derive(Clone)]
+pub struct OtherSecrets {
+    /// As [`EndpointConfig::cookie_secret`].
+    pub cookie: SecretBytes,
+    /// As [`EndpointConfig::qcd_secret`].
+    pub qcd: SecretBytes,
+    /// As [`EndpointConfig::ticket_secret`].
+    pub ticket: SecretBytes,
 }
 
 impl EndpointConfig {
@@ -54,7 +68,24 @@ impl EndpointConfig {
             half_open_timeout: Duration::from_secs(30),
             qcd_secret: None,
             ticket_secret: None,
+            also_honoured: Vec::new(),
         }
+    }
+
+    /// Takes the secrets of another configuration, and nothing else of it.
+    pub(crate) fn take_secrets(&mut self, from: Self) {
+        self.cookie_secret = from.cookie_secret;
+        self.qcd_secret = from.qcd_secret;
+        self.ticket_secret = from.ticket_secret;
+        self.also_honoured = from.also_honoured;
+    }
+
+    /// Secrets of tickets that are honoured, the one in use first.
+    pub(crate) fn ticket_secrets(&self) -> impl Iterator<Item = &SecretBytes> {
+        let others = self.also_honoured.iter().map(|other| &other.ticket);
+        // Where no tickets are granted, none is honoured.
+        let others = others.filter(|_| self.ticket_secret.is_some());
+        self.ticket_secret.iter().chain(others)
     }
 }
 

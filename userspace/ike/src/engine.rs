@@ -4,7 +4,7 @@ mod receive;
 
 use receive::{computed, datagram};
 
-use crate::config::EngineConfig;
+use crate::config::{EndpointConfig, EngineConfig};
 use crate::endpoint::{self, Admission, Endpoint};
 use crate::event::EventKind;
 use crate::exchange::{self, Computed, Exchanges, GoesOn, Inner, Then};
@@ -71,6 +71,13 @@ impl Engine {
     pub fn set_config(&mut self, config: EngineConfig) {
         self.tickets.forget_held();
         self.config = config;
+    }
+
+    /// Other secrets for cookies, tokens and tickets, from the next input on: those of this configuration, of which nothing else
+    /// is taken. IKE SAs do not notice. Peers keep the tokens and tickets that they have: the secrets that these were made with
+    /// are to be among [`EndpointConfig::also_honoured`].
+    pub fn set_secrets(&mut self, from: EndpointConfig) {
+        self.config.endpoint.take_secrets(from);
     }
 
     /// From now on records are written in this version, one of [`crate::RECORD_VERSIONS`] (others count as the newest): the

@@ -127,15 +127,15 @@ pub struct Made {
     pub keys: Keys,
 }
 
-/// Reads what the configuration names. `cookie_secret` is the same on all members; `cpus` is how many of this one serve SAs.
+/// Reads what the configuration names. `endpoint` has the secrets that all members share; `cpus` is how many of this one serve SAs.
 ///
 /// # Errors
 /// A pre-shared key, certificate or private key cannot be used.
-pub fn make(config: &Config, cookie_secret: SecretBytes, cpus: u32) -> Result<Made> {
+pub fn make(config: &Config, endpoint: EndpointConfig, cpus: u32) -> Result<Made> {
     let mut made = Made {
         engine: EngineConfig {
             connections: Vec::new(),
-            endpoint: EndpointConfig::new(cookie_secret),
+            endpoint,
         },
         certificates: BTreeMap::new(),
         keys: Keys::new(),

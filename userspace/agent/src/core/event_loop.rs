@@ -139,6 +139,7 @@ async fn event_loop(
     } = rings;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut inbox = Inbox::new();
     let mut packet = vec![0; 65_536];
     let mut esp = vec![0; 65_536];
@@ -187,6 +188,10 @@ async fn event_loop(
             biased;
             _ = terminate.recv(), if leaving.is_none() => leaving = Some(core.leave()),
             _ = interrupt.recv(), if leaving.is_none() => leaving = Some(core.leave()),
+            _ = hangup.recv() => match core.reload_pki() {
+                Ok(text) => tracing::info!("SIGHUP: {text}"),
+                Err(why) => tracing::warn!("SIGHUP: certificates and secrets stay as they were: {why}"),
+            },
             Some(event) = synch.recv() => {
                 core.synch_event(event);
                 for _ in 1..RECORDS {

@@ -96,6 +96,9 @@ struct Core {
     config: Config,
     me: MemberId,
     steer_key: [u64; 2],
+    /// Cluster secrets: the one in use, and those that are honoured beside it.
+    secrets: crate::pki::Secrets,
+    policies: secrets::Policies,
     started: Instant,
     incarnation: u64,
     log: EventLog,
