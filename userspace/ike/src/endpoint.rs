@@ -189,7 +189,7 @@ mod tests {
         };
         let remote: SocketAddr = "192.0.2.1:500".parse().unwrap();
         let admit = |config: &EndpointConfig, shown: Option<&[u8]>| {
-            Endpoint::default().admit(config, 1, remote, IkeSpi(1), b"nonce", shown)
+            Endpoint::default().admit(config, (1, false), remote, IkeSpi(1), b"nonce", shown)
         };
         let Admission::Cookie(old) = admit(&config(1, &[2]), None) else {
             panic!("no cookie asked for")
