@@ -405,6 +405,7 @@ impl Crew {
                 }
                 Output::Transmit(transmit) => sends.push(transmit),
                 Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
+                Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
                 Output::Event(event) => {
                     if event.kind == EventKind::Established
                         && let Some(lent) = hand.lent.take()

@@ -255,6 +255,7 @@ impl Loop {
                 }
                 Output::Transmit(transmit) => self.send(&transmit),
                 Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
+                Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
                 Output::Event(event) => {
                     if event.kind.is_warning() {
                         self.note(|seen| seen.warnings.push(event.to_string()));

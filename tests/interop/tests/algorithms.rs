@@ -4,7 +4,9 @@
 //! Needs root and strongSwan.
 
 use anyhow::{Context, Result, ensure};
-use ike::{ChildConfig, Command, Connection, EndpointConfig, EngineConfig, Identity, Ppk, Proposal};
+use ike::{
+    ChildConfig, Childless, Command, Connection, EndpointConfig, EngineConfig, Identity, Ppk, Proposal,
+};
 use lab::clock::wait_for;
 use lab::ike_peer::{IkePeer, Seen};
 use lab::netns::Netns;
@@ -16,6 +18,8 @@ use std::path::Path;
 use std::time::Duration;
 
 const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Another gateway of ours.
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
 const THEIRS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const PSK: &str = "a key that both have";
 
@@ -43,6 +47,7 @@ const ROWS: [(&str, &str, &str); 9] = [
 struct Stage {
     engine: IkePeer,
     charon: Charon,
+    ours: Netns,
     // Last: dropped last.
     _resources: Resources,
 }
@@ -132,6 +137,7 @@ fn stage(
     Ok(Stage {
         engine: IkePeer::start(&ours, OURS, engine)?,
         charon,
+        ours,
         _resources: resources,
     })
 }
@@ -329,6 +335,100 @@ fn post_quantum_preshared_keys_go_into_the_keys_of_both_sides() -> Result<()> {
         stage.engine.seen().warnings.is_empty(),
         "{:#?}",
         stage.engine.seen().warnings
+    );
+    Ok(())
+}
+
+/// RFC 6023, in both roles: neither side brings a Child SA along in IKE_AUTH, and each has keys of its own.
+#[test]
+fn ike_sas_come_up_without_a_child_where_both_sides_insist() -> Result<()> {
+    let stage = stage(
+        |connection| connection.childless = Childless::Force,
+        &[],
+        |conf| conf.replace("    mobike = no\n", "    mobike = no\n    childless = force\n"),
+    )?;
+    for (name, ..) in &ROWS[..2] {
+        for ours in [true, false] {
+            if ours {
+                let connection = (*name).to_owned();
+                stage.engine.command(Command::Initiate { connection })?;
+            } else {
+                stage.charon.initiate(name)?;
+            }
+            let (_, spi_in) = stage
+                .up(name, "the handshake")
+                .with_context(|| format!("{name}, ours {ours}"))?;
+            stage.engine.command(Command::RekeyChild { spi_in })?;
+            stage.other(name, "the rekey of the Child SA", |now| now.1 != spi_in)?;
+            stage.down(name)?;
+        }
+    }
+    let log = stage.charon.log();
+    let of_auth: Vec<_> = log.lines().filter(|line| line.contains("IKE_AUTH re")).collect();
+    ensure!(of_auth.len() >= 8, "the peer does not log its messages");
+    ensure!(
+        of_auth.iter().all(|line| !line.contains("TSi")),
+        "a Child SA came along: {of_auth:#?}"
+    );
+    ensure!(log.contains("CHDLESS_SUP"), "we did not say that we can");
+    let seen = stage.engine.seen();
+    ensure!(seen.warnings.is_empty(), "{:#?}", seen.warnings);
+    Ok(())
+}
+
+/// RFC 5685 with strongSwan as the client: sent elsewhere by the answer to its first message, and while it has an IKE SA.
+#[test]
+fn a_client_goes_to_the_gateway_that_it_is_sent_to() -> Result<()> {
+    let (new, old) = (ROWS[0].0, ROWS[1].0);
+    let sends = |connection: &mut Connection| {
+        connection.redirect = (connection.name == new).then_some(ELSEWHERE.into());
+    };
+    let stage = stage(sends, &[], |conf| conf)?;
+    stage.ours.ip(&format!("addr add {ELSEWHERE}/24 dev wire"))?;
+    let mut connections = Vec::new();
+    for (name, ike, esp) in &ROWS[..2] {
+        let mut connection = connection(name, ike, esp)?;
+        connection.local = ELSEWHERE.into();
+        connections.push(connection);
+    }
+    let config = EngineConfig {
+        connections,
+        endpoint: EndpointConfig::new(SecretBytes::new(vec![8; 32])),
+    };
+    let elsewhere = IkePeer::start(&stage.ours, ELSEWHERE, config)?;
+    let arrived = |name: &str| {
+        elsewhere.wait(&format!("{name} at the other gateway"), |seen| {
+            let established = seen.established(name);
+            let [sa] = established.as_slice() else {
+                return None;
+            };
+            sa.children
+                .iter()
+                .any(|child| child.phase == "installed")
+                .then_some(())
+        })
+    };
+    stage.charon.initiate(new)?;
+    arrived(new)?;
+    ensure!(
+        stage.engine.seen().ike_sas.is_empty(),
+        "the first gateway has an IKE SA"
+    );
+    stage.charon.initiate(old)?;
+    let (spi, _) = stage.up(old, "the handshake")?;
+    stage.engine.command(Command::Redirect {
+        spi,
+        to: ELSEWHERE.into(),
+    })?;
+    arrived(old)?;
+    stage.engine.wait("the end of the old IKE SA", |seen| {
+        let gone = seen.established(old).is_empty() && seen.children.is_empty();
+        gone.then_some(())
+    })?;
+    ensure!(
+        elsewhere.seen().warnings.is_empty(),
+        "{:#?}",
+        elsewhere.seen().warnings
     );
     Ok(())
 }

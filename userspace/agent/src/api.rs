@@ -595,6 +595,15 @@ pub struct ConfigChange {
     pub effect: Effect,
 }
 
+/// `POST /v1/redirect`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RedirectRequest {
+    /// Connection.
+    pub connection: String,
+    /// Address of the gateway that its peers are to go to.
+    pub to: String,
+}
+
 /// Answer to a command that was carried out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Done {

@@ -18,8 +18,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::api::{
-    ConnectionRequest, Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest,
-    ReloadReport, ReloadRequest, StartOverRequest, Status, StopRequest, TakeoverRequest,
+    ConnectionRequest, Done, Failure, IkeSa, LivenessRequest, LoggedEvent, Policies, RedirectRequest,
+    RekeyRequest, ReloadReport, ReloadRequest, StartOverRequest, Status, StopRequest, TakeoverRequest,
 };
 use crate::clock;
 use crate::metrics::Sample;
@@ -59,6 +59,8 @@ pub enum Request {
     Connection(ConnectionRequest, oneshot::Sender<Outcome>),
     /// Read the configuration again.
     Reload(ReloadRequest, oneshot::Sender<Result<ReloadReport, String>>),
+    /// Send a connection's peers to another gateway.
+    Redirect(RedirectRequest, oneshot::Sender<Outcome>),
     /// Read certificates, authorities and revocation lists again.
     ReloadPki(oneshot::Sender<Outcome>),
 }
@@ -221,6 +223,14 @@ fn routes(core: Core) -> Router {
                     Ok(Ok(report)) => Json(report).into_response(),
                     Ok(Err(why)) => failure(StatusCode::CONFLICT, &why),
                     Err(response) => response,
+                },
+            ),
+        )
+        .route(
+            "/v1/redirect",
+            post(
+                async |State(core): State<Core>, Json(wish): Json<RedirectRequest>| {
+                    command(&core, |answer| Request::Redirect(wish, answer)).await
                 },
             ),
         )

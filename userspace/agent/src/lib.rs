@@ -7,6 +7,7 @@ pub mod control;
 mod core;
 pub mod credentials;
 pub mod events;
+mod exchange;
 pub mod metrics;
 pub mod net;
 pub mod pki;

@@ -3,8 +3,8 @@
 use crate::client::Client;
 use crate::{Command, ConnectionCommand, Query, cluster, tables};
 use agent::api::{
-    ConnectionRequest, Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RekeyRequest, ReloadReport,
-    ReloadRequest, StartOverRequest, Status, StopRequest, TakeoverRequest,
+    ConnectionRequest, Done, IkeSa, LivenessRequest, LoggedEvent, Policies, RedirectRequest, RekeyRequest,
+    ReloadReport, ReloadRequest, StartOverRequest, Status, StopRequest, TakeoverRequest,
 };
 use agent::config::Config;
 use anyhow::{Context, Result};
@@ -72,6 +72,17 @@ fn connection(command: ConnectionCommand) -> Result<ExitCode> {
     let (query, connection, start) = match command {
         ConnectionCommand::Start { query, connection } => (query, connection, true),
         ConnectionCommand::Stop { query, connection } => (query, connection, false),
+        ConnectionCommand::Redirect {
+            query,
+            connection,
+            gateway,
+        } => {
+            let wish = RedirectRequest {
+                connection,
+                to: gateway,
+            };
+            return order(&query, "/v1/redirect", &wish);
+        }
         ConnectionCommand::Rekey { query, connection } => {
             let wish = RekeyRequest {
                 ike: Some(connection),

@@ -147,6 +147,15 @@ enum ConnectionCommand {
         /// Connection.
         connection: String,
     },
+    /// Send its peers, where they initiated and can be redirected (RFC 5685), to another gateway.
+    Redirect {
+        #[command(flatten)]
+        query: Query,
+        /// Connection.
+        connection: String,
+        /// Address of the other gateway.
+        gateway: String,
+    },
     /// Replace its IKE SA, and wait for it.
     Rekey {
         #[command(flatten)]

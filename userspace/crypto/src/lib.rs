@@ -20,7 +20,7 @@ pub mod ticket;
 pub use auth::{
     AuthInput, psk_auth, resumption_auth, signed_octets, verify_psk_auth, verify_resumption_auth,
 };
-pub use dh::{DhGroup, DhPrivate};
+pub use dh::{DhGroup, DhPrivate, DhWork, DhWorked};
 pub use error::CryptoError;
 pub use esp::{EspKey, EspOpened, esp_open, esp_seal};
 pub use hash::{ct_eq, hmac_sha256, nat_detection_hash, sha256};

@@ -23,8 +23,8 @@ pub use header::{Flags, HEADER_LEN, Header};
 pub use message::{Message, PayloadList, Protected, parse_chain};
 pub use payload::{
     Attribute, AttributeValue, Authentication, Certificate, CertificateRequest, ConfigAttribute,
-    Configuration, CounterDelta, Delete, Eap, Identification, Identity, KeyExchange, MessageIdSync, Notify,
-    Payload, Proposal, SecurityAssociation, TrafficSelectors, Transform,
+    Configuration, CounterDelta, Delete, Eap, Gateway, Identification, Identity, KeyExchange, MessageIdSync,
+    Notify, Payload, Proposal, SecurityAssociation, TrafficSelectors, Transform,
 };
 pub use registry::{
     AuthMethod, CertEncoding, ConfigAttributeType, ConfigType, DhTransform, EapCode, EapType,

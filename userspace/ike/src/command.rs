@@ -39,6 +39,14 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
         Command::SyncMessageIds { spi, margin } => sync_message_ids(ctx, spi, margin),
         Command::RekeyIke { spi } => on_ike(ctx, spi, Task::RekeyIke),
         Command::Liveness { spi } => on_ike(ctx, spi, Task::Liveness),
+        Command::Redirect { spi, to } => match ctx.table.get(spi) {
+            Some(sa) if !sa.more.redirectable => {
+                let text = "the peer cannot be redirected: it did not say so when it began (RFC 5685)";
+                let name = sa.connection.clone();
+                failed(ctx, name.as_deref(), text.to_owned());
+            }
+            _ => on_ike(ctx, spi, Task::Redirect { to }),
+        },
         Command::DeleteIke { spi } => on_ike(ctx, spi, Task::DeleteIke),
         Command::Reestablish { spi } => reestablish(ctx, spi),
         Command::Terminate { connection } => {
@@ -76,7 +84,8 @@ pub(crate) fn usable(table: &Table, name: &str) -> Option<IkeSpi> {
     for sa in candidates {
         match sa.phase {
             Phase::Established(_) => return Some(sa.spi),
-            Phase::AwaitInitResponse(_)
+            Phase::AwaitKey
+            | Phase::AwaitInitResponse(_)
             | Phase::AwaitResumeResponse(_)
             | Phase::AwaitIntermediateResponse(_)
             | Phase::AwaitSignature(_)
@@ -157,24 +166,21 @@ fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
         .children
         .iter()
         .any(|c| c.name == child && c.resource.is_none() && installed(c.phase));
-    let coming = match (
-        &sa.phase,
-        sa.our
-            .outstanding
-            .as_ref()
-            .map(|outstanding| &outstanding.pending),
-    ) {
-        (_, Some(Pending::CreateChild(offer))) => offer.name == child && offer.resource.is_none(),
-        (_, Some(Pending::FollowUp(asked))) => {
+    let asked = sa.our.pending().any(|pending| match pending {
+        Pending::CreateChild(offer) => offer.name == child && offer.resource.is_none(),
+        Pending::FollowUp(asked) => {
             let coming = Task::CreateChild {
                 child: child.to_owned(),
             };
             asked.task == coming
         }
-        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().is_some_and(|offer| offer.name == child),
         _ => false,
+    });
+    let first = match &sa.phase {
+        Phase::AwaitAuthResponse(phase) => phase.child.as_ref(),
+        _ => None,
     };
-    up || coming
+    up || asked || first.is_some_and(|offer| offer.name == child)
 }
 
 fn move_local(ctx: &mut Context<'_>, spi: IkeSpi, local: IpAddr) {
@@ -249,7 +255,8 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
         (Phase::Established(_), _) => sa.our.push(task),
         // Not up yet: there is nobody to tell.
         (
-            Phase::AwaitInitResponse(_)
+            Phase::AwaitKey
+            | Phase::AwaitInitResponse(_)
             | Phase::AwaitResumeResponse(_)
             | Phase::AwaitIntermediateResponse(_)
             | Phase::AwaitSignature(_)

@@ -144,6 +144,14 @@ pub struct Connection {
     pub resources: Vec<Resource>,
     /// Session resumption (RFC 5723): tickets are asked for, shown and (with [`EndpointConfig::ticket_secret`]) granted.
     pub resumption: bool,
+    /// Whether IKE SAs are set up without a Child SA (RFC 6023).
+    pub childless: Childless,
+    /// Requests that may be under way at the same time, in each direction, with a peer that can do so as well.
+    pub window: u32,
+    /// New clients that can be redirected are sent to this gateway (RFC 5685).
+    pub redirect: Option<IpAddr>,
+    /// As a client we go where the gateway sends us (RFC 5685).
+    pub follow_redirects: bool,
     /// IKE messages are fragmented where they are too long and the peer can do so as well (RFC 7383).
     pub fragmentation: bool,
     /// Longest IP packets of fragmented messages.
@@ -192,6 +200,10 @@ impl Connection {
             mid_sync: MidSync::Never,
             resources: Vec::new(),
             resumption: true,
+            childless: Childless::Allow,
+            window: 1,
+            redirect: None,
+            follow_redirects: true,
             fragmentation: true,
             fragment_size: FRAGMENT_SIZE,
             mobike: true,
@@ -270,6 +282,18 @@ pub enum MidSync {
     Never,
     /// On [`crate::Command::SyncMessageIds`], which is for forks of a split pair that were discarded.
     OnFork,
+}
+
+/// IKE SAs whose IKE_AUTH brings up no Child SA (RFC 6023).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Childless {
+    /// Taken from a peer; ours where there is no child to bring up.
+    #[default]
+    Allow,
+    /// The only kind: every Child SA comes of an exchange of its own, with keys of its own where its proposals have a group.
+    Force,
+    /// Not announced, and refused.
+    Never,
 }
 
 /// A Child SA of a connection.

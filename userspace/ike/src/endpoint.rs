@@ -63,18 +63,19 @@ fn cookie(secret: &SecretBytes, nonce: &[u8], remote: IpAddr, spi_i: IkeSpi) -> 
 }
 
 impl Endpoint {
-    /// Decides about a first message. It is cheap: one HMAC, and while secrets are replaced up to three more.
+    /// Decides about a first message. It is cheap: one HMAC, and while secrets are replaced up to three more. `busy`: key exchanges wait in
+    /// such numbers that those of strangers have to prove their address first.
     pub fn admit(
         &mut self,
         config: &EndpointConfig,
-        half_open: usize,
+        (half_open, busy): (usize, bool),
         remote: SocketAddr,
         spi_i: IkeSpi,
         nonce: &[u8],
         shown: Option<&[u8]>,
     ) -> Admission {
         self.flooded = half_open >= config.half_open_max;
-        self.cookie_mode = half_open >= config.cookie_threshold;
+        self.cookie_mode = busy || half_open >= config.cookie_threshold;
         if self.flooded {
             return Admission::Drop;
         }
@@ -151,7 +152,7 @@ mod tests {
         let mut endpoint = Endpoint::default();
         let remote: SocketAddr = "192.0.2.1:500".parse().unwrap();
         let mut admit = |remote, spi, nonce: &[u8], shown: Option<&[u8]>| {
-            endpoint.admit(&config, 1, remote, IkeSpi(spi), nonce, shown)
+            endpoint.admit(&config, (1, false), remote, IkeSpi(spi), nonce, shown)
         };
         let Admission::Cookie(cookie) = admit(remote, 1, b"nonce", None) else {
             panic!("no cookie asked for")
@@ -188,7 +189,7 @@ mod tests {
         };
         let remote: SocketAddr = "192.0.2.1:500".parse().unwrap();
         let admit = |config: &EndpointConfig, shown: Option<&[u8]>| {
-            Endpoint::default().admit(config, 1, remote, IkeSpi(1), b"nonce", shown)
+            Endpoint::default().admit(config, (1, false), remote, IkeSpi(1), b"nonce", shown)
         };
         let Admission::Cookie(old) = admit(&config(1, &[2]), None) else {
             panic!("no cookie asked for")

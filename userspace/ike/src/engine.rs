@@ -2,11 +2,12 @@
 
 mod receive;
 
-use receive::datagram;
+use receive::{computed, datagram};
 
 use crate::config::{EndpointConfig, EngineConfig};
 use crate::endpoint::{self, Admission, Endpoint};
 use crate::event::EventKind;
+use crate::exchange::{self, Computed, Exchanges, GoesOn, Inner, Then};
 use crate::forget::{self, Forgotten};
 use crate::ike_sa::record::{self, AdoptError};
 use crate::ike_sa::windows::{Order, Outstanding};
@@ -16,7 +17,8 @@ use crate::outbox::{Context, Outbox};
 use crate::status::{Agreed, ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
 use crate::tasks::{
-    self, Pending, ike_auth, ike_init, intermediate, message_id_sync, qcd, rebinding, resume, ticket,
+    self, Pending, ike_auth, ike_init, intermediate, message_id_sync, qcd, rebinding, redirect::Redirects,
+    resume, ticket,
 };
 use crate::tickets::Tickets;
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};
@@ -36,6 +38,8 @@ pub struct Engine {
     table: Table,
     tickets: Tickets,
     endpoint: Endpoint,
+    exchanges: Exchanges,
+    redirects: Redirects,
     outputs: VecDeque<Output>,
     /// Adopted, and not resumed yet.
     adopted: Vec<IkeSpi>,
@@ -53,6 +57,8 @@ impl Engine {
             table: Table::default(),
             tickets: Tickets::default(),
             endpoint: Endpoint::default(),
+            exchanges: Exchanges::default(),
+            redirects: Redirects::default(),
             outputs: VecDeque::new(),
             adopted: Vec::new(),
             now: Instant::default(),
@@ -86,6 +92,16 @@ impl Engine {
     /// Our SPIs of a connection's IKE SAs, rising; those that only wait to be forgotten too.
     pub fn spis_of(&self, connection: &str) -> Vec<IkeSpi> {
         self.table.of_connection(connection)
+    }
+
+    /// From now on key exchanges are not computed here but come out as [`Output::Compute`]: they may take milliseconds.
+    pub fn exchange_beside(&mut self) {
+        self.exchanges.beside = true;
+    }
+
+    /// Key exchanges that were computed here since [`Engine::exchange_beside`]; there should be none.
+    pub fn computed_here(&self) -> u64 {
+        self.exchanges.here
     }
 
     /// The configuration in use.
@@ -126,6 +142,10 @@ impl Engine {
                         ike_auth::signed(sa, ctx, token, signature)
                     });
                 });
+            }
+            Input::Computed { now, computed: done } => {
+                self.now = now;
+                self.run(around, |engine, ctx| computed(ctx, &mut engine.endpoint, done));
             }
             Input::Command { now, command } => {
                 self.now = now;
@@ -196,6 +216,7 @@ impl Engine {
     /// Forgets all IKE SAs without a word: this member is no longer their owner.
     pub fn clear(&mut self) {
         self.table = Table::default();
+        self.exchanges.forget_first();
         self.adopted.clear();
         self.outputs.clear();
     }
@@ -205,6 +226,7 @@ impl Engine {
     pub fn remove_segments(&mut self, gone: impl Fn(SegmentId) -> bool) -> Forgotten {
         let forgotten = Forgotten::new(self.table.remove_where(|spi| gone(spi.segment())));
         self.adopted.retain(|spi| !gone(spi.segment()));
+        self.exchanges.forget_first();
         let all = std::mem::take(&mut self.outputs);
         self.outputs = all
             .into_iter()
@@ -268,9 +290,14 @@ impl Engine {
         let sa = self.table.get(spi)?;
         Some(MessageIdWindows {
             next_send: sa.our.next,
-            outstanding: sa.our.outstanding.is_some(),
+            outstanding: !sa.our.is_idle(),
             next_receive: sa.their.next,
         })
+    }
+
+    /// Whether the peer of an IKE SA can be sent to another gateway (RFC 5685).
+    pub fn is_redirectable(&self, spi: IkeSpi) -> bool {
+        self.table.get(spi).is_some_and(|sa| sa.more.redirectable)
     }
 
     /// The IKE SA that a Child SA belongs to, by our inbound SPI.
@@ -326,6 +353,8 @@ impl Engine {
             out: &mut out,
             table: &mut self.table,
             tickets: &mut self.tickets,
+            exchanges: &mut self.exchanges,
+            redirects: &mut self.redirects,
             from: None,
             path_before: None,
         };
@@ -335,6 +364,7 @@ impl Engine {
             with_sa(&mut ctx, spi, tasks::start_next);
         }
         self.endpoint = parts.endpoint;
+        self.exchanges.clear();
         self.flush(out);
     }
 
@@ -358,6 +388,7 @@ impl Engine {
         self.outputs.extend(out.events.into_iter().map(Output::Event));
         self.outputs.extend(out.plain.into_iter().map(Output::Transmit));
         self.outputs.extend(out.signs.into_iter().map(Output::Sign));
+        self.outputs.extend(out.computes.into_iter().map(Output::Compute));
         if commit.changes.is_empty() {
             // Nothing to commit: a final word about an IKE SA that no standby ever knew.
             self.outputs.extend(

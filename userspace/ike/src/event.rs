@@ -56,6 +56,8 @@ pub enum EventKind {
     PathMoved,
     /// We are behind a NAT: send the one octet 0xff (RFC 3948 2.3), without marker, from `local` to `peer`.
     NatKeepalive,
+    /// A gateway sends its client elsewhere (RFC 5685): ours us, or we a peer.
+    Redirected,
     /// The peer sent what it must not.
     PeerMisbehaved,
     /// First messages need cookies now, or no longer.
@@ -96,6 +98,7 @@ impl EventKind {
             Self::PeerMoved => "peer_moved",
             Self::PathMoved => "path_moved",
             Self::NatKeepalive => "nat_keepalive",
+            Self::Redirected => "redirected",
             Self::PeerMisbehaved => "peer_misbehaved",
             Self::CookieMode => "cookie_mode",
             Self::Flooded => "flooded",

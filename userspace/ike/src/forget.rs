@@ -25,6 +25,11 @@ pub(crate) fn keep(output: Output, gone: &impl Fn(SegmentId) -> bool) -> Option<
             (!commit.changes.is_empty() || !commit.transmits.is_empty()).then_some(Output::Commit(commit))
         }
         Output::Sign(request) => (!gone(request.ike_spi.segment())).then_some(Output::Sign(request)),
+        // First messages that wait are forgotten: their senders repeat them.
+        Output::Compute(request) => request
+            .ike_spi
+            .is_some_and(|spi| !gone(spi.segment()))
+            .then_some(Output::Compute(request)),
         Output::Transmit(transmit) => (!lost(&transmit.ike_spi)).then_some(Output::Transmit(transmit)),
         // What happened has happened.
         event @ Output::Event(_) => Some(event),

@@ -2,6 +2,7 @@
 
 use crate::config::Resource;
 use crate::event::Event;
+use crate::exchange::{ComputeRequest, Computed};
 use crate::pool::PoolShare;
 use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId};
 use std::net::{IpAddr, SocketAddr};
@@ -34,6 +35,13 @@ pub enum Input<'a> {
         token: u64,
         /// The signature (of ECDSA as DER), or why there is none.
         signature: Result<Vec<u8>, String>,
+    },
+    /// What an [`Output::Compute`] asked for. Where it is not waited for any more, it is ignored.
+    Computed {
+        /// The time.
+        now: Instant,
+        /// What [`ComputeRequest::run`] gave.
+        computed: Computed,
     },
     /// The operator or the agent wants something.
     Command {
@@ -126,6 +134,13 @@ pub enum Command {
         /// Message IDs that the fork may have used beyond what this member knows.
         margin: u32,
     },
+    /// Send the peer, which initiated, to another gateway (RFC 5685).
+    Redirect {
+        /// Our SPI.
+        spi: IkeSpi,
+        /// Where to.
+        to: IpAddr,
+    },
     /// Another owner of this IKE SA has gone on with the peer, and what it did there is lost: nobody can tell which Child SAs the peer
     /// has. Where this side initiates the connection, the IKE SA is dropped without a word and begun anew (the new one says
     /// INITIAL_CONTACT); else it is deleted, so that the peer begins anew.
@@ -168,6 +183,8 @@ pub enum Output {
     Transmit(Transmit),
     /// A signature is needed. Nothing is committed before it has come: a member that takes over meanwhile begins this step anew.
     Sign(SignRequest),
+    /// A key exchange is to be computed, with [`crate::Engine::exchange_beside`] only. Nothing is committed before it has come.
+    Compute(ComputeRequest),
     /// For logs and metrics.
     Event(Event),
 }

@@ -11,6 +11,7 @@ pub mod config;
 mod endpoint;
 mod engine;
 pub mod event;
+mod exchange;
 mod forget;
 mod ike_sa;
 pub mod io;
@@ -26,11 +27,12 @@ mod timers;
 
 pub use auth::{LocalAuth, LocalCertificate, RemoteAuth};
 pub use config::{
-    ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, MidSync, OtherSecrets, Ppk, Resource,
-    Retransmit,
+    ChildConfig, Childless, Connection, EndpointConfig, EngineConfig, Identity, MidSync, OtherSecrets, Ppk,
+    Resource, Retransmit,
 };
 pub use engine::Engine;
 pub use event::{Event, EventKind};
+pub use exchange::{ComputeRequest, Computed};
 pub use forget::Forgotten;
 pub use ike_sa::record::{AdoptError, RECORD_VERSIONS};
 pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, SignRequest, Surroundings, Transmit};

@@ -2,9 +2,11 @@
 
 use crate::config::EngineConfig;
 use crate::event::{Event, EventKind};
+use crate::exchange::{ComputeRequest, Exchanges};
 use crate::ike_sa::{IkeSa, Path};
 use crate::io::{SignRequest, Surroundings, Transmit};
 use crate::table::Table;
+use crate::tasks::redirect::Redirects;
 use crate::tickets::Tickets;
 use model::{ChildSaChange, EspSpi, IkeSpi, Instant};
 use std::net::SocketAddr;
@@ -23,6 +25,8 @@ pub(crate) struct Outbox {
     pub plain: Vec<Transmit>,
     /// Signatures that are needed.
     pub signs: Vec<SignRequest>,
+    /// Key exchanges that are needed.
+    pub computes: Vec<ComputeRequest>,
     pub events: Vec<Event>,
 }
 
@@ -35,6 +39,8 @@ pub(crate) struct Context<'a> {
     /// The other IKE SAs; the one at hand has been taken out.
     pub table: &'a mut Table,
     pub tickets: &'a mut Tickets,
+    pub exchanges: &'a mut Exchanges,
+    pub redirects: &'a mut Redirects,
     /// Our address and the peer's on the datagram that is handled.
     pub from: Option<(SocketAddr, SocketAddr)>,
     /// Where the IKE SA's messages went before that datagram.
@@ -107,7 +113,8 @@ impl Context<'_> {
     }
 
     /// Puts an IKE SA back after it has been handled, or lets it go.
-    pub fn put_back(&mut self, mut sa: IkeSa) {
+    pub fn put_back(&mut self, sa: impl Into<Box<IkeSa>>) {
+        let mut sa = sa.into();
         if sa.gone {
             self.out.dirty.retain(|spi| *spi != sa.spi);
             if sa.committed {

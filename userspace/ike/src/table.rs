@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 
 #[derive(Default)]
 pub(crate) struct Table {
-    sas: HashMap<IkeSpi, IkeSa>,
+    /// Each in a piece of memory of its own: a table that grows has room for many, and moves what it holds.
+    sas: HashMap<IkeSpi, Box<IkeSa>>,
     /// Half-open IKE SAs that we respond to, by the initiator's SPI and address: finds repeated first messages.
     first: HashMap<(IkeSpi, SocketAddr), IkeSpi>,
     children: HashMap<EspSpi, IkeSpi>,
@@ -20,7 +21,7 @@ pub(crate) struct Table {
 
 impl Table {
     /// Takes an IKE SA out to work on it; it has to be put back or forgotten.
-    pub fn take(&mut self, spi: IkeSpi) -> Option<IkeSa> {
+    pub fn take(&mut self, spi: IkeSpi) -> Option<Box<IkeSa>> {
         let sa = self.sas.remove(&spi)?;
         if let Some(at) = sa.wake() {
             self.wake.remove(&(at, spi));
@@ -41,7 +42,8 @@ impl Table {
         Some(sa)
     }
 
-    pub fn put(&mut self, sa: IkeSa) {
+    pub fn put(&mut self, sa: impl Into<Box<IkeSa>>) {
+        let sa = sa.into();
         let spi = sa.spi;
         if let Some(at) = sa.wake() {
             self.wake.insert((at, spi));
@@ -101,7 +103,7 @@ impl Table {
     }
 
     pub fn get(&self, spi: IkeSpi) -> Option<&IkeSa> {
-        self.sas.get(&spi)
+        self.sas.get(&spi).map(Box::as_ref)
     }
 
     pub fn contains(&self, spi: IkeSpi) -> bool {
@@ -137,7 +139,7 @@ impl Table {
     /// [`Table::of_connection`], one by one.
     pub fn iter_connection(&self, name: &str) -> impl Iterator<Item = &IkeSa> {
         let spis = self.by_connection.get(name).into_iter().flatten();
-        spis.filter_map(|spi| self.sas.get(spi))
+        spis.filter_map(|spi| self.get(*spi))
     }
 
     pub fn half_open(&self) -> usize {
@@ -165,6 +167,6 @@ impl Table {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &IkeSa> {
-        self.sas.values()
+        self.sas.values().map(Box::as_ref)
     }
 }

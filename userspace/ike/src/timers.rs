@@ -3,9 +3,9 @@
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::ChildPhase;
-use crate::ike_sa::message::repeat;
+use crate::ike_sa::message::{RESPONSES_KEPT, repeat};
 use crate::ike_sa::phase::Phase;
-use crate::ike_sa::windows::Task;
+use crate::ike_sa::windows::{Outstanding, Task};
 use crate::outbox::Context;
 use crate::tasks::{
     CLOSED_KEPT, child_create, delete, follow_up, ike_auth, ike_init, mobike_initiator, start_next, ticket,
@@ -27,11 +27,12 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         let why = match sa.phase {
             Phase::AwaitAuthRequest(_) | Phase::AwaitEap(_) => "the peer never authenticated",
             Phase::AwaitSignature(_) => "our signature never came",
+            Phase::AwaitKey => "our private key was never made",
             _ => "over",
         };
         return delete::vanish(sa, ctx, why);
     }
-    if due(sa.timers.retransmit, now) {
+    if sa.our.all().any(|outstanding| due(outstanding.clock.at, now)) {
         retransmit(sa, ctx);
         if sa.gone {
             return;
@@ -41,6 +42,10 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         let interval = sa.connection(ctx.config).map(|connection| connection.keepalive);
         sa.timers.keepalive = interval.map(|interval| now + interval.max(Duration::from_secs(1)));
         ctx.event(sa, EventKind::NatKeepalive, "NAT keepalive");
+    }
+    if due(sa.timers.forget, now) {
+        sa.timers.forget = None;
+        sa.their.forget();
     }
     if due(sa.timers.follow_up, now) {
         follow_up::forget(sa, ctx);
@@ -62,7 +67,7 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             .and_then(|connection| connection.dpd_delay);
         sa.timers.liveness = delay.map(|delay| now + delay.max(Duration::from_millis(10)));
         // While a request is outstanding, its retransmissions show whether the peer lives.
-        if sa.our.outstanding.is_none() && matches!(sa.phase, Phase::Established(_)) {
+        if sa.our.is_idle() && matches!(sa.phase, Phase::Established(_)) {
             sa.our.push(Task::Liveness);
         }
     }
@@ -104,17 +109,11 @@ fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         .connection(ctx.config)
         .map(|connection| connection.retransmit)
         .unwrap_or_default();
-    let Some(bytes) = sa
-        .our
-        .outstanding
-        .as_ref()
-        .map(|outstanding| outstanding.bytes.clone())
-    else {
-        sa.timers.retransmit = None;
-        return;
-    };
-    if sa.timers.sent >= timing.tries {
-        let silence = format!("no answer to {} transmissions", sa.timers.sent + 1);
+    let now = ctx.now;
+    let is_due = |outstanding: &Outstanding| due(outstanding.clock.at, now);
+    let tired = sa.our.all().find(|o| is_due(o) && o.clock.sent >= timing.tries);
+    if let Some(sent) = tired.map(|o| o.clock.sent) {
+        let silence = format!("no answer to {} transmissions", sent + 1);
         let text =
             format!("{silence}: is the peer up, and do UDP ports 500 and 4500 pass in both directions?");
         ctx.event(sa, EventKind::PeerSilent, text);
@@ -123,10 +122,18 @@ fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         }
         return delete::vanish(sa, ctx, &silence);
     }
-    sa.timers.sent += 1;
-    sa.timers.retransmit = Some(ctx.now + timing.wait(sa.timers.sent));
-    mobike_initiator::before_repetition(sa, ctx);
-    repeat(sa, ctx, &bytes);
+    let (mut again, mut sent) = (Vec::new(), 0);
+    for outstanding in sa.our.all_mut().filter(|o| due(o.clock.at, now)) {
+        let clock = &mut outstanding.clock;
+        clock.sent += 1;
+        clock.at = Some(now + timing.wait(clock.sent));
+        sent = sent.max(clock.sent);
+        again.push(outstanding.id);
+    }
+    mobike_initiator::before_repetition(sa, ctx, sent);
+    for outstanding in sa.our.all().filter(|o| again.contains(&o.id)) {
+        repeat(sa, ctx, &outstanding.bytes);
+    }
 }
 
 /// After a takeover: all timers start anew, and the outstanding request is sent again.
@@ -141,9 +148,13 @@ pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
         }
         Phase::AwaitSignature(_) => ike_auth::ask_again(sa, ctx),
+        Phase::AwaitKey => ike_init::begin_or_vanish(sa, ctx),
         Phase::Established(_) => ike_auth::start_timers(sa, ctx),
         Phase::Rekeyed(_) => sa.timers.expire = Some(ctx.now + crate::tasks::ike_rekey::REPLACED_KEPT),
         Phase::Closed(_) => sa.timers.expire = Some(ctx.now + CLOSED_KEPT),
+    }
+    if sa.gone {
+        return;
     }
     let mut children = std::mem::take(&mut sa.children);
     for child in &mut children {
@@ -152,6 +163,7 @@ pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         }
     }
     sa.children = children;
+    sa.timers.forget = sa.their.has_responses().then(|| ctx.now + RESPONSES_KEPT);
     sa.timers.follow_up = sa.more.follow_up.as_ref().map(|_| ctx.now + follow_up::KEPT);
     ike_init::repeat_outstanding(sa, ctx);
     start_next(sa, ctx);

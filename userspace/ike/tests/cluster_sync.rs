@@ -2,7 +2,7 @@
 
 mod world;
 
-use ike::{ChildConfig, Command, Connection, Engine, EventKind, MidSync};
+use ike::{ChildConfig, Command, Connection, EventKind, MidSync};
 use ike_wire::Message;
 use model::{EspSpi, IkeSpi, SecretBytes};
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ fn fork(world: &World) -> Fork {
 fn discard_fork(world: &mut World, fork: &Fork) {
     let now = world.now;
     let s = &mut world.sides[B];
-    let mut engine = Engine::new(s.engine.config().clone());
+    let mut engine = world::lives::engine(s.engine.config().clone());
     for (spi, record) in fork {
         engine.adopt(now, *spi, record).unwrap();
     }

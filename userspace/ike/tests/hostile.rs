@@ -2,7 +2,7 @@
 
 mod world;
 
-use ike::{ChildConfig, Command, EventKind, Input, Output};
+use ike::{ChildConfig, Command, EventKind, Input, Output, Surroundings};
 use proptest::prelude::*;
 use std::time::Duration;
 use world::Rng;
@@ -157,6 +157,11 @@ fn offer_octets(world: &mut World, side: usize, packet: &Packet, bytes: &[u8], m
             Output::Commit(_) => commits += 1,
             Output::Transmit(transmit) => answered += transmit.bytes.len(),
             Output::Sign(_) => panic!("pre-shared keys only"),
+            Output::Compute(request) => {
+                let computed = request.run(&mut |out| s.around.random(out));
+                let now = world.now;
+                s.engine.handle(Input::Computed { now, computed }, &mut s.around);
+            }
             Output::Event(_) => {}
         }
     }

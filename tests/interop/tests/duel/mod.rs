@@ -138,6 +138,7 @@ impl Works {
                     };
                     self.engine.handle(input, &mut self.around);
                 }
+                Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
                 Output::Event(event) => self.shared.events.lock().expect("lock").push(event),
             }
         }

@@ -74,6 +74,7 @@ impl Member {
             }
             Output::Transmit(transmit) => self.transmit_in_order(cx, transmit),
             Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
+            Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
             Output::Event(event) => {
                 cx.trace
                     .note(cx.now, "ike", [u64::from(self.me.0), event.kind as u64], || {

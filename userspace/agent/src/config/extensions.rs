@@ -1,6 +1,6 @@
 //! Keys of `[[connections]]` about extensions of IKEv2.
 
-use ike::MidSync;
+use ike::{Childless, MidSync};
 
 use super::read::Context;
 use super::reader::Reader;
@@ -24,12 +24,28 @@ impl Context<'_> {
                 "remove one of the two",
             );
         }
+        let words = [
+            ("allow", Childless::Allow),
+            ("force", Childless::Force),
+            ("never", Childless::Never),
+        ];
+        let childless = t.word("childless", &words).unwrap_or(usual.childless);
+        let redirect = t.parsed("redirect", "the address of another gateway");
+        let redirect = redirect.map(|address| address.value);
+        let follow_redirects = t.boolean("follow_redirects").unwrap_or(usual.follow_redirects);
+        let window = t
+            .integer("window", 1..=64)
+            .map_or(usual.window, |n| n.value as u32);
         Extensions {
             crash_detection,
             resumption,
             cluster_sync,
             mid_sync,
             per_resource,
+            childless,
+            window,
+            redirect,
+            follow_redirects,
         }
     }
 
@@ -64,5 +80,53 @@ impl Context<'_> {
             PerResource::None
         };
         found.unwrap_or(usual)
+    }
+}
+
+impl Extensions {
+    /// What members compare: nothing where all is as usual. Members that are still to be upgraded know the first five keys only, and
+    /// how those are written must not change.
+    pub fn compared(&self) -> String {
+        let usual = Self::default();
+        let known = Self {
+            childless: usual.childless,
+            window: usual.window,
+            redirect: usual.redirect,
+            follow_redirects: usual.follow_redirects,
+            ..*self
+        };
+        let mut text = String::new();
+        if known != usual {
+            text.push_str(&format!(
+                " Extensions {{ crash_detection: {}, resumption: {}, cluster_sync: {}, mid_sync: {:?}, per_resource: {:?} }}",
+                self.crash_detection, self.resumption, self.cluster_sync, self.mid_sync, self.per_resource
+            ));
+        }
+        let further = |e: &Self| (e.childless, e.window, e.redirect, e.follow_redirects);
+        if further(self) != further(&usual) {
+            text.push_str(&format!(" {:?}", further(self)));
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_that_know_fewer_keys_compare_the_same_text() {
+        let usual = Extensions::default();
+        assert_eq!(usual.compared(), "");
+        let old = Extensions {
+            per_resource: PerResource::Cpu,
+            ..usual
+        };
+        assert_eq!(
+            old.compared(),
+            " Extensions { crash_detection: true, resumption: true, cluster_sync: true, mid_sync: Never, per_resource: Cpu }"
+        );
+        let new = Extensions { window: 4, ..old };
+        assert!(new.compared().starts_with(&old.compared()) && new.compared() != old.compared());
     }
 }

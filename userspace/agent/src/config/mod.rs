@@ -22,7 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ike::{MidSync, Proposal, Retransmit};
+use ike::{Childless, MidSync, Proposal, Retransmit};
 use ipnet::IpNet;
 use model::{MemberId, SaMode, TrafficSelector};
 use sad::lifetime::Lifetimes;
@@ -287,6 +287,14 @@ pub struct Extensions {
     pub mid_sync: MidSync,
     /// Further Child SAs beside the one that all may use (RFC 9611).
     pub per_resource: PerResource,
+    /// IKE SAs that are set up without a Child SA (RFC 6023).
+    pub childless: Childless,
+    /// IKE requests under way at the same time, in each direction.
+    pub window: u32,
+    /// New clients are sent to this gateway (RFC 5685).
+    pub redirect: Option<IpAddr>,
+    /// As a client, the gateway is followed to where it sends us (RFC 5685).
+    pub follow_redirects: bool,
 }
 
 /// What a connection has Child SAs of its own for (RFC 9611).
@@ -323,6 +331,10 @@ impl Default for Extensions {
             cluster_sync: true,
             mid_sync: MidSync::Never,
             per_resource: PerResource::None,
+            childless: Childless::Allow,
+            window: 1,
+            redirect: None,
+            follow_redirects: true,
         }
     }
 }

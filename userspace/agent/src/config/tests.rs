@@ -132,6 +132,12 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
         assert_eq!(of(keys).per_resource, wanted, "{keys}");
     }
     assert_eq!(of("mid_sync = \"on-fork\"").mid_sync, ike::MidSync::OnFork);
+    assert_eq!(of("childless = \"force\"").childless, ike::Childless::Force);
+    assert_eq!(of("window = 8").window, 8);
+    let elsewhere = of("redirect = \"192.0.2.9\"\nfollow_redirects = false");
+    assert_eq!(elsewhere.redirect, "192.0.2.9".parse().ok());
+    assert!(!elsewhere.follow_redirects && usual.follow_redirects);
+    assert_eq!(of("childless = \"never\"").childless, ike::Childless::Never);
     // What the example says behind '#' are the defaults.
     let shown = EXAMPLE
         .lines()
@@ -142,12 +148,15 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
                 "cluster_sync",
                 "mid_sync",
                 "per_resource",
+                "childless",
+                "window",
+                "follow_redirects",
             ];
             keys.iter().any(|key| line.starts_with(&format!("# {key} = ")))
         })
         .map(|line| format!("{}\n", &line[2..]))
         .collect::<Vec<_>>();
-    assert_eq!(shown.len(), 5);
+    assert_eq!(shown.len(), 8);
     assert_eq!(of(&shown.concat()), usual);
 }
 
@@ -156,6 +165,9 @@ fn mistakes_with_extensions_are_reported_at_their_line() {
     for (keys, words) in [
         ("crash_detection = \"yes\"", "give true or false"),
         ("mid_sync = \"always\"", "give \"never\" or \"on-fork\""),
+        ("window = 0", "give a number from 1 to 64"),
+        ("redirect = \"there\"", "give the address of another gateway"),
+        ("childless = \"yes\"", "give \"allow\" or \"force\" or \"never\""),
         (
             "cluster_sync = false\nmid_sync = \"on-fork\"",
             "needs what cluster_sync = false forbids",

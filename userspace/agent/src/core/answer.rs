@@ -110,6 +110,7 @@ impl Core {
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
             Request::Connection(wish, answer) => self.connection_wish(&wish, answer),
             Request::Reload(wish, answer) => self.reload(&wish, answer),
+            Request::Redirect(wish, answer) => self.redirect(&wish, answer),
             Request::ReloadPki(answer) => {
                 drop(answer.send(self.reload_pki()));
             }
@@ -389,7 +390,7 @@ impl Core {
     }
 
     /// Established IKE SAs of a connection.
-    fn ike_sas_of(&self, connection: &str) -> Result<Vec<ike::IkeSaStatus>, String> {
+    pub(super) fn ike_sas_of(&self, connection: &str) -> Result<Vec<ike::IkeSaStatus>, String> {
         let found = self
             .engine
             .status()
@@ -481,7 +482,7 @@ impl Core {
                     (name, v.verdict.name(), v.packets)
                 })
                 .collect(),
-            ike_events: self.ike_events.iter().map(|(kind, n)| (*kind, *n)).collect(),
+            ike_events: self.ike_event_counts(),
             takeovers: self.takeover.count,
             slow_frames: COUNTS.iter().copied().zip(self.slow.counts).collect(),
             synch: SynchSample {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::Core;
 use super::around::segment_of_name;
 use super::orders::{Goal, Part};
-use crate::api::ConnectionRequest;
+use crate::api::{ConnectionRequest, RedirectRequest};
 use crate::control::Outcome;
 
 impl Core {
@@ -80,6 +80,45 @@ impl Core {
             peer: SocketAddr::new(remote, 500),
         };
         Ok((part, command))
+    }
+
+    /// `espalier connection redirect`.
+    pub(super) fn redirect(&mut self, wish: &RedirectRequest, answer: oneshot::Sender<Outcome>) {
+        match self.redirect_parts(wish) {
+            Ok(parts) => {
+                let peers = parts.iter().map(|(part, _)| part.peer.to_string());
+                let peers = peers.collect::<Vec<_>>().join(", ");
+                let done = format!("{}: {peers} told to go to {}", wish.connection, wish.to);
+                self.order(parts, done, answer);
+            }
+            Err(why) => drop(answer.send(Err(why))),
+        }
+    }
+
+    fn redirect_parts(&self, wish: &RedirectRequest) -> Result<Vec<(Part, Command)>, String> {
+        let to: IpAddr = wish
+            .to
+            .parse()
+            .map_err(|_| format!("'{}' is no address; give that of another gateway", wish.to))?;
+        let name = &wish.connection;
+        let part = |sa: ike::IkeSaStatus| {
+            let ids = self.engine.message_ids(sa.spi)?;
+            let part = Part {
+                goal: Goal::sign_of_life(sa.spi, ids),
+                connection: name.clone(),
+                peer: sa.remote,
+            };
+            Some((part, Command::Redirect { spi: sa.spi, to }))
+        };
+        let all = self.ike_sas_of(name)?;
+        let able = all.into_iter().filter(|sa| self.engine.is_redirectable(sa.spi));
+        let parts = able.filter_map(part).collect::<Vec<_>>();
+        if parts.is_empty() {
+            return Err(format!(
+                "no peer of connection '{name}' can be redirected: only one that initiated, and said then that it can (RFC 5685)"
+            ));
+        }
+        Ok(parts)
     }
 
     fn ike_sas_here(&self, connection: &str) -> usize {

@@ -97,6 +97,10 @@ fn connection(
     c.resumption = config.extensions.resumption;
     c.cluster_sync = config.extensions.cluster_sync;
     c.mid_sync = config.extensions.mid_sync;
+    c.childless = config.extensions.childless;
+    c.window = config.extensions.window;
+    c.redirect = config.extensions.redirect;
+    c.follow_redirects = config.extensions.follow_redirects;
     c.resources = resources(config.extensions.per_resource, cpus, members);
     c.fragmentation = config.fragmentation;
     c.fragment_size = config.fragment_size;

@@ -5,7 +5,7 @@ use anyhow::Result;
 use cluster::message::Policy;
 
 use super::convert;
-use crate::config::{AuthKind, Config, Extensions, Start};
+use crate::config::{AuthKind, Config, Start};
 use crate::credentials;
 use crate::pki::ClusterSecret;
 
@@ -64,9 +64,7 @@ pub fn policy(config: &Config, secret: &ClusterSecret) -> Result<Policy> {
             text.push_str(&format!(" {:?}", c.remotes));
         }
         // Only where it says something: members that are still to be upgraded do not know these keys.
-        if c.extensions != Extensions::default() {
-            text.push_str(&format!(" {:?}", c.extensions));
-        }
+        text.push_str(&c.extensions.compared());
         if (c.local_auth, c.remote_auth) != (AuthKind::Psk, AuthKind::Psk) {
             text.push_str(&format!(
                 " {:?} {:?} {authorities:02x?}",

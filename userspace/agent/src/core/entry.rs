@@ -137,22 +137,23 @@ pub fn encode_entry(changes: &[EntryChange]) -> Vec<u8> {
 }
 
 /// An entry as octets, with records as patches where that is shorter: of the record that the same IKE SA has before this entry,
-/// or (a new one's) another IKE SA that the entry is about, which it replaces. `None`: no record is worth it.
+/// or (a new one's) that of a neighbour in this entry: one that it replaces stands beside it. `None`: no record is worth it.
 pub fn encode_brief<'a>(
     changes: &[EntryChange],
     before: impl Fn(IkeSpi) -> Option<&'a SecretBytes>,
 ) -> Option<Vec<u8>> {
-    let puts = || changes.iter().filter_map(EntryChange::as_put);
-    let base_of = |spi: IkeSpi| {
-        let others = puts().map(|(other, _)| other).filter(|other| *other != spi);
-        std::iter::once(spi)
-            .chain(others)
-            .find_map(|base| Some((base, before(base)?)))
+    let puts = changes.iter().filter_map(EntryChange::as_put).map(|(spi, _)| spi);
+    let puts = puts.collect::<Vec<_>>();
+    let base_of = |at: usize| {
+        let neighbours = [Some(at), at.checked_sub(1), at.checked_add(1)];
+        let bases = neighbours.into_iter().flatten().filter_map(|at| puts.get(at));
+        bases.copied().find_map(|base| Some((base, before(base)?)))
     };
     let mut any = false;
+    let mut nth = 0..;
     let written = changes.iter().map(|change| {
         let patched = change.as_put().and_then(|(spi, record)| {
-            let (base, old) = base_of(spi)?;
+            let (base, old) = base_of(nth.next()?)?;
             let patch = patch::make(old.expose(), record.expose());
             (patch.len() + PATCH_OVERHEAD < record.len()).then_some(Written::Patch { spi, base, patch })
         });

@@ -17,6 +17,7 @@ use super::setup::Io;
 use super::{Core, Stop};
 use crate::config::Config;
 use crate::control::{self, Request};
+use crate::net::batch::Inbox;
 use crate::pki::Identity;
 use crate::synch::SynchEvent;
 use crate::{clock, net};
@@ -136,7 +137,7 @@ async fn event_loop(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut datagram = vec![0; 65_536];
+    let mut inbox = Inbox::new();
     let mut packet = vec![0; 65_536];
     let mut esp = vec![0; 65_536];
     let mut second = clock::now();
@@ -163,6 +164,7 @@ async fn event_loop(
         core.list_turn(now);
         core.reload_turn(now);
         core.guests_turn(now);
+        core.end_turn();
         if second <= now {
             second = now + Duration::from_secs(1);
             core.every_second();
@@ -202,6 +204,13 @@ async fn event_loop(
             Some(told) = io.ownership.recv() => core.ownership_told(told),
             Some(made) = io.snapshots.recv() => core.snapshot_made(made),
             Some(signed) = io.signed.recv() => core.signed(signed),
+            Some(computed) = io.computed.recv() => {
+                core.computed(computed);
+                for _ in 1..RECORDS {
+                    let Ok(computed) = io.computed.try_recv() else { break };
+                    core.computed(computed);
+                }
+            }
             Some(event) = io.network.recv() => core.net_event(&event),
             ready = events.readable() => {
                 if let Ok(mut ready) = ready { ready.clear_ready(); }
@@ -214,8 +223,8 @@ async fn event_loop(
             () = readable(logs.as_ref()) => {
                 if let Some(logs) = &mut logs { logs.get_mut().drain(); }
             }
-            (local, remote, length) = io.sockets.receive(&mut datagram) => {
-                core.datagram(local, remote, &datagram[..length]);
+            () = io.sockets.readable() => {
+                io.sockets.receive(&mut inbox, |local, remote, bytes| core.datagram(local, remote, bytes));
             }
             Some(wish) = wishes.recv() => core.answer(wish),
             Ok(length) = io.tun.recv(&mut packet) => core.local_packet(&packet[..length]),

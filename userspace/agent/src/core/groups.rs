@@ -29,6 +29,8 @@ pub struct Pending {
     pub about: Vec<IkeSpi>,
     /// Proposed while there was no standby: nobody else can know of it.
     pub alone: bool,
+    /// The node has it. Until then further commits of the same turn are added.
+    pub proposed: bool,
     pub origin: Origin,
 }
 
@@ -104,6 +106,11 @@ impl Group {
             adopting: BTreeSet::new(),
             adoption: None,
         }
+    }
+
+    /// The entry that this turn's commits go into.
+    pub fn open_entry(&mut self) -> Option<&mut Pending> {
+        self.pending.back_mut().filter(|p| !p.proposed)
     }
 
     /// Whether a proposal of this name waits for its acknowledgement.

@@ -53,16 +53,22 @@ use crate::clock;
 use crate::config::Config;
 use crate::credentials::signer::Signer;
 use crate::events::EventLog;
+use crate::exchange::Computers;
 use crate::net::announce::Announcer;
 use crate::net::ports::Ports;
 use crate::net::socket::IkeSockets;
 use crate::synch::Synch;
+pub(crate) use around::random;
+
 use around::Around;
 use entry::EntryChange;
 use groups::{Groups, Origin, Pending};
 use secrets::Known;
 
 pub use event_loop::run;
+
+/// Changes in one entry of the journal; those of one commit are never torn apart.
+const ENTRY_CHANGES: usize = 256;
 
 /// Why a change or a raise did not take effect.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +102,8 @@ struct Core {
     engine: Engine,
     /// Has the private keys.
     signer: Signer,
+    /// Computes key exchanges.
+    computers: Computers,
     certificates: certificates::Certificates,
     sad: Sad,
     plane: Plane,
@@ -113,6 +121,8 @@ struct Core {
     attached: Vec<crate::api::InterfaceStatus>,
 
     sockets: Rc<IkeSockets>,
+    /// Messages that leave at the end of this turn.
+    outgoing: Vec<Transmit>,
     announcer: Announcer,
     ports: Ports,
 
@@ -231,6 +241,7 @@ impl Core {
             }
             Output::Transmit(transmit) => self.transmit_in_order(transmit),
             Output::Sign(request) => self.signer.sign(request),
+            Output::Compute(request) => self.computers.ask(request),
             Output::Event(event) => self.engine_event(&event),
         }
     }
@@ -306,6 +317,16 @@ impl Core {
         transmits: Vec<Transmit>,
         about: Vec<IkeSpi>,
     ) {
+        if let Some(open) = self.groups.get_mut(group).open_entry() {
+            // Those that wait for the outcome of their own stand alone: they are never open.
+            open.changes.extend(changes);
+            open.transmits.extend(transmits);
+            open.about.extend(about);
+            if open.changes.len() >= ENTRY_CHANGES {
+                self.propose_entry(group);
+            }
+            return;
+        }
         self.propose_as(Origin::Own, group, changes, transmits, about);
     }
 
@@ -317,23 +338,49 @@ impl Core {
         transmits: Vec<Transmit>,
         about: Vec<IkeSpi>,
     ) {
+        // What was committed before goes before.
+        self.propose_entry(group);
         self.next_token += 1;
         let token = self.next_token;
-        let entry = entry::encode_entry(&changes);
-        let brief = self
-            .node
-            .writes_briefly(group)
-            .then(|| entry::encode_brief(&changes, |spi| self.last_record(group, spi)))
-            .flatten();
-        let alone = self.node.is_alone(group);
         self.groups.get_mut(group).pending.push_back(Pending {
             token,
             changes,
             transmits,
             about,
-            alone,
+            alone: false,
+            proposed: false,
             origin,
         });
+        if origin != Origin::Own {
+            self.propose_entry(group);
+        }
+    }
+
+    /// Proposes the commits of this turn, as one entry for each group: one record, one acknowledgement. An entry takes effect as
+    /// a whole or not at all, which is no less than each of its commits asks for.
+    fn propose_turn(&mut self) {
+        let open = |group: &mut groups::Group| group.open_entry().map(|_| ()).map(|()| group.id);
+        let open = self.groups.iter_mut().filter_map(open).collect::<Vec<_>>();
+        for group in open {
+            self.propose_entry(group);
+        }
+        self.settle();
+    }
+
+    fn propose_entry(&mut self, group: GroupId) {
+        let alone = self.node.is_alone(group);
+        let briefly = self.node.writes_briefly(group);
+        let Some(open) = self.groups.get(group).pending.back().filter(|p| !p.proposed) else {
+            return;
+        };
+        let (token, entry) = (open.token, entry::encode_entry(&open.changes));
+        let brief = briefly
+            .then(|| entry::encode_brief(&open.changes, |spi| self.last_record(group, spi)))
+            .flatten();
+        if let Some(open) = self.groups.get_mut(group).open_entry() {
+            open.proposed = true;
+            open.alone = alone;
+        }
         self.node.handle(cluster::Input::Propose {
             now: clock::now(),
             group,
@@ -343,9 +390,16 @@ impl Core {
         });
     }
 
+    /// The end of a turn: what it has brought about leaves together.
+    fn end_turn(&mut self) {
+        self.propose_turn();
+        self.computers.hand_over();
+        self.send_queued();
+    }
+
     /// The record of an IKE SA as the entries of the group that are written by now have left it, committed or not.
     fn last_record(&self, group: GroupId, spi: IkeSpi) -> Option<&SecretBytes> {
-        let pending = self.groups.get(group).pending.iter().rev();
+        let pending = self.groups.get(group).pending.iter().rev().filter(|p| p.proposed);
         let mut changes = pending.flat_map(|p| p.changes.iter().rev());
         let last = changes.find_map(|change| match change {
             EntryChange::IkePut(of, record) if *of == spi => Some(Some(record)),
@@ -368,15 +422,29 @@ impl Core {
                 return;
             }
         }
-        self.transmit(&transmit);
+        self.outgoing.push(transmit);
     }
 
+    /// Sends a message at the end of this turn.
     fn transmit(&mut self, transmit: &Transmit) {
-        if let Err(error) = self
-            .sockets
-            .send_ike(transmit.local, transmit.remote, &transmit.bytes)
-        {
+        self.outgoing.push(transmit.clone());
+    }
+
+    /// Sends the messages of this turn.
+    fn send_queued(&mut self) {
+        self.sockets.send_all(&self.outgoing, |transmit, error| {
             tracing::warn!(remote = %transmit.remote, %error, "cannot send an IKE message; it will be repeated");
+        });
+        self.outgoing.clear();
+    }
+
+    /// Key exchanges are computed: what waits for them goes on.
+    fn computed(&mut self, all: Vec<ike::Computed>) {
+        for computed in all {
+            self.engine_input(Input::Computed {
+                now: clock::now(),
+                computed,
+            });
         }
     }
 
@@ -414,6 +482,16 @@ impl Core {
         }
     }
 
+    /// Events of the IKE engine by kind, and key exchanges that were not computed as they should be.
+    fn ike_event_counts(&self) -> Vec<(&'static str, u64)> {
+        let exchanges = [
+            ("exchange_refused", self.computers.refused()),
+            ("exchange_in_loop", self.engine.computed_here()),
+        ];
+        let events = self.ike_events.iter().map(|(kind, n)| (*kind, *n));
+        events.chain(exchanges).collect()
+    }
+
     /// An entry was acknowledged: its changes take effect, then its messages go out.
     fn committed(&mut self, token: u64) {
         let found = self.groups.iter().find_map(|g| {
@@ -441,9 +519,7 @@ impl Core {
                 format!("SA {spi_in}: {error}; it is deleted rather than left half installed"),
             );
         }
-        for transmit in &pending.transmits {
-            self.transmit(transmit);
-        }
+        self.outgoing.extend(pending.transmits);
         self.guests_committed(pending.origin, failed.is_empty());
         for (spi_in, _) in failed {
             // A failed removal has left the engine already.

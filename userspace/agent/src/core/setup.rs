@@ -34,6 +34,7 @@ use crate::clock;
 use crate::config::{self, ClusterMode, Config, Solo};
 use crate::credentials::signer::{Signed, Signer};
 use crate::events::EventLog;
+use crate::exchange::Computers;
 use crate::net::announce::Announcer;
 use crate::net::ports::Ports;
 use crate::net::socket::{EspSocket, IKE_PORT, IkeSockets, NAT_T_PORT};
@@ -57,6 +58,8 @@ pub struct Io {
     pub reloads: mpsc::UnboundedReceiver<reload::Told>,
     /// Signatures that the engine waits for.
     pub signed: mpsc::UnboundedReceiver<Signed>,
+    /// Key exchanges that the engine waits for.
+    pub computed: mpsc::UnboundedReceiver<Vec<ike::Computed>>,
 }
 
 /// The pins of a data plane whose member does not come up are removed, and with them the programs.
@@ -286,9 +289,12 @@ impl Core {
 
         let policies = secrets::Policies::of(&config, &identity.secrets)?;
         let made = convert::make(&config, secrets::endpoint(&identity.secrets), options.cpus)?;
-        let engine = Engine::new(made.engine);
+        let mut engine = Engine::new(made.engine);
+        engine.exchange_beside();
         let (done, signed) = mpsc::unbounded_channel();
         let signer = Signer::start(made.keys, done)?;
+        let (done, computed) = mpsc::unbounded_channel();
+        let computers = Computers::start(done)?;
         let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);
         let esp = EspSocket::open()?;
         let mut announcer =
@@ -380,6 +386,8 @@ impl Core {
             log,
             engine,
             signer,
+            computers,
+            outgoing: Vec::new(),
             certificates: Certificates::new(made.certificates),
             sad,
             runner: plane.runner(),
@@ -446,6 +454,7 @@ impl Core {
                 snapshots,
                 reloads,
                 signed,
+                computed,
             },
         ))
     }

@@ -1,6 +1,7 @@
 //! This host's network: interfaces, cluster addresses, routes, neighbours, sockets.
 
 pub mod announce;
+pub mod batch;
 pub mod frame;
 pub mod hints;
 pub mod neighbour;

@@ -3,12 +3,17 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::task::Poll;
 
 use anyhow::{Context, Result};
 use futures_util::FutureExt;
+use ike::Transmit;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UdpSocket;
+
+use super::batch::{Inbox, Outgoing};
 
 /// Marker in front of IKE messages on port 4500 (RFC 3948 2.2).
 pub const NON_ESP_MARKER: [u8; 4] = [0; 4];
@@ -128,40 +133,68 @@ impl IkeSockets {
         Ok(Self { sockets })
     }
 
-    /// Waits for a datagram on any of them: our address, the sender, the number of octets in `buffer`.
-    pub async fn receive(&self, buffer: &mut [u8]) -> (SocketAddr, SocketAddr, usize) {
-        loop {
-            let ready = self.sockets.iter().map(|(_, socket)| Box::pin(socket.readable()));
-            let _ = futures_util::future::select_all(ready).await;
-            if let Some(found) = self.try_receive(buffer) {
-                return found;
+    /// Waits until there is a datagram on any of them.
+    pub async fn readable(&self) {
+        std::future::poll_fn(|cx| {
+            // Each of them has to be asked, so that each wakes the task.
+            let ready = self
+                .sockets
+                .iter()
+                .filter(|(_, socket)| socket.poll_recv_ready(cx).is_ready());
+            match ready.count() {
+                0 => Poll::Pending,
+                _ => Poll::Ready(()),
             }
-        }
+        })
+        .await;
     }
 
-    /// A datagram that is there already.
-    pub fn try_receive(&self, buffer: &mut [u8]) -> Option<(SocketAddr, SocketAddr, usize)> {
+    /// Gives what is there: our address, the sender, the octets. At most one call's worth of each socket, so that none waits for
+    /// another.
+    pub fn receive(&self, inbox: &mut Inbox, mut each: impl FnMut(SocketAddr, SocketAddr, &[u8])) {
         for (local, socket) in &self.sockets {
-            if let Ok((length, from)) = socket.try_recv_from(buffer) {
-                return Some((*local, from, length));
-            }
+            // Errors are those of the past: ICMP messages about datagrams that were sent.
+            let _ = socket.try_io(Interest::READABLE, || {
+                inbox.receive(socket.as_fd(), |from, octets| each(*local, from, octets))
+            });
         }
-        None
     }
 
-    /// Sends an IKE message, with the marker on port 4500.
-    ///
-    /// # Errors
-    /// The address is none of ours, or the kernel refuses.
-    pub fn send_ike(&self, local: SocketAddr, remote: SocketAddr, message: &[u8]) -> io::Result<()> {
-        if local.port() == NAT_T_PORT {
-            let mut datagram = Vec::with_capacity(4 + message.len());
-            datagram.extend_from_slice(&NON_ESP_MARKER);
-            datagram.extend_from_slice(message);
-            self.send(local, remote, &datagram)
-        } else {
-            self.send(local, remote, message)
+    /// Sends IKE messages in their order, with the marker on port 4500, and tells which could not be sent.
+    pub fn send_all(&self, all: &[Transmit], mut failed: impl FnMut(&Transmit, io::Error)) {
+        let of_socket = |a: &Transmit, b: &Transmit| a.local == b.local;
+        for same in all.chunk_by(of_socket) {
+            let Some(first) = same.first() else { continue };
+            let socket = match self.of(first.local) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    failed(first, error);
+                    continue;
+                }
+            };
+            let marker: &[u8] = match first.local.port() {
+                NAT_T_PORT => &NON_ESP_MARKER,
+                _ => &[],
+            };
+            let outgoing = same.iter().map(|transmit| Outgoing {
+                pieces: [marker, &transmit.bytes],
+                to: transmit.remote,
+            });
+            let outgoing = outgoing.collect::<Vec<_>>();
+            super::batch::send(socket.as_fd(), &outgoing, |at, error| {
+                if let Some(transmit) = same.get(at) {
+                    failed(transmit, error);
+                }
+            });
         }
+    }
+
+    fn of(&self, local: SocketAddr) -> io::Result<&UdpSocket> {
+        self.sockets
+            .iter()
+            .find(|(address, _)| address.ip() == local.ip() && address.port() == local.port())
+            .map(|(_, socket)| socket)
+            .ok_or_else(|| io::Error::other(format!("{local} is no address of this cluster")))
     }
 
     /// Sends octets as they are.
@@ -169,13 +202,8 @@ impl IkeSockets {
     /// # Errors
     /// The address is none of ours, or the kernel refuses.
     pub fn send(&self, local: SocketAddr, remote: SocketAddr, bytes: &[u8]) -> io::Result<()> {
-        let socket = self
-            .sockets
-            .iter()
-            .find(|(address, _)| address.ip() == local.ip() && address.port() == local.port())
-            .ok_or_else(|| io::Error::other(format!("{local} is no address of this cluster")))?;
         // The system call itself: tokio's `try_send_to` fails until its reactor has seen the socket writable for the first time.
-        socket2::SockRef::from(&socket.1)
+        socket2::SockRef::from(self.of(local)?)
             .send_to(bytes, &remote.into())
             .map(drop)
     }
@@ -362,9 +390,13 @@ mod tests {
             let peer = std::net::UdpSocket::bind((loopback, 0)).unwrap();
             peer.set_read_timeout(Some(std::time::Duration::from_secs(5)))
                 .unwrap();
-            sockets
-                .send_ike(local, peer.local_addr().unwrap(), b"first")
-                .unwrap();
+            let first = Transmit {
+                local,
+                remote: peer.local_addr().unwrap(),
+                ike_spi: None,
+                bytes: b"first".to_vec(),
+            };
+            sockets.send_all(&[first], |_, error| panic!("{error}"));
             let mut buffer = [0; 16];
             let (length, from) = peer.recv_from(&mut buffer).unwrap();
             assert_eq!((&buffer[..length], from), (&b"first"[..], local));

@@ -6,6 +6,9 @@
 mod ecp;
 mod mlkem;
 mod modp;
+mod work;
+
+pub use work::{DhWork, DhWorked};
 
 use crate::{CryptoError, Random, Secret};
 use ecp::EcpKey;

@@ -16,7 +16,7 @@ pub use configuration::{ConfigAttribute, Configuration};
 pub use delete::Delete;
 pub use eap::Eap;
 pub use identification::{Identification, Identity};
-pub use notify::{MessageIdSync, Notify};
+pub use notify::{Gateway, MessageIdSync, Notify};
 pub use recovery::CounterDelta;
 pub use security_association::{Attribute, AttributeValue, Proposal, SecurityAssociation, Transform};
 pub use simple::{Authentication, KeyExchange};

@@ -5,6 +5,7 @@ use crate::encode::{EncodeError, u8_count};
 use crate::reader::Reader;
 use crate::registry::{DhTransform, NotifyType, PayloadType, ProtocolId};
 use model::EspSpi;
+use std::net::IpAddr;
 
 /// A notification.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +31,51 @@ pub struct MessageIdSync {
     pub expected_recv: u32,
 }
 
+/// The gateway that a redirection names (RFC 5685 8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gateway<'a> {
+    /// By its address.
+    Address(IpAddr),
+    /// By its name.
+    Name(&'a [u8]),
+}
+
+/// Numbers of [`Gateway`].
+const GATEWAY_IPV4: u8 = 1;
+const GATEWAY_IPV6: u8 = 2;
+const GATEWAY_FQDN: u8 = 3;
+
+fn gateway(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => [&[GATEWAY_IPV4, 4], v4.octets().as_slice()].concat(),
+        IpAddr::V6(v6) => [&[GATEWAY_IPV6, 16], v6.octets().as_slice()].concat(),
+    }
+}
+
 impl Notify {
+    /// REDIRECT to a gateway, with the client's nonce where it answers a first message (RFC 5685 8.2).
+    pub fn redirect(to: IpAddr, nonce: &[u8]) -> Self {
+        Self::new(NotifyType::REDIRECT, [gateway(to).as_slice(), nonce].concat())
+    }
+
+    /// REDIRECTED_FROM a gateway (RFC 5685 8.3).
+    pub fn redirected_from(from: IpAddr) -> Self {
+        Self::new(NotifyType::REDIRECTED_FROM, gateway(from))
+    }
+
+    /// The gateway in a REDIRECT, and the nonce.
+    pub fn as_redirect(&self) -> Option<(Gateway<'_>, &[u8])> {
+        let (&[kind, length], rest) = self.data_of(NotifyType::REDIRECT)?.split_first_chunk::<2>()?;
+        let (identity, nonce) = rest.split_at_checked(usize::from(length))?;
+        let gateway = match kind {
+            GATEWAY_IPV4 => Gateway::Address(<[u8; 4]>::try_from(identity).ok()?.into()),
+            GATEWAY_IPV6 => Gateway::Address(<[u8; 16]>::try_from(identity).ok()?.into()),
+            GATEWAY_FQDN if !identity.is_empty() => Gateway::Name(identity),
+            _ => return None,
+        };
+        Some((gateway, nonce))
+    }
+
     /// A notification about no SA, or about the IKE SA.
     pub fn new(kind: NotifyType, data: Vec<u8>) -> Self {
         Self {

@@ -1,6 +1,10 @@
 //! A datagram on its way: whose it is, whether it is in order, which task takes it.
 
 use super::*;
+use std::time::Duration;
+
+/// When nobody has the time for a task's private key, it is tried again after this time.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Finds out what a datagram is and whose.
 pub(super) fn datagram(
@@ -126,6 +130,9 @@ fn first_message(
     if header.spi_i.0 == 0 || header.spi_r.0 != 0 || header.message_id != 0 || header.flags != flags {
         return;
     }
+    if ctx.exchanges.is_waiting(header.spi_i, remote) {
+        return;
+    }
     if let Some(spi) = ctx.table.by_first(header.spi_i, remote) {
         return with_sa(ctx, spi, |sa, ctx| {
             // A repetition is the same octet for octet (RFC 7296 2.1); anything else from there is none of ours.
@@ -133,7 +140,7 @@ fn first_message(
                 matches!(&sa.phase, Phase::AwaitAuthRequest(phase) if phase.transcript.request == bytes);
             // After IKE_INTERMEDIATE another response is the last one.
             if same && sa.their.next == 1 {
-                repeat_response(sa, ctx);
+                repeat_response(sa, ctx, 0);
             }
         });
     }
@@ -143,41 +150,130 @@ fn first_message(
     let shown = message.payloads.notifies().find_map(Notify::as_cookie);
     let (was_cookie, was_flooded) = (endpoint.cookie_mode, endpoint.flooded);
     let config = ctx.config;
-    let half_open = ctx.table.half_open();
-    let admission = endpoint.admit(&config.endpoint, half_open, remote, header.spi_i, nonce, shown);
+    let half_open = ctx.table.half_open() + ctx.exchanges.firsts();
+    let load = (half_open, ctx.exchanges.is_busy());
+    let admission = endpoint.admit(&config.endpoint, load, remote, header.spi_i, nonce, shown);
     report_load(ctx, endpoint, half_open, was_cookie, was_flooded);
-    let mut refused = None;
-    let refusal = match admission {
-        Admission::Drop => return,
-        Admission::Cookie(cookie) => Notify::new(NotifyType::COOKIE, cookie),
-        Admission::Admit if header.exchange == ExchangeType::IKE_SESSION_RESUME => {
-            match resume::respond(ctx, message, bytes, local, remote) {
-                Ok(sa) => return ctx.put_back(sa),
-                Err(why) => {
-                    refused = Some(why);
-                    Notify::status(NotifyType::TICKET_NACK)
-                }
-            }
+    match admission {
+        Admission::Drop => {}
+        Admission::Cookie(cookie) => {
+            let cookie = Notify::new(NotifyType::COOKIE, cookie);
+            refuse_first(ctx, local, remote, bytes, &header, cookie);
         }
-        Admission::Admit => match ike_init::respond(ctx, message, bytes, local, remote) {
-            Ok(sa) => return ctx.put_back(sa),
-            Err(None) => return,
-            Err(Some(notify)) => notify,
-        },
-    };
-    if refusal.kind != NotifyType::COOKIE && !endpoint.may_answer(ctx.now) {
-        return;
+        Admission::Admit if ctx.exchanges.is_full() => {}
+        Admission::Admit => admitted(ctx, endpoint, local, remote, bytes, message),
     }
-    if let Some(why) = refused {
-        ticket::refused(ctx, remote, &why);
-    }
-    if let Some(answer) = endpoint::stateless(&header, bytes.len(), refusal) {
+}
+
+/// The stateless answer to a first message.
+fn refuse_first(
+    ctx: &mut Context<'_>,
+    local: SocketAddr,
+    remote: SocketAddr,
+    bytes: &[u8],
+    header: &Header,
+    refusal: Notify,
+) {
+    if let Some(answer) = endpoint::stateless(header, bytes.len(), refusal) {
         ctx.out.plain.push(Transmit {
             local,
             remote,
             ike_spi: None,
             bytes: answer,
         });
+    }
+}
+
+/// A first message that has passed the endpoint: an IKE SA begins, or its key exchange.
+fn admitted(
+    ctx: &mut Context<'_>,
+    endpoint: &mut Endpoint,
+    local: SocketAddr,
+    remote: SocketAddr,
+    bytes: &[u8],
+    message: &Message,
+) {
+    let header = message.header;
+    let mut refused = None;
+    let refusal = match header.exchange {
+        ExchangeType::IKE_SESSION_RESUME => match resume::respond(ctx, message, bytes, local, remote) {
+            Ok(sa) => return ctx.put_back(sa),
+            Err(why) => {
+                refused = Some(why);
+                Notify::status(NotifyType::TICKET_NACK)
+            }
+        },
+        _ => match ike_init::respond(ctx, message, bytes, local, remote) {
+            Ok(sa) => return ctx.put_back(sa),
+            Err(_) if ctx.exchanges.is_wanting() => {
+                let work = ctx.take_wanted();
+                return exchange::wait_first(ctx, work, header.spi_i, bytes, local, remote);
+            }
+            Err(None) => return,
+            Err(Some(notify)) => notify,
+        },
+    };
+    if !endpoint.may_answer(ctx.now) {
+        return;
+    }
+    if let Some(why) = refused {
+        ticket::refused(ctx, remote, &why);
+    }
+    refuse_first(ctx, local, remote, bytes, &header, refusal);
+}
+
+/// A key exchange was computed: what waits for it goes on.
+pub(super) fn computed(ctx: &mut Context<'_>, endpoint: &mut Endpoint, computed: Computed) {
+    match exchange::take(ctx, computed) {
+        GoesOn::First(first) => {
+            if let Ok(message) = Message::parse(&first.bytes) {
+                admitted(ctx, endpoint, first.local, first.remote, &first.bytes, &message);
+            }
+        }
+        GoesOn::Sa(spi, token) => with_sa(ctx, spi, |sa, ctx| go_on(sa, ctx, token)),
+        GoesOn::Nobody => {}
+    }
+}
+
+fn go_on(sa: &mut IkeSa, ctx: &mut Context<'_>, token: u64) {
+    let Some(then) = sa.take_computing(token) else {
+        return;
+    };
+    let refused = !ctx.exchanges.has_any();
+    match then {
+        Then::Begin if matches!(sa.phase, Phase::AwaitKey) => {
+            if refused {
+                let text = "there is no time to make a private key";
+                ctx.event(sa, EventKind::Trouble, text);
+                return tasks::delete::vanish(sa, ctx, text);
+            }
+            ike_init::begin_or_vanish(sa, ctx);
+        }
+        Then::Start => {
+            if refused {
+                sa.our.pause(ctx.now, ctx.now + PAUSE);
+            }
+            tasks::start_next(sa, ctx);
+        }
+        // What is dropped comes again.
+        _ if refused => {}
+        Then::Init(bytes) => {
+            if let Ok(message) = Message::parse(&bytes)
+                && matches!(sa.phase, Phase::AwaitInitResponse(_))
+            {
+                ike_init::on_response(sa, ctx, &message, &bytes);
+            }
+        }
+        // Meanwhile the window may have moved on, or the IKE SA have ended.
+        Then::Inner(inner) => {
+            let expected = order(sa, &inner.header) == Order::New;
+            if expected && !matches!(sa.phase, Phase::Closed(_)) {
+                ctx.from = inner.from;
+                ctx.path_before = inner.path_before;
+                inside(sa, ctx, *inner, false);
+            }
+        }
+        Then::Begin => {}
     }
 }
 
@@ -206,6 +302,13 @@ fn init_response(sa: &mut IkeSa, ctx: &mut Context<'_>, remote: SocketAddr, byte
         message.header.message_id == 0 && message.protected.is_none() && remote.ip() == sa.path.remote.ip();
     match (&sa.phase, message.header.exchange) {
         (Phase::AwaitInitResponse(_), ExchangeType::IKE_SA_INIT) if expected => {
+            if sa.awaits_init() {
+                return;
+            }
+            let work = ike_init::wanted(sa, ctx, message);
+            if !work.is_empty() {
+                return exchange::wait(sa, ctx, work, Then::Init(bytes.to_vec()));
+            }
             ike_init::on_response(sa, ctx, message, bytes);
         }
         (Phase::AwaitResumeResponse(_), ExchangeType::IKE_SESSION_RESUME) if expected => {
@@ -238,11 +341,11 @@ fn protected(
         return;
     }
     let order = order(sa, &header);
-    if order == Order::OutOfWindow {
+    if order == Order::OutOfWindow || sa.awaits_message(&header) {
         return;
     }
     if order == Order::Repeated && sa.is_half_open() && intermediate::is_answered(sa, bytes) {
-        return repeat_response(sa, ctx);
+        return repeat_response(sa, ctx, header.message_id);
     }
     let Ok(inner) = message::open(sa, bytes, sealed) else {
         return;
@@ -251,7 +354,7 @@ fn protected(
         // RFC 7383 2.6.1: of a fragmented request the first fragment alone is answered again.
         if sealed.fragment.is_none_or(|fragment| fragment.number == 1) {
             ctx.from = Some((local, remote));
-            repeat_response(sa, ctx);
+            repeat_response(sa, ctx, header.message_id);
         }
         return;
     }
@@ -277,37 +380,63 @@ fn protected(
     ctx.from = Some((local, remote));
     ctx.path_before = Some(sa.path);
     heard(sa, ctx, local, remote);
-    let parsed = parse_chain(first, &inner);
-    if header.exchange == ExchangeType::IKE_INTERMEDIATE {
-        intermediate::cover(sa, &header, first, &inner);
-    }
-    if header.flags.response {
-        tasks::on_response(sa, ctx, parsed);
-    } else {
-        tasks::on_request(sa, ctx, header.exchange, header.message_id, parsed);
-        if header.exchange == ExchangeType::IKE_INTERMEDIATE {
-            intermediate::answered(sa, digest.unwrap_or_else(|| crypto::sha256(&[bytes])));
+    let digest = (header.exchange == ExchangeType::IKE_INTERMEDIATE)
+        .then(|| digest.unwrap_or_else(|| crypto::sha256(&[bytes])));
+    let inner = Inner {
+        header,
+        first,
+        octets: inner,
+        digest,
+        from: ctx.from,
+        path_before: ctx.path_before,
+    };
+    inside(sa, ctx, inner, true);
+}
+
+/// An authentic message in its order. `ask`: key exchanges that its use needs are to be asked for; else they have come.
+fn inside(sa: &mut IkeSa, ctx: &mut Context<'_>, inner: Inner, ask: bool) {
+    let parsed = parse_chain(inner.first, &inner.octets);
+    if inner.header.flags.response {
+        if let Ok(payloads) = &parsed
+            && ask
+        {
+            let work = tasks::wanted::by_response(sa, ctx, inner.header.message_id, payloads);
+            if !work.is_empty() {
+                return exchange::wait(sa, ctx, work, Then::Inner(Box::new(inner)));
+            }
         }
+        if inner.header.exchange == ExchangeType::IKE_INTERMEDIATE {
+            intermediate::cover(sa, &inner);
+        }
+        return tasks::on_response(sa, ctx, inner.header.message_id, parsed);
+    }
+    tasks::on_request(sa, ctx, &inner, parsed);
+    if ctx.exchanges.is_wanting() {
+        let work = ctx.take_wanted();
+        return exchange::wait(sa, ctx, work, Then::Inner(Box::new(inner)));
+    }
+    if let Some(digest) = inner.digest {
+        intermediate::answered(sa, digest);
     }
 }
 
 /// Where a message stands in its window. Cheap checks first: only the awaited response is worth a decryption.
 fn order(sa: &IkeSa, header: &Header) -> Order {
     if !header.flags.response {
-        return sa.their.order(header.message_id);
+        return sa.their.order(header.message_id, sa.receive_window());
     }
     let awaited = |outstanding: &Outstanding| {
         let exchange = outstanding.bytes.get(EXCHANGE_AT) == Some(&header.exchange.0);
         exchange && outstanding.id == header.message_id && !matches!(outstanding.pending, Pending::Init)
     };
-    match &sa.our.outstanding {
-        Some(outstanding) if awaited(outstanding) => Order::New,
-        _ => Order::OutOfWindow,
+    match sa.our.all().any(awaited) {
+        true => Order::New,
+        false => Order::OutOfWindow,
     }
 }
 
-fn repeat_response(sa: &IkeSa, ctx: &mut Context<'_>) {
-    if let Some(response) = &sa.their.last_response {
+fn repeat_response(sa: &IkeSa, ctx: &mut Context<'_>, id: u32) {
+    if let Some(response) = sa.their.response(id) {
         message::repeat_answer(sa, ctx, response);
     }
 }
@@ -368,17 +497,10 @@ fn unprotected_hint(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Message) {
     let id = message.header.message_id;
     let deleting = matches!(sa.phase, Phase::Deleting(_))
         && sa.header_spis() == (message.header.spi_i, message.header.spi_r);
-    if hint
-        && deleting
-        && sa
-            .our
-            .outstanding
-            .as_ref()
-            .is_some_and(|outstanding| outstanding.id == id)
-    {
+    if hint && deleting && sa.our.all().any(|outstanding| outstanding.id == id) {
         return tasks::delete::finish_ike(sa, ctx);
     }
-    let idle = matches!(sa.phase, Phase::Established(_)) && sa.our.outstanding.is_none();
+    let idle = matches!(sa.phase, Phase::Established(_)) && sa.our.is_idle();
     // One check per second at most, whoever sends what.
     let recently = ctx.now.since(sa.timers.hinted).as_secs() < 1 && sa.timers.hinted != Instant::default();
     if hint && idle && !recently {

@@ -100,7 +100,7 @@ pub(crate) struct ClusterSync {
     pub counters: bool,
     /// As peer: M1 of the last synchronisation.
     pub last_m1: Option<u32>,
-    pub answered: Option<SyncAnswer>,
+    pub answered: Option<Box<SyncAnswer>>,
     /// As member: the epoch in which the peer was last asked to raise its counters.
     pub counters_asked: Option<u64>,
 }
@@ -114,7 +114,7 @@ pub(crate) struct Extras {
     pub ticket: Option<OwnTicket>,
     /// The last ticket that we granted, and when it expires.
     pub granted: Option<(TicketId, u64)>,
-    pub resumed: Option<Resumed>,
+    pub resumed: Option<Box<Resumed>>,
     pub sync: ClusterSync,
 }
 

@@ -1,6 +1,6 @@
 //! Protected messages: payloads to octets and back with the keys of an IKE SA.
 
-use super::windows::Outstanding;
+use super::windows::{Clock, Outstanding};
 use super::{IkeSa, fragments};
 use crate::event::EventKind;
 use crate::io::Transmit;
@@ -13,6 +13,10 @@ use ike_wire::{
     encode_skf_prefix,
 };
 use std::net::SocketAddr;
+use std::time::Duration;
+
+/// A response can be asked for again for this time: longer than any peer repeats a request.
+pub(crate) const RESPONSES_KEPT: Duration = Duration::from_secs(300);
 
 /// Numbers of the 40-bit IV counter.
 const IV_COUNTER_MASK: u64 = (1 << 40) - 1;
@@ -69,7 +73,7 @@ fn seal(
     };
     let (first, inner) = encode_chain(payloads)?;
     if header.exchange == ExchangeType::IKE_INTERMEDIATE {
-        intermediate::cover(sa, header, first, &inner);
+        intermediate::cover_sent(sa, header, first, &inner);
     }
     let sealed_len = key.cipher().sealed_len(inner.len());
     match longest_datagram(sa) {
@@ -174,7 +178,7 @@ pub(crate) fn send_request(
     payloads: &[Payload],
     pending: Pending,
 ) -> bool {
-    debug_assert!(sa.our.outstanding.is_none());
+    debug_assert!(sa.our.has_room(sa.send_window()));
     let id = sa.our.next;
     let header = header(sa, exchange, false, id);
     match seal(sa, ctx, &header, payloads) {
@@ -193,9 +197,18 @@ pub(crate) fn send_request(
 pub(crate) fn register_request(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: Vec<u8>, pending: Pending) {
     let id = sa.our.next;
     sa.our.next = id.wrapping_add(1);
+    put_request(sa, ctx, id, bytes, pending);
+}
+
+fn put_request(sa: &mut IkeSa, ctx: &mut Context<'_>, id: u32, bytes: Vec<u8>, pending: Pending) {
     transmit(sa, ctx, &bytes);
-    sa.our.outstanding = Some(Outstanding { id, bytes, pending });
-    start_retransmission(sa, ctx);
+    let clock = first_clock(sa, ctx);
+    sa.our.put(Outstanding {
+        id,
+        bytes,
+        pending,
+        clock,
+    });
     sa.dirty = true;
 }
 
@@ -223,24 +236,19 @@ pub(crate) fn seal_aside(
 
 /// Makes a request with Message ID 0 the outstanding one; the next Message ID stays.
 pub(crate) fn register_aside(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: Vec<u8>, pending: Pending) {
-    transmit(sa, ctx, &bytes);
-    sa.our.outstanding = Some(Outstanding {
-        id: 0,
-        bytes,
-        pending,
-    });
-    start_retransmission(sa, ctx);
-    sa.dirty = true;
+    put_request(sa, ctx, 0, bytes, pending);
 }
 
-/// Starts the clock of the outstanding request.
-pub(crate) fn start_retransmission(sa: &mut IkeSa, ctx: &Context<'_>) {
-    sa.timers.sent = 0;
+/// The clock of a request that is sent now for the first time.
+pub(crate) fn first_clock(sa: &IkeSa, ctx: &Context<'_>) -> Clock {
     let timing = sa
         .connection(ctx.config)
         .map(|connection| connection.retransmit)
         .unwrap_or_default();
-    sa.timers.retransmit = Some(ctx.now + timing.wait(0));
+    Clock {
+        at: Some(ctx.now + timing.wait(0)),
+        sent: 0,
+    }
 }
 
 /// Sends a protected response and keeps it for repetition. The request is consumed even when no response can be made.
@@ -252,17 +260,18 @@ pub(crate) fn send_response(
     payloads: &[Payload],
 ) {
     let header = header(sa, exchange, true, message_id);
-    sa.their.next = message_id.wrapping_add(1);
+    let size = sa.receive_window();
     sa.dirty = true;
+    sa.timers.forget = Some(ctx.now + RESPONSES_KEPT);
     match seal(sa, ctx, &header, payloads) {
         Ok(bytes) => {
             ctx.out
                 .transmits
                 .extend(datagrams(sa, answer_path(sa, ctx), &bytes));
-            sa.their.last_response = Some(bytes);
+            sa.their.answered(message_id, Some(bytes), size);
         }
         Err(error) => {
-            sa.their.last_response = None;
+            sa.their.answered(message_id, None, size);
             ctx.event(sa, EventKind::Trouble, format!("{exchange} response: {error}"));
         }
     }

@@ -12,6 +12,7 @@ pub(crate) mod record;
 pub(crate) mod windows;
 
 use crate::config::{Connection, EngineConfig, Identity};
+use crate::exchange::Computing;
 use crate::status::{Agreed, ChildSaStatus, IkeSaStatus};
 use crate::tasks::proof::Signing;
 use child::ChildSa;
@@ -22,7 +23,10 @@ use phase::Phase;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::time::Duration;
-use windows::{OurWindow, TheirWindow};
+use windows::{OurWindow, Task, TheirWindow};
+
+/// Requests that wait for their response at the same time, whatever the peer announces.
+const WINDOW_MAX: u32 = 64;
 
 /// Where the messages go, and what lies between.
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -40,9 +44,6 @@ pub(crate) struct Path {
 /// Points in time; they start anew after a takeover, so they are not part of the record.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Timers {
-    pub retransmit: Option<Instant>,
-    /// Transmissions of the outstanding request so far.
-    pub sent: u32,
     /// Half-open or closed: forget it then.
     pub expire: Option<Instant>,
     pub rekey: Option<Instant>,
@@ -52,6 +53,8 @@ pub(crate) struct Timers {
     pub ticket: Option<Instant>,
     /// The peer's series of additional key exchanges is given up.
     pub follow_up: Option<Instant>,
+    /// Responses are not kept for ever.
+    pub forget: Option<Instant>,
     /// When an unprotected message last made us check the peer.
     pub hinted: Instant,
     /// When a QCD token that is none of the peer's was last reported.
@@ -93,6 +96,9 @@ pub(crate) struct IkeSa {
     /// A signature that is waited for. A member that takes over asks for one of its own.
     #[serde(skip)]
     pub signing: Option<Box<Signing>>,
+    /// Key exchanges that are waited for: a member that takes over asks for its own. As many as the IKE SA can wait for.
+    #[serde(skip)]
+    pub computing: Vec<Computing>,
     /// Standbys know it, so its removal has to be told.
     #[serde(skip)]
     pub committed: bool,
@@ -125,6 +131,7 @@ impl IkeSa {
             fragments: None,
             timers: Timers::default(),
             signing: None,
+            computing: Vec::new(),
             committed: false,
             dirty: true,
             gone: false,
@@ -165,22 +172,39 @@ impl IkeSa {
     pub fn wake(&self) -> Option<Instant> {
         let t = &self.timers;
         let own = [
-            t.retransmit,
             t.expire,
             t.rekey,
             t.liveness,
             t.keepalive,
             t.ticket,
             t.follow_up,
+            t.forget,
         ];
         // Nothing is begun in other phases: what is queued there must not wake anybody, again and again.
-        let queued = if self.our.outstanding.is_none() && matches!(self.phase, Phase::Established(_)) {
-            self.our.earliest_queued()
-        } else {
-            None
-        };
+        // What waits for a private key goes on when that has come.
+        let begins = matches!(self.phase, Phase::Established(_)) && !self.awaits_key();
+        let queued = self.our.first_queued().filter(|_| begins);
+        let queued = queued.filter(|queued| self.may_start(&queued.task));
+        let queued = queued.map(|queued| queued.not_before);
         let children = self.children.iter().filter_map(|child| child.rekey_at);
-        own.into_iter().flatten().chain(queued).chain(children).min()
+        let repeated = self.our.all().filter_map(|outstanding| outstanding.clock.at);
+        let own = own.into_iter().flatten();
+        own.chain(repeated).chain(queued).chain(children).min()
+    }
+
+    /// Size of the peer's window, as far as we use it.
+    pub fn send_window(&self) -> u32 {
+        self.more.peer_window.unwrap_or(1).clamp(1, WINDOW_MAX)
+    }
+
+    /// Size of ours.
+    pub fn receive_window(&self) -> u32 {
+        self.more.our_window.unwrap_or(1)
+    }
+
+    /// Whether a task may start now: beside others only where the peer's window has room.
+    pub fn may_start(&self, task: &Task) -> bool {
+        self.our.is_idle() || (self.our.has_room(self.send_window()) && self.our.goes_beside(task))
     }
 
     /// Whether both sides were authenticated at any time.
@@ -216,7 +240,7 @@ impl IkeSa {
             nat_remote: self.path.nat_remote,
             next_send: self.our.next,
             next_receive: self.their.next,
-            outstanding: self.our.outstanding.is_some(),
+            outstanding: !self.our.is_idle(),
             agreed: self.agreed(),
             children: self
                 .children

@@ -2,10 +2,12 @@
 //!
 //! A value that is not needed is not written, and a record without any is written without the third part.
 
+use super::IkeSa;
 use super::record::{AdoptError, octets};
 use crate::tasks::follow_up::Awaited;
 use crate::tasks::intermediate::Intermediate;
 use crate::tasks::ppk::PpkState;
+use crate::tasks::redirect::Redirected;
 use model::{EspSpi, SecretBytes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +19,12 @@ mod tag {
     pub const INTERMEDIATE: u16 = 2;
     pub const FOLLOW_UP: u16 = 3;
     pub const PPK: u16 = 4;
+    pub const FURTHER_REQUESTS: u16 = 34;
+    pub const OTHER_RESPONSES: u16 = 35;
+    pub const PEER_WINDOW: u16 = 36;
+    pub const OUR_WINDOW: u16 = 37;
+    pub const REDIRECTABLE: u16 = 38;
+    pub const REDIRECTED: u16 = 39;
     pub const VIRTUAL_ADDRESSES: u16 = 16;
     pub const MOBIKE: u16 = 17;
     pub const PEER_ADDRESSES: u16 = 40;
@@ -34,9 +42,9 @@ pub(crate) struct More {
     /// Both sides understand fragments (RFC 7383); ours are to fit in IP packets of this size.
     pub fragment_size: Option<u16>,
     /// IKE_INTERMEDIATE exchanges so far, while the IKE SA is set up.
-    pub intermediate: Option<Intermediate>,
+    pub intermediate: Option<Box<Intermediate>>,
     /// Responder: an SA that waits for further key exchanges.
-    pub follow_up: Option<Awaited>,
+    pub follow_up: Option<Box<Awaited>>,
     /// A post-quantum pre-shared key, while the IKE SA is set up.
     pub ppk: Option<PpkState>,
     /// Addresses out of our pools that the peer uses.
@@ -47,6 +55,14 @@ pub(crate) struct More {
     pub peer_addresses: Vec<IpAddr>,
     /// Initiator with MOBIKE: our address and the peer's that the peer knows of, while another path is in use already.
     pub confirmed: Option<(SocketAddr, SocketAddr)>,
+    /// The peer initiated and can be redirected (RFC 5685).
+    pub redirectable: bool,
+    /// How we came to this gateway.
+    pub redirected: Option<Redirected>,
+    /// Size of the window that the peer has announced: so many requests it takes at a time.
+    pub peer_window: Option<u32>,
+    /// And of the one that we have announced.
+    pub our_window: Option<u32>,
     /// Inbound SPIs of Child SAs in transport mode, also of those that are being asked for. Only between the record and the Child
     /// SAs themselves, which know it.
     pub transport: Vec<EspSpi>,
@@ -56,6 +72,12 @@ impl More {
     /// The values that differ from the default. `transport`: inbound SPIs of the Child SAs in transport mode.
     pub fn write(&self, transport: &[EspSpi]) -> Vec<Tagged> {
         let mut values = Vec::new();
+        put(&mut values, tag::REDIRECTED, self.redirected.as_ref());
+        if self.redirectable {
+            values.push((tag::REDIRECTABLE, SecretBytes::default()));
+        }
+        put(&mut values, tag::PEER_WINDOW, self.peer_window.as_ref());
+        put(&mut values, tag::OUR_WINDOW, self.our_window.as_ref());
         put(&mut values, tag::FRAGMENT_SIZE, self.fragment_size.as_ref());
         put(&mut values, tag::INTERMEDIATE, self.intermediate.as_ref());
         put(&mut values, tag::FOLLOW_UP, self.follow_up.as_ref());
@@ -85,6 +107,12 @@ impl More {
                 tag::MOBIKE => more.mobike = true,
                 tag::PEER_ADDRESSES => more.peer_addresses = get(value)?,
                 tag::CONFIRMED_PATH => more.confirmed = Some(get(value)?),
+                tag::REDIRECTABLE => more.redirectable = true,
+                tag::REDIRECTED => more.redirected = Some(get(value)?),
+                tag::PEER_WINDOW => more.peer_window = Some(get(value)?),
+                tag::OUR_WINDOW => more.our_window = Some(get(value)?),
+                // They belong to the windows.
+                tag::FURTHER_REQUESTS | tag::OTHER_RESPONSES => {}
                 tag::TRANSPORT => more.transport = get(value)?,
                 tag::MAY_BE_SKIPPED.. => {}
                 unknown => {
@@ -95,6 +123,34 @@ impl More {
         }
         Ok(more)
     }
+}
+
+/// What of the windows is written by number: requests beside the oldest one, responses beside the last one.
+pub(crate) fn write_windows(sa: &IkeSa, values: &mut Vec<Tagged>) {
+    let further = sa.our.further();
+    put(
+        values,
+        tag::FURTHER_REQUESTS,
+        (!further.is_empty()).then_some(&further),
+    );
+    let others = sa.their.others();
+    put(
+        values,
+        tag::OTHER_RESPONSES,
+        (!others.is_empty()).then_some(others),
+    );
+}
+
+/// Reads that back.
+pub(crate) fn read_windows(sa: &mut IkeSa, values: &[Tagged]) -> Result<(), AdoptError> {
+    for (number, value) in values {
+        match *number {
+            tag::FURTHER_REQUESTS => sa.our.join(get(value)?),
+            tag::OTHER_RESPONSES => sa.their.join(get(value)?),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn put<T: Serialize>(values: &mut Vec<Tagged>, number: u16, value: Option<&T>) {

@@ -18,9 +18,13 @@ pub(crate) struct Protected {
 /// What IKE_AUTH signs, besides the identities.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct InitTranscript {
+    #[serde(with = "model::octets")]
     pub request: Vec<u8>,
+    #[serde(with = "model::octets")]
     pub response: Vec<u8>,
+    #[serde(with = "model::octets")]
     pub nonce_i: Vec<u8>,
+    #[serde(with = "model::octets")]
     pub nonce_r: Vec<u8>,
 }
 
@@ -121,12 +125,14 @@ pub(crate) enum Phase {
     AwaitIntermediateResponse(Box<AwaitIntermediateResponse>),
     AwaitSignature(Box<AwaitSignature>),
     AwaitEap(Box<AwaitEap>),
+    /// Initiator: the private key for IKE_SA_INIT is being made.
+    AwaitKey,
 }
 
 impl Phase {
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => "connecting",
+            Self::AwaitKey | Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => "connecting",
             Self::AwaitIntermediateResponse(_)
             | Self::AwaitSignature(_)
             | Self::AwaitAuthResponse(_)
@@ -141,7 +147,7 @@ impl Phase {
 
     pub fn protected(&self) -> Option<&Protected> {
         match self {
-            Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => None,
+            Self::AwaitKey | Self::AwaitInitResponse(_) | Self::AwaitResumeResponse(_) => None,
             Self::AwaitIntermediateResponse(phase) => Some(&phase.protected),
             Self::AwaitSignature(phase) => Some(&phase.protected),
             Self::AwaitEap(phase) => Some(&phase.protected),

@@ -2,7 +2,7 @@
 
 use super::IkeSa;
 use super::extras::{ChildExtras, Extras};
-use super::more::{More, Tagged};
+use super::more::{More, Tagged, read_windows, write_windows};
 use super::phase::Phase;
 use crate::tasks::Pending;
 use crate::tasks::child_create::ChildOffer;
@@ -51,7 +51,8 @@ pub(crate) fn write(sa: &IkeSa, version: u8) -> SecretBytes {
     if version == VERSION_WITHOUT_EXTRAS {
         return octets(&[version], sa);
     }
-    let more = sa.more.write(&transport::of(sa));
+    let mut more = sa.more.write(&transport::of(sa));
+    write_windows(sa, &mut more);
     if version == VERSION_WITHOUT_MORE || more.is_empty() {
         return octets(&[VERSION_WITHOUT_MORE], &(sa, &sa.extras, children(sa)));
     }
@@ -75,11 +76,11 @@ pub(crate) fn octets<T: Serialize>(front: &[u8], value: &T) -> SecretBytes {
 
 /// Second parts of the Child SAs, those that have one.
 fn children(sa: &IkeSa) -> Vec<ChildExtras> {
-    let offer = offer(sa).map(|offer| (offer.spi_in, offer.resource, offer.multiple));
+    let offers = offers(sa).map(|offer| (offer.spi_in, offer.resource, offer.multiple));
     sa.children
         .iter()
         .map(|child| (child.spi_in, child.resource, child.multiple))
-        .chain(offer)
+        .chain(offers)
         .filter(|(_, resource, multiple)| resource.is_some() || *multiple)
         .map(|(spi_in, resource, multiple)| ChildExtras {
             spi_in,
@@ -89,25 +90,32 @@ fn children(sa: &IkeSa) -> Vec<ChildExtras> {
         .collect()
 }
 
-/// The Child SA that is being asked for.
-fn offer(sa: &IkeSa) -> Option<&ChildOffer> {
-    match (&sa.phase, sa.our.outstanding.as_ref().map(|o| &o.pending)) {
-        (_, Some(Pending::CreateChild(offer))) => Some(offer),
-        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref(),
+/// The Child SAs that are being asked for.
+fn offers(sa: &IkeSa) -> impl Iterator<Item = &ChildOffer> {
+    let asked = sa.our.pending().filter_map(|pending| match pending {
+        Pending::CreateChild(offer) => Some(&**offer),
         _ => None,
-    }
+    });
+    let first = match &sa.phase {
+        Phase::AwaitAuthResponse(phase) => phase.child.as_ref(),
+        _ => None,
+    };
+    asked.chain(first)
 }
 
 fn give(sa: &mut IkeSa, extras: &ChildExtras) {
     if let Some(child) = sa.child_mut(extras.spi_in) {
         (child.resource, child.multiple) = (extras.resource, extras.multiple);
     }
-    let offer = match (&mut sa.phase, sa.our.outstanding.as_mut().map(|o| &mut o.pending)) {
-        (_, Some(Pending::CreateChild(offer))) => Some(&mut **offer),
-        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_mut(),
+    let asked = sa.our.all_mut().filter_map(|o| match &mut o.pending {
+        Pending::CreateChild(offer) => Some(&mut **offer),
+        _ => None,
+    });
+    let first = match &mut sa.phase {
+        Phase::AwaitAuthResponse(phase) => phase.child.as_mut(),
         _ => None,
     };
-    if let Some(offer) = offer.filter(|offer| offer.spi_in == extras.spi_in) {
+    for offer in asked.chain(first).filter(|offer| offer.spi_in == extras.spi_in) {
         (offer.resource, offer.multiple) = (extras.resource, extras.multiple);
     }
 }
@@ -124,7 +132,7 @@ fn joined(mut sa: IkeSa, extras: Extras, children: Vec<ChildExtras>) -> IkeSa {
 pub(crate) fn read(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
     let sa = decode(record)?;
     // What waits for a signature is a message that does not exist yet: there is no request beside it.
-    if matches!(sa.phase, Phase::AwaitSignature(_)) && sa.our.outstanding.is_some() {
+    if matches!(sa.phase, Phase::AwaitSignature(_)) && !sa.our.is_idle() {
         return Err(AdoptError::Corrupt(
             "it waits for a signature and for a response".to_owned(),
         ));
@@ -146,6 +154,8 @@ fn decode(record: &SecretBytes) -> Result<IkeSa, AdoptError> {
         RECORD_VERSION => {
             let (sa, extras, children, more): (_, _, _, Vec<Tagged>) =
                 postcard::from_bytes(body).map_err(corrupt)?;
+            let mut sa: IkeSa = sa;
+            read_windows(&mut sa, &more)?;
             let mut sa = joined(sa, extras, children);
             sa.more = More::read(&more)?;
             transport::give(&mut sa);

@@ -27,7 +27,7 @@ pub(crate) struct Refusal {
 impl Refusal {
     /// Reports it, unless it is no fault of anybody: a guess at the key exchange group is corrected by the answer.
     pub fn report(self, sa: &IkeSa, ctx: &mut Context<'_>) -> Payload {
-        if self.notify.kind != NotifyType::INVALID_KE_PAYLOAD {
+        if !ctx.exchanges.is_wanting() && self.notify.kind != NotifyType::INVALID_KE_PAYLOAD {
             ctx.event(sa, self.event, self.text);
         }
         Payload::Notify(self.notify)
@@ -37,6 +37,10 @@ impl Refusal {
 /// The peer's request for a new Child SA.
 pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
     match answer(sa, ctx, payloads, None, None) {
+        Ok((_, agreed)) if agreed.suite.has_additional() && follow_up::is_awaited(sa) => {
+            ctx.around.release_esp_spi(agreed.spi_in);
+            temporary_failure()
+        }
         Ok((mut answer, agreed)) if agreed.suite.has_additional() => {
             let unfinished = Unfinished::Child(Box::new(agreed));
             answer.push(follow_up::promise(sa, ctx, unfinished));
@@ -337,14 +341,16 @@ pub(crate) fn key_exchange(
         .ke()
         .filter(|ke| ke.group.0 == chosen.id)
         .ok_or_else(wrong_group)?;
-    let (shared, data) = group
-        .respond(&mut |out| ctx.around.random(out), &ke.data)
-        .map_err(|_| bad())?;
+    let Some(worked) = ctx.respond(group, &ke.data) else {
+        // Nobody is told: the message waits, and comes here once more.
+        return Err(refuse(Notify::status(NotifyType::TEMPORARY_FAILURE), "it waits"));
+    };
+    let worked = worked.map_err(|_| bad())?;
     let public = KeyExchange {
         group: DhTransform(chosen.id),
-        data,
+        data: worked.public,
     };
-    Ok((Some(shared), Some(public)))
+    Ok((Some(worked.secret), Some(public)))
 }
 
 /// The answer to a request that names a Child SA which we do not have.

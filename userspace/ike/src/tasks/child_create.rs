@@ -41,6 +41,9 @@ pub(crate) struct ChildOffer {
     /// In a rekey: whether there are Child SAs per resource beside the old one.
     #[serde(skip)]
     pub multiple: bool,
+    /// Our public value, until it is sent.
+    #[serde(skip)]
+    public: Vec<u8>,
     /// In the record's third part.
     #[serde(skip)]
     pub mode: SaMode,
@@ -111,14 +114,13 @@ pub(crate) fn offer(
             .and_then(|p| p.first(TransformKind::Dh))
             .map(|t| t.id)
     });
+    let mut public = Vec::new();
     let dh = match wanted {
         None => None,
         Some(id) => {
-            let group = DhGroup::from_transform_id(id)?;
-            Some((
-                id,
-                group.generate(&mut |out| ctx.around.random(out)).ok()?.export(),
-            ))
+            let made = ctx.generate(DhGroup::from_transform_id(id)?).ok()?;
+            public = made.public;
+            Some((id, made.secret))
         }
     };
     let spi_in = match resource {
@@ -146,6 +148,7 @@ pub(crate) fn offer(
         tries: 0,
         resource,
         multiple: false,
+        public,
         mode: child.mode,
     })
 }
@@ -163,7 +166,7 @@ pub(crate) fn offer_payloads(offer: &ChildOffer) -> (Payload, [Payload; 2]) {
 }
 
 /// Sends an offer in CREATE_CHILD_SA.
-pub(crate) fn send_offer(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer) {
+pub(crate) fn send_offer(sa: &mut IkeSa, ctx: &mut Context<'_>, mut offer: ChildOffer) {
     let (proposals, selectors) = offer_payloads(&offer);
     let mut payloads = Vec::new();
     if let Some(old) = offer.rekeys {
@@ -171,12 +174,10 @@ pub(crate) fn send_offer(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffe
     }
     payloads.push(proposals);
     payloads.push(Payload::Nonce(offer.nonce.clone()));
-    if let Some((group, secret)) = &offer.dh
-        && let Some(public) = public_value(*group, secret)
-    {
+    if let Some((group, _)) = &offer.dh {
         payloads.push(Payload::KeyExchange(KeyExchange {
             group: DhTransform(*group),
-            data: public,
+            data: std::mem::take(&mut offer.public),
         }));
     }
     payloads.extend(selectors);
@@ -190,11 +191,6 @@ pub(crate) fn send_offer(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffe
     if !send_create(sa, ctx, &payloads, Pending::CreateChild(Box::new(offer))) {
         ctx.around.release_esp_spi(spi_in);
     }
-}
-
-pub(crate) fn public_value(group: u16, secret: &SecretBytes) -> Option<Vec<u8>> {
-    let private = DhGroup::from_transform_id(group)?.restore(secret).ok()?;
-    Some(private.public().to_vec())
 }
 
 /// Asks for a further child of the connection.
@@ -233,7 +229,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, p
     }
     let nonce_r = payloads.nonce().map(<[u8]>::to_vec);
     let agreed = match nonce_r {
-        Some(nonce_r) => read_response(&offer, payloads, offer.nonce.clone(), nonce_r),
+        Some(nonce_r) => read_response(ctx, &offer, payloads, offer.nonce.clone(), nonce_r),
         None => Err("no nonce"),
     };
     match agreed {
@@ -284,9 +280,13 @@ fn abandon(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildOffer, payloads: 
         ctx.around.release_esp_spi(offer.spi_in);
         return;
     }
-    let delete = [Payload::Delete(ike_wire::Delete::Esp(vec![offer.spi_in]))];
-    let pending = Pending::DeleteChild { spi_in: offer.spi_in };
-    crate::ike_sa::message::send_request(sa, ctx, ike_wire::ExchangeType::INFORMATIONAL, &delete, pending);
+    // Where the peer's window is full the SA stays on its side until its own time is over.
+    if sa.our.has_room(sa.send_window()) {
+        let delete = [Payload::Delete(ike_wire::Delete::Esp(vec![offer.spi_in]))];
+        let pending = Pending::DeleteChild { spi_in: offer.spi_in };
+        let exchange = ike_wire::ExchangeType::INFORMATIONAL;
+        crate::ike_sa::message::send_request(sa, ctx, exchange, &delete, pending);
+    }
     ctx.around.release_esp_spi(offer.spi_in);
 }
 
@@ -362,6 +362,11 @@ fn retry_with_group(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, er
         ctx.event(sa, EventKind::NoProposal, text);
         return;
     };
+    if !sa.our.has_room(sa.send_window()) {
+        // Once more from the beginning: the guess was wrong, so nothing is lost but a little time.
+        let soon = ctx.now + std::time::Duration::from_secs(1);
+        return sa.our.push_at(offer.task(), soon, 0);
+    }
     let nonce = ctx.random(NONCE_LEN);
     let again = self::offer(
         sa,
@@ -385,6 +390,7 @@ fn retry_with_group(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, er
 
 /// Checks the peer's answer against our offer.
 pub(crate) fn read_response(
+    ctx: &mut Context<'_>,
     offer: &ChildOffer,
     payloads: &PayloadList,
     nonce_i: Vec<u8>,
@@ -411,8 +417,8 @@ pub(crate) fn read_response(
     let g_ir = match (chosen_group, &offer.dh, payloads.ke()) {
         (None, _, _) => None,
         (Some(group), Some((ours, secret)), Some(ke)) if group == *ours && ke.group.0 == group => {
-            let private = DhGroup::from_transform_id(group).and_then(|g| g.restore(secret).ok());
-            let shared = private.and_then(|private| private.agree(&ke.data).ok());
+            let group = DhGroup::from_transform_id(group);
+            let shared = group.and_then(|group| ctx.agree(group, secret, &ke.data).ok());
             Some(shared.ok_or("a bad public value")?)
         }
         _ => return Err("a key exchange that does not fit"),

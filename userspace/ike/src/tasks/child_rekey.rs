@@ -205,21 +205,20 @@ pub(crate) fn respond(
     // a situation may occur when one of the peers receives the CREATE_CHILD_SA message requesting the rekey of an SA that is already
     // being rekeyed by this peer (i.e., the series of IKE_FOLLOWUP_KE exchanges is in progress). In this case, a TEMPORARY_FAILURE
     // notification MUST be sent in response to such a request.
-    let ours = sa
-        .our
-        .outstanding
-        .as_ref()
-        .map(|outstanding| &outstanding.pending);
-    if matches!(ours, Some(Pending::FollowUp(asked)) if asked.rekeys() == Some(old.spi_in)) {
+    let follows =
+        |pending: &Pending| matches!(pending, Pending::FollowUp(asked) if asked.rekeys() == Some(old.spi_in));
+    if sa.our.pending().any(follows) {
         return temporary_failure();
     }
-    let crosses = matches!(ours, Some(Pending::CreateChild(ours)) if ours.rekeys == Some(old.spi_in));
+    let rekeys =
+        |pending: &Pending| matches!(pending, Pending::CreateChild(ours) if ours.rekeys == Some(old.spi_in));
+    let crosses = sa.our.pending().any(rekeys);
     let (mut answer, agreed) = match child_answer::answer(sa, ctx, payloads, None, Some(&old)) {
         Ok(agreed) => agreed,
         Err(refusal) => return vec![refusal.report(sa, ctx)],
     };
     if agreed.suite.has_additional() {
-        if crosses {
+        if crosses || follow_up::is_awaited(sa) {
             ctx.around.release_esp_spi(agreed.spi_in);
             return temporary_failure();
         }
@@ -240,12 +239,13 @@ pub(crate) fn accept(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, old:
         return false;
     }
     let mut crosses = false;
-    if let Some(outstanding) = &mut sa.our.outstanding
-        && let Pending::CreateChild(ours) = &mut outstanding.pending
-        && ours.rekeys == Some(old)
-    {
-        ours.crossing = Some((new, lowest));
-        crosses = true;
+    for outstanding in sa.our.all_mut() {
+        if let Pending::CreateChild(ours) = &mut outstanding.pending
+            && ours.rekeys == Some(old)
+        {
+            ours.crossing = Some((new, lowest.clone()));
+            crosses = true;
+        }
     }
     // In a crossing the old SA stays as it is until it is clear who deletes it.
     if !crosses && let Some(child) = sa.child_mut(old) {

@@ -43,10 +43,9 @@ pub(crate) fn peer_deletes_children(sa: &mut IkeSa, ctx: &mut Context<'_>, spis:
             continue;
         };
         let spi_in = sa.children[index].spi_in;
-        let ours_is_out = matches!(
-            sa.our.outstanding.as_ref().map(|o| &o.pending),
-            Some(Pending::DeleteChild { spi_in: asked }) if *asked == spi_in
-        );
+        let is_this =
+            |pending: &Pending| matches!(pending, Pending::DeleteChild { spi_in: asked } if *asked == spi_in);
+        let ours_is_out = sa.our.pending().any(is_this);
         // RFC 7296 1.4.1: where both Deletes crossed, the response must not name the SA; ours goes with our response.
         if ours_is_out {
             continue;
@@ -182,19 +181,20 @@ fn end(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
 /// Gives back SPIs of Child SAs that will never be.
 fn release_offers(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     follow_up::forget(sa, ctx);
-    match sa.our.outstanding.take().map(|outstanding| outstanding.pending) {
-        Some(Pending::CreateChild(offer)) => ctx.around.release_esp_spi(offer.spi_in),
-        Some(Pending::FollowUp(asked)) => {
-            if let Some(spi_in) = asked.unfinished.spi_in() {
-                ctx.around.release_esp_spi(spi_in);
+    for outstanding in sa.our.take_all() {
+        match outstanding.pending {
+            Pending::CreateChild(offer) => ctx.around.release_esp_spi(offer.spi_in),
+            Pending::FollowUp(asked) => {
+                if let Some(spi_in) = asked.unfinished.spi_in() {
+                    ctx.around.release_esp_spi(spi_in);
+                }
             }
+            _ => {}
         }
-        _ => {}
     }
     if let Phase::AwaitAuthResponse(phase) = &mut sa.phase
         && let Some(offer) = phase.child.take()
     {
         ctx.around.release_esp_spi(offer.spi_in);
     }
-    sa.timers.retransmit = None;
 }

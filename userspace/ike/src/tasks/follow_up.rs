@@ -88,6 +88,17 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// Method of the exchange under way, and of the next one.
+    pub fn next_groups(&self) -> [Option<DhGroup>; 2] {
+        let (groups, at) = (self.unfinished.groups(), self.secrets.len());
+        [at, at + 1].map(|at| groups.get(at).copied())
+    }
+
+    /// Our private key in the exchange under way.
+    pub fn private(&self) -> &SecretBytes {
+        &self.dh
+    }
+
     /// The Child SA that is being replaced.
     pub fn rekeys(&self) -> Option<EspSpi> {
         self.offer.as_ref().and_then(|offer| offer.rekeys)
@@ -169,14 +180,14 @@ fn go_on(sa: &mut IkeSa, ctx: &mut Context<'_>, mut asked: Asked, payloads: &Pay
     };
     asked.link = link.to_vec();
     let group = asked.unfinished.groups().get(asked.secrets.len()).copied();
-    let made = group.and_then(|group| group.generate(&mut |out| ctx.around.random(out)).ok());
-    let Some(private) = made else {
+    let made = group.and_then(|group| Some((group, ctx.generate(group).ok()?)));
+    let Some((group, made)) = made else {
         return failed(sa, ctx, &asked, "a key exchange that is not possible");
     };
-    asked.dh = private.export();
+    asked.dh = made.secret;
     let ke = KeyExchange {
-        group: DhTransform(private.group().transform_id()),
-        data: private.public().to_vec(),
+        group: DhTransform(group.transform_id()),
+        data: made.public,
     };
     let payloads = [Payload::KeyExchange(ke), linked(&asked.link)];
     let spi_in = asked.unfinished.spi_in();
@@ -207,10 +218,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, mut asked: Asked, pa
     let groups = asked.unfinished.groups();
     let shared = groups.get(asked.secrets.len()).and_then(|group| {
         let ke = payloads.ke().filter(|ke| ke.group.0 == group.transform_id())?;
-        group
-            .restore(&asked.dh)
-            .and_then(|private| private.agree(&ke.data))
-            .ok()
+        ctx.agree(*group, &asked.dh, &ke.data).ok()
     });
     let Some(shared) = shared else {
         return failed(sa, ctx, &asked, "no usable KE payload");
@@ -262,11 +270,11 @@ pub(crate) fn promise(sa: &mut IkeSa, ctx: &mut Context<'_>, unfinished: Unfinis
     forget(sa, ctx);
     let link = ctx.random(LINK_LEN);
     let payload = linked(&link);
-    sa.more.follow_up = Some(Awaited {
+    sa.more.follow_up = Some(Box::new(Awaited {
         unfinished,
         secrets: Vec::new(),
         link,
-    });
+    }));
     sa.timers.follow_up = Some(ctx.now + KEPT);
     payload
 }
@@ -288,6 +296,11 @@ pub(crate) fn promised(sa: &IkeSa) -> Option<EspSpi> {
         .and_then(|awaited| awaited.unfinished.spi_in())
 }
 
+/// Whether the peer is in the middle of a series: there is one at a time.
+pub(crate) fn is_awaited(sa: &IkeSa) -> bool {
+    sa.more.follow_up.is_some()
+}
+
 /// Whether the peer is in the middle of replacing this Child SA, or (`None`) the IKE SA.
 pub(crate) fn peer_replaces(sa: &IkeSa, child: Option<EspSpi>) -> bool {
     match (
@@ -306,21 +319,31 @@ pub(crate) fn peer_replaces(sa: &IkeSa, child: Option<EspSpi>) -> bool {
 /// Responder: the next key exchange.
 pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
     let fits = |awaited: &Awaited| link_of(payloads).is_some_and(|link| crypto::ct_eq(link, &awaited.link));
-    if !sa.more.follow_up.as_ref().is_some_and(fits) {
+    if !sa.more.follow_up.as_deref().is_some_and(fits) {
         return vec![notify(NotifyType::STATE_NOT_FOUND)];
+    }
+    let groups = sa.more.follow_up.as_ref().map(|awaited| {
+        let groups = awaited.unfinished.groups();
+        (groups.get(awaited.secrets.len()).copied(), groups.len())
+    });
+    let (group, count) = groups.unwrap_or_default();
+    let exchanged = group.and_then(|group| {
+        let ke = payloads.ke().filter(|ke| ke.group.0 == group.transform_id())?;
+        let worked = ctx.respond(group, &ke.data)?.ok()?;
+        let ke = KeyExchange {
+            group: DhTransform(group.transform_id()),
+            data: worked.public,
+        };
+        Some((worked.secret, ke))
+    });
+    if ctx.exchanges.is_wanting() {
+        return Vec::new();
     }
     let Some(mut awaited) = sa.more.follow_up.take() else {
         return vec![notify(NotifyType::STATE_NOT_FOUND)];
     };
     sa.timers.follow_up = None;
     sa.dirty = true;
-    let groups = awaited.unfinished.groups();
-    let exchanged = groups.get(awaited.secrets.len()).and_then(|group| {
-        let ke = payloads.ke().filter(|ke| ke.group.0 == group.transform_id())?;
-        let (shared, data) = group.respond(&mut |out| ctx.around.random(out), &ke.data).ok()?;
-        let group = DhTransform(group.transform_id());
-        Some((shared, KeyExchange { group, data }))
-    });
     let Some((shared, ke)) = exchanged else {
         release(ctx, awaited.unfinished.spi_in());
         let text = "additional key exchange: the peer's request has no usable KE payload";
@@ -329,7 +352,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     };
     awaited.secrets.push(shared);
     let mut answer = vec![Payload::KeyExchange(ke)];
-    if awaited.secrets.len() < groups.len() {
+    if awaited.secrets.len() < count {
         awaited.link = ctx.random(LINK_LEN);
         answer.push(linked(&awaited.link));
         sa.more.follow_up = Some(awaited);

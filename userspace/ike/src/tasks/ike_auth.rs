@@ -5,10 +5,10 @@ use super::proof::{
 };
 use super::{
     Pending, child_answer, child_create, configuration, delete, eap, mobike, mobike_initiator, notify, ppk,
-    qcd, resource, resume, ticket, transport,
+    qcd, redirect, resource, resume, ticket, transport, window,
 };
 use crate::auth::{self, signing};
-use crate::config::{Connection, Identity};
+use crate::config::{Childless, Connection, Identity};
 use crate::event::EventKind;
 use crate::ike_sa::child::ChildPhase;
 use crate::ike_sa::message::{send_request, send_response};
@@ -135,6 +135,13 @@ pub(crate) fn start(
     let Some(connection) = sa.connection(ctx.config) else {
         return delete::vanish(sa, ctx, "the connection is no longer in the configuration");
     };
+    //= rfc6023#4
+    // the initiator sends the IKE_AUTH request without the Child SA payloads only if the responder included the notification
+    if connection.childless == Childless::Force && !childless {
+        let text = "the peer takes no IKE SA without a Child SA (RFC 6023): set childless = \"allow\", or let the peer allow it";
+        ctx.event(sa, EventKind::AuthFailed, text);
+        return delete::vanish(sa, ctx, text);
+    }
     ppk::mix(sa, connection, &mut protected);
     let phase = AwaitSignature {
         protected,
@@ -209,6 +216,7 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>, phase: AwaitSignature, auth: Auth
         &int_auth(sa),
     ));
     payloads.extend(qcd::own_token(sa, ctx));
+    payloads.extend(window::announce(sa, ctx.config));
     if connection.cluster_sync {
         payloads.extend(CLUSTER_SYNC.map(notify));
     }
@@ -217,11 +225,11 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>, phase: AwaitSignature, auth: Auth
     payloads.extend(request);
 
     let wanted: Vec<_> = connection.children.iter().filter(|child| child.start).collect();
-    let first = wanted.first().copied().or(if childless_allowed {
-        None
-    } else {
-        connection.children.first()
-    });
+    let first = match (connection.childless, childless_allowed) {
+        (Childless::Force, _) => None,
+        (Childless::Allow, true) => wanted.first().copied(),
+        _ => wanted.first().copied().or(connection.children.first()),
+    };
     let mut offer = None;
     if let Some(child) = first {
         let proposals: Vec<Proposal> = child.esp_proposals.iter().map(Proposal::without_dh).collect();
@@ -331,16 +339,24 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     agree_on_sync(sa, connection.cluster_sync, payloads);
     mobike_initiator::agree(sa, connection, payloads);
     qcd::take(sa, payloads);
+    window::take(sa, ctx.config, payloads);
     ticket::take(sa, ctx, payloads);
     establish(sa, ctx, protected);
+    redirect::arrived(sa, ctx);
+    //= rfc5685#6
+    // In such cases, the gateway redirects in the IKE_AUTH response, which has no Child SA then.
+    redirect::follow(sa, ctx, payloads);
     let Some(offer) = offer else { return };
+    if payloads.sa().is_none() && payloads.notify(NotifyType::REDIRECT).is_some() {
+        return ctx.around.release_esp_spi(offer.spi_in);
+    }
     if let Some(error) = payloads.error() {
         ctx.around.release_esp_spi(offer.spi_in);
         let why = child_create::explain(error.kind, &offer.proposals, &offer.ts_local, &offer.ts_remote);
         let text = format!("child {}: the peer refused with {}{why}", offer.name, error.kind);
         return ctx.event(sa, EventKind::ChildFailed, text);
     }
-    match child_create::read_response(&offer, payloads, nonces.0, nonces.1) {
+    match child_create::read_response(ctx, &offer, payloads, nonces.0, nonces.1) {
         Ok(agreed) => {
             child_create::install(sa, ctx, agreed, ChildPhase::Installed);
         }
@@ -453,6 +469,15 @@ pub(crate) fn respond(
         );
         return Some(refuse(sa, ctx, text));
     }
+    if connection.childless == Childless::Never && payloads.sa().is_none() {
+        let text = format!(
+            "{} asks for no Child SA, which childless = \"never\" of connection {} refuses",
+            sa.path.remote, connection.name
+        );
+        ctx.event(sa, EventKind::PeerMisbehaved, text);
+        delete::close(sa, ctx, "an IKE SA without a Child SA");
+        return Some(vec![notify(NotifyType::INVALID_SYNTAX)]);
+    }
     let Phase::AwaitAuthRequest(phase) = &sa.phase else {
         return Some(Vec::new());
     };
@@ -522,6 +547,7 @@ pub(crate) fn answer(
     sa.remote_id = Some(remote_id);
     let agreed = agree_on_sync(sa, connection.cluster_sync, payloads);
     qcd::take(sa, payloads);
+    window::take(sa, ctx.config, payloads);
     establish(sa, ctx, protected);
     resume::succeeded(sa, ctx);
     if payloads.notify(NotifyType::INITIAL_CONTACT).is_some() {
@@ -530,6 +556,7 @@ pub(crate) fn answer(
     let mut answer = front;
     answer.extend(ppk::confirmation(sa));
     answer.extend(qcd::own_token(sa, ctx));
+    answer.extend(window::announce(sa, ctx.config));
     answer.extend(agreed.into_iter().map(notify));
     answer.extend(mobike::agree(sa, connection, payloads));
     answer.extend(ticket::grant(sa, ctx, payloads));
@@ -543,7 +570,11 @@ pub(crate) fn answer(
         }
     }
     // RFC 6023: without SA payload the initiator wants no child now.
-    if payloads.sa().is_some() {
+    if connection.childless == Childless::Force && payloads.sa().is_some() {
+        let text = "the peer asks for a Child SA in IKE_AUTH: childless = \"force\" wants an exchange for each, so set childless there too";
+        ctx.event(sa, EventKind::ChildFailed, text);
+        answer.push(notify(NotifyType::NO_ADDITIONAL_SAS));
+    } else if payloads.sa().is_some() {
         match child_answer::answer(sa, ctx, payloads, Some((&nonces.0, &nonces.1)), None) {
             Ok((child, agreed)) => {
                 child_create::install(sa, ctx, agreed, ChildPhase::Installed);

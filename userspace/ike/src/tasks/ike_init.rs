@@ -1,20 +1,23 @@
 //! IKE_SA_INIT, both roles (RFC 7296 1.2, 2.6, 2.23).
 
 use super::ppk::{self, PpkState};
+use super::redirect::{self, Redirected};
+use super::wanted::{another, first_additional};
 use super::{Pending, ike_auth, intermediate, mobike_initiator, notify};
 use crate::auth;
-use crate::config::Connection;
+use crate::config::{Childless, Connection};
 use crate::event::EventKind;
-use crate::ike_sa::message::{register_request, start_retransmission, transmit};
+use crate::exchange::{self, Then};
+use crate::ike_sa::message::{first_clock, register_request, repeat, transmit};
 use crate::ike_sa::phase::{AwaitAuthRequest, AwaitInitResponse, InitTranscript, Phase, Protected};
 use crate::ike_sa::{IkeSa, Path};
 use crate::negotiate;
 use crate::outbox::Context;
 use crate::proposal::{self, Proposal, TransformKind};
 use crate::tasks::child_answer::key_exchange;
-use crate::tasks::child_create::{NONCE_LEN, public_value};
+use crate::tasks::child_create::NONCE_LEN;
 use crypto::signature::SIGNATURE_HASHES;
-use crypto::{DhGroup, IkeKeys, KeyInputs, nat_detection_hash};
+use crypto::{DhGroup, DhWork, IkeKeys, KeyInputs, nat_detection_hash};
 use ike_wire::{
     DhTransform, ExchangeType, Flags, Header, KeyExchange, Message, Notify, NotifyType, Payload, PayloadList,
     ProtocolId, encode_message,
@@ -36,13 +39,35 @@ pub(crate) fn start(
     connection: &Connection,
     remote: Option<IpAddr>,
 ) -> Result<IkeSa, String> {
-    let path = path_of(connection, remote)?;
-    let phase = first_phase(ctx, connection)?;
+    begin_on(ctx, connection, path_of(connection, remote)?, None)
+}
+
+/// As [`start`], with the gateway that another one has sent us to.
+pub(crate) fn start_at(
+    ctx: &mut Context<'_>,
+    connection: &Connection,
+    gateway: IpAddr,
+    redirected: Redirected,
+) -> Result<IkeSa, String> {
+    let mut path = path_of(connection, None)?;
+    path.remote.set_ip(gateway);
+    begin_on(ctx, connection, path, Some(redirected))
+}
+
+fn begin_on(
+    ctx: &mut Context<'_>,
+    connection: &Connection,
+    path: Path,
+    redirected: Option<Redirected>,
+) -> Result<IkeSa, String> {
     let spi = ctx.around.ike_spi(None, &connection.name);
-    let mut sa = IkeSa::new(spi, IkeSpi(0), true, path, phase);
+    let mut sa = IkeSa::new(spi, IkeSpi(0), true, path, Phase::AwaitKey);
+    sa.more.redirected = redirected;
+    // Nobody is told of it before there is a message.
+    sa.dirty = false;
     sa.connection = Some(connection.name.clone());
     sa.timers.since = ctx.now;
-    send_init(&mut sa, ctx)?;
+    begin(&mut sa, ctx)?;
     Ok(sa)
 }
 
@@ -51,8 +76,66 @@ pub(crate) fn begin(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String>
     let connection = sa
         .connection(ctx.config)
         .ok_or("the connection is no longer in the configuration")?;
-    sa.phase = first_phase(ctx, connection)?;
-    send_init(sa, ctx)
+    let group = first_group(connection).ok_or("no IKE proposal with a key exchange group")?;
+    if !ctx.exchanges.has_key(group) {
+        sa.phase = Phase::AwaitKey;
+        sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
+        exchange::wait(sa, ctx, vec![DhWork::Generate(group)], Then::Begin);
+        return Ok(());
+    }
+    sa.timers.expire = None;
+    let made = ctx.generate(group).map_err(|error| error.to_string())?;
+    sa.phase = Phase::AwaitInitResponse(AwaitInitResponse {
+        nonce_i: ctx.random(NONCE_LEN),
+        group: group.transform_id(),
+        dh: made.secret,
+        offered: connection.ike_proposals.clone(),
+        cookie: None,
+        restarts: 0,
+    });
+    send_init(sa, ctx, made.public)
+}
+
+/// As [`begin`]; where it cannot, the IKE SA ends.
+pub(crate) fn begin_or_vanish(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    if let Err(why) = begin(sa, ctx) {
+        ctx.event(sa, EventKind::Trouble, why.clone());
+        super::delete::vanish(sa, ctx, &why);
+    }
+}
+
+/// The key exchange method that an initiator guesses.
+pub(crate) fn first_group(connection: &Connection) -> Option<DhGroup> {
+    let first = connection
+        .ike_proposals
+        .iter()
+        .find_map(|p| p.first(TransformKind::Dh))?;
+    DhGroup::from_transform_id(first.id)
+}
+
+/// Which key exchanges an answer to the first message needs.
+pub(crate) fn wanted(sa: &IkeSa, ctx: &Context<'_>, message: &Message) -> Vec<DhWork> {
+    let Phase::AwaitInitResponse(phase) = &sa.phase else {
+        return Vec::new();
+    };
+    let payloads = &message.payloads;
+    let Some(group) = DhGroup::from_transform_id(phase.group).filter(|_| ctx.exchanges.beside) else {
+        return Vec::new();
+    };
+    let work = if let Some(cookie) = payloads.notifies().find_map(Notify::as_cookie) {
+        let follows = phase.cookie.as_deref() != Some(cookie);
+        [follows.then(|| DhWork::Public(group, phase.dh.clone())), None]
+    } else if payloads.error().is_some() {
+        [another(payloads, &phase.offered, Some(phase.group)), None]
+    } else {
+        let ke = payloads.ke().filter(|ke| ke.group.0 == phase.group);
+        let agreed = ke.map(|ke| DhWork::Agree(group, phase.dh.clone(), ke.data.clone()));
+        let next = agreed
+            .as_ref()
+            .and_then(|_| first_additional(payloads, ProtocolId::IKE));
+        [agreed, next]
+    };
+    work.into_iter().flatten().collect()
 }
 
 /// Addresses and ports of a first message.
@@ -86,40 +169,14 @@ pub(crate) fn path_of(connection: &Connection, wanted: Option<IpAddr>) -> Result
     })
 }
 
-fn first_phase(ctx: &mut Context<'_>, connection: &Connection) -> Result<Phase, String> {
-    let group = connection
-        .ike_proposals
-        .iter()
-        .find_map(|p| p.first(TransformKind::Dh))
-        .ok_or_else(|| "no IKE proposal with a key exchange group".to_owned())?
-        .id;
-    Ok(Phase::AwaitInitResponse(AwaitInitResponse {
-        nonce_i: ctx.random(NONCE_LEN),
-        group,
-        dh: new_private(ctx, group)?,
-        offered: connection.ike_proposals.clone(),
-        cookie: None,
-        restarts: 0,
-    }))
-}
-
-fn new_private(ctx: &mut Context<'_>, group: u16) -> Result<model::SecretBytes, String> {
-    let group = DhGroup::from_transform_id(group).ok_or("a key exchange group is not implemented")?;
-    Ok(group
-        .generate(&mut |out| ctx.around.random(out))
-        .map_err(|error| error.to_string())?
-        .export())
-}
-
 /// Sends the first request; after a cookie or INVALID_KE_PAYLOAD again, with the same Message ID 0.
-fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
+fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>, public: Vec<u8>) -> Result<(), String> {
     let force = sa
         .connection(ctx.config)
         .is_some_and(|connection| connection.force_encap);
     let Phase::AwaitInitResponse(phase) = &sa.phase else {
         return Err("not connecting".to_owned());
     };
-    let public = public_value(phase.group, &phase.dh).ok_or("key exchange failed")?;
     let mut payloads = Vec::new();
     if let Some(cookie) = &phase.cookie {
         // RFC 7296 2.6: the cookie stands first, all else is unchanged.
@@ -142,6 +199,7 @@ fn send_init(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String> {
     {
         payloads.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED));
     }
+    payloads.extend(redirect::announce(sa, sa.connection(ctx.config)));
     payloads.extend(ppk::supported(sa.connection(ctx.config)));
     if phase.offered.iter().any(Proposal::has_additional) {
         payloads.push(notify(NotifyType::INTERMEDIATE_EXCHANGE_SUPPORTED));
@@ -211,7 +269,14 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
             return;
         }
         let cookie = cookie.to_vec();
-        return restart(sa, ctx, |phase| phase.cookie = Some(cookie), "cookies");
+        let group = DhGroup::from_transform_id(phase.group);
+        let public = group.and_then(|group| ctx.public(group, &phase.dh).ok());
+        let change = |phase: &mut AwaitInitResponse| phase.cookie = Some(cookie);
+        return restart(sa, ctx, change, public.unwrap_or_default(), "cookies");
+    }
+    if let Some(redirect) = payloads.notify(NotifyType::REDIRECT) {
+        let nonce = phase.nonce_i.clone();
+        return redirect::on_init(sa, ctx, redirect, &nonce);
     }
     if let Some(error) = payloads.error() {
         return refused(sa, ctx, error);
@@ -220,15 +285,11 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
         return;
     }
     let sizes = (phase.nonce_i.clone(), phase.offered.clone());
-    match read_response(sa, &sizes.0, &sizes.1, message) {
+    match read_response(sa, ctx, &sizes.0, &sizes.1, message) {
         Ok((protected, nonce_r)) => {
             let (nat_local, nat_remote) = detect_nat(payloads, sa.spi, message.header.spi_r, sa.path);
-            let request = sa
-                .our
-                .outstanding
-                .take()
-                .map(|outstanding| outstanding.bytes)
-                .unwrap_or_default();
+            let request = sa.our.take_all().next().map(|outstanding| outstanding.bytes);
+            let request = request.unwrap_or_default();
             let transcript = InitTranscript {
                 request,
                 response: bytes.to_vec(),
@@ -237,7 +298,6 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
             };
             sa.peer_spi = message.header.spi_r;
             set_nat(sa, ctx, nat_local, nat_remote);
-            sa.timers.retransmit = None;
             sa.more.fragment_size = sa
                 .connection(ctx.config)
                 .and_then(|connection| fragment_size(connection, payloads));
@@ -296,6 +356,7 @@ pub(crate) fn set_nat(sa: &mut IkeSa, ctx: &Context<'_>, nat_local: bool, nat_re
 
 fn read_response(
     sa: &IkeSa,
+    ctx: &mut Context<'_>,
     nonce_i: &[u8],
     offered: &[Proposal],
     message: &Message,
@@ -323,9 +384,8 @@ fn read_response(
         return Err("additional key exchanges without IKE_INTERMEDIATE");
     }
     let nonce_r = payloads.nonce().ok_or("no nonce")?.to_vec();
-    let shared = group
-        .restore(&phase.dh)
-        .and_then(|private| private.agree(&ke.data))
+    let shared = ctx
+        .agree(group, &phase.dh, &ke.data)
         .map_err(|_| "a public value that is not valid")?;
     let inputs = KeyInputs {
         nonce_i,
@@ -338,7 +398,13 @@ fn read_response(
 }
 
 /// Begins again with a cookie or another group; our SPI and nonce stay.
-fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>, change: impl FnOnce(&mut AwaitInitResponse), what: &str) {
+fn restart(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    change: impl FnOnce(&mut AwaitInitResponse),
+    public: Vec<u8>,
+    what: &str,
+) {
     let Phase::AwaitInitResponse(phase) = &mut sa.phase else {
         return;
     };
@@ -349,8 +415,8 @@ fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>, change: impl FnOnce(&mut Await
         return super::delete::vanish(sa, ctx, &text);
     }
     change(phase);
-    sa.our.outstanding = None;
-    if let Err(why) = send_init(sa, ctx) {
+    drop(sa.our.take_all());
+    if let Err(why) = send_init(sa, ctx, public) {
         ctx.event(sa, EventKind::Trouble, why.clone());
         super::delete::vanish(sa, ctx, &why);
     }
@@ -369,9 +435,10 @@ fn refused(sa: &mut IkeSa, ctx: &mut Context<'_>, error: &Notify) {
             .offered
             .iter()
             .any(|p| p.of(TransformKind::Dh).any(|t| t.id == group.0));
-        if offered && let Ok(dh) = new_private(ctx, group.0) {
-            let change = |phase: &mut AwaitInitResponse| (phase.group, phase.dh) = (group.0, dh);
-            return restart(sa, ctx, change, "other key exchange groups");
+        let made = DhGroup::from_transform_id(group.0).filter(|_| offered);
+        if let Some(made) = made.and_then(|group| ctx.generate(group).ok()) {
+            let change = |phase: &mut AwaitInitResponse| (phase.group, phase.dh) = (group.0, made.secret);
+            return restart(sa, ctx, change, made.public, "other key exchange groups");
         }
     }
     let (kind, text) = match error.kind {
@@ -449,6 +516,9 @@ pub(crate) fn respond(
         ctx.event_without_sa(EventKind::NoProposal, name, Some(remote), text);
         return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
     };
+    if let Some(elsewhere) = redirect::refuse(ctx, connection, payloads, local.ip(), remote) {
+        return Err(Some(elsewhere));
+    }
     // The wrong group is no fault: the initiator guessed, and is told (RFC 7296 1.2).
     let (shared, public) = key_exchange(ctx, &suite, payloads).map_err(|refusal| Some(refusal.notify))?;
     let (Some(shared), Some(public)) = (shared, public) else {
@@ -482,7 +552,13 @@ pub(crate) fn respond(
         Payload::Nonce(nonce_r.clone()),
     ];
     answer.extend(nat_detection(peer_spi, spi, path, force));
-    answer.push(notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED));
+    // Which of the connections it is turns out later: some of them may not take it then.
+    if candidates
+        .iter()
+        .any(|connection| connection.childless != Childless::Never)
+    {
+        answer.push(notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED));
+    }
     let ppk_agreed = ppk::on_init_request(&candidates, payloads);
     if ppk_agreed {
         answer.push(notify(NotifyType::USE_PPK));
@@ -530,9 +606,9 @@ pub(crate) fn respond(
         Phase::AwaitAuthRequest(Box::new(phase)),
     );
     sa.more.fragment_size = fragment_size;
+    sa.more.redirectable = redirect::is_supported(payloads);
     sa.more.ppk = ppk_agreed.then_some(PpkState::Agreed);
-    sa.their.next = 1;
-    sa.their.last_response = Some(response.clone());
+    sa.their.answered(0, Some(response.clone()), 1);
     sa.timers.since = ctx.now;
     sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
     transmit(&sa, ctx, &response);
@@ -550,15 +626,13 @@ pub(crate) fn matches_path(connection: &Connection, local: SocketAddr, remote: S
     local_fits && remote_fits
 }
 
-/// After a takeover: the request is sent again and the clock starts anew.
+/// After a takeover: requests without a response are sent again and their clocks start anew.
 pub(crate) fn repeat_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
-    if let Some(bytes) = sa
-        .our
-        .outstanding
-        .as_ref()
-        .map(|outstanding| outstanding.bytes.clone())
-    {
-        crate::ike_sa::message::repeat(sa, ctx, &bytes);
-        start_retransmission(sa, ctx);
+    let clock = first_clock(sa, ctx);
+    for outstanding in sa.our.all() {
+        repeat(sa, ctx, &outstanding.bytes);
+    }
+    for outstanding in sa.our.all_mut() {
+        outstanding.clock = clock;
     }
 }

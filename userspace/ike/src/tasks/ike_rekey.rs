@@ -3,7 +3,7 @@
 use super::child_answer::{Refusal, key_exchange, temporary_failure};
 use super::child_create::NONCE_LEN;
 use super::follow_up::{self, Unfinished};
-use super::{Pending, delete, ike_auth, notify, put_off, qcd, send_create, ticket};
+use super::{Pending, delete, ike_auth, ike_init, notify, put_off, qcd, send_create, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::{Established, Phase, Protected};
@@ -95,16 +95,11 @@ fn begin(sa: &mut IkeSa, ctx: &mut Context<'_>, tries: u8, group: Option<u16>) {
         return;
     };
     let proposals = connection.ike_proposals.clone();
-    let id = group.or_else(|| {
-        proposals
-            .iter()
-            .find_map(|p| p.first(TransformKind::Dh))
-            .map(|t| t.id)
-    });
+    let id = group.or_else(|| ike_init::first_group(connection).map(DhGroup::transform_id));
     let made = id.and_then(|id| {
         let group = DhGroup::from_transform_id(id)?;
-        let private = group.generate(&mut |out| ctx.around.random(out)).ok()?;
-        Some((id, private.export(), private.public().to_vec()))
+        let made = ctx.generate(group).ok()?;
+        Some((id, made.secret, made.public))
     });
     let Some((id, dh, public)) = made else {
         ctx.event(
@@ -145,7 +140,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: IkeOffer, pay
     if let Some(error) = payloads.error() {
         return refused(sa, ctx, offer, error);
     }
-    match read_response(&offer, payloads) {
+    match read_response(ctx, &offer, payloads) {
         Ok(agreed) if agreed.suite.has_additional() => {
             //= rfc9370#2.2.4
             // the initiator of this exchange just stops the rekeying process
@@ -211,7 +206,11 @@ pub(crate) fn finished(
     }
 }
 
-fn read_response(offer: &IkeOffer, payloads: &PayloadList) -> Result<AgreedIke, &'static str> {
+fn read_response(
+    ctx: &mut Context<'_>,
+    offer: &IkeOffer,
+    payloads: &PayloadList,
+) -> Result<AgreedIke, &'static str> {
     let theirs = negotiate::read(payloads.sa().ok_or("no SA payload")?, ProtocolId::IKE);
     let [their] = theirs.as_slice() else {
         return Err("not exactly one proposal");
@@ -225,9 +224,8 @@ fn read_response(offer: &IkeOffer, payloads: &PayloadList) -> Result<AgreedIke, 
         return Err("another key exchange group");
     }
     let nonce_r = payloads.nonce().ok_or("no nonce")?.to_vec();
-    let g_ir = group
-        .restore(&offer.dh)
-        .and_then(|private| private.agree(&ke.data))
+    let g_ir = ctx
+        .agree(group, &offer.dh, &ke.data)
         .map_err(|_| "a public value that is not valid")?;
     Ok(AgreedIke {
         spi: offer.spi,
@@ -325,6 +323,7 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
     new.more.mobike = old.more.mobike;
     new.more.peer_addresses.clone_from(&old.more.peer_addresses);
     new.more.confirmed = old.more.confirmed;
+    new.more.redirectable = old.more.redirectable;
     new.extras.wants_ticket = old.extras.wants_ticket;
     new.extras.sync.message_ids = old.extras.sync.message_ids;
     new.extras.sync.counters = old.extras.sync.counters;
@@ -376,20 +375,19 @@ fn hand_over(old: &mut IkeSa, ctx: &mut Context<'_>, new: &mut IkeSa) {
 /// The peer replaces the IKE SA.
 pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
     // RFC 7296 2.25.2: not while children are being made, rekeyed or deleted, nor while we delete the IKE SA.
-    let crosses = match sa
-        .our
-        .outstanding
-        .as_ref()
-        .map(|outstanding| &outstanding.pending)
-    {
-        Some(
-            Pending::CreateChild(_) | Pending::FollowUp(_) | Pending::DeleteChild { .. } | Pending::DeleteIke,
-        ) => {
-            return temporary_failure();
-        }
-        Some(Pending::RekeyIke(_)) => true,
-        _ => false,
+    let busy = |pending: &Pending| {
+        matches!(
+            pending,
+            Pending::CreateChild(_) | Pending::FollowUp(_) | Pending::DeleteChild { .. } | Pending::DeleteIke
+        )
     };
+    if sa.our.pending().any(busy) || follow_up::is_awaited(sa) {
+        return temporary_failure();
+    }
+    let crosses = sa
+        .our
+        .pending()
+        .any(|pending| matches!(pending, Pending::RekeyIke(_)));
     if matches!(&sa.phase, Phase::Established(phase) if phase.crossing.is_some()) {
         return temporary_failure();
     }

@@ -2,6 +2,7 @@
 
 use super::{Pending, delete, ike_auth, notify};
 use crate::event::EventKind;
+use crate::exchange::Inner;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::message::send_request;
 use crate::ike_sa::phase::{AwaitIntermediateResponse, InitTranscript, Phase, Protected};
@@ -49,7 +50,7 @@ pub(crate) fn int_auth(sa: &IkeSa) -> Vec<u8> {
 // IntAuth_i1 = prf(SK_pi1, IntAuth_i1A [| IntAuth_i1P]), IntAuth_iN = prf(SK_piN, IntAuth_iN-1 | IntAuth_iNA [| IntAuth_iNP])
 /// Takes a message, sent or received, into what AUTH will cover: as if it were not fragmented, without IV, padding and ICV. The
 /// keys are those that protect it.
-pub(crate) fn cover(sa: &mut IkeSa, header: &Header, first: PayloadType, inner: &[u8]) {
+pub(crate) fn cover_sent(sa: &mut IkeSa, header: &Header, first: PayloadType, inner: &[u8]) {
     let (Some(protected), Ok(prefix)) = (sa.phase.protected(), encode_sk_prefix(header, first, inner.len()))
     else {
         return;
@@ -67,15 +68,26 @@ pub(crate) fn cover(sa: &mut IkeSa, header: &Header, first: PayloadType, inner: 
     *chain = keys.prf.compute(key.expose(), &parts).expose().to_vec();
 }
 
+/// As [`cover_sent`], of a message that was received.
+pub(crate) fn cover(sa: &mut IkeSa, inner: &Inner) {
+    cover_sent(sa, &inner.header, inner.first, &inner.octets);
+}
+
 /// The next key exchange that was agreed on and has not taken place.
 fn next_group(sa: &IkeSa) -> Option<DhGroup> {
+    next_groups(sa)[0]
+}
+
+/// [`next_group`], and the one behind it.
+pub(crate) fn next_groups(sa: &IkeSa) -> [Option<DhGroup>; 2] {
     // A resumed session takes its keys from the one before, and the suite with it (RFC 9370 2.2.5).
     if sa.extras.resumed.is_some() {
-        return None;
+        return [None; 2];
     }
-    let suite = &sa.phase.protected()?.suite;
-    let done = sa.more.intermediate.as_ref().map_or(0, |state| state.done);
-    negotiate::additional(suite)?.get(usize::from(done)).copied()
+    let suite = sa.phase.protected().map(|protected| &protected.suite);
+    let groups = suite.and_then(negotiate::additional).unwrap_or_default();
+    let done = usize::from(sa.more.intermediate.as_ref().map_or(0, |state| state.done));
+    [done, done + 1].map(|at| groups.get(at).copied())
 }
 
 /// Whether IKE_AUTH has to wait.
@@ -108,14 +120,14 @@ pub(crate) fn start(
 
 /// HDR, SK {KEi(n)}
 fn send(sa: &mut IkeSa, ctx: &mut Context<'_>) {
-    let made = next_group(sa).and_then(|group| group.generate(&mut |out| ctx.around.random(out)).ok());
-    let (Some(private), Phase::AwaitIntermediateResponse(phase)) = (made, &mut sa.phase) else {
+    let made = next_group(sa).and_then(|group| Some((group, ctx.generate(group).ok()?)));
+    let (Some((group, made)), Phase::AwaitIntermediateResponse(phase)) = (made, &mut sa.phase) else {
         return delete::vanish(sa, ctx, "an additional key exchange is not possible");
     };
-    phase.dh = private.export();
+    phase.dh = made.secret;
     let payloads = [Payload::KeyExchange(KeyExchange {
-        group: DhTransform(private.group().transform_id()),
-        data: private.public().to_vec(),
+        group: DhTransform(group.transform_id()),
+        data: made.public,
     })];
     if !send_request(
         sa,
@@ -130,7 +142,7 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 
 /// Initiator: the response. The next exchange follows, or IKE_AUTH.
 pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) {
-    let keys = match use_response(sa, payloads) {
+    let keys = match use_response(sa, ctx, payloads) {
         Ok(keys) => keys,
         Err(why) => {
             let text = format!("IKE_INTERMEDIATE response has {why}");
@@ -151,7 +163,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     ike_auth::start(sa, ctx, protected, transcript, childless_allowed);
 }
 
-fn use_response(sa: &IkeSa, payloads: &PayloadList) -> Result<IkeKeys, String> {
+fn use_response(sa: &IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Result<IkeKeys, String> {
     if let Some(error) = payloads.error() {
         return Err(error.kind.to_string());
     }
@@ -163,9 +175,8 @@ fn use_response(sa: &IkeSa, payloads: &PayloadList) -> Result<IkeKeys, String> {
         .ke()
         .filter(|ke| ke.group.0 == group.transform_id())
         .ok_or("no KE payload of the method that was agreed on")?;
-    let shared = group
-        .restore(&phase.dh)
-        .and_then(|private| private.agree(&ke.data))
+    let shared = ctx
+        .agree(group, &phase.dh, &ke.data)
         .map_err(|_| "a public value that is not valid")?;
     updated(sa, &phase.transcript, &shared).ok_or("no usable keys".to_owned())
 }
@@ -191,8 +202,18 @@ fn complete(sa: &mut IkeSa, keys: IkeKeys) {
 }
 
 /// Responder: the answer, which still goes under the present keys. `Err`: why the IKE SA ends.
-pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
-    match answer(sa, ctx, payloads) {
+pub(crate) fn respond(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    payloads: &PayloadList,
+    inner: &Inner,
+) -> Vec<Payload> {
+    let answer = answer(sa, ctx, payloads);
+    if ctx.exchanges.is_wanting() {
+        return Vec::new();
+    }
+    cover(sa, inner);
+    match answer {
         Ok((ke, keys)) => {
             sa.more.intermediate.get_or_insert_default().next = Some(keys);
             vec![Payload::KeyExchange(ke)]
@@ -219,12 +240,14 @@ fn answer(
         .ke()
         .filter(|ke| ke.group.0 == group.transform_id())
         .ok_or("no KE payload of the method that was agreed on")?;
-    let (shared, data) = group
-        .respond(&mut |out| ctx.around.random(out), &ke.data)
-        .map_err(|_| "a public value that is not valid")?;
-    let keys = updated(sa, &phase.transcript, &shared).ok_or("no usable keys")?;
-    let group = DhTransform(group.transform_id());
-    Ok((KeyExchange { group, data }, keys))
+    let worked = ctx.respond(group, &ke.data).ok_or("to wait")?;
+    let worked = worked.map_err(|_| "a public value that is not valid")?;
+    let keys = updated(sa, &phase.transcript, &worked.secret).ok_or("no usable keys")?;
+    let ke = KeyExchange {
+        group: DhTransform(group.transform_id()),
+        data: worked.public,
+    };
+    Ok((ke, keys))
 }
 
 /// Responder: the answer is sealed. `digest`: of the request, or of its first fragment.

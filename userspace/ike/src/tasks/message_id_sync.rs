@@ -78,7 +78,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: &[u8], paylo
         return false;
     };
     let known = Known {
-        their_next: sa.their.next,
+        their_next: sa.their.above_all(),
         last_m1: sa.extras.sync.last_m1,
         our_next: sa.our.next,
     };
@@ -88,10 +88,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: &[u8], paylo
     //= rfc6311#9
     // Requests that are pending are not waited for: the cluster expects P2 next.
     abandon_outstanding(sa, ctx);
-    if sa.their.next != m2 {
-        sa.their.next = m2;
-        sa.their.last_response = None;
-    }
+    sa.their.jump(m2);
     sa.our.next = p2;
     sa.extras.sync.last_m1 = Some(asked.expected_send);
     sa.dirty = true;
@@ -105,10 +102,10 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, bytes: &[u8], paylo
     let payloads = [Payload::Notify(Notify::message_id_sync(sync))];
     if let Some(response) = message::seal_aside(sa, ctx, ExchangeType::INFORMATIONAL, true, &payloads) {
         transmit(sa, ctx, &response);
-        sa.extras.sync.answered = Some(SyncAnswer {
+        sa.extras.sync.answered = Some(Box::new(SyncAnswer {
             request: sha256(&[bytes]),
             response,
-        });
+        }));
         let text = format!("the peer's cluster has failed over: its next Message ID is {m2}, ours {p2}");
         ctx.event(sa, EventKind::MessageIdsSynched, text);
     }
@@ -128,15 +125,19 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, margin: u32) -> Resul
         return Err(format!("IKE SA {} is {}", sa.spi, sa.phase.name()));
     }
     abandon_outstanding(sa, ctx);
-    if sa.our.outstanding.is_some() {
+    if !sa.our.is_idle() {
         return Ok(()); // asked already
     }
-    // RFC 6311 5.1: M1 is above all that may have been used; "it is RECOMMENDED to add at least the window size", which is 1.
-    let m1 = sa.our.next.saturating_add(1).saturating_add(margin);
+    // RFC 6311 5.1: M1 is above all that may have been used; "it is RECOMMENDED to add at least the window size".
+    let m1 = sa
+        .our
+        .next
+        .saturating_add(sa.send_window())
+        .saturating_add(margin);
     let asked = Asked {
         nonce: ctx.random_u32(),
         m1,
-        p1: sa.their.next,
+        p1: sa.their.above_all(),
     };
     if m1 > MESSAGE_ID_MAX {
         return Err("its Message IDs are used up; rekey it".to_owned());
@@ -170,10 +171,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, asked: &Asked, paylo
     };
     // The higher ones: where both sides have failed over, we may have answered the peer's request in the meantime (A.4).
     sa.our.next = sa.our.next.max(sync.expected_recv);
-    if sa.their.next < sync.expected_send {
-        sa.their.next = sync.expected_send;
-        sa.their.last_response = None;
-    }
+    sa.their.jump(sa.their.above_all().max(sync.expected_send));
     sa.dirty = true;
     let text = format!(
         "Message IDs synchronised: ours {}, the peer's {}",

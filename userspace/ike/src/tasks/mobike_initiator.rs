@@ -127,8 +127,9 @@ fn turn_to(sa: &mut IkeSa, local: IpAddr, remote: IpAddr) {
 }
 
 /// The outstanding request is about to be sent again: on another path, if this one does not seem to work.
-pub(crate) fn before_repetition(sa: &mut IkeSa, ctx: &Context<'_>) {
-    if !may_roam(sa) || sa.timers.sent < SENT_BEFORE {
+/// `sent`: how often it, or the one of several that was sent most often, was sent again, this time included.
+pub(crate) fn before_repetition(sa: &mut IkeSa, ctx: &Context<'_>, sent: u32) {
+    if !may_roam(sa) || sent < SENT_BEFORE {
         return;
     }
     let Some(connection) = sa.connection(ctx.config) else {
@@ -174,13 +175,8 @@ pub(crate) fn move_local(sa: &mut IkeSa, ctx: &mut Context<'_>, local: IpAddr) -
     turn_to(sa, local, sa.path.remote.ip());
     sa.our.push_front(Task::UpdateAddresses);
     // RFC 4555 3.5: what is outstanding goes the new way, too; the update follows it.
-    if let Some(bytes) = sa
-        .our
-        .outstanding
-        .as_ref()
-        .map(|outstanding| outstanding.bytes.clone())
-    {
-        repeat(sa, ctx, &bytes);
+    for outstanding in sa.our.all() {
+        repeat(sa, ctx, &outstanding.bytes);
     }
     Ok(())
 }

@@ -21,19 +21,24 @@ pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod qcd;
 pub(crate) mod rebinding;
+pub(crate) mod redirect;
 pub(crate) mod refresh;
 pub(crate) mod resource;
 pub(crate) mod resume;
 pub(crate) mod ticket;
 pub(crate) mod transport;
+pub(crate) mod wanted;
+pub(crate) mod window;
 
 use crate::event::EventKind;
+use crate::exchange::{self, Inner, Then};
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::message::{send_request, send_response};
 use crate::ike_sa::phase::Phase;
 use crate::ike_sa::windows::Task;
 use crate::outbox::Context;
 use child_create::ChildOffer;
+use crypto::DhWork;
 use ike_rekey::IkeOffer;
 use ike_wire::{ExchangeType, Notify, NotifyType, Payload, PayloadList, WireError};
 use model::EspSpi;
@@ -70,6 +75,8 @@ pub(crate) enum Pending {
         local: SocketAddr,
         remote: SocketAddr,
     },
+    /// The peer is told to go elsewhere (RFC 5685).
+    Redirect,
 }
 
 /// A peer that keeps putting us off is asked this often.
@@ -83,32 +90,41 @@ pub(crate) fn notify(kind: NotifyType) -> Payload {
     Payload::Notify(Notify::status(kind))
 }
 
-/// The inbound SPIs that unfinished exchanges have promised: one of ours, and one of the peer's.
+/// The inbound SPIs that unfinished exchanges have promised: of ours, and one of the peer's.
 pub(crate) fn promised_spis(sa: &IkeSa) -> impl Iterator<Item = EspSpi> {
-    promised_spi(sa).into_iter().chain(follow_up::promised(sa))
+    promised_by_us(sa).chain(follow_up::promised(sa))
 }
 
-fn promised_spi(sa: &IkeSa) -> Option<EspSpi> {
-    match (
-        &sa.phase,
-        sa.our
-            .outstanding
-            .as_ref()
-            .map(|outstanding| &outstanding.pending),
-    ) {
-        (_, Some(Pending::CreateChild(offer))) => Some(offer.spi_in),
-        (_, Some(Pending::FollowUp(asked))) => asked.unfinished.spi_in(),
-        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().map(|offer| offer.spi_in),
+fn promised_by_us(sa: &IkeSa) -> impl Iterator<Item = EspSpi> {
+    let asked = sa.our.pending().filter_map(|pending| match pending {
+        Pending::CreateChild(offer) => Some(offer.spi_in),
+        Pending::FollowUp(asked) => asked.unfinished.spi_in(),
         _ => None,
-    }
+    });
+    let first = match &sa.phase {
+        Phase::AwaitAuthResponse(phase) => phase.child.as_ref().map(|offer| offer.spi_in),
+        _ => None,
+    };
+    asked.chain(first)
 }
 
-/// Starts the next queued task if the window is free.
+/// Starts queued tasks as long as the window has room for them.
 pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     if !matches!(sa.phase, Phase::Established(_)) {
         return;
     }
-    while sa.our.outstanding.is_none() && matches!(sa.phase, Phase::Established(_)) {
+    while matches!(sa.phase, Phase::Established(_)) {
+        let Some(task) = sa.our.ready(ctx.now).filter(|task| sa.may_start(task)) else {
+            return;
+        };
+        if let Some(group) =
+            wanted::by_task(sa, ctx.config, task).filter(|group| !ctx.exchanges.has_key(*group))
+        {
+            if !sa.awaits_key() {
+                exchange::wait(sa, ctx, vec![DhWork::Generate(group)], Then::Start);
+            }
+            return;
+        }
         let Some(queued) = sa.our.pop_ready(ctx.now) else {
             return;
         };
@@ -122,6 +138,7 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
             Task::Liveness => liveness::start(sa, ctx),
             Task::Routability => mobike::check(sa, ctx),
             Task::UpdateAddresses => mobike_initiator::start(sa, ctx),
+            Task::Redirect { to } => redirect::start(sa, ctx, to),
             Task::Refresh => refresh::start(sa, ctx),
             Task::CreateResourceChild { child, resource } => {
                 resource::start(sa, ctx, &child, resource, tries);
@@ -145,21 +162,22 @@ pub(crate) fn put_off(sa: &mut IkeSa, ctx: &mut Context<'_>, task: Task, tries: 
         .push_at(task, ctx.now + Duration::from_millis(millis), tries + 1);
 }
 
-/// Handles an authentic request with the expected Message ID.
+/// Handles an authentic request with the expected Message ID. Where it comes to want a key exchange that is not there yet, nothing
+/// has happened.
 pub(crate) fn on_request(
     sa: &mut IkeSa,
     ctx: &mut Context<'_>,
-    exchange: ExchangeType,
-    message_id: u32,
+    inner: &Inner,
     parsed: Result<PayloadList, WireError>,
 ) {
+    let (exchange, message_id) = (inner.header.exchange, inner.header.message_id);
     let payloads = match parsed {
         Ok(payloads) => payloads,
         Err(error) => return refuse_malformed(sa, ctx, exchange, message_id, error),
     };
     let answer = match (&sa.phase, exchange) {
         (Phase::AwaitAuthRequest(_), ExchangeType::IKE_INTERMEDIATE) => {
-            intermediate::respond(sa, ctx, &payloads)
+            intermediate::respond(sa, ctx, &payloads, inner)
         }
         (Phase::AwaitAuthRequest(_), ExchangeType::IKE_AUTH) if intermediate::is_incomplete(sa) => {
             let text = "IKE_AUTH comes before the additional key exchanges that were agreed on";
@@ -200,13 +218,18 @@ pub(crate) fn on_request(
         }
         _ => return,
     };
+    if ctx.exchanges.is_wanting() {
+        return;
+    }
     send_response(sa, ctx, exchange, message_id, &answer);
 }
 
 /// CREATE_CHILD_SA has three uses (RFC 7296 1.3).
 fn respond_create(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Vec<Payload> {
-    // With a window of 1 the peer has given up what it began before.
-    follow_up::forget(sa, ctx);
+    // With a window of 1 the peer has given up the series of exchanges that it began before.
+    if sa.receive_window() == 1 {
+        follow_up::forget(sa, ctx);
+    }
     let is_ike = payloads.sa().is_some_and(|sa| {
         sa.proposals
             .iter()
@@ -221,7 +244,7 @@ fn respond_create(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList)
         Pending::FollowUp(asked) => asked.task == Task::RekeyIke,
         _ => false,
     };
-    if sa.our.outstanding.as_ref().is_some_and(|o| waits(&o.pending)) {
+    if sa.our.pending().any(waits) {
         return vec![notify(NotifyType::TEMPORARY_FAILURE)];
     }
     match payloads.notify(NotifyType::REKEY_SA) {
@@ -250,20 +273,24 @@ fn refuse_malformed(
     }
 }
 
-/// Handles an authentic response to the outstanding request.
-pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<PayloadList, WireError>) {
+/// Handles an authentic response to the request with this Message ID.
+pub(crate) fn on_response(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    id: u32,
+    parsed: Result<PayloadList, WireError>,
+) {
     // RFC 6311 5.1: an answer to another synchronisation is dropped, the right one may still come.
-    if let Some(Pending::MessageIdSync(asked)) = sa.our.outstanding.as_ref().map(|o| &o.pending)
+    if let Some(Pending::MessageIdSync(asked)) = sa.our.all().find(|o| o.id == id).map(|o| &o.pending)
         && !parsed
             .as_ref()
             .is_ok_and(|payloads| message_id_sync::read_response(asked, payloads).is_some())
     {
         return;
     }
-    let Some(outstanding) = sa.our.outstanding.take() else {
+    let Some(outstanding) = sa.our.take(id) else {
         return;
     };
-    sa.timers.retransmit = None;
     sa.dirty = true;
     if !matches!(outstanding.pending, Pending::UpdateAddresses { .. }) {
         mobike_initiator::answered(sa, ctx);
@@ -291,6 +318,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
         Pending::DeleteChild { spi_in } => delete::finish_child(sa, ctx, spi_in),
         Pending::DeleteIke => delete::finish_ike(sa, ctx),
         Pending::Liveness => {}
+        Pending::Redirect => redirect::finish(sa, ctx),
         Pending::Routability { cookie } => mobike::checked(sa, ctx, &cookie, &payloads),
         Pending::UpdateAddresses { local, remote } => {
             mobike_initiator::finish(sa, ctx, (local, remote), &payloads);
@@ -311,19 +339,22 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, parsed: Result<
     }
 }
 
-/// The outstanding request of an established IKE SA will never be answered, since Message IDs jump over it: what it was for is
+/// The outstanding requests of an established IKE SA will never be answered, since Message IDs jump over them: what they were for is
 /// begun again. A synchronisation request stands outside of the window and stays.
 pub(crate) fn abandon_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     let stays = |pending: &Pending| matches!(pending, Pending::MessageIdSync(_) | Pending::DeleteIke);
-    if sa.our.outstanding.as_ref().is_none_or(|o| stays(&o.pending)) {
+    // Such a request is alone.
+    if sa.our.pending().any(stays) {
         return;
     }
-    let Some(outstanding) = sa.our.outstanding.take() else {
-        return;
-    };
-    sa.timers.retransmit = None;
-    sa.dirty = true;
-    match outstanding.pending {
+    for outstanding in sa.our.take_all() {
+        sa.dirty = true;
+        begin_anew(sa, ctx, outstanding.pending);
+    }
+}
+
+fn begin_anew(sa: &mut IkeSa, ctx: &mut Context<'_>, pending: Pending) {
+    match pending {
         Pending::CreateChild(offer) => {
             ctx.around.release_esp_spi(offer.spi_in);
             // Where the peer's rekey crossed ours, the SA is being replaced already.
@@ -345,6 +376,8 @@ pub(crate) fn abandon_outstanding(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         Pending::Refresh => sa.our.push(Task::Refresh),
         // The peer's cluster has just failed over itself; evidence will come again if it is still needed.
         Pending::SyncCounters => {}
+        // Whether it heard it will show.
+        Pending::Redirect => redirect::finish(sa, ctx),
         Pending::Init
         | Pending::Auth
         | Pending::Intermediate

@@ -72,15 +72,10 @@ fn bound<'a>(sa: &'a IkeSa, name: &'a str) -> impl Iterator<Item = Resource> + '
 
 /// The resource that our unanswered request is for.
 fn coming(sa: &IkeSa, name: &str) -> Option<Resource> {
-    match sa
-        .our
-        .outstanding
-        .as_ref()
-        .map(|outstanding| &outstanding.pending)
-    {
-        Some(Pending::CreateChild(offer)) if offer.name == name && offer.rekeys.is_none() => offer.resource,
+    sa.our.pending().find_map(|pending| match pending {
+        Pending::CreateChild(offer) if offer.name == name && offer.rekeys.is_none() => offer.resource,
         _ => None,
-    }
+    })
 }
 
 /// We want a Child SA for a resource.

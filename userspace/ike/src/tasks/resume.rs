@@ -2,7 +2,7 @@
 
 use super::ike_init::{self, RESTARTS_MAX, detect_nat, fragment_size, matches_path, nat_detection, set_nat};
 use super::{Pending, delete, ike_auth, notify, ticket};
-use crate::config::{Connection, Identity};
+use crate::config::{Childless, Connection, Identity};
 use crate::event::EventKind;
 use crate::ike_sa::extras::{HeldTicket, Resumed};
 use crate::ike_sa::message::{register_request, transmit};
@@ -101,7 +101,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
             return fall_back(sa, ctx, "the peer keeps asking for cookies");
         }
         phase.cookie = Some(cookie.to_vec());
-        sa.our.outstanding = None;
+        drop(sa.our.take_all());
         if let Err(why) = send(sa, ctx) {
             fall_back(sa, ctx, &why);
         }
@@ -137,7 +137,7 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
         ticket: None,
     };
     let nonce_i = phase.nonce_i.clone();
-    let request = sa.our.outstanding.take().map(|outstanding| outstanding.bytes);
+    let request = sa.our.take_all().next().map(|outstanding| outstanding.bytes);
     let transcript = InitTranscript {
         request: request.unwrap_or_default(),
         response: bytes.to_vec(),
@@ -146,9 +146,8 @@ pub(crate) fn on_response(sa: &mut IkeSa, ctx: &mut Context<'_>, message: &Messa
     };
     let (nat_local, nat_remote) = detect_nat(payloads, sa.spi, message.header.spi_r, sa.path);
     sa.peer_spi = message.header.spi_r;
-    sa.extras.resumed = Some(resumed);
+    sa.extras.resumed = Some(Box::new(resumed));
     set_nat(sa, ctx, nat_local, nat_remote);
-    sa.timers.retransmit = None;
     sa.more.fragment_size = sa
         .connection(ctx.config)
         .and_then(|connection| fragment_size(connection, payloads));
@@ -171,7 +170,7 @@ fn derive(
 fn fall_back(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
     let text = format!("the session is not resumed but begun anew: {why}");
     ctx.event(sa, EventKind::TicketRefused, text);
-    sa.our.outstanding = None;
+    drop(sa.our.take_all());
     if let Err(why) = ike_init::begin(sa, ctx) {
         ctx.event(sa, EventKind::Trouble, why.clone());
         delete::vanish(sa, ctx, &why);
@@ -239,7 +238,9 @@ pub(crate) fn respond(
     path.encap = path.nat_local || path.nat_remote || force;
     let mut answer = vec![Payload::Nonce(nonce_r.clone())];
     answer.extend(nat_detection(peer_spi, spi, path, force));
-    answer.push(notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED));
+    if connection.childless != Childless::Never {
+        answer.push(notify(NotifyType::CHILDLESS_IKEV2_SUPPORTED));
+    }
     let fragment_size = fragment_size(connection, payloads);
     if fragment_size.is_some() {
         answer.push(notify(NotifyType::IKEV2_FRAGMENTATION_SUPPORTED));
@@ -261,15 +262,14 @@ pub(crate) fn respond(
     let phase = Phase::AwaitAuthRequest(Box::new(phase));
     let mut sa = IkeSa::new(spi, peer_spi, false, path, phase);
     sa.connection = Some(state.connection);
-    sa.extras.resumed = Some(Resumed {
+    sa.extras.resumed = Some(Box::new(Resumed {
         peer_id: state.client_id,
         own_id: state.own_id,
         replaces: Some(state.spi),
         ticket: Some((id, state.expires)),
-    });
+    }));
     sa.more.fragment_size = fragment_size;
-    sa.their.next = 1;
-    sa.their.last_response = Some(response.clone());
+    sa.their.answered(0, Some(response.clone()), 1);
     sa.timers.since = ctx.now;
     sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
     transmit(&sa, ctx, &response);

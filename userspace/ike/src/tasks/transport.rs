@@ -69,15 +69,19 @@ pub(crate) fn is_left_behind(child: &ChildSa, before: SocketAddr, now: SocketAdd
 /// Inbound SPIs of all Child SAs in transport mode, made or being made.
 pub(crate) fn of(sa: &IkeSa) -> Vec<EspSpi> {
     let children = sa.children.iter().map(|child| (child.spi_in, child.mode));
-    let offer = match (&sa.phase, sa.our.outstanding.as_ref().map(|o| &o.pending)) {
-        (_, Some(Pending::CreateChild(offer))) => Some((offer.spi_in, offer.mode)),
-        (_, Some(Pending::FollowUp(asked))) => asked.unfinished.mode(),
-        (Phase::AwaitAuthResponse(phase), _) => phase.child.as_ref().map(|offer| (offer.spi_in, offer.mode)),
+    let asked = sa.our.pending().filter_map(|pending| match pending {
+        Pending::CreateChild(offer) => Some((offer.spi_in, offer.mode)),
+        Pending::FollowUp(asked) => asked.unfinished.mode(),
+        _ => None,
+    });
+    let first = match &sa.phase {
+        Phase::AwaitAuthResponse(phase) => phase.child.as_ref().map(|offer| (offer.spi_in, offer.mode)),
         _ => None,
     };
-    let awaited = sa.more.follow_up.as_ref().and_then(follow_up::Awaited::mode);
+    let awaited = sa.more.follow_up.as_deref().and_then(follow_up::Awaited::mode);
     children
-        .chain(offer)
+        .chain(asked)
+        .chain(first)
         .chain(awaited)
         .filter(|(_, mode)| *mode == SaMode::Transport)
         .map(|(spi_in, _)| spi_in)
@@ -97,15 +101,17 @@ pub(crate) fn give(sa: &mut IkeSa) {
     for child in &mut sa.children {
         child.mode = mode(child.spi_in);
     }
-    match (&mut sa.phase, sa.our.outstanding.as_mut().map(|o| &mut o.pending)) {
-        (_, Some(Pending::CreateChild(offer))) => offer.mode = mode(offer.spi_in),
-        (_, Some(Pending::FollowUp(asked))) => asked.unfinished.set_mode(mode),
-        (Phase::AwaitAuthResponse(phase), _) => {
-            if let Some(offer) = &mut phase.child {
-                offer.mode = mode(offer.spi_in);
-            }
+    for outstanding in sa.our.all_mut() {
+        match &mut outstanding.pending {
+            Pending::CreateChild(offer) => offer.mode = mode(offer.spi_in),
+            Pending::FollowUp(asked) => asked.unfinished.set_mode(mode),
+            _ => {}
         }
-        _ => {}
+    }
+    if let Phase::AwaitAuthResponse(phase) = &mut sa.phase
+        && let Some(offer) = &mut phase.child
+    {
+        offer.mode = mode(offer.spi_in);
     }
     if let Some(awaited) = &mut sa.more.follow_up {
         awaited.set_mode(mode);

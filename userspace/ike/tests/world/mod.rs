@@ -2,6 +2,7 @@
 // Several test programs share this world, and each uses a part of it.
 #![allow(dead_code)]
 
+pub mod lives;
 pub mod pki;
 mod rng;
 pub mod scripted;
@@ -24,7 +25,7 @@ pub struct Around {
     pub rng: Rng,
     pub member: u8,
     pub epoch: u64,
-    next_esp: u32,
+    pub next_esp: u32,
     pub allocated: BTreeSet<EspSpi>,
     /// 0xff... or 0: fills nonces so that a test decides who has the lowest one.
     pub nonce_bias: Option<u8>,
@@ -132,6 +133,9 @@ pub struct Side {
     /// Requests are not answered but kept.
     pub hold_signatures: bool,
     pub to_sign: Vec<SignRequest>,
+    /// Key exchanges are not computed but kept.
+    pub hold_exchanges: bool,
+    pub to_compute: Vec<ike::ComputeRequest>,
     /// The message under each (initiator's SPI, direction, IV): none may come twice with another message.
     ivs: BTreeMap<(IkeSpi, bool, Vec<u8>), Vec<u8>>,
 }
@@ -227,7 +231,7 @@ impl World {
     pub fn with_config(seed: u64, config: impl Fn(usize) -> EngineConfig) -> Self {
         let side = |index: usize| Side {
             name: ["a", "b"][index],
-            engine: Engine::new(config(index)),
+            engine: lives::engine(config(index)),
             around: Around {
                 rng: Rng(seed ^ (index as u64 + 1).wrapping_mul(0xdead_beef_1234_5678)),
                 member: 1,
@@ -256,6 +260,8 @@ impl World {
             keys: BTreeMap::new(),
             hold_signatures: false,
             to_sign: Vec::new(),
+            hold_exchanges: false,
+            to_compute: Vec::new(),
             ivs: BTreeMap::new(),
         };
         Self {
@@ -310,6 +316,12 @@ impl World {
                     self.sides[side].to_sign.push(request);
                     if !self.sides[side].hold_signatures {
                         self.sign(side);
+                    }
+                }
+                Output::Compute(request) => {
+                    self.sides[side].to_compute.push(request);
+                    if !self.sides[side].hold_exchanges {
+                        self.compute(side);
                     }
                 }
                 Output::Event(event) => {
@@ -424,39 +436,6 @@ impl World {
             s.engine.handle(Input::Timeout { now: self.now }, &mut s.around);
             self.drain(side, true);
         }
-    }
-
-    /// A standby with the journal takes over.
-    pub fn take_over(&mut self, side: usize) {
-        let now = self.now;
-        let s = &mut self.sides[side];
-        let mut engine = Engine::new(s.engine.config().clone());
-        for (spi, record) in &s.journal {
-            engine
-                .adopt(now, *spi, record)
-                .expect("a record that was just committed");
-        }
-        s.engine = engine;
-        s.around.epoch += 1;
-        s.around.member = 3 - s.around.member;
-        self.trace.push(format!("   {} is taken over", s.name));
-        s.engine.resume(now, &mut s.around);
-        self.drain(side, true);
-    }
-
-    /// The whole cluster at a side starts anew: nothing is left, and it knows that.
-    pub fn lose_everything(&mut self, side: usize) {
-        let s = &mut self.sides[side];
-        s.engine = Engine::new(s.engine.config().clone());
-        s.journal.clear();
-        s.children.clear();
-        s.outbound.clear();
-        s.bound.clear();
-        s.shared.clear();
-        s.around.allocated.clear();
-        s.around.epoch += 1;
-        s.around.may_show = true;
-        self.trace.push(format!("   {} loses everything", s.name));
     }
 
     pub fn status(&self, side: usize) -> Vec<IkeSaStatus> {

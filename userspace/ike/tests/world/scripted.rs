@@ -1,12 +1,13 @@
 //! The initiator's side of an IKE SA, written from the RFC and not from the engine.
 
 use super::{B, World, config, connection, net};
-use crypto::{AuthInput, DhGroup, IkeCipher, IkeKeys, KeyInputs, Prf, psk_auth};
-use ike::{Engine, EngineConfig, EventKind};
+use crypto::{AuthInput, DhGroup, DhPrivate, IkeCipher, IkeKeys, KeyInputs, Prf, psk_auth};
+use ike::{EngineConfig, EventKind};
 use ike_wire::{
     AuthMethod, Authentication, DhTransform, ExchangeType, Flags, Header, Identification, Identity,
-    KeyExchange, Message, Payload, PayloadList, PayloadType, Proposal, ProtocolId, SecurityAssociation,
-    Transform, TransformType, encode_chain, encode_message, encode_sk_prefix, parse_chain,
+    KeyExchange, Message, Notify, NotifyType, Payload, PayloadList, PayloadType, Proposal, ProtocolId,
+    SecurityAssociation, Transform, TransformType, encode_chain, encode_message, encode_sk_prefix,
+    parse_chain,
 };
 use model::{IkeSpi, SecretBytes};
 use std::net::SocketAddr;
@@ -61,7 +62,44 @@ pub fn selectors() -> [Payload; 2] {
     ]
 }
 
+/// A first message, with the private key and the nonce in it.
+fn first(spi: IkeSpi, cookie: Option<Vec<u8>>, extra: Vec<Payload>) -> (DhPrivate, Vec<u8>, Vec<u8>) {
+    let private = DhGroup::Curve25519.generate(&mut |out| out.fill(0x5a)).unwrap();
+    let transforms = vec![
+        transform(TransformType::ENCR, 20, Some(128)),
+        transform(TransformType::PRF, 5, None),
+        transform(TransformType::KE, 31, None),
+    ];
+    let proposal = Proposal {
+        number: 1,
+        protocol: ProtocolId::IKE,
+        spi: vec![],
+        transforms,
+    };
+    let nonce_i = vec![3; 16];
+    let cookie = cookie.map(|cookie| Payload::Notify(Notify::new(NotifyType::COOKIE, cookie)));
+    let mut payloads: Vec<Payload> = cookie.into_iter().collect();
+    payloads.extend([
+        Payload::SecurityAssociation(SecurityAssociation {
+            proposals: vec![proposal],
+        }),
+        Payload::KeyExchange(KeyExchange {
+            group: DhTransform(31),
+            data: private.public().to_vec(),
+        }),
+        Payload::Nonce(nonce_i.clone()),
+    ]);
+    payloads.extend(extra);
+    let header = header(spi, IkeSpi(0), ExchangeType::IKE_SA_INIT, 0);
+    (private, nonce_i, encode_message(&header, &payloads).unwrap())
+}
+
 impl Peer {
+    /// A first message as it would send it.
+    pub fn first(spi: IkeSpi, cookie: Option<Vec<u8>>) -> Vec<u8> {
+        first(spi, cookie, vec![]).2
+    }
+
     /// Does IKE_SA_INIT with the engine at side B.
     pub fn new(extra: Vec<Payload>) -> Self {
         Self::with(config(vec![connection(B)]), extra)
@@ -70,38 +108,13 @@ impl Peer {
     /// The same with another configuration of side B.
     pub fn with(config: EngineConfig, extra: Vec<Payload>) -> Self {
         let mut world = World::new(99);
-        world.sides[B].engine = Engine::new(config);
+        world.sides[B].engine = super::lives::engine(config);
         Self::begin(world, SPI, extra)
     }
 
     /// Another initiator with this SPI, at the same engine.
     pub fn begin(mut world: World, spi: IkeSpi, extra: Vec<Payload>) -> Self {
-        let private = DhGroup::Curve25519.generate(&mut |out| out.fill(0x5a)).unwrap();
-        let transforms = vec![
-            transform(TransformType::ENCR, 20, Some(128)),
-            transform(TransformType::PRF, 5, None),
-            transform(TransformType::KE, 31, None),
-        ];
-        let proposal = Proposal {
-            number: 1,
-            protocol: ProtocolId::IKE,
-            spi: vec![],
-            transforms,
-        };
-        let nonce_i = vec![3; 16];
-        let mut payloads = vec![
-            Payload::SecurityAssociation(SecurityAssociation {
-                proposals: vec![proposal],
-            }),
-            Payload::KeyExchange(KeyExchange {
-                group: DhTransform(31),
-                data: private.public().to_vec(),
-            }),
-            Payload::Nonce(nonce_i.clone()),
-        ];
-        payloads.extend(extra);
-        let request =
-            encode_message(&header(spi, IkeSpi(0), ExchangeType::IKE_SA_INIT, 0), &payloads).unwrap();
+        let (private, nonce_i, request) = first(spi, None, extra);
         let response = exchange(&mut world, local(), &request).expect("an answer to IKE_SA_INIT");
         let message = Message::parse(&response).unwrap();
         let nonce_r = message.payloads.nonce().expect("Nr").to_vec();
