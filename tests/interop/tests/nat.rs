@@ -89,6 +89,8 @@ fn a_new_mapping_is_learnt_from_the_first_esp_packet_and_known_to_the_standby() 
     // The other connection goes the other way through the router's tables.
     let mut settings = Settings::demo();
     settings.connections.truncate(1);
+    // Which is where the peer seems to be.
+    settings.connections[0].remote = addr::ROUTER_OUTSIDE;
     let stage = Stage::with(lab, peer, &product, &psk, &settings)?;
     let (a, b) = (&stage.members[0], &stage.members[1]);
     let lab = &stage.lab;
