@@ -137,5 +137,17 @@ pub(super) const FORKED_CHILD: Scenario = Scenario {
         ..NO_FAULTS
     },
     adjust: no_lifetimes,
+    seeds: Some(&[206]),
+    ..PLAIN
+};
+
+/// A half of a split had sent a request about Child SAs that the other half did not know of. The peer answered both halves' requests of that
+/// Message ID with the same octets: the winner took the answer to the loser's request for its own.
+pub(super) const FORKED_REQUEST: Scenario = Scenario {
+    name: "forked-request",
+    about: "both halves of a split ask a peer under one Message ID",
+    weight: 0,
+    mix: EVERYTHING,
+    seeds: Some(&[485]),
     ..PLAIN
 };

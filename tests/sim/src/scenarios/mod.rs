@@ -188,6 +188,7 @@ pub static SCENARIOS: &[Scenario] = &[
     found::LOST_WHILE_ENTERING,
     found::LATE_WRITE,
     found::FORKED_CHILD,
+    found::FORKED_REQUEST,
 ];
 
 impl Scenario {
