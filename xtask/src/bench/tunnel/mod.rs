@@ -208,7 +208,11 @@ fn measure(
             .iter()
             .all(|s| (&*s.system, &*s.suite) != (system.name(), suite))
     {
-        shares.extend(profile::record(chain, &server, system.name(), suite)?);
+        let of_this = profile::record(chain, &server, system.name(), suite)?;
+        for share in &of_this {
+            detail(&format!("{:5.1} % {}", share.percent, share.part));
+        }
+        shares.extend(of_this);
     }
     for size in &options.sizes {
         add(format!("udp_{size}"), server.udp(*size)?);

@@ -2,7 +2,7 @@
 
 use super::Row;
 use super::chain::Chain;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lab::clock::wait_for;
 use lab::cmd;
 use serde_json::Value;
@@ -172,7 +172,11 @@ impl<'a> Server<'a> {
             ])
             .args(more);
         let text = cmd::output(command, "").context("iperf3")?;
-        serde_json::from_str(&text).context("iperf3 wrote no JSON")
+        let json: Value = serde_json::from_str(&text).context("iperf3 wrote no JSON")?;
+        match json["error"].as_str() {
+            Some(error) => bail!("iperf3: {error}"),
+            None => Ok(json),
+        }
     }
 }
 
