@@ -77,9 +77,16 @@ pub struct Port {
     pub side: u8,
     /// The port's number.
     pub index: u8,
+    /// `PORT_*`.
+    pub flags: u8,
     /// Reserved, 0.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
+
+/// The device takes redirected frames that lie in several buffers.
+pub const PORT_TAKES_PIECES: u8 = 1;
+/// The device takes no redirected frames: what leaves there goes through the host's stack.
+pub const PORT_NO_REDIRECT: u8 = 2;
 
 /// How a port is found: by the device and tag of a frame that arrived, or (with [`NO_VLAN`]) by the device that a route names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, IntoBytes, FromBytes, Immutable, KnownLayout)]

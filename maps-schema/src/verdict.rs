@@ -111,6 +111,9 @@ verdicts! {
     ClearText = 66, "clear_text", Dropped, "arrived in clear where a policy wants protection (RFC 4301 5.2)";
     TransportHeader = 67, "transport_header", Dropped, "transport mode: IP options, extension headers or a fragment, which are not sealed";
     PathError = 68, "path_error", Passed, "a router says that a sealed packet was too large: the stack and the other members hear of it";
+    PiecesToStack = 70, "pieces_to_stack", Passed, "opened or sealed, but in several buffers, which the device of the route does not take: given to this host's stack";
+    SlowTooLong = 71, "slow_too_long", Dropped, "needs the slow path, and is longer than that carries: what it asks for is on its way";
+    ExitRefuses = 72, "exit_refuses", Dropped, "the device of the second hop takes no redirected frames, or none in several buffers";
 }
 
 impl Verdict {

@@ -66,8 +66,10 @@ impl<const M: usize> PacketRead for Bounded<'_, M> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let offset = opaque(offset as u64) as usize;
-        // The first comparison is on `offset` itself: the verifier does not derive it from the second.
-        if offset > M.checked_sub(N)? || offset + N > self.len {
+        // Where the compiler knows how long it is, it would leave out the first comparison. That one is on `offset` itself, and with
+        // a constant: from the second, verifiers up to Linux 6.7 derive nothing.
+        let len = opaque(self.len as u64) as usize;
+        if offset > M.checked_sub(N)? || offset + N > len {
             return None;
         }
         self.octets.get(offset..)?.first_chunk::<N>().copied()

@@ -74,6 +74,8 @@ pub struct Route {
     pub vlan: u16,
     /// 0; or the route is there but does not carry the packet: what it carries, octets. Then nothing else counts.
     pub mtu: u16,
+    /// The interface takes no frame that lies in several buffers.
+    pub whole: bool,
 }
 
 impl Route {
@@ -84,6 +86,7 @@ impl Route {
         ifindex: 0,
         vlan: 0,
         mtu: 0,
+        whole: false,
     };
 }
 
@@ -137,7 +140,7 @@ pub trait Env {
     /// Gives the whole frame, as it is, to the slow path (`SLOW_*`).
     ///
     /// # Errors
-    /// `SlowPathFull`, or `TooBig` for a frame longer than the ring's records.
+    /// `SlowPathFull`, or `SlowTooLong` for a frame longer than the ring's records.
     fn slow(&self, kind: u32, slot: u32, spi: u32, seq: u64) -> Result<(), Verdict>;
     /// Whether a packet without SA may be reported for this connection now (a few per second).
     fn acquire_due(&self, connection: u16, now_ns: u64) -> bool;
@@ -149,8 +152,11 @@ pub trait Env {
     /// A packet is being moved to `cpu`.
     fn note_hop(&self, cpu: u32, outbound: bool, now_ns: u64);
 
-    /// Octets of the frame.
+    /// Octets of the frame, in all its buffers.
     fn frame_len(&self) -> usize;
+    /// Octets of the frame's first buffer. A frame that is larger than what a driver puts into one page lies in several; every
+    /// method here reaches all of them, but not every device takes such a frame.
+    fn first_buffer(&self) -> usize;
     /// Copies the frame's first octets to `head` and returns how many.
     fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize;
     /// Copies `len` octets (1 to [`TEXT_MAX`]) from `offset` of the frame to the text.
@@ -296,7 +302,8 @@ impl Work {
             mac: [0; 6],
             side: 0,
             index: 0,
-            reserved: [0; 2],
+            flags: 0,
+            reserved: 0,
         },
         esp_at: 0,
         esp_len: 0,
@@ -342,6 +349,12 @@ impl Work {
         mss: 0,
         path_mtu: 0,
     };
+
+    /// Whether the frame, as it came, lies in several buffers.
+    #[inline(always)]
+    pub fn in_pieces(&self, env: &impl Env) -> bool {
+        self.frame_len as usize > env.first_buffer()
+    }
 
     /// The frame's front, bounded by what is there.
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use maps_schema::sad::{slot_place, spi_segment, spi_slot};
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
-use maps_schema::steer::{Local, MAX_PORTS, Port, SIDE_OUTSIDE};
+use maps_schema::steer::{Local, MAX_PORTS, PORT_NO_REDIRECT, PORT_TAKES_PIECES, Port, SIDE_OUTSIDE};
 use maps_schema::verdict::Verdict;
 
 use crate::arp;
@@ -172,6 +172,10 @@ pub fn second_hop(env: &impl Env, work: &mut Work, member: u8) -> bool {
     let Some(exit) = env.port(via) else {
         return work.drop(Verdict::SecondHopUnknown);
     };
+    let flags = exit.flags;
+    if flags & PORT_NO_REDIRECT != 0 || (flags & PORT_TAKES_PIECES == 0 && work.in_pieces(env)) {
+        return work.drop(Verdict::ExitRefuses);
+    }
     if !env.cut_head(work.link_len as i32 - link::len(exit.vlan) as i32)
         || !link::write(env, to, exit.mac, exit.vlan, work.ethertype)
     {

@@ -1,4 +1,7 @@
 //! The XDP programs: entry points. Rules are in `datapath`, maps in `maps`, the way to the kernel in `xdp_env`.
+//!
+//! All of them are marked for frames in several buffers, which devices with large MTUs make: octets are reached by helpers that
+//! know of buffers, and the kernel wants all programs that meet over a cpumap to be of one kind.
 #![no_std]
 #![no_main]
 
@@ -18,31 +21,31 @@ use stages::Place;
 use xdp_env::Xdp;
 
 /// Outside interface: to the member, to the CPU, and open.
-#[xdp]
+#[xdp(frags)]
 pub fn steer(ctx: XdpContext) -> u32 {
     stages::outside(Xdp::new(&ctx), Place::Interface)
 }
 
 /// Open, on the SA's CPU.
-#[xdp(map = "cpumap")]
+#[xdp(frags, map = "cpumap")]
 pub fn esp_in(ctx: XdpContext) -> u32 {
     stages::outside(Xdp::new(&ctx), Place::Cpu)
 }
 
 /// Inside interface: policy, to the CPU, and seal.
-#[xdp]
+#[xdp(frags)]
 pub fn inside(ctx: XdpContext) -> u32 {
     stages::inside(Xdp::new(&ctx), Place::Interface)
 }
 
 /// Seal, on the SA's CPU.
-#[xdp(map = "cpumap")]
+#[xdp(frags, map = "cpumap")]
 pub fn esp_out(ctx: XdpContext) -> u32 {
     stages::inside(Xdp::new(&ctx), Place::Cpu)
 }
 
 /// Merges a final window; run by `BPF_PROG_TEST_RUN` on the SA's CPU. Returns `SA_CTL_*`.
-#[xdp]
+#[xdp(frags)]
 pub fn sa_ctl(ctx: XdpContext) -> u32 {
     let env = Xdp::new(&ctx);
     let mut input = FinalWindow::new_zeroed();
@@ -53,7 +56,7 @@ pub fn sa_ctl(ctx: XdpContext) -> u32 {
 }
 
 /// Passes every frame: for the far ends of veth pairs in a lab.
-#[xdp]
+#[xdp(frags)]
 pub fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }

@@ -18,7 +18,10 @@ use datapath::spd::{self, Changing, Policy, Table};
 use maps_schema::event::{Event, SLOW_FRAME_MAX, SlowFrame};
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, SaKey};
 use maps_schema::spd::{SpdBucket, SpdHead, SpdPlace};
-use maps_schema::steer::{AddressKey, ClusterAddress, Local, MacKey, Member, NO_VLAN, Port, PortKey};
+use maps_schema::steer::{
+    AddressKey, ClusterAddress, Local, MacKey, Member, NO_VLAN, PORT_NO_REDIRECT, PORT_TAKES_PIECES, Port,
+    PortKey,
+};
 use maps_schema::verdict::Verdict;
 
 use crate::maps;
@@ -337,12 +340,16 @@ impl Env for Xdp {
         // Other interfaces may not take redirected frames: theirs go through the stack. A VLAN device takes none at all; its
         // port names the device below it.
         let port = port_of(fib.ifindex, NO_VLAN)?;
+        if port.flags & PORT_NO_REDIRECT != 0 {
+            return None;
+        }
         Some(Route {
             destination: fib.destination_mac,
             source: fib.source_mac,
             ifindex: port.ifindex,
             vlan: port.vlan,
             mtu: 0,
+            whole: port.flags & PORT_TAKES_PIECES == 0,
         })
     }
 
@@ -381,7 +388,7 @@ impl Env for Xdp {
     fn slow(&self, kind: u32, slot: u32, spi: u32, seq: u64) -> Result<(), Verdict> {
         let len = self.frame_len();
         if len == 0 || len > SLOW_FRAME_MAX {
-            return Err(Verdict::TooBig);
+            return Err(Verdict::SlowTooLong);
         }
         let Some(mut entry) = maps::SLOW.reserve(0) else {
             return Err(Verdict::SlowPathFull);
@@ -397,11 +404,11 @@ impl Env for Xdp {
             (*frame).length = len as u32;
             (*frame).reserved = 0;
         }
-        // The second bound is for the verifier, which must see it on what the helper gets.
-        let len = opaque(len as u64 & 0xfff) as usize;
+        // Once more for the verifier, which must see both bounds on what the helper gets.
+        let len = visibly::<4096>(len);
         // SAFETY: within the record.
         let to = unsafe { (&raw mut (*frame).frame).cast::<u8>() };
-        if len == 0 || len > SLOW_FRAME_MAX || !self.load_raw(0, to, len as u32) {
+        if len > SLOW_FRAME_MAX as u32 || !self.load_raw(0, to, len) {
             entry.discard(0);
             return Err(Verdict::InternalError);
         }
@@ -440,6 +447,12 @@ impl Env for Xdp {
     }
 
     #[inline(always)]
+    fn first_buffer(&self) -> usize {
+        // SAFETY: the kernel's context; both are addresses, of which only the distance is used.
+        unsafe { ((*self.ctx).data_end as usize).wrapping_sub((*self.ctx).data as usize) }
+    }
+
+    #[inline(always)]
     fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize {
         let len = self.frame_len().min(HEAD_LEN);
         if len == 0 || !self.load_raw(0, head.as_mut_ptr(), visibly::<HEAD_LEN>(len)) {
@@ -457,6 +470,8 @@ impl Env for Xdp {
     fn sum(&self, text: &[u8; TEXT_MAX], len: usize) -> u16 {
         let mut sum = 0u32;
         let mut at = 0usize;
+        // The compiler must keep the first bound, which is the one that verifiers up to Linux 6.7 understand.
+        let len = opaque(len as u64) as usize;
         while at < TEXT_MAX {
             if at >= len {
                 break;

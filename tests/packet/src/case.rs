@@ -75,6 +75,9 @@ pub struct Case {
     pub ifindex: u32,
     /// CPU on which it arrives.
     pub cpu: u32,
+    /// Octets of it in the first buffer, where that is not as many as there is room for. Kernels before 6.18 cannot run such a
+    /// case.
+    pub first_buffer: Option<usize>,
     /// Verdict; none for `sa_ctl`.
     pub verdict: Option<Verdict>,
     /// Connection that the verdict is counted for.
@@ -110,6 +113,7 @@ impl Case {
                 _ => INSIDE_IFINDEX,
             },
             cpu: 0,
+            first_buffer: None,
             verdict: None,
             connection: 0,
             action: Action::Drop,
@@ -138,6 +142,12 @@ impl Case {
     /// The redirect goes to this interface.
     pub fn to(mut self, ifindex: u32) -> Self {
         self.target = Some(ifindex);
+        self
+    }
+
+    /// The frame's first buffer has so many octets only.
+    pub fn split_at(mut self, first: usize) -> Self {
+        self.first_buffer = Some(first);
         self
     }
 

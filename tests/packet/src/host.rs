@@ -15,7 +15,7 @@ use maps_schema::event::SLOW_FRAME_MAX;
 use maps_schema::sad::{
     FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_at, slot_place,
 };
-use maps_schema::steer::{ClusterAddress, Local, Member, NO_VLAN, Port};
+use maps_schema::steer::{ClusterAddress, Local, Member, NO_VLAN, PORT_NO_REDIRECT, PORT_TAKES_PIECES, Port};
 use maps_schema::verdict::Verdict;
 use zerocopy::FromBytes;
 
@@ -28,6 +28,7 @@ const NOW_MS: u64 = 5_000_000;
 
 struct Host<'a> {
     world: &'a World,
+    ports: [Port; 6],
     ifindex: u32,
     cpu: u32,
     window: RefCell<InboundSaRuntime>,
@@ -72,11 +73,13 @@ impl Env for Host<'_> {
     }
 
     fn arrived_at(&self, vlan: u16) -> Option<&Port> {
-        PORTS.iter().find(|p| (p.ifindex, p.vlan) == (self.ifindex, vlan))
+        self.ports
+            .iter()
+            .find(|p| (p.ifindex, p.vlan) == (self.ifindex, vlan))
     }
 
     fn port(&self, index: u8) -> Option<&Port> {
-        PORTS.iter().find(|p| p.index == index)
+        self.ports.iter().find(|p| p.index == index)
     }
 
     fn segment(&self, _segment: u8) -> Option<(u64, u64)> {
@@ -189,7 +192,7 @@ impl Env for Host<'_> {
         let carries = if wanted == mapped(PEER_NARROW) {
             NARROW_MTU as u16
         } else {
-            1500
+            DEVICE_MTU
         };
         let (_, _, device, destination) = *known
             .iter()
@@ -204,14 +207,18 @@ impl Env for Host<'_> {
                 ..Route::NONE
             });
         }
-        let port = PORTS.iter().find(|p| p.device == device)?;
+        let port = self.ports.iter().find(|p| p.device == device)?;
         debug_assert!(port.vlan == NO_VLAN || port.ifindex != port.device);
+        if port.flags & PORT_NO_REDIRECT != 0 {
+            return None;
+        }
         Some(Route {
             destination,
             source: port.mac,
             ifindex: port.ifindex,
             vlan: port.vlan,
             mtu: 0,
+            whole: port.flags & PORT_TAKES_PIECES == 0,
         })
     }
 
@@ -221,7 +228,7 @@ impl Env for Host<'_> {
 
     fn slow(&self, kind: u32, _slot: u32, _spi: u32, _seq: u64) -> Result<(), Verdict> {
         if self.frame_len() > SLOW_FRAME_MAX {
-            return Err(Verdict::TooBig);
+            return Err(Verdict::SlowTooLong);
         }
         self.slow.borrow_mut().push((kind, self.frame.octets()));
         Ok(())
@@ -237,6 +244,10 @@ impl Env for Host<'_> {
 
     fn frame_len(&self) -> usize {
         self.frame.frame_len()
+    }
+
+    fn first_buffer(&self) -> usize {
+        self.frame.first_buffer()
     }
 
     fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize {
@@ -283,6 +294,7 @@ pub fn run(case: &Case) -> Observed {
         .set(case.world.counters.exhausted_version);
     let host = Host {
         world: &case.world,
+        ports: case.world.ports(),
         ifindex: case.ifindex,
         cpu: case.cpu,
         own: case.world.own.map(|own| {
@@ -291,7 +303,7 @@ pub fn run(case: &Case) -> Observed {
         }),
         window: RefCell::new(case.world.window),
         counters,
-        frame: HostFrame::new(case.frame.clone()),
+        frame: HostFrame::split_at(case.frame.clone(), case.first_buffer.unwrap_or(usize::MAX)),
         events: RefCell::default(),
         slow: RefCell::default(),
         members: MEMBERS.to_vec(),

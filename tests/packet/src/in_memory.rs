@@ -13,19 +13,29 @@ use datapath::ttl;
 
 /// Room before a frame, octets.
 pub const HEADROOM: usize = 256;
+/// Octets of a frame's first buffer at most: a page less headroom and what the kernel keeps at its end.
+pub const FIRST_BUFFER: usize = 4096 - HEADROOM - 320;
 
-/// A frame as the programs see it: the octets, and how much room is left before them.
+/// A frame as the programs see it: the octets, how much room is left before them, and how many lie in the first buffer.
 pub struct HostFrame {
     octets: RefCell<Vec<u8>>,
     headroom: Cell<usize>,
+    first: Cell<usize>,
 }
 
 impl HostFrame {
     /// A frame that has just arrived.
     pub fn new(octets: Vec<u8>) -> Self {
+        Self::split_at(octets, FIRST_BUFFER)
+    }
+
+    /// A frame whose first buffer has so many octets.
+    pub fn split_at(octets: Vec<u8>, first: usize) -> Self {
+        let first = first.min(octets.len()).min(FIRST_BUFFER);
         Self {
             octets: RefCell::new(octets),
             headroom: Cell::new(HEADROOM),
+            first: Cell::new(first),
         }
     }
 
@@ -42,6 +52,11 @@ impl HostFrame {
     /// [`Env::frame_len`].
     pub fn frame_len(&self) -> usize {
         self.octets.borrow().len()
+    }
+
+    /// [`Env::first_buffer`].
+    pub fn first_buffer(&self) -> usize {
+        self.first.get()
     }
 
     /// [`Env::load_head`].
@@ -96,10 +111,11 @@ impl HostFrame {
     pub fn cut_head(&self, delta: i32) -> bool {
         let mut frame = self.octets.borrow_mut();
         if let Ok(cut) = usize::try_from(delta) {
-            if cut + 14 > frame.len() {
+            if cut + 14 > self.first.get() {
                 return false;
             }
             frame.drain(..cut);
+            self.first.set(self.first.get() - cut);
             self.headroom.set(self.headroom.get() + cut);
             return true;
         }
@@ -108,6 +124,7 @@ impl HostFrame {
             return false;
         }
         self.headroom.set(self.headroom.get() - more);
+        self.first.set(self.first.get() + more);
         frame.splice(0..0, std::iter::repeat_n(0xaa, more));
         true
     }
@@ -119,6 +136,7 @@ impl HostFrame {
             return false;
         }
         frame.truncate(len);
+        self.first.set(self.first.get().min(len));
         true
     }
 }

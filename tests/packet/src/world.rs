@@ -8,7 +8,10 @@ use maps_schema::sad::{
 };
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::{ACTION_PROTECT, ACTION_PROTECT_PER_CPU, SpdEntry, SpdRule};
-use maps_schema::steer::{Local, MAX_PORTS, Member, PORTS_PER_SIDE, Port, SIDE_INSIDE, SIDE_OUTSIDE};
+use maps_schema::steer::{
+    Local, MAX_PORTS, Member, PORT_NO_REDIRECT, PORT_TAKES_PIECES, PORTS_PER_SIDE, Port, SIDE_INSIDE,
+    SIDE_OUTSIDE,
+};
 
 /// This member.
 pub const ME: u8 = 1;
@@ -66,6 +69,8 @@ pub const FAR_HOST_V6: [u8; 16] = v6(2, 5);
 /// Prefix of [`World::policy_v6`], of 48 bits.
 pub const POLICY_PREFIX_V6: [u8; 16] = v6(2, 0);
 
+/// MTU of the interfaces; what goes out is limited by `outside_mtu` before.
+pub const DEVICE_MTU: u16 = 9000;
 /// Interface indexes that the kernel run makes.
 pub const OUTSIDE_IFINDEX: u32 = 1001;
 /// Inside interface.
@@ -182,6 +187,8 @@ pub struct World {
     pub own: [Option<Own>; 2],
     /// Whether each CPU is told to use its own in place of the one in [`SLOT`].
     pub uses_own: [bool; 2],
+    /// No interface takes redirected frames.
+    pub no_redirect: bool,
 }
 
 /// An SA pair beside the one in [`SLOT`].
@@ -241,11 +248,16 @@ const fn port(index: u8, ifindex: u32, device: u32, vlan: u16, mac: [u8; 6]) -> 
             SIDE_INSIDE
         },
         index,
-        reserved: [0; 2],
+        flags: if ifindex == OUTSIDE_IFINDEX || ifindex == INSIDE_IFINDEX {
+            PORT_TAKES_PIECES
+        } else {
+            0
+        },
+        reserved: 0,
     }
 }
 
-/// This member's interfaces.
+/// This member's interfaces. The first of each side takes frames in several buffers.
 pub const PORTS: [Port; 6] = [
     port(0, OUTSIDE_IFINDEX, OUTSIDE_IFINDEX, 0, OUTSIDE_MAC),
     port(1, OUTSIDE_2_IFINDEX, OUTSIDE_2_IFINDEX, 0, OUTSIDE_2_MAC),
@@ -318,6 +330,15 @@ pub fn cell(limit: u64, step: u64, floor: u64, epoch: u16) -> LimitsCell {
 }
 
 impl World {
+    /// This member's interfaces in this world.
+    pub fn ports(&self) -> [Port; 6] {
+        let flags = if self.no_redirect { PORT_NO_REDIRECT } else { 0 };
+        PORTS.map(|port| Port {
+            flags: port.flags | flags,
+            ..port
+        })
+    }
+
     /// This member owns everything; one SA pair with room in lease and ceiling, nothing sent or received so far.
     pub fn base(suite: u8, esn: bool, encap: bool) -> Self {
         let flags = if esn { SA_ESN } else { 0 } | if encap { SA_UDP_ENCAP } else { 0 };
@@ -420,6 +441,7 @@ impl World {
             policy_peer: [SpdEntry::default(); 2],
             own: [None; 2],
             uses_own: [false; 2],
+            no_redirect: false,
         }
     }
 

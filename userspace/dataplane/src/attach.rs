@@ -1,5 +1,6 @@
 //! Puts loaded programs into service: pins, links, replacement of a former run's programs without a gap.
 
+use crate::device::Device;
 use crate::error::LoadError;
 use crate::kept::KEPT;
 use crate::load::{Mode, Plane, SCHEMA};
@@ -182,7 +183,9 @@ impl Plane {
                     let mode =
                         xdp_mode::query(ifindex).map_err(|e| LoadError::kernel("ask for the XDP mode", e))?;
                     if let Some(cause) = refused {
-                        tracing::warn!(ifindex, %cause, "driver mode refused, XDP runs in generic mode: slow");
+                        let device = Device::of(ifindex, &name_of(&interface));
+                        let (named, why) = (device.named(), device.why_not_native());
+                        tracing::warn!(device = named, %cause, %why, "driver mode refused, XDP runs in generic mode: slow");
                     }
                     return Ok((mode, false));
                 }
@@ -195,13 +198,26 @@ impl Plane {
         }
         let cause = refused.unwrap_or_else(|| io::Error::from(io::ErrorKind::Other));
         match self.options.mode {
-            Mode::Driver => Err(LoadError::NoDriverMode { ifindex, cause }),
+            Mode::Driver => {
+                let device = Device::of(ifindex, &name_of(&interface));
+                Err(LoadError::NoDriverMode {
+                    device: device.named(),
+                    cause,
+                    why: device.why_not_native(),
+                })
+            }
             _ => Err(LoadError::kernel(
                 format!("attach an XDP program to interface {ifindex}"),
                 cause,
             )),
         }
     }
+}
+
+/// The name in a buffer that the kernel has filled.
+fn name_of(buffer: &[libc::c_char; libc::IF_NAMESIZE]) -> String {
+    let octets: Vec<u8> = buffer.iter().map(|c| *c as u8).take_while(|o| *o != 0).collect();
+    String::from_utf8_lossy(&octets).into_owned()
 }
 
 /// Puts the program behind a former run's pinned link. A link of another or a vanished interface is removed instead.

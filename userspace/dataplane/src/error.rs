@@ -52,14 +52,14 @@ pub enum LoadError {
         hint: &'static str,
     },
     /// No native XDP on the interface.
-    #[error(
-        "interface {ifindex} cannot run XDP in driver mode ({cause}): choose a driver with native XDP (a veth needs no more than Linux 4.19; check `ethtool -i`), lower its MTU to what the driver carries in one page, or allow the generic mode"
-    )]
+    #[error("{device} cannot run XDP in driver mode ({cause}): {why}")]
     NoDriverMode {
-        /// The interface.
-        ifindex: u32,
+        /// The interface, its driver and MTU.
+        device: String,
         /// The kernel's answer.
         cause: io::Error,
+        /// What it may be, and what to do.
+        why: String,
     },
     /// Another XDP program is there.
     #[error(

@@ -7,6 +7,7 @@
 mod attach;
 mod batch;
 mod btf;
+mod device;
 mod error;
 mod execute;
 mod kept;
@@ -20,6 +21,7 @@ mod runner;
 mod segments;
 mod sys;
 mod tables;
+mod xdp_features;
 mod xdp_mode;
 
 pub use attach::{AttachReport, remove_pins};
@@ -33,6 +35,7 @@ pub use rings::{EventReader, LogReader, SlowReader};
 pub use runner::{Entry, Runner};
 pub use segments::Segments;
 pub use tables::VerdictCount;
+pub use xdp_features::{Ability, XdpFeatures, xdp_features};
 pub use xdp_mode::XdpModeUsed;
 
 /// `CLOCK_MONOTONIC` in milliseconds: what owner words and the programs' timestamps are in.

@@ -208,7 +208,7 @@ impl Plane {
         Ok(words.fold(0, u64::wrapping_add))
     }
 
-    fn put(&self, map: &str, key: &[u8], value: &[u8]) -> Result<(), PlaneError> {
+    pub(crate) fn put(&self, map: &str, key: &[u8], value: &[u8]) -> Result<(), PlaneError> {
         let error = |cause| PlaneError::new(format!("write map {map}"), cause);
         sys::map_update(self.map(map).map_err(error)?, key, value).map_err(error)
     }

@@ -19,31 +19,31 @@ pub enum XdpModeUsed {
 }
 
 const RTM_GETLINK: u16 = 18;
-const NLM_F_REQUEST: u16 = 1;
+pub(crate) const NLM_F_REQUEST: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_ATTACHED: u16 = 2;
 
 pub(crate) fn query(ifindex: u32) -> io::Result<XdpModeUsed> {
-    // SAFETY: plain system call; the result is checked.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_NETLINK,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            libc::NETLINK_ROUTE,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // nlmsghdr (16) and ifinfomsg (16).
     let mut request = [0u8; 32];
     request[0..4].copy_from_slice(&32u32.to_ne_bytes());
     request[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
     request[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
     request[20..24].copy_from_slice(&ifindex.to_ne_bytes());
+    let answer = ask(libc::NETLINK_ROUTE, &request)?;
+    parse(&answer)
+}
+
+/// Sends one request and returns the first message of the answer.
+pub(crate) fn ask(protocol: i32, request: &[u8]) -> io::Result<Vec<u8>> {
+    // SAFETY: plain system call; the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut answer = vec![0u8; 32 * 1024];
     // SAFETY: buffers are live and of the lengths given.
     let length = unsafe {
@@ -56,13 +56,9 @@ pub(crate) fn query(ifindex: u32) -> io::Result<XdpModeUsed> {
         return Err(io::Error::last_os_error());
     }
     answer.truncate(length as usize);
-    parse(&answer)
-}
-
-fn parse(answer: &[u8]) -> io::Result<XdpModeUsed> {
     let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    let half = |at: usize| Some(u16::from_ne_bytes(answer.get(at..at + 2)?.try_into().ok()?));
-    if half(4).ok_or_else(short)? == NLMSG_ERROR {
+    let kind = answer.get(4..6).and_then(|b| b.try_into().ok());
+    if kind.map(u16::from_ne_bytes).ok_or_else(short)? == NLMSG_ERROR {
         let code = answer
             .get(16..20)
             .and_then(|b| b.try_into().ok())
@@ -70,6 +66,11 @@ fn parse(answer: &[u8]) -> io::Result<XdpModeUsed> {
             .ok_or_else(short)?;
         return Err(io::Error::from_raw_os_error(-code));
     }
+    Ok(answer)
+}
+
+fn parse(answer: &[u8]) -> io::Result<XdpModeUsed> {
+    let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
     let xdp = attribute(answer.get(32..).ok_or_else(short)?, IFLA_XDP);
     Ok(
         match xdp
@@ -86,7 +87,7 @@ fn parse(answer: &[u8]) -> io::Result<XdpModeUsed> {
 }
 
 /// Payload of the first attribute of a kind.
-fn attribute(mut list: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(mut list: &[u8], kind: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(u16::from_ne_bytes(list.get(0..2)?.try_into().ok()?));
         let found = u16::from_ne_bytes(list.get(2..4)?.try_into().ok()?) & 0x3fff;

@@ -7,7 +7,8 @@ use super::poly1305::{
     CHUNK_BLOCKS, CHUNKS, aead_poly1305_chunks, aead_poly1305_few, aead_poly1305_finish,
     aead_poly1305_powers, aead_poly1305_start,
 };
-use super::scratch::{FRONT_WORDS, Scratch, aead_frame};
+use super::scratch::{FRONT_WORDS, LOOP_WORDS, Scratch, aead_frame};
+use crate::opaque::opaque;
 
 /// From so many blocks on, what four at once save is more than their powers of r cost.
 const WORTH_POWERS: u32 = 12;
@@ -37,11 +38,12 @@ pub(super) fn start(scratch: &mut Scratch) {
 /// XORs the key stream into the text, from block 1 on. The octets behind the text come out as key stream.
 #[inline(always)]
 pub(super) fn crypt(scratch: &mut Scratch) {
-    let end = scratch.text_end();
+    let end = opaque(scratch.text_end() as u64) as usize;
     let Scratch { chacha, message, .. } = scratch;
     let words = message.words_mut();
     let mut at = FRONT_WORDS;
-    while at < end {
+    // See `LOOP_WORDS` for the second bound.
+    while at < end && at < LOOP_WORDS {
         let count = ((end - at).div_ceil(8) as u32).min(BLOCKS);
         // SAFETY: two separate fields.
         unsafe { aead_chacha_xor(chacha, words, at as u32, count) };
@@ -54,7 +56,7 @@ pub(super) fn crypt(scratch: &mut Scratch) {
 pub(super) fn authenticate(scratch: &mut Scratch) {
     // SAFETY: a reference.
     unsafe { aead_frame(scratch, 0) };
-    let mut blocks = scratch.blocks();
+    let mut blocks = opaque(scratch.blocks() as u64) as u32;
     let Scratch {
         poly,
         message,
@@ -77,7 +79,7 @@ pub(super) fn authenticate(scratch: &mut Scratch) {
         at += 2 * first as usize;
         blocks -= first;
         let mut chunks = blocks / CHUNK_BLOCKS as u32;
-        while chunks > 0 {
+        while chunks > 0 && at < LOOP_WORDS {
             // SAFETY: two separate fields.
             unsafe { aead_poly1305_chunks(words, poly, at as u32, chunks.min(CHUNKS)) };
             at += 8 * CHUNKS as usize;
@@ -85,7 +87,7 @@ pub(super) fn authenticate(scratch: &mut Scratch) {
         }
         blocks = 0;
     }
-    while blocks > 0 {
+    while blocks > 0 && at < LOOP_WORDS {
         if let Some(chunk) = words.get(at..).and_then(|w| w.first_chunk()) {
             // SAFETY: two separate fields.
             unsafe { aead_poly1305_few(chunk, poly, blocks) };

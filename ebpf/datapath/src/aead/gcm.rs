@@ -6,7 +6,8 @@ use super::aes::{
     ROUND_KEY_WORDS, aead_aes_ctr_next, aead_aes_encrypt, aead_aes_xor, expand_round_keys, first_block,
 };
 use super::ghash::{POWER_WORDS, aead_ghash_chunk, aead_ghash_start, expand_powers};
-use super::scratch::{FRONT_WORDS, Scratch, aead_frame};
+use super::scratch::{FRONT_WORDS, LOOP_WORDS, Scratch, aead_frame};
+use crate::opaque::opaque;
 
 const _: () = assert!(KEY_WORDS == ROUND_KEY_WORDS + POWER_WORDS);
 
@@ -45,7 +46,9 @@ fn crypt(key: &SaKey, scratch: &mut Scratch, mut at: usize, end: usize) {
         ..
     } = scratch;
     let words = message.words_mut();
-    while at < end {
+    let end = opaque(end as u64) as usize;
+    // See `LOOP_WORDS` for the second bound.
+    while at < end && at < LOOP_WORDS {
         if let Some(chunk) = words.get_mut(at..).and_then(|w| w.first_chunk_mut()) {
             // One after the other, not one in the other: that would add up their stacks, of which BPF has 512 octets.
             // SAFETY: separate fields, and the key.
@@ -66,12 +69,12 @@ fn hash(scratch: &mut Scratch) -> [u64; 2] {
     // SAFETY: a reference.
     unsafe { aead_frame(scratch, 1) };
     let blocks = scratch.blocks() as usize;
-    let end = BEFORE_TEXT + 2 * blocks;
+    let end = opaque((BEFORE_TEXT + 2 * blocks) as u64) as usize;
     // Not end less the chunks' length: of that the verifier cannot tell that it is positive.
     let mut at = BEFORE_TEXT - 2 * (blocks.wrapping_neg() & 3);
     let Scratch { ghash, message, .. } = scratch;
     let words = message.words_mut();
-    while at < end {
+    while at < end && at < LOOP_WORDS {
         if let Some(chunk) = words.get(at..).and_then(|w| w.first_chunk()) {
             // SAFETY: two separate fields.
             unsafe { aead_ghash_chunk(chunk, ghash) };

@@ -7,8 +7,9 @@ use super::ghash::GhashWork;
 use super::global::global_fn;
 use super::poly1305::Poly1305;
 
-/// Octets of text that fit: ciphertext without ICV, or plaintext with ESP trailer.
-pub const TEXT_MAX: usize = 4096;
+/// Octets of text that fit: ciphertext without ICV, or plaintext with ESP trailer. Enough for jumbo frames (9000 octets and
+/// some), and with all else in less than the 32 KiB that a value for each CPU can have.
+pub const TEXT_MAX: usize = 16384;
 /// Octets of the integrity check value of every suite here.
 pub const TAG_LEN: usize = 16;
 /// AAD of a packet with 32-bit sequence numbers: SPI and sequence number.
@@ -29,6 +30,11 @@ pub struct Message {
 pub(super) const FRONT_WORDS: usize = 8;
 /// Words of the whole message area.
 pub(super) const MESSAGE_WORDS: usize = FRONT_WORDS + TEXT_MAX / 8 + 16;
+
+/// Where a chunk of a message begins at the latest, words. Loops are bounded by this too, though they end before: verifiers up to
+/// Linux 6.7 find out only from a comparison with a constant that a loop ends, and that a chunk lies within the message.
+pub(super) const LOOP_WORDS: usize = FRONT_WORDS + TEXT_MAX / 8 + 4;
+const _: () = assert!(LOOP_WORDS + 8 <= MESSAGE_WORDS);
 
 /// Parameters, text and working state of one packet. Zeroed memory is a valid value; no field needs to be cleared
 /// between packets.

@@ -4,7 +4,7 @@
 //! then waits for a raise; a number up to the takeover floor is authenticated and counted as evidence.
 
 use maps_schema::event::{
-    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_HELD,
+    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD,
 };
 use maps_schema::sad::{
     InboundSa, SA_ESN, SA_LENIENT, SA_TRANSPORT, SA_UDP_ENCAP, SELECTORS_PER_SA, SUITE_AES128_GCM,
@@ -189,6 +189,11 @@ pub fn authentic(env: &impl Env, work: &mut Work, status: i32) -> bool {
         return work.drop(Verdict::BelowTakeoverFloor);
     }
     if work.seq > work.ceiling {
+        if work.frame_len as usize > SLOW_FRAME_MAX {
+            // It cannot wait; when its sender repeats it, or sends on, the ceiling is there.
+            env.event(EVENT_CEILING_SOFT, work.slot, work.spi, work.epoch, work.seq);
+            return work.drop(Verdict::SlowTooLong);
+        }
         return work.slow(env, SLOW_ABOVE_CEILING, Verdict::AboveCeiling);
     }
     true
@@ -367,6 +372,9 @@ pub fn forward(env: &impl Env, area: &mut Area) {
     // Taken apart at once: a register that a missing route leaves undefined would be refused by the verifier.
     let known = matches!(route, Some(Route { mtu: 0, .. }));
     let route = route.unwrap_or(Route::NONE);
+    // The kernel would drop it, and tell nobody.
+    let to_stack = known && route.whole && work.in_pieces(env);
+    let known = known && !to_stack;
     let link_len = if known {
         link::len(route.vlan)
     } else {
@@ -389,11 +397,8 @@ pub fn forward(env: &impl Env, area: &mut Area) {
     } else {
         ETHERTYPE_IPV4
     };
-    let text_at = work.esp_at as usize + ESP_LEN + IV_LEN;
-    if !env.cut_head(text_at as i32 - link_len as i32)
-        || !env.truncate(link_len + inner_len)
-        || !env.store(link_len, cipher.text(), inner_len)
-    {
+    // From the end, not from the head: of the first buffer there may be no more than the headers, which have to stay.
+    if !env.truncate(link_len + inner_len) || !env.store(link_len, cipher.text(), inner_len) {
         work.drop(Verdict::InternalError);
         return;
     }
@@ -423,7 +428,11 @@ pub fn forward(env: &impl Env, area: &mut Area) {
         work.drop(Verdict::InternalError);
         return;
     }
-    work.pass(Verdict::EspOpenedLocal);
+    work.pass(if to_stack {
+        Verdict::PiecesToStack
+    } else {
+        Verdict::EspOpenedLocal
+    });
 }
 
 /// Decrements the TTL or hop limit of the datagram in `text` whose header was parsed to `ip`, with IPv4's checksum.

@@ -425,13 +425,22 @@ pub fn direct(env: &impl Env, area: &mut Area, status: i32) -> bool {
         }
     }
     let known = matches!(route, Some(Route { mtu: 0, .. }));
+    let to_stack = matches!(
+        route,
+        Some(Route {
+            mtu: 0,
+            whole: true,
+            ..
+        })
+    ) && work.in_pieces(env);
+    let known = known && !to_stack;
     // Nobody to send it to is known yet: it is sealed, so the stack may have it, and asks for the neighbour.
     let fallback = Route {
         destination: work.port.mac,
         source: work.port.mac,
         ifindex: 0,
         vlan: work.port.vlan,
-        mtu: 0,
+        ..Route::NONE
     };
     let route = match route {
         Some(route) if known => route,
@@ -449,7 +458,12 @@ pub fn direct(env: &impl Env, area: &mut Area, status: i32) -> bool {
     work.esp_len = (datagram_len - outer) as u32;
     work.target = route.ifindex;
     let action = if known { ACTION_REDIRECT } else { ACTION_PASS };
-    work.end(Verdict::EspSealed, action);
+    let verdict = if to_stack {
+        Verdict::PiecesToStack
+    } else {
+        Verdict::EspSealed
+    };
+    work.end(verdict, action);
     true
 }
 

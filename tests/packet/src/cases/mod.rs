@@ -3,6 +3,7 @@
 mod clear;
 mod handover;
 mod inbound;
+mod jumbo;
 mod lifetimes;
 mod malformed;
 mod marks;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(virtual_mac::cases());
     cases.extend(handover::cases());
     cases.extend(sizes::cases());
+    cases.extend(jumbo::cases());
     cases.extend(marks::cases());
     cases.extend(segments::cases());
     cases.extend(lifetimes::cases());

@@ -12,7 +12,8 @@ use maps_schema::event::Event;
 use maps_schema::sad::{FinalWindow, SaKey, slot_place};
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::steer::{
-    ClusterAddress, Local, MAX_PORTS, Member, NO_VLAN, PORTS_PER_SIDE, Port, SIDE_INSIDE, SIDE_OUTSIDE,
+    ClusterAddress, Local, MAX_PORTS, Member, NO_VLAN, PORT_TAKES_PIECES, PORTS_PER_SIDE, Port, SIDE_INSIDE,
+    SIDE_OUTSIDE,
 };
 use maps_schema::verdict::Verdict;
 use model::Instant;
@@ -60,7 +61,8 @@ fn port(ifindex: u32, index: usize, side: u8, mac: [u8; 6]) -> Port {
         mac,
         side,
         index: index as u8,
-        reserved: [0; 2],
+        flags: PORT_TAKES_PIECES,
+        reserved: 0,
     }
 }
 

@@ -11,7 +11,7 @@ use maps_schema::sad::{
     InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SA_LOCAL_ONLY, SaKey, slot_at,
 };
 use maps_schema::segment::OwnerWord;
-use maps_schema::steer::{ClusterAddress, Local, Member, Port};
+use maps_schema::steer::{ClusterAddress, Local, Member, PORT_TAKES_PIECES, Port};
 use maps_schema::verdict::Verdict;
 use model::Instant;
 use sad::memory::MemoryPlane;
@@ -171,6 +171,7 @@ impl Env for View<'_> {
             ifindex: port.ifindex,
             vlan: port.vlan,
             mtu: 0,
+            whole: port.flags & PORT_TAKES_PIECES == 0,
         })
     }
     fn event(&self, kind: u32, slot: u32, spi: u32, epoch: u16, seq: u64) {
@@ -185,7 +186,7 @@ impl Env for View<'_> {
     }
     fn slow(&self, kind: u32, slot: u32, _spi: u32, seq: u64) -> Result<(), Verdict> {
         if self.frame.frame_len() > SLOW_FRAME_MAX {
-            return Err(Verdict::TooBig);
+            return Err(Verdict::SlowTooLong);
         }
         if !self.plane.slow_room {
             return Err(Verdict::SlowPathFull);
@@ -215,6 +216,9 @@ impl Env for View<'_> {
     }
     fn frame_len(&self) -> usize {
         self.frame.frame_len()
+    }
+    fn first_buffer(&self) -> usize {
+        self.frame.first_buffer()
     }
     fn load_head(&self, head: &mut [u8; HEAD_LEN]) -> usize {
         self.frame.load_head(head)

@@ -15,6 +15,9 @@ use crate::net::hints::NetEvent;
 /// So many plans in a row that could not be written are trouble; a single one may be about a single SA that does not fit.
 const FAILED_IN_A_ROW: u32 = 3;
 
+/// Octets of a frame that lies in one buffer, on every driver.
+const ONE_BUFFER: u32 = 3400;
+
 /// What was found, and what the node was told.
 #[derive(Default)]
 pub struct Health {
@@ -125,6 +128,7 @@ impl Core {
         if before.is_some() && self.health.attached.is_none() {
             self.log.note("attached", "the programs are attached again");
         }
+        self.look_at_devices();
         let plane = &self.plane;
         let devices = self.attached.iter().map(|i| i.name.as_str());
         if let Some(received) = pulse::received(devices) {
@@ -132,6 +136,39 @@ impl Core {
             self.health.pulse.look(received, judged);
         }
         self.tell_health();
+    }
+
+    /// What a device does not take is given to the stack instead, and an operator should know: it is slow.
+    fn look_at_devices(&mut self) {
+        let changed = match self.plane.look_at_devices() {
+            Ok(changed) => changed,
+            Err(error) => return tracing::debug!(%error, "the devices were not looked at"),
+        };
+        for ability in changed {
+            let port = self.ports.all().find(|p| p.parent == ability.ifindex);
+            let name = port.map_or_else(|| ability.ifindex.to_string(), |p| p.name.clone());
+            let mtu = port.map_or(0, |p| p.mtu);
+            if !ability.takes {
+                self.log.warn(
+                    "device",
+                    format!(
+                        "{name} takes no redirected frames: what leaves there goes through the host's stack, which is slow. Use a driver \
+                         with ndo_xdp_xmit; the far end of a veth pair needs `ethtool -K DEVICE gro on` or an XDP program"
+                    ),
+                );
+            } else if !ability.takes_pieces && mtu > ONE_BUFFER {
+                self.log.warn(
+                    "device",
+                    format!(
+                        "{name} has an MTU of {mtu} and takes no redirected frames in several buffers: frames of more than about \
+                         {ONE_BUFFER} octets go through the host's stack, which is slow. Lower the MTU, or use a driver (or Linux 6.3 and \
+                         later) that takes them"
+                    ),
+                );
+            } else {
+                self.log.note("device", format!("{name} takes redirected frames"));
+            }
+        }
     }
 
     fn tell_health(&mut self) {

@@ -32,7 +32,12 @@ impl Core {
                 EVENT_LEASE_SOFT | EVENT_LEASE_EXHAUSTED => {
                     raises.extend(self.wish(event.slot, Direction::Outbound, None));
                 }
-                EVENT_CEILING_SOFT => raises.extend(self.wish(event.slot, Direction::Inbound, None)),
+                EVENT_CEILING_SOFT => {
+                    // Above the ceiling: an authentic packet that was too long to wait for the raise.
+                    let above = self.ceiling_of(event.slot).is_some_and(|c| event.seq > c);
+                    let needed = above.then_some(event.seq);
+                    raises.extend(self.wish(event.slot, Direction::Inbound, needed));
+                }
                 EVENT_EVIDENCE => self.evidence(event.slot, event.spi),
                 EVENT_FIRST_INBOUND => self.first_inbound(event),
                 EVENT_ACQUIRE => self.acquire(event.slot),

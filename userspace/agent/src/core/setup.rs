@@ -306,13 +306,15 @@ impl Core {
             .map(|(_, side, port)| interface_status(port, side, report.mode(port.parent)))
             .collect::<Vec<_>>();
         for interface in &attached {
-            log.note(
-                "attached",
-                format!(
-                    "{} {}: XDP in {} mode",
-                    interface.side, interface.name, interface.mode
-                ),
+            let text = format!(
+                "{} {}: XDP in {} mode",
+                interface.side, interface.name, interface.mode
             );
+            if interface.mode == "generic" {
+                log.warn("attached", format!("{text}, which is slow: see data_plane.mode"));
+            } else {
+                log.note("attached", text);
+            }
         }
         // New at every start, and rising, whatever happens to the host's uptime.
         let incarnation = clock::wall_ns();

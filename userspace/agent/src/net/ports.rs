@@ -106,7 +106,8 @@ impl Ports {
                 mac: port.mac,
                 side,
                 index,
-                reserved: [0; 2],
+                flags: 0,
+                reserved: 0,
             })
             .collect()
     }

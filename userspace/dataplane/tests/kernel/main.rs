@@ -3,6 +3,7 @@
 //! Needs root, bpffs and the program object, named by `ESPALIER_OBJECT`: `cargo xtask test` sets it. Without it the
 //! tests say that they were skipped.
 
+mod devices;
 mod restart;
 
 use dataplane::{Entry, Mode, ObjectSource, Options, Plane, XdpModeUsed};

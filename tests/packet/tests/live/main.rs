@@ -7,6 +7,8 @@
 //!
 //! Needs root, bpffs and the program object; skipped where neither `ESPALIER_BPF_OBJECT` nor `ESPALIER_OBJECT` names one.
 
+mod jumbo;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -73,11 +75,20 @@ impl Lab {
             run(&["ip", "netns", "add", &lab.ns(name)]);
             lab.ip(name, "link set lo up");
         }
+        let cards = cards();
+        if let Some(cards) = &cards {
+            for (card, name) in cards.iter().zip(["west", "east"]) {
+                run(&["ip", "link", "set", card, "netns", &lab.ns(name), "name", "out"]);
+            }
+        }
         for (a, a_if, b, b_if) in [
             ("near", "e", "west", "in"),
             ("west", "out", "east", "out"),
             ("east", "in", "far", "e"),
         ] {
+            if cards.is_some() && a_if == "out" {
+                continue;
+            }
             let (a_ns, b_ns) = (lab.ns(a), lab.ns(b));
             run(&[
                 "ip", "link", "add", a_if, "netns", &a_ns, "type", "veth", "peer", "name", b_if, "netns",
@@ -197,6 +208,14 @@ impl Drop for Lab {
     }
 }
 
+/// Two network cards on one wire, by name, in place of a veth pair between the gateways: `ESPALIER_CARDS=eth0,eth1`. They go
+/// back where they were with the namespaces, under another name.
+fn cards() -> Option<[String; 2]> {
+    let names = std::env::var("ESPALIER_CARDS").ok()?;
+    let (first, second) = names.split_once(',').expect("ESPALIER_CARDS names two devices");
+    Some([first.to_owned(), second.to_owned()])
+}
+
 fn run(command: &[&str]) {
     let output = Command::new(command[0])
         .args(&command[1..])
@@ -262,7 +281,7 @@ fn gateway(lab: &Lab, me: &Side, peer: &Side, how: How) -> Plane {
             .set_local(&Local {
                 member: 1,
                 own_device: index("out"),
-                outside_mtu: 1500,
+                outside_mtu: u32::from(how.mtu),
                 nat_t_port: 4500,
                 ike_port: 500,
                 inside_address: mapped(me.inside_net + 1),
@@ -338,6 +357,7 @@ fn sa_pair(me: &Side, peer: &Side, how: How) -> MapPlan {
     outbound.spi = peer.spi_in;
     outbound.limits = inbound.limits;
     outbound.mss_clamp = if how.clamp { MSS_AUTO } else { MSS_OFF };
+    outbound.path_mtu = how.mtu;
     outbound.outer_src = address(me.outside);
     outbound.outer_dst = address(peer.outside);
     if how.v6 {
@@ -407,6 +427,8 @@ struct How {
     v6: bool,
     /// TCP announces what fits: nobody need be told.
     clamp: bool,
+    /// MTU of every link.
+    mtu: u16,
 }
 
 fn carries(tag: &str, how: How) {
@@ -579,6 +601,7 @@ fn chacha20_poly1305_carries_ping_and_tcp() {
             encap: false,
             v6: false,
             clamp: false,
+            mtu: 1500,
         },
     );
 }
@@ -593,6 +616,7 @@ fn aes_256_gcm_with_esn_in_udp_carries_ping_and_tcp() {
             encap: true,
             v6: false,
             clamp: true,
+            mtu: 1500,
         },
     );
 }
@@ -607,6 +631,7 @@ fn esp_over_ipv6_carries_ping_and_tcp_of_both_families() {
             encap: false,
             v6: true,
             clamp: false,
+            mtu: 1500,
         },
     );
 }
@@ -621,6 +646,7 @@ fn esp_in_udp_over_ipv6_carries_ping_and_tcp_of_both_families() {
             encap: true,
             v6: true,
             clamp: true,
+            mtu: 1500,
         },
     );
 }

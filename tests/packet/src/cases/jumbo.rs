@@ -1,0 +1,263 @@
+//! Frames that lie in several buffers: what devices with large MTUs, and drivers that split headers off, hand to the programs.
+
+use maps_schema::event::{EVENT_CEILING_SOFT, EVENT_FIRST_INBOUND};
+use maps_schema::sad::{SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305};
+use maps_schema::verdict::Verdict;
+
+use crate::case::{Action, Case, Observed, Program};
+use crate::frames::{Ip, Ip6, Sealer, ethernet, noise, open_ours, tagged, udp};
+use crate::world::*;
+
+const SUITE: u8 = SUITE_CHACHA20_POLY1305;
+/// Largest inner packet that fits 9000 octets sealed over IPv4: 20, ESP 8, IV 8, text of 8948 with its trailer, ICV 16.
+const LARGEST: usize = 8946;
+
+/// A world with jumbo frames on every link.
+fn world(suite: u8) -> World {
+    let mut world = World::base(suite, false, false);
+    world.local.outside_mtu = u32::from(DEVICE_MTU);
+    world.outbound.path_mtu = DEVICE_MTU;
+    world
+}
+
+/// A datagram of `len` octets from behind the peer.
+fn inner(len: usize, to: u32, ttl: u8) -> Vec<u8> {
+    Ip {
+        ttl,
+        ..Ip::new(FAR_HOST, to, 17)
+    }
+    .with(&udp(1000, 2000, &noise(len - 28)))
+}
+
+fn steer(name: impl Into<String>, world: World, frame: Vec<u8>) -> Case {
+    Case::new(name, Program::Steer, world, frame).of(CONNECTION)
+}
+
+fn inside(name: impl Into<String>, world: World, len: usize) -> Case {
+    let packet = Ip::new(NEAR_HOST, FAR_HOST, 17).with(&udp(1000, 2000, &noise(len - 28)));
+    let frame = ethernet(INSIDE_MAC, NEAR_MAC, 0x0800, &packet);
+    Case::new(name, Program::Inside, world, frame).of(CONNECTION)
+}
+
+/// What was sealed is the packet of `len` octets, one hop further.
+fn holds(suite: u8, len: usize) -> impl Fn(&Observed) -> Result<(), String> + Send + Sync {
+    move |seen| {
+        let ours = open_ours(&seen.frame, suite, None, false)?;
+        let want = Ip {
+            ttl: 63,
+            ..Ip::new(NEAR_HOST, FAR_HOST, 17)
+        }
+        .with(&udp(1000, 2000, &noise(len - 28)));
+        if ours.inner == want {
+            Ok(())
+        } else {
+            Err(format!("inner packet of {} octets differs", ours.inner.len()))
+        }
+    }
+}
+
+fn nothing_accepted(seen: &Observed) -> Result<(), String> {
+    if seen.window.packets == 0 {
+        Ok(())
+    } else {
+        Err("a packet was accepted".into())
+    }
+}
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (suite, name) in [
+        (SUITE_CHACHA20_POLY1305, "chacha20"),
+        (SUITE_AES128_GCM, "aes128"),
+        (SUITE_AES256_GCM, "aes256"),
+    ] {
+        // The first sizes lie around the end of the first buffer and around what was the largest text once.
+        for len in [3400, 3500, 3600, 4080, 4096, 4200, 8000, LARGEST] {
+            let peer = Sealer::peer(suite, false, false);
+            let frame = peer.frame(5, &inner(len, NEAR_HOST, 64));
+            cases.push(
+                steer(format!("{name}: {len} octets are opened"), world(suite), frame)
+                    .ends(Verdict::EspOpened, Action::Redirect)
+                    .to(INSIDE_IFINDEX)
+                    .events(&[EVENT_FIRST_INBOUND])
+                    .out(ethernet(NEAR_MAC, INSIDE_MAC, 0x0800, &inner(len, NEAR_HOST, 63))),
+            );
+            cases.push(
+                inside(format!("{name}: {len} octets are sealed"), world(suite), len)
+                    .ends(Verdict::EspSealed, Action::Redirect)
+                    .to(OUTSIDE_IFINDEX)
+                    .any_frame()
+                    .check(holds(suite, len)),
+            );
+        }
+    }
+    cases.extend(refused());
+    cases.extend(exits());
+    cases.extend(split());
+    cases
+}
+
+/// What does not fit, or is not authentic.
+fn refused() -> Vec<Case> {
+    let peer = Sealer::peer(SUITE, false, false);
+    let mut wrong = peer.frame(5, &inner(8000, NEAR_HOST, 64));
+    wrong[6000] ^= 1;
+    let above = peer.frame(1001, &inner(8000, NEAR_HOST, 64));
+    vec![
+        inside(
+            "one octet more than the path carries is told",
+            world(SUITE),
+            LARGEST + 1,
+        )
+        .ends(Verdict::FragmentNeeded, Action::Transmit)
+        .any_frame(),
+        steer("a wrong bit far behind the first buffer", world(SUITE), wrong)
+            .ends(Verdict::IcvBad, Action::Drop)
+            .check(nothing_accepted),
+        // The slow path carries less: the raise is asked for all the same.
+        steer("above the ceiling, too long to wait for it", world(SUITE), above)
+            .ends(Verdict::SlowTooLong, Action::Drop)
+            .events(&[EVENT_CEILING_SOFT])
+            .check(nothing_accepted),
+    ]
+}
+
+/// Devices that do not take what lies in several buffers, or nothing at all.
+fn exits() -> Vec<Case> {
+    let peer = Sealer::peer(SUITE, false, false);
+    let mut out = world(SUITE);
+    out.local.own_device = 0;
+    out.outbound.outer_dst = mapped(PEER_2);
+    let mut refusing = World::plain();
+    refusing.no_redirect = true;
+    let mut elsewhere = world(SUITE);
+    elsewhere.owner = OTHER;
+    let large = peer.frame(5, &inner(8000, NEAR_HOST, 64));
+    // The other member is reached through the VLAN only, on a device of the second port.
+    let mut over_vlan = elsewhere.clone();
+    over_vlan.owner = FAR_MEMBER;
+    let hop = Case::new(
+        "a second hop through the port of arrival",
+        Program::Steer,
+        elsewhere,
+        large.clone(),
+    )
+    .ends(Verdict::SecondHop, Action::Transmit);
+    let mut onward = large.clone();
+    onward[..6].copy_from_slice(&OTHER_OUTSIDE_MAC);
+    onward[6..12].copy_from_slice(&OUTSIDE_MAC);
+    vec![
+        steer(
+            "opened, and the device of the route takes whole frames only",
+            world(SUITE),
+            peer.frame(5, &inner(8000, NEAR_2_HOST, 64)),
+        )
+        .ends(Verdict::PiecesToStack, Action::Pass)
+        .events(&[EVENT_FIRST_INBOUND])
+        .out(ethernet(
+            OUTSIDE_MAC,
+            PEER_MAC,
+            0x0800,
+            &inner(8000, NEAR_2_HOST, 64),
+        )),
+        inside(
+            "sealed, and the device of the route takes whole frames only",
+            out,
+            8000,
+        )
+        .ends(Verdict::PiecesToStack, Action::Pass)
+        .any_frame()
+        .check(holds(SUITE, 8000)),
+        steer(
+            "opened, and no device takes redirected frames",
+            refusing.clone(),
+            Sealer::peer(SUITE, false, false).frame(5, &inner(500, NEAR_HOST, 64)),
+        )
+        .ends(Verdict::EspOpenedLocal, Action::Pass)
+        .events(&[EVENT_FIRST_INBOUND])
+        .out(ethernet(
+            OUTSIDE_MAC,
+            PEER_MAC,
+            0x0800,
+            &inner(500, NEAR_HOST, 64),
+        )),
+        inside("sealed, and no device takes redirected frames", refusing, 500)
+            .ends(Verdict::EspSealed, Action::Pass)
+            .any_frame()
+            .check(holds(SUITE, 500)),
+        hop.out(onward),
+        Case::new(
+            "a second hop through a device that takes whole frames only",
+            Program::Steer,
+            over_vlan,
+            large,
+        )
+        .ends(Verdict::ExitRefuses, Action::Drop),
+    ]
+}
+
+/// Drivers that put the headers into a buffer of their own.
+fn split() -> Vec<Case> {
+    let peer = Sealer::peer(SUITE, false, false);
+    let frame = || peer.frame(5, &inner(1300, NEAR_HOST, 64));
+    let opened = ethernet(NEAR_MAC, INSIDE_MAC, 0x0800, &inner(1300, NEAR_HOST, 63));
+    let packet = Ip6::new(NEAR_HOST_V6, FAR_HOST_V6, 17).with(&udp(1000, 2000, &noise(1200)));
+    let mut cases = Vec::new();
+    // Link and IP header; these and a part of the ESP header; and so little that even the IP header is split.
+    for first in [34, 38, 50, 20] {
+        cases.push(
+            steer(
+                format!("first buffer of {first} octets: opened"),
+                world(SUITE),
+                frame(),
+            )
+            .split_at(first)
+            .ends(Verdict::EspOpened, Action::Redirect)
+            .events(&[EVENT_FIRST_INBOUND])
+            .out(opened.clone()),
+        );
+        cases.push(
+            inside(
+                format!("first buffer of {first} octets: sealed"),
+                world(SUITE),
+                1300,
+            )
+            .split_at(first)
+            .ends(Verdict::EspSealed, Action::Redirect)
+            .any_frame()
+            .check(holds(SUITE, 1300)),
+        );
+    }
+    cases.push(
+        Case::new(
+            "first buffer of 54 octets: IPv6 inside is sealed",
+            Program::Inside,
+            world(SUITE),
+            ethernet(INSIDE_MAC, NEAR_MAC, 0x86dd, &packet),
+        )
+        .of(CONNECTION)
+        .split_at(54)
+        .ends(Verdict::EspSealed, Action::Redirect)
+        .any_frame(),
+    );
+    let vlan = Sealer::peer(SUITE, false, false).frame(5, &inner(8000, NEAR_VLAN_HOST, 64));
+    cases.push(
+        steer(
+            "opened into a VLAN: the device below it takes frames in several buffers",
+            world(SUITE),
+            vlan,
+        )
+        .ends(Verdict::EspOpened, Action::Redirect)
+        .events(&[EVENT_FIRST_INBOUND])
+        .out(tagged(
+            INSIDE_VLAN,
+            &ethernet(
+                NEAR_VLAN_MAC,
+                INSIDE_MAC,
+                0x0800,
+                &inner(8000, NEAR_VLAN_HOST, 63),
+            ),
+        )),
+    );
+    cases
+}

@@ -1,0 +1,187 @@
+//! Asks the kernel what a device can do with XDP (generic netlink family "netdev", since Linux 6.3), and tells the programs.
+
+use crate::error::PlaneError;
+use crate::load::{Mode, Plane};
+use crate::sys;
+use crate::xdp_mode::{NLM_F_REQUEST, XdpModeUsed, ask, attribute, query};
+use maps_schema::names::MAP_PORTS;
+use maps_schema::steer::{MAX_PORTS, PORT_NO_REDIRECT, PORT_TAKES_PIECES, Port};
+use std::io;
+use std::os::fd::BorrowedFd;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// `GENL_ID_CTRL`, and how it names a family.
+const CONTROL: u16 = 0x10;
+const CONTROL_GET_FAMILY: u8 = 3;
+const CONTROL_FAMILY_ID: u16 = 1;
+const CONTROL_FAMILY_NAME: u16 = 2;
+/// `NETDEV_CMD_DEV_GET` and its attributes.
+const DEVICE_GET: u8 = 1;
+const DEVICE_IFINDEX: u16 = 1;
+const DEVICE_FEATURES: u16 = 3;
+/// `enum netdev_xdp_act`.
+const BASIC: u64 = 1;
+const NDO_XMIT: u64 = 4;
+const RX_SG: u64 = 32;
+const NDO_XMIT_SG: u64 = 64;
+
+/// What a device can do. It may change: of a veth device it depends on the far end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XdpFeatures {
+    /// Programs run in the driver.
+    pub native: bool,
+    /// It hands frames in several buffers to programs: its MTU may be larger than a page holds.
+    pub gives_pieces: bool,
+    /// It takes frames that were redirected to it.
+    pub takes: bool,
+    /// Also those in several buffers.
+    pub takes_pieces: bool,
+}
+
+impl XdpFeatures {
+    fn of(bits: u64) -> Self {
+        Self {
+            native: bits & BASIC != 0,
+            gives_pieces: bits & RX_SG != 0,
+            takes: bits & NDO_XMIT != 0,
+            takes_pieces: bits & NDO_XMIT_SG != 0,
+        }
+    }
+
+    fn flags(self) -> u8 {
+        match (self.takes, self.takes_pieces) {
+            (false, _) => PORT_NO_REDIRECT,
+            (true, true) => PORT_TAKES_PIECES,
+            (true, false) => 0,
+        }
+    }
+}
+
+/// What the kernel says about a device; nothing where it is too old to say it.
+///
+/// # Errors
+/// There is no such device, or netlink fails.
+pub fn xdp_features(ifindex: u32) -> io::Result<Option<XdpFeatures>> {
+    let name = b"netdev\0";
+    let answer = match ask(
+        libc::NETLINK_GENERIC,
+        &message(CONTROL, CONTROL_GET_FAMILY, CONTROL_FAMILY_NAME, name),
+    ) {
+        Ok(answer) => answer,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    // Attributes follow nlmsghdr (16) and genlmsghdr (4).
+    let attributes = |answer: Vec<u8>| answer.get(20..).map(<[u8]>::to_vec).ok_or_else(short);
+    let family = attribute(&attributes(answer)?, CONTROL_FAMILY_ID)
+        .and_then(|id| id.get(..2)?.try_into().ok())
+        .map(u16::from_ne_bytes)
+        .ok_or_else(short)?;
+    let request = message(family, DEVICE_GET, DEVICE_IFINDEX, &ifindex.to_ne_bytes());
+    let answer = attributes(ask(libc::NETLINK_GENERIC, &request)?)?;
+    let bits = attribute(&answer, DEVICE_FEATURES).and_then(|bits| bits.get(..8)?.try_into().ok());
+    Ok(Some(XdpFeatures::of(bits.map_or(0, u64::from_ne_bytes))))
+}
+
+/// A generic netlink request with one attribute.
+fn message(family: u16, command: u8, attribute: u16, payload: &[u8]) -> Vec<u8> {
+    let length = 24 + payload.len();
+    let mut out = Vec::with_capacity(length.next_multiple_of(4));
+    out.extend((length as u32).to_ne_bytes());
+    out.extend(family.to_ne_bytes());
+    out.extend(NLM_F_REQUEST.to_ne_bytes());
+    out.extend([0; 8]);
+    out.extend([command, 1, 0, 0]);
+    out.extend((4 + payload.len() as u16).to_ne_bytes());
+    out.extend(attribute.to_ne_bytes());
+    out.extend(payload);
+    out.resize(length.next_multiple_of(4), 0);
+    out
+}
+
+/// A device whose abilities are others than the programs knew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ability {
+    /// Device that frames leave on.
+    pub ifindex: u32,
+    /// It takes redirected frames.
+    pub takes: bool,
+    /// It takes them in several buffers.
+    pub takes_pieces: bool,
+}
+
+impl Plane {
+    /// Asks what the devices can do and tells the programs: what a device does not take goes through the host's stack, where it
+    /// would be lost without a trace otherwise. Returns what has changed. Two system calls for each port, so a matter of once a
+    /// second. Kernels before 6.3 do not say: there whole frames are redirected, and those in several buffers are not.
+    ///
+    /// # Errors
+    /// [`PlaneError`] where the kernel refuses.
+    pub fn look_at_devices(&mut self) -> Result<Vec<Ability>, PlaneError> {
+        let mut changed = Vec::new();
+        for index in 0..MAX_PORTS as u32 {
+            let map = self
+                .map(MAP_PORTS)
+                .map_err(|e| PlaneError::new("open PORTS".to_owned(), e))?;
+            let mut port = Port::default();
+            read(map, index, &mut port).map_err(|e| PlaneError::new(format!("read port {index}"), e))?;
+            if port.side == 0 {
+                continue;
+            }
+            // A device that has just gone is the business of those who watch links.
+            let Ok(features) = xdp_features(port.ifindex) else {
+                continue;
+            };
+            // After an skb was made a redirect asks nothing of the driver.
+            let generic = matches!(self.options.mode, Mode::Generic)
+                || matches!(query(port.ifindex), Ok(XdpModeUsed::Generic));
+            let flags = match features {
+                _ if generic => PORT_TAKES_PIECES,
+                Some(features) => features.flags(),
+                None => 0,
+            };
+            if flags == port.flags {
+                continue;
+            }
+            let ability = Ability {
+                ifindex: port.ifindex,
+                takes: flags & PORT_NO_REDIRECT == 0,
+                takes_pieces: flags & PORT_TAKES_PIECES != 0,
+            };
+            port.flags = flags;
+            self.put(MAP_PORTS, &index.to_ne_bytes(), port.as_bytes())?;
+            changed.push(ability);
+        }
+        Ok(changed)
+    }
+}
+
+fn read(map: BorrowedFd<'_>, index: u32, port: &mut Port) -> io::Result<()> {
+    let mut octets = [0u8; size_of::<Port>()];
+    sys::map_lookup(map, &index.to_ne_bytes(), &mut octets)?;
+    *port = Port::read_from_bytes(&octets).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_say_the_least_that_a_device_can_do() {
+        let flags = |bits| XdpFeatures::of(bits).flags();
+        assert_eq!(flags(0), PORT_NO_REDIRECT);
+        assert_eq!(flags(BASIC | RX_SG), PORT_NO_REDIRECT);
+        assert_eq!(flags(BASIC | NDO_XMIT), 0);
+        assert_eq!(flags(BASIC | NDO_XMIT | NDO_XMIT_SG), PORT_TAKES_PIECES);
+    }
+
+    #[test]
+    fn a_device_that_does_not_exist_is_an_error_and_lo_runs_no_program_in_a_driver() {
+        assert!(xdp_features(0x7fff_fff0).is_err() || xdp_features(1).is_ok_and(|f| f.is_none()));
+        if let Some(lo) = xdp_features(1).expect("netlink") {
+            assert!(!lo.native && !lo.takes, "{lo:?}");
+        }
+    }
+}
