@@ -6,6 +6,7 @@ mod cargo_tools;
 mod chaos;
 mod demo;
 mod histogram;
+mod kernels;
 mod setup;
 mod sim;
 mod steps;
@@ -54,8 +55,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Everything that has to pass: format, lints, tidy, unit, packet, model and interop tests, one real takeover.
-    Test,
+    /// Everything that has to pass: format, lints, tidy, unit, packet, model and interop tests, one real takeover. With
+    /// `--kernels`: the programs on several kernels, and nothing else.
+    Test(kernels::Options),
     /// The main job, live: a strongSwan peer keeps its tunnel while a member of the cluster is killed.
     Demo(demo::Options),
     /// Random faults on a real cluster under load, judged by wire recorders.
@@ -92,7 +94,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Run { config } => build::run_member(&config),
         Command::Tidy => tidy::run(),
         Command::Sim { arguments } => sim::run(&arguments),
-        Command::Test => test::run(),
+        Command::Test(options) if options.kernels => kernels::run(&options),
+        Command::Test(_) => test::run(),
         Command::Demo(options) => demo::run(&options),
         Command::Chaos(options) => chaos::run(&options),
         Command::Bench { command } => bench::run(&command),

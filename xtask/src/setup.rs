@@ -117,11 +117,36 @@ fn packages() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let by_hand = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
+    let installed = install(&missing);
+    if installed.is_err() && missing.contains(&"rustc-web") {
+        // Outside Debian 12 there is no rustc-web; a nightly with sources does as well.
+        let rest: Vec<&str> = missing
+            .iter()
+            .copied()
+            .filter(|p| !p.starts_with("rust"))
+            .collect();
+        detail("not all of it can be had: going on without Debian's rustc-web");
+        if !rest.is_empty() {
+            install(&rest)?;
+        }
+        return Ok(());
+    }
+    installed
+}
+
+/// Installs Debian packages.
+///
+/// # Errors
+/// There is no apt-get, or no right to use it: what to do by hand; or it failed.
+pub fn install(packages: &[&str]) -> Result<()> {
+    let by_hand = format!(
+        "apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
     if !cmd::exists("apt-get") {
         bail!(
             "these programs are missing and there is no apt-get here; install what the Debian packages {} hold",
-            missing.join(", ")
+            packages.join(", ")
         );
     }
     if !nix::unistd::geteuid().is_root() {
@@ -137,24 +162,8 @@ fn packages() -> Result<()> {
     };
     shown("apt-get update", apt(&["update"]))?;
     let mut command = apt(&["install", "-y", "--no-install-recommends"]);
-    command.args(&missing);
-    let installed = shown(&by_hand, command);
-    if installed.is_err() && missing.contains(&"rustc-web") {
-        // Outside Debian 12 there is no rustc-web; a nightly with sources does as well.
-        let rest: Vec<&str> = missing
-            .iter()
-            .copied()
-            .filter(|p| !p.starts_with("rust"))
-            .collect();
-        detail("not all of it can be had: going on without Debian's rustc-web");
-        if !rest.is_empty() {
-            let mut command = apt(&["install", "-y", "--no-install-recommends"]);
-            command.args(&rest);
-            shown("installing the rest", command)?;
-        }
-        return Ok(());
-    }
-    installed
+    command.args(packages);
+    shown(&by_hand, command)
 }
 
 fn linker() -> Result<()> {

@@ -10,11 +10,15 @@ use std::time::Instant;
 
 /// What ran and how it ended.
 #[derive(Default)]
-struct Score {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-    failures: Vec<String>,
+pub struct Score {
+    /// Tests that passed.
+    pub passed: u64,
+    /// Tests that failed.
+    pub failed: u64,
+    /// Tests that were not asked for.
+    pub ignored: u64,
+    /// Names of those that failed.
+    pub failures: Vec<String>,
 }
 
 impl Score {
@@ -147,7 +151,7 @@ fn cargo_tests(built: &build::Built, score: &mut Score) -> Result<()> {
 
 /// Reads what the test harness prints.
 #[derive(Default)]
-struct Harness {
+pub struct Harness {
     programs: u64,
     in_successes: bool,
     skipped: u64,
@@ -156,7 +160,7 @@ struct Harness {
 
 impl Harness {
     /// Scores a line; false if it is the output of a test that passed, which nobody wants to read.
-    fn shows(&mut self, line: &str, score: &mut Score) -> bool {
+    pub fn shows(&mut self, line: &str, score: &mut Score) -> bool {
         if let Some(totals) = line.strip_prefix("test result: ") {
             self.programs += 1;
             self.in_successes = false;
