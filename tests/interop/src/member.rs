@@ -124,6 +124,13 @@ impl Member {
         Ok(member)
     }
 
+    /// Replaces a text in the configuration, for the next start.
+    pub fn edit(&self, from: &str, to: &str) -> Result<()> {
+        let text = fs::read_to_string(&self.config)?;
+        anyhow::ensure!(text.contains(from), "no {from:?} in {}", self.config.display());
+        Ok(fs::write(&self.config, text.replacen(from, to, 1))?)
+    }
+
     /// Adds keys to every connection, one a line.
     pub fn add_keys(&self, keys: &str) -> Result<()> {
         let text = fs::read_to_string(&self.config)?;

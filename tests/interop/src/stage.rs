@@ -123,6 +123,22 @@ impl Stage {
         Ok(())
     }
 
+    /// Packets that the peer's kernel could not put into a receive buffer: its data path is a user-space daemon, which a busy
+    /// machine keeps from reading. They came through the gateway.
+    pub fn peer_overflows(&self) -> Result<u64> {
+        let text = self
+            .lab
+            .peer
+            .inside(|| std::fs::read_to_string("/proc/thread-self/net/snmp").context("/proc/net/snmp"))?;
+        let mut udp = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+        let (names, values) = (udp.next().unwrap_or_default(), udp.next().unwrap_or_default());
+        let mut fields = names.split(' ').zip(values.split(' '));
+        let (_, value) = fields
+            .find(|(name, _)| *name == "RcvbufErrors")
+            .context("RcvbufErrors in /proc/net/snmp")?;
+        value.parse().context("RcvbufErrors")
+    }
+
     /// Where the run's files are.
     pub fn folder(&self) -> &Path {
         &self.lab.folder

@@ -50,22 +50,6 @@ fn both_ways(stage: &Stage) -> Result<u64> {
     Ok(one.lost() + two.lost())
 }
 
-/// Packets that the peer's kernel could not put into a receive buffer: its data path is a user-space daemon, which a busy
-/// machine keeps from reading. They came through the gateway.
-fn peer_overflows(stage: &Stage) -> Result<u64> {
-    let text = stage
-        .lab
-        .peer
-        .inside(|| fs::read_to_string("/proc/thread-self/net/snmp").context("/proc/net/snmp"))?;
-    let mut udp = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let (names, values) = (udp.next().unwrap_or_default(), udp.next().unwrap_or_default());
-    let mut fields = names.split(' ').zip(values.split(' '));
-    let (_, value) = fields
-        .find(|(name, _)| *name == "RcvbufErrors")
-        .context("RcvbufErrors in /proc/net/snmp")?;
-    value.parse().context("RcvbufErrors")
-}
-
 fn arrived(flow: &Flow, more: u64) -> Result<()> {
     let (_, so_far) = flow.so_far();
     wait_for(Duration::from_secs(20), Duration::from_millis(10), || {
@@ -87,7 +71,7 @@ fn arrived(flow: &Flow, more: u64) -> Result<()> {
 fn a_lone_member_is_restarted_under_traffic_without_a_packet_lost() -> Result<()> {
     let mut stage = lone_member()?;
     assert_eq!(both_ways(&stage)?, 0, "pings lost before the restart");
-    let overflows = peer_overflows(&stage)?;
+    let overflows = stage.peer_overflows()?;
     let state = stage.members[0].socket.with_extension("state");
     let lab = &stage.lab;
     let one = (&lab.host, addr::HOST_ONE);
@@ -114,7 +98,7 @@ fn a_lone_member_is_restarted_under_traffic_without_a_packet_lost() -> Result<()
     arrived(&inbound, 6000)?;
     arrived(&outbound, 500)?;
     let (inbound, outbound) = (inbound.stop()?, outbound.stop()?);
-    let overflows = peer_overflows(&stage)? - overflows;
+    let overflows = stage.peer_overflows()? - overflows;
     assert_eq!(inbound.lost(), 0, "packets lost on their way in");
     let lost = outbound.lost();
     assert!(

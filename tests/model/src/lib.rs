@@ -8,6 +8,7 @@
 //! takeover and goes on sending is one of the interleavings. What holds here does not rest on time.
 
 pub mod group;
+pub mod guest;
 pub mod rules;
 pub mod state;
 pub mod steps;

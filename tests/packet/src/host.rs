@@ -134,10 +134,10 @@ impl Env for Host<'_> {
 
     fn own_slot(&self, cpu: u32, slot: u32) -> u32 {
         let uses = self.world.uses_own.get(cpu as usize).is_some_and(|uses| *uses);
-        if slot == SLOT && uses {
-            OWN_SLOTS[cpu as usize] + 1
-        } else {
-            0
+        match (slot, self.world.guest) {
+            (SLOT, _) if uses => OWN_SLOTS[cpu as usize] + 1,
+            (GUEST_OF, Some(at)) => OWN_SLOTS[at] + 1,
+            _ => 0,
         }
     }
 

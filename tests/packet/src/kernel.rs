@@ -256,6 +256,9 @@ impl Kernel {
             let value = CpuSlot { number, reserved: 0 };
             let table = self.inner_of(MAP_CPU_SLOT, cpu as u32)?;
             update(&table, &SLOT.to_ne_bytes(), value.as_bytes())?;
+            let number = world.guest.map_or(0, |at| OWN_SLOTS[at] + 1);
+            let value = CpuSlot { number, reserved: 0 };
+            update(&table, &GUEST_OF.to_ne_bytes(), value.as_bytes())?;
         }
         // A packet that another CPU got just before would have those of this one queue up behind it.
         let hops = self.ebpf.map_mut("HOPS").context("HOPS")?;

@@ -121,6 +121,8 @@ pub const SLOT: u32 = 0x204;
 pub const SPI_IN: u32 = 0x0300_0204;
 /// Slots of the same segment for SAs beside it, by the CPU that serves them.
 pub const OWN_SLOTS: [u32; 2] = [0x004, 0x304];
+/// A shared SA of another segment, which is never there itself.
+pub const GUEST_OF: u32 = 0x205;
 /// The peer's SPI.
 pub const SPI_OUT: u32 = 0xc0ff_ee01;
 /// Connection index.
@@ -189,6 +191,8 @@ pub struct World {
     pub uses_own: [bool; 2],
     /// No interface takes redirected frames.
     pub no_redirect: bool,
+    /// Which of [`OWN_SLOTS`] all CPUs are told to use in place of the one in [`GUEST_OF`].
+    pub guest: Option<usize>,
 }
 
 /// An SA pair beside the one in [`SLOT`].
@@ -442,6 +446,7 @@ impl World {
             own: [None; 2],
             uses_own: [false; 2],
             no_redirect: false,
+            guest: None,
         }
     }
 
@@ -475,6 +480,14 @@ impl World {
                 },
             });
         }
+        world
+    }
+
+    /// A Child SA for this member, on a CPU of it, beside a shared one of another segment.
+    pub fn guest(at: usize) -> Self {
+        let mut world = Self::per_cpu(&[0, 1]);
+        world.policy.rules[0].slot = GUEST_OF;
+        world.guest = Some(at);
         world
     }
 

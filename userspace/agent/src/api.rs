@@ -56,6 +56,9 @@ pub struct Status {
     /// Newest one that its release knows.
     #[serde(default)]
     pub record_format_newest: u8,
+    /// The cluster secret.
+    #[serde(default)]
+    pub secret: SecretStatus,
     /// The other members.
     pub members: Vec<MemberStatus>,
     /// Journal.
@@ -159,6 +162,17 @@ pub struct EngineSilence {
     pub why: String,
 }
 
+/// Cluster secrets that this member knows, by names that say nothing of them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SecretStatus {
+    /// In use.
+    pub active: String,
+    /// The one that it goes over to with the others.
+    pub next: Option<String>,
+    /// The one before, which is still honoured.
+    pub before: Option<String>,
+}
+
 /// Another member, seen from here.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct MemberStatus {
@@ -182,6 +196,9 @@ pub struct MemberStatus {
     /// It is being drained.
     #[serde(default)]
     pub draining: bool,
+    /// Name of the cluster secret that it uses; `None` while it is not heard, or its release does not say it.
+    #[serde(default)]
+    pub secret: Option<String>,
     /// Format of the records that the two members use with each other; `None` while it is not heard.
     #[serde(default)]
     pub record_format: Option<u8>,
@@ -420,7 +437,13 @@ pub struct ChildSa {
     pub segment: u8,
     /// CPU that serves it.
     pub cpu: u32,
-    /// Outbound, that CPU alone uses it, in place of the one that all may use (RFC 9611).
+    /// Member that serves it: in load sharing a Child SA may be on segments of another one than its IKE SA (RFC 9611).
+    #[serde(default)]
+    pub member: u8,
+    /// It is on another segment than its IKE SA: for traffic of the member that serves it.
+    #[serde(default)]
+    pub guest: bool,
+    /// Outbound, that CPU or member alone uses it, in place of the one that all may use (RFC 9611).
     #[serde(default)]
     pub bound: bool,
     /// Packets in.

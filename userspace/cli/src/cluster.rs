@@ -46,7 +46,7 @@ pub enum ClusterCommand {
         #[arg(long, value_parser = clap::value_parser!(u8).range(1..=16))]
         member: u8,
     },
-    /// Replace certificates or the authority without an outage, step by step.
+    /// Replace certificates, the authority or the cluster secret without an outage, step by step.
     Rotate {
         #[command(subcommand)]
         step: RotateStep,
@@ -76,10 +76,38 @@ pub enum RotateStep {
         #[command(flatten)]
         validity: Days,
     },
+    /// Replace the cluster secret: `make`, then `use`, later `forget`.
+    Secret {
+        #[command(subcommand)]
+        step: SecretStep,
+    },
     /// Revoke what was replaced, and trust only the newest authority.
     Finish {
         #[command(flatten)]
         folder: Folder,
+    },
+}
+
+/// Subcommands of `espalier cluster rotate secret`.
+#[derive(Subcommand)]
+pub enum SecretStep {
+    /// Make the next secret. Members that have it honour what others make with it, and go over to it with them.
+    Make {
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Put it in place of the present one, which members go on honouring.
+    Use {
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Forget the one before.
+    Forget {
+        #[command(flatten)]
+        folder: Folder,
+        /// Although peers may still hold tickets and tokens that were made with it: they have to authenticate anew.
+        #[arg(long)]
+        now: bool,
     },
 }
 
@@ -138,6 +166,15 @@ pub fn execute(command: ClusterCommand) -> Result<ExitCode> {
                 let change = Authority::open(&folder.dir)?.rotate_members(member.map(MemberId), validity)?;
                 changed(&folder, &change)
             }
+            RotateStep::Secret { step } => match step {
+                SecretStep::Make { folder } => {
+                    changed(&folder, &Authority::open(&folder.dir)?.make_secret()?)
+                }
+                SecretStep::Use { folder } => changed(&folder, &Authority::open(&folder.dir)?.use_secret()?),
+                SecretStep::Forget { folder, now } => {
+                    changed(&folder, &Authority::open(&folder.dir)?.forget_secret(now)?)
+                }
+            },
             RotateStep::Finish { folder } => changed(&folder, &Authority::open(&folder.dir)?.finish()?),
         },
         ClusterCommand::Show { folder } => {
@@ -186,6 +223,9 @@ fn shown(overview: &Overview) -> String {
         ]);
     }
     let _ = writeln!(out, "{authorities}");
+    for secret in &overview.secrets {
+        let _ = writeln!(out, "cluster secret {} ({})", secret.id, secret.role);
+    }
     let mut members = tables::table(&[
         "member",
         "certificate",
@@ -247,6 +287,11 @@ mod tests {
         run(&format!("rotate members --dir {at}")).expect("new certificates");
         run(&format!("rotate finish --dir {at}")).expect("the end of it");
         run(&format!("remove --dir {at} --member 3")).expect("it was there");
+        run(&format!("rotate secret use --dir {at}")).expect_err("there is none to be used");
+        run(&format!("rotate secret make --dir {at}")).expect("the next secret");
+        run(&format!("rotate secret use --dir {at} --json")).expect("it is used");
+        run(&format!("rotate secret forget --dir {at}")).expect_err("too early");
+        run(&format!("rotate secret forget --dir {at} --now")).expect("all the same");
         for wrong in [
             "--member 0",
             "--member 17",

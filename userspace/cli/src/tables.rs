@@ -1,6 +1,8 @@
 //! Answers as tables for people.
 
-use agent::api::{ChannelStatus, IkeSa, LoggedEvent, MemberStatus, Policies, Status, TakeoverStatus};
+use agent::api::{
+    ChannelStatus, ChildSa, IkeSa, LoggedEvent, MemberStatus, Policies, Status, TakeoverStatus,
+};
 use comfy_table::{Table, presets};
 use std::fmt::Write;
 
@@ -76,6 +78,7 @@ pub fn status(status: &Status) -> String {
         "groups",
         "links",
         "format",
+        "secret",
         "last heartbeat",
         "suspected after",
     ]);
@@ -90,6 +93,7 @@ pub fn status(status: &Status) -> String {
             member
                 .record_format
                 .map_or("-".to_owned(), |format| format.to_string()),
+            member.secret.clone().unwrap_or_else(|| "-".to_owned()),
             member
                 .last_heartbeat_ms
                 .map_or("never".to_owned(), |ms| format!("{ms} ms ago")),
@@ -103,6 +107,18 @@ pub fn status(status: &Status) -> String {
             "speaks record format {} at most (record_format in [cluster]); this release knows {}",
             status.record_format, status.record_format_newest
         );
+    }
+    if !status.secret.active.is_empty() {
+        let _ = write!(out, "cluster secret {} in use", status.secret.active);
+        for (name, what) in [
+            (&status.secret.next, "is known as the next"),
+            (&status.secret.before, "before is honoured"),
+        ] {
+            if let Some(name) = name {
+                let _ = write!(out, ", {name} {what}");
+            }
+        }
+        out.push('\n');
     }
     for member in status.members.iter().filter(|m| !m.differs.is_empty()) {
         let _ = writeln!(
@@ -334,6 +350,7 @@ pub fn sas(sas: &[IkeSa]) -> String {
             "SPI in / out",
             "suite",
             "segment",
+            "member",
             "CPU",
             "local",
             "remote",
@@ -356,6 +373,7 @@ pub fn sas(sas: &[IkeSa]) -> String {
                 format!("{} / {}", child.spi_in, child.spi_out),
                 suite,
                 child.segment.to_string(),
+                served_by(child),
                 child.cpu.to_string(),
                 list(&child.ts_local),
                 list(&child.ts_remote),
@@ -367,6 +385,16 @@ pub fn sas(sas: &[IkeSa]) -> String {
     }
     out.truncate(out.trim_end().len());
     out
+}
+
+/// The member that serves a Child SA, and whether it is for that member's traffic alone.
+fn served_by(child: &ChildSa) -> String {
+    let own = if child.guest && child.bound {
+        ", its own"
+    } else {
+        ""
+    };
+    format!("{}{own}", child.member)
 }
 
 fn bound(limit: u64) -> String {

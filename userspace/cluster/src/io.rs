@@ -1,5 +1,6 @@
 //! What goes into a node and what comes out.
 
+use crate::guest::GuestBody;
 use crate::message::{Link, RaiseItem, RaiseKey, SetMember};
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{EpochId, Standing};
@@ -123,6 +124,15 @@ pub enum Input {
     Report {
         /// Slot, SPI, edge.
         edges: Vec<(u32, EspSpi, u64)>,
+    },
+    /// [`crate::guest::Act::Say`]: to the owner of a group, or from it, in the group's present epoch.
+    SayGuest {
+        /// To whom.
+        to: MemberId,
+        /// About which group.
+        group: GroupId,
+        /// What.
+        body: GuestBody,
     },
     /// Answer to [`Output::DiscardFork`]: IKE SAs whose Child SAs, address or existence the fork changed with their peers. The owner
     /// is told until it has dealt with them.
@@ -406,6 +416,15 @@ pub enum Output {
         token: u64,
         /// Windows.
         bytes: Vec<u8>,
+    },
+    /// Something about guests, in the present epoch of the group: for [`crate::guest::Guests::heard`].
+    Guest {
+        /// Who says it.
+        from: SetMember,
+        /// About which group.
+        group: GroupId,
+        /// What.
+        body: GuestBody,
     },
     /// A peer's facts (MAC addresses), from its Hello.
     PeerFacts {

@@ -7,6 +7,7 @@
 
 pub mod detector;
 mod group;
+pub mod guest;
 pub mod io;
 pub mod journal;
 pub mod layout;
@@ -17,6 +18,7 @@ pub mod patch;
 pub mod raises;
 pub mod rules;
 pub mod rules_doubt;
+pub mod rules_guest;
 pub mod status;
 
 pub use group::tenure::Tenure;

@@ -1,6 +1,7 @@
 //! What members say to each other: postcard, one version octet in front. The channel authenticates; these types only
 //! say what was said. Anything of another version, epoch or incarnation is refused by name.
 
+use crate::guest::GuestBody;
 use crate::rules::EpochId;
 use model::{Epoch, EspSpi, GroupId, IkeSpi, Incarnation, MemberId};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,8 @@ pub const VERSION: u8 = 4;
 /// Oldest format that it speaks. Two members use the newest one that both know, so that a cluster can be upgraded one
 /// member after the other; a Hello is always in the oldest format, and names the newest.
 pub const OLDEST: u8 = 2;
+/// First format that knows [`GroupBody::Guest`].
+pub const GUESTS_SINCE: u8 = 4;
 /// Since this format a journal entry may be written against what the entries before it have left.
 pub const BRIEF_SINCE: u8 = 4;
 /// In [`GroupBeat::joining`]: the sender's format does not say it.
@@ -277,6 +280,8 @@ pub enum GroupBody {
         /// Which part.
         number: u64,
     },
+    /// About guests in the group (RFC 9611, ADR 11); from format 4 on.
+    Guest(GuestBody),
 }
 
 /// A sign of life.

@@ -42,6 +42,20 @@ pub struct EndpointConfig {
     /// Secret that the keys of session resumption tickets are derived from (RFC 5723); the same on all members. `None`: no
     /// tickets are granted. 32 octets are right.
     pub ticket_secret: Option<SecretBytes>,
+    /// Secrets that were in use before, or will be in a moment: what was made with them is honoured, nothing is made with them.
+    /// Three at most, since RFC 6290 4.5 has peers try four tokens.
+    pub also_honoured: Vec<OtherSecrets>,
+}
+
+/// Secrets beside those in use, while they are being replaced. No `Debug`.
+#[derive(Clone)]
+pub struct OtherSecrets {
+    /// As [`EndpointConfig::cookie_secret`].
+    pub cookie: SecretBytes,
+    /// As [`EndpointConfig::qcd_secret`].
+    pub qcd: SecretBytes,
+    /// As [`EndpointConfig::ticket_secret`].
+    pub ticket: SecretBytes,
 }
 
 impl EndpointConfig {
@@ -54,7 +68,24 @@ impl EndpointConfig {
             half_open_timeout: Duration::from_secs(30),
             qcd_secret: None,
             ticket_secret: None,
+            also_honoured: Vec::new(),
         }
+    }
+
+    /// Takes the secrets of another configuration, and nothing else of it.
+    pub(crate) fn take_secrets(&mut self, from: Self) {
+        self.cookie_secret = from.cookie_secret;
+        self.qcd_secret = from.qcd_secret;
+        self.ticket_secret = from.ticket_secret;
+        self.also_honoured = from.also_honoured;
+    }
+
+    /// Secrets of tickets that are honoured, the one in use first.
+    pub(crate) fn ticket_secrets(&self) -> impl Iterator<Item = &SecretBytes> {
+        let others = self.also_honoured.iter().map(|other| &other.ticket);
+        // Where no tickets are granted, none is honoured.
+        let others = others.filter(|_| self.ticket_secret.is_some());
+        self.ticket_secret.iter().chain(others)
     }
 }
 
@@ -185,16 +216,27 @@ pub struct Ppk {
     pub required: bool,
 }
 
-/// What a Child SA can be bound to: a CPU of a member.
+/// What a Child SA can be bound to: a member, or a CPU of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Resource {
     /// The member; 0: whichever serves the IKE SA.
     pub member: MemberId,
-    /// Its CPU, as the data plane counts them.
+    /// Its CPU, as the data plane counts them; [`Resource::ANY_CPU`]: the member as a whole.
     pub cpu: u16,
 }
 
 impl Resource {
+    /// In [`Resource::cpu`]: whichever the member chooses.
+    pub const ANY_CPU: u16 = u16::MAX;
+
+    /// A member as a whole.
+    pub const fn of_member(member: MemberId) -> Self {
+        Self {
+            member,
+            cpu: Self::ANY_CPU,
+        }
+    }
+
     /// A CPU of whichever member serves the IKE SA.
     pub const fn of_owner(cpu: u16) -> Self {
         Self {
@@ -208,6 +250,9 @@ impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.member == MemberId(0) {
             return write!(f, "CPU {}", self.cpu);
+        }
+        if self.cpu == Self::ANY_CPU {
+            return write!(f, "member {}", self.member);
         }
         write!(f, "member {} CPU {}", self.member, self.cpu)
     }

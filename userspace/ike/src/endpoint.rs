@@ -3,7 +3,7 @@
 use crate::config::EndpointConfig;
 use crypto::{ct_eq, hmac_sha256};
 use ike_wire::{Header, Notify, NotifyType, Payload, encode_message};
-use model::{IkeSpi, Instant};
+use model::{IkeSpi, Instant, SecretBytes};
 use std::net::{IpAddr, SocketAddr};
 
 /// Stateless answers per second, all peers together.
@@ -54,16 +54,16 @@ pub(crate) struct Endpoint {
     pub flooded: bool,
 }
 
-fn cookie(config: &EndpointConfig, nonce: &[u8], remote: IpAddr, spi_i: IkeSpi) -> [u8; 32] {
+fn cookie(secret: &SecretBytes, nonce: &[u8], remote: IpAddr, spi_i: IkeSpi) -> [u8; 32] {
     let address = model::address::mapped(remote);
     hmac_sha256(
-        config.cookie_secret.expose(),
+        secret.expose(),
         &[b"cookie", nonce, &address, &spi_i.0.to_be_bytes()],
     )
 }
 
 impl Endpoint {
-    /// Decides about a first message. It is cheap: one HMAC at most.
+    /// Decides about a first message. It is cheap: one HMAC, and while secrets are replaced up to three more.
     pub fn admit(
         &mut self,
         config: &EndpointConfig,
@@ -81,10 +81,12 @@ impl Endpoint {
         if !self.cookie_mode {
             return Admission::Admit;
         }
-        let expected = cookie(config, nonce, remote.ip(), spi_i);
+        let of = |secret| cookie(secret, nonce, remote.ip(), spi_i);
+        let others = config.also_honoured.iter().map(|other| &other.cookie);
+        let mut honoured = std::iter::once(&config.cookie_secret).chain(others);
         match shown {
-            Some(shown) if ct_eq(shown, &expected) => Admission::Admit,
-            _ => Admission::Cookie(expected.to_vec()),
+            Some(shown) if honoured.any(|secret| ct_eq(shown, &of(secret))) => Admission::Admit,
+            _ => Admission::Cookie(of(&config.cookie_secret).to_vec()),
         }
     }
 
@@ -122,22 +124,25 @@ pub(crate) fn unknown_spi(request: &Header, request_len: usize) -> Option<Vec<u8
 
 /// INVALID_IKE_SPI with the proof that this member, which made the token, has lost the IKE SA (RFC 6290 4.5). It answers
 /// requests of a protected message's length only, and is then at most 19 octets longer: with IP and UDP headers less than a
-/// quarter. RFC 6290 cannot work with less, since a liveness check is the shortest of all requests.
-pub(crate) fn crashed(request: &Header, request_len: usize, token: &[u8]) -> Option<Vec<u8>> {
+/// quarter. RFC 6290 cannot work with less, since a liveness check is the shortest of all requests. While a secret is replaced the
+/// token of each one that is honoured is in it, 40 octets more: nobody knows by which the peer's was made.
+pub(crate) fn crashed(request: &Header, request_len: usize, tokens: &[[u8; 32]]) -> Option<Vec<u8>> {
     if request_len < PROTECTED_MIN {
         return None;
     }
-    let notifies = [
-        Payload::Notify(Notify::status(NotifyType::INVALID_IKE_SPI)),
-        Payload::Notify(Notify::qcd_token(token)),
-    ];
+    let mut notifies = vec![Payload::Notify(Notify::status(NotifyType::INVALID_IKE_SPI))];
+    notifies.extend(
+        tokens
+            .iter()
+            .map(|token| Payload::Notify(Notify::qcd_token(token))),
+    );
     encode_message(&answer_to(request), &notifies).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::SecretBytes;
+    use crate::config::OtherSecrets;
 
     #[test]
     fn a_cookie_is_bound_to_nonce_address_and_spi() {
@@ -163,6 +168,41 @@ mod tests {
                 Admission::Cookie(_)
             ));
         }
+    }
+
+    #[test]
+    fn a_cookie_of_a_secret_that_is_being_replaced_is_honoured_and_the_next_one_is_of_the_new() {
+        let secret = |octet| SecretBytes::new(vec![octet; 32]);
+        let config = |octet, others: &[u8]| {
+            let mut config = EndpointConfig::new(secret(octet));
+            config.cookie_threshold = 0;
+            config.also_honoured = others
+                .iter()
+                .map(|octet| OtherSecrets {
+                    cookie: secret(*octet),
+                    qcd: secret(*octet),
+                    ticket: secret(*octet),
+                })
+                .collect();
+            config
+        };
+        let remote: SocketAddr = "192.0.2.1:500".parse().unwrap();
+        let admit = |config: &EndpointConfig, shown: Option<&[u8]>| {
+            Endpoint::default().admit(config, 1, remote, IkeSpi(1), b"nonce", shown)
+        };
+        let Admission::Cookie(old) = admit(&config(1, &[2]), None) else {
+            panic!("no cookie asked for")
+        };
+        assert_eq!(admit(&config(2, &[1]), Some(&old)), Admission::Admit);
+        let Admission::Cookie(new) = admit(&config(2, &[1]), None) else {
+            panic!("no cookie asked for")
+        };
+        assert_eq!(admit(&config(1, &[2]), Some(&new)), Admission::Admit);
+        assert_eq!(
+            admit(&config(2, &[]), Some(&old)),
+            Admission::Cookie(new),
+            "the old one is forgotten"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod receive;
 
 use receive::datagram;
 
-use crate::config::EngineConfig;
+use crate::config::{EndpointConfig, EngineConfig};
 use crate::endpoint::{self, Admission, Endpoint};
 use crate::event::EventKind;
 use crate::forget::{self, Forgotten};
@@ -65,6 +65,13 @@ impl Engine {
     pub fn set_config(&mut self, config: EngineConfig) {
         self.tickets.forget_held();
         self.config = config;
+    }
+
+    /// Other secrets for cookies, tokens and tickets, from the next input on: those of this configuration, of which nothing else
+    /// is taken. IKE SAs do not notice. Peers keep the tokens and tickets that they have: the secrets that these were made with
+    /// are to be among [`EndpointConfig::also_honoured`].
+    pub fn set_secrets(&mut self, from: EndpointConfig) {
+        self.config.endpoint.take_secrets(from);
     }
 
     /// From now on records are written in this version, one of [`crate::RECORD_VERSIONS`] (others count as the newest): the
@@ -281,6 +288,12 @@ impl Engine {
     /// [`Engine::pending_esp_spis`] of one IKE SA: there is one unfinished exchange of each side at most.
     pub fn pending_esp_spis_of(&self, spi: IkeSpi) -> impl Iterator<Item = EspSpi> {
         self.table.get(spi).into_iter().flat_map(tasks::promised_spis)
+    }
+
+    /// Our inbound SPIs of an IKE SA's Child SAs.
+    pub fn esp_spis_of(&self, spi: IkeSpi) -> impl Iterator<Item = EspSpi> {
+        let children = self.table.get(spi).into_iter().flat_map(|sa| &sa.children);
+        children.map(|child| child.spi_in)
     }
 
     /// Addresses out of pools that peers of this engine use.

@@ -231,6 +231,10 @@ pub trait Surroundings {
     fn resource_esp_spi(&mut self, _ike_spi: IkeSpi, _resource: Resource) -> Option<EspSpi> {
         None
     }
+    /// Whether [`Surroundings::resource_esp_spi`] would give one.
+    fn has_resource(&self, _ike_spi: IkeSpi, _resource: Resource) -> bool {
+        true
+    }
     /// One that was allocated (perhaps by the member before a takeover) but never installed.
     fn release_esp_spi(&mut self, spi: EspSpi);
     /// Limits of a new Child SA.

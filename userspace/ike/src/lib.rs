@@ -26,7 +26,8 @@ mod timers;
 
 pub use auth::{LocalAuth, LocalCertificate, RemoteAuth};
 pub use config::{
-    ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, MidSync, Ppk, Resource, Retransmit,
+    ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, MidSync, OtherSecrets, Ppk, Resource,
+    Retransmit,
 };
 pub use engine::Engine;
 pub use event::{Event, EventKind};

@@ -372,3 +372,71 @@ fn without_the_first_child_sa_or_for_an_unknown_resource_nothing_is_begun() {
     world.settle();
     assert!(first(&world, A) != spi_in);
 }
+
+#[test]
+fn what_the_peer_asks_for_goes_to_members_that_can_take_it() {
+    let mut world = world_with(13, |_, _| {});
+    let away = [resource(1, 0), resource(1, 1)];
+    world.sides[B].around.gone = away.into();
+    for (member, cpu) in [(1, 0), (1, 1), (2, 0)] {
+        create(&mut world, A, resource(member, cpu));
+    }
+    let at_b = spread(&world, B);
+    assert!(
+        away.iter().all(|away| !at_b.contains_key(&Some(*away))),
+        "{at_b:?}"
+    );
+    assert_eq!(at_b.values().sum::<usize>(), 4);
+    world.sides[B].around.gone = four().into_iter().collect();
+    create(&mut world, A, resource(2, 1));
+    world.assert_up(4);
+    assert!(
+        world
+            .event(A, EventKind::ChildFailed)
+            .text
+            .contains("TS_MAX_QUEUE")
+    );
+}
+
+#[test]
+fn a_child_sa_for_a_member_that_is_gone_is_deleted_when_it_would_be_rekeyed() {
+    let mut world = world_with(14, |_, _| {});
+    for resource in four() {
+        create(&mut world, A, resource);
+    }
+    world.sides[A].around.gone = [resource(2, 1)].into();
+    let children = world.only(A).children;
+    let of = |resource| {
+        children
+            .iter()
+            .find(|child| child.resource == Some(resource))
+            .unwrap()
+            .spi_in
+    };
+    for gone in [resource(2, 1), resource(2, 0)] {
+        world.command(A, Command::RekeyChild { spi_in: of(gone) });
+        world.settle();
+    }
+    world.assert_up(5);
+    assert!(
+        world
+            .only(A)
+            .children
+            .iter()
+            .any(|child| child.spi_in == of(resource(2, 1))),
+        "it may be back"
+    );
+    world.pass(Duration::from_secs(60));
+    world.assert_up(4);
+    let left = spread(&world, A);
+    assert_eq!(left.get(&Some(resource(2, 1))), None);
+    assert_eq!(
+        left.get(&Some(resource(2, 0))),
+        Some(&1),
+        "the others are rekeyed as ever"
+    );
+    // It is back, and gets a new one.
+    world.sides[A].around.gone.clear();
+    create(&mut world, A, resource(2, 1));
+    world.assert_up(5);
+}

@@ -31,6 +31,7 @@ pub use listing::PolicyLine;
 pub use look::Look;
 pub use port::{DataPlane, Direction, MapOp, MapPlan, PlanError, SaCounters};
 pub use raises::{Limited, NamedLimits};
+pub use siblings::Key as FamilyKey;
 pub use snapshot::SnapshotSa;
 pub use spd::{Policy, PolicyAction, selector_pairs};
 pub use store::{Context, SaEntry, Sad, SadError, Settings};

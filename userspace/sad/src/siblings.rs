@@ -1,8 +1,11 @@
-//! Child SAs per CPU (RFC 9611): which SA each CPU uses in place of the shared one that policies point at.
+//! Child SAs per CPU and per member (RFC 9611): which SA each CPU uses in place of the shared one that policies point at.
 //!
-//! A family is what one child of one IKE SA has: shared SAs (two during a rekey), and SAs that are bound to a CPU. Each member works
-//! out from the slots which CPU of its own serves which, so members may have different CPU counts. On one CPU the bound SA that
-//! was taken into use last is used; without any, the shared one.
+//! A family is what one child of one IKE SA has: shared SAs (two during a rekey), and SAs that are bound to a CPU or a member. Each
+//! member works out from the slots which CPU of its own serves which, so members may have different CPU counts. On one CPU the bound
+//! SA that was taken into use last is used; without any, the shared one.
+//!
+//! A bound SA on another segment than the shared one's is a guest (ADR 11): it is for whichever member serves that segment, where the
+//! shared one is another member's. A CPU without one of its own then uses one of its member's other CPUs.
 
 use crate::port::{MapOp, MapPlan};
 use crate::store::{SaEntry, Sad, SadError};
@@ -48,12 +51,29 @@ impl Family {
         self.shared.remove(&slot)
     }
 
+    fn slots(&self) -> impl Iterator<Item = u32> {
+        let shared = self.shared.iter().chain(&self.waiting);
+        shared.chain(self.bound.values()).copied()
+    }
+
+    fn contains(&self, slot: u32) -> bool {
+        self.shared.contains(&slot)
+            || self.waiting.contains(&slot)
+            || self.bound.values().any(|bound| *bound == slot)
+    }
+
     fn is_empty(&self) -> bool {
         self.shared.is_empty() && self.bound.is_empty() && self.waiting.is_empty()
     }
 }
 
-type Key = (IkeSpi, String);
+/// Names a family: IKE SA and child.
+pub type Key = (IkeSpi, String);
+
+/// Whether the SA in a slot is on another segment than its IKE SA.
+fn is_guest(key: &Key, slot: u32) -> bool {
+    key.0.segment().0 != segment(slot)
+}
 
 /// All families, and what the map says of them.
 #[derive(Default)]
@@ -65,6 +85,17 @@ pub(crate) struct Siblings {
     published: BTreeMap<u32, BTreeMap<u32, u32>>,
     /// Shared slots that are none any more.
     gone: BTreeSet<u32>,
+    /// Segments that this member serves.
+    served: BTreeSet<u8>,
+    /// Families with guests, which depend on that.
+    guests: BTreeMap<Key, usize>,
+    /// Of those, the ones that are still to be looked at after a change of ownership.
+    stale: BTreeSet<Key>,
+}
+
+/// Segment of a slot.
+fn segment(slot: u32) -> u8 {
+    slot as u8
 }
 
 impl Siblings {
@@ -76,6 +107,9 @@ impl Siblings {
         if part == Part::Shared {
             self.gone.remove(&slot);
         }
+        if is_guest(&key, slot) {
+            self.guest_came(&key);
+        }
         self.families.entry(key.clone()).or_default().put(slot, part);
         self.touched.insert(key);
     }
@@ -85,26 +119,40 @@ impl Siblings {
         let Some(family) = self.families.get_mut(&key) else {
             return;
         };
+        if !family.contains(slot) {
+            return;
+        }
         if family.take(slot) {
             self.gone.insert(slot);
         }
         if family.is_empty() {
             self.families.remove(&key);
         }
+        if is_guest(&key, slot) {
+            self.guest_went(&key);
+        }
         self.touched.insert(key);
     }
 
-    /// An SA goes from one IKE SA to another. Its family follows in the same batch, so what the map says stays right.
+    /// An SA goes from one IKE SA to another. Its family follows in the same batch, so what the map says stays right; guests follow
+    /// in batches of their own, and are looked at when they come.
     fn move_to(&mut self, from: &Key, to: Key, slot: u32, part: Part) {
+        let guest = is_guest(from, slot);
         if let Some(family) = self.families.get_mut(from) {
             family.take(slot);
             if family.is_empty() {
                 self.families.remove(from);
             }
         }
-        if part != Part::None {
-            self.families.entry(to).or_default().put(slot, part);
+        if part == Part::None {
+            return;
         }
+        if guest {
+            self.guest_went(from);
+            self.guest_came(&to);
+            self.touched.insert(to.clone());
+        }
+        self.families.entry(to).or_default().put(slot, part);
     }
 
     /// From what the map holds to what it has to hold.
@@ -117,16 +165,50 @@ impl Siblings {
             let Some(family) = self.families.get(&key) else {
                 continue;
             };
-            let own: BTreeMap<u32, u32> = family
-                .bound
-                .values()
-                .map(|slot| (slot_place(*slot, cpus).0, *slot))
-                .collect();
             for slot in family.shared.clone() {
-                self.publish(slot, own.clone(), &mut plan);
+                let own = self.own_beside(&key, slot, cpus);
+                self.publish(slot, own, &mut plan);
             }
         }
         plan
+    }
+
+    /// What the CPUs of this member use in place of the shared SA in a slot.
+    fn own_beside(&self, key: &Key, shared: u32, cpus: u32) -> BTreeMap<u32, u32> {
+        let Some(family) = self.families.get(key) else {
+            return BTreeMap::new();
+        };
+        let cpu = |slot: &u32| slot_place(*slot, cpus).0;
+        let (here, guests): (Vec<u32>, Vec<u32>) = family
+            .bound
+            .values()
+            .partition(|slot| segment(**slot) == segment(shared));
+        let mut own: BTreeMap<u32, u32> = here.iter().map(|slot| (cpu(slot), *slot)).collect();
+        if self.served.contains(&segment(shared)) {
+            return own;
+        }
+        let mine: Vec<u32> = guests
+            .into_iter()
+            .filter(|slot| self.served.contains(&segment(*slot)))
+            .collect();
+        if let Some(latest) = mine.last() {
+            own = (0..cpus.max(1)).map(|cpu| (cpu, *latest)).collect();
+            own.extend(mine.iter().map(|slot| (cpu(slot), *slot)));
+        }
+        own
+    }
+
+    fn guest_came(&mut self, key: &Key) {
+        *self.guests.entry(key.clone()).or_default() += 1;
+    }
+
+    fn guest_went(&mut self, key: &Key) {
+        if let Some(count) = self.guests.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.guests.remove(key);
+            }
+        }
     }
 
     /// Every entry, for maps that are empty.
@@ -164,6 +246,61 @@ impl Sad {
         let cpus = self.settings.cpus.max(1);
         self.spis
             .reserve_where(segment, |slot| slot_place(slot, cpus).0 == cpu % cpus)
+    }
+
+    /// This member serves some segments, or does not any more. What that means for SAs per member follows in
+    /// [`Sad::republish`]; until then packets take a way that is longer, and right.
+    pub fn set_served(&mut self, segments: impl Iterator<Item = SegmentId>, served: bool) {
+        let mut changed = false;
+        for segment in segments {
+            changed |= if served {
+                self.siblings.served.insert(segment.0)
+            } else {
+                self.siblings.served.remove(&segment.0)
+            };
+        }
+        if changed {
+            self.siblings.stale = self.siblings.guests.keys().cloned().collect();
+        }
+    }
+
+    /// SAs on another segment than their IKE SA's.
+    pub fn guests(&self) -> impl Iterator<Item = &SaEntry> {
+        let families = self.siblings.guests.keys();
+        let families = families.filter_map(|key| Some((key, self.siblings.families.get(key)?)));
+        families
+            .flat_map(|(key, family)| family.slots().filter(move |slot| is_guest(key, *slot)))
+            .filter_map(|slot| self.by_slot(slot))
+    }
+
+    /// Whether [`Sad::republish`] has something to do.
+    pub fn is_stale(&self) -> bool {
+        !self.siblings.stale.is_empty()
+    }
+
+    /// Brings some families with SAs per member to what this member serves.
+    pub fn republish(&mut self, some: usize) -> MapPlan {
+        for _ in 0..some {
+            let Some(key) = self.siblings.stale.pop_first() else {
+                break;
+            };
+            self.siblings.touched.insert(key);
+        }
+        self.siblings.plan(self.settings.cpus)
+    }
+
+    /// Shared SAs, by IKE SA and child, behind `after`.
+    pub fn shared_after(&self, after: Option<&Key>) -> impl Iterator<Item = (Key, &SaEntry)> {
+        let from = after.map_or(std::ops::Bound::Unbounded, |key| {
+            std::ops::Bound::Excluded(key.clone())
+        });
+        self.siblings
+            .families
+            .range((from, std::ops::Bound::Unbounded))
+            .filter_map(|(key, family)| {
+                let entry = self.by_slot(*family.shared.last()?)?;
+                Some((key.clone(), entry))
+            })
     }
 
     /// Whether further SAs may stand beside this one, which all CPUs may use.
@@ -233,7 +370,12 @@ impl Sad {
 }
 
 impl SaEntry {
-    /// Whether its CPU alone uses it outbound, beside a shared SA.
+    /// Whether it is on another segment than its IKE SA: another member may serve it (ADR 11).
+    pub fn is_guest(&self) -> bool {
+        self.record.ike_spi.segment() != self.segment()
+    }
+
+    /// Whether its CPU or member alone uses it outbound, beside a shared SA.
     pub fn is_bound(&self) -> bool {
         matches!(self.part, Part::Bound(_))
     }

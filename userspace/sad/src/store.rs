@@ -162,7 +162,7 @@ pub struct Sad {
     pub(crate) spd: Spd,
     pub(crate) siblings: Siblings,
     pub(crate) entries: BTreeMap<u32, SaEntry>,
-    /// How many of them each connection (by counter index) has in each segment.
+    /// How many of them each connection (by counter index) has, by the segment of their IKE SA.
     by_connection: BTreeMap<(u16, u8), u32>,
     /// When each reaches its next limit of age, so that nobody need look at the others.
     pub(crate) ages: BTreeSet<(Instant, u32)>,
@@ -280,7 +280,11 @@ impl Sad {
             }
             ChildSaChange::MoveIkeSa { spi_in, ike_spi } => {
                 self.move_to_ike_sa(*spi_in, *ike_spi)?;
-                Ok(MapPlan::default())
+                // The others of its family are moved by the same commit; a guest by one of its own.
+                Ok(match ike_spi.segment() == spi_in.segment() {
+                    true => MapPlan::default(),
+                    false => self.siblings.plan(self.settings.cpus),
+                })
             }
             ChildSaChange::Share { spi_in } => self.share(*spi_in),
             ChildSaChange::Bind { spi_in, now: true } => self.use_bound(*spi_in),
@@ -345,7 +349,7 @@ impl Sad {
         self.entries.get(&slot)
     }
 
-    /// SAs of a configured connection, by segment.
+    /// SAs of a configured connection, by segment of their IKE SA.
     pub fn children_of(&self, connection: &str) -> impl Iterator<Item = (SegmentId, u32)> {
         let index = index_of(&self.connections, connection);
         let counts = self.by_connection.range((index, 0)..=(index, u8::MAX));
@@ -360,7 +364,7 @@ impl Sad {
     }
 
     pub(crate) fn put(&mut self, entry: SaEntry) {
-        let (slot, key) = (entry.slot(), (entry.connection, entry.segment().0));
+        let (slot, key) = (entry.slot(), (entry.connection, entry.record.ike_spi.segment().0));
         self.take(slot);
         *self.by_connection.entry(key).or_default() += 1;
         self.entries.insert(slot, entry);
@@ -375,7 +379,7 @@ impl Sad {
         if let Some(at) = entry.due_at {
             self.ages.remove(&(at, slot));
         }
-        let key = (entry.connection, entry.segment().0);
+        let key = (entry.connection, entry.record.ike_spi.segment().0);
         if let Some(count) = self.by_connection.get_mut(&key) {
             *count -= 1;
             if *count == 0 {

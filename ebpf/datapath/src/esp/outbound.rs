@@ -147,16 +147,17 @@ fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &Chosen, may_move
         ACTION_BYPASS => work.pass(Verdict::Bypassed),
         ACTION_DISCARD => work.drop(Verdict::Discarded),
         ACTION_PROTECT | ACTION_PROTECT_PER_CPU if rule.slot < local.slots => {
-            if rule.action == ACTION_PROTECT_PER_CPU && may_move && own_sa(env, work, local, rule.slot) {
-                return true;
-            }
-            work.slot = rule.slot;
-            let (cpu, index) = slot_place(rule.slot, local.cpus);
+            let slot = match rule.action {
+                ACTION_PROTECT_PER_CPU => own_sa(env, work, local, rule.slot, may_move),
+                _ => rule.slot,
+            };
+            work.slot = slot;
+            let (cpu, index) = slot_place(slot, local.cpus);
             work.cpu = cpu;
             work.index = index;
             // In the cpumap program the policy may have moved to an SA of another CPU while the packet was on its way.
             // The counter is atomic: sealing there costs order for one packet, nothing else.
-            if may_move && local.cpus > 1 && must_hop(env, cpu, true, work.now_ns) {
+            if may_move && local.cpus > 1 && must_move(env, slot, rule.slot, cpu, work.now_ns) {
                 work.target = cpu;
                 return work.end(Verdict::OtherCpu, ACTION_CPU);
             }
@@ -168,26 +169,36 @@ fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &Chosen, may_move
     }
 }
 
-/// Whether this CPU has an SA of its own beside the shared one (RFC 9611), which is then in `work`. It is fed here and nowhere
-/// else, so no packet of it waits in a queue. Without one the packet uses the shared SA, and the agent hears of it: what came
-/// through the cpumap was reported where it arrived.
+/// The SA that this CPU uses in place of the shared one (RFC 9611): its own, or one of its member's, which is on another segment
+/// than the shared one and may be another CPU's. Without any the packet uses the shared SA, and the agent hears of it: what came through
+/// the cpumap was reported where it arrived.
 #[inline(always)]
-fn own_sa(env: &impl Env, work: &mut Work, local: &Local, shared: u32) -> bool {
+fn own_sa(env: &impl Env, work: &Work, local: &Local, shared: u32, may_move: bool) -> u32 {
     let here = env.cpu();
     let slot = env.own_slot(here, shared).wrapping_sub(1);
     if slot < local.slots {
-        let (cpu, index) = slot_place(slot, local.cpus);
-        if cpu == here {
-            work.slot = slot;
-            work.cpu = cpu;
-            work.index = index;
-            return true;
+        if slot as u8 != shared as u8 {
+            return slot;
+        }
+        if !may_move {
+            return shared;
+        }
+        if slot_place(slot, local.cpus).0 == here {
+            return slot;
         }
     }
-    if here < local.cpus && env.acquire_due(work.connection as u16, work.now_ns) {
+    if may_move && here < local.cpus && env.acquire_due(work.connection as u16, work.now_ns) {
         env.event(EVENT_ACQUIRE_CPU, shared, here, 0, 0);
     }
-    false
+    shared
+}
+
+/// Whether a packet for an SA goes through the cpumap. A CPU's own SA beside the shared one of its segment is fed on that CPU and nowhere
+/// else, so no packet of it waits in a queue.
+#[inline(always)]
+fn must_move(env: &impl Env, slot: u32, shared: u32, cpu: u32, now_ns: u64) -> bool {
+    let alone_fed = slot != shared && slot as u8 == shared as u8;
+    !alone_fed && must_hop(env, cpu, true, now_ns)
 }
 
 /// A policy without SA drops and asks for one; it never lets the packet pass in clear.

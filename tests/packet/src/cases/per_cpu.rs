@@ -109,8 +109,31 @@ pub fn cases() -> Vec<Case> {
         case.ends(Verdict::OtherCpu, Action::Redirect)
             .events(&[EVENT_ACQUIRE_CPU]),
     );
+    cases.extend(per_member());
     cases.extend(inbound());
     cases
+}
+
+/// The policy's SA is another member's, and this one has its own: on one CPU, for all.
+fn per_member() -> Vec<Case> {
+    let moves = |name: &str, at, cpu| {
+        inside(name, World::guest(at), cpu)
+            .ends(Verdict::OtherCpu, Action::Redirect)
+            .events(&[])
+    };
+    let seals = |name: &str, at: usize| {
+        let case = inside(name, World::guest(at), at as u32);
+        sealed_with(case, own_spi_out(at))
+    };
+    let mut moved = inside("and is sealed with the member's own there", World::guest(0), 0);
+    moved.program = Program::EspOut;
+    vec![
+        seals("the member's own SA, on its CPU", 0),
+        seals("the member's own SA, on its other CPU", 1),
+        moves("another CPU moves to that of the member's own SA", 0, 1),
+        moves("and the other way round", 1, 0),
+        sealed_with(moved, own_spi_out(0)),
+    ]
 }
 
 /// The same number of the peer's, for the SA of each SPI.

@@ -140,9 +140,10 @@ impl Member {
         let pending = &mut self.pending[at];
         pending.done = true;
         let (group, changes) = (pending.group, std::mem::take(&mut pending.changes));
+        let transmits = pending.transmits.clone();
         let alone = pending.alone && self.node.is_alone(group);
         let epoch = self.of(group).epoch;
-        self.note_touched(group, &changes);
+        self.note_touched(group, &changes, &transmits);
         let failed = self.apply(cx, group, &changes, epoch, alone);
         let known = !self.node.is_alone(group);
         cx.watch.effective(self.me, group, &changes, known);

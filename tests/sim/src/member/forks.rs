@@ -5,10 +5,13 @@ use super::{Cx, Member};
 use crate::entry::{EntryChange, spi_of};
 use crate::sabotage::Sabotage;
 use cluster::{Input, SetMember};
+use ike::Transmit;
 use model::{ChildSaChange, GroupId, IkeSpi, Instant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+const EXCHANGE_AT: usize = 18;
+const CREATE_CHILD_SA: u8 = 36;
 const PER_SECOND: usize = 32;
 const AGAIN: Duration = Duration::from_secs(30);
 
@@ -45,12 +48,24 @@ impl Forks {
 
 impl Member {
     /// An entry takes effect on the owner.
-    pub(super) fn note_touched(&mut self, group: GroupId, changes: &[EntryChange]) {
+    pub(super) fn note_touched(&mut self, group: GroupId, changes: &[EntryChange], transmits: &[Transmit]) {
         let Some(touched) = self.forks.touched.get_mut(&group) else {
             return;
         };
+        let about_children = transmits
+            .iter()
+            .filter(|t| t.bytes.get(EXCHANGE_AT) == Some(&CREATE_CHILD_SA));
+        touched.extend(about_children.filter_map(|t| t.ike_spi));
         for change in changes {
             match change {
+                EntryChange::IkePut(spi, _)
+                    if self
+                        .engine
+                        .status_of(*spi)
+                        .is_some_and(|sa| sa.children.iter().any(|child| child.phase != "installed")) =>
+                {
+                    touched.insert(*spi);
+                }
                 EntryChange::IkeRemove(spi) => drop(touched.insert(*spi)),
                 EntryChange::Child(child) => {
                     match child {

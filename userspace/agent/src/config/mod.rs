@@ -226,8 +226,34 @@ pub struct Extensions {
     pub cluster_sync: bool,
     /// When the peer is asked to synchronise Message IDs.
     pub mid_sync: MidSync,
-    /// A Child SA for each CPU that has traffic, beside the one that all may use (RFC 9611).
-    pub per_cpu: bool,
+    /// Further Child SAs beside the one that all may use (RFC 9611).
+    pub per_resource: PerResource,
+}
+
+/// What a connection has Child SAs of its own for (RFC 9611).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PerResource {
+    /// Nothing: one Child SA for all.
+    #[default]
+    None,
+    /// Each CPU that has traffic.
+    Cpu,
+    /// Each other member that owns segments.
+    Member,
+    /// Each CPU that has traffic, and each CPU of each other member.
+    Both,
+}
+
+impl PerResource {
+    /// Whether other members get some.
+    pub const fn has_members(self) -> bool {
+        matches!(self, Self::Member | Self::Both)
+    }
+
+    /// Whether CPUs get some.
+    pub const fn has_cpus(self) -> bool {
+        matches!(self, Self::Cpu | Self::Both)
+    }
 }
 
 impl Default for Extensions {
@@ -237,7 +263,7 @@ impl Default for Extensions {
             resumption: true,
             cluster_sync: true,
             mid_sync: MidSync::Never,
-            per_cpu: false,
+            per_resource: PerResource::None,
         }
     }
 }

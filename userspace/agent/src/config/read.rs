@@ -1,5 +1,6 @@
 //! From the text to a [`Config`].
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub(super) struct Context<'a> {
     pub(super) problems: Problems,
     base: &'a Path,
     pub(super) files: Files,
+    /// An external engine settles ownership.
+    pub(super) fenced: Cell<bool>,
 }
 
 impl Context<'_> {
@@ -61,6 +64,7 @@ pub(super) fn read(source: &str, base: &Path, files: Files) -> Result<Config, Ve
         problems: problems.clone(),
         base,
         files,
+        fenced: Cell::new(false),
     };
     let config = {
         let mut root = Reader::new(document.get_ref(), "file", 0..0, &problems);
@@ -87,6 +91,8 @@ impl Context<'_> {
                 None
             }
         };
+        // Where that section has a mistake, nothing more follows from it.
+        self.fenced.set(cluster.as_ref().is_none_or(|c| c.etcd.is_some()));
         let interfaces = match root.table("interfaces", "interfaces") {
             Some(table) => self.interfaces(table, cluster.as_ref().map_or("", |c| &c.name)),
             None => {

@@ -167,6 +167,16 @@ impl Context<'_> {
                 &dir.join("cluster.secret"),
                 "cluster secret",
             );
+            // While it is being replaced.
+            for (name, what) in [
+                ("cluster-next.secret", "next cluster secret"),
+                ("cluster-old.secret", "cluster secret before"),
+            ] {
+                let path = dir.join(name);
+                if path.exists() {
+                    check::secret_file(&self.problems, &pki.span, &path, what);
+                }
+            }
         }
         members.sort_by_key(|m| m.id);
         let lowest = members.first().map(|m| m.id);

@@ -122,7 +122,15 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
             ..usual
         }
     );
-    assert!(of("per_cpu = true").per_cpu && !usual.per_cpu);
+    assert_eq!(usual.per_resource, PerResource::None);
+    for (keys, wanted) in [
+        ("per_cpu = true", PerResource::Cpu),
+        ("per_cpu = false", PerResource::None),
+        ("per_resource = \"cpu\"", PerResource::Cpu),
+        ("per_cpu = true\nper_resource = \"cpu\"", PerResource::Cpu),
+    ] {
+        assert_eq!(of(keys).per_resource, wanted, "{keys}");
+    }
     assert_eq!(of("mid_sync = \"on-fork\"").mid_sync, ike::MidSync::OnFork);
     // What the example says behind '#' are the defaults.
     let shown = EXAMPLE
@@ -133,7 +141,7 @@ fn extensions_have_the_defaults_of_the_docs_and_each_can_be_switched() {
                 "resumption",
                 "cluster_sync",
                 "mid_sync",
-                "per_cpu",
+                "per_resource",
             ];
             keys.iter().any(|key| line.starts_with(&format!("# {key} = ")))
         })
@@ -152,6 +160,12 @@ fn mistakes_with_extensions_are_reported_at_their_line() {
             "cluster_sync = false\nmid_sync = \"on-fork\"",
             "needs what cluster_sync = false forbids",
         ),
+        (
+            "per_resource = \"all\"",
+            "give \"none\" or \"cpu\" or \"member\" or \"both\"",
+        ),
+        ("per_cpu = false\nper_resource = \"cpu\"", "remove per_cpu"),
+        ("per_resource = \"member\"", "set engine = \"etcd\""),
     ] {
         let source = with("dpd_delay = \"30s\"\n", &format!("dpd_delay = \"30s\"\n{keys}\n"));
         let found = problems(&source);
@@ -467,6 +481,14 @@ fn the_example_with_three_members_shares_the_load_by_etcd() {
     assert_eq!((cluster.groups, cluster.rebalance), (16, None));
     let weights = cluster.members.iter().map(|m| m.weight).collect::<Vec<_>>();
     assert_eq!(weights, [2, 2, 0]);
+    for (word, wanted) in [("member", PerResource::Member), ("both", PerResource::Both)] {
+        let keys = format!("\nper_resource = \"{word}\"\nstart = ");
+        let source = THREE.replacen("\nstart = ", &keys, 1);
+        assert_ne!(source, THREE);
+        let config = Config::read_without_files(&source, Path::new("/etc/espalier"));
+        let found = config.unwrap_or_else(|p| panic!("{p:?}")).connections[0].extensions;
+        assert_eq!(found.per_resource, wanted);
+    }
     let etcd = cluster.etcd.as_ref().unwrap();
     assert_eq!(etcd.endpoints.len(), 3);
     assert_eq!(etcd.timeout, Duration::from_millis(500));

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use model::{GroupId, IkeSpi, Instant};
+use model::{EspSpi, GroupId, IkeSpi, Instant};
 
 use super::Core;
 use super::around::Around;
@@ -26,6 +26,7 @@ impl Core {
         self.snapshots.forget(id);
         let group = self.groups.get_mut(id);
         group.pending.clear();
+        group.held.clear();
         group.adopting = waiting;
         group.adoption = Some((began, 0));
         group.withholding = false;
@@ -79,7 +80,17 @@ impl Core {
             tracing::warn!(%spi, %error, "an IKE SA was not taken over; its peer will notice and begin anew");
             return;
         }
+        let layout = self.groups.layout;
+        let elsewhere = |esp: &EspSpi| layout.group_of(esp.segment()) != id;
+        let sponsor = &mut self.guests.machine.sponsor;
+        for guest in self.engine.esp_spis_of(spi).filter(elsewhere) {
+            sponsor.adopt(guest, spi, true);
+        }
         for promised in self.engine.pending_esp_spis_of(spi) {
+            if elsewhere(&promised) {
+                sponsor.adopt(promised, spi, false);
+                continue;
+            }
             if let Err(error) = self.sad.hold_spi(promised) {
                 tracing::warn!(%promised, %error, "an unfinished exchange will come to nothing");
             }
@@ -91,6 +102,8 @@ impl Core {
             known: Known::of(self.me, &self.segments, &self.mirror),
             sad: &mut self.sad,
             groups: &self.groups,
+            node: &self.node,
+            guests: &mut self.guests.machine,
             steer_key: self.steer_key,
             counters: &self.counters,
             advances: Vec::new(),
@@ -103,6 +116,9 @@ impl Core {
         let Some((began, lost)) = self.groups.get_mut(id).adoption.take() else {
             return;
         };
+        if self.guests.wanted {
+            self.guests.machine.sponsor.ready(id);
+        }
         let took = clock::now().since(began).as_secs_f64() * 1000.0;
         let taken = (self.mirrored(id).count()).saturating_sub(lost as usize);
         let layout = self.groups.layout;

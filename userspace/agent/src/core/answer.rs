@@ -65,7 +65,7 @@ impl Core {
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
             Request::Connection(wish, answer) => self.connection_wish(&wish, answer),
             Request::ReloadPki(answer) => {
-                drop(answer.send(self.synch.reload_files(&self.config.cluster.pki)));
+                drop(answer.send(self.reload_pki()));
             }
         }
     }
@@ -152,6 +152,7 @@ impl Core {
                 for_ms: now.since(*since).as_millis() as u64,
                 why: why.clone(),
             }),
+            secret: self.secret_status(),
             record_format: self.config.cluster.record_format,
             record_format_newest: cluster::message::VERSION,
             members: self.members(&node, &groups),
@@ -219,6 +220,12 @@ impl Core {
                 groups_owned: groups.iter().filter(|g| g.owner == config.id.0).count() as u32,
                 healthy: peer.is_none_or(|p| p.healthy),
                 draining: peer.is_some_and(|p| p.draining),
+                secret: self
+                    .facts
+                    .get(&config.id)
+                    .filter(|_| peer.is_some_and(|p| p.alive))
+                    .and_then(|facts| facts.secrets.first())
+                    .map(ToString::to_string),
                 record_format: peer.filter(|p| p.alive).map(|p| p.speaks),
                 differs: peer.map(|p| p.differs.clone()).unwrap_or_default(),
                 links_up: up

@@ -1,5 +1,7 @@
 //! What the IKE engine may ask of this member: randomness, SPIs, limits.
 
+use cluster::Node;
+use cluster::guest::Guests;
 use datapath::steer::first_message_segment;
 use dataplane::CounterReader;
 use ike::{PoolShare, Resource, Surroundings};
@@ -8,6 +10,7 @@ use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
 use sad::{LimitRaise, Sad};
 
 use super::groups::Groups;
+use super::guests::{Ownerships, cpu_of};
 use super::secrets::Known;
 
 /// Borrowed for one input of the engine.
@@ -16,6 +19,10 @@ pub struct Around<'a> {
     pub sad: &'a mut Sad,
     /// Present ownership epochs.
     pub groups: &'a Groups,
+    /// Who owns what elsewhere.
+    pub node: &'a Node,
+    /// SPIs of other members come from here.
+    pub guests: &'a mut Guests,
     /// Key of the hash that steers first messages.
     pub steer_key: [u64; 2],
     /// Whether what this member knows is all that there is.
@@ -78,6 +85,16 @@ impl Around<'_> {
     }
 }
 
+impl<'a> Around<'a> {
+    fn owners(&self) -> Ownerships<'a> {
+        Ownerships {
+            node: self.node,
+            groups: self.groups,
+            words: self.known.words(),
+        }
+    }
+}
+
 impl Surroundings for Around<'_> {
     fn random(&mut self, out: &mut [u8]) {
         random(out);
@@ -100,13 +117,30 @@ impl Surroundings for Around<'_> {
     }
 
     fn resource_esp_spi(&mut self, ike_spi: IkeSpi, resource: Resource) -> Option<EspSpi> {
-        // Whoever serves the IKE SA serves all its Child SAs: the SPI is of the same segment, and the CPU follows from the slot.
-        self.sad
-            .reserve_spi_on(ike_spi.segment(), u32::from(resource.cpu))
+        if resource.member == MemberId(0) {
+            // Whoever serves the IKE SA serves these Child SAs: the SPI is of the same segment, and the CPU follows from the slot.
+            return self
+                .sad
+                .reserve_spi_on(ike_spi.segment(), u32::from(resource.cpu));
+        }
+        let owners = self.owners();
+        self.guests
+            .sponsor
+            .take(&owners, resource.member, cpu_of(resource), ike_spi)
+    }
+
+    fn has_resource(&self, _ike_spi: IkeSpi, resource: Resource) -> bool {
+        let owners = self.owners();
+        // A member's own IKE SAs have the Child SA that all may use, and those of its CPUs.
+        let sponsor = &self.guests.sponsor;
+        resource.member == MemberId(0) || sponsor.has(&owners, resource.member, cpu_of(resource))
     }
 
     fn release_esp_spi(&mut self, spi: EspSpi) {
-        self.sad.release_spi(spi);
+        let owners = self.owners();
+        if !self.guests.sponsor.release(&owners, spi) {
+            self.sad.release_spi(spi);
+        }
     }
 
     fn initial_limits(&mut self) -> InitialLimits {

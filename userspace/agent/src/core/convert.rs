@@ -7,11 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ike::auth::certificate::Facts;
 use ike::{Connection, EndpointConfig, EngineConfig, LocalAuth, Pool, Ppk, RemoteAuth, Resource};
-use model::SecretBytes;
+use model::{MemberId, SecretBytes};
 use sad::{Handling, Policy, PolicyAction};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, ConnectionConfig, PoolConfig, Start};
+use crate::config::{Config, ConnectionConfig, PerResource, PoolConfig, Start};
 use crate::credentials;
 use crate::credentials::signer::Keys;
 
@@ -30,7 +30,29 @@ pub fn read_psk(path: &Path) -> Result<SecretBytes> {
     Ok(SecretBytes::new(octets[..end].to_vec()))
 }
 
-fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<Connection> {
+/// What a connection has Child SAs of its own for. Members may have other CPU counts: what a member does not offer is not used.
+fn resources(wanted: PerResource, cpus: u32, members: &[MemberId]) -> Vec<Resource> {
+    let cpus = (0..cpus.min(u32::from(Resource::ANY_CPU))).map(|cpu| cpu as u16);
+    let mut all = Vec::new();
+    if wanted.has_cpus() {
+        all.extend(cpus.clone().map(Resource::of_owner));
+    }
+    for member in members.iter().copied().filter(|_| wanted.has_members()) {
+        if wanted == PerResource::Both {
+            all.extend(cpus.clone().map(|cpu| Resource { member, cpu }));
+        } else {
+            all.push(Resource::of_member(member));
+        }
+    }
+    all
+}
+
+fn connection(
+    config: &ConnectionConfig,
+    cpus: u32,
+    members: &[MemberId],
+    made: &mut Made,
+) -> Result<Connection> {
     let psk = config.psk_file.as_deref().map(read_psk).transpose()?;
     let own = config
         .certificate
@@ -74,11 +96,7 @@ fn connection(config: &ConnectionConfig, cpus: u32, made: &mut Made) -> Result<C
     c.resumption = config.extensions.resumption;
     c.cluster_sync = config.extensions.cluster_sync;
     c.mid_sync = config.extensions.mid_sync;
-    if config.extensions.per_cpu {
-        c.resources = (0..cpus.min(u32::from(u16::MAX)))
-            .map(|cpu| Resource::of_owner(cpu as u16))
-            .collect();
-    }
+    c.resources = resources(config.extensions.per_resource, cpus, members);
     c.fragmentation = config.fragmentation;
     c.fragment_size = config.fragment_size;
     let pool = |p: &PoolConfig| Pool::of_network(&p.name, p.network.network(), p.network.prefix_len());
@@ -105,21 +123,28 @@ pub struct Made {
     pub keys: Keys,
 }
 
-/// Reads what the configuration names. `cookie_secret` is the same on all members; `cpus` is how many of this one serve SAs.
+/// Reads what the configuration names. `endpoint` has the secrets that all members share; `cpus` is how many of this one serve SAs.
 ///
 /// # Errors
 /// A pre-shared key, certificate or private key cannot be used.
-pub fn make(config: &Config, cookie_secret: SecretBytes, cpus: u32) -> Result<Made> {
+pub fn make(config: &Config, endpoint: EndpointConfig, cpus: u32) -> Result<Made> {
     let mut made = Made {
         engine: EngineConfig {
             connections: Vec::new(),
-            endpoint: EndpointConfig::new(cookie_secret),
+            endpoint,
         },
         certificates: BTreeMap::new(),
         keys: Keys::new(),
     };
+    let members = config
+        .cluster
+        .members
+        .iter()
+        .map(|member| member.id)
+        .collect::<Vec<_>>();
     for c in &config.connections {
-        let connection = connection(c, cpus, &mut made).with_context(|| format!("connection {}", c.name))?;
+        let connection =
+            connection(c, cpus, &members, &mut made).with_context(|| format!("connection {}", c.name))?;
         made.engine.connections.push(connection);
     }
     Ok(made)

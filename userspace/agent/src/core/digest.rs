@@ -7,13 +7,13 @@ use cluster::message::Policy;
 use super::convert;
 use crate::config::{AuthKind, Config, Extensions};
 use crate::credentials;
-use crate::pki::Identity;
+use crate::pki::ClusterSecret;
 
 /// Digests of all parts.
 ///
 /// # Errors
 /// A pre-shared key cannot be read.
-pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
+pub fn policy(config: &Config, secret: &ClusterSecret) -> Result<Policy> {
     let cluster = &config.cluster;
     let mut parts = vec![
         ("addresses".to_owned(), format!("{:?}", config.addresses)),
@@ -34,7 +34,7 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
     parts.push(("cluster.members".to_owned(), format!("{members:?} {preferred}")));
     for (at, c) in config.connections.iter().enumerate() {
         let key = match &c.psk_file {
-            Some(path) => identity.fingerprint("psk", &convert::read_psk(path)?),
+            Some(path) => secret.fingerprint("psk", &convert::read_psk(path)?),
             None => Default::default(),
         };
         // Members renew certificates one after the other: what they prove and whom they believe must be the same.
@@ -64,7 +64,7 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
             ));
         }
         if let Some(ppk) = &c.ppk {
-            let key = identity.fingerprint("ppk", &convert::read_psk(&ppk.file)?);
+            let key = secret.fingerprint("ppk", &convert::read_psk(&ppk.file)?);
             text.push_str(&format!(" {:?} {key:02x?} {}", ppk.id, ppk.required));
         }
         if !c.pools.is_empty() {
@@ -73,7 +73,7 @@ pub fn policy(config: &Config, identity: &Identity) -> Result<Policy> {
         parts.push((format!("connection {}", c.name), text));
     }
     let digest = |(name, text): (String, String)| {
-        let whole = identity.derive(&format!("policy {name} {text}"));
+        let whole = secret.derive(&format!("policy {name} {text}"));
         let mut digest = [0; 16];
         digest.copy_from_slice(&whole[..16]);
         (name, digest)
@@ -90,7 +90,7 @@ mod tests {
     fn members_with_another_key_of_a_peer_differ_in_that_connection_alone() {
         let dir = std::env::temp_dir().join(format!("esp-digest-{}", std::process::id()));
         crate::pki::init(&dir, "lab", 1).unwrap();
-        let identity = Identity::load(&dir, model::MemberId(1)).unwrap();
+        let secret = crate::pki::Secrets::load(&dir).unwrap().active;
         let example = include_str!("../../../../docs/examples/espalier.toml");
         let mut config = Config::read_without_files(example, Path::new("/etc/espalier"))
             .ok()
@@ -101,7 +101,7 @@ mod tests {
         }
         let with = |config: &Config, key: &str| {
             std::fs::write(&path, key).unwrap();
-            policy(config, &identity).unwrap()
+            policy(config, &secret).unwrap()
         };
         let one = with(&config, "one key");
         assert_eq!(
@@ -127,7 +127,7 @@ mod tests {
         let names = differing(&with(&no_tickets, "one key"));
         assert_eq!(names.into_iter().collect::<Vec<_>>(), ["connection site-a"]);
         std::fs::remove_file(&path).unwrap();
-        let error = format!("{:#}", policy(&config, &identity).unwrap_err());
+        let error = format!("{:#}", policy(&config, &secret).unwrap_err());
         assert!(error.contains("peer.psk"), "{error}");
         std::fs::remove_dir_all(&dir).unwrap();
     }

@@ -138,6 +138,7 @@ async fn event_loop(
     } = rings;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut datagram = vec![0; 65_536];
     let mut packet = vec![0; 65_536];
     let mut esp = vec![0; 65_536];
@@ -163,6 +164,7 @@ async fn event_loop(
         core.adopt_turn(now);
         core.snapshot_turn(now);
         core.list_turn(now);
+        core.guests_turn(now);
         if second <= now {
             second = now + Duration::from_secs(1);
             core.every_second();
@@ -184,6 +186,10 @@ async fn event_loop(
             biased;
             _ = terminate.recv(), if leaving.is_none() => leaving = Some(core.leave()),
             _ = interrupt.recv(), if leaving.is_none() => leaving = Some(core.leave()),
+            _ = hangup.recv() => match core.reload_pki() {
+                Ok(text) => tracing::info!("SIGHUP: {text}"),
+                Err(why) => tracing::warn!("SIGHUP: certificates and secrets stay as they were: {why}"),
+            },
             Some(event) = synch.recv() => {
                 core.synch_event(event);
                 for _ in 1..RECORDS {

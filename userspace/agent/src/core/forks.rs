@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cluster::{Input, SetMember};
+use ike::Transmit;
 use model::{ChildSaChange, GroupId, IkeSpi, Instant};
 
 use super::Core;
@@ -20,6 +21,11 @@ const PER_SECOND: usize = 32;
 const AGAIN: Duration = Duration::from_secs(30);
 /// IKE SAs that a fork remembers; liveness checks are left to find the others.
 const MOST: usize = 1 << 17;
+
+/// Where an IKE message names its exchange (RFC 7296 3.1).
+const EXCHANGE_AT: usize = 18;
+/// The exchange that makes and replaces Child SAs, and IKE SAs.
+const CREATE_CHILD_SA: u8 = 36;
 
 /// What an owner that goes on alone, unfenced, changes without the knowledge of the standby that it lost.
 #[derive(Default)]
@@ -56,6 +62,13 @@ impl Touched {
             _ => {}
         }
         if let Some(spi) = ike_spi_of(child.spi_in()) {
+            self.add(spi);
+        }
+    }
+
+    /// A message about Child SAs goes out, or one of them is on its way out: the peer may do its part, whether we hear of that or not.
+    pub fn exchanged(&mut self, spi: IkeSpi) {
+        if self.recording {
             self.add(spi);
         }
     }
@@ -127,12 +140,28 @@ impl Forks {
 }
 
 impl Core {
-    /// An entry takes effect on the owner.
-    pub(super) fn note_touched(&mut self, id: GroupId, changes: &[EntryChange]) {
-        let sad = &self.sad;
+    /// An entry takes effect on the owner, and its messages go out.
+    pub(super) fn note_touched(&mut self, id: GroupId, changes: &[EntryChange], transmits: &[Transmit]) {
+        let (sad, engine) = (&self.sad, &self.engine);
         let touched = &mut self.groups.get_mut(id).touched;
+        if !touched.recording {
+            return;
+        }
         for change in changes {
             touched.note(change, |spi_in| sad.get(spi_in).map(|e| e.record.ike_spi));
+            if let EntryChange::IkePut(spi, _) = change
+                && engine
+                    .status_of(*spi)
+                    .is_some_and(|sa| sa.children.iter().any(|child| child.phase != "installed"))
+            {
+                touched.exchanged(*spi);
+            }
+        }
+        let about_children = transmits
+            .iter()
+            .filter(|t| t.bytes.get(EXCHANGE_AT) == Some(&CREATE_CHILD_SA));
+        for spi in about_children.filter_map(|t| t.ike_spi) {
+            touched.exchanged(spi);
         }
     }
 
@@ -197,6 +226,8 @@ mod tests {
             of,
         );
         assert!(touched.spis.is_empty());
+        touched.exchanged(IkeSpi(6));
+        assert_eq!(touched.spis.len(), 1, "the peer may have heard of it");
         touched.note(&remove, of);
         touched.note(&EntryChange::IkeRemove(IkeSpi(8)), of);
         let moved = ChildSaChange::MoveIkeSa {
@@ -204,7 +235,7 @@ mod tests {
             ike_spi: IkeSpi(9),
         };
         touched.note(&EntryChange::Child(moved), of);
-        assert_eq!(touched.take(), [IkeSpi(8), IkeSpi(9), IkeSpi(50)]);
+        assert_eq!(touched.take(), [IkeSpi(6), IkeSpi(8), IkeSpi(9), IkeSpi(50)]);
         touched.note(&remove, of);
         assert!(touched.take().is_empty(), "that fork is over");
         touched.begin();

@@ -29,6 +29,31 @@ pub struct Pending {
     pub about: Vec<IkeSpi>,
     /// Proposed while there was no standby: nobody else can know of it.
     pub alone: bool,
+    pub origin: Origin,
+}
+
+/// Whose commit it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The IKE engine's, or this agent's own.
+    Own,
+    /// The IKE engine's, with guests: this job of [`cluster::guest::sponsor::Sponsor`] goes on.
+    Sponsor(u64),
+    /// Another member's IKE engine's: this job of [`cluster::guest::host::Host`].
+    Host(u64),
+}
+
+/// A commit of the IKE engine that does something with guests, or waits for one that does.
+pub struct Held {
+    pub job: u64,
+    /// Until it begins.
+    pub part: Option<cluster::guest::sponsor::Part>,
+    /// Until it is proposed.
+    pub changes: Vec<EntryChange>,
+    pub transmits: Vec<Transmit>,
+    pub about: Vec<IkeSpi>,
+    /// SAs that guests of this commit replace.
+    pub replaced: Vec<EspSpi>,
 }
 
 /// One group.
@@ -39,6 +64,8 @@ pub struct Group {
     pub before: Ownership,
     /// Commits in the order in which they were proposed.
     pub pending: VecDeque<Pending>,
+    /// Commits that wait for other members, in order; what is about the same IKE SAs waits behind them.
+    pub held: VecDeque<Held>,
     /// Standby: something could not be armed; nothing is acknowledged until the next snapshot.
     pub withholding: bool,
     /// Announcements that are still to be repeated, and when.
@@ -66,6 +93,7 @@ impl Group {
             ownership: Ownership::default(),
             before: Ownership::default(),
             pending: VecDeque::new(),
+            held: VecDeque::new(),
             withholding: false,
             announce_next: None,
             suspects: Suspects::default(),

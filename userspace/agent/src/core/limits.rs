@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
+use cluster::guest::Wish;
 use cluster::message::RaiseKey;
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
@@ -251,13 +252,11 @@ impl Core {
                 continue;
             }
             self.refused.insert(spi_in, now);
-            let ike_spi = entry.record.ike_spi;
             self.log.note(
                 "rekey_alone",
                 format!("{name} SA {spi_in}: its limits cannot be raised, since a standby that is lost may have used the numbers above; rekeying"),
             );
-            self.adopt_first(ike_spi);
-            self.engine_command(ike::Command::RekeyChild { spi_in });
+            self.have_done(spi_in, Wish::Rekey);
         }
     }
 
@@ -367,7 +366,6 @@ impl Core {
             entry.record.spi_in,
             format!("{}/{}", entry.record.connection, entry.record.child),
         );
-        let ike_spi = entry.record.ike_spi;
         let segment = entry.segment();
         let owns = self.groups.owns_segment(segment);
         let group = self.groups.of_mut(segment);
@@ -377,13 +375,12 @@ impl Core {
         if let Some(last) = &mut group.takeover {
             last.evidence_rekeys += 1;
         }
-        self.adopt_first(ike_spi);
         self.log.note(
             "evidence",
             format!("{name} SA {spi_in}: the peer sends below the takeover floor; repairing"),
         );
         let repair = self.repair(slot, spi_in);
-        self.engine_command(repair);
+        self.have_done(spi_in, repair);
     }
 
     /// A packet met a policy without an SA.

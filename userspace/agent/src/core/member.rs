@@ -3,20 +3,40 @@
 use cluster::{Input, Link, Output, RaiseItem};
 use model::{ChildSaChange, Epoch, EspSpi, GroupId, MemberId};
 use sad::{Context, Direction, LimitRaise, NamedLimits};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::entry::{self, DecodeError, EntryChange};
 use super::{Core, NotApplied};
 use crate::clock;
 use crate::net::ports::{Macs, second_hop};
+use crate::pki::SecretId;
 use crate::synch::{LinkId, SynchEvent};
 use maps_schema::steer::MAX_PORTS;
 
 /// What a member tells the other about itself, in its hello.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Facts {
     /// MAC addresses of its interfaces.
     pub macs: Macs,
+    /// Names of the cluster secrets that it knows, the one in use first. Releases that know one secret only do not say it, and
+    /// do not read it.
+    pub secrets: Vec<SecretId>,
+}
+
+impl Facts {
+    pub fn encode(&self) -> Vec<u8> {
+        // Growing a vector cannot fail, and plain data has a postcard form.
+        postcard::to_stdvec(self).expect("serialises")
+    }
+
+    fn decode(octets: &[u8]) -> Result<Self, postcard::Error> {
+        let (macs, rest) = postcard::take_from_bytes(octets)?;
+        let secrets = match rest {
+            [] => Vec::new(),
+            rest => postcard::from_bytes(rest)?,
+        };
+        Ok(Self { macs, secrets })
+    }
 }
 
 fn link_id(link: Link) -> LinkId {
@@ -198,6 +218,7 @@ impl Core {
                 });
             }
             Output::MergeWindows { group, token, bytes } => self.merge_windows(group, token, bytes),
+            Output::Guest { from, group, body } => self.guest_heard(from, group, body),
             Output::PeerFacts { peer, facts } => self.peer_facts(peer, &facts),
             Output::Ownership { token, group, op } => self.ask_ownership(token, group, op),
             Output::Event(event) => self.node_event(&event),
@@ -333,7 +354,7 @@ impl Core {
 
     /// The other member's MAC addresses: where the second hop goes, and whose frames are not forwarded again.
     fn peer_facts(&mut self, peer: MemberId, octets: &[u8]) {
-        let facts: Facts = match postcard::from_bytes(octets) {
+        let facts = match Facts::decode(octets) {
             Ok(facts) => facts,
             Err(error) => {
                 self.log.warn(
@@ -350,7 +371,9 @@ impl Core {
         for (_, mac) in facts.macs.iter().take(MAX_PORTS) {
             written = written.and_then(|()| self.plane.put_member_mac(*mac, peer.0));
         }
+        let secrets = facts.secrets.clone();
         self.facts.insert(peer, facts);
+        self.follow_secret(peer, &secrets);
         if let Err(error) = written {
             self.log.warn(
                 "peer_facts",
@@ -401,6 +424,7 @@ impl Core {
             self.advancing.retain(|_, raise| raise.spi != *spi_in);
             self.forget_asked(*spi_in);
             self.reported.remove(spi_in);
+            self.guests.wishes.remove(spi_in);
             // What could not be installed need not be removed.
             if self.sad.get(*spi_in).is_none() {
                 return Ok(());
@@ -414,5 +438,31 @@ impl Core {
             plan.extend(self.taint(vec![record.spi_in], context.epoch));
         }
         self.execute(&plan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_that_knows_one_secret_only_reads_the_facts_of_one_that_knows_more_and_the_other_way_round() {
+        #[derive(Serialize, serde::Deserialize)]
+        struct Before {
+            macs: Macs,
+        }
+        let macs: Macs = Default::default();
+        let before = postcard::to_stdvec(&Before { macs: macs.clone() }).unwrap();
+        let read = Facts::decode(&before).unwrap();
+        assert_eq!((&read.macs, read.secrets.len()), (&macs, 0));
+        let dir = std::env::temp_dir().join(format!("esp-facts-{}", std::process::id()));
+        crate::pki::init(&dir, "lab", 1).unwrap();
+        let secrets = crate::pki::Secrets::load(&dir).unwrap().ids();
+        std::fs::remove_dir_all(&dir).unwrap();
+        let facts = Facts { macs, secrets };
+        let octets = facts.encode();
+        assert_eq!(Facts::decode(&octets).unwrap(), facts);
+        assert_eq!(postcard::from_bytes::<Before>(&octets).unwrap().macs, facts.macs);
+        assert!(Facts::decode(&octets[..octets.len() - 1]).is_err());
     }
 }

@@ -15,6 +15,7 @@ mod entry;
 mod event_loop;
 mod forks;
 mod groups;
+mod guests;
 mod health;
 mod held;
 mod keep;
@@ -39,6 +40,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use cluster::Node;
+use cluster::guest::sponsor::Part;
 use dataplane::{CounterReader, Plane, Runner, Segments};
 use ike::{Command, Commit, Engine, Input, Output, Transmit};
 use model::{EspSpi, GroupId, IkeSpi, Instant, MemberId, SecretBytes};
@@ -54,7 +56,7 @@ use crate::net::socket::IkeSockets;
 use crate::synch::Synch;
 use around::Around;
 use entry::EntryChange;
-use groups::{Groups, Pending};
+use groups::{Groups, Origin, Pending};
 use secrets::Known;
 
 pub use event_loop::run;
@@ -88,6 +90,9 @@ struct Core {
     config: Config,
     me: MemberId,
     steer_key: [u64; 2],
+    /// Cluster secrets: the one in use, and those that are honoured beside it.
+    secrets: crate::pki::Secrets,
+    policies: secrets::Policies,
     started: Instant,
     incarnation: u64,
     log: EventLog,
@@ -158,7 +163,9 @@ struct Core {
     forked: VecDeque<IkeSpi>,
     /// What forks of other members touched that lost against this one.
     forks: forks::Forks,
-    /// Child SAs that were asked for, for a CPU beside a shared one, and when.
+    /// Child SAs on segments of other members than their IKE SAs'.
+    guests: guests::MemberSas,
+    /// Child SAs that were asked for, for a CPU or member beside a shared one, and when.
     asked: BTreeMap<(EspSpi, u32), Instant>,
     /// Right edges as reported to the standby.
     reported: HashMap<EspSpi, u64>,
@@ -174,6 +181,8 @@ impl Core {
             known: Known::of(self.me, &self.segments, &self.mirror),
             sad: &mut self.sad,
             groups: &self.groups,
+            node: &self.node,
+            guests: &mut self.guests.machine,
             steer_key: self.steer_key,
             counters: &self.counters,
             advances: Vec::new(),
@@ -205,6 +214,8 @@ impl Core {
                 self.node_output(output);
             } else if let Some(output) = self.engine.poll() {
                 self.engine_output(output);
+            } else if let Some(act) = self.guests.machine.poll() {
+                self.guest_act(act);
             } else {
                 break;
             }
@@ -215,8 +226,8 @@ impl Core {
     fn engine_output(&mut self, output: Output) {
         match output {
             Output::Commit(commit) => {
-                for (group, part) in self.split(commit) {
-                    self.propose(group, part);
+                for (group, (part, guests)) in self.split(commit) {
+                    self.commit_with_guests(group, part, guests);
                 }
             }
             Output::Transmit(transmit) => self.transmit_in_order(transmit),
@@ -225,13 +236,22 @@ impl Core {
         }
     }
 
-    /// A commit for each group: what one input brings about may concern IKE SAs of several (a peer that began anew).
-    fn split(&self, commit: Commit) -> BTreeMap<GroupId, Commit> {
+    /// A commit for each group: what one input brings about may concern IKE SAs of several (a peer that began anew). What it does with
+    /// guests is apart: that is for the journals of their hosts.
+    fn split(&self, commit: Commit) -> BTreeMap<GroupId, (Commit, Part)> {
         let layout = self.groups.layout;
-        let mut parts: BTreeMap<GroupId, Commit> = BTreeMap::new();
+        let mut parts: BTreeMap<GroupId, (Commit, Part)> = BTreeMap::new();
         for change in commit.changes {
-            let group = layout.group_of(change.segment());
-            parts.entry(group).or_default().changes.push(change);
+            match change {
+                ike::Change::ChildSa(change) if self.sponsor_of(&change).is_some() => {
+                    let group = self.sponsor_of(&change).unwrap_or_default();
+                    parts.entry(group).or_default().1.add(change);
+                }
+                change => {
+                    let group = layout.group_of(change.segment());
+                    parts.entry(group).or_default().0.changes.push(change);
+                }
+            }
         }
         for transmit in commit.transmits {
             // What belongs to no IKE SA goes with what there is.
@@ -239,7 +259,7 @@ impl Core {
             let group = transmit
                 .ike_spi
                 .map_or(first, |spi| layout.group_of(spi.segment()));
-            parts.entry(group).or_default().transmits.push(transmit);
+            parts.entry(group).or_default().0.transmits.push(transmit);
         }
         parts
     }
@@ -263,19 +283,36 @@ impl Core {
             }
             return;
         }
-        if !self.contacts.is_empty() {
-            let named = changes.iter().filter_map(|change| match change {
-                EntryChange::IkePut(spi, _) => self.contacts.remove(spi),
-                _ => None,
-            });
-            let named = named.collect::<Vec<_>>();
-            changes.extend(named);
-        }
+        self.add_contacts(&mut changes);
         self.propose_changes(group, changes, commit.transmits, about);
+    }
+
+    /// What the other members hear of with these IKE SAs.
+    fn add_contacts(&mut self, changes: &mut Vec<EntryChange>) {
+        if self.contacts.is_empty() {
+            return;
+        }
+        let named = changes.iter().filter_map(|change| match change {
+            EntryChange::IkePut(spi, _) => self.contacts.remove(spi),
+            _ => None,
+        });
+        let named = named.collect::<Vec<_>>();
+        changes.extend(named);
     }
 
     fn propose_changes(
         &mut self,
+        group: GroupId,
+        changes: Vec<EntryChange>,
+        transmits: Vec<Transmit>,
+        about: Vec<IkeSpi>,
+    ) {
+        self.propose_as(Origin::Own, group, changes, transmits, about);
+    }
+
+    fn propose_as(
+        &mut self,
+        origin: Origin,
         group: GroupId,
         changes: Vec<EntryChange>,
         transmits: Vec<Transmit>,
@@ -296,6 +333,7 @@ impl Core {
             transmits,
             about,
             alone,
+            origin,
         });
         self.node.handle(cluster::Input::Propose {
             now: clock::now(),
@@ -322,6 +360,10 @@ impl Core {
     fn transmit_in_order(&mut self, transmit: Transmit) {
         if let Some(spi) = transmit.ike_spi {
             let group = self.groups.of_mut(spi.segment());
+            if let Some(held) = group.held.iter_mut().rev().find(|h| h.about.contains(&spi)) {
+                held.transmits.push(transmit);
+                return;
+            }
             if let Some(pending) = group.pending.iter_mut().rev().find(|p| p.about.contains(&spi)) {
                 pending.transmits.push(transmit);
                 return;
@@ -399,7 +441,7 @@ impl Core {
         };
         // The standby that was there when it was proposed may know the SA, though it never acknowledged it.
         let alone = pending.alone && self.node.is_alone(id);
-        self.note_touched(id, &pending.changes);
+        self.note_touched(id, &pending.changes, &pending.transmits);
         let failed = self.apply(id, &pending.changes, epoch, alone);
         self.snapshots.took_effect(id, &pending.changes);
         self.run_held_for(&pending.changes);
@@ -413,6 +455,7 @@ impl Core {
         for transmit in &pending.transmits {
             self.transmit(transmit);
         }
+        self.guests_committed(pending.origin, failed.is_empty());
         for (spi_in, _) in failed {
             // A failed removal has left the engine already.
             if self.engine.ike_spi_of_child(spi_in).is_some() {
@@ -493,6 +536,7 @@ impl Core {
             return;
         }
         self.sweep_waiting();
+        self.ask_for_members();
         self.rekey_suspects();
         self.reestablish();
         self.ask_message_ids();

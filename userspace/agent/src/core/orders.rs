@@ -238,6 +238,12 @@ impl Core {
         }
     }
 
+    /// Child SAs that other members serve were replaced.
+    pub(super) fn orders_replaced(&mut self, old: &[EspSpi]) {
+        self.orders
+            .reached(|part| matches!(part.goal, Goal::Child(spi_in) if old.contains(&spi_in)));
+    }
+
     /// This member serves the group no more.
     pub(super) fn orders_given_up(&mut self, group: GroupId) {
         let layout = self.groups.layout;

@@ -70,6 +70,9 @@ impl Core {
         };
         if new {
             self.scan.look_at_everything();
+            let served = self.groups.owns(flip.group);
+            self.sad
+                .set_served(self.groups.layout.segments(flip.group), served);
         }
         if self.groups.owns(flip.group) && flip.legacy.is_none() {
             self.run_held(flip.group);
@@ -142,11 +145,13 @@ impl Core {
         let of_group = |segment| layout.group_of(segment) == id;
         let forgotten = self.engine.remove_segments(of_group);
         self.sad.release_unused_spis(of_group);
+        self.guests.machine.suspend(id);
         // Many IKE SAs with their keys take a while to be wiped.
         tokio::task::spawn_blocking(move || drop(forgotten));
         self.snapshots.forget(id);
         let group = self.groups.get_mut(id);
         group.pending.clear();
+        group.held.clear();
         group.resumed = false;
         group.adopting.clear();
         group.adoption = None;

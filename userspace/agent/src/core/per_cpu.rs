@@ -35,13 +35,19 @@ impl Core {
         let (Ok(number), now) = (u16::try_from(cpu), clock::now()) else {
             return;
         };
+        let resource = Resource::of_owner(number);
+        // Where only members have their own, a member's CPUs share.
+        let mut connections = self.engine.config().connections.iter();
+        let wanted = connections.find(|c| c.name == entry.record.connection);
+        if !wanted.is_some_and(|c| c.resources.contains(&resource)) {
+            return;
+        }
         let asked = self.asked.get(&(beside, cpu));
         if asked.is_some_and(|at| now.since(*at) < AGAIN) {
             return;
         }
         self.asked.insert((beside, cpu), now);
         self.adopt_first(ike_spi);
-        let resource = Resource::of_owner(number);
         self.engine_command(Command::CreateResourceChild { beside, resource });
     }
 }

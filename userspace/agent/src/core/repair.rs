@@ -1,6 +1,7 @@
 //! What is done about a peer whose sequence numbers are below what counts as seen after a takeover, and about one that may know
 //! Message IDs of a fork that was discarded.
 
+use cluster::guest::Wish;
 use ike::{Command, MidSync};
 use model::{EspSpi, GroupId, MemberId};
 
@@ -15,14 +16,14 @@ const ASKED_PER_SECOND: usize = 256;
 impl Core {
     /// Asks the peer to raise its numbers where it can (RFC 6311), or rekeys; the engine decides. The numbers that a peer must
     /// jump over lie between the last edge that was reported and the ceiling that counts as seen.
-    pub(super) fn repair(&self, slot: u32, spi_in: EspSpi) -> Command {
+    pub(super) fn repair(&self, slot: u32, spi_in: EspSpi) -> Wish {
         let edge = self
             .counters
             .counters(slot)
             .filter(|counters| counters.inbound.spi == spi_in.0)
             .map_or(0, |counters| counters.inbound.edge);
         let delta = self.ceiling_of(slot).unwrap_or(0).saturating_sub(edge);
-        Command::RepairInbound { spi_in, delta }
+        Wish::Repair { delta }
     }
 
     /// A member joins this member's group. If it is the very life from which this one took the group over by a failover, it was not

@@ -187,6 +187,8 @@ impl Core {
             ts_remote: entry.record.ts_remote.iter().map(selector).collect(),
             segment: entry.segment().0,
             cpu: self.plane.cpu_of(entry.slot()),
+            member: self.groups.of(entry.segment()).ownership.owner.map_or(0, |m| m.0),
+            guest: entry.is_guest(),
             bound: entry.is_bound(),
             packets_in: counters.inbound.packets,
             bytes_in: counters.inbound.bytes,

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cluster::Input;
+use cluster::guest::Wish;
 use dataplane::Activity;
 use maps_schema::segment::SEGMENTS;
 use model::{Epoch, EspSpi, Instant, SegmentId};
@@ -231,11 +232,10 @@ impl Core {
     }
 
     fn lifetime(&mut self, due: LifetimeEvent) {
-        let command = match due.kind {
-            LifetimeKind::Soft => ike::Command::RekeyChild { spi_in: due.spi_in },
-            LifetimeKind::Hard => ike::Command::DeleteChild { spi_in: due.spi_in },
+        let wish = match due.kind {
+            LifetimeKind::Soft => Wish::Rekey,
+            LifetimeKind::Hard => Wish::Delete,
         };
-        self.adopt_first(due.ike_spi);
         self.log.note(
             "lifetime",
             format!(
@@ -243,7 +243,7 @@ impl Core {
                 due.connection, due.child, due.spi_in, due.kind
             ),
         );
-        self.engine_command(command);
+        self.have_done(due.spi_in, wish);
     }
 
     /// What is left of the lease and of the headroom, as parts of their sizes.

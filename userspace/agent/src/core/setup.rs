@@ -9,7 +9,7 @@ use cluster::{EngineKind, Layout, Node, NodeConfig};
 use dataplane::{ObjectSource, Options, Plane, XdpModeUsed};
 use ike::Engine;
 use maps_schema::steer::{Local, SIDE_INSIDE};
-use model::{Incarnation, SaMode, SecretBytes, TrafficSelector};
+use model::{Incarnation, SaMode, TrafficSelector};
 use rtnetlink::Handle;
 use sad::{DataPlane, Sad, Settings};
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ use tun_rs::AsyncDevice;
 use super::certificates::Certificates;
 use super::command::Wishes;
 use super::groups::Groups;
+use super::guests::MemberSas;
 use super::health::Health;
 use super::keep::{self, Kept, NotTakenUp};
 use super::member::Facts;
@@ -25,7 +26,7 @@ use super::orders::Orders;
 use super::scan::Scan;
 use super::suspects::Suspects;
 use super::{
-    Core, around, capabilities, convert, digest, engine, forks, held, path, secrets, slow, snapshot, timeline,
+    Core, around, capabilities, convert, engine, forks, held, path, secrets, slow, snapshot, timeline,
 };
 use crate::api::InterfaceStatus;
 use crate::clock;
@@ -80,7 +81,7 @@ const SETTLE: std::time::Duration = std::time::Duration::from_millis(1000);
 /// The MTU of the TUN device is the smallest: what this host sends itself fits without fragments.
 const TUN_MTU: u32 = 1400;
 
-fn local(config: &Config, steer_key: [u64; 2], ports: &Ports) -> Local {
+pub fn local(config: &Config, steer_key: [u64; 2], ports: &Ports) -> Local {
     let inside = |v6: bool| {
         let mut inside = config.addresses.inside.iter().copied();
         let found = inside.find(|address| address.is_ipv6() == v6);
@@ -123,13 +124,13 @@ fn privileges(log: &mut EventLog) {
     }
 }
 
-fn node_config(config: &Config, identity: &Identity, incarnation: u64, facts: Facts) -> Result<NodeConfig> {
+fn node_config(config: &Config, incarnation: u64) -> NodeConfig {
     let cluster = &config.cluster;
     let weight = |m: &crate::config::MemberConfig| match cluster.mode {
         ClusterMode::HotStandby => u32::from(m.id == cluster.preferred),
         ClusterMode::LoadSharing => m.weight,
     };
-    Ok(NodeConfig {
+    NodeConfig {
         me: cluster.member,
         incarnation: Incarnation(incarnation),
         members: cluster.members.iter().map(|m| (m.id, weight(m))).collect(),
@@ -148,9 +149,10 @@ fn node_config(config: &Config, identity: &Identity, incarnation: u64, facts: Fa
         dead_man: cluster.dead_man,
         settle: SETTLE.max(cluster.suspicion_floor * 5),
         rebalance: cluster.rebalance,
-        policy: digest::policy(config, identity)?,
-        facts: postcard::to_stdvec(&facts).context("cannot encode this member's facts")?,
-    })
+        // Given to the node once it is there.
+        policy: BTreeMap::new(),
+        facts: Vec::new(),
+    }
 }
 
 fn synch_config(config: &Config) -> SynchConfig {
@@ -230,9 +232,7 @@ impl Core {
         let transport = transport_pairs(&config);
         net::own::route(&netlink, tun_index, &transport).await?;
 
-        let secret = identity.derive("steering");
-        let word = |at: usize| u64::from_le_bytes(secret[at..at + 8].try_into().unwrap_or_default());
-        let steer_key = [word(0), word(8)];
+        let steer_key = secrets::steer_key(&identity.secrets.active);
         let mut options = Options::new(
             ObjectSource::Path(config.data_plane.object.clone()),
             &config.data_plane.pin_dir,
@@ -280,9 +280,8 @@ impl Core {
             None => plane.execute(&plan).context("cannot write the policies")?,
         }
 
-        let cookie = SecretBytes::new(identity.derive("ike cookie").to_vec());
-        let mut made = convert::make(&config, cookie, options.cpus)?;
-        secrets::give(&mut made.engine.endpoint, identity);
+        let policies = secrets::Policies::of(&config, &identity.secrets)?;
+        let made = convert::make(&config, secrets::endpoint(&identity.secrets), options.cpus)?;
         let engine = Engine::new(made.engine);
         let (done, signed) = mpsc::unbounded_channel();
         let signer = Signer::start(made.keys, done)?;
@@ -297,7 +296,6 @@ impl Core {
 
         let synch = Synch::start(&synch_config(&config), identity, events)
             .context("cannot start the synch channel")?;
-        synch.reload_on_hangup(&config.cluster.pki)?;
 
         // Last: from here on packets meet the programs.
         let report = plane.attach().context("cannot attach the programs")?;
@@ -318,7 +316,10 @@ impl Core {
         }
         // New at every start, and rising, whatever happens to the host's uptime.
         let incarnation = clock::wall_ns();
-        let facts = Facts { macs: ports.macs() };
+        let facts = Facts {
+            macs: ports.macs(),
+            secrets: identity.secrets.ids(),
+        };
         let (told, ownership) = mpsc::channel(256);
         let ownership_engine = engine::start(&config, told)?;
         let (copies, snapshots) = mpsc::unbounded_channel();
@@ -337,7 +338,9 @@ impl Core {
             destinations: peers.into_iter().collect(),
         })
         .await?;
-        let mut node = Node::new(node_config(&config, identity, incarnation, facts)?, clock::now());
+        let mut node = Node::new(node_config(&config, incarnation), clock::now());
+        let shared = policies.shared(&identity.secrets);
+        node.share(shared, facts.encode());
         node.speak_at_most(config.cluster.record_format);
         let mut mirror = BTreeMap::new();
         let mut tenures = Vec::new();
@@ -357,9 +360,12 @@ impl Core {
             tenures = kept.tenures;
         }
         pins.keep();
+        let guests = MemberSas::new(&config, groups.layout, options.cpus);
         let mut core = Core {
             me: config.cluster.member,
             steer_key,
+            secrets: identity.secrets.clone(),
+            policies,
             started: now,
             incarnation,
             log,
@@ -405,6 +411,7 @@ impl Core {
             advancing: BTreeMap::new(),
             refused: HashMap::new(),
             asked: BTreeMap::new(),
+            guests,
             forked: VecDeque::new(),
             forks: forks::Forks::default(),
             reported: HashMap::new(),

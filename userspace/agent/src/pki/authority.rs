@@ -9,6 +9,9 @@
 //! | `rotate ca` | trusts the old and the new CA | `ca.crt`, `cluster.crl` |
 //! | `rotate members` | has a new certificate; the replaced ones are still accepted | `member-N.crt`, `member-N.key` |
 //! | `rotate finish` | refuses replaced certificates and the old CA | `ca.crt`, `cluster.crl` |
+//! | `rotate secret make` | knows the next secret | `cluster-next.secret` |
+//! | `rotate secret use` | uses it; honours what was made with the one before | `cluster.secret`, `cluster-old.secret` |
+//! | `rotate secret forget` | no longer knows the one before | (to be removed: `cluster-old.secret`) |
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -23,14 +26,17 @@ use zeroize::Zeroizing;
 use super::ca::{CLOCK_DIFFERENCE, Ca, DAY, ca_name, moment, now, random_serial};
 use super::ledger::{Issued, Ledger, Standing};
 use super::{
-    CA_FILE, CRL_FILE, CertificateFacts, SECRET_FILE, SECRET_LEN, certificate, certificate_file, files,
-    key_file, ledger, member_name,
+    CA_FILE, CRL_FILE, CertificateFacts, ClusterSecret, NEXT_SECRET_FILE, OLD_SECRET_FILE, SECRET_FILE,
+    SECRET_LEN, certificate, certificate_file, files, key_file, ledger, member_name,
 };
 
 /// Days for which a member certificate is valid where nothing else is said.
 pub const DAYS_DEFAULT: u32 = 730;
 /// Most days for which a member certificate may be valid.
 pub const DAYS_MAX: u32 = 3650;
+
+/// A secret is honoured for so many seconds after it was replaced: a ticket is read for two periods of its key.
+const SECRET_HONOURED: u64 = 2 * crypto::ticket::TICKET_KEY_PERIOD;
 
 const CA_KEY: &str = "ca.key";
 const OLD_CA_KEY: &str = "ca-old.key";
@@ -92,8 +98,19 @@ pub struct Overview {
     pub changing: bool,
     /// Number of the revocation list.
     pub crl_number: u64,
+    /// Cluster secrets, by name.
+    pub secrets: Vec<SecretOverview>,
     /// Certificates, by member.
     pub members: Vec<MemberOverview>,
+}
+
+/// A cluster secret in the [`Overview`].
+#[derive(Clone, Debug, Serialize)]
+pub struct SecretOverview {
+    /// `in use`, `next` or `before`.
+    pub role: String,
+    /// Its name, as `espalier status` shows it.
+    pub id: String,
 }
 
 /// A certificate in the [`Overview`].
@@ -150,6 +167,7 @@ impl Authority {
             previous_ca: None,
             crl_number: 0,
             issued: Vec::new(),
+            secret_replaced_at: None,
         };
         let mut this = Self {
             dir: dir.to_owned(),
@@ -230,7 +248,7 @@ impl Authority {
             self.discard(&mut change, &name)?;
         }
         change.next = format!(
-            "Copy {CRL_FILE} to every other member and run `espalier reload-pki` there: member {member}'s connections are closed at once. Then remove it from [[cluster.members]]. It knows {SECRET_FILE}: see 'The cluster secret' in SYNCH-CHANNEL.md."
+            "Copy {CRL_FILE} to every other member and run `espalier reload-pki` there: member {member}'s connections are closed at once. Then remove it from [[cluster.members]]. It knows {SECRET_FILE}: to replace that, too: espalier cluster rotate secret make"
         );
         Ok(change)
     }
@@ -338,6 +356,83 @@ impl Authority {
         Ok(change)
     }
 
+    /// Makes the secret that takes the place of the cluster secret.
+    ///
+    /// # Errors
+    /// The secret is being replaced already.
+    pub fn make_secret(&mut self) -> Result<Change> {
+        if self.dir.join(OLD_SECRET_FILE).exists() {
+            bail!(
+                "{OLD_SECRET_FILE} is here still: end the last change first: espalier cluster rotate secret forget"
+            );
+        }
+        if self.dir.join(NEXT_SECRET_FILE).exists() {
+            bail!(
+                "{NEXT_SECRET_FILE} is here already: copy it to every member, then: espalier cluster rotate secret use"
+            );
+        }
+        let mut change = Change::default();
+        let mut secret = Zeroizing::new([0_u8; SECRET_LEN]);
+        getrandom::fill(&mut secret[..]).context("the system has no randomness")?;
+        self.create(&mut change, NEXT_SECRET_FILE, files::SECRET, &secret[..])?;
+        change.next = format!(
+            "Copy {NEXT_SECRET_FILE} to every member and run `espalier reload-pki` there. When all have it (espalier status shows it): espalier cluster rotate secret use"
+        );
+        Ok(change)
+    }
+
+    /// Puts the next secret in place of the cluster secret. A command that was interrupted is carried on by the next one.
+    ///
+    /// # Errors
+    /// There is no next secret.
+    pub fn use_secret(&mut self) -> Result<Change> {
+        let of = |name: &str| self.dir.join(name);
+        let next = of(NEXT_SECRET_FILE);
+        if !next.exists() {
+            bail!("there is no {NEXT_SECRET_FILE}; first: espalier cluster rotate secret make");
+        }
+        let mut change = Change::default();
+        let next = ClusterSecret::read(&next)?;
+        let active = ClusterSecret::read(&of(SECRET_FILE))?;
+        if active.id() != next.id() {
+            self.replace(&mut change, OLD_SECRET_FILE, files::SECRET, active.expose())?;
+            self.ledger.secret_replaced_at = Some(now());
+            self.save(&mut change)?;
+            self.replace(&mut change, SECRET_FILE, files::SECRET, next.expose())?;
+        }
+        self.discard(&mut change, NEXT_SECRET_FILE)?;
+        change.next = format!(
+            "Copy {SECRET_FILE} and {OLD_SECRET_FILE} to every member, remove {NEXT_SECRET_FILE} there, and run `espalier reload-pki`: with the first member that does so all go over to the new secret. After {} hours, when nobody comes back by what was made with the old one any more: espalier cluster rotate secret forget",
+            SECRET_HONOURED / 3600
+        );
+        Ok(change)
+    }
+
+    /// Forgets the secret before. `now_already`: although peers may still hold what was made with it.
+    ///
+    /// # Errors
+    /// There is none, or it is too early.
+    pub fn forget_secret(&mut self, now_already: bool) -> Result<Change> {
+        if !self.dir.join(OLD_SECRET_FILE).exists() {
+            bail!("there is no {OLD_SECRET_FILE}: nothing is to be forgotten");
+        }
+        let since = self.ledger.secret_replaced_at.unwrap_or(0);
+        let left = (since + SECRET_HONOURED).saturating_sub(now());
+        if left > 0 && !now_already {
+            bail!(
+                "for {} hours more peers may come back by tickets that were made with the old secret; to forget it all the same: --now",
+                left.div_ceil(3600)
+            );
+        }
+        let mut change = Change::default();
+        self.discard(&mut change, OLD_SECRET_FILE)?;
+        self.ledger.secret_replaced_at = None;
+        self.save(&mut change)?;
+        change.next =
+            format!("Remove {OLD_SECRET_FILE} on every member and run `espalier reload-pki` there.");
+        Ok(change)
+    }
+
     /// What there is.
     ///
     /// # Errors
@@ -363,6 +458,21 @@ impl Authority {
             authorities: CertificateFacts::of_file(&self.dir.join(CA_FILE))?,
             changing: self.ledger.previous_ca.is_some(),
             crl_number: self.ledger.crl_number,
+            secrets: [
+                ("in use", SECRET_FILE),
+                ("next", NEXT_SECRET_FILE),
+                ("before", OLD_SECRET_FILE),
+            ]
+            .into_iter()
+            .filter(|(_, name)| self.dir.join(name).exists())
+            .map(|(role, name)| {
+                let secret = ClusterSecret::read(&self.dir.join(name))?;
+                Ok(SecretOverview {
+                    role: role.to_owned(),
+                    id: secret.id().to_string(),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?,
             members,
         })
     }

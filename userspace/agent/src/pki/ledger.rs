@@ -53,6 +53,9 @@ pub struct Ledger {
     pub crl_number: u64,
     /// Every certificate.
     pub issued: Vec<Issued>,
+    /// When the cluster secret was replaced, seconds since 1970; `None`: the one before is forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_replaced_at: Option<u64>,
 }
 
 impl Ledger {

@@ -10,18 +10,20 @@ mod ca;
 mod certificate;
 mod files;
 mod ledger;
+mod secrets;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use model::{MemberId, SecretBytes};
+use model::MemberId;
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 
 pub use authority::{Authority, Change, DAYS_DEFAULT, DAYS_MAX, Overview, Validity};
 pub use certificate::CertificateFacts;
+pub use secrets::{ClusterSecret, SecretId, Secrets};
 
 /// Octets of the cluster secret.
 const SECRET_LEN: usize = 32;
@@ -31,6 +33,10 @@ const CA_FILE: &str = "ca.crt";
 const CRL_FILE: &str = "cluster.crl";
 /// The cluster secret.
 const SECRET_FILE: &str = "cluster.secret";
+/// The one that takes its place soon.
+const NEXT_SECRET_FILE: &str = "cluster-next.secret";
+/// The one before.
+const OLD_SECRET_FILE: &str = "cluster-old.secret";
 
 /// The name in a member's certificate.
 pub fn member_name(cluster: &str, member: MemberId) -> String {
@@ -68,8 +74,8 @@ pub struct Identity {
     pub roots: Arc<RootCertStore>,
     /// Revocation lists. Where there is any, each CA needs one: a certificate whose state is unknown is refused.
     pub revoked: Vec<CertificateRevocationListDer<'static>>,
-    /// Shared by all members: steering key, cookie secret, reset keys are derived from it.
-    pub secret: SecretBytes,
+    /// Shared by all members: steering key, the secrets of cookies, tokens and tickets, and policy digests are derived from it.
+    pub secrets: Secrets,
 }
 
 impl Identity {
@@ -115,42 +121,20 @@ impl Identity {
         let key = dir.join(key_file(member));
         let key = PrivateKeyDer::from_pem_file(&key)
             .with_context(|| format!("cannot read the member key {}", key.display()))?;
-        let path = dir.join(SECRET_FILE);
-        let secret = SecretBytes::new(
-            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
-        );
-        if secret.len() != SECRET_LEN {
-            bail!(
-                "{} has {} octets instead of {SECRET_LEN}; copy it from the folder of 'cluster init'",
-                path.display(),
-                secret.len()
-            );
-        }
+        let secrets = Secrets::load(dir)?;
         Ok(Self {
             certificate,
             facts,
             key,
             roots: Arc::new(roots),
             revoked,
-            secret,
+            secrets,
         })
-    }
-
-    /// A key for one purpose, derived from the cluster secret.
-    pub fn derive(&self, purpose: &str) -> [u8; 32] {
-        hmac(self.secret.expose(), purpose.as_bytes())
     }
 
     /// A key for one purpose that nobody but this member can derive: from its own private key.
     pub fn own_key(&self, purpose: &str) -> [u8; 32] {
         hmac(self.key.secret_der(), purpose.as_bytes())
-    }
-
-    /// A digest of something secret, for comparison between members: without the cluster secret not even a guess can be
-    /// checked against it.
-    pub fn fingerprint(&self, purpose: &str, secret: &SecretBytes) -> [u8; 32] {
-        let key = zeroize::Zeroizing::new(self.derive(purpose));
-        hmac(&key[..], secret.expose())
     }
 }
 

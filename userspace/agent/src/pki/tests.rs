@@ -53,10 +53,14 @@ fn a_member_certificate_names_one_member_of_one_cluster() {
     assert_eq!(member_of(&two.certificate, "lab", &all[..1]), None);
     assert_eq!(member_of(&two.certificate, "other", &all), None);
     assert_eq!(
-        two.derive("a"),
-        Identity::load(&dir.0, MemberId(1)).unwrap().derive("a")
+        two.secrets.active.derive("a"),
+        Identity::load(&dir.0, MemberId(1))
+            .unwrap()
+            .secrets
+            .active
+            .derive("a")
     );
-    assert_ne!(two.derive("a"), two.derive("b"));
+    assert_ne!(two.secrets.active.derive("a"), two.secrets.active.derive("b"));
     assert_eq!(two.facts.subject, "member-2.lab.espalier");
     assert_eq!(two.facts.issuer, "espalier cluster lab CA 1");
 }
@@ -258,4 +262,43 @@ fn two_commands_do_not_work_in_one_folder_and_a_folder_of_a_member_is_refused() 
     std::fs::remove_file(dir.0.join("issued.json")).unwrap();
     let error = Authority::open(&dir.0).err().unwrap().to_string();
     assert!(error.contains("where the CA's key is"), "{error}");
+}
+
+#[test]
+fn the_secret_is_replaced_in_three_steps_and_an_interrupted_one_is_carried_on() {
+    let dir = scratch("secret", 2);
+    let mut authority = Authority::open(&dir.0).unwrap();
+    let first = Secrets::load(&dir.0).unwrap().active.id();
+    let error = |result: Result<Change>| result.unwrap_err().to_string();
+    assert!(error(authority.use_secret()).contains("rotate secret make"));
+    assert!(error(authority.forget_secret(true)).contains("nothing is to be forgotten"));
+
+    authority.make_secret().unwrap();
+    assert!(error(authority.make_secret()).contains("rotate secret use"));
+    let known = Secrets::load(&dir.0).unwrap();
+    assert_eq!((known.active.id(), known.old.is_none()), (first, true));
+    let second = known.next.unwrap().id();
+    assert_ne!(first, second);
+
+    authority.use_secret().unwrap();
+    let mode = |name: &str| std::fs::metadata(dir.0.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(SECRET_FILE), mode(OLD_SECRET_FILE)), (0o600, 0o600));
+    assert_eq!(Secrets::load(&dir.0).unwrap().ids(), [second, first]);
+    // It was interrupted before it removed the next one: both files hold the same.
+    std::fs::copy(dir.0.join(SECRET_FILE), dir.0.join(NEXT_SECRET_FILE)).unwrap();
+    assert_eq!(Secrets::load(&dir.0).unwrap().ids(), [second, first]);
+    authority.use_secret().unwrap();
+    assert_eq!(Secrets::load(&dir.0).unwrap().ids(), [second, first]);
+    assert!(error(authority.make_secret()).contains("rotate secret forget"));
+    let shown = authority.show().unwrap().secrets;
+    let shown: Vec<_> = shown.iter().map(|s| (s.role.as_str(), s.id.clone())).collect();
+    assert_eq!(
+        shown,
+        [("in use", second.to_string()), ("before", first.to_string())]
+    );
+
+    assert!(error(authority.forget_secret(false)).contains("48 hours"));
+    authority.forget_secret(true).unwrap();
+    assert_eq!(Secrets::load(&dir.0).unwrap().ids(), [second]);
+    authority.make_secret().unwrap();
 }

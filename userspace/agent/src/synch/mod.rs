@@ -36,8 +36,6 @@ use tls::Credentials;
 
 /// Lowest and highest version of records that this release reads: what it tells its peers.
 const RECORD_VERSIONS: (u8, u8) = (cluster::message::OLDEST, cluster::message::VERSION);
-/// What the running secret is recognised by.
-const SECRET_CHECK: &str = "same secret";
 
 /// One of the two paths between a pair of members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -145,7 +143,6 @@ struct Inner {
     counters: Arc<SynchCounters>,
     refusals: Arc<Refusals>,
     credentials: watch::Sender<Arc<Credentials>>,
-    secret_check: [u8; 32],
     renew: Arc<Notify>,
 }
 
@@ -246,7 +243,6 @@ impl Synch {
             counters,
             refusals,
             credentials,
-            secret_check: identity.derive(SECRET_CHECK),
             renew: Arc::default(),
         });
         tokio::spawn(reload::renew(Arc::downgrade(&inner), inner.renew.clone()));

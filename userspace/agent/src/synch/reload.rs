@@ -1,12 +1,10 @@
 //! New files while the agent runs: checked as a whole, then used for new connections; present connections are renewed
 //! one link after the other, and each old one is left only when its successor has been greeted.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::link::code;
 use super::refusal::Refusal;
@@ -33,51 +31,11 @@ impl Synch {
     pub fn reload(&self, identity: &Identity) -> Result<String> {
         self.inner.reload(identity)
     }
-
-    /// [`Self::reload`] of the files in a folder, for the command line: one sentence, or cause and remedy.
-    ///
-    /// # Errors
-    /// As [`Self::reload`].
-    pub fn reload_files(&self, folder: &Path) -> Result<String, String> {
-        self.inner.reload_files(folder)
-    }
-
-    /// Reads the files again at every SIGHUP, and says every day when the certificate is about to expire.
-    ///
-    /// # Errors
-    /// The signal cannot be caught.
-    pub fn reload_on_hangup(&self, folder: &Path) -> Result<()> {
-        let mut hangup = signal(SignalKind::hangup())?;
-        let (inner, folder) = (Arc::downgrade(&self.inner), folder.to_owned());
-        tokio::spawn(async move {
-            while hangup.recv().await.is_some() {
-                let Some(inner) = inner.upgrade() else { return };
-                match inner.reload_files(&folder) {
-                    Ok(text) => tracing::info!("SIGHUP: {text}"),
-                    Err(why) => {
-                        tracing::warn!("SIGHUP: the certificates stay as they were: {why}");
-                    }
-                }
-            }
-        });
-        Ok(())
-    }
 }
 
 impl Inner {
-    fn reload_files(&self, folder: &Path) -> Result<String, String> {
-        Identity::load(folder, self.config.me)
-            .and_then(|identity| self.reload(&identity))
-            .map_err(|error| format!("{error:#}"))
-    }
-
     fn reload(&self, identity: &Identity) -> Result<String> {
         let before = self.credentials.borrow().clone();
-        if identity.derive(super::SECRET_CHECK) != self.secret_check {
-            bail!(
-                "cluster.secret is another one: it cannot change while members run; put the old one back, or stop all members and start them with the new one"
-            );
-        }
         if before.revocation && identity.revoked.is_empty() {
             bail!(
                 "cluster.crl is gone: without it revoked members would be accepted again; copy it from the CA's folder"

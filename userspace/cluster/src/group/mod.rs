@@ -12,8 +12,9 @@ mod standby;
 mod starting;
 pub(crate) mod tenure;
 
+use crate::guest::GuestBody;
 use crate::io::{EventKind, Flip, Legacy, Output};
-use crate::message::{GroupBeat, GroupBody, Heartbeat, RaiseKey, SetMember};
+use crate::message::{GUESTS_SINCE, GroupBeat, GroupBody, Heartbeat, RaiseKey, SetMember};
 use crate::node::{EngineKind, Shared};
 use crate::rules::{EpochId, Solo, Standing};
 use crate::status::{GroupStatus, Role};
@@ -312,6 +313,13 @@ impl Group {
         let token = s.token(self.id);
         self.pending.insert(token, pending);
         token
+    }
+
+    /// Says something about guests; members of an older release do not know what guests are.
+    pub fn say_guest(&self, s: &mut Shared, to: MemberId, body: GuestBody) {
+        if s.version_for(to) >= GUESTS_SINCE {
+            self.stream(s, to, GroupBody::Guest(body));
+        }
     }
 
     fn event(&self, s: &mut Shared, now: Instant, kind: EventKind) {

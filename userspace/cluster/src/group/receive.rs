@@ -50,6 +50,10 @@ impl Group {
             GroupBody::SnapshotAck { join, position } => {
                 self.snapshot_acknowledged(s, now, from, join, position);
             }
+            GroupBody::Guest(body) => {
+                let group = self.id;
+                s.outputs.push_back(Output::Guest { from, group, body });
+            }
             GroupBody::HandoverRequest { to } => self.request = Some(to),
             GroupBody::HandoverFlipped => self.handover_flipped(s, now, from.member),
             GroupBody::HandoverClosing => self.handover_closing(s, from.member),

@@ -64,6 +64,15 @@ pub struct NodeConfig {
     pub facts: Vec<u8>,
 }
 
+/// Digests of the policy that all must share, under the keys that this member knows.
+#[derive(Clone, Debug, Default)]
+pub struct SharedPolicy {
+    /// Under the key in use: what this member says.
+    pub present: Policy,
+    /// Under the key that the others may have gone over to already.
+    pub next: Option<Policy>,
+}
+
 /// One member.
 pub struct Node {
     shared: Shared,
@@ -95,6 +104,17 @@ impl Node {
     /// member runs it.
     pub fn speak_at_most(&mut self, version: u8) {
         self.shared.speak = version.clamp(OLDEST, VERSION);
+    }
+
+    /// Another policy, or the same one under another key, and other facts: said to all at once. What was found of the others by
+    /// the policy before stays until they speak again.
+    pub fn share(&mut self, policy: SharedPolicy, facts: Vec<u8>) {
+        self.shared.config.policy = policy.present;
+        self.shared.next_policy = policy.next;
+        self.shared.config.facts = facts;
+        for (peer, link) in self.shared.all_links() {
+            self.hello(peer, link);
+        }
     }
 
     /// Takes an input; outputs come from [`Node::poll`].
@@ -153,6 +173,7 @@ impl Node {
                     self.group_input(group, |g, s| g.report(s, &edges));
                 }
             }
+            Input::SayGuest { to, group, body } => self.group_input(group, |g, s| g.say_guest(s, to, body)),
             Input::ForkTouched { now, group, touched } => {
                 self.group_input(group, |g, s| g.fork_touched(s, now, touched));
             }
@@ -196,6 +217,16 @@ impl Node {
     /// Whether this member owns the group.
     pub fn owns(&self, group: GroupId) -> bool {
         self.group(group).is_some_and(Group::is_owner)
+    }
+
+    /// This member in this life.
+    pub fn me(&self) -> SetMember {
+        self.shared.me
+    }
+
+    /// The present lives of all members that are heard, this one's included.
+    pub fn lives(&self) -> BTreeSet<SetMember> {
+        self.shared.lives()
     }
 
     /// How the owner stands; `None` where this member does not own the group.

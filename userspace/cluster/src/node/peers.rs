@@ -4,7 +4,7 @@ use super::NodeConfig;
 use crate::detector::{Detector, Hearing};
 use crate::io::{Event, EventKind, Output};
 use crate::layout::GROUPS_MAX;
-use crate::message::{Body, GroupBeat, GroupBody, Link, Message, OLDEST, SetMember, VERSION};
+use crate::message::{Body, GroupBeat, GroupBody, Link, Message, OLDEST, Policy, SetMember, VERSION};
 use crate::ownership::OwnershipAnswer;
 use crate::rules::{self, EpochId};
 use model::{GroupId, Incarnation, Instant, MemberId};
@@ -85,6 +85,8 @@ pub(crate) struct Shared {
     pub trouble: Option<String>,
     pub draining: bool,
     pub engine_silent: Option<(Instant, String)>,
+    /// See [`super::SharedPolicy`].
+    pub next_policy: Option<Policy>,
     /// Newest format that this member is to speak.
     pub speak: u8,
     /// Heartbeats are to go out now.
@@ -113,6 +115,7 @@ impl Shared {
             trouble: None,
             draining: false,
             engine_silent: None,
+            next_policy: None,
             speak: VERSION,
             news: false,
             config,

@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Records of an earlier life may still arrive this long after a new one was heard; later they come from a second agent.
 const LATE_RECORDS: Duration = Duration::from_secs(5);
 
+/// The part of the policy that differs where nothing is equal.
+const SECRET: &str = "cluster.secret";
+
 impl Node {
     pub(super) fn link_up(&mut self, now: Instant, peer: MemberId, link: Link) {
         let Some(p) = self.shared.peers.get_mut(&peer) else {
@@ -18,6 +21,15 @@ impl Node {
         let before = p.stream_link();
         p.links.insert(link);
         let carrier = p.stream_link();
+        self.hello(peer, link);
+        self.heartbeat(now, peer, link, false);
+        // A new stream, also where the link was thought to be up: what the old one carried may be lost.
+        if carrier == Some(link) || carrier != before {
+            self.each_group(|g, s| g.stream_is_new(s, now, peer));
+        }
+    }
+
+    pub(super) fn hello(&mut self, peer: MemberId, link: Link) {
         let hello = Message {
             from: self.shared.me,
             body: Body::Hello {
@@ -30,11 +42,6 @@ impl Node {
         self.shared
             .outputs
             .push_back(Output::SendStream { peer, link, bytes });
-        self.heartbeat(now, peer, link, false);
-        // A new stream, also where the link was thought to be up: what the old one carried may be lost.
-        if carrier == Some(link) || carrier != before {
-            self.each_group(|g, s| g.stream_is_new(s, now, peer));
-        }
     }
 
     pub(super) fn link_down(&mut self, now: Instant, peer: MemberId, link: Link) {
@@ -163,13 +170,7 @@ impl Node {
     }
 
     fn policy_heard(&mut self, now: Instant, member: MemberId, theirs: &Policy) {
-        let ours = &self.shared.config.policy;
-        let parts: Vec<String> = ours
-            .keys()
-            .chain(theirs.keys().filter(|part| !ours.contains_key(*part)))
-            .filter(|part| ours.get(*part) != theirs.get(*part))
-            .cloned()
-            .collect();
+        let parts = self.shared.differences(theirs);
         let Some(p) = self.shared.peers.get_mut(&member) else {
             return;
         };
@@ -183,7 +184,33 @@ impl Node {
     }
 }
 
+/// Names of the parts of two policies that differ. Under another key every part does: that is one difference, in the key.
+fn differences(ours: &Policy, theirs: &Policy) -> Vec<String> {
+    let parts = ours
+        .keys()
+        .chain(theirs.keys().filter(|part| !ours.contains_key(*part)));
+    let (same, other): (Vec<&String>, Vec<&String>) =
+        parts.partition(|part| ours.get(*part) == theirs.get(*part));
+    if same.is_empty() && ours.len() > 1 && !theirs.is_empty() {
+        return vec![SECRET.to_owned()];
+    }
+    other.into_iter().cloned().collect()
+}
+
 impl Shared {
+    /// In what a peer's policy differs. One under the key that this member is about to use will do, since it follows; one that
+    /// uses the key before has not followed yet.
+    fn differences(&self, theirs: &Policy) -> Vec<String> {
+        let present = differences(&self.config.policy, theirs);
+        if present != [SECRET] {
+            return present;
+        }
+        match &self.next_policy {
+            Some(next) => differences(next, theirs),
+            None => present,
+        }
+    }
+
     pub(crate) fn refuse(&mut self, now: Instant, peer: MemberId, reason: &str) {
         self.refused += 1;
         let kind = EventKind::RecordRefused {

@@ -195,7 +195,8 @@ impl World {
                 Output::ApplyReport { .. }
                 | Output::Announce { .. }
                 | Output::SuspendIke { .. }
-                | Output::PeerFacts { .. } => {}
+                | Output::PeerFacts { .. }
+                | Output::Guest { .. } => {}
             }
         }
     }

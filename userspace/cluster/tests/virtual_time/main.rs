@@ -5,6 +5,7 @@ mod deaf;
 mod engine;
 mod faults;
 mod forks;
+mod guests;
 mod lives;
 mod pair;
 mod register;

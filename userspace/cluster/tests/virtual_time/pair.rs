@@ -2,6 +2,8 @@
 
 use crate::world::World;
 use cluster::io::EventKind;
+use cluster::message::Policy;
+use cluster::node::SharedPolicy;
 use cluster::{Direction, Solo, Standing};
 
 fn pair() -> World {
@@ -294,6 +296,64 @@ fn members_with_different_policies_do_not_form_a_cluster() {
     world.run(3000);
     assert!(!world.settled(0));
     assert!(world.saw(0, |e| matches!(e, EventKind::PolicyDiffers { .. })));
+}
+
+/// The same policy under a key.
+fn policy(key: u8) -> Policy {
+    let part = |at: u8| (format!("part {at}"), [key * 16 + at; 16]);
+    (0..3).map(part).collect()
+}
+
+fn keyed(present: u8, next: Option<u8>) -> SharedPolicy {
+    SharedPolicy {
+        present: policy(present),
+        next: next.map(policy),
+    }
+}
+
+#[test]
+fn members_change_the_key_of_their_policy_one_after_the_other_and_one_that_was_left_behind_is_named() {
+    let mut world = pair();
+    let share = |world: &mut World, index: usize, policy| {
+        world.members[index].node.share(policy, Vec::new());
+        world.run(10);
+    };
+    let differs = |world: &World, index: usize| world.members[index].node.status().peers[0].differs.clone();
+    for index in [0, 1] {
+        share(&mut world, index, keyed(1, Some(2)));
+    }
+    // The first one goes over. The other has not followed, and knows what that is.
+    share(&mut world, 0, keyed(2, None));
+    assert_eq!(differs(&world, 1), Vec::<String>::new());
+    share(&mut world, 1, keyed(2, None));
+    for index in [0, 1] {
+        assert_eq!(differs(&world, index), Vec::<String>::new());
+    }
+    world.propose(0, b"sa");
+    world.run(10);
+    assert!(world.settled(0));
+
+    // A life that knows the old key only is refused with the one word that says why, and let in once it knows better.
+    world.kill(1);
+    world.restart(1);
+    world.members[1].node.share(keyed(1, None), Vec::new());
+    world.relink();
+    world.run(2000);
+    assert!(!world.settled(0));
+    for index in [0, 1] {
+        assert_eq!(differs(&world, index), ["cluster.secret"]);
+    }
+    share(&mut world, 1, keyed(2, None));
+    world.run_until(2000, "it joins", |w| w.settled(0));
+    // Another difference is still named by its part.
+    let mut other = policy(2);
+    other.insert("part 1".to_owned(), [0; 16]);
+    let other = SharedPolicy {
+        present: other,
+        next: None,
+    };
+    share(&mut world, 1, other);
+    assert_eq!(differs(&world, 0), ["part 1"]);
 }
 
 #[test]

@@ -63,11 +63,12 @@ fn unknown_spi(
     }
     if message.protected.is_some()
         && ctx.around.may_show_qcd(ours)
-        && let Some(token) = qcd::token(&ctx.config.endpoint, header.spi_i, header.spi_r)
+        && ctx.config.endpoint.qcd_secret.is_some()
     {
+        let tokens = qcd::tokens(&ctx.config.endpoint, header.spi_i, header.spi_r);
         return endpoint
             .may_show_token(ctx.now)
-            .then(|| endpoint::crashed(header, len, &token))
+            .then(|| endpoint::crashed(header, len, &tokens))
             .flatten();
     }
     endpoint

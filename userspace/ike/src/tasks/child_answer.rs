@@ -105,7 +105,7 @@ pub(crate) fn answer(
     // A rekey stays on its resource, whether the request says so or not (RFC 9611 3).
     let bound = match rekeyed {
         Some(old) => old.resource,
-        None => resource::choose(sa, connection, &choice.name, payloads)?,
+        None => resource::choose(sa, &*ctx.around, connection, &choice.name, payloads)?,
     };
     if let (Some(_), None, Some(first)) = (bound, rekeyed, resource::first(sa, &choice.name)) {
         as_the_first(&choice, first)?;

@@ -4,14 +4,17 @@ use super::child_answer::{self, not_found, temporary_failure};
 use super::child_create::{self, Agreed, ChildOffer, NONCE_LEN, install};
 use super::follow_up::{self, Unfinished};
 use super::{Pending, put_off};
-use crate::config::ChildConfig;
+use crate::config::{ChildConfig, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
-use crate::ike_sa::child::ChildPhase;
+use crate::ike_sa::child::{ChildPhase, ChildSa};
 use crate::ike_sa::windows::Task;
 use crate::outbox::Context;
 use ike_wire::{Notify, Payload, PayloadList};
 use model::{EspSpi, OutboundUse};
+
+/// A rekey waits this many times for a resource that is not there: about half a minute in all.
+const GONE_AFTER: u8 = 6;
 
 /// Offers a successor with the selectors that the old one ended up with.
 pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries: u8) {
@@ -38,6 +41,11 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
         start: false,
         mode: old.mode,
     };
+    if let Some(resource) = old.resource
+        && !ctx.around.has_resource(sa.spi, resource)
+    {
+        return resource_is_gone(sa, ctx, &old, resource, tries);
+    }
     let nonce = ctx.random(NONCE_LEN);
     match child_create::offer(sa, ctx, &child, proposals, nonce, None, old.resource) {
         Some(mut offer) => {
@@ -54,6 +62,27 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
             &format!("rekey of child {}", old.name),
         ),
     }
+}
+
+/// Nobody serves what the Child SA is for. Its member may be back in a moment; if not, the Child SA goes, and its traffic is on the
+/// one that all may use.
+fn resource_is_gone(sa: &mut IkeSa, ctx: &mut Context<'_>, old: &ChildSa, resource: Resource, tries: u8) {
+    let spi_in = old.spi_in;
+    if tries < GONE_AFTER {
+        return put_off(
+            sa,
+            ctx,
+            Task::RekeyChild { spi_in },
+            tries,
+            &format!("rekey of child {} for {resource}", old.name),
+        );
+    }
+    let text = format!(
+        "child {}: {resource} takes no Child SA, so it is deleted instead of rekeyed",
+        old.name
+    );
+    ctx.child_event(sa, Some(spi_in), EventKind::ChildFailed, text);
+    sa.our.push(Task::DeleteChild { spi_in });
 }
 
 /// Our rekey succeeded: switch, then delete the old one. Where the peer's rekey crossed ours, the SA made with the

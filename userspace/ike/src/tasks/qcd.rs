@@ -23,11 +23,18 @@ const REPORT_AGAIN: Duration = Duration::from_secs(60);
 
 //= rfc6290#5.1
 // TOKEN_SECRET_DATA = HASH(QCD_SECRET | SPI-I | SPI-R)
-/// Our token for an IKE SA; `None` where we make none.
-pub(crate) fn token(config: &EndpointConfig, spi_i: IkeSpi, spi_r: IkeSpi) -> Option<[u8; 32]> {
-    let secret = config.qcd_secret.as_ref()?;
+/// Our tokens for an IKE SA: that of the secret in use, then those of secrets that are being replaced. None where we make none.
+pub(crate) fn tokens(config: &EndpointConfig, spi_i: IkeSpi, spi_r: IkeSpi) -> Vec<[u8; 32]> {
+    let others = config.also_honoured.iter().map(|other| &other.qcd);
+    let Some(secret) = &config.qcd_secret else {
+        return Vec::new();
+    };
     let (spi_i, spi_r) = (spi_i.0.to_be_bytes(), spi_r.0.to_be_bytes());
-    Some(sha256(&[secret.expose(), &spi_i, &spi_r]))
+    std::iter::once(secret)
+        .chain(others)
+        .take(TRIED_MAX)
+        .map(|secret| sha256(&[secret.expose(), &spi_i, &spi_r]))
+        .collect()
 }
 
 fn is_wanted(sa: &IkeSa, ctx: &Context<'_>) -> bool {
@@ -41,8 +48,8 @@ pub(crate) fn own_token(sa: &IkeSa, ctx: &Context<'_>) -> Option<Payload> {
         return None;
     }
     let (spi_i, spi_r) = sa.header_spis();
-    let token = token(&ctx.config.endpoint, spi_i, spi_r)?;
-    Some(Payload::Notify(Notify::qcd_token(&token)))
+    let tokens = tokens(&ctx.config.endpoint, spi_i, spi_r);
+    Some(Payload::Notify(Notify::qcd_token(tokens.first()?)))
 }
 
 /// Keeps what tokens the peer gives under protection, asked for or not (RFC 6290 4.4).

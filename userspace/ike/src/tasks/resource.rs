@@ -1,4 +1,4 @@
-//! Per-resource Child SAs (RFC 9611): further Child SAs with the selectors of the first one, each bound to a member and CPU.
+//! Per-resource Child SAs (RFC 9611): further Child SAs with the selectors of the first one, each bound to a member or CPU.
 //!
 //! The first Child SA stays the one that every CPU may use; it carries SA_RESOURCE_INFO without data, which says that there may
 //! be more. Which resource a Child SA of ours belongs to is our own affair: the identifier tells the peer nothing.
@@ -9,6 +9,7 @@ use crate::config::{ChildConfig, Connection, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
+use crate::io::Surroundings;
 use crate::outbox::Context;
 use crypto::hmac_sha256;
 use ike_wire::{Notify, NotifyType, Payload, PayloadList};
@@ -97,7 +98,7 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, name: &str, resource:
         return;
     }
     let Some(first) = first(sa, name) else {
-        let text = format!("child {name}: no Child SA that all CPUs may use, so none for {resource} either");
+        let text = format!("child {name}: no Child SA that all may use, so none for {resource} either");
         return ctx.event(sa, EventKind::CommandFailed, text);
     };
     if !first.multiple {
@@ -133,10 +134,11 @@ fn same_suite(child: &ChildConfig, suite: &crate::proposal::Proposal) -> Vec<cra
     if fitting.is_empty() { vec![wanted] } else { fitting }
 }
 
-/// The resource that the peer's request for a further Child SA is bound to: the one with the fewest (RFC 9611 4). `None`: it asks for
-/// a first one.
+/// The resource that the peer's request for a further Child SA is bound to: of those that can take one the one with the fewest (RFC
+/// 9611 4). `None`: it asks for a first one.
 pub(crate) fn choose(
     sa: &IkeSa,
+    around: &dyn Surroundings,
     connection: &Connection,
     name: &str,
     payloads: &PayloadList,
@@ -157,9 +159,17 @@ pub(crate) fn choose(
             .filter(|used| *used == resource)
             .count()
     };
-    let least = connection.resources.iter().min_by_key(|resource| count(resource));
-    match least {
+    let ready = connection
+        .resources
+        .iter()
+        .filter(|resource| around.has_resource(sa.spi, **resource));
+    match ready.min_by_key(|resource| count(resource)) {
         Some(resource) if used.len() < max => Ok(Some(*resource)),
+        None if used.len() < max => Err(Refusal {
+            notify: Notify::status(NotifyType::TS_MAX_QUEUE),
+            event: EventKind::ChildFailed,
+            text: format!("child {name}: no member that could take a further Child SA is there"),
+        }),
         _ => Err(Refusal {
             notify: Notify::status(NotifyType::TS_MAX_QUEUE),
             event: EventKind::ChildFailed,

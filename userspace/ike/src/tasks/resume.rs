@@ -193,8 +193,8 @@ pub(crate) fn respond(
         return Err("there is none".to_owned());
     };
     let now = ctx.around.unix_time().ok_or("this member has no clock")?;
-    let state = ticket::read(&ctx.config.endpoint, now, shown)?;
-    let connection = ticket::check(ctx.config, &state, now)?;
+    let (state, secret) = ticket::read(&ctx.config.endpoint, now, shown)?;
+    let connection = ticket::check(ctx.config, &state, secret, now)?;
     if !matches_path(connection, local, remote) {
         return Err(format!(
             "connection {} is not for these addresses",

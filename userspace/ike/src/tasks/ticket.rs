@@ -72,14 +72,24 @@ pub(crate) fn id_of(ticket: &[u8]) -> TicketId {
     std::array::from_fn(|at| digest[at])
 }
 
-/// What a ticket of ours says. `Err`: why it is none.
-pub(crate) fn read(config: &EndpointConfig, now: u64, ticket: &[u8]) -> Result<TicketState, String> {
-    let secret = config
-        .ticket_secret
-        .as_ref()
-        .ok_or("tickets are not in use here")?;
-    let state = open_ticket(secret, now, ticket).map_err(|error| error.to_string())?;
-    postcard::from_bytes(state.expose()).map_err(|_| "its content is of another version".to_owned())
+/// What a ticket of ours says, and the secret that it was made with. `Err`: why it is none.
+pub(crate) fn read<'c>(
+    config: &'c EndpointConfig,
+    now: u64,
+    ticket: &[u8],
+) -> Result<(TicketState, &'c SecretBytes), String> {
+    let mut why = "tickets are not in use here".to_owned();
+    for secret in config.ticket_secrets() {
+        match open_ticket(secret, now, ticket) {
+            Ok(state) => {
+                let state = postcard::from_bytes(state.expose())
+                    .map_err(|_| "its content is of another version".to_owned())?;
+                return Ok((state, secret));
+            }
+            Err(error) => why = error.to_string(),
+        }
+    }
+    Err(why)
 }
 
 /// Answers TICKET_REQUEST for this (established) IKE SA (RFC 5723 4.1). `None`: there was none.
@@ -212,17 +222,18 @@ pub(crate) fn revoke(sa: &IkeSa, ctx: &mut Context<'_>) {
     }
 }
 
-/// The connection that a ticket belongs to, if ticket, policy and state here still fit together.
+/// The connection that a ticket made with `secret` belongs to, if ticket, policy and state here still fit together.
 pub(crate) fn check<'c>(
     config: &'c EngineConfig,
     state: &TicketState,
+    secret: &SecretBytes,
     now: u64,
 ) -> Result<&'c Connection, String> {
     if now >= state.expires {
         return Err("it has expired".to_owned());
     }
     let named = config.connections.iter().find(|c| c.name == state.connection);
-    let (Some(secret), Some(connection)) = (&config.endpoint.ticket_secret, named) else {
+    let Some(connection) = named else {
         return Err(format!("connection {:?} is gone", state.connection));
     };
     if !connection.resumption || policy(secret, connection) != state.policy {

@@ -32,9 +32,10 @@ pub struct Around {
     /// It is certain that what the engine does not know is nowhere.
     pub may_show: bool,
     pub may_initiate: bool,
-    /// SPIs left that members have reserved for their resources, and where each went.
+    /// SPIs left that members have reserved for their resources, where each went, and who takes none now.
     pub reserved: usize,
     pub on_resource: BTreeMap<EspSpi, Resource>,
+    pub gone: BTreeSet<Resource>,
     /// Outbound numbers that were raised, if that is possible here.
     pub advanced: Option<Vec<(EspSpi, u64)>>,
     /// Seconds since 1970.
@@ -62,15 +63,17 @@ impl Surroundings for Around {
             return None;
         }
         self.next_esp += 1;
-        let spi = EspSpi(self.next_esp);
-        self.allocated.insert(spi);
-        Some(spi)
+        self.allocated.insert(EspSpi(self.next_esp));
+        Some(EspSpi(self.next_esp))
     }
     fn resource_esp_spi(&mut self, ike_spi: IkeSpi, resource: Resource) -> Option<EspSpi> {
         self.reserved = self.reserved.checked_sub(1)?;
         let spi = self.esp_spi(ike_spi)?;
         self.on_resource.insert(spi, resource);
         Some(spi)
+    }
+    fn has_resource(&self, _ike_spi: IkeSpi, resource: Resource) -> bool {
+        !self.gone.contains(&resource)
     }
     fn release_esp_spi(&mut self, spi: EspSpi) {
         assert!(
@@ -93,11 +96,8 @@ impl Surroundings for Around {
         self.may_show
     }
     fn advance_outbound(&mut self, spi_in: EspSpi, delta: u64) -> bool {
-        match &mut self.advanced {
-            Some(advanced) => advanced.push((spi_in, delta)),
-            None => return false,
-        }
-        true
+        let advanced = self.advanced.as_mut();
+        advanced.map(|list| list.push((spi_in, delta))).is_some()
     }
     fn unix_time(&self) -> Option<u64> {
         self.unix_time
@@ -240,6 +240,7 @@ impl World {
                 may_initiate: true,
                 reserved: 64,
                 on_resource: BTreeMap::new(),
+                gone: BTreeSet::new(),
                 advanced: None,
                 unix_time: None,
                 pool_share: Some(ike::PoolShare::WHOLE),

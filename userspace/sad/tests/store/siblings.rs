@@ -3,7 +3,7 @@
 use crate::world::*;
 use maps_schema::sad::{slot_place, spi_slot};
 use maps_schema::spd::{ACTION_PROTECT, ACTION_PROTECT_PER_CPU};
-use model::{ChildSaChange, EspSpi, IkeSpi, Instant, OutboundUse};
+use model::{ChildSaChange, EspSpi, IkeSpi, Instant, OutboundUse, SegmentId};
 use sad::{DataPlane, MapOp};
 
 const REMOTE: &str = "10.2.0.0-10.2.0.255";
@@ -30,6 +30,27 @@ impl World {
         });
         self.apply(ChildSaChange::Bind { spi_in, now });
         spi_in
+    }
+
+    /// An SA on another segment, beside the shared one.
+    fn guest(&mut self, segment: SegmentId, cpu: u32) -> EspSpi {
+        let spi_in = self.sad.reserve_spi_on(segment, cpu).expect("slots are free");
+        self.apply(ChildSaChange::Install {
+            record: Box::new(record(spi_in, REMOTE)),
+            outbound: OutboundUse::Later,
+            replaces: None,
+        });
+        self.apply(ChildSaChange::Bind { spi_in, now: false });
+        self.apply(ChildSaChange::UseOutbound { spi_in });
+        spi_in
+    }
+
+    fn serve(&mut self, segments: &[SegmentId], served: bool) {
+        self.sad.set_served(segments.iter().copied(), served);
+        while self.sad.is_stale() {
+            let plan = self.sad.republish(1);
+            self.run(plan);
+        }
     }
 
     /// What CPUs 0 and 1 use for a packet to the peer's network.
@@ -215,4 +236,74 @@ fn every_cpu_has_slots_in_every_segment_and_they_are_used_again() {
     let again = world.sad.reserve_spi_on(SEGMENT, 1).expect("the freed one");
     assert_eq!(spi_slot(again.0), spi_slot(freed.0));
     assert_ne!(again, freed, "under the next generation");
+}
+
+const OTHERS: SegmentId = SegmentId(5);
+
+#[test]
+fn a_member_uses_its_guest_on_all_cpus_where_the_shared_sa_is_another_members() {
+    let mut world = world();
+    let shared = world.shared(None);
+    let guest = world.guest(OTHERS, 1);
+    assert!(world.sad.get(guest).is_some_and(|e| e.is_guest() && e.is_bound()));
+    assert_eq!(
+        world.used(),
+        slots([shared, shared]),
+        "another member serves both"
+    );
+    world.serve(&[OTHERS], true);
+    assert_eq!(
+        world.used(),
+        slots([guest, guest]),
+        "the guest's CPU serves for both"
+    );
+    let second = world.guest(OTHERS, 0);
+    assert_eq!(world.used(), slots([second, guest]), "each CPU its own");
+    world.serve(&[SEGMENT], true);
+    assert_eq!(
+        world.used(),
+        slots([shared, shared]),
+        "the shared one is served here as well"
+    );
+    world.serve(&[SEGMENT], false);
+    assert_eq!(world.used(), slots([second, guest]));
+    world.apply(ChildSaChange::Remove { spi_in: guest });
+    assert_eq!(world.used(), slots([second, second]));
+    world.serve(&[OTHERS], false);
+    assert_eq!(world.used(), slots([shared, shared]));
+    assert_eq!(world.sad.guests().count(), 1);
+}
+
+#[test]
+fn a_guest_moves_to_the_new_ike_sa_before_or_after_the_shared_one() {
+    for guest_first in [false, true] {
+        let mut world = world();
+        let shared = world.shared(None);
+        let guest = world.guest(OTHERS, 0);
+        world.serve(&[OTHERS], true);
+        let ike_spi = IkeSpi(0x0401_0000_0000_0002);
+        let order = if guest_first {
+            [guest, shared]
+        } else {
+            [shared, guest]
+        };
+        for spi_in in order {
+            world.apply(ChildSaChange::MoveIkeSa { spi_in, ike_spi });
+        }
+        // Nothing is lost meanwhile; the next change says what is.
+        world.apply(ChildSaChange::UseOutbound { spi_in: guest });
+        assert_eq!(world.used(), slots([guest, guest]), "guest first: {guest_first}");
+        world.apply(ChildSaChange::Remove { spi_in: guest });
+        assert_eq!(world.used(), slots([shared, shared]));
+        assert_eq!(world.sad.guests().count(), 0);
+    }
+}
+
+#[test]
+fn a_connections_sas_are_counted_where_its_ike_sa_is() {
+    let mut world = world();
+    world.shared(None);
+    world.guest(OTHERS, 0);
+    let counted: Vec<_> = world.sad.children_of("branch").collect();
+    assert_eq!(counted, [(SEGMENT, 2)]);
 }

@@ -4,7 +4,17 @@
 
 #define inlined static inline __attribute__((always_inline))
 
+#ifdef SHIFTS_ONLY
+/* What the kernel makes of a rotation in BPF, which has none: a move, two shifts, an OR. Hidden from gcc, which knows better. */
+#define rotl(x, n)                                                                                                             \
+    ({                                                                                                                         \
+        uint32_t low = (x), high;                                                                                              \
+        __asm__("mov %0, %1\n\tshl %2, %0\n\tshr %3, %1\n\tor %1, %0" : "+r"(low), "=&r"(high) : "i"(n), "i"(32 - (n)));      \
+        low;                                                                                                                   \
+    })
+#else
 static inline uint32_t rotl(uint32_t x, int n) { return x << n | x >> (32 - n); }
+#endif
 
 #define QUARTER(a, b, c, d)                                                                                                    \
     do {                                                                                                                       \

@@ -3,6 +3,7 @@
 
 mod chain;
 mod plot;
+mod profile;
 mod systems;
 mod traffic;
 
@@ -15,7 +16,7 @@ use lab::member::Product;
 use serde::Serialize;
 use std::fs;
 use std::path::PathBuf;
-use systems::System;
+use systems::{Placement, System};
 use traffic::Server;
 
 /// How it runs.
@@ -33,6 +34,12 @@ pub struct Options {
     /// Systems, separated by commas; ratios need espalier and another one.
     #[arg(long, value_delimiter = ',', default_values_t = System::NAMES.map(str::to_owned))]
     pub systems: Vec<String>,
+    /// Which CPUs espalier's SAs of both gateways are on.
+    #[arg(long, value_enum, default_value_t = Placement::Apart)]
+    pub placement: Placement,
+    /// One more TCP run of each system under `perf`: what the processors do.
+    #[arg(long)]
+    pub profile: bool,
     /// An espalier that was built before, instead of building one now.
     #[arg(long)]
     pub binary: Option<PathBuf>,
@@ -86,6 +93,8 @@ pub struct Figures {
     pub rows: Vec<Row>,
     /// espalier by each other system.
     pub ratios: Vec<Ratio>,
+    /// What the processors did in a TCP run, with `--profile`.
+    pub shares: Vec<profile::Share>,
     /// Folder with the plot.
     pub folder: String,
 }
@@ -125,6 +134,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let parent = cargo_tools::root().join("target/lab");
     let mut all: Vec<Vec<Row>> = Vec::new();
     let mut folder = parent.clone();
+    let mut shares = Vec::new();
     for round in 0..options.rounds {
         let systems = systems::ALL.into_iter().filter(|(system, _)| wanted(*system));
         for (at, (system, suite)) in systems.enumerate() {
@@ -135,7 +145,7 @@ pub fn run(options: &Options) -> Result<bool> {
                 system.name()
             ));
             let chain = Chain::build(&parent)?;
-            let rows = measure(&chain, system, suite, product.as_ref(), options)
+            let rows = measure(&chain, system, suite, product.as_ref(), options, &mut shares)
                 .with_context(|| format!("{} with {suite}; see {}", system.name(), chain.folder.display()))?;
             for row in &rows {
                 detail(&format!(
@@ -156,6 +166,7 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     let mut figures = Figures {
         rows: all.iter().flat_map(|rows| medians(rows)).collect(),
+        shares,
         folder: folder.display().to_string(),
         ..Figures::default()
     };
@@ -175,8 +186,9 @@ fn measure(
     suite: &'static str,
     product: Option<&Product>,
     options: &Options,
+    shares: &mut Vec<profile::Share>,
 ) -> Result<Vec<Row>> {
-    let _running = systems::start(chain, system, suite, product)?;
+    let _running = systems::start(chain, system, suite, product, options.placement)?;
     let server = Server::start(chain, options.seconds)?;
     let mut rows = Vec::new();
     let mut add = |test: String, row: Row| {
@@ -191,6 +203,13 @@ fn measure(
     add("tcp_1".to_owned(), server.tcp(1, false)?);
     add("tcp_1_reverse".to_owned(), server.tcp(1, true)?);
     add("tcp_4".to_owned(), server.tcp(4, false)?);
+    if options.profile
+        && shares
+            .iter()
+            .all(|s| (&*s.system, &*s.suite) != (system.name(), suite))
+    {
+        shares.extend(profile::record(chain, &server, system.name(), suite)?);
+    }
     for size in &options.sizes {
         add(format!("udp_{size}"), server.udp(*size)?);
     }
@@ -293,6 +312,9 @@ fn print(figures: &Figures) {
             cells.collect(),
         )
     );
+    if !figures.shares.is_empty() {
+        println!("{}", profile::table(&figures.shares));
+    }
     println!("plot: {}/tunnel.svg", figures.folder);
 }
 

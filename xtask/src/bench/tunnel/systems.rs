@@ -1,6 +1,7 @@
 //! The systems that are compared, each at both ends of the same chain.
 
 use super::chain::{Chain, Site};
+use crate::steps::detail;
 use anyhow::{Context, Result, bail};
 use lab::clock::wait_for;
 use lab::cmd;
@@ -9,7 +10,7 @@ use lab::strongswan::{Charon, Connection, swanctl_conf};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -81,19 +82,49 @@ pub struct Running {
     _charons: Vec<Charon>,
 }
 
+/// Which CPUs the SAs of both gateways are on.
+///
+/// An SA belongs to one CPU of its gateway, by its slot. Here both gateways are on the same two: where both SAs come to the same one,
+/// sealing and opening share it, and the other is idle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Placement {
+    /// Each gateway's on another one, as gateways have cores of their own.
+    Apart,
+    /// Both on one.
+    Together,
+    /// As it comes.
+    Any,
+}
+
+/// Starts until the placement is as wanted; each has it with a probability of one half.
+const TRIES: usize = 16;
+
 /// Starts a system at both ends and waits until the hosts reach each other.
 pub fn start(
     chain: &Chain,
     system: System,
     suite: &'static str,
     product: Option<&Product>,
+    placement: Placement,
 ) -> Result<Running> {
     let running = match system {
         System::Plain => plain(chain),
-        System::Espalier => espalier(chain, suite, product.context("espalier was not built")?),
+        System::Espalier => {
+            return placed(
+                chain,
+                suite,
+                product.context("espalier was not built")?,
+                placement,
+            );
+        }
         System::StrongSwan => strongswan(chain, suite),
         System::WireguardGo => wireguard(chain),
     }?;
+    reached(chain, system)?;
+    Ok(running)
+}
+
+fn reached(chain: &Chain, system: System) -> Result<()> {
     let to = chain.east.host_address();
     wait_for(PATIENCE, Duration::from_millis(50), || {
         let ping = ["ping", "-n", "-c", "1", "-W", "1", &to];
@@ -106,7 +137,53 @@ pub fn start(
             chain.folder.display()
         )
     })?;
-    Ok(running)
+    Ok(())
+}
+
+fn placed(chain: &Chain, suite: &str, product: &Product, placement: Placement) -> Result<Running> {
+    for _ in 0..TRIES {
+        let running = espalier(chain, suite, product)?;
+        reached(chain, System::Espalier)?;
+        let cpus = (
+            cpu_of(chain, &chain.west, product)?,
+            cpu_of(chain, &chain.east, product)?,
+        );
+        let apart = cpus.0 != cpus.1;
+        if placement == Placement::Any || apart == (placement == Placement::Apart) {
+            detail(&format!(
+                "SA of west on CPU {}, of east on CPU {}",
+                cpus.0, cpus.1
+            ));
+            return Ok(running);
+        }
+    }
+    bail!("{TRIES} starts did not bring the SAs to CPUs as --placement wants; are there two CPUs?")
+}
+
+/// The CPU that serves a gateway's SA.
+fn cpu_of(chain: &Chain, site: &Site, product: &Product) -> Result<u64> {
+    let socket = socket(chain, site);
+    let mut command = site.gateway.command(&product.binary.to_string_lossy());
+    command.args(["sas", "--json", "--socket"]).arg(&socket);
+    let text = cmd::output(command, "").context("espalier sas")?;
+    let sas: serde_json::Value = serde_json::from_str(&text).context("espalier sas --json")?;
+    find_cpu(&sas).context("espalier sas names no Child SA with its CPU")
+}
+
+/// The first `cpu` within.
+fn find_cpu(value: &serde_json::Value) -> Option<u64> {
+    match value {
+        serde_json::Value::Object(fields) => fields
+            .get("cpu")
+            .and_then(serde_json::Value::as_u64)
+            .or_else(|| fields.values().find_map(find_cpu)),
+        serde_json::Value::Array(values) => values.iter().find_map(find_cpu),
+        _ => None,
+    }
+}
+
+fn socket(chain: &Chain, site: &Site) -> PathBuf {
+    chain.resources.folder.join(format!("{}.sock", site.name))
 }
 
 fn plain(chain: &Chain) -> Result<Running> {
@@ -136,19 +213,22 @@ fn addresses(chain: &Chain) -> Result<()> {
 fn espalier(chain: &Chain, suite: &str, product: &Product) -> Result<Running> {
     let mut processes = Vec::new();
     for (site, other) in chain.both() {
+        // Replaced, not added: a start that is repeated finds them there.
         site.gateway.ip(&format!(
-            "addr add {}/24 dev outside\naddr add {}/24 dev inside",
+            "addr replace {}/24 dev outside\naddr replace {}/24 dev inside",
             site.own_address(),
             site.own_inside()
         ))?;
         let folder = chain.folder.join(site.name);
         fs::create_dir_all(&folder)?;
-        // Certificates for two are the fewest; a lone member uses the first.
-        let mut command = std::process::Command::new(&product.binary);
-        command
-            .args(["cluster", "init", "--name", site.name, "--members", "2", "--dir"])
-            .arg(folder.join("pki"));
-        cmd::output(command, "").context("espalier cluster init")?;
+        if !folder.join("pki").exists() {
+            // Certificates for two are the fewest; a lone member uses the first.
+            let mut command = std::process::Command::new(&product.binary);
+            command
+                .args(["cluster", "init", "--name", site.name, "--members", "2", "--dir"])
+                .arg(folder.join("pki"));
+            cmd::output(command, "").context("espalier cluster init")?;
+        }
         let mut psk = OpenOptions::new()
             .write(true)
             .create(true)
@@ -243,11 +323,7 @@ esp = [\"{suite}\"]
         next_hop = site.next_hop(),
         object = product.object.display(),
         pins = pins.display(),
-        socket = chain
-            .resources
-            .folder
-            .join(format!("{}.sock", site.name))
-            .display(),
+        socket = socket(chain, site).display(),
         remote = other.tunnel_address(),
         other = other.name,
         start = if site.number == 1 { "initiate" } else { "passive" },

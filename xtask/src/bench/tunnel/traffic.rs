@@ -54,6 +54,11 @@ impl<'a> Server<'a> {
         })
     }
 
+    /// Seconds of a TCP run.
+    pub fn seconds(&self) -> u32 {
+        self.seconds
+    }
+
     /// TCP in so many streams.
     pub fn tcp(&self, streams: u32, reverse: bool) -> Result<Row> {
         let before = busy_seconds()?;

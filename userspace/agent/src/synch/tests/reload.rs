@@ -166,25 +166,6 @@ async fn certificates_and_authority_are_changed_and_no_member_is_ever_without_a_
 }
 
 #[tokio::test]
-async fn the_files_are_read_again_at_sighup() {
-    let pki = scratch("hangup", 2);
-    let mut members = two_links(&pki).await;
-    // From here on this process catches the signal.
-    members[0].synch.reload_on_hangup(&pki.0).unwrap();
-    let before = members[0].synch.status().certificate;
-    let mut authority = Authority::open(&pki.0).unwrap();
-    authority.rotate_members(Some(MemberId(1)), validity()).unwrap();
-    nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP).unwrap();
-    until("another certificate", || {
-        members[0].synch.status().certificate != before
-    })
-    .await;
-    let mut observers = [Observer::new(), Observer::new()];
-    beat_until(&mut members, &mut observers, renewed).await;
-    assert_eq!(observers.each_ref().map(|o| o.renewed), [2, 2]);
-}
-
-#[tokio::test]
 async fn a_peer_that_does_not_know_the_new_authority_keeps_the_old_connection() {
     let pki = scratch("unknown-ca", 2);
     let mut members = two_links(&pki).await;
@@ -244,15 +225,15 @@ async fn files_that_do_not_fit_are_refused_and_nothing_changes() {
     let mut members = two_links(&pki).await;
     let before = members[0].synch.status();
     let keep = |name: &str| std::fs::read(pki.0.join(name)).unwrap();
-    let (secret, list, key) = (keep("cluster.secret"), keep("cluster.crl"), keep("member-1.key"));
+    let (list, key) = (keep("cluster.crl"), keep("member-1.key"));
     let refuse = |members: &[Member; 2], why: &str| {
-        let error = members[0].synch.reload_files(&pki.0).unwrap_err();
+        let files = Identity::load(&pki.0, MemberId(1));
+        let error = files
+            .and_then(|files| members[0].synch.reload(&files))
+            .unwrap_err();
+        let error = format!("{error:#}");
         assert!(error.contains(why), "{error}");
     };
-
-    std::fs::write(pki.0.join("cluster.secret"), [7; 32]).unwrap();
-    refuse(&members, "cannot change while members run");
-    std::fs::write(pki.0.join("cluster.secret"), secret).unwrap();
 
     std::fs::remove_file(pki.0.join("cluster.crl")).unwrap();
     refuse(&members, "cluster.crl is gone");
