@@ -189,6 +189,8 @@ pub struct World {
     pub own: [Option<Own>; 2],
     /// Whether each CPU is told to use its own in place of the one in [`SLOT`].
     pub uses_own: [bool; 2],
+    /// No interface takes redirected frames.
+    pub no_redirect: bool,
     /// Which of [`OWN_SLOTS`] all CPUs are told to use in place of the one in [`GUEST_OF`].
     pub guest: Option<usize>,
     /// No interface takes redirected frames.
@@ -445,6 +447,7 @@ impl World {
             policy_peer: [SpdEntry::default(); 2],
             own: [None; 2],
             uses_own: [false; 2],
+            no_redirect: false,
             guest: None,
             no_redirect: false,
         }

@@ -74,7 +74,10 @@ pub fn run(kernel: &Kernel, initrd: &Path, verbose: bool, outcome: &mut Outcome)
         .arg(kernel.image())
         .arg("-initrd")
         .arg(initrd)
-        .args(["-append", "console=ttyS0 panic=-1 oops=panic quiet net.ifnames=0"])
+        .args([
+            "-append",
+            "console=ttyS0 panic=-1 oops=panic quiet net.ifnames=0 no_timer_check",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -40,11 +40,6 @@ pub struct Options {
     pub verbose: bool,
 }
 
-/// Names of the kernels that are emulated.
-pub fn emulated_ones() -> Vec<String> {
-    KERNELS.iter().map(|(name, _)| (*name).to_owned()).collect()
-}
-
 /// Builds, runs every kernel, prints the table; true if everything passed everywhere.
 pub fn run(options: &Options) -> Result<bool> {
     let known = || KERNELS.iter().map(|(name, _)| *name).chain([HOST]);
@@ -65,8 +60,7 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(outcomes.iter().all(Outcome::passed))
 }
 
-/// The same with an object that is there, and without printing the result.
-pub fn run_with(options: &Options, object: &std::path::Path) -> Result<Vec<Outcome>> {
+fn run_with(options: &Options, object: &std::path::Path) -> Result<Vec<Outcome>> {
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|o| o == name);
     let programs = step("compiling the test programs", || suite::programs(object))?;
     let mut outcomes = Vec::new();
