@@ -2,7 +2,7 @@
 
 use crate::cargo_tools::cargo;
 use crate::steps::{detail, say};
-use crate::{build, chaos, demo, kernels, setup, tidy};
+use crate::{build, chaos, demo, setup, tidy};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -72,8 +72,6 @@ pub fn run() -> Result<bool> {
     match &built {
         Ok(built) => {
             cargo_tests(built, &mut score)?;
-            say("the programs on other kernels");
-            other_kernels(built, &mut score);
             say("one real takeover");
             let takeover = demo::run(&demo::Options::short());
             score.add("takeover", takeover.as_ref().is_ok_and(|ok| *ok));
@@ -111,29 +109,6 @@ pub fn run() -> Result<bool> {
     println!("{} s, {} tests ignored", start.elapsed().as_secs(), score.ignored);
     println!("{} passed, {} failed", score.passed, score.failed);
     Ok(score.failed == 0)
-}
-
-/// The kernels that are emulated; this host's own has run the same tests already.
-fn other_kernels(built: &build::Built, score: &mut Score) {
-    let options = kernels::Options {
-        only: kernels::emulated_ones(),
-        ..kernels::Options::default()
-    };
-    match kernels::run_with(&options, &built.object) {
-        Ok(outcomes) => {
-            for outcome in &outcomes {
-                score.passed += outcome.checks.iter().map(|c| c.passed).sum::<u64>();
-                outcome.problems().for_each(|problem| score.fail(&problem));
-                if outcome.checks.is_empty() {
-                    score.fail(&format!("Linux {}: nothing ran", outcome.kernel));
-                }
-            }
-        }
-        Err(error) => {
-            detail(&format!("{error:#}"));
-            score.fail("the programs on other kernels");
-        }
-    }
 }
 
 fn check(what: &str, command: &mut Command) -> bool {

@@ -193,8 +193,6 @@ pub struct World {
     pub no_redirect: bool,
     /// Which of [`OWN_SLOTS`] all CPUs are told to use in place of the one in [`GUEST_OF`].
     pub guest: Option<usize>,
-    /// No interface takes redirected frames.
-    pub no_redirect: bool,
 }
 
 /// An SA pair beside the one in [`SLOT`].
@@ -449,7 +447,6 @@ impl World {
             uses_own: [false; 2],
             no_redirect: false,
             guest: None,
-            no_redirect: false,
         }
     }
 
