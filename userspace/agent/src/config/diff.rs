@@ -291,10 +291,13 @@ fn named_files(c: &ConnectionConfig) -> Vec<(&'static str, &PathBuf)> {
             .iter()
             .flat_map(|f| [("cert_file", &f.cert), ("key_file", &f.key)]),
     );
+    let stapled = c.certificate.iter().filter_map(|f| f.ocsp.as_ref());
+    files.extend(stapled.map(|path| ("cert_ocsp_file", path)));
     let authorities = c.authorities.iter();
     files.extend(authorities.flat_map(|f| {
         let ca = f.ca.iter().map(|path| ("ca_files", path));
         ca.chain(f.crl.iter().map(|path| ("crl_files", path)))
+            .chain(f.ocsp.iter().map(|path| ("ocsp_files", path)))
     }));
     files.extend(c.eap_users.iter().map(|path| ("eap_users_file", path)));
     files.extend(c.ppk.iter().map(|ppk| ("ppk_file", &ppk.file)));

@@ -359,6 +359,8 @@ pub struct CertificateFiles {
     pub key: PathBuf,
     /// RSA signatures by PKCS #1 v1.5 instead of PSS.
     pub rsa_pkcs1: bool,
+    /// An OCSP response about the certificate (DER), for peers that ask for it.
+    pub ocsp: Option<PathBuf>,
 }
 
 /// Whose certificates are believed.
@@ -368,7 +370,9 @@ pub struct AuthorityFiles {
     pub ca: Vec<PathBuf>,
     /// Revocation lists.
     pub crl: Vec<PathBuf>,
-    /// What no list speaks of counts as revoked.
+    /// OCSP responses (DER).
+    pub ocsp: Vec<PathBuf>,
+    /// What neither a list nor a response speaks of counts as revoked.
     pub strict: bool,
 }
 

@@ -60,7 +60,7 @@ impl Context<'_> {
         }
         let certificate = match local {
             AuthKind::Psk | AuthKind::EapMsChapV2 => {
-                for key in ["cert_file", "key_file", "rsa_padding"] {
+                for key in ["cert_file", "key_file", "rsa_padding", "cert_ocsp_file"] {
                     self.useless(t, key, "we do not prove ourselves by a certificate");
                 }
                 None
@@ -69,7 +69,7 @@ impl Context<'_> {
         };
         let authorities = match remote {
             AuthKind::Psk | AuthKind::EapMsChapV2 => {
-                for key in ["ca_files", "crl_files", "revocation"] {
+                for key in ["ca_files", "crl_files", "ocsp_files", "revocation"] {
                     self.useless(t, key, "the peer does not prove itself by a certificate");
                 }
                 None
@@ -147,11 +147,13 @@ impl Context<'_> {
         let rsa_pkcs1 = t
             .word("rsa_padding", &[("pss", false), ("pkcs1", true)])
             .unwrap_or(false);
+        let ocsp = t.string("cert_ocsp_file");
         let (cert, key) = (cert?, key?);
         let files = CertificateFiles {
             cert: self.path(&cert.value),
             key: self.path(&key.value),
             rsa_pkcs1,
+            ocsp: ocsp.map(|file| self.path(&file.value)),
         };
         if self.files == Files::Check {
             check::secret_file(&self.problems, &key.span, &files.key, "private key file");
@@ -159,7 +161,7 @@ impl Context<'_> {
                 Err(error) => self.problems.add(
                     cert.span,
                     format!("{error:#}"),
-                    "name a certificate and the private key that belongs to it",
+                    "name a certificate, the private key that belongs to it, and an OCSP response only if it is about it",
                 ),
                 Ok(own) => {
                     let now = clock::wall_ns() / 1_000_000_000;
@@ -190,6 +192,7 @@ impl Context<'_> {
         }
         let ca = t.string_or_strings("ca_files");
         let crl = t.string_or_strings("crl_files");
+        let ocsp = t.string_or_strings("ocsp_files");
         let strict = t
             .word("revocation", &[("relaxed", false), ("strict", true)])
             .unwrap_or(false);
@@ -198,6 +201,7 @@ impl Context<'_> {
         let files = AuthorityFiles {
             ca: paths(ca.value),
             crl: crl.map(|list| paths(list.value)).unwrap_or_default(),
+            ocsp: ocsp.map(|list| paths(list.value)).unwrap_or_default(),
             strict,
         };
         if self.files == Files::Check
@@ -206,7 +210,8 @@ impl Context<'_> {
             self.problems.add(
                 ca.span,
                 format!("{error:#}"),
-                "name files with certificates (ca_files) and revocation lists (crl_files) in PEM or DER",
+                "name files with certificates (ca_files) and revocation lists (crl_files) in PEM or DER, and OCSP responses \
+                 (ocsp_files) in DER",
             );
         }
         Some(files)

@@ -619,6 +619,16 @@ fn certificates_need_their_files_and_pre_shared_keys_theirs() {
         (Path::new("/etc/espalier/gw.crt"), false)
     );
     assert!(!c.authorities.as_ref().unwrap().strict);
+    let more =
+        format!("{cert}ocsp_files = \"peer.ocsp\"\ncert_ocsp_file = \"gw.ocsp\"\nrevocation = \"strict\"\n");
+    let config = Config::read_without_files(&with(psk, &more), Path::new("/etc/espalier"))
+        .unwrap_or_else(|found| panic!("{found:?}"));
+    let c = &config.connections[0];
+    let stapled = c.certificate.as_ref().unwrap().ocsp.as_deref();
+    assert_eq!(stapled, Some(Path::new("/etc/espalier/gw.ocsp")));
+    let authorities = c.authorities.as_ref().unwrap();
+    assert_eq!(authorities.ocsp, [Path::new("/etc/espalier/peer.ocsp")]);
+    assert!(authorities.strict);
     let mixed = format!("local_auth = \"cert\"\ncert_file = \"gw.crt\"\nkey_file = \"gw.key\"\n{psk}");
     assert_eq!(problems(&with(psk, &mixed)), [""; 0]);
     for (text, word) in [
@@ -626,6 +636,11 @@ fn certificates_need_their_files_and_pre_shared_keys_theirs() {
         (cert.replace("key_file", "#"), "has no 'key_file'"),
         (cert.replace("ca_files", "#"), "has no 'ca_files'"),
         (format!("{psk}crl_files = \"a.crl\"\n"), "'crl_files' is given"),
+        (format!("{psk}ocsp_files = \"a.ocsp\"\n"), "'ocsp_files' is given"),
+        (
+            format!("{psk}cert_ocsp_file = \"a.ocsp\"\n"),
+            "'cert_ocsp_file' is given",
+        ),
         (format!("{cert}rsa_padding = \"oaep\"\n"), "'rsa_padding'"),
         ("auth = \"cert\"\n".to_owned(), "has no 'cert_file'"),
         (

@@ -45,6 +45,7 @@ fn a_certificate_and_its_key_are_read_and_others_are_refused() {
         cert: folder.put("gw.crt", &certificate(key)),
         key: folder.0.join("gw.key"),
         rsa_pkcs1: false,
+        ocsp: None,
     };
     folder.put("gw.key", &key.serialize_pem());
     let own = super::own("site", &files(&key)).unwrap();
@@ -71,6 +72,7 @@ fn what_a_key_signs_is_verified_with_its_certificate() {
         cert: folder.put("gw.crt", &certificate(&key)),
         key: folder.put("gw.key", &key.serialize_pem()),
         rsa_pkcs1: false,
+        ocsp: None,
     };
     let own = super::own("site", &files).unwrap();
     let (done, mut signed) = tokio::sync::mpsc::unbounded_channel();
