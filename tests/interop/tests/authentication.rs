@@ -79,7 +79,7 @@ fn pki(folder: &Path) -> Result<Pki> {
 fn certified(pki: &Pki, name: &str, own: &str, pkcs1: bool) -> Result<(Connection, credentials::Own)> {
     let files = CertificateFiles {
         cert: pki.path(&format!("{own}.crt")),
-        key: pki.path(&format!("{own}.key")),
+        key: pki.path(&format!("{own}.key")).into(),
         rsa_pkcs1: pkcs1,
         ocsp: None,
     };

@@ -26,7 +26,7 @@ fn gateway(
 ) -> Result<(Connection, credentials::Own)> {
     let files = CertificateFiles {
         cert: pki.path("gw.crt"),
-        key: pki.path("gw.key"),
+        key: pki.path("gw.key").into(),
         rsa_pkcs1: false,
         ocsp: None,
     };

@@ -7,7 +7,8 @@ use ike::auth::pattern::WrittenId;
 use super::check::{self, Files};
 use super::read::Context;
 use super::reader::{At, Reader};
-use super::{AuthKind, AuthorityFiles, CertificateFiles};
+use super::{AuthKind, AuthorityFiles, CertificateFiles, KeySource, TokenKeyConfig};
+use crate::credentials::uri::KeyUri;
 use crate::{clock, credentials};
 
 /// What the keys come to.
@@ -60,7 +61,15 @@ impl Context<'_> {
         }
         let certificate = match local {
             AuthKind::Psk | AuthKind::EapMsChapV2 => {
-                for key in ["cert_file", "key_file", "rsa_padding", "cert_ocsp_file"] {
+                for key in [
+                    "cert_file",
+                    "key_file",
+                    "key",
+                    "pkcs11_module",
+                    "pin_file",
+                    "rsa_padding",
+                    "cert_ocsp_file",
+                ] {
                     self.useless(t, key, "we do not prove ourselves by a certificate");
                 }
                 None
@@ -143,25 +152,24 @@ impl Context<'_> {
             "cert_file",
             "the path of our certificate (PEM, issuers behind it)",
         );
-        let key = t.required_string("key_file", "the path of the certificate's private key (PEM)");
+        let source = self.private_key(t);
         let rsa_pkcs1 = t
             .word("rsa_padding", &[("pss", false), ("pkcs1", true)])
             .unwrap_or(false);
         let ocsp = t.string("cert_ocsp_file");
-        let (cert, key) = (cert?, key?);
+        let (cert, key) = (cert?, source?);
         let files = CertificateFiles {
             cert: self.path(&cert.value),
-            key: self.path(&key.value),
+            key,
             rsa_pkcs1,
             ocsp: ocsp.map(|file| self.path(&file.value)),
         };
         if self.files == Files::Check {
-            check::secret_file(&self.problems, &key.span, &files.key, "private key file");
             match credentials::own(connection, &files) {
                 Err(error) => self.problems.add(
                     cert.span,
                     format!("{error:#}"),
-                    "name a certificate, the private key that belongs to it, and an OCSP response only if it is about it",
+                    "name a certificate, its private key (key_file, or key with pkcs11_module and pin_file), and an OCSP response only if it is about it",
                 ),
                 Ok(own) => {
                     let now = clock::wall_ns() / 1_000_000_000;
@@ -182,6 +190,50 @@ impl Context<'_> {
             }
         }
         Some(files)
+    }
+
+    /// Keys `key_file`, or `key` with `pkcs11_module` and `pin_file`.
+    fn private_key(&self, t: &mut Reader<'_>) -> Option<KeySource> {
+        let uri = t.string("key");
+        let Some(uri) = uri else {
+            for key in ["pkcs11_module", "pin_file"] {
+                self.useless(t, key, "no 'key' names a private key in a token");
+            }
+            let key = t.required_string(
+                "key_file",
+                "the path of the certificate's private key (PEM), or key = \"pkcs11:token=LABEL;object=LABEL\"",
+            )?;
+            let path = self.path(&key.value);
+            if self.files == Files::Check {
+                check::secret_file(&self.problems, &key.span, &path, "private key file");
+            }
+            return Some(KeySource::File(path));
+        };
+        self.useless(t, "key_file", "'key' names a private key in a token");
+        let module = t.required_string(
+            "pkcs11_module",
+            "the path of the library that comes with the token, for example /usr/lib/softhsm/libsofthsm2.so",
+        );
+        let pin = t.required_string("pin_file", "the path of a file with the token's PIN");
+        let parsed = KeyUri::parse(&uri.value)
+            .map_err(|error| {
+                self.problems.add(
+                    uri.span.clone(),
+                    format!("{error:#}"),
+                    "write for example \"pkcs11:token=gateways;object=gw\"",
+                );
+            })
+            .ok();
+        let (module, pin) = (module?, pin?);
+        let pin_file = self.path(&pin.value);
+        if self.files == Files::Check {
+            check::secret_file(&self.problems, &pin.span, &pin_file, "PIN file");
+        }
+        Some(KeySource::Token(TokenKeyConfig {
+            module: self.path(&module.value),
+            uri: parsed?,
+            pin_file,
+        }))
     }
 
     fn authorities(&self, t: &mut Reader<'_>) -> Option<AuthorityFiles> {

@@ -3,6 +3,8 @@
 
 pub mod key;
 pub mod signer;
+pub mod token;
+pub mod uri;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,8 +23,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use zeroize::Zeroizing;
 
-use crate::config::{AuthorityFiles, CertificateFiles, ConnectionConfig};
+use crate::config::{AuthorityFiles, CertificateFiles, ConnectionConfig, KeySource};
 use key::PrivateKey;
+use token::TokenKey;
 
 /// Warnings begin so many days before a certificate expires.
 pub const WARN_DAYS: i64 = 14;
@@ -100,11 +103,17 @@ pub fn own(name: &str, files: &CertificateFiles) -> Result<Own> {
     let chain = certificates(&files.cert)?;
     let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
     let facts = Facts::of(leaf).with_context(|| format!("{}", files.cert.display()))?;
-    let key = PrivateKey::read(&files.key)?;
+    let key = match &files.key {
+        KeySource::File(path) => PrivateKey::read(path)?,
+        KeySource::Token(config) => PrivateKey::Token(TokenKey::open(config, facts.key)?),
+    };
+    let fits = key
+        .is_of(&facts, files.rsa_pkcs1)
+        .map_err(|why| anyhow!("{}: {why}", files.key))?;
     ensure!(
-        key.kind() == facts.key && key.public() == facts.public_key,
+        fits,
         "{} is not the key of the certificate in {} (of {}, {})",
-        files.key.display(),
+        files.key,
         files.cert.display(),
         facts.subject_text,
         facts.key.name()

@@ -100,7 +100,7 @@ pub(crate) fn signed(sa: &mut IkeSa, ctx: &mut Context<'_>, token: u64, signatur
             send_response(sa, ctx, ExchangeType::IKE_AUTH, message_id, &answer);
         }
         (Err(why), then) => {
-            let text = format!("we cannot sign: {why}; look at key_file of the connection");
+            let text = format!("we cannot sign: {why}; look at key_file or key of the connection");
             ctx.event(sa, EventKind::Trouble, text.clone());
             match then {
                 Then::Send => delete::vanish(sa, ctx, &text),
