@@ -19,18 +19,19 @@ mod tag {
     pub const INTERMEDIATE: u16 = 2;
     pub const FOLLOW_UP: u16 = 3;
     pub const PPK: u16 = 4;
+    pub const VIRTUAL_ADDRESSES: u16 = 16;
+    pub const MOBIKE: u16 = 17;
+    pub const TRANSPORT: u16 = 32;
     pub const FURTHER_REQUESTS: u16 = 34;
     pub const OTHER_RESPONSES: u16 = 35;
     pub const PEER_WINDOW: u16 = 36;
     pub const OUR_WINDOW: u16 = 37;
-    pub const REDIRECTABLE: u16 = 38;
-    pub const REDIRECTED: u16 = 39;
-    pub const VIRTUAL_ADDRESSES: u16 = 16;
-    pub const MOBIKE: u16 = 17;
     pub const PEER_ADDRESSES: u16 = 40;
     pub const CONFIRMED_PATH: u16 = 41;
-    pub const TRANSPORT: u16 = 32;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
+    // Most peers can be redirected: during an upgrade the IKE SA has to be one that the other members can go on with.
+    pub const REDIRECTABLE: u16 = MAY_BE_SKIPPED + 38;
+    pub const REDIRECTED: u16 = MAY_BE_SKIPPED + 39;
 }
 
 /// A value with its number.
