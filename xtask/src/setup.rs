@@ -40,6 +40,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "/usr/lib/ipsec/plugins/libstrongswan-gcm.so",
         "libstrongswan-standard-plugins",
     ),
+    ("/usr/bin/softhsm2-util", "softhsm2"),
     ("/usr/sbin/nft", "nftables"),
     (lab::faults::FAKETIME, "libfaketime"),
     ("/usr/bin/ping", "iputils-ping"),

@@ -1,5 +1,5 @@
-//! Certificates between the product's IKEv2 engine and strongSwan: every kind of key in both roles, an intermediate authority, and
-//! whatever is wrong with a certificate. Needs root, strongSwan and openssl.
+//! Certificates between the product's IKEv2 engine and strongSwan: every kind of key in both roles, an intermediate authority, OCSP
+//! responses, and whatever is wrong with a certificate. Needs root, strongSwan and openssl.
 
 mod duel;
 
@@ -15,17 +15,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Connections that come up: name, kind of key, `auth` of strongSwan's side, PKCS #1 on ours.
-const GOOD: [(&str, &str, &str, bool); 6] = [
+const GOOD: [(&str, &str, &str, bool); 7] = [
     ("ecdsa256", "ecdsa256", "pubkey", false),
     ("ecdsa384", "ecdsa384", "pubkey", false),
     ("ed25519", "ed25519", "pubkey", false),
     ("rsapkcs1", "rsa", "rsa-sha256", true),
     ("rsapss", "rsa", "rsa/pss-sha256", false),
     ("chain", "ecdsa256", "pubkey", false),
+    // Nothing but an OCSP response of openssl tells of the peer's certificate, and one is asked for in vain.
+    ("ocsp", "ecdsa256", "pubkey", false),
 ];
 
 /// Connections that must not: name, and words of what the gateway says.
-const BAD: [(&str, &[&str]); 4] = [
+const BAD: [(&str, &[&str]); 6] = [
     ("stranger", &["issuer is O=Example, CN=other", "ca_files"]),
     ("expired", &["expired on 20", "renew"]),
     ("revoked", &["is revoked"]),
@@ -33,6 +35,8 @@ const BAD: [(&str, &[&str]); 4] = [
         "wrongid",
         &["its certificate is of somebody.example", "subjectAltName"],
     ),
+    ("ocsprevoked", &["revoked since 20", "OCSP"]),
+    ("ocspother", &["no OCSP response says"]),
 ];
 
 fn pki(folder: &Path) -> Result<Pki> {
@@ -55,7 +59,17 @@ fn pki(folder: &Path) -> Result<Pki> {
          leaf peer-expired ecdsa256 root DNS:peer-expired.example -startdate 20200101000000Z -enddate 20210101000000Z\n\
          leaf peer-revoked ecdsa256 root DNS:peer-revoked.example\n\
          leaf peer-wrongid ecdsa256 root DNS:somebody.example\n\
+         leaf peer-ocsprevoked ecdsa256 root DNS:peer-ocsprevoked.example\n\
+         leaf peer-ocspother ecdsa256 root DNS:peer-ocspother.example\n\
+         leaf responder rsa root $'DNS:ocsp.example\\nextendedKeyUsage = OCSPSigning'\n\
          openssl ca -config root.cnf -revoke peer-revoked.crt\n\
+         openssl ca -config root.cnf -revoke peer-ocsprevoked.crt\n\
+         for peer in ocsp ocsprevoked; do\n\
+         openssl ocsp -issuer root.crt -cert peer-$peer.crt -reqout $peer.request\n\
+         openssl ocsp -index root.db/index -CA root.crt -rsigner responder.crt -rkey responder.key -ndays 7 \
+         -reqin $peer.request -respout peer-$peer.response\n\
+         done\n\
+         cp peer-ocsp.response peer-ocspother.response\n\
          openssl ca -config root.cnf -gencrl -out root.crl\n\
          cat middle.crt >> gw-chain.crt\n",
     );
@@ -65,8 +79,9 @@ fn pki(folder: &Path) -> Result<Pki> {
 fn certified(pki: &Pki, name: &str, own: &str, pkcs1: bool) -> Result<(Connection, credentials::Own)> {
     let files = CertificateFiles {
         cert: pki.path(&format!("{own}.crt")),
-        key: pki.path(&format!("{own}.key")),
+        key: pki.path(&format!("{own}.key")).into(),
         rsa_pkcs1: pkcs1,
+        ocsp: None,
     };
     let own = credentials::own(name, &files)?;
     let id = own.facts.alternative.first().context("an identity")?.clone();
@@ -74,10 +89,13 @@ fn certified(pki: &Pki, name: &str, own: &str, pkcs1: bool) -> Result<(Connectio
     connection.remotes = vec![PEER.parse()?];
     connection.remote_id = Some(Identity::parse(&format!("peer-{name}.example")));
     connection.local_auth = LocalAuth::Certificate(own.certificate.clone());
+    let by_response = name.starts_with("ocsp");
+    let response = pki.path(&format!("peer-{name}.response"));
     connection.remote_auth = RemoteAuth::Certificate(Arc::new(credentials::trust(&AuthorityFiles {
         ca: vec![pki.path("root.crt")],
-        crl: vec![pki.path("root.crl")],
-        strict: false,
+        crl: (!by_response).then(|| pki.path("root.crl")).into_iter().collect(),
+        ocsp: by_response.then_some(response).into_iter().collect(),
+        strict: by_response,
     })?));
     connection.ike_proposals = vec![Proposal::parse_ike("aes128gcm16-prfsha256-x25519")?];
     let mut child = ChildConfig::new(name, vec![network("10.2.0.0/24")], vec![network("10.1.0.0/24")]);

@@ -26,8 +26,9 @@ fn gateway(
 ) -> Result<(Connection, credentials::Own)> {
     let files = CertificateFiles {
         cert: pki.path("gw.crt"),
-        key: pki.path("gw.key"),
+        key: pki.path("gw.key").into(),
         rsa_pkcs1: false,
+        ocsp: None,
     };
     let own = credentials::own(name, &files)?;
     let mut connection = Connection::new(
@@ -121,6 +122,7 @@ fn road_warriors_get_addresses_by_certificate_and_by_eap_and_keep_them() -> Resu
     let trust = credentials::trust(&AuthorityFiles {
         ca: vec![pki.path("root.crt")],
         crl: Vec::new(),
+        ocsp: Vec::new(),
         strict: false,
     })?;
     let password = |text: &str| SecretBytes::new(text.as_bytes().to_vec());

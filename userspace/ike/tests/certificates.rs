@@ -22,6 +22,7 @@ struct Part {
     chain: Vec<Vec<u8>>,
     trust: Arc<Trust>,
     rsa_pss: bool,
+    ocsp: Option<Vec<u8>>,
 }
 
 const NAMES: [&str; 2] = ["a.example", "b.example"];
@@ -37,6 +38,7 @@ fn parts(kind: KeyKind) -> (Ca, [Part; 2]) {
             pair,
             trust: Arc::new(Trust::new(std::slice::from_ref(&ca.der), &[], false).unwrap()),
             rsa_pss: true,
+            ocsp: None,
         }
     };
     let parts = [part(A), part(B)];
@@ -50,6 +52,7 @@ fn certified(connection: &mut Connection, part: &Part) {
         kind: part.kind,
         rsa_pss: part.rsa_pss,
         chain: part.chain.clone(),
+        ocsp: part.ocsp.clone(),
     }));
     connection.remote_auth = RemoteAuth::Certificate(part.trust.clone());
 }
@@ -147,6 +150,7 @@ fn an_intermediate_authority_is_sent_along_and_needed() {
             pair,
             trust: trust.clone(),
             rsa_pss: true,
+            ocsp: None,
         }
     };
     let mut parts = [part(A), part(B)];
@@ -243,7 +247,11 @@ fn what_is_wrong_with_a_certificate_is_said_with_a_remedy() {
             leaf(),
             &ca,
             Trust::new(std::slice::from_ref(&ca.der), &[], true).unwrap(),
-            &["no revocation list", "crl_files"],
+            &[
+                "no revocation list and no OCSP response",
+                "crl_files",
+                "ocsp_files",
+            ],
         ),
         (
             "for something else",

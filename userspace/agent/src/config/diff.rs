@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::{Config, ConnectionConfig};
+use super::{Config, ConnectionConfig, KeySource};
 
 /// Parts that can change while the agent runs: lists of tables, each with a name.
 const LISTS: [&str; 3] = ["connections", "policies", "pools"];
@@ -283,18 +283,28 @@ pub fn take_over(running: &mut Table, new: &Table) {
 /// Digests of the files that connections name, by the place of the key that names them.
 pub type Files = BTreeMap<Place, [u8; 32]>;
 
+fn private_key_file(key: &KeySource) -> (&'static str, &PathBuf) {
+    match key {
+        KeySource::File(path) => ("key_file", path),
+        KeySource::Token(token) => ("pin_file", &token.pin_file),
+    }
+}
+
 fn named_files(c: &ConnectionConfig) -> Vec<(&'static str, &PathBuf)> {
     let mut files = Vec::new();
     files.extend(c.psk_file.iter().map(|path| ("psk_file", path)));
     files.extend(
         c.certificate
             .iter()
-            .flat_map(|f| [("cert_file", &f.cert), ("key_file", &f.key)]),
+            .flat_map(|f| [("cert_file", &f.cert), private_key_file(&f.key)]),
     );
+    let stapled = c.certificate.iter().filter_map(|f| f.ocsp.as_ref());
+    files.extend(stapled.map(|path| ("cert_ocsp_file", path)));
     let authorities = c.authorities.iter();
     files.extend(authorities.flat_map(|f| {
         let ca = f.ca.iter().map(|path| ("ca_files", path));
         ca.chain(f.crl.iter().map(|path| ("crl_files", path)))
+            .chain(f.ocsp.iter().map(|path| ("ocsp_files", path)))
     }));
     files.extend(c.eap_users.iter().map(|path| ("eap_users_file", path)));
     files.extend(c.ppk.iter().map(|ppk| ("ppk_file", &ppk.file)));

@@ -2,6 +2,7 @@
 //!
 //! [`Config::read`] gives either a configuration that can be run or every problem of the file at once.
 
+mod auth;
 mod check;
 pub mod diff;
 mod extensions;
@@ -28,6 +29,7 @@ use model::{MemberId, SaMode, TrafficSelector};
 use sad::lifetime::Lifetimes;
 use sad::{Handling, PolicyAction};
 
+pub use auth::{AuthKind, AuthorityFiles, CertificateFiles, KeySource, TokenKeyConfig};
 pub use reader::Problem;
 
 /// What the owner does when its standby is gone (design: pair engine).
@@ -337,39 +339,6 @@ impl Default for Extensions {
             follow_redirects: true,
         }
     }
-}
-
-/// How one side of a connection proves who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuthKind {
-    /// By the pre-shared key.
-    Psk,
-    /// By a certificate.
-    Certificate,
-    /// By EAP-MSCHAPv2 (the peer only).
-    EapMsChapV2,
-}
-
-/// Our certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateFiles {
-    /// PEM: our certificate, then issuers that the peer may not have.
-    pub cert: PathBuf,
-    /// PEM: its private key.
-    pub key: PathBuf,
-    /// RSA signatures by PKCS #1 v1.5 instead of PSS.
-    pub rsa_pkcs1: bool,
-}
-
-/// Whose certificates are believed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AuthorityFiles {
-    /// Certificates of authorities.
-    pub ca: Vec<PathBuf>,
-    /// Revocation lists.
-    pub crl: Vec<PathBuf>,
-    /// What no list speaks of counts as revoked.
-    pub strict: bool,
 }
 
 /// `[[pools]]`: virtual addresses for peers.

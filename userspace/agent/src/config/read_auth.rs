@@ -7,7 +7,8 @@ use ike::auth::pattern::WrittenId;
 use super::check::{self, Files};
 use super::read::Context;
 use super::reader::{At, Reader};
-use super::{AuthKind, AuthorityFiles, CertificateFiles};
+use super::{AuthKind, AuthorityFiles, CertificateFiles, KeySource, TokenKeyConfig};
+use crate::credentials::uri::KeyUri;
 use crate::{clock, credentials};
 
 /// What the keys come to.
@@ -60,7 +61,15 @@ impl Context<'_> {
         }
         let certificate = match local {
             AuthKind::Psk | AuthKind::EapMsChapV2 => {
-                for key in ["cert_file", "key_file", "rsa_padding"] {
+                for key in [
+                    "cert_file",
+                    "key_file",
+                    "key",
+                    "pkcs11_module",
+                    "pin_file",
+                    "rsa_padding",
+                    "cert_ocsp_file",
+                ] {
                     self.useless(t, key, "we do not prove ourselves by a certificate");
                 }
                 None
@@ -69,7 +78,7 @@ impl Context<'_> {
         };
         let authorities = match remote {
             AuthKind::Psk | AuthKind::EapMsChapV2 => {
-                for key in ["ca_files", "crl_files", "revocation"] {
+                for key in ["ca_files", "crl_files", "ocsp_files", "revocation"] {
                     self.useless(t, key, "the peer does not prove itself by a certificate");
                 }
                 None
@@ -143,23 +152,24 @@ impl Context<'_> {
             "cert_file",
             "the path of our certificate (PEM, issuers behind it)",
         );
-        let key = t.required_string("key_file", "the path of the certificate's private key (PEM)");
+        let source = self.private_key(t);
         let rsa_pkcs1 = t
             .word("rsa_padding", &[("pss", false), ("pkcs1", true)])
             .unwrap_or(false);
-        let (cert, key) = (cert?, key?);
+        let ocsp = t.string("cert_ocsp_file");
+        let (cert, key) = (cert?, source?);
         let files = CertificateFiles {
             cert: self.path(&cert.value),
-            key: self.path(&key.value),
+            key,
             rsa_pkcs1,
+            ocsp: ocsp.map(|file| self.path(&file.value)),
         };
         if self.files == Files::Check {
-            check::secret_file(&self.problems, &key.span, &files.key, "private key file");
             match credentials::own(connection, &files) {
                 Err(error) => self.problems.add(
                     cert.span,
                     format!("{error:#}"),
-                    "name a certificate and the private key that belongs to it",
+                    "name a certificate, its private key (key_file, or key with pkcs11_module and pin_file), and an OCSP response only if it is about it",
                 ),
                 Ok(own) => {
                     let now = clock::wall_ns() / 1_000_000_000;
@@ -182,6 +192,50 @@ impl Context<'_> {
         Some(files)
     }
 
+    /// Keys `key_file`, or `key` with `pkcs11_module` and `pin_file`.
+    fn private_key(&self, t: &mut Reader<'_>) -> Option<KeySource> {
+        let uri = t.string("key");
+        let Some(uri) = uri else {
+            for key in ["pkcs11_module", "pin_file"] {
+                self.useless(t, key, "no 'key' names a private key in a token");
+            }
+            let key = t.required_string(
+                "key_file",
+                "the path of the certificate's private key (PEM), or key = \"pkcs11:token=LABEL;object=LABEL\"",
+            )?;
+            let path = self.path(&key.value);
+            if self.files == Files::Check {
+                check::secret_file(&self.problems, &key.span, &path, "private key file");
+            }
+            return Some(KeySource::File(path));
+        };
+        self.useless(t, "key_file", "'key' names a private key in a token");
+        let module = t.required_string(
+            "pkcs11_module",
+            "the path of the library that comes with the token, for example /usr/lib/softhsm/libsofthsm2.so",
+        );
+        let pin = t.required_string("pin_file", "the path of a file with the token's PIN");
+        let parsed = KeyUri::parse(&uri.value)
+            .map_err(|error| {
+                self.problems.add(
+                    uri.span.clone(),
+                    format!("{error:#}"),
+                    "write for example \"pkcs11:token=gateways;object=gw\"",
+                );
+            })
+            .ok();
+        let (module, pin) = (module?, pin?);
+        let pin_file = self.path(&pin.value);
+        if self.files == Files::Check {
+            check::secret_file(&self.problems, &pin.span, &pin_file, "PIN file");
+        }
+        Some(KeySource::Token(TokenKeyConfig {
+            module: self.path(&module.value),
+            uri: parsed?,
+            pin_file,
+        }))
+    }
+
     fn authorities(&self, t: &mut Reader<'_>) -> Option<AuthorityFiles> {
         let hint =
             "the list of files with certificates of authorities that the peer's certificate is issued by";
@@ -190,6 +244,7 @@ impl Context<'_> {
         }
         let ca = t.string_or_strings("ca_files");
         let crl = t.string_or_strings("crl_files");
+        let ocsp = t.string_or_strings("ocsp_files");
         let strict = t
             .word("revocation", &[("relaxed", false), ("strict", true)])
             .unwrap_or(false);
@@ -198,6 +253,7 @@ impl Context<'_> {
         let files = AuthorityFiles {
             ca: paths(ca.value),
             crl: crl.map(|list| paths(list.value)).unwrap_or_default(),
+            ocsp: ocsp.map(|list| paths(list.value)).unwrap_or_default(),
             strict,
         };
         if self.files == Files::Check
@@ -206,7 +262,8 @@ impl Context<'_> {
             self.problems.add(
                 ca.span,
                 format!("{error:#}"),
-                "name files with certificates (ca_files) and revocation lists (crl_files) in PEM or DER",
+                "name files with certificates (ca_files) and revocation lists (crl_files) in PEM or DER, and OCSP responses \
+                 (ocsp_files) in DER",
             );
         }
         Some(files)

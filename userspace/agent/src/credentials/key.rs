@@ -1,4 +1,4 @@
-//! Private keys from PEM files.
+//! Private keys, from PEM files and in tokens.
 
 use std::path::Path;
 
@@ -6,11 +6,13 @@ use anyhow::{Context, Result, anyhow};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, RsaKeyPair};
 use ike::SignRequest;
-use ike::auth::certificate::KeyKind;
+use ike::auth::certificate::{Facts, KeyKind};
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 
-/// A private key that is in this process. No `Debug`.
+use super::token::TokenKey;
+
+/// A private key that is in this process, or that this process may use. No `Debug`.
 pub enum PrivateKey {
     /// RSA, 2048 to 8192 bits.
     Rsa(RsaKeyPair),
@@ -18,6 +20,8 @@ pub enum PrivateKey {
     Ecdsa(KeyKind, EcdsaKeyPair),
     /// Ed25519.
     Ed25519(Ed25519KeyPair),
+    /// In a token.
+    Token(TokenKey),
 }
 
 const CURVES: [(KeyKind, &EcdsaSigningAlgorithm); 3] = [
@@ -71,16 +75,23 @@ impl PrivateKey {
             Self::Rsa(_) => KeyKind::Rsa,
             Self::Ecdsa(kind, _) => *kind,
             Self::Ed25519(_) => KeyKind::Ed25519,
+            Self::Token(key) => key.kind(),
         }
     }
 
-    /// The public key as certificates have it.
-    pub fn public(&self) -> &[u8] {
-        match self {
+    /// Whether it is the key of a certificate. A token does not always have the public key, so it has to sign something, in the way
+    /// that it will.
+    ///
+    /// # Errors
+    /// The token does not sign.
+    pub fn is_of(&self, facts: &Facts, rsa_pkcs1: bool) -> Result<bool, String> {
+        let public: &[u8] = match self {
             Self::Rsa(key) => key.public_key().as_ref(),
             Self::Ecdsa(_, key) => key.public_key().as_ref(),
             Self::Ed25519(key) => key.public_key().as_ref(),
-        }
+            Self::Token(key) => return is_in_token(key, facts, rsa_pkcs1),
+        };
+        Ok(self.kind() == facts.key && public == facts.public_key)
     }
 
     /// Signs; ECDSA signatures are DER.
@@ -120,10 +131,27 @@ impl PrivateKey {
                 }
                 _ => Err(wrong()),
             },
+            Self::Token(key) => key.sign(request.scheme, &request.octets),
             Self::Ed25519(key) => match request.scheme {
                 Ed25519 => Ok(key.sign(&request.octets).as_ref().to_vec()),
                 _ => Err(wrong()),
             },
         }
     }
+}
+
+fn is_in_token(key: &TokenKey, facts: &Facts, rsa_pkcs1: bool) -> Result<bool, String> {
+    use crypto::SignatureScheme::*;
+    let (scheme, algorithm): (_, &dyn signature::VerificationAlgorithm) = match (facts.key, rsa_pkcs1) {
+        (KeyKind::Rsa, true) => (RsaPkcs1Sha256, &signature::RSA_PKCS1_2048_8192_SHA256),
+        (KeyKind::Rsa, false) => (RsaPssSha256, &signature::RSA_PSS_2048_8192_SHA256),
+        (KeyKind::EcdsaP256, _) => (EcdsaSha256, &signature::ECDSA_P256_SHA256_ASN1),
+        (KeyKind::EcdsaP384, _) => (EcdsaSha384, &signature::ECDSA_P384_SHA384_ASN1),
+        (KeyKind::EcdsaP521, _) => (EcdsaSha512, &signature::ECDSA_P521_SHA512_ASN1),
+        (KeyKind::Ed25519, _) => (Ed25519, &signature::ED25519),
+    };
+    const PROBE: &[u8] = b"espalier: does this key belong to that certificate?";
+    let made = key.sign(scheme, PROBE)?;
+    let public = signature::UnparsedPublicKey::new(algorithm, &facts.public_key);
+    Ok(public.verify(PROBE, &made).is_ok())
 }

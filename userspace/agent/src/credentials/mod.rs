@@ -3,15 +3,18 @@
 
 pub mod key;
 pub mod signer;
+pub mod token;
+pub mod uri;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use ike::auth::certificate::Facts;
 use ike::auth::dn::DnPattern;
 use ike::auth::eap::Users;
+use ike::auth::ocsp::Response;
 use ike::auth::pattern::{IdPattern, WrittenId};
 use ike::auth::trust::{Trust, show_date};
 use ike::{Identity, LocalCertificate};
@@ -20,8 +23,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use zeroize::Zeroizing;
 
-use crate::config::{AuthorityFiles, CertificateFiles, ConnectionConfig};
+use crate::config::{AuthorityFiles, CertificateFiles, ConnectionConfig, KeySource};
 use key::PrivateKey;
+use token::TokenKey;
 
 /// Warnings begin so many days before a certificate expires.
 pub const WARN_DAYS: i64 = 14;
@@ -73,6 +77,24 @@ fn revocation_lists(path: &Path) -> Result<Vec<Vec<u8>>> {
     Ok(found)
 }
 
+fn ocsp_response(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read the OCSP response {}", path.display()))
+}
+
+/// The OCSP response about our certificate.
+fn stapled(path: &Path, facts: &Facts) -> Result<Vec<u8>> {
+    let octets = ocsp_response(path)?;
+    let response = Response::read(&octets).map_err(|why| anyhow!("{}: {why}", path.display()))?;
+    ensure!(
+        response.is_about(&facts.serial),
+        "the OCSP response {} is not about the certificate of {} (serial {})",
+        path.display(),
+        facts.subject_text,
+        facts.serial
+    );
+    Ok(octets)
+}
+
 /// Reads a certificate and its key. `name` is the connection's.
 ///
 /// # Errors
@@ -81,11 +103,17 @@ pub fn own(name: &str, files: &CertificateFiles) -> Result<Own> {
     let chain = certificates(&files.cert)?;
     let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
     let facts = Facts::of(leaf).with_context(|| format!("{}", files.cert.display()))?;
-    let key = PrivateKey::read(&files.key)?;
+    let key = match &files.key {
+        KeySource::File(path) => PrivateKey::read(path)?,
+        KeySource::Token(config) => PrivateKey::Token(TokenKey::open(config, facts.key)?),
+    };
+    let fits = key
+        .is_of(&facts, files.rsa_pkcs1)
+        .map_err(|why| anyhow!("{}: {why}", files.key))?;
     ensure!(
-        key.kind() == facts.key && key.public() == facts.public_key,
+        fits,
         "{} is not the key of the certificate in {} (of {}, {})",
-        files.key.display(),
+        files.key,
         files.cert.display(),
         facts.subject_text,
         facts.key.name()
@@ -95,6 +123,11 @@ pub fn own(name: &str, files: &CertificateFiles) -> Result<Own> {
         kind: facts.key,
         rsa_pss: !files.rsa_pkcs1,
         chain,
+        ocsp: files
+            .ocsp
+            .as_deref()
+            .map(|path| stapled(path, &facts))
+            .transpose()?,
     };
     Ok(Own {
         certificate: Arc::new(certificate),
@@ -103,7 +136,7 @@ pub fn own(name: &str, files: &CertificateFiles) -> Result<Own> {
     })
 }
 
-/// Reads authorities and revocation lists.
+/// Reads authorities, revocation lists and OCSP responses.
 ///
 /// # Errors
 /// A file cannot be used.
@@ -116,7 +149,11 @@ pub fn trust(files: &AuthorityFiles) -> Result<Trust> {
         read(&files.ca, certificates)?,
         read(&files.crl, revocation_lists)?,
     );
-    Trust::new(&authorities, &crls, files.strict).context("ca_files and crl_files")
+    let responses = files.ocsp.iter().map(|path| ocsp_response(path));
+    let responses = responses.collect::<Result<Vec<_>>>()?;
+    Trust::new(&authorities, &crls, files.strict)
+        .and_then(|trust| trust.with_ocsp(&responses))
+        .context("ca_files, crl_files and ocsp_files")
 }
 
 /// Names and passwords of EAP users: one `name:password` a line; empty lines and those that begin with `#` do not count.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::{KeySource, TokenKeyConfig};
 use ike::SignRequest;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 
@@ -43,8 +44,9 @@ fn a_certificate_and_its_key_are_read_and_others_are_refused() {
     let (key, other) = (pair(), pair());
     let files = |key: &KeyPair| CertificateFiles {
         cert: folder.put("gw.crt", &certificate(key)),
-        key: folder.0.join("gw.key"),
+        key: folder.0.join("gw.key").into(),
         rsa_pkcs1: false,
+        ocsp: None,
     };
     folder.put("gw.key", &key.serialize_pem());
     let own = super::own("site", &files(&key)).unwrap();
@@ -69,8 +71,9 @@ fn what_a_key_signs_is_verified_with_its_certificate() {
     let key = pair();
     let files = CertificateFiles {
         cert: folder.put("gw.crt", &certificate(&key)),
-        key: folder.put("gw.key", &key.serialize_pem()),
+        key: folder.put("gw.key", &key.serialize_pem()).into(),
         rsa_pkcs1: false,
+        ocsp: None,
     };
     let own = super::own("site", &files).unwrap();
     let (done, mut signed) = tokio::sync::mpsc::unbounded_channel();
@@ -147,4 +150,224 @@ fn eap_users_are_one_a_line() {
         let why = read(text).err().unwrap();
         assert!(why.contains(word), "{why}");
     }
+}
+
+/// A token of SoftHSM in a folder of its own. Its configuration is by environment and for a whole process, so one test has it.
+struct SoftToken {
+    folder: Folder,
+}
+
+const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
+
+impl SoftToken {
+    fn new() -> Self {
+        let folder = Folder::new("token");
+        let tokens = folder.0.join("tokens");
+        std::fs::create_dir_all(&tokens).unwrap();
+        let conf = format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display());
+        let conf = folder.put("softhsm2.conf", &conf);
+        // SAFETY: the test that this belongs to runs in a process of its own (see below): no other thread reads the environment.
+        unsafe { std::env::set_var("SOFTHSM2_CONF", conf) };
+        let this = Self { folder };
+        this.util(&[
+            "--init-token",
+            "--free",
+            "--label",
+            "gateways",
+            "--so-pin",
+            "87654321",
+            "--pin",
+            "1234",
+        ]);
+        this
+    }
+
+    fn util(&self, arguments: &[&str]) {
+        let output = std::process::Command::new("softhsm2-util")
+            .args(arguments)
+            .output()
+            .expect("softhsm2-util (Debian package softhsm2)");
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    fn import(&self, key: &str, label: &str, id: &str) {
+        let path = self.folder.put("import.key", key);
+        let path = path.to_str().unwrap();
+        self.util(&[
+            "--import", path, "--token", "gateways", "--label", label, "--id", id, "--pin", "1234",
+        ]);
+    }
+
+    fn config(&self, uri: &str) -> TokenKeyConfig {
+        TokenKeyConfig {
+            module: SOFTHSM.into(),
+            uri: uri::KeyUri::parse(uri).unwrap(),
+            pin_file: self.folder.put("pin", "1234\n"),
+        }
+    }
+}
+
+/// Runs in a process of its own: the token's environment and login are the whole process's.
+#[test]
+#[ignore = "run by keys_in_a_token_sign_and_what_is_wrong_with_one_is_said"]
+fn with_a_token() {
+    use crypto::SignatureScheme;
+    use ike::auth::certificate::KeyKind;
+    let token = SoftToken::new();
+    let pairs = [
+        (&rcgen::PKCS_ECDSA_P256_SHA256, "p256", "01"),
+        (&rcgen::PKCS_ECDSA_P384_SHA384, "p384", "02"),
+        (&rcgen::PKCS_RSA_SHA256, "rsa", "03"),
+    ]
+    .map(|(algorithm, label, id)| {
+        let pair = KeyPair::generate_for(algorithm).unwrap();
+        token.import(&pair.serialize_pem(), label, id);
+        (pair, label)
+    });
+    let files = |label: &str, pair: &KeyPair, rsa_pkcs1| CertificateFiles {
+        cert: token.folder.put(&format!("{label}.crt"), &certificate(pair)),
+        key: KeySource::Token(token.config(&format!("pkcs11:token=gateways;object={label}"))),
+        rsa_pkcs1,
+        ocsp: None,
+    };
+    let why = |files: &CertificateFiles| format!("{:#}", super::own("site", files).err().unwrap());
+    // Before anything has logged in: the PIN of a process that is let in already is not asked for again.
+    let mut wrong = files("p256", &pairs[0].0, false);
+    let refuse = |files: &CertificateFiles, words: [&str; 2]| {
+        let text = why(files);
+        assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
+    };
+    let change = |files: &mut CertificateFiles, change: &dyn Fn(&mut TokenKeyConfig)| {
+        if let KeySource::Token(config) = &mut files.key {
+            change(config);
+        }
+    };
+    change(&mut wrong, &|c| c.pin_file = token.folder.put("wrong", "9999\n"));
+    refuse(&wrong, ["'gateways'", "locks itself"]);
+    change(&mut wrong, &|c| c.pin_file = token.folder.put("none", "\n"));
+    refuse(&wrong, ["none", "no PIN"]);
+
+    let mut keys = Vec::new();
+    for (pair, label) in &pairs {
+        for rsa_pkcs1 in [false, true] {
+            let own = super::own("site", &files(label, pair, rsa_pkcs1)).unwrap();
+            keys.push((own.key, own.facts));
+        }
+    }
+    let sign = |at: usize, scheme| {
+        let (key, facts): &(PrivateKey, Facts) = &keys[at];
+        let request = SignRequest {
+            ike_spi: model::IkeSpi(7),
+            token: 9,
+            key: "site".to_owned(),
+            scheme,
+            octets: vec![5; 3000],
+        };
+        key.sign(&request).map(|made| (made, facts.public_key.clone()))
+    };
+    use aws_lc_rs::signature as algorithms;
+    let rows: [(usize, _, &dyn algorithms::VerificationAlgorithm); 8] = [
+        (
+            0,
+            SignatureScheme::EcdsaSha256,
+            &algorithms::ECDSA_P256_SHA256_ASN1,
+        ),
+        (
+            2,
+            SignatureScheme::EcdsaSha384,
+            &algorithms::ECDSA_P384_SHA384_ASN1,
+        ),
+        (
+            4,
+            SignatureScheme::RsaPssSha256,
+            &algorithms::RSA_PSS_2048_8192_SHA256,
+        ),
+        (
+            4,
+            SignatureScheme::RsaPssSha384,
+            &algorithms::RSA_PSS_2048_8192_SHA384,
+        ),
+        (
+            4,
+            SignatureScheme::RsaPssSha512,
+            &algorithms::RSA_PSS_2048_8192_SHA512,
+        ),
+        (
+            5,
+            SignatureScheme::RsaPkcs1Sha256,
+            &algorithms::RSA_PKCS1_2048_8192_SHA256,
+        ),
+        (
+            5,
+            SignatureScheme::RsaPkcs1Sha384,
+            &algorithms::RSA_PKCS1_2048_8192_SHA384,
+        ),
+        (
+            5,
+            SignatureScheme::RsaPkcs1Sha512,
+            &algorithms::RSA_PKCS1_2048_8192_SHA512,
+        ),
+    ];
+    for (at, scheme, algorithm) in rows {
+        let (made, public) = sign(at, scheme).unwrap();
+        let public = aws_lc_rs::signature::UnparsedPublicKey::new(algorithm, public);
+        public
+            .verify(&[5; 3000], &made)
+            .unwrap_or_else(|_| panic!("{}", scheme.name()));
+    }
+    let text = sign(0, SignatureScheme::RsaPssSha256).unwrap_err();
+    assert!(text.contains("ECDSA P-256"), "{text}");
+    assert_eq!(keys[2].0.kind(), KeyKind::EcdsaP384);
+
+    let mut other = files("p256", &pairs[0].0, false);
+    change(&mut other, &|c| c.uri.object = Some("nobody".to_owned()));
+    refuse(&other, ["no private key 'nobody'", "'p384'"]);
+    change(&mut other, &|c| c.uri.object = Some("p384".to_owned()));
+    refuse(&other, ["'p384'", "is not the key of the certificate"]);
+    let stranger = files(
+        "p256",
+        &KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap(),
+        false,
+    );
+    refuse(
+        &stranger,
+        [
+            "the key 'p256' in the token 'gateways'",
+            "is not the key of the certificate",
+        ],
+    );
+    change(&mut other, &|c| c.uri.token = Some("elsewhere".to_owned()));
+    refuse(&other, ["no token 'elsewhere'", "'gateways'"]);
+    change(&mut other, &|c| c.module = "/nowhere/module.so".into());
+    refuse(&other, ["/nowhere/module.so", "pkcs11_module"]);
+
+    // The token is let go of: the next signature logs in again.
+    let (key, _) = &keys[0];
+    let PrivateKey::Token(key) = key else {
+        panic!("a key in a token");
+    };
+    key.log_out();
+    let made = key.sign(SignatureScheme::EcdsaSha256, b"octets");
+    assert!(made.is_ok(), "{:?}", made.err());
+}
+
+#[test]
+fn keys_in_a_token_sign_and_what_is_wrong_with_one_is_said() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "credentials::tests::with_a_token",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].map(|octets| String::from_utf8_lossy(&octets).into_owned());
+    assert!(output.status.success(), "{}", text.concat());
+    assert!(text[0].contains("1 passed"), "{}", text.concat());
 }

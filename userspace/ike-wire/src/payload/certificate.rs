@@ -22,6 +22,14 @@ impl Certificate {
         }
     }
 
+    /// An OCSP response (DER) about a certificate of the same sender (RFC 4806 3.2).
+    pub fn ocsp(der: Vec<u8>) -> Self {
+        Self {
+            encoding: CertEncoding::OCSP_CONTENT,
+            data: der,
+        }
+    }
+
     pub(super) fn parse(body: &[u8]) -> Result<Self, WireError> {
         let mut reader = Reader::new(body, "CERT payload");
         Ok(Self {
@@ -55,6 +63,19 @@ impl CertificateRequest {
             encoding: CertEncoding::X509_SIGNATURE,
             authorities: authorities.concat(),
         }
+    }
+
+    /// For OCSP responses of any responder that the issuers have authorised (RFC 4806 3.1).
+    pub const fn ocsp() -> Self {
+        Self {
+            encoding: CertEncoding::OCSP_CONTENT,
+            authorities: Vec::new(),
+        }
+    }
+
+    /// Whether OCSP responses are asked for.
+    pub fn is_ocsp(&self) -> bool {
+        self.encoding == CertEncoding::OCSP_CONTENT
     }
 
     /// Digests of the authorities, where X.509 certificates are asked for.

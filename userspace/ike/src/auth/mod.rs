@@ -5,6 +5,7 @@
 pub mod certificate;
 pub mod dn;
 pub mod eap;
+pub mod ocsp;
 pub mod pattern;
 pub(crate) mod signing;
 pub mod trust;
@@ -12,7 +13,7 @@ pub mod trust;
 use crate::config::{Connection, Identity};
 use certificate::KeyKind;
 use eap::Users;
-use ike_wire::{AuthMethod, Certificate, CertificateRequest, Payload};
+use ike_wire::{AuthMethod, Certificate, CertificateRequest, Payload, PayloadList};
 use std::sync::Arc;
 use trust::Trust;
 
@@ -36,6 +37,8 @@ pub struct LocalCertificate {
     pub rsa_pss: bool,
     /// DER: our certificate, then its issuers as far as they are to be sent.
     pub chain: Vec<Vec<u8>>,
+    /// DER: an OCSP response about our certificate, for peers that ask for it (RFC 4806).
+    pub ocsp: Option<Vec<u8>>,
 }
 
 /// How the peer has to prove who it is.
@@ -106,31 +109,41 @@ impl Connection {
         }
     }
 
-    /// CERT payloads for our proof.
-    pub(crate) fn own_certificates(&self) -> Vec<Payload> {
+    /// CERT payloads for our proof to a peer that has sent these payloads.
+    pub(crate) fn own_certificates(&self, theirs: &PayloadList) -> Vec<Payload> {
         match &self.local_auth {
             LocalAuth::Psk => Vec::new(),
             LocalAuth::Certificate(own) => {
                 let cert = |der: &Vec<u8>| Payload::Certificate(Certificate::x509(der.clone()));
-                own.chain.iter().map(cert).collect()
+                let asked = theirs.certificate_requests().any(CertificateRequest::is_ocsp);
+                let response = own.ocsp.iter().filter(|_| asked);
+                let response = response.map(|der| Payload::Certificate(Certificate::ocsp(der.clone())));
+                own.chain.iter().map(cert).chain(response).collect()
             }
         }
     }
 }
 
-/// The CERTREQ payload that asks for certificates of all these connections' authorities, if any of them takes certificates.
-pub(crate) fn certificate_request<'c>(
+/// CERTREQ payloads that ask for certificates of all these connections' authorities, if any of them takes certificates, and for OCSP
+/// responses, if any of them wants to know of every certificate.
+pub(crate) fn certificate_requests<'c>(
     connections: impl IntoIterator<Item = &'c Connection>,
-) -> Option<Payload> {
+) -> impl Iterator<Item = Payload> {
     let mut digests: Vec<[u8; 20]> = Vec::new();
-    let mut wanted = false;
+    let (mut wanted, mut ocsp) = (false, false);
     for connection in connections {
         if let RemoteAuth::Certificate(trust) = &connection.remote_auth {
             wanted = true;
+            ocsp |= trust.is_strict();
             digests.extend_from_slice(trust.digests());
         }
     }
     digests.sort_unstable();
     digests.dedup();
-    wanted.then(|| Payload::CertificateRequest(CertificateRequest::x509(&digests)))
+    let certificates = wanted.then(|| CertificateRequest::x509(&digests));
+    let responses = ocsp.then(CertificateRequest::ocsp);
+    certificates
+        .into_iter()
+        .chain(responses)
+        .map(Payload::CertificateRequest)
 }

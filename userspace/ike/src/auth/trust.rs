@@ -2,16 +2,21 @@
 //! (RFC 5280 6, RFC 4945 5), which rustls-webpki finds.
 
 use super::certificate::{CertificateError, Facts};
+use super::ocsp::{self, Issuer, Response, Status};
 use crypto::signature::authority_digest;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use std::time::Duration;
 use webpki::{
     CertRevocationList, EndEntityCert, Error, ExpirationPolicy, ExtendedKeyUsageValidator, KeyPurposeIdIter,
-    OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+    OwnedCertRevocationList, RevocationCheckDepth, RevocationOptions, RevocationOptionsBuilder,
+    UnknownStatusPolicy, VerifiedPath,
 };
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 /// Certificates of a peer that are looked at; a chain is never that long.
 const CERTIFICATES_MAX: usize = 12;
+/// OCSP responses of a peer that are looked at.
+const RESPONSES_MAX: usize = 12;
 
 /// Extended key usages of which one must be there, where there are any: RFC 4945 5.1.3.12 names ipsecIKE and any; the others are what
 /// authorities for TLS put into certificates of VPN gateways and their clients.
@@ -32,6 +37,9 @@ pub enum TrustError {
     /// A revocation list.
     #[error("revocation list {0}: {1}")]
     Crl(usize, String),
+    /// An OCSP response.
+    #[error("OCSP response {0}: {1}")]
+    Ocsp(usize, String),
     /// There is nobody to believe.
     #[error("there is no certificate of an authority")]
     Empty,
@@ -39,9 +47,18 @@ pub enum TrustError {
 
 struct Authority {
     anchor: TrustAnchor<'static>,
-    subject: String,
-    not_before: u64,
-    not_after: u64,
+    der: Vec<u8>,
+    facts: Facts,
+}
+
+/// What a revocation list says of itself.
+struct List {
+    /// DER.
+    issuer: Vec<u8>,
+    /// Seconds since 1970.
+    until: u64,
+    /// It is about some certificates of its issuer only.
+    partial: bool,
 }
 
 /// Whose certificates are believed.
@@ -49,6 +66,8 @@ pub struct Trust {
     authorities: Vec<Authority>,
     digests: Vec<[u8; 20]>,
     crls: Vec<CertRevocationList<'static>>,
+    lists: Vec<List>,
+    responses: Vec<Response>,
     strict: bool,
 }
 
@@ -73,7 +92,8 @@ impl ExtendedKeyUsageValidator for Usages {
 
 impl Trust {
     /// Authorities and revocation lists, all DER. `strict`: a certificate is believed only while a valid revocation list of its
-    /// issuer is there, and those of its issuers' issuers likewise; else where there is none, it counts as not revoked.
+    /// issuer, or a valid OCSP response, says that it is not revoked, and its issuers likewise; else where there is none, it counts
+    /// as not revoked.
     ///
     /// # Errors
     /// [`TrustError`].
@@ -85,6 +105,8 @@ impl Trust {
             authorities: Vec::new(),
             digests: Vec::new(),
             crls: Vec::new(),
+            lists: Vec::new(),
+            responses: Vec::new(),
             strict,
         };
         for (at, der) in authorities.iter().enumerate() {
@@ -97,17 +119,42 @@ impl Trust {
             trust.digests.push(authority_digest(&facts.spki));
             trust.authorities.push(Authority {
                 anchor,
-                subject: facts.subject_text,
-                not_before: facts.not_before,
-                not_after: facts.not_after,
+                der: der.clone(),
+                facts,
             });
         }
         for (at, der) in crls.iter().enumerate() {
             let crl = OwnedCertRevocationList::from_der(der)
                 .map_err(|error| TrustError::Crl(at + 1, error.to_string()))?;
-            trust.crls.push(crl.into());
+            let crl: CertRevocationList<'static> = crl.into();
+            let (_, parsed) = CertificateRevocationList::from_der(der)
+                .map_err(|error| TrustError::Crl(at + 1, error.to_string()))?;
+            let until = parsed.next_update().map(|time| time.timestamp());
+            trust.lists.push(List {
+                issuer: parsed.issuer().as_raw().to_vec(),
+                until: until.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0),
+                partial: crl.issuing_distribution_point().is_some(),
+            });
+            trust.crls.push(crl);
         }
         Ok(trust)
+    }
+
+    /// Adds OCSP responses (DER), beside those that peers send.
+    ///
+    /// # Errors
+    /// [`TrustError::Ocsp`].
+    pub fn with_ocsp(mut self, responses: &[Vec<u8>]) -> Result<Self, TrustError> {
+        for (at, der) in responses.iter().enumerate() {
+            let response = Response::read(der).map_err(|why| TrustError::Ocsp(at + 1, why))?;
+            self.responses.push(response);
+        }
+        Ok(self)
+    }
+
+    /// Whether every certificate has to be known not to be revoked.
+    pub fn is_strict(&self) -> bool {
+        self.strict
     }
 
     /// SHA-1 of the authorities' public keys, for CERTREQ.
@@ -116,10 +163,11 @@ impl Trust {
     }
 
     /// Finds the way from the first certificate to an authority. The others may be in any order and need not be of any use.
+    /// `responses`: OCSP responses that came with them.
     ///
     /// # Errors
     /// Which certificate is not believed, why, and what to do.
-    pub fn verify(&self, certificates: &[&[u8]], now: u64) -> Result<Facts, String> {
+    pub fn verify(&self, certificates: &[&[u8]], responses: &[&[u8]], now: u64) -> Result<Facts, String> {
         let (leaf, others) = certificates
             .split_first()
             .ok_or("it sent no certificate: have it send one (strongSwan: send_cert = always)")?;
@@ -132,7 +180,7 @@ impl Trust {
             .take(CERTIFICATES_MAX)
             .map(|der| CertificateDer::from_slice(der))
             .collect();
-        let valid = |a: &&Authority| (a.not_before..=a.not_after).contains(&now);
+        let valid = |a: &&Authority| (a.facts.not_before..=a.facts.not_after).contains(&now);
         let anchors: Vec<_> = self
             .authorities
             .iter()
@@ -140,34 +188,123 @@ impl Trust {
             .map(|a| a.anchor.clone())
             .collect();
         let crls: Vec<_> = self.crls.iter().collect();
-        let revocation = match RevocationOptionsBuilder::new(&crls) {
-            Ok(builder) => {
-                let (unknown, expiration) = match self.strict {
-                    true => (UnknownStatusPolicy::Deny, ExpirationPolicy::Enforce),
-                    false => (UnknownStatusPolicy::Allow, ExpirationPolicy::Ignore),
-                };
-                let builder = builder
-                    .with_depth(RevocationCheckDepth::Chain)
-                    .with_status_policy(unknown)
-                    .with_expiration_policy(expiration);
-                Some(builder.build())
-            }
-            Err(_) if self.strict => return Err(self.explain(&facts, &Error::UnknownRevocationStatus, now)),
-            Err(_) => None,
-        };
         let time = UnixTime::since_unix_epoch(Duration::from_secs(now));
-        let path = certificate.verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &anchors,
-            &others,
-            time,
-            Usages,
-            revocation,
-            None,
-        );
-        path.map(drop)
-            .map_err(|error| self.explain(&facts, &error, now))?;
+        let find = |revocation: Option<RevocationOptions<'_>>| {
+            let algorithms = webpki::ALL_VERIFICATION_ALGS;
+            certificate.verify_for_usage(algorithms, &anchors, &others, time, Usages, revocation, None)
+        };
+        let relaxed = options(&crls, false);
+        let mut found = match (self.strict, options(&crls, true)) {
+            (false, _) => find(relaxed),
+            (true, None) => Err(Error::UnknownRevocationStatus),
+            (true, strict) => find(strict),
+        };
+        let responses = self.read_responses(responses);
+        // What no list speaks of, OCSP responses may.
+        let mut unlisted = None;
+        if let Err(error @ (Error::UnknownRevocationStatus | Error::CrlExpired { .. })) = &found
+            && !(self.responses.is_empty() && responses.is_empty())
+        {
+            unlisted = Some(error.clone());
+            found = find(relaxed);
+        }
+        let path = found.map_err(|error| self.explain(&facts, &error, now))?;
+        self.ask(&path, &facts, &responses, relaxed, unlisted.as_ref(), now)?;
         Ok(facts)
+    }
+
+    /// A peer's OCSP responses; who signed them is not known yet.
+    fn read_responses(&self, octets: &[&[u8]]) -> Vec<Result<Response, String>> {
+        octets
+            .iter()
+            .take(RESPONSES_MAX)
+            .map(|der| Response::read(der).map_err(|why| format!("the OCSP response that it sent: {why}")))
+            .collect()
+    }
+
+    /// Looks for what OCSP responses say of the certificates of a path. `unlisted`: not every one of them is on a valid revocation
+    /// list, so what lists do not know has to be known from a response.
+    fn ask(
+        &self,
+        path: &VerifiedPath<'_>,
+        leaf: &Facts,
+        theirs: &[Result<Response, String>],
+        revocation: Option<RevocationOptions<'_>>,
+        unlisted: Option<&Error>,
+        now: u64,
+    ) -> Result<(), String> {
+        if self.responses.is_empty() && theirs.is_empty() {
+            return Ok(());
+        }
+        let unreadable = |error: CertificateError| format!("an issuer's certificate: {error}");
+        let middle: Vec<_> = path
+            .intermediate_certificates()
+            .map(|certificate| {
+                let der = certificate.der().to_vec();
+                Facts::of(&der).map(|facts| (der, facts))
+            })
+            .collect::<Result<_, _>>()
+            .map_err(unreadable)?;
+        let anchor = path.anchor();
+        let authority = self
+            .authorities
+            .iter()
+            .find(|a| {
+                a.anchor.subject == anchor.subject
+                    && a.anchor.subject_public_key_info == anchor.subject_public_key_info
+            })
+            .ok_or("its authority is not there any more")?;
+        let subjects = std::iter::once(leaf).chain(middle.iter().map(|(_, facts)| facts));
+        let issuers = middle
+            .iter()
+            .map(|(der, facts)| Issuer { der, facts })
+            .chain(std::iter::once(Issuer {
+                der: &authority.der,
+                facts: &authority.facts,
+            }));
+        for (subject, issuer) in subjects.zip(issuers) {
+            let whole = |text: String| {
+                format!(
+                    "the certificate of {} (serial {}): {text}",
+                    subject.subject_text, subject.serial
+                )
+            };
+            let all = self.responses.iter().chain(theirs.iter().flatten());
+            let (word, mut why) = ocsp::newest(all, &subject.serial, &issuer, now, revocation);
+            match word {
+                Some(word) => match (word.status, word.stale) {
+                    // Old news of this kind count as well, as with lists.
+                    (Status::Revoked(since), _) => {
+                        return Err(whole(format!(
+                            "it is revoked since {}, by an OCSP response; issue another one",
+                            show_date(since)
+                        )));
+                    }
+                    (Status::Good, None) => continue,
+                    (_, Some(stale)) => why = Some(stale),
+                    (Status::Unknown, None) => {
+                        why = Some("the OCSP responder does not know the certificate".to_owned());
+                    }
+                },
+                None => why = why.or_else(|| theirs.iter().find_map(|r| r.as_ref().err().cloned())),
+            }
+            if let Some(error) = unlisted
+                && !self.is_listed(&issuer.facts.subject, now)
+            {
+                return Err(match why {
+                    Some(why) => whole(format!("{why} (revocation = \"strict\")")),
+                    None => self.explain(subject, error, now),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether revocation lists of this issuer tell of all its certificates. Which one of several rustls-webpki has taken is not
+    /// known, so all of them must be valid and complete.
+    fn is_listed(&self, issuer: &[u8], now: u64) -> bool {
+        let mut lists = self.lists.iter().filter(|list| list.issuer == issuer).peekable();
+        lists.peek().is_some() && lists.all(|list| !list.partial && now < list.until)
     }
 
     /// Cause and remedy.
@@ -194,15 +331,22 @@ impl Trust {
                 date(next_update)
             )),
             Error::UnknownRevocationStatus => whole(
-                "no revocation list says whether it is revoked; add its issuer's to crl_files, or set revocation = \
-                 \"relaxed\"",
+                "no revocation list and no OCSP response says whether it is revoked; add its issuer's to crl_files or ocsp_files, \
+                 have the peer send one (RFC 4806), or set revocation = \"relaxed\"",
             ),
             Error::UnknownIssuer => {
                 let expired: Vec<_> = self
                     .authorities
                     .iter()
+                    .map(|a| &a.facts)
                     .filter(|a| a.not_after < now)
-                    .map(|a| format!("authority {} expired on {}", a.subject, show_date(a.not_after)))
+                    .map(|a| {
+                        format!(
+                            "authority {} expired on {}",
+                            a.subject_text,
+                            show_date(a.not_after)
+                        )
+                    })
                     .collect();
                 let more = if expired.is_empty() {
                     String::new()
@@ -222,6 +366,20 @@ impl Trust {
             other => whole(&format!("{other}; issue another one")),
         }
     }
+}
+
+/// How rustls-webpki is to use revocation lists; `None`: there are none.
+fn options<'a>(crls: &'a [&'a CertRevocationList<'a>], strict: bool) -> Option<RevocationOptions<'a>> {
+    let (unknown, expiration) = match strict {
+        true => (UnknownStatusPolicy::Deny, ExpirationPolicy::Enforce),
+        false => (UnknownStatusPolicy::Allow, ExpirationPolicy::Ignore),
+    };
+    let builder = RevocationOptionsBuilder::new(crls).ok()?;
+    let builder = builder
+        .with_depth(RevocationCheckDepth::Chain)
+        .with_status_policy(unknown)
+        .with_expiration_policy(expiration);
+    Some(builder.build())
 }
 
 /// A day as people write it, UTC.

@@ -55,7 +55,7 @@ pub(crate) fn begin(
     let mut answer = vec![Payload::IdResponder(ike_auth::wire_identity(
         &connection.local_id,
     ))];
-    answer.extend(connection.own_certificates());
+    answer.extend(connection.own_certificates(payloads));
     answer.push(Payload::Authentication(auth));
     answer.push(Payload::Eap(eap::begin(identifier)));
     answer

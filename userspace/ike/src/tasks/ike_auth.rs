@@ -23,7 +23,7 @@ use crate::proposal::Proposal;
 use crate::tasks::intermediate::int_auth;
 use crypto::verify_resumption_auth;
 use ike_wire::{
-    AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, NotifyType, Payload,
+    AuthMethod, Authentication, Delete, ExchangeType, IdType, Identification, Message, NotifyType, Payload,
     PayloadList,
 };
 use model::{IkeSpi, SaMode};
@@ -100,7 +100,7 @@ pub(crate) fn signed(sa: &mut IkeSa, ctx: &mut Context<'_>, token: u64, signatur
             send_response(sa, ctx, ExchangeType::IKE_AUTH, message_id, &answer);
         }
         (Err(why), then) => {
-            let text = format!("we cannot sign: {why}; look at key_file of the connection");
+            let text = format!("we cannot sign: {why}; look at key_file or key of the connection");
             ctx.event(sa, EventKind::Trouble, text.clone());
             match then {
                 Then::Send => delete::vanish(sa, ctx, &text),
@@ -191,8 +191,11 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>, phase: AwaitSignature, auth: Auth
     let mut payloads = vec![Payload::IdInitiator(own_id)];
     let resumes = sa.extras.resumed.is_some();
     if !resumes {
-        payloads.extend(connection.own_certificates());
-        payloads.extend(auth::certificate_request([connection]));
+        // What the responder asks for is in its IKE_SA_INIT message.
+        if let Ok(theirs) = Message::parse(&transcript.response) {
+            payloads.extend(connection.own_certificates(&theirs.payloads));
+        }
+        payloads.extend(auth::certificate_requests([connection]));
     }
     let others = ctx.table.of_connection(&connection.name);
     let is_first = !others.iter().any(|spi| {
@@ -526,7 +529,7 @@ fn prove_to(
     let proofs = (phase.protected.clone(), phase.transcript.clone());
     let mut front = vec![Payload::IdResponder(wire_identity(&connection.local_id))];
     if sa.extras.resumed.is_none() {
-        front.extend(connection.own_certificates());
+        front.extend(connection.own_certificates(payloads));
     }
     front.push(Payload::Authentication(auth));
     answer(sa, ctx, payloads, connection, remote_id, proofs, front)

@@ -574,7 +574,7 @@ pub(crate) fn respond(
         if payloads.notify(NotifyType::SIGNATURE_HASH_ALGORITHMS).is_some() {
             answer.push(Payload::Notify(Notify::signature_hashes(&SIGNATURE_HASHES)));
         }
-        answer.extend(auth::certificate_request(candidates.iter().copied()));
+        answer.extend(auth::certificate_requests(candidates.iter().copied()));
     }
     let header = Header {
         spi_i: peer_spi,

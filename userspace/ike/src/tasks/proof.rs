@@ -139,16 +139,17 @@ pub(crate) fn check_proof(
                     connection.name
                 )
             };
-            let certificates: Vec<&[u8]> = payloads
-                .certificates()
-                .filter(|certificate| certificate.encoding == CertEncoding::X509_SIGNATURE)
-                .map(|certificate| certificate.data.as_slice())
-                .collect();
+            let of = |encoding: CertEncoding| {
+                let found = payloads.certificates().filter(move |c| c.encoding == encoding);
+                found.map(|c| c.data.as_slice()).collect::<Vec<_>>()
+            };
+            let certificates = of(CertEncoding::X509_SIGNATURE);
+            let responses = of(CertEncoding::OCSP_CONTENT);
             let now = ctx
                 .around
                 .unix_time()
                 .ok_or_else(|| refused("this member does not know what day it is".to_owned()))?;
-            let facts = trust.verify(&certificates, now).map_err(refused)?;
+            let facts = trust.verify(&certificates, &responses, now).map_err(refused)?;
             if !facts.is_of(remote_id) {
                 let own: Vec<_> = facts.identities().iter().map(ToString::to_string).collect();
                 return Err(refused(format!(

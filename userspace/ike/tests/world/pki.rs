@@ -3,13 +3,20 @@
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, Ed25519KeyPair, RsaKeyPair};
 use crypto::SignatureScheme;
+use der::asn1::{BitString, GeneralizedTime, Null, OctetString};
+use der::{Decode, Encode};
 use ike::auth::certificate::KeyKind;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
-    SerialNumber,
+    SerialNumber, SigningKey,
 };
 use time::{Duration, OffsetDateTime};
+use x509_cert::spki::AlgorithmIdentifierOwned;
+use x509_ocsp::{
+    BasicOcspResponse, CertId, CertStatus, OcspGeneralizedTime, OcspResponse, ResponderId, ResponseData,
+    RevokedInfo, SingleResponse, Version,
+};
 
 /// What day it is in these tests: 2030-01-01.
 pub const TODAY: u64 = 1_893_456_000;
@@ -182,6 +189,85 @@ impl Ca {
             key_identifier_method: KeyIdMethod::Sha256,
         };
         params.signed_by(&self.issuer).unwrap().der().to_vec()
+    }
+}
+
+/// What an OCSP response says of one certificate; days from today.
+pub struct Said {
+    pub serial: u8,
+    pub status: CertStatus,
+    pub from: i64,
+    pub until: Option<i64>,
+}
+
+impl Said {
+    /// Serial number 7, from yesterday until in ten days.
+    pub fn of(status: CertStatus) -> Self {
+        Self {
+            serial: 7,
+            status,
+            from: -1,
+            until: Some(10),
+        }
+    }
+}
+
+pub fn revoked() -> CertStatus {
+    CertStatus::Revoked(RevokedInfo {
+        revocation_time: moment(-2),
+        revocation_reason: None,
+    })
+}
+
+fn moment(days: i64) -> OcspGeneralizedTime {
+    let at = u64::try_from(day(days).unix_timestamp()).unwrap();
+    OcspGeneralizedTime(GeneralizedTime::from_unix_duration(std::time::Duration::from_secs(at)).unwrap())
+}
+
+/// An OCSP response about certificates of `issuer`, signed by `signer`, whose certificate `signer_der` is; ECDSA P-256 with SHA-256.
+pub fn ocsp(issuer: &Ca, said: &Said, signer: &KeyPair, signer_der: &[u8], sent_along: bool) -> Vec<u8> {
+    let certificate = |der: &[u8]| x509_cert::Certificate::from_der(der).unwrap();
+    let algorithm = |oid: &str, parameters| AlgorithmIdentifierOwned {
+        oid: oid.parse().unwrap(),
+        parameters,
+    };
+    let octets = |octets: &[u8]| OctetString::new(octets).unwrap();
+    let of = certificate(&issuer.der).tbs_certificate;
+    let key = of.subject_public_key_info.subject_public_key.raw_bytes();
+    let data = ResponseData {
+        version: Version::V1,
+        responder_id: ResponderId::ByName(certificate(signer_der).tbs_certificate.subject),
+        produced_at: moment(said.from),
+        responses: vec![SingleResponse {
+            cert_id: CertId {
+                hash_algorithm: algorithm("1.3.14.3.2.26", Some(Null.into())),
+                issuer_name_hash: octets(&crypto::signature::authority_digest(
+                    &of.subject.to_der().unwrap(),
+                )),
+                issuer_key_hash: octets(&crypto::signature::authority_digest(key)),
+                serial_number: x509_cert::serial_number::SerialNumber::new(&[said.serial]).unwrap(),
+            },
+            cert_status: said.status,
+            this_update: moment(said.from),
+            next_update: said.until.map(moment),
+            single_extensions: None,
+        }],
+        response_extensions: None,
+    };
+    let signature = signer.sign(&data.to_der().unwrap()).unwrap();
+    let basic = BasicOcspResponse {
+        tbs_response_data: data,
+        signature_algorithm: algorithm("1.2.840.10045.4.3.2", None),
+        signature: BitString::from_bytes(&signature).unwrap(),
+        certs: sent_along.then(|| vec![certificate(signer_der)]),
+    };
+    OcspResponse::successful(basic).unwrap().to_der().unwrap()
+}
+
+impl Ca {
+    /// An OCSP response of the authority itself; it has to be a root.
+    pub fn ocsp(&self, said: &Said) -> Vec<u8> {
+        ocsp(self, said, self.issuer.key(), &self.der, false)
     }
 }
 
