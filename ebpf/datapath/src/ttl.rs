@@ -28,7 +28,7 @@ const QUOTED_V4: usize = 576 - IPV4_LEN - icmp::V6_LEN;
 #[inline(always)]
 pub fn due(until: &mut u64, now_ns: u64) -> bool {
     let from = if *until < now_ns { now_ns } else { *until };
-    if from.saturating_sub(now_ns) >= BURST * INTERVAL_NS {
+    if from.saturating_sub(now_ns) > (BURST - 1) * INTERVAL_NS {
         return false;
     }
     *until = from.saturating_add(INTERVAL_NS);

@@ -79,7 +79,7 @@ fn stage() -> Result<Stage> {
     // The kill is the only fault here, on a busy machine too.
     settings.suspicion_floor = "1s";
     for connection in &mut settings.connections {
-        connection.start = "passive";
+        connection.start = "trap";
     }
     let lab::cluster::Cluster {
         mut members,

@@ -49,7 +49,7 @@ fn settings() -> Settings {
             name: NAME,
             remote: addr::PEER_TWO,
             ike: "aes128gcm16-prfsha256-x25519",
-            start: "passive",
+            start: "trap",
             local_ts: "203.0.113.10",
             remote_ts: "198.51.100.130",
             esp: "aes128gcm16-esn",

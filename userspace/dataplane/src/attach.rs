@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 /// Names of pinned links: this, the side and the interface's index.
-const LINK: &str = "link_";
+pub(crate) const LINK: &str = "link_";
 
 /// What attaching came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,39 +70,6 @@ impl Plane {
             .map_err(|e| LoadError::kernel("remove links of interfaces that serve no longer", e))?;
         self.stage = None;
         Ok(report)
-    }
-
-    /// Whether the programs are attached still, by the pinned links, and no others in their place: a few system calls.
-    ///
-    /// # Errors
-    /// Which one is not, and how to mend it.
-    pub fn check_attached(&self) -> Result<(), String> {
-        let outside = ("outside", PROG_STEER, &self.options.outside);
-        let inside = ("inside", PROG_INSIDE, &self.options.inside);
-        for (side, program, devices) in [outside, inside] {
-            let ours = self.programs.get(program).map(|fd| sys::program_id(fd.as_fd()));
-            for ifindex in devices {
-                let path = self.options.pin_dir.join(format!("{LINK}{side}_{ifindex}"));
-                let (attached_to, id) = sys::get_pinned(&path)
-                    .and_then(|link| sys::xdp_link(link.as_fd()))
-                    .unwrap_or_default();
-                if attached_to == *ifindex
-                    && let Some(Ok(ours)) = &ours
-                    && *ours != id
-                {
-                    return Err(format!(
-                        "another program ({id}) is on interface {ifindex} in the place of {program} ({ours}): restart the agent"
-                    ));
-                }
-                if attached_to != *ifindex {
-                    return Err(format!(
-                        "the program {program} is not attached to interface {ifindex} any more (link {}): restart the agent",
-                        path.display()
-                    ));
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Takes the programs off the interfaces and removes every pin.

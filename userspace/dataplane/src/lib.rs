@@ -21,6 +21,7 @@ mod runner;
 mod segments;
 mod sys;
 mod tables;
+mod watch;
 mod xdp_features;
 mod xdp_mode;
 
@@ -35,6 +36,7 @@ pub use rings::{EventReader, LogReader, SlowReader};
 pub use runner::{Entry, Runner};
 pub use segments::Segments;
 pub use tables::VerdictCount;
+pub use watch::{Seen, Watch};
 pub use xdp_features::{Ability, XdpFeatures, xdp_features};
 pub use xdp_mode::XdpModeUsed;
 

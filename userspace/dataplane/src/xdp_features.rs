@@ -1,8 +1,9 @@
 //! Asks the kernel what a device can do with XDP (generic netlink family "netdev", since Linux 6.3), and tells the programs.
 
 use crate::error::PlaneError;
-use crate::load::{Mode, Plane};
+use crate::load::Plane;
 use crate::sys;
+use crate::watch::Seen;
 use crate::xdp_mode::{NLM_F_REQUEST, XdpModeUsed, ask, attribute, query};
 use maps_schema::names::MAP_PORTS;
 use maps_schema::steer::{MAX_PORTS, PORT_NO_REDIRECT, PORT_TAKES_PIECES, Port};
@@ -112,49 +113,68 @@ pub struct Ability {
 }
 
 impl Plane {
-    /// Asks what the devices can do and tells the programs: what a device does not take goes through the host's stack, where it
-    /// would be lost without a trace otherwise. Returns what has changed. Two system calls for each port, so a matter of once a
-    /// second. Kernels before 6.3 do not say: there whole frames are redirected, and those in several buffers are not.
+    /// Devices that ports are on.
     ///
     /// # Errors
     /// [`PlaneError`] where the kernel refuses.
-    pub fn look_at_devices(&mut self) -> Result<Vec<Ability>, PlaneError> {
+    pub fn devices(&self) -> Result<Vec<u32>, PlaneError> {
+        let mut devices = Vec::new();
+        for index in 0..MAX_PORTS as u32 {
+            let port = self.port(index)?;
+            if port.side != 0 && !devices.contains(&port.ifindex) {
+                devices.push(port.ifindex);
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Tells the programs what the devices can do: what a device does not take goes through the host's stack, where it would be lost
+    /// without a trace otherwise. Returns what has changed.
+    ///
+    /// # Errors
+    /// [`PlaneError`] where the kernel refuses.
+    pub fn tell_abilities(&mut self, seen: &Seen) -> Result<Vec<Ability>, PlaneError> {
         let mut changed = Vec::new();
         for index in 0..MAX_PORTS as u32 {
-            let map = self
-                .map(MAP_PORTS)
-                .map_err(|e| PlaneError::new("open PORTS".to_owned(), e))?;
-            let mut port = Port::default();
-            read(map, index, &mut port).map_err(|e| PlaneError::new(format!("read port {index}"), e))?;
-            if port.side == 0 {
-                continue;
-            }
-            // A device that has just gone is the business of those who watch links.
-            let Ok(features) = xdp_features(port.ifindex) else {
+            let mut port = self.port(index)?;
+            let found = seen.devices.iter().find(|(ifindex, _)| *ifindex == port.ifindex);
+            let Some((ifindex, flags)) = found.filter(|(_, flags)| port.side != 0 && *flags != port.flags)
+            else {
                 continue;
             };
-            // After an skb was made a redirect asks nothing of the driver.
-            let generic = matches!(self.options.mode, Mode::Generic)
-                || matches!(query(port.ifindex), Ok(XdpModeUsed::Generic));
-            let flags = match features {
-                _ if generic => PORT_TAKES_PIECES,
-                Some(features) => features.flags(),
-                None => 0,
-            };
-            if flags == port.flags {
-                continue;
-            }
-            let ability = Ability {
-                ifindex: port.ifindex,
+            port.flags = *flags;
+            self.put(MAP_PORTS, &index.to_ne_bytes(), port.as_bytes())?;
+            changed.push(Ability {
+                ifindex: *ifindex,
                 takes: flags & PORT_NO_REDIRECT == 0,
                 takes_pieces: flags & PORT_TAKES_PIECES != 0,
-            };
-            port.flags = flags;
-            self.put(MAP_PORTS, &index.to_ne_bytes(), port.as_bytes())?;
-            changed.push(ability);
+            });
         }
         Ok(changed)
     }
+
+    fn port(&self, index: u32) -> Result<Port, PlaneError> {
+        let map = self
+            .map(MAP_PORTS)
+            .map_err(|e| PlaneError::new("open PORTS".to_owned(), e))?;
+        let mut port = Port::default();
+        read(map, index, &mut port).map_err(|e| PlaneError::new(format!("read port {index}"), e))?;
+        Ok(port)
+    }
+}
+
+/// Flags of the port on a device. `generic`: programs run on skbs everywhere. Kernels before 6.3 do not say what a device can do: there
+/// whole frames are redirected, and those in several buffers are not. `None`: the device has just gone, which is the business of
+/// those who watch links.
+pub(crate) fn port_flags(ifindex: u32, generic: bool) -> Option<u8> {
+    let features = xdp_features(ifindex).ok()?;
+    // After an skb was made a redirect asks nothing of the driver.
+    let generic = generic || matches!(query(ifindex), Ok(XdpModeUsed::Generic));
+    Some(match features {
+        _ if generic => PORT_TAKES_PIECES,
+        Some(features) => features.flags(),
+        None => 0,
+    })
 }
 
 fn read(map: BorrowedFd<'_>, index: u32, port: &mut Port) -> io::Result<()> {

@@ -89,6 +89,11 @@ impl Engine {
         self.record_version = if known { version } else { record::RECORD_VERSION };
     }
 
+    /// Whether a request of ours is without an answer.
+    pub fn awaits_answer(&self, spi: IkeSpi) -> bool {
+        self.table.get(spi).is_some_and(|sa| !sa.our.is_idle())
+    }
+
     /// Our SPIs of a connection's IKE SAs, rising; those that only wait to be forgotten too.
     pub fn spis_of(&self, connection: &str) -> Vec<IkeSpi> {
         self.table.of_connection(connection)

@@ -37,7 +37,8 @@ fn jumbo_frames_are_carried_in_several_buffers() {
     let mut pieces = true;
     for (name, plane) in [("west", &mut west), ("east", &mut east)] {
         lab.within(name, || {
-            plane.look_at_devices().expect("devices");
+            let seen = plane.watch().look(&plane.devices().expect("devices"));
+            plane.tell_abilities(&seen).expect("told");
             let index = nix::net::if_::if_nametoindex("out").expect("the interface");
             let features = dataplane::xdp_features(index).expect("netlink");
             pieces &= features.is_some_and(|f| f.takes_pieces);

@@ -8,7 +8,7 @@ use cluster::io::EventKind;
 use cluster::rules_doubt::tainted_by_loss;
 use cluster::{Input, Output, Standing};
 
-/// A rekey of an SA that nobody may send on is begun again after this time.
+/// A rekey of an SA that nobody may send on, and that came to nothing, is followed by a new IKE SA after this time.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
 impl Member {
@@ -202,12 +202,16 @@ impl Member {
                     && self.sad.get(**spi).is_some_and(|e| e.outbound_in_use)
                     && self.engine.ike_spi_of_child(**spi).is_some()
             })
-            .map(|(spi, _)| *spi)
+            .map(|(spi, asked)| (*spi, asked.is_some()))
             .take(20)
             .collect();
-        for spi_in in due {
+        for (spi_in, before) in due {
             self.suspects.insert(spi_in, Some(cx.now));
-            self.engine_command(cx, ike::Command::RekeyChild { spi_in });
+            let command = match self.engine.ike_spi_of_child(spi_in) {
+                Some(spi) if before && !self.engine.awaits_answer(spi) => ike::Command::Reestablish { spi },
+                _ => ike::Command::RekeyChild { spi_in },
+            };
+            self.engine_command(cx, command);
         }
     }
 }

@@ -194,6 +194,7 @@ async fn event_loop(
                 core.hangup();
             }
             Some(told) = io.reloads.recv() => core.reload_told(told),
+            Some(seen) = io.seen.recv() => core.devices_seen(&seen),
             Some(event) = synch.recv() => {
                 core.synch_event(event);
                 for _ in 1..RECORDS {

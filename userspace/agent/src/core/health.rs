@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use cluster::Input;
+use dataplane::Seen;
 use sad::PlanError;
 
 use super::Core;
@@ -130,14 +131,13 @@ impl Core {
         self.tell_health();
     }
 
-    /// Once a second: whether the programs are attached still, and judge what arrives.
+    /// Once a second: asks whether the programs are attached still ([`Core::devices_seen`]), and looks whether they judge what arrives.
     pub(super) fn look_after_health(&mut self) {
-        let before = self.health.attached.take();
-        self.health.attached = self.plane.check_attached().err();
-        if before.is_some() && self.health.attached.is_none() {
-            self.log.note("attached", "the programs are attached again");
+        match self.plane.devices() {
+            // Where the question before is not answered yet this one is dropped.
+            Ok(devices) => drop(self.devices.try_send(devices)),
+            Err(error) => tracing::debug!(%error, "the devices are not looked at"),
         }
-        self.look_at_devices();
         let plane = &self.plane;
         let devices = self.attached.iter().map(|i| i.name.as_str());
         if let Some(received) = pulse::received(devices) {
@@ -147,11 +147,21 @@ impl Core {
         self.tell_health();
     }
 
+    /// The kernel has answered.
+    pub(super) fn devices_seen(&mut self, seen: &Seen) {
+        let before = std::mem::replace(&mut self.health.attached, seen.attached.clone().err());
+        if before.is_some() && self.health.attached.is_none() {
+            self.log.note("attached", "the programs are attached again");
+        }
+        self.take_abilities(seen);
+        self.tell_health();
+    }
+
     /// What a device does not take is given to the stack instead, and an operator should know: it is slow.
-    fn look_at_devices(&mut self) {
-        let changed = match self.plane.look_at_devices() {
+    fn take_abilities(&mut self, seen: &Seen) {
+        let changed = match self.plane.tell_abilities(seen) {
             Ok(changed) => changed,
-            Err(error) => return tracing::debug!(%error, "the devices were not looked at"),
+            Err(error) => return tracing::debug!(%error, "the programs were not told what devices can do"),
         };
         for ability in changed {
             let port = self.ports.all().find(|p| p.parent == ability.ifindex);

@@ -9,6 +9,7 @@ mod certificates;
 mod command;
 mod connections;
 pub(crate) mod convert;
+mod devices;
 mod dial;
 mod digest;
 mod engine;
@@ -107,6 +108,8 @@ struct Core {
     certificates: certificates::Certificates,
     sad: Sad,
     plane: Plane,
+    /// Questions about the interfaces.
+    devices: devices::Questions,
     runner: Runner,
     counters: CounterReader,
     segments: Segments,

@@ -27,7 +27,8 @@ use super::reload::{self, Reload};
 use super::scan::Scan;
 use super::suspects::Suspects;
 use super::{
-    Core, around, capabilities, convert, engine, forks, held, path, secrets, slow, snapshot, timeline,
+    Core, around, capabilities, convert, devices, engine, forks, held, path, secrets, slow, snapshot,
+    timeline,
 };
 use crate::api::InterfaceStatus;
 use crate::clock;
@@ -56,6 +57,8 @@ pub struct Io {
     pub snapshots: mpsc::UnboundedReceiver<snapshot::Made>,
     /// What comes back of reloads.
     pub reloads: mpsc::UnboundedReceiver<reload::Told>,
+    /// What the kernel says of interfaces and programs.
+    pub seen: mpsc::UnboundedReceiver<dataplane::Seen>,
     /// Signatures that the engine waits for.
     pub signed: mpsc::UnboundedReceiver<Done>,
     /// Key exchanges that the engine waits for.
@@ -333,6 +336,8 @@ impl Core {
         let (told, ownership) = mpsc::channel(256);
         let ownership_engine = engine::start(&config, told)?;
         let (copies, snapshots) = mpsc::unbounded_channel();
+        let (devices, seen) =
+            devices::start(plane.watch()).context("cannot start the thread that watches interfaces")?;
         let (told_of_reload, reloads) = mpsc::unbounded_channel();
         let reload = Reload::new(
             file,
@@ -400,6 +405,7 @@ impl Core {
             settling: false,
             next_token: 0,
             plane,
+            devices,
             attached,
             sockets: sockets.clone(),
             announcer,
@@ -453,6 +459,7 @@ impl Core {
                 network,
                 snapshots,
                 reloads,
+                seen,
                 signed,
                 computed,
             },

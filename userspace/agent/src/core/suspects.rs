@@ -16,7 +16,8 @@ use crate::{clock, config};
 
 /// Rekeys begun in a second: no more than a peer with many Child SAs can answer beside its other work.
 const PER_SECOND: usize = 20;
-/// A rekey that has come to nothing (the peer refused it, say) is begun again after this time: nobody may send on the SA.
+/// A rekey that has come to nothing by then is followed by a new IKE SA: nobody may send on the SA, and a peer that refuses to rekey it
+/// holds what a half that was lost has made of it (RFC 7296 2.25 has it say TEMPORARY_FAILURE for ever).
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// The SAs, by inbound SPI.
@@ -65,8 +66,8 @@ impl Suspects {
         self.spis.values().filter(|asked| asked.is_none()).count()
     }
 
-    /// The next ones to rekey, at most `room`.
-    pub fn next(&mut self, now: Instant, room: usize, ready: impl Fn(EspSpi) -> bool) -> Vec<EspSpi> {
+    /// The next ones to rekey, at most `room`, and whether that has come to nothing before.
+    pub fn next(&mut self, now: Instant, room: usize, ready: impl Fn(EspSpi) -> bool) -> Vec<(EspSpi, bool)> {
         if !self.begun {
             return Vec::new();
         }
@@ -76,10 +77,7 @@ impl Suspects {
             .filter(|(spi, asked)| asked.is_none_or(|at| now.since(at) >= AGAIN) && ready(**spi));
         waiting
             .take(room)
-            .map(|(spi, asked)| {
-                *asked = Some(now);
-                *spi
-            })
+            .map(|(spi, asked)| (*spi, asked.replace(now).is_some()))
             .collect()
     }
 }
@@ -171,8 +169,13 @@ impl Core {
                 next.extend(found);
             }
         }
-        for spi_in in next {
-            self.engine_command(ike::Command::RekeyChild { spi_in });
+        for (spi_in, before) in next {
+            let command = match self.engine.ike_spi_of_child(spi_in) {
+                // A peer that is silent has refused nothing: liveness checks see to that.
+                Some(spi) if before && !self.engine.awaits_answer(spi) => ike::Command::Reestablish { spi },
+                _ => ike::Command::RekeyChild { spi_in },
+            };
+            self.engine_command(command);
         }
     }
 }
@@ -195,14 +198,17 @@ mod tests {
         assert_eq!(suspects.begin(), 4);
         assert_eq!(
             suspects.next(at(1), 2, |spi| spi != EspSpi(1)),
-            [EspSpi(3), EspSpi(4)]
+            [(EspSpi(3), false), (EspSpi(4), false)]
         );
-        assert_eq!(suspects.next(at(2), 9, |_| true), [EspSpi(1), EspSpi(5)]);
+        assert_eq!(
+            suspects.next(at(2), 9, |_| true),
+            [(EspSpi(1), false), (EspSpi(5), false)]
+        );
         assert!(suspects.next(at(10), 9, |_| true).is_empty());
         suspects.remove(EspSpi(3));
         assert_eq!(
             suspects.next(at(11), 9, |_| true),
-            [EspSpi(4)],
+            [(EspSpi(4), true)],
             "it is still there"
         );
     }
@@ -212,7 +218,8 @@ mod tests {
         let mut owner = Suspects::default();
         owner.suspect([EspSpi(7), EspSpi(8)]);
         owner.begin();
-        assert_eq!(owner.next(Instant::default(), 1, |_| true), [EspSpi(7)]);
+        let first = owner.next(Instant::default(), 1, |_| true);
+        assert_eq!(first, [(EspSpi(7), false)]);
         let mut taker = Suspects::of(owner.spis());
         assert_eq!(taker.begin(), 2);
     }

@@ -33,6 +33,13 @@ fn a_device_without_xdp_is_refused_by_name_with_what_to_do() {
     plane.detach().expect("detach");
 }
 
+/// What the thread of an agent does.
+fn look(plane: &mut Plane) -> Vec<dataplane::Ability> {
+    let seen = plane.watch().look(&plane.devices().expect("devices"));
+    assert_eq!(seen.attached, Ok(()));
+    plane.tell_abilities(&seen).expect("told")
+}
+
 #[test]
 fn what_a_device_takes_is_told_to_the_programs_and_told_again_when_it_changes() {
     let Some(lab) = Lab::new() else { return };
@@ -43,7 +50,7 @@ fn what_a_device_takes_is_told_to_the_programs_and_told_again_when_it_changes() 
         .expect("ports");
     let Some(features) = dataplane::xdp_features(lab.outside).expect("netlink") else {
         // Linux before 6.3 does not say: whole frames are redirected, others not.
-        assert_eq!(plane.look_at_devices().expect("looked at"), []);
+        assert_eq!(look(&mut plane), []);
         assert!(flags(&lab).iter().all(|f| f == "0"));
         plane.detach().expect("detach");
         return;
@@ -52,12 +59,12 @@ fn what_a_device_takes_is_told_to_the_programs_and_told_again_when_it_changes() 
         features.native && features.gives_pieces && !features.takes,
         "{features:?}"
     );
-    let changed = plane.look_at_devices().expect("looked at");
+    let changed = look(&mut plane);
     assert_eq!(changed.len(), 2);
     assert!(changed.iter().all(|a| !a.takes), "{changed:?}");
-    assert_eq!(plane.look_at_devices().expect("looked at"), [], "said once");
+    assert_eq!(look(&mut plane), [], "said once");
     run(&["ethtool", "-K", "esp-outfar", "gro", "on"]);
-    let changed = plane.look_at_devices().expect("looked at");
+    let changed = look(&mut plane);
     let outside = changed.iter().map(|a| (a.ifindex, a.takes, a.takes_pieces));
     assert_eq!(outside.collect::<Vec<_>>(), [(lab.outside, true, true)]);
     let seen = flags(&lab);

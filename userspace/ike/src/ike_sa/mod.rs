@@ -234,7 +234,7 @@ impl IkeSa {
             local: self.path.local,
             remote: self.path.remote,
             remote_id: self.remote_id.as_ref().map(ToString::to_string),
-            virtual_addresses: self.more.virtual_addresses.clone(),
+            virtual_addresses: self.more.virtual_addresses.to_vec(),
             age: now.since(self.timers.since),
             suite: self
                 .phase

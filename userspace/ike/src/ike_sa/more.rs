@@ -19,18 +19,19 @@ mod tag {
     pub const INTERMEDIATE: u16 = 2;
     pub const FOLLOW_UP: u16 = 3;
     pub const PPK: u16 = 4;
+    pub const VIRTUAL_ADDRESSES: u16 = 16;
+    pub const MOBIKE: u16 = 17;
+    pub const TRANSPORT: u16 = 32;
     pub const FURTHER_REQUESTS: u16 = 34;
     pub const OTHER_RESPONSES: u16 = 35;
     pub const PEER_WINDOW: u16 = 36;
     pub const OUR_WINDOW: u16 = 37;
-    pub const REDIRECTABLE: u16 = 38;
-    pub const REDIRECTED: u16 = 39;
-    pub const VIRTUAL_ADDRESSES: u16 = 16;
-    pub const MOBIKE: u16 = 17;
     pub const PEER_ADDRESSES: u16 = 40;
     pub const CONFIRMED_PATH: u16 = 41;
-    pub const TRANSPORT: u16 = 32;
     pub const MAY_BE_SKIPPED: u16 = 0x8000;
+    // Most peers can be redirected: during an upgrade the IKE SA has to be one that the other members can go on with.
+    pub const REDIRECTABLE: u16 = MAY_BE_SKIPPED + 38;
+    pub const REDIRECTED: u16 = MAY_BE_SKIPPED + 39;
 }
 
 /// A value with its number.
@@ -48,24 +49,24 @@ pub(crate) struct More {
     /// A post-quantum pre-shared key, while the IKE SA is set up.
     pub ppk: Option<PpkState>,
     /// Addresses out of our pools that the peer uses.
-    pub virtual_addresses: Vec<IpAddr>,
+    pub virtual_addresses: Box<[IpAddr]>,
     /// The peer may change its address (RFC 4555).
     pub mobike: bool,
     /// Initiator with MOBIKE: the peer's other addresses.
-    pub peer_addresses: Vec<IpAddr>,
+    pub peer_addresses: Box<[IpAddr]>,
     /// Initiator with MOBIKE: our address and the peer's that the peer knows of, while another path is in use already.
-    pub confirmed: Option<(SocketAddr, SocketAddr)>,
+    pub confirmed: Option<Box<(SocketAddr, SocketAddr)>>,
     /// The peer initiated and can be redirected (RFC 5685).
     pub redirectable: bool,
     /// How we came to this gateway.
-    pub redirected: Option<Redirected>,
+    pub redirected: Option<Box<Redirected>>,
     /// Size of the window that the peer has announced: so many requests it takes at a time.
     pub peer_window: Option<u32>,
     /// And of the one that we have announced.
     pub our_window: Option<u32>,
     /// Inbound SPIs of Child SAs in transport mode, also of those that are being asked for. Only between the record and the Child
     /// SAs themselves, which know it.
-    pub transport: Vec<EspSpi>,
+    pub transport: Box<[EspSpi]>,
 }
 
 impl More {
@@ -180,11 +181,11 @@ mod tests {
     #[test]
     fn virtual_addresses_and_transport_mode_come_back() {
         let more = More {
-            virtual_addresses: vec!["10.9.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            virtual_addresses: vec!["10.9.0.1".parse().unwrap(), "fd00::1".parse().unwrap()].into(),
             ..More::default()
         };
         let again = More::read(&more.write(&[EspSpi(7)])).ok().unwrap();
         assert_eq!(again.virtual_addresses, more.virtual_addresses);
-        assert_eq!(again.transport, [EspSpi(7)]);
+        assert_eq!(again.transport, Box::from([EspSpi(7)]));
     }
 }

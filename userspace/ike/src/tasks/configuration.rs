@@ -91,7 +91,7 @@ pub(crate) fn answer(
         };
         attributes.extend(connection.dns_domains.iter().map(domain));
     }
-    sa.more.virtual_addresses = given;
+    sa.more.virtual_addresses = given.into();
     sa.dirty = true;
     Outcome::Given(Payload::Configuration(Configuration::new(
         ConfigType::CFG_REPLY,

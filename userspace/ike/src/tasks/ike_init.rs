@@ -62,7 +62,7 @@ fn begin_on(
 ) -> Result<IkeSa, String> {
     let spi = ctx.around.ike_spi(None, &connection.name);
     let mut sa = IkeSa::new(spi, IkeSpi(0), true, path, Phase::AwaitKey);
-    sa.more.redirected = redirected;
+    sa.more.redirected = redirected.map(Box::new);
     // Nobody is told of it before there is a message.
     sa.dirty = false;
     sa.connection = Some(connection.name.clone());

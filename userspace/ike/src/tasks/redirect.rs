@@ -52,7 +52,7 @@ impl Redirects {
 /// What an initiator says of redirection in its first message.
 pub(crate) fn announce(sa: &IkeSa, connection: Option<&Connection>) -> Option<Payload> {
     connection.filter(|connection| connection.follow_redirects)?;
-    Some(match sa.more.redirected {
+    Some(match &sa.more.redirected {
         //= rfc5685#3
         // the client MUST include the REDIRECTED_FROM payload in the new IKE_SA_INIT request
         Some(redirected) => Payload::Notify(Notify::redirected_from(redirected.from)),
@@ -118,8 +118,12 @@ pub(crate) fn on_init(sa: &mut IkeSa, ctx: &mut Context<'_>, redirect: &Notify, 
             ctx.event(sa, EventKind::Redirected, text);
             drop(sa.our.take_all());
             sa.path.remote.set_ip(address);
-            let replaces = sa.more.redirected.and_then(|redirected| redirected.replaces);
-            sa.more.redirected = Some(Redirected { from, replaces });
+            let replaces = sa
+                .more
+                .redirected
+                .as_ref()
+                .and_then(|redirected| redirected.replaces);
+            sa.more.redirected = Some(Box::new(Redirected { from, replaces }));
             ike_init::begin_or_vanish(sa, ctx);
         }
         Err(why) => {
@@ -173,7 +177,11 @@ pub(crate) fn follow(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
 
 /// The IKE SA with the gateway that we were sent to is up: the old one ends.
 pub(crate) fn arrived(sa: &IkeSa, ctx: &mut Context<'_>) {
-    let replaced = sa.more.redirected.and_then(|redirected| redirected.replaces);
+    let replaced = sa
+        .more
+        .redirected
+        .as_ref()
+        .and_then(|redirected| redirected.replaces);
     if let Some(mut old) = replaced.and_then(|spi| ctx.table.take(spi)) {
         if matches!(old.phase, Phase::Established(_)) {
             old.our.push_front(Task::DeleteIke);

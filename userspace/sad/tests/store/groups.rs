@@ -3,14 +3,17 @@
 use crate::world::{EPOCH, SEGMENT, World, policy, record};
 use maps_schema::sad::spi_slot;
 use maps_schema::spd::ACTION_PROTECT;
-use model::{ChildSaChange, EspSpi, Instant, OutboundUse, SegmentId};
+use model::{ChildSaChange, EspSpi, IkeSpi, Instant, OutboundUse, SegmentId};
 use sad::{DataPlane, Direction, SadError};
 
 /// A Child SA in another segment than [`SEGMENT`].
+/// With an IKE SA of the same segment.
 fn install_in(world: &mut World, segment: SegmentId, remote: &str) -> EspSpi {
     let spi = world.sad.reserve_spi(segment).expect("slots are free");
+    let mut record = record(spi, remote);
+    record.ike_spi = IkeSpi(u64::from(segment.0) << 56 | 1);
     world.apply(ChildSaChange::Install {
-        record: Box::new(record(spi, remote)),
+        record: Box::new(record),
         outbound: OutboundUse::Now,
         replaces: None,
     });
