@@ -404,7 +404,7 @@ impl Crew {
                     sends.extend(commit.transmits);
                 }
                 Output::Transmit(transmit) => sends.push(transmit),
-                Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
+                Output::Sign(_) | Output::Tls(_) => unreachable!("connections here use pre-shared keys"),
                 Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
                 Output::Event(event) => {
                     if event.kind == EventKind::Established

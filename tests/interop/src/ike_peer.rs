@@ -254,7 +254,7 @@ impl Loop {
                     commit.transmits.iter().for_each(|transmit| self.send(transmit));
                 }
                 Output::Transmit(transmit) => self.send(&transmit),
-                Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
+                Output::Sign(_) | Output::Tls(_) => unreachable!("connections here use pre-shared keys"),
                 Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
                 Output::Event(event) => {
                     if event.kind.is_warning() {

@@ -196,7 +196,9 @@ impl Peer {
                     }
                 }
                 ike::Output::Transmit(transmit) => self.transmit(cx, &transmit),
-                ike::Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
+                ike::Output::Sign(_) | ike::Output::Tls(_) => {
+                    unreachable!("connections here use pre-shared keys")
+                }
                 ike::Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
                 ike::Output::Event(event) => {
                     cx.trace.note(

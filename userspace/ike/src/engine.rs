@@ -17,8 +17,8 @@ use crate::outbox::{Context, Outbox};
 use crate::status::{Agreed, ConnectionPhase, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
 use crate::tasks::{
-    self, Pending, ike_auth, ike_init, intermediate, message_id_sync, qcd, rebinding, redirect::Redirects,
-    resume, ticket,
+    self, Pending, eap_tls, ike_auth, ike_init, intermediate, message_id_sync, qcd, rebinding,
+    redirect::Redirects, resume, ticket,
 };
 use crate::tickets::Tickets;
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};
@@ -146,6 +146,17 @@ impl Engine {
                     with_sa(ctx, ike_spi, |sa, ctx| {
                         ike_auth::signed(sa, ctx, token, signature)
                     });
+                });
+            }
+            Input::Tls {
+                now,
+                ike_spi,
+                token,
+                outcome,
+            } => {
+                self.now = now;
+                self.run(around, |_, ctx| {
+                    with_sa(ctx, ike_spi, |sa, ctx| eap_tls::outcome(sa, ctx, token, outcome));
                 });
             }
             Input::Computed { now, computed: done } => {
@@ -393,6 +404,7 @@ impl Engine {
         self.outputs.extend(out.events.into_iter().map(Output::Event));
         self.outputs.extend(out.plain.into_iter().map(Output::Transmit));
         self.outputs.extend(out.signs.into_iter().map(Output::Sign));
+        self.outputs.extend(out.tls.into_iter().map(Output::Tls));
         self.outputs.extend(out.computes.into_iter().map(Output::Compute));
         if commit.changes.is_empty() {
             // Nothing to commit: a final word about an IKE SA that no standby ever knew.

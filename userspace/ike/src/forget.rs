@@ -25,6 +25,7 @@ pub(crate) fn keep(output: Output, gone: &impl Fn(SegmentId) -> bool) -> Option<
             (!commit.changes.is_empty() || !commit.transmits.is_empty()).then_some(Output::Commit(commit))
         }
         Output::Sign(request) => (!gone(request.ike_spi.segment())).then_some(Output::Sign(request)),
+        Output::Tls(request) => (!gone(request.ike_spi.segment())).then_some(Output::Tls(request)),
         // First messages that wait are forgotten: their senders repeat them.
         Output::Compute(request) => request
             .ike_spi

@@ -36,6 +36,17 @@ pub enum Input<'a> {
         /// The signature (of ECDSA as DER), or why there is none.
         signature: Result<Vec<u8>, String>,
     },
+    /// What an [`Output::Tls`] asked for. Where it is not waited for any more, it is ignored.
+    Tls {
+        /// The time.
+        now: Instant,
+        /// [`TlsRequest::ike_spi`].
+        ike_spi: IkeSpi,
+        /// [`TlsRequest::token`].
+        token: u64,
+        /// What TLS says.
+        outcome: TlsOutcome,
+    },
     /// What an [`Output::Compute`] asked for. Where it is not waited for any more, it is ignored.
     Computed {
         /// The time.
@@ -183,6 +194,8 @@ pub enum Output {
     Transmit(Transmit),
     /// A signature is needed. Nothing is committed before it has come: a member that takes over meanwhile begins this step anew.
     Sign(SignRequest),
+    /// A message for TLS, in a conversation of EAP-TLS. Nothing is committed before the outcome has come.
+    Tls(TlsRequest),
     /// A key exchange is to be computed, with [`crate::Engine::exchange_beside`] only. Nothing is committed before it has come.
     Compute(ComputeRequest),
     /// For logs and metrics.
@@ -211,6 +224,44 @@ pub struct SignRequest {
     pub scheme: crypto::SignatureScheme,
     /// What; not secret.
     pub octets: Vec<u8>,
+}
+
+/// A message of a peer that authenticates by EAP-TLS. The engine has no TLS: who has goes on with the session of this IKE SA. No
+/// standby knows that session, so after a takeover there is none, and the peer has to begin anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsRequest {
+    /// Our SPI of the IKE SA that waits.
+    pub ike_spi: IkeSpi,
+    /// Names this request, for [`Input::Tls`].
+    pub token: u64,
+    /// Name of the connection: our certificate, and whom to believe.
+    pub connection: String,
+    /// It begins a session; else it goes on with one.
+    pub first: bool,
+    /// TLS records.
+    pub octets: Vec<u8>,
+}
+
+/// What TLS says to a message. No `Debug`: it may hold a key.
+pub enum TlsOutcome {
+    /// The handshake goes on with these records.
+    Continue(Vec<u8>),
+    /// The handshake is complete.
+    Done {
+        /// Our last records.
+        octets: Vec<u8>,
+        /// RFC 5216 2.3, RFC 9190 2.3: 64 octets.
+        msk: SecretBytes,
+        /// The peer's certificates (DER), its own first. They are believed.
+        certificates: Vec<Vec<u8>>,
+    },
+    /// The peer is refused, or has refused us.
+    Failed {
+        /// Records with an alert for the peer, if it is to have one.
+        alert: Vec<u8>,
+        /// Why, and what to do.
+        why: String,
+    },
 }
 
 /// A message to send. With local port 4500 the agent puts the non-ESP marker in front (RFC 3948 2.2).

@@ -35,7 +35,10 @@ pub use event::{Event, EventKind};
 pub use exchange::{ComputeRequest, Computed};
 pub use forget::Forgotten;
 pub use ike_sa::record::{AdoptError, RECORD_VERSIONS};
-pub use io::{Change, Command, Commit, IkeSaChange, Input, Output, SignRequest, Surroundings, Transmit};
+pub use io::{
+    Change, Command, Commit, IkeSaChange, Input, Output, SignRequest, Surroundings, TlsOutcome, TlsRequest,
+    Transmit,
+};
 pub use pool::{Pool, PoolShare};
 pub use proposal::{Proposal, ProposalError};
 pub use status::{Agreed, ChildSaStatus, ConnectionPhase, IkeSaStatus, MessageIdWindows};

@@ -4,7 +4,7 @@ use crate::config::EngineConfig;
 use crate::event::{Event, EventKind};
 use crate::exchange::{ComputeRequest, Exchanges};
 use crate::ike_sa::{IkeSa, Path};
-use crate::io::{SignRequest, Surroundings, Transmit};
+use crate::io::{SignRequest, Surroundings, TlsRequest, Transmit};
 use crate::table::Table;
 use crate::tasks::redirect::Redirects;
 use crate::tickets::Tickets;
@@ -25,6 +25,8 @@ pub(crate) struct Outbox {
     pub plain: Vec<Transmit>,
     /// Signatures that are needed.
     pub signs: Vec<SignRequest>,
+    /// Messages for TLS.
+    pub tls: Vec<TlsRequest>,
     /// Key exchanges that are needed.
     pub computes: Vec<ComputeRequest>,
     pub events: Vec<Event>,

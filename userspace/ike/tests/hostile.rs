@@ -156,7 +156,7 @@ fn offer_octets(world: &mut World, side: usize, packet: &Packet, bytes: &[u8], m
         match output {
             Output::Commit(_) => commits += 1,
             Output::Transmit(transmit) => answered += transmit.bytes.len(),
-            Output::Sign(_) => panic!("pre-shared keys only"),
+            Output::Sign(_) | Output::Tls(_) => panic!("pre-shared keys only"),
             Output::Compute(request) => {
                 let computed = request.run(&mut |out| s.around.random(out));
                 let now = world.now;

@@ -5,6 +5,7 @@
 pub mod pki;
 
 use agent::credentials::key::PrivateKey;
+use agent::credentials::tls::{Sessions, Settings};
 use anyhow::{Context, Result, bail};
 use ike::{
     Change, Command, Connection, EndpointConfig, Engine, EngineConfig, Event, EventKind, IkeSaStatus, Input,
@@ -48,6 +49,7 @@ struct Works {
     around: Around,
     sockets: Vec<(SocketAddr, UdpSocket)>,
     keys: HashMap<String, PrivateKey>,
+    tls: Sessions,
     shared: Arc<Shared>,
 }
 
@@ -138,6 +140,15 @@ impl Works {
                     };
                     self.engine.handle(input, &mut self.around);
                 }
+                Output::Tls(request) => {
+                    let input = Input::Tls {
+                        now: now(),
+                        ike_spi: request.ike_spi,
+                        token: request.token,
+                        outcome: self.tls.run(&request),
+                    };
+                    self.engine.handle(input, &mut self.around);
+                }
                 Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
                 Output::Event(event) => self.shared.events.lock().expect("lock").push(event),
             }
@@ -166,6 +177,16 @@ impl Gateway {
         connections: Vec<Connection>,
         keys: HashMap<String, PrivateKey>,
     ) -> Result<Self> {
+        Self::start_with_tls(netns, connections, keys, Settings::new())
+    }
+
+    /// As [`Self::start`], with TLS for EAP-TLS.
+    pub fn start_with_tls(
+        netns: &Netns,
+        connections: Vec<Connection>,
+        keys: HashMap<String, PrivateKey>,
+        tls: Settings,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = shared.clone();
         let thread = netns.thread("gateway", move || {
@@ -189,6 +210,7 @@ impl Gateway {
                 around: Around::new(0x0100_0000)?,
                 sockets,
                 keys,
+                tls: Sessions::new(tls),
                 shared: theirs,
             }
             .run()

@@ -73,7 +73,7 @@ impl Member {
                 }
             }
             Output::Transmit(transmit) => self.transmit_in_order(cx, transmit),
-            Output::Sign(_) => unreachable!("connections here use pre-shared keys"),
+            Output::Sign(_) | Output::Tls(_) => unreachable!("connections here use pre-shared keys"),
             Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
             Output::Event(event) => {
                 cx.trace

@@ -14,6 +14,8 @@ pub enum AuthKind {
     Certificate,
     /// By EAP-MSCHAPv2 (the peer only).
     EapMsChapV2,
+    /// By EAP-TLS (the peer only).
+    EapTls,
 }
 
 /// Our certificate.

@@ -28,7 +28,12 @@ impl Context<'_> {
         let words = [("psk", AuthKind::Psk), ("cert", AuthKind::Certificate)];
         let both = t.word("auth", &words);
         let local = t.word("local_auth", &words).or(both).unwrap_or(AuthKind::Psk);
-        let all = [words[0], words[1], ("eap-mschapv2", AuthKind::EapMsChapV2)];
+        let all = [
+            words[0],
+            words[1],
+            ("eap-mschapv2", AuthKind::EapMsChapV2),
+            ("eap-tls", AuthKind::EapTls),
+        ];
         let remote = t.word("remote_auth", &all).or(both).unwrap_or(AuthKind::Psk);
         let local_id = match local {
             // The certificate's subject.
@@ -60,7 +65,7 @@ impl Context<'_> {
             );
         }
         let certificate = match local {
-            AuthKind::Psk | AuthKind::EapMsChapV2 => {
+            AuthKind::Psk | AuthKind::EapMsChapV2 | AuthKind::EapTls => {
                 for key in [
                     "cert_file",
                     "key_file",
@@ -83,7 +88,7 @@ impl Context<'_> {
                 }
                 None
             }
-            AuthKind::Certificate => self.authorities(t),
+            AuthKind::Certificate | AuthKind::EapTls => self.authorities(t),
         };
         let eap_users = match remote {
             AuthKind::EapMsChapV2 => {
@@ -109,6 +114,16 @@ impl Context<'_> {
                 None
             }
         };
+        if remote == AuthKind::EapTls
+            && local != AuthKind::Certificate
+            && let Some(span) = t.place("remote_auth")
+        {
+            self.problems.add(
+                span,
+                "EAP-TLS needs a certificate of ours, in TLS as well as in IKE",
+                "set local_auth = \"cert\", with cert_file and key_file",
+            );
+        }
         if remote == AuthKind::EapMsChapV2
             && local != AuthKind::Certificate
             && let Some(span) = t.place("remote_auth")

@@ -9,7 +9,7 @@ use ike::auth::trust::show_date;
 use super::Core;
 use crate::api::CertificateStatus;
 use crate::clock;
-use crate::credentials::signer::Signed;
+use crate::credentials::signer::Done;
 use crate::credentials::{WARN_DAYS, days_left};
 
 /// Our certificates, by connection.
@@ -64,13 +64,22 @@ impl Certificates {
 }
 
 impl Core {
-    /// A signature has come.
-    pub(super) fn signed(&mut self, signed: Signed) {
-        self.engine_input(Input::Signed {
-            now: clock::now(),
-            ike_spi: signed.ike_spi,
-            token: signed.token,
-            signature: signed.signature,
+    /// A signature, or a step of TLS, has come.
+    pub(super) fn signed(&mut self, done: Done) {
+        let now = clock::now();
+        self.engine_input(match done {
+            Done::Signed(signed) => Input::Signed {
+                now,
+                ike_spi: signed.ike_spi,
+                token: signed.token,
+                signature: signed.signature,
+            },
+            Done::Said(said) => Input::Tls {
+                now,
+                ike_spi: said.ike_spi,
+                token: said.token,
+                outcome: said.outcome,
+            },
         });
     }
 

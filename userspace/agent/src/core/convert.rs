@@ -11,9 +11,10 @@ use model::{MemberId, SecretBytes};
 use sad::{Handling, Policy, PolicyAction};
 use zeroize::Zeroizing;
 
-use crate::config::{AfterLoss, Config, ConnectionConfig, PerResource, PoolConfig};
+use crate::config::{AfterLoss, AuthKind, Config, ConnectionConfig, PerResource, PoolConfig};
 use crate::credentials;
 use crate::credentials::signer::Keys;
+use crate::credentials::tls::Settings;
 
 /// The pre-shared key in a file: its octets without the end of the last line.
 ///
@@ -63,16 +64,26 @@ fn connection(
     let mut c = Connection::new(&config.name, config.local, local_id, psk.unwrap_or_default());
     c.remotes.clone_from(&config.remotes);
     (c.remote_id, c.remote_pattern) = credentials::remote_id(config)?;
+    let trust = config.authorities.as_ref().map(credentials::trust).transpose()?;
+    let trust = trust.map(Arc::new);
     if let Some(own) = own {
+        let key = Arc::new(own.key);
+        if let (AuthKind::EapTls, Some(trust)) = (config.remote_auth, &trust) {
+            let settings = credentials::tls::settings(&own.certificate, key.clone(), trust.clone())?;
+            made.tls.insert(config.name.clone(), Arc::new(settings));
+        }
         c.local_auth = LocalAuth::Certificate(own.certificate);
         made.certificates.insert(config.name.clone(), own.facts);
-        made.keys.insert(config.name.clone(), own.key);
+        made.keys.insert(config.name.clone(), key);
     }
     if let Some(path) = &config.eap_users {
         c.remote_auth = RemoteAuth::EapMsChapV2(Arc::new(credentials::users(path)?));
     }
-    if let Some(files) = &config.authorities {
-        c.remote_auth = RemoteAuth::Certificate(Arc::new(credentials::trust(files)?));
+    if let Some(trust) = trust {
+        c.remote_auth = match config.remote_auth {
+            AuthKind::EapTls => RemoteAuth::EapTls,
+            _ => RemoteAuth::Certificate(trust),
+        };
     }
     // A peer that proves that it has lost everything is begun with again as after silence.
     c.start = config.dial.dpd_action == AfterLoss::Restart;
@@ -127,6 +138,8 @@ pub struct Made {
     pub certificates: BTreeMap<String, Facts>,
     /// Their private keys, for the signer.
     pub keys: Keys,
+    /// TLS for EAP-TLS, by connection.
+    pub tls: Settings,
 }
 
 /// Reads what the configuration names. `endpoint` has the secrets that all members share; `cpus` is how many of this one serve SAs.
@@ -141,6 +154,7 @@ pub fn make(config: &Config, endpoint: EndpointConfig, cpus: u32) -> Result<Made
         },
         certificates: BTreeMap::new(),
         keys: Keys::new(),
+        tls: Settings::new(),
     };
     let members = config
         .cluster

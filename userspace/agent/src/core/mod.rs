@@ -244,6 +244,7 @@ impl Core {
             }
             Output::Transmit(transmit) => self.transmit_in_order(transmit),
             Output::Sign(request) => self.signer.sign(request),
+            Output::Tls(request) => self.signer.tls(request),
             Output::Compute(request) => self.computers.ask(request),
             Output::Event(event) => self.engine_event(&event),
         }

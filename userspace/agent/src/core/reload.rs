@@ -314,7 +314,7 @@ impl Core {
         let before = std::mem::replace(&mut self.config, config);
         self.reload.taken = taken;
         self.engine.set_config(made.engine);
-        self.signer.replace(made.keys);
+        self.signer.replace(made.keys, made.tls);
         self.certificates = Certificates::new(made.certificates);
         self.policies = policies;
         let shared = self.policies.shared(&self.secrets);

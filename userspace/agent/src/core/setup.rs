@@ -33,7 +33,7 @@ use super::{
 use crate::api::InterfaceStatus;
 use crate::clock;
 use crate::config::{self, ClusterMode, Config, Solo};
-use crate::credentials::signer::{Signed, Signer};
+use crate::credentials::signer::{Done, Signer};
 use crate::events::EventLog;
 use crate::exchange::Computers;
 use crate::net::announce::Announcer;
@@ -60,7 +60,7 @@ pub struct Io {
     /// What the kernel says of interfaces and programs.
     pub seen: mpsc::UnboundedReceiver<dataplane::Seen>,
     /// Signatures that the engine waits for.
-    pub signed: mpsc::UnboundedReceiver<Signed>,
+    pub signed: mpsc::UnboundedReceiver<Done>,
     /// Key exchanges that the engine waits for.
     pub computed: mpsc::UnboundedReceiver<Vec<ike::Computed>>,
 }
@@ -295,7 +295,7 @@ impl Core {
         let mut engine = Engine::new(made.engine);
         engine.exchange_beside();
         let (done, signed) = mpsc::unbounded_channel();
-        let signer = Signer::start(made.keys, done)?;
+        let signer = Signer::start(made.keys, made.tls, done)?;
         let (done, computed) = mpsc::unbounded_channel();
         let computers = Computers::start(done)?;
         let sockets = Rc::new(IkeSockets::open(&config.addresses.outside)?);

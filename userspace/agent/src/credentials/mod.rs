@@ -3,6 +3,7 @@
 
 pub mod key;
 pub mod signer;
+pub mod tls;
 pub mod token;
 pub mod uri;
 

@@ -77,7 +77,12 @@ fn what_a_key_signs_is_verified_with_its_certificate() {
     };
     let own = super::own("site", &files).unwrap();
     let (done, mut signed) = tokio::sync::mpsc::unbounded_channel();
-    let signer = signer::Signer::start([("site".to_owned(), own.key)].into(), done).unwrap();
+    let signer = signer::Signer::start(
+        [("site".to_owned(), Arc::new(own.key))].into(),
+        tls::Settings::new(),
+        done,
+    )
+    .unwrap();
     let request = |key: &str, scheme| SignRequest {
         ike_spi: model::IkeSpi(7),
         token: 9,
@@ -86,7 +91,11 @@ fn what_a_key_signs_is_verified_with_its_certificate() {
         octets: b"octets".to_vec(),
     };
     signer.sign(request("site", SignatureScheme::EcdsaSha384));
-    let answer = signed.blocking_recv().unwrap();
+    let mut signed = || match signed.blocking_recv() {
+        Some(signer::Done::Signed(signed)) => signed,
+        _ => panic!("a signature"),
+    };
+    let answer = signed();
     assert_eq!((answer.ike_spi, answer.token), (model::IkeSpi(7), 9));
     let public = aws_lc_rs::signature::UnparsedPublicKey::new(
         &aws_lc_rs::signature::ECDSA_P384_SHA384_ASN1,
@@ -94,17 +103,177 @@ fn what_a_key_signs_is_verified_with_its_certificate() {
     );
     public.verify(b"octets", &answer.signature.unwrap()).unwrap();
     signer.sign(request("site", SignatureScheme::Ed25519));
-    let why = signed.blocking_recv().unwrap().signature.unwrap_err();
+    let why = signed().signature.unwrap_err();
     assert!(why.contains("ECDSA P-384"), "{why}");
     signer.sign(request("elsewhere", SignatureScheme::EcdsaSha384));
-    let why = signed.blocking_recv().unwrap().signature.unwrap_err();
+    let why = signed().signature.unwrap_err();
     assert!(why.contains("elsewhere"), "{why}");
-    signer.replace(signer::Keys::new());
+    signer.replace(signer::Keys::new(), tls::Settings::new());
     signer.sign(request("site", SignatureScheme::EcdsaSha384));
+    assert!(signed().signature.is_err(), "the key is gone");
+}
+
+#[test]
+fn tls_goes_on_only_where_it_was_begun() {
+    use ike::{TlsOutcome, TlsRequest};
+    let folder = Folder::new("tls");
+    let key = pair();
+    let files = CertificateFiles {
+        cert: folder.put("gw.crt", &certificate(&key)),
+        key: folder.put("gw.key", &key.serialize_pem()).into(),
+        rsa_pkcs1: false,
+        ocsp: None,
+    };
+    let own = super::own("site", &files).unwrap();
+    let trust = trust(&AuthorityFiles {
+        ca: vec![folder.0.join("gw.crt")],
+        crl: Vec::new(),
+        ocsp: Vec::new(),
+        strict: false,
+    });
+    let key = Arc::new(own.key);
+    let settings = tls::settings(&own.certificate, key, Arc::new(trust.unwrap())).unwrap();
+    let mut sessions = tls::Sessions::new([("site".to_owned(), Arc::new(settings))].into());
+    let mut run = |connection: &str, first, octets: &[u8]| {
+        let outcome = sessions.run(&TlsRequest {
+            ike_spi: model::IkeSpi(7),
+            token: 9,
+            connection: connection.to_owned(),
+            first,
+            octets: octets.to_vec(),
+        });
+        match outcome {
+            TlsOutcome::Failed { alert, why } => (alert, why),
+            _ => panic!("a failure"),
+        }
+    };
+    let (alert, why) = run("site", false, b"x");
+    assert!(alert.is_empty() && why.contains("a member that is gone"), "{why}");
+    let (_, why) = run("elsewhere", true, b"x");
+    assert!(why.contains("no EAP-TLS"), "{why}");
+    // A handshake record of nonsense.
+    let (_, why) = run("site", true, &[22, 3, 1, 0, 4, 9, 9, 9, 9]);
+    assert!(why.starts_with("TLS: "), "{why}");
+    let (_, why) = run("site", false, b"x");
     assert!(
-        signed.blocking_recv().unwrap().signature.is_err(),
-        "the key is gone"
+        why.contains("a member that is gone"),
+        "what failed is over: {why}"
     );
+}
+
+/// A certificate of this authority, in a file with its key.
+fn issued(folder: &Folder, name: &str, issuer: &rcgen::Issuer<'_, KeyPair>) -> (PathBuf, KeyPair) {
+    let key = pair();
+    let mut params = CertificateParams::new(vec![format!("{name}.example")]).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let pem = params.signed_by(&key, issuer).unwrap().pem();
+    folder.put(&format!("{name}.key"), &key.serialize_pem());
+    (folder.put(&format!("{name}.crt"), &pem), key)
+}
+
+#[test]
+fn both_sides_of_eap_tls_come_to_the_same_key_with_either_version_and_with_certificates_only() {
+    use ike::{TlsOutcome, TlsRequest};
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use std::io::Read;
+    let folder = Folder::new("eap-tls");
+    let mut params = CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "CA");
+    let ca_key = pair();
+    let ca = params.self_signed(&ca_key).unwrap();
+    let issuer = rcgen::Issuer::new(params, ca_key);
+    let (cert, _) = issued(&folder, "gw", &issuer);
+    let (client_cert, client_key) = issued(&folder, "client", &issuer);
+    let files = CertificateFiles {
+        cert,
+        key: folder.0.join("gw.key").into(),
+        rsa_pkcs1: false,
+        ocsp: None,
+    };
+    let own = super::own("site", &files).unwrap();
+    let trust = trust(&AuthorityFiles {
+        ca: vec![folder.put("ca.crt", &ca.pem())],
+        crl: Vec::new(),
+        ocsp: Vec::new(),
+        strict: false,
+    });
+    let settings = tls::settings(&own.certificate, Arc::new(own.key), Arc::new(trust.unwrap())).unwrap();
+    let mut sessions = tls::Sessions::new([("site".to_owned(), Arc::new(settings))].into());
+    let client_chain = certificates(&client_cert).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca.der().clone()).unwrap();
+    let versions: [(_, &[u8], Option<&[u8]>); 2] = [
+        (
+            &rustls::version::TLS13,
+            b"EXPORTER_EAP_TLS_Key_Material",
+            Some(&[13]),
+        ),
+        (&rustls::version::TLS12, b"client EAP encryption", None),
+    ];
+    for ((version, label, context), certified) in versions.into_iter().flat_map(|v| [(v, true), (v, false)]) {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots.clone());
+        let config = match certified {
+            true => config
+                .with_client_auth_cert(
+                    vec![CertificateDer::from(client_chain[0].clone())],
+                    PrivatePkcs8KeyDer::from(client_key.serialize_der()).into(),
+                )
+                .unwrap(),
+            false => config.with_no_client_auth(),
+        };
+        let name = "gw.example".try_into().unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut first = true;
+        loop {
+            let mut octets = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut octets).unwrap();
+            }
+            let outcome = sessions.run(&TlsRequest {
+                ike_spi: model::IkeSpi(7),
+                token: 9,
+                connection: "site".to_owned(),
+                first: std::mem::replace(&mut first, false),
+                octets,
+            });
+            let (said, end) = match outcome {
+                TlsOutcome::Continue(said) => (said, None),
+                TlsOutcome::Done {
+                    octets,
+                    msk,
+                    certificates,
+                } => (octets, Some((msk, certificates))),
+                TlsOutcome::Failed { alert, why } => {
+                    assert!(!certified && !alert.is_empty(), "{why}");
+                    assert!(why.contains("no certificate in TLS"), "{why}");
+                    break;
+                }
+            };
+            let mut said = &said[..];
+            while !said.is_empty() {
+                client.read_tls(&mut said).unwrap();
+                client.process_new_packets().unwrap();
+            }
+            let Some((msk, shown)) = end else { continue };
+            assert!(certified);
+            assert_eq!(shown, client_chain);
+            let theirs = client.export_keying_material([0; 128], label, context).unwrap();
+            assert_eq!(msk.expose(), &theirs[..64]);
+            let mut inside = [9; 4];
+            let read = client.reader().read(&mut inside);
+            match context {
+                Some(_) => assert_eq!((read.unwrap(), inside[0]), (1, 0), "the indication of success"),
+                None => assert!(read.is_err()),
+            }
+            break;
+        }
+    }
 }
 
 #[test]

@@ -50,6 +50,8 @@ pub enum RemoteAuth {
     Certificate(Arc<Trust>),
     /// By EAP-MSCHAPv2, as one of these users; only it initiates. `remote_id` is about the user's name then.
     EapMsChapV2(Arc<Users>),
+    /// By EAP-TLS, with a certificate that whoever does TLS for us believes; only it initiates.
+    EapTls,
 }
 
 impl RemoteAuth {
@@ -59,6 +61,7 @@ impl RemoteAuth {
             Self::Psk => "psk",
             Self::Certificate(_) => "cert",
             Self::EapMsChapV2(_) => "eap-mschapv2",
+            Self::EapTls => "eap-tls",
         }
     }
 
@@ -67,7 +70,7 @@ impl RemoteAuth {
         match self {
             Self::Psk => method == AuthMethod::SHARED_KEY_MIC,
             Self::Certificate(_) => is_signature(method),
-            Self::EapMsChapV2(_) => false,
+            Self::EapMsChapV2(_) | Self::EapTls => false,
         }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod windows;
 use crate::config::{Connection, EngineConfig, Identity};
 use crate::exchange::Computing;
 use crate::status::{Agreed, ChildSaStatus, IkeSaStatus};
+use crate::tasks::eap_tls::Asked;
 use crate::tasks::proof::Signing;
 use child::ChildSa;
 use extras::Extras;
@@ -96,6 +97,9 @@ pub(crate) struct IkeSa {
     /// A signature that is waited for. A member that takes over asks for one of its own.
     #[serde(skip)]
     pub signing: Option<Box<Signing>>,
+    /// A message of EAP-TLS that TLS was asked about.
+    #[serde(skip)]
+    pub tls: Option<Box<Asked>>,
     /// Key exchanges that are waited for: a member that takes over asks for its own. As many as the IKE SA can wait for.
     #[serde(skip)]
     pub computing: Vec<Computing>,
@@ -131,6 +135,7 @@ impl IkeSa {
             fragments: None,
             timers: Timers::default(),
             signing: None,
+            tls: None,
             computing: Vec::new(),
             committed: false,
             dirty: true,

@@ -3,10 +3,10 @@
 
 use super::intermediate::int_auth;
 use super::proof::auth_input;
-use super::{delete, ike_auth};
+use super::{delete, eap_tls, ike_auth};
 use crate::auth::RemoteAuth;
 use crate::auth::eap::{self, Next, Step, Users};
-use crate::config::{Connection, Identity};
+use crate::config::Connection;
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::{AwaitEap, Phase};
@@ -62,7 +62,12 @@ pub(crate) fn begin(
 }
 
 /// The next request of the conversation, or the AUTH payload at its end. `None`: silence.
-pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadList) -> Option<Vec<Payload>> {
+pub(crate) fn respond(
+    sa: &mut IkeSa,
+    ctx: &mut Context<'_>,
+    message_id: u32,
+    payloads: &PayloadList,
+) -> Option<Vec<Payload>> {
     let Some(connection) = sa.connection(ctx.config) else {
         let text = "the connection is no longer in the configuration".to_owned();
         return Some(ike_auth::refuse(sa, ctx, text));
@@ -74,6 +79,9 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
     };
     if matches!(phase.step, Step::Done { .. }) {
         return finish(sa, ctx, connection, payloads);
+    }
+    if matches!(connection.remote_auth, RemoteAuth::EapTls) {
+        return eap_tls::respond(sa, ctx, connection, message_id, payloads);
     }
     let (Some(users), Some(packet)) = (users(connection), payloads.eap()) else {
         let text = "the peer does not go on with EAP".to_owned();
@@ -150,7 +158,7 @@ fn finish(
     let first = parse_chain(PayloadType(phase.request.0), &phase.request.1).ok()?;
     let id_i = first.id_i()?.body();
     let name = phase.identity.clone().unwrap_or_default();
-    let remote_id = Identity::parse(&name);
+    let remote_id = eap_tls::identity(&name);
     let prf = phase.protected.keys.prf;
     let intermediate = int_auth(sa);
     let input = auth_input(&phase.protected, &phase.transcript, true, &id_i, &intermediate);

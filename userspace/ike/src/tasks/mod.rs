@@ -7,6 +7,7 @@ pub(crate) mod configuration;
 pub(crate) mod counter_sync;
 pub(crate) mod delete;
 pub(crate) mod eap;
+pub(crate) mod eap_tls;
 pub(crate) mod follow_up;
 pub(crate) mod ike_auth;
 pub(crate) mod ike_init;
@@ -192,7 +193,7 @@ pub(crate) fn on_request(
                 None => return,
             }
         }
-        (Phase::AwaitEap(_), ExchangeType::IKE_AUTH) => match eap::respond(sa, ctx, &payloads) {
+        (Phase::AwaitEap(_), ExchangeType::IKE_AUTH) => match eap::respond(sa, ctx, message_id, &payloads) {
             Some(answer) => answer,
             None => return,
         },

@@ -54,6 +54,7 @@ pub(crate) fn policy(secret: &SecretBytes, connection: &Connection) -> [u8; 32] 
         RemoteAuth::Psk => Vec::new(),
         RemoteAuth::Certificate(trust) => trust.digests().concat(),
         RemoteAuth::EapMsChapV2(_) => vec![0],
+        RemoteAuth::EapTls => vec![1],
     };
     let parts: [&[u8]; 6] = [
         b"ticket policy",

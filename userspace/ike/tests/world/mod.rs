@@ -111,6 +111,9 @@ impl Surroundings for Around {
     }
 }
 
+/// TLS as a test wants it.
+pub type Tls = Box<dyn FnMut(&ike::TlsRequest) -> ike::TlsOutcome>;
+
 pub struct Side {
     pub name: &'static str,
     pub engine: Engine,
@@ -133,6 +136,8 @@ pub struct Side {
     /// Requests are not answered but kept.
     pub hold_signatures: bool,
     pub to_sign: Vec<SignRequest>,
+    /// What TLS says. Without it messages for TLS are lost.
+    pub tls: Option<Tls>,
     /// Key exchanges are not computed but kept.
     pub hold_exchanges: bool,
     pub to_compute: Vec<ike::ComputeRequest>,
@@ -260,6 +265,7 @@ impl World {
             keys: BTreeMap::new(),
             hold_signatures: false,
             to_sign: Vec::new(),
+            tls: None,
             hold_exchanges: false,
             to_compute: Vec::new(),
             ivs: BTreeMap::new(),
@@ -317,6 +323,18 @@ impl World {
                     if !self.sides[side].hold_signatures {
                         self.sign(side);
                     }
+                }
+                Output::Tls(request) => {
+                    let now = self.now;
+                    let s = &mut self.sides[side];
+                    let Some(tls) = &mut s.tls else { continue };
+                    let input = ike::Input::Tls {
+                        now,
+                        ike_spi: request.ike_spi,
+                        token: request.token,
+                        outcome: tls(&request),
+                    };
+                    s.engine.handle(input, &mut s.around);
                 }
                 Output::Compute(request) => {
                     self.sides[side].to_compute.push(request);

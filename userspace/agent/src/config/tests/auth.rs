@@ -41,6 +41,15 @@ fn certificates_need_their_files_and_pre_shared_keys_theirs() {
     };
     assert_eq!(key.pin_file, Path::new("/etc/espalier/gw.pin"));
     assert_eq!(key.uri.object.as_deref(), Some("gw"));
+    let tls = cert.replace(
+        "auth = \"cert\"",
+        "local_auth = \"cert\"\nremote_auth = \"eap-tls\"",
+    );
+    let config = Config::read_without_files(&with(psk, &tls), Path::new("/etc/espalier"))
+        .unwrap_or_else(|found| panic!("{found:?}"));
+    let c = &config.connections[0];
+    assert_eq!(c.remote_auth, AuthKind::EapTls);
+    assert!(c.authorities.is_some() && c.psk_file.is_none());
     let mixed = format!("local_auth = \"cert\"\ncert_file = \"gw.crt\"\nkey_file = \"gw.key\"\n{psk}");
     assert_eq!(problems(&with(psk, &mixed)), [""; 0]);
     for (text, word) in [
@@ -63,6 +72,18 @@ fn certificates_need_their_files_and_pre_shared_keys_theirs() {
         (
             format!("remote_auth = \"eap-mschapv2\"\neap_users_file = \"users\"\n{psk}"),
             "behind a certificate of ours",
+        ),
+        (
+            cert.replace(
+                "auth = \"cert\"",
+                "local_auth = \"cert\"\nremote_auth = \"eap-tls\"",
+            )
+            .replace("ca_files", "#"),
+            "has no 'ca_files'",
+        ),
+        (
+            format!("remote_auth = \"eap-tls\"\nca_files = \"ca.crt\"\n{psk}"),
+            "EAP-TLS needs a certificate of ours",
         ),
         (
             "local_auth = \"cert\"\ncert_file = \"a\"\nkey_file = \"b\"\nremote_auth = \"eap-mschapv2\"\n"

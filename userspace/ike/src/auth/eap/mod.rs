@@ -2,6 +2,7 @@
 //! over goes on in the middle.
 
 pub(crate) mod mschapv2;
+pub(crate) mod tls;
 
 use ike_wire::{Eap, EapCode, EapType};
 use model::SecretBytes;
@@ -46,6 +47,8 @@ pub(crate) enum Step {
     Refusing { why: String },
     /// EAP has succeeded: AUTH payloads with this key are next.
     Done { msk: SecretBytes },
+    /// TLS is under way. Last, so that the numbers of the others stay what they were in older records.
+    Tls(tls::Conversation),
 }
 
 /// What is next.
