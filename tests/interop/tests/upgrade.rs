@@ -67,7 +67,7 @@ fn replace(stage: &mut Stage, member: usize, change: (&str, &str)) -> Result<()>
 ///   no packet lost, no IKE_SA_INIT, no number twice; one rekey of each Child SA at most for each new life of a standby
 /// ```
 #[test]
-#[ignore = "formats and IKE SAs are as they should be; 190 of 3,808 packets inbound were lost in a run on a busy machine, which is not explained yet"]
+#[ignore = "a member that is drained before the Child SAs that its standby's life before knew are rekeyed loses packets (docs/SYNCH-CHANNEL.md)"]
 fn members_go_to_the_next_format_and_back_one_by_one_without_a_packet_lost() -> Result<()> {
     let mut stage = older_members()?;
     let newest = stage.members[0].status()?["record_format_newest"]
