@@ -37,6 +37,15 @@ mod tag {
 /// A value with its number.
 pub(crate) type Tagged = (u16, SecretBytes);
 
+/// What an initiator with MOBIKE remembers.
+#[derive(Clone, Default)]
+pub(crate) struct Roaming {
+    /// The peer's other addresses.
+    pub peer_addresses: Vec<IpAddr>,
+    /// Our address and the peer's that the peer knows of, while another path is in use already.
+    pub confirmed: Option<(SocketAddr, SocketAddr)>,
+}
+
 /// No `Debug`: it holds secrets.
 #[derive(Default)]
 pub(crate) struct More {
@@ -52,10 +61,8 @@ pub(crate) struct More {
     pub virtual_addresses: Box<[IpAddr]>,
     /// The peer may change its address (RFC 4555).
     pub mobike: bool,
-    /// Initiator with MOBIKE: the peer's other addresses.
-    pub peer_addresses: Box<[IpAddr]>,
-    /// Initiator with MOBIKE: our address and the peer's that the peer knows of, while another path is in use already.
-    pub confirmed: Option<Box<(SocketAddr, SocketAddr)>>,
+    /// Initiator with MOBIKE, where there is something to remember.
+    pub roaming: Option<Box<Roaming>>,
     /// The peer initiated and can be redirected (RFC 5685).
     pub redirectable: bool,
     /// How we came to this gateway.
@@ -70,6 +77,16 @@ pub(crate) struct More {
 }
 
 impl More {
+    /// What an initiator with MOBIKE remembers.
+    pub fn roaming_mut(&mut self) -> &mut Roaming {
+        self.roaming.get_or_insert_default()
+    }
+
+    /// The path that the peer knows of, while another one is in use already.
+    pub fn confirmed_path(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.roaming.as_ref()?.confirmed
+    }
+
     /// The values that differ from the default. `transport`: inbound SPIs of the Child SAs in transport mode.
     pub fn write(&self, transport: &[EspSpi]) -> Vec<Tagged> {
         let mut values = Vec::new();
@@ -88,9 +105,11 @@ impl More {
         if self.mobike {
             values.push((tag::MOBIKE, SecretBytes::default()));
         }
-        let addresses = (!self.peer_addresses.is_empty()).then_some(&self.peer_addresses);
-        put(&mut values, tag::PEER_ADDRESSES, addresses);
-        put(&mut values, tag::CONFIRMED_PATH, self.confirmed.as_ref());
+        if let Some(roaming) = &self.roaming {
+            let addresses = (!roaming.peer_addresses.is_empty()).then_some(&roaming.peer_addresses);
+            put(&mut values, tag::PEER_ADDRESSES, addresses);
+            put(&mut values, tag::CONFIRMED_PATH, roaming.confirmed.as_ref());
+        }
         let transport = (!transport.is_empty()).then_some(&transport);
         put(&mut values, tag::TRANSPORT, transport);
         values
@@ -106,8 +125,8 @@ impl More {
                 tag::PPK => more.ppk = Some(get(value)?),
                 tag::VIRTUAL_ADDRESSES => more.virtual_addresses = get(value)?,
                 tag::MOBIKE => more.mobike = true,
-                tag::PEER_ADDRESSES => more.peer_addresses = get(value)?,
-                tag::CONFIRMED_PATH => more.confirmed = Some(get(value)?),
+                tag::PEER_ADDRESSES => more.roaming_mut().peer_addresses = get(value)?,
+                tag::CONFIRMED_PATH => more.roaming_mut().confirmed = Some(get(value)?),
                 tag::REDIRECTABLE => more.redirectable = true,
                 tag::REDIRECTED => more.redirected = Some(get(value)?),
                 tag::PEER_WINDOW => more.peer_window = Some(get(value)?),

@@ -321,8 +321,7 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
     new.more.fragment_size = old.more.fragment_size;
     new.more.virtual_addresses = old.more.virtual_addresses.clone();
     new.more.mobike = old.more.mobike;
-    new.more.peer_addresses.clone_from(&old.more.peer_addresses);
-    new.more.confirmed.clone_from(&old.more.confirmed);
+    new.more.roaming.clone_from(&old.more.roaming);
     new.more.redirectable = old.more.redirectable;
     new.extras.wants_ticket = old.extras.wants_ticket;
     new.extras.sync.message_ids = old.extras.sync.message_ids;

@@ -51,7 +51,7 @@ pub(crate) fn offer(sa: &IkeSa, connection: &Connection) -> Vec<Payload> {
 pub(crate) fn agree(sa: &mut IkeSa, connection: &Connection, payloads: &PayloadList) {
     if is_wanted(connection) && payloads.notify(NotifyType::MOBIKE_SUPPORTED).is_some() {
         sa.more.mobike = true;
-        sa.more.peer_addresses = addresses(payloads).into();
+        sa.more.roaming_mut().peer_addresses = addresses(payloads);
     }
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn take_addresses(sa: &mut IkeSa, payloads: &PayloadList) {
     let told = addresses(payloads);
     let none = payloads.notify(NotifyType::NO_ADDITIONAL_ADDRESSES).is_some();
     if sa.initiator && sa.more.mobike && (none || !told.is_empty()) {
-        sa.more.peer_addresses = told.into();
+        sa.more.roaming_mut().peer_addresses = told;
         sa.dirty = true;
     }
 }
@@ -95,7 +95,7 @@ fn paths(sa: &IkeSa, connection: &Connection) -> Vec<(IpAddr, IpAddr)> {
     for remote in connection
         .remotes
         .iter()
-        .chain(sa.more.peer_addresses.iter())
+        .chain(sa.more.roaming.iter().flat_map(|roaming| &roaming.peer_addresses))
         .chain([&now.1])
     {
         for local in ours(connection) {
@@ -118,9 +118,8 @@ fn may_roam(sa: &IkeSa) -> bool {
 /// Messages go this way from now on; the one that worked last is remembered until the peer has agreed.
 fn turn_to(sa: &mut IkeSa, local: IpAddr, remote: IpAddr) {
     let before = sa.path;
-    sa.more
-        .confirmed
-        .get_or_insert_with(|| Box::new((before.local, before.remote)));
+    let roaming = sa.more.roaming_mut();
+    roaming.confirmed.get_or_insert((before.local, before.remote));
     sa.path.local = SocketAddr::new(local, PORT_NAT_T);
     if remote != before.remote.ip() {
         sa.path.remote = SocketAddr::new(remote, PORT_NAT_T);
@@ -147,8 +146,7 @@ pub(crate) fn before_repetition(sa: &mut IkeSa, ctx: &Context<'_>, sent: u32) {
 
 /// The answer to a request has come, on the path that works.
 pub(crate) fn answered(sa: &mut IkeSa, ctx: &Context<'_>) {
-    let (Some(confirmed), Some((local, remote)), true) =
-        (sa.more.confirmed.as_deref().copied(), ctx.from, may_roam(sa))
+    let (Some(confirmed), Some((local, remote)), true) = (sa.more.confirmed_path(), ctx.from, may_roam(sa))
     else {
         return;
     };
@@ -156,7 +154,7 @@ pub(crate) fn answered(sa: &mut IkeSa, ctx: &Context<'_>) {
     sa.dirty = true;
     if (local, remote) == confirmed {
         // It was slow, not dead.
-        sa.more.confirmed = None;
+        sa.more.roaming_mut().confirmed = None;
     } else {
         sa.our.push_front(Task::UpdateAddresses);
     }
@@ -216,7 +214,7 @@ pub(crate) fn finish(
         ctx.event(sa, EventKind::PeerMisbehaved, text);
         return;
     }
-    let Some(before) = sa.more.confirmed.take().map(|before| *before) else {
+    let Some(before) = sa.more.roaming_mut().confirmed.take() else {
         return;
     };
     let encap = sa.path.encap;
