@@ -245,12 +245,12 @@ fn warriors_authenticate_by_eap_tls_and_strangers_do_not() -> Result<()> {
         ocsp: Vec::new(),
         strict: false,
     })?);
-    let (mut connection, own) = gateway(&pki, "tls", RemoteAuth::EapTls, "10.9.3.0")?;
+    let (mut connection, own) = gateway(&pki, "tls", RemoteAuth::EapTls(trust.clone()), "10.9.3.0")?;
     let WrittenId::Pattern(pattern) = WrittenId::parse("*@example.org")? else {
         bail!("a pattern")
     };
     connection.remote_pattern = Some(pattern);
-    let (_, again) = gateway(&pki, "tls", RemoteAuth::EapTls, "10.9.3.0")?;
+    let (_, again) = gateway(&pki, "tls", RemoteAuth::EapTls(trust.clone()), "10.9.3.0")?;
     let tls = credentials::tls::settings(&own.certificate, Arc::new(again.key), trust)?;
     let gateway = Gateway::start_with_tls(
         &ring.gateway,

@@ -4,6 +4,7 @@ mod world;
 
 use crypto::{AuthInput, Prf, psk_auth};
 use ike::auth::certificate::KeyKind;
+use ike::auth::trust::Trust;
 use ike::{Connection, EventKind, RemoteAuth, TlsOutcome, TlsRequest};
 use ike_wire::{
     AuthMethod, Authentication, Eap, EapCode, EapType, ExchangeType, Identification, Identity, Payload,
@@ -11,6 +12,7 @@ use ike_wire::{
 };
 use model::SecretBytes;
 use rcgen::SanType;
+use std::sync::Arc;
 use world::pki::{Ca, Leaf, key_pair};
 use world::scripted::{Peer, esp, selectors};
 use world::{B, config, connection};
@@ -22,7 +24,8 @@ const FLIGHT: usize = 2500;
 fn gateway() -> Connection {
     let mut connection = connection(B);
     connection.remote_id = None;
-    connection.remote_auth = RemoteAuth::EapTls;
+    connection.remote_auth =
+        RemoteAuth::EapTls(Arc::new(Trust::new(&[Ca::root("CA").der], &[], false).unwrap()));
     connection
 }
 

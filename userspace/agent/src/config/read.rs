@@ -473,6 +473,7 @@ impl Context<'_> {
 
     /// A post-quantum pre-shared key: name and file, or neither.
     fn ppk(&self, t: &mut Reader<'_>) -> Option<PpkConfig> {
+        let both = t.has("ppk_id") && t.has("ppk_file");
         let (id, file) = (t.string("ppk_id"), t.string("ppk_file"));
         let required = t.boolean("ppk_required");
         if let (Some(file), Files::Check) = (&file, self.files) {
@@ -493,6 +494,8 @@ impl Context<'_> {
                 );
                 None
             }
+            // One of them is no text, which is told already.
+            _ if both => None,
             (Some(given), None) | (None, Some(given)) => {
                 self.problems.add(
                     given.span,

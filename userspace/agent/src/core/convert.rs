@@ -81,7 +81,7 @@ fn connection(
     }
     if let Some(trust) = trust {
         c.remote_auth = match config.remote_auth {
-            AuthKind::EapTls => RemoteAuth::EapTls,
+            AuthKind::EapTls => RemoteAuth::EapTls(trust),
             _ => RemoteAuth::Certificate(trust),
         };
     }

@@ -134,6 +134,25 @@ mod tests {
         no_tickets.connections[0].extensions.resumption = false;
         let names = differing(&with(&no_tickets, "one key"));
         assert_eq!(names.into_iter().collect::<Vec<_>>(), ["connection site-a"]);
+        let quantum = dir.join("quantum.ppk");
+        let mut with_ppk = config.clone();
+        with_ppk.connections[0].ppk = Some(crate::config::PpkConfig {
+            id: "quantum".to_owned(),
+            file: quantum.clone(),
+            required: false,
+        });
+        let mut seen = vec![one.clone()];
+        for (key, required) in [("a key", false), ("another key", false), ("another key", true)] {
+            std::fs::write(&quantum, key).unwrap();
+            if let Some(ppk) = &mut with_ppk.connections[0].ppk {
+                ppk.required = required;
+            }
+            let other = with(&with_ppk, "one key");
+            let names = differing(&other);
+            assert_eq!(names.into_iter().collect::<Vec<_>>(), ["connection site-a"]);
+            assert!(!seen.contains(&other), "{key} {required}");
+            seen.push(other);
+        }
         std::fs::remove_file(&path).unwrap();
         let error = format!("{:#}", policy(&config, &secret).unwrap_err());
         assert!(error.contains("peer.psk"), "{error}");

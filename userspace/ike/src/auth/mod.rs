@@ -50,8 +50,8 @@ pub enum RemoteAuth {
     Certificate(Arc<Trust>),
     /// By EAP-MSCHAPv2, as one of these users; only it initiates. `remote_id` is about the user's name then.
     EapMsChapV2(Arc<Users>),
-    /// By EAP-TLS, with a certificate that whoever does TLS for us believes; only it initiates.
-    EapTls,
+    /// By EAP-TLS, with a certificate of one of these authorities, which whoever does TLS for us checks; only it initiates.
+    EapTls(Arc<Trust>),
 }
 
 impl RemoteAuth {
@@ -61,7 +61,7 @@ impl RemoteAuth {
             Self::Psk => "psk",
             Self::Certificate(_) => "cert",
             Self::EapMsChapV2(_) => "eap-mschapv2",
-            Self::EapTls => "eap-tls",
+            Self::EapTls(_) => "eap-tls",
         }
     }
 
@@ -70,7 +70,7 @@ impl RemoteAuth {
         match self {
             Self::Psk => method == AuthMethod::SHARED_KEY_MIC,
             Self::Certificate(_) => is_signature(method),
-            Self::EapMsChapV2(_) | Self::EapTls => false,
+            Self::EapMsChapV2(_) | Self::EapTls(_) => false,
         }
     }
 }

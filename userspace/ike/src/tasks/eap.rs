@@ -80,7 +80,7 @@ pub(crate) fn respond(
     if matches!(phase.step, Step::Done { .. }) {
         return finish(sa, ctx, connection, payloads);
     }
-    if matches!(connection.remote_auth, RemoteAuth::EapTls) {
+    if matches!(connection.remote_auth, RemoteAuth::EapTls(_)) {
         return eap_tls::respond(sa, ctx, connection, message_id, payloads);
     }
     let (Some(users), Some(packet)) = (users(connection), payloads.eap()) else {

@@ -131,7 +131,7 @@ pub(crate) fn check_proof(
                 connection.name
             )),
         },
-        RemoteAuth::EapMsChapV2(_) | RemoteAuth::EapTls => {
+        RemoteAuth::EapMsChapV2(_) | RemoteAuth::EapTls(_) => {
             Err(wrong_method(connection, remote_id, auth.method))
         }
         RemoteAuth::Certificate(trust) => {
@@ -172,7 +172,7 @@ fn wrong_method(connection: &Connection, remote_id: &Identity, method: AuthMetho
         RemoteAuth::Psk => "a pre-shared key",
         RemoteAuth::Certificate(_) => "a certificate",
         RemoteAuth::EapMsChapV2(_) => "EAP-MSCHAPv2",
-        RemoteAuth::EapTls => "EAP-TLS",
+        RemoteAuth::EapTls(_) => "EAP-TLS",
     };
     format!(
         "{remote_id} authenticates by {method}, but connection {} wants {wanted}: align auth of both sides",
@@ -224,7 +224,7 @@ pub(crate) fn authenticate<'c>(
     }
     // RFC 7296 2.16: who wants EAP leaves AUTH out. Its name comes by EAP, so IDi says nothing yet.
     let takes = |connection: &Connection| match (auth, &connection.remote_auth) {
-        (None, RemoteAuth::EapMsChapV2(_) | RemoteAuth::EapTls) => true,
+        (None, RemoteAuth::EapMsChapV2(_) | RemoteAuth::EapTls(_)) => true,
         (None, _) => false,
         (Some(auth), remote_auth) => remote_auth.takes(auth.method),
     };

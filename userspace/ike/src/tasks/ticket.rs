@@ -52,9 +52,8 @@ pub(crate) fn policy(secret: &SecretBytes, connection: &Connection) -> [u8; 32] 
     // Authorities that are not believed any more resume nothing.
     let authorities = match &connection.remote_auth {
         RemoteAuth::Psk => Vec::new(),
-        RemoteAuth::Certificate(trust) => trust.digests().concat(),
+        RemoteAuth::Certificate(trust) | RemoteAuth::EapTls(trust) => trust.digests().concat(),
         RemoteAuth::EapMsChapV2(_) => vec![0],
-        RemoteAuth::EapTls => vec![1],
     };
     let parts: [&[u8]; 6] = [
         b"ticket policy",

@@ -97,3 +97,72 @@ fn certificates_need_their_files_and_pre_shared_keys_theirs() {
     let found = problems(&with("remote_id = \"site-a.example\"", "remote_id = \"XX=a\""));
     assert!(found[0].contains("no distinguished name"), "{found:?}");
 }
+
+#[test]
+fn a_post_quantum_key_has_a_name_and_a_file() {
+    let psk = "psk_file = \"site-a.psk\"     # mode 0600\n";
+    let keys = "ppk_id = \"quantum\"\nppk_file = \"quantum.ppk\"\n";
+    let read = |keys: &str| {
+        Config::read_without_files(&with(psk, &format!("{psk}{keys}")), Path::new("/etc/espalier"))
+            .unwrap_or_else(|found| panic!("{found:?}"))
+            .connections
+            .swap_remove(0)
+            .ppk
+    };
+    assert_eq!(read(""), None);
+    let expected = |required| {
+        Some(PpkConfig {
+            id: "quantum".to_owned(),
+            file: "/etc/espalier/quantum.ppk".into(),
+            required,
+        })
+    };
+    assert_eq!(read(keys), expected(false));
+    assert_eq!(read(&format!("{keys}ppk_required = true\n")), expected(true));
+    for (text, word) in [
+        ("ppk_id = \"quantum\"\n".to_owned(), "belong together"),
+        ("ppk_file = \"quantum.ppk\"\n".to_owned(), "belong together"),
+        ("ppk_required = true\n".to_owned(), "ppk_required without"),
+        (format!("{keys}ppk_required = \"yes\"\n"), "ppk_required"),
+        (keys.replace("\"quantum\"", "7"), "ppk_id"),
+    ] {
+        let found = problems(&with(psk, &format!("{psk}{text}")));
+        assert!(found.len() == 1 && found[0].contains(word), "{word}: {found:?}");
+    }
+}
+
+#[test]
+fn the_file_of_a_post_quantum_key_is_private_and_another_content_is_noticed() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = std::env::temp_dir().join(format!("esp-ppk-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let psk = "psk_file = \"site-a.psk\"     # mode 0600\n";
+    let keys = "ppk_id = \"quantum\"\nppk_file = \"quantum.ppk\"\n";
+    let source = with(psk, &format!("{psk}{keys}"));
+    let found = || match Config::read(&source, &dir) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems
+            .iter()
+            .map(ToString::to_string)
+            .filter(|problem| problem.contains("ppk_file"))
+            .collect(),
+    };
+    assert!(found()[0].contains("cannot be read"), "{:?}", found());
+    let file = dir.join("quantum.ppk");
+    std::fs::write(&file, "a key").unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(found()[0].contains("mode 0640"), "{:?}", found());
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(found(), [""; 0]);
+    let config = Config::read_without_files(&source, &dir).ok().unwrap();
+    let before = diff::files(&config);
+    std::fs::write(&file, "another key").unwrap();
+    let after = diff::files(&config);
+    let changed: Vec<_> = after
+        .iter()
+        .filter(|(place, digest)| before.get(*place) != Some(*digest))
+        .map(|(place, _)| place.join("."))
+        .collect();
+    assert_eq!(changed, ["connections.site-a.ppk_file"]);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
