@@ -20,6 +20,9 @@ pub const ADDRESS: u32 = 0xc000_0201;
 /// Its inside address.
 pub const INSIDE_ADDRESS: u32 = 0x0a01_0001;
 
+/// After so much silence a peer looks whether the cluster still answers; and the other way round, mostly.
+const DPD: Duration = Duration::from_millis(700);
+
 /// CPUs of a peer.
 const PEER_CPUS: u32 = 2;
 
@@ -85,6 +88,8 @@ pub struct Setup {
     pub step_max: u64,
     /// Questions to the ownership engine may be carried out after the member has given them up.
     pub late_writes: bool,
+    /// After so much silence the cluster looks whether a peer still answers.
+    pub dpd: Duration,
     /// Peers.
     pub peers: Vec<PeerKind>,
     /// Key of the steering hash.
@@ -135,6 +140,7 @@ impl Setup {
             },
             step_max: rng.range(8, 256),
             late_writes: false,
+            dpd: DPD,
             peers,
             steer_key: [rng.word(), rng.word()],
         }
@@ -179,7 +185,10 @@ impl Setup {
                 connections: self
                     .peers
                     .iter()
-                    .map(|peer| peer.connection(false, self.cpus[at]))
+                    .map(|peer| Connection {
+                        dpd_delay: Some(self.dpd),
+                        ..peer.connection(false, self.cpus[at])
+                    })
                     .collect(),
                 endpoint: EndpointConfig::new(SecretBytes::new(vec![9; 32])),
             },
@@ -250,7 +259,7 @@ impl PeerKind {
         let mut connection = Connection::new(&name, addresses[here], Identity::parse(&ids[here]), psk);
         connection.remotes = vec![addresses[there]];
         connection.remote_id = Some(Identity::parse(&ids[there]));
-        connection.dpd_delay = Some(Duration::from_millis(700));
+        connection.dpd_delay = Some(DPD);
         connection.retransmit = Retransmit {
             initial: Duration::from_millis(250),
             factor_percent: 150,

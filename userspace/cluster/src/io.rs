@@ -1,7 +1,7 @@
 //! What goes into a node and what comes out.
 
 use crate::guest::GuestBody;
-use crate::message::{Link, RaiseItem, RaiseKey, SetMember};
+use crate::message::{Link, PeerMark, RaiseItem, RaiseKey, SetMember};
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{EpochId, Standing};
 use model::{EspSpi, GroupId, IkeSpi, Instant, MemberId};
@@ -134,8 +134,9 @@ pub enum Input {
         /// What.
         body: GuestBody,
     },
-    /// Answer to [`Output::DiscardFork`]: IKE SAs whose Child SAs, address or existence the fork changed with their peers. The owner
-    /// is told until it has dealt with them.
+    /// Answer to [`Output::DiscardFork`]: IKE SAs whose Child SAs, address or existence the fork changed with their peers, and peers with
+    /// which it established IKE SAs of its own. The owner is told until it has dealt with them. Also what a life before this one
+    /// had recorded, and could not say any more.
     ForkTouched {
         /// The time.
         now: Instant,
@@ -143,6 +144,8 @@ pub enum Input {
         group: GroupId,
         /// Our SPIs.
         touched: Vec<IkeSpi>,
+        /// The peers.
+        peers: Vec<PeerMark>,
     },
     /// Answer to [`Output::ForkTouched`]: none of these IKE SAs is in use here any more.
     ForkSettled {
@@ -384,8 +387,9 @@ pub enum Output {
         /// Which group.
         group: GroupId,
     },
-    /// Owner: a member names IKE SAs that its discarded fork touched. Those that are here are to be established anew, then
-    /// [`Input::ForkSettled`]. The same part may come again.
+    /// Owner: a member names IKE SAs that its discarded fork touched, and peers with which it established others. Those that are here are to
+    /// be established anew, or (of a named peer, where only that one can begin) checked; then [`Input::ForkSettled`]. The same part may
+    /// come again.
     ForkTouched {
         /// Which group.
         group: GroupId,
@@ -395,6 +399,8 @@ pub enum Output {
         number: u64,
         /// Our SPIs.
         touched: Vec<IkeSpi>,
+        /// The peers.
+        peers: Vec<PeerMark>,
     },
     /// This member's fork lost, or it starts over: forget every SA of the group, and say by [`Input::ForkTouched`] what was touched.
     DiscardFork {
@@ -546,6 +552,13 @@ pub enum EventKind {
     },
     /// This member was excluded and will join again.
     WasExcluded,
+    /// Pair: this member holds nothing, and hears no more of an owner that does. It begins anew after this time, unless it hears it again.
+    Waits {
+        /// The last owner that it knows.
+        epoch: EpochId,
+        /// How long, ms.
+        ms: u64,
+    },
     /// This member's fork lost against a higher epoch.
     ForkLost {
         /// Its own.

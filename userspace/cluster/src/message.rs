@@ -10,9 +10,9 @@ use thiserror::Error;
 
 /// Newest format of the records on the synch channel that this release speaks.
 ///
-/// 2 and 3 differ in the heartbeat ([`HeartbeatOf2`]); 4 is 3, and may say what only members of 4 and later understand: who writes
-/// such a record asks first which format the receiver speaks.
-pub const VERSION: u8 = 4;
+/// 2 and 3 differ in the heartbeat ([`HeartbeatOf2`]); 4 is 3, and may say what only members of 4 and later understand, and so is 5: who
+/// writes such a record asks first which format the receiver speaks.
+pub const VERSION: u8 = 5;
 /// Oldest format that it speaks. Two members use the newest one that both know, so that a cluster can be upgraded one
 /// member after the other; a Hello is always in the oldest format, and names the newest.
 pub const OLDEST: u8 = 2;
@@ -28,10 +28,13 @@ pub const CHUNK: usize = 32 * 1024;
 pub const RECORD_MAX: usize = 1 << 20;
 /// Raises in one datagram: about 1,000 octets.
 pub const RAISES_PER_DATAGRAM: usize = 24;
-/// IKE SAs of a discarded fork in one record: about 10 KiB.
+/// IKE SAs and peers of a discarded fork in one record: about 16 KiB at most.
 pub const FORK_SPIS: usize = 1024;
 /// First format that speaks of discarded forks.
 pub const FORKS_SINCE: u8 = 4;
+/// First format that names peers of a discarded fork too ([`GroupBody::ForkNamed`]), and whose members let the longer journal win where
+/// two claims have the same number.
+pub const MARKS_SINCE: u8 = 5;
 /// Edges in one report.
 pub const EDGES_PER_DATAGRAM: usize = 60;
 
@@ -42,6 +45,20 @@ pub struct SetMember {
     pub member: MemberId,
     /// Which start of its agent.
     pub incarnation: Incarnation,
+}
+
+/// Names the peer of an IKE SA to a member that does not know the IKE SA: a digest of the connection and of the peer's identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PeerMark(pub [u8; 16]);
+
+impl PeerMark {
+    /// Of a connection's name and the peer's identity as text. Without an identity: whoever this side initiates the connection with.
+    pub fn of(connection: &str, remote_id: Option<&str>) -> Self {
+        let length = (connection.len() as u64).to_be_bytes();
+        let (kind, id) = remote_id.map_or((0, ""), |id| (1, id));
+        let digest = crypto::sha256(&[&length, connection.as_bytes(), &[kind], id.as_bytes()]);
+        Self(std::array::from_fn(|at| digest[at]))
+    }
 }
 
 /// A way to the other member.
@@ -282,6 +299,16 @@ pub enum GroupBody {
     },
     /// About guests in the group (RFC 9611, ADR 11); from format 4 on.
     Guest(GuestBody),
+    /// As [`GroupBody::ForkTouched`], from version 5 on: the fork has also established IKE SAs that the receiver does not know, with these
+    /// peers, which have dropped what they had before (INITIAL_CONTACT).
+    ForkNamed {
+        /// As in [`GroupBody::ForkTouched`], and of the same numbers.
+        number: u64,
+        /// Our SPIs.
+        touched: Vec<IkeSpi>,
+        /// The peers.
+        peers: Vec<PeerMark>,
+    },
 }
 
 /// A sign of life.
@@ -534,6 +561,19 @@ mod tests {
             Ok(Body::Heartbeat(heartbeat)) => heartbeat,
             _ => panic!("a heartbeat was sent"),
         }
+    }
+
+    #[test]
+    fn a_mark_tells_connections_and_identities_apart() {
+        let marks = [
+            PeerMark::of("roam", None),
+            PeerMark::of("roam", Some("")),
+            PeerMark::of("roam", Some("@a")),
+            PeerMark::of("roam@a", Some("")),
+            PeerMark::of("roam", Some("@b")),
+        ];
+        assert_eq!(BTreeSet::from(marks).len(), marks.len());
+        assert_eq!(PeerMark::of("roam", Some("@a")), marks[2]);
     }
 
     fn named(heartbeat: &Heartbeat) -> Vec<BTreeSet<SetMember>> {

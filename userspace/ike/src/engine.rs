@@ -14,7 +14,7 @@ use crate::ike_sa::windows::{Order, Outstanding};
 use crate::ike_sa::{IkeSa, fragments, message, phase::Phase};
 use crate::io::{Change, Commit, IkeSaChange, Input, Output, Surroundings, Transmit};
 use crate::outbox::{Context, Outbox};
-use crate::status::{Agreed, ConnectionPhase, IkeSaStatus, MessageIdWindows};
+use crate::status::{Agreed, ConnectionPhase, IkeSaPeer, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
 use crate::tasks::{
     self, Pending, eap_tls, ike_auth, ike_init, intermediate, message_id_sync, qcd, rebinding,
@@ -265,6 +265,17 @@ impl Engine {
     pub fn status_of(&self, spi: IkeSpi) -> Option<IkeSaStatus> {
         let sa = self.table.get(spi)?;
         (!matches!(sa.phase, Phase::Closed(_))).then(|| sa.status(self.now))
+    }
+
+    /// Whose an IKE SA is: far less than [`Engine::status_of`], for whoever looks at all of them.
+    pub fn peer_of(&self, spi: IkeSpi) -> Option<IkeSaPeer<'_>> {
+        let sa = self.table.get(spi)?;
+        Some(IkeSaPeer {
+            connection: sa.connection.as_deref(),
+            remote_id: sa.remote_id.as_ref().map(ToString::to_string),
+            initiator: sa.initiator,
+            phase: sa.phase.name(),
+        })
     }
 
     /// Forgets one IKE SA without a word: its segment went to another member.

@@ -41,4 +41,4 @@ pub use io::{
 };
 pub use pool::{Pool, PoolShare};
 pub use proposal::{Proposal, ProposalError};
-pub use status::{Agreed, ChildSaStatus, ConnectionPhase, IkeSaStatus, MessageIdWindows};
+pub use status::{Agreed, ChildSaStatus, ConnectionPhase, IkeSaPeer, IkeSaStatus, MessageIdWindows};

@@ -59,6 +59,19 @@ pub struct IkeSaStatus {
     pub children: Vec<ChildSaStatus>,
 }
 
+/// Who the peer of an IKE SA is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IkeSaPeer<'a> {
+    /// Connection; `None` before the peer has said who it is.
+    pub connection: Option<&'a str>,
+    /// The peer's identity, once authenticated.
+    pub remote_id: Option<String>,
+    /// Whether we were the original initiator.
+    pub initiator: bool,
+    /// As [`IkeSaStatus::phase`].
+    pub phase: &'static str,
+}
+
 /// Extensions that both sides of an IKE SA use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Agreed {

@@ -1,11 +1,12 @@
-//! What an owner that goes on alone changes without the knowledge of its lost standby, and what is done about it once such a fork has lost:
-//! `userspace/agent/src/core/forks.rs` in small.
+//! What an owner that goes on alone changes without the knowledge of the other member, and what is done about it once such a fork has lost:
+//! `userspace/agent/src/core/forks` in small.
 
 use super::{Cx, Member};
 use crate::entry::{EntryChange, spi_of};
 use crate::sabotage::Sabotage;
+use cluster::message::PeerMark;
 use cluster::{Input, SetMember};
-use ike::Transmit;
+use ike::{Command, IkeSaPeer, Transmit};
 use model::{ChildSaChange, GroupId, IkeSpi, Instant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,23 +19,46 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// Of one member.
 #[derive(Default)]
 pub(super) struct Forks {
-    /// Groups that this member serves alone, unfenced, and what it touched there.
-    touched: BTreeMap<GroupId, BTreeSet<IkeSpi>>,
-    /// What others have named: each IKE SA with the time at which it was begun anew.
+    /// What this member touched alone.
+    touched: BTreeMap<GroupId, Touched>,
+    /// What others have named.
     named: BTreeMap<(GroupId, SetMember), Part>,
+}
+
+#[derive(Default)]
+struct Touched {
+    spis: BTreeSet<IkeSpi>,
+    /// IKE SAs that were begun alone.
+    own: BTreeSet<IkeSpi>,
+    /// With whom.
+    peers: BTreeSet<PeerMark>,
 }
 
 struct Part {
     number: u64,
-    spis: BTreeMap<IkeSpi, Option<Instant>>,
+    /// IKE SAs, each with the time at which it was begun anew.
+    anew: BTreeMap<IkeSpi, Option<Instant>>,
+    check: BTreeSet<IkeSpi>,
+}
+
+fn mark_of(peer: &IkeSaPeer<'_>) -> Option<PeerMark> {
+    let connection = peer.connection?;
+    match (peer.initiator, peer.phase) {
+        (true, "authenticating" | "established") => Some(PeerMark::of(connection, None)),
+        (false, "established") => Some(PeerMark::of(connection, Some(peer.remote_id.as_deref()?))),
+        _ => None,
+    }
+}
+
+impl Touched {
+    fn add(&mut self, spi: IkeSpi) {
+        if !self.own.contains(&spi) {
+            self.spis.insert(spi);
+        }
+    }
 }
 
 impl Forks {
-    /// The standby is lost.
-    pub fn begin(&mut self, group: GroupId) {
-        self.touched.entry(group).or_default();
-    }
-
     /// A standby is in sync.
     pub fn end(&mut self, group: GroupId) {
         self.touched.remove(&group);
@@ -49,54 +73,67 @@ impl Forks {
 impl Member {
     /// An entry takes effect on the owner.
     pub(super) fn note_touched(&mut self, group: GroupId, changes: &[EntryChange], transmits: &[Transmit]) {
-        let Some(touched) = self.forks.touched.get_mut(&group) else {
+        if !self.node.may_give_way(group) {
             return;
-        };
-        let about_children = transmits
-            .iter()
-            .filter(|t| t.bytes.get(EXCHANGE_AT) == Some(&CREATE_CHILD_SA));
-        touched.extend(about_children.filter_map(|t| t.ike_spi));
+        }
+        let touched = self.forks.touched.entry(group).or_default();
         for change in changes {
             match change {
-                EntryChange::IkePut(spi, _)
-                    if self
-                        .engine
-                        .status_of(*spi)
-                        .is_some_and(|sa| sa.children.iter().any(|child| child.phase != "installed")) =>
-                {
-                    touched.insert(*spi);
+                EntryChange::IkePut(spi, _) => {
+                    if !self.mirror.contains_key(spi) {
+                        touched.own.insert(*spi);
+                    }
+                    let met = self.engine.peer_of(*spi).and_then(|peer| mark_of(&peer));
+                    touched.peers.extend(met.filter(|_| touched.own.contains(spi)));
+                    let status = self.engine.status_of(*spi);
+                    if status.is_some_and(|sa| sa.children.iter().any(|child| child.phase != "installed")) {
+                        touched.add(*spi);
+                    }
                 }
-                EntryChange::IkeRemove(spi) => drop(touched.insert(*spi)),
+                EntryChange::IkeRemove(spi) => touched.add(*spi),
                 EntryChange::Child(child) => {
                     match child {
-                        ChildSaChange::Install { record, .. } => drop(touched.insert(record.ike_spi)),
-                        ChildSaChange::MoveIkeSa { ike_spi, .. } => drop(touched.insert(*ike_spi)),
+                        ChildSaChange::Install { record, .. } => touched.add(record.ike_spi),
+                        ChildSaChange::MoveIkeSa { ike_spi, .. } => touched.add(*ike_spi),
                         _ => {}
                     }
-                    touched.extend(self.sad.get(spi_of(child)).map(|e| e.record.ike_spi));
+                    if let Some(entry) = self.sad.get(spi_of(child)) {
+                        touched.add(entry.record.ike_spi);
+                    }
                 }
                 // A record alone says no more than that Message IDs have moved.
                 _ => {}
             }
         }
+        let about_children = transmits
+            .iter()
+            .filter(|t| t.bytes.get(EXCHANGE_AT) == Some(&CREATE_CHILD_SA));
+        for spi in about_children.filter_map(|t| t.ike_spi) {
+            touched.add(spi);
+        }
     }
 
     /// The fork is discarded.
     pub(super) fn tell_touched(&mut self, cx: &mut Cx<'_>, group: GroupId) {
-        let touched = self.forks.touched.remove(&group).unwrap_or_default();
-        if touched.is_empty() || self.sabotage == Some(Sabotage::ForkForgotten) {
+        let Touched { spis, mut peers, .. } = self.forks.touched.remove(&group).unwrap_or_default();
+        if self.sabotage == Some(Sabotage::ForkUnnamed) {
+            peers.clear();
+        }
+        if spis.is_empty() && peers.is_empty() || self.sabotage == Some(Sabotage::ForkForgotten) {
             return;
         }
         cx.trace.note(cx.now, "fork", [u64::from(self.me.0), 0], || {
             format!(
-                "member {}: its fork of group {group} touched {touched:?}",
-                self.me
+                "member {}: its fork of group {group} touched {spis:?}, and {} peers",
+                self.me,
+                peers.len()
             )
         });
         self.node.handle(Input::ForkTouched {
             now: cx.now,
             group,
-            touched: touched.into_iter().collect(),
+            touched: spis.into_iter().collect(),
+            peers: peers.into_iter().collect(),
         });
     }
 
@@ -107,34 +144,72 @@ impl Member {
         group: GroupId,
         from: SetMember,
         number: u64,
-        touched: &[IkeSpi],
+        (touched, peers): (&[IkeSpi], &[PeerMark]),
     ) {
         let known = self.forks.named.get(&(group, from));
         if known.is_none_or(|known| known.number != number) {
-            let spis = touched.iter().map(|spi| (*spi, None)).collect();
-            self.forks.named.insert((group, from), Part { number, spis });
+            let mut part = Part {
+                number,
+                anew: touched.iter().map(|spi| (*spi, None)).collect(),
+                check: BTreeSet::new(),
+            };
+            for spi in self.engine.spis() {
+                self.compare(spi, peers, &mut part);
+            }
+            self.forks.named.insert((group, from), part);
             self.reestablish(cx);
+        }
+    }
+
+    /// What becomes of an IKE SA here whose peer may be one of those that were named.
+    fn compare(&self, spi: IkeSpi, named: &[PeerMark], part: &mut Part) {
+        let Some(peer) = self
+            .engine
+            .peer_of(spi)
+            .filter(|peer| peer.phase == "established")
+        else {
+            return;
+        };
+        let Some(connection) = peer.connection else { return };
+        let is_named = |id| named.contains(&PeerMark::of(connection, id));
+        let by_id = peer.remote_id.as_deref().is_some_and(|id| is_named(Some(id)));
+        if !by_id && !is_named(None) {
+            return;
+        }
+        let segment = crate::around::segment_of_name(self.steer_key, connection);
+        let begins = self.initiates.iter().any(|name| name == connection)
+            && self.serving.contains(&self.layout.group_of(segment));
+        if begins && (by_id || peer.initiator) {
+            part.anew.entry(spi).or_default();
+        } else {
+            part.check.insert(spi);
         }
     }
 
     /// Once a second, and when there is something new.
     pub(super) fn reestablish(&mut self, cx: &mut Cx<'_>) {
         let mut due = Vec::new();
-        for Part { spis, .. } in self.forks.named.values_mut() {
+        for Part { anew, check, .. } in self.forks.named.values_mut() {
             let (mirror, engine) = (&self.mirror, &self.engine);
-            spis.retain(|spi, _| mirror.contains_key(spi) || engine.status_of(*spi).is_some());
-            for (spi, last) in spis {
+            anew.retain(|spi, _| mirror.contains_key(spi) || engine.status_of(*spi).is_some());
+            for (spi, last) in anew {
                 if due.len() < PER_SECOND && last.is_none_or(|at| cx.now.since(at) >= AGAIN) {
                     *last = Some(cx.now);
-                    due.push(*spi);
+                    due.push(Command::Reestablish { spi: *spi });
                 }
             }
+            while due.len() < PER_SECOND
+                && let Some(spi) = check.pop_first()
+            {
+                due.push(Command::Liveness { spi });
+            }
         }
-        for spi in due {
-            self.engine_command(cx, ike::Command::Reestablish { spi });
+        for command in due {
+            self.engine_command(cx, command);
         }
         let named = std::mem::take(&mut self.forks.named);
-        let (done, open): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, part)| part.spis.is_empty());
+        let is_done = |part: &Part| part.anew.is_empty() && part.check.is_empty();
+        let (done, open): (Vec<_>, Vec<_>) = named.into_iter().partition(|(_, part)| is_done(part));
         self.forks.named = open.into_iter().collect();
         for ((group, from), Part { number, .. }) in done {
             let (now, member) = (cx.now, from.member);

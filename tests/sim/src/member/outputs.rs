@@ -104,7 +104,8 @@ impl Member {
                 from,
                 number,
                 touched,
-            } => self.fork_touched(cx, group, from, number, &touched),
+                peers,
+            } => self.fork_touched(cx, group, from, number, (&touched, &peers)),
             Output::CloseLegacy { group, token } => {
                 let bytes = self.final_windows(group);
                 self.node.handle(Input::FinalWindows { now, token, bytes });
@@ -142,7 +143,6 @@ impl Member {
                 }
                 EventKind::Standing(Standing::AloneUnfenced) => {
                     self.suspect_shared(group);
-                    self.forks.begin(group);
                 }
                 _ => {}
             }

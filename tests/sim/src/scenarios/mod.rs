@@ -2,6 +2,7 @@
 //! simulation found stays here as a story of its own (`found.rs`).
 
 mod deaf;
+mod empty_half;
 mod found;
 mod unseen;
 
@@ -181,6 +182,7 @@ pub static SCENARIOS: &[Scenario] = &[
     deaf::OWNER,
     deaf::OWNER_OF_A_PAIR,
     unseen::TAKER,
+    empty_half::EMPTY_HALF,
     found::KEPT_RESERVATIONS,
     found::LATE_AFTER_SLEEP,
     found::DELETED_PREDECESSOR,

@@ -336,10 +336,20 @@ impl Core {
         now + LEAVE + LEAVE_PER_GROUP * owned
     }
 
-    /// Whether nobody needs anything of this member any more: what it still owns, nobody could take.
+    /// Whether nobody needs anything of this member any more: what it still owns, nobody could take, and what a fork of its has touched, the
+    /// owner has heard of and dealt with.
     pub(super) fn has_left(&self) -> bool {
         let status = self.node.status();
-        let needed = |g: &GroupStatus| g.handover || (g.role == Role::Active && standbys(g).next().is_some());
+        let lives = self.node.lives();
+        let hears = |member: MemberId| {
+            lives
+                .iter()
+                .any(|life| life.member == member && member != self.me)
+        };
+        let owes = |g: &GroupStatus| hears(g.epoch.owner) && self.node.owes_a_fork(g.group);
+        let needed = |g: &GroupStatus| {
+            g.handover || owes(g) || (g.role == Role::Active && standbys(g).next().is_some())
+        };
         !status.groups.iter().any(needed)
     }
 }

@@ -164,6 +164,7 @@ async fn event_loop(
         core.list_turn(now);
         core.reload_turn(now);
         core.guests_turn(now);
+        core.forks_turn(now);
         core.end_turn();
         if second <= now {
             second = now + Duration::from_secs(1);
@@ -239,7 +240,10 @@ async fn event_loop(
 impl Core {
     /// When the loop has something to do of itself.
     fn next_wake(&self) -> Instant {
-        let turns = self.is_adopting() || self.snapshots.is_busy() || self.reload.is_busy();
+        let turns = self.is_adopting()
+            || self.snapshots.is_busy()
+            || self.reload.is_busy()
+            || self.forks.is_searching();
         if turns || !self.merging.is_empty() || !self.listings.is_empty() {
             return Instant(0);
         }

@@ -208,7 +208,8 @@ impl Core {
                 from,
                 number,
                 touched,
-            } => self.fork_touched(group, from, number, &touched),
+                peers,
+            } => self.fork_touched(group, from, number, &touched, &peers),
             Output::CloseLegacy { group, token } => {
                 let bytes = self.final_windows(group);
                 self.node.handle(Input::FinalWindows {

@@ -175,6 +175,8 @@ struct Core {
     forked: VecDeque<IkeSpi>,
     /// What forks of other members touched that lost against this one.
     forks: forks::Forks,
+    /// What this member does alone, for its next life.
+    kept_forks: forks::KeptForks,
     /// Child SAs on segments of other members than their IKE SAs'.
     guests: guests::MemberSas,
     /// Child SAs that were asked for, for a CPU or member beside a shared one, and when.
@@ -562,6 +564,7 @@ impl Core {
         self.wishes_turn(now);
         self.forget_old_paths(now);
         self.held.expire(now);
+        self.forget_settled_forks();
         self.slow.counts[6] += std::mem::take(&mut self.held.given_up);
         if !self.groups.owns_any() {
             return;

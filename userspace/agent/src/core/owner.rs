@@ -171,7 +171,6 @@ impl Core {
         let layout = self.groups.layout;
         let group = self.groups.get_mut(id);
         group.suspects = Suspects::default();
-        let touched = group.touched.take();
         let plan = self.sad.clear_where(|segment| layout.group_of(segment) == id);
         self.execute_or_log(&plan);
         self.log.warn_of(
@@ -179,13 +178,7 @@ impl Core {
             "discarded",
             "all SAs of the group on this member were discarded; it joins anew",
         );
-        if !touched.is_empty() {
-            self.node.handle(cluster::Input::ForkTouched {
-                now: clock::now(),
-                group: id,
-                touched,
-            });
-        }
+        self.tell_fork(id);
     }
 
     /// Mirrored IKE SAs of a group, rising.

@@ -380,6 +380,7 @@ impl Core {
             tenures = kept.tenures;
         }
         pins.keep();
+        let (kept_forks, left) = forks::KeptForks::open(&config, &mut log);
         let guests = MemberSas::new(&config, groups.layout, options.cpus);
         let mut core = Core {
             me: config.cluster.member,
@@ -439,11 +440,13 @@ impl Core {
             guests,
             forked: VecDeque::new(),
             forks: forks::Forks::default(),
+            kept_forks,
             reported: HashMap::new(),
             ike_events: BTreeMap::new(),
             stopping: None,
             config,
         };
+        core.take_up_forks(left, !tenures.is_empty());
         for tenure in &tenures {
             let plan = core.taint_suspects(tenure.group);
             core.execute_or_log(&plan);

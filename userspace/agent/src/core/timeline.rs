@@ -149,7 +149,7 @@ impl Core {
                 self.scan.look_at_everything();
                 if let Some(id) = group.filter(|id| set.len() > 1 && self.groups.owns(*id)) {
                     self.begin_suspects(id);
-                    self.groups.get_mut(id).touched.end();
+                    self.fork_is_known(id);
                 }
             }
             EventKind::Standing(standing) => {
@@ -157,7 +157,6 @@ impl Core {
                 self.log.add(Level::Note, group, "standing", text);
                 if let Some(id) = group.filter(|_| *standing == Standing::AloneUnfenced) {
                     self.suspect_shared(id);
-                    self.groups.get_mut(id).touched.begin();
                 }
             }
             EventKind::Joining(member) => {
@@ -175,6 +174,16 @@ impl Core {
             EventKind::WasExcluded => {
                 let text = "the owner goes on without this member; it joins anew";
                 self.log.add(Level::Warn, group, "was_excluded", text);
+            }
+            EventKind::Waits { epoch, ms } => {
+                let text = format!(
+                    "this member holds nothing, and hears no more of member {}, which owned {of} in epoch {}: unless it is heard, this \
+                     member begins anew in {:.0} s (espalier start-over: at once)",
+                    epoch.owner,
+                    epoch.number,
+                    *ms as f64 / 1000.0
+                );
+                self.log.add(Level::Warn, group, "waits", text);
             }
             EventKind::ForkLost { mine, theirs } => {
                 let text = format!(

@@ -1,40 +1,60 @@
-//! A fork that lost, after its end: the member that discarded it names the IKE SAs that it touched to whoever owns the group, again
-//! and again, until the owner has dealt with them (design section 3).
+//! A fork that lost, after its end: the member that discarded it names the IKE SAs that it touched, and the peers with which it made others,
+//! to whoever owns the group, again and again, until the owner has dealt with them (design section 3).
 
 use super::{Group, Phase};
 use crate::io::Output;
-use crate::message::{FORK_SPIS, FORKS_SINCE, GroupBody, SetMember};
+use crate::message::{FORK_SPIS, FORKS_SINCE, GroupBody, MARKS_SINCE, PeerMark, SetMember};
 use crate::node::Shared;
+use crate::rules;
 use model::{IkeSpi, Instant, MemberId};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// IKE SAs are named again after this time: the record may be lost, or the owner that heard it.
+/// They are named again after this time: the record may be lost, or the owner that heard it.
 const REPEAT: Duration = Duration::from_secs(1);
-/// IKE SAs that are remembered at most; liveness checks are left to find the others.
+/// What is remembered at most; liveness checks are left to find the others.
 const MOST: usize = 1 << 17;
+
+/// What a fork touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    IkeSa(IkeSpi),
+    Peer(PeerMark),
+}
 
 /// What this member's discarded forks touched, and nobody has dealt with.
 #[derive(Default)]
 pub(crate) struct Fork {
     /// Name of the part that is being told; it rises over this life.
     number: u64,
-    /// SPIs in that part.
+    /// How many are named in that part.
     told: usize,
-    waiting: VecDeque<IkeSpi>,
+    waiting: VecDeque<Named>,
     last: Option<Instant>,
+}
+
+/// A part that is told.
+#[derive(Debug, PartialEq, Eq)]
+struct Part {
+    number: u64,
+    touched: Vec<IkeSpi>,
+    peers: Vec<PeerMark>,
 }
 
 impl Fork {
     /// Adds what a fork touched.
-    fn add(&mut self, touched: Vec<IkeSpi>) {
+    fn add(&mut self, touched: Vec<IkeSpi>, peers: Vec<PeerMark>) {
         let room = MOST.saturating_sub(self.waiting.len());
-        self.waiting.extend(touched.into_iter().take(room));
+        let all = touched
+            .into_iter()
+            .map(Named::IkeSa)
+            .chain(peers.into_iter().map(Named::Peer));
+        self.waiting.extend(all.take(room));
         self.last = None;
     }
 
     /// The part that is to be told now, if any.
-    fn next(&mut self, now: Instant) -> Option<(u64, Vec<IkeSpi>)> {
+    fn next(&mut self, now: Instant) -> Option<Part> {
         if self.waiting.is_empty() || self.last.is_some_and(|at| now.since(at) < REPEAT) {
             return None;
         }
@@ -43,10 +63,18 @@ impl Fork {
             self.number += 1;
             self.told = self.waiting.len().min(FORK_SPIS);
         }
-        Some((
-            self.number,
-            self.waiting.iter().take(self.told).copied().collect(),
-        ))
+        let mut part = Part {
+            number: self.number,
+            touched: Vec::new(),
+            peers: Vec::new(),
+        };
+        for named in self.waiting.iter().take(self.told) {
+            match named {
+                Named::IkeSa(spi) => part.touched.push(*spi),
+                Named::Peer(mark) => part.peers.push(*mark),
+            }
+        }
+        Some(part)
     }
 
     /// The owner has dealt with a part: on with the next one.
@@ -57,29 +85,54 @@ impl Fork {
             self.last = None;
         }
     }
+
+    /// Nobody else holds what this fork touched any more.
+    fn clear(&mut self) {
+        self.settled(self.number);
+        self.waiting.clear();
+    }
 }
 
 impl Group {
     /// The agent says what the fork that it has discarded touched.
-    pub fn fork_touched(&mut self, s: &mut Shared, now: Instant, touched: Vec<IkeSpi>) {
-        self.fork.add(touched);
+    pub fn fork_touched(&mut self, s: &mut Shared, now: Instant, touched: Vec<IkeSpi>, peers: Vec<PeerMark>) {
+        self.fork.add(touched, peers);
         self.tell_fork(s, now);
+    }
+
+    /// Whether there is something that a fork of this member's touched and nobody has dealt with.
+    pub fn owes_a_fork(&self) -> bool {
+        !self.fork.waiting.is_empty()
+    }
+
+    /// Whether what this owner does may turn out to be a fork.
+    pub fn may_give_way(&self, s: &Shared) -> bool {
+        let Phase::Owner(owner) = &self.phase else {
+            return false;
+        };
+        Self::solo(s).is_some() && !s.peers.is_empty() && rules::may_give_way(self.epoch, owner.standing)
     }
 
     /// Names the next part to the owner; where this member has become it, to its own agent.
     pub(super) fn tell_fork(&mut self, s: &mut Shared, now: Instant) {
         let owner = self.epoch.owner;
-        let here = matches!(self.phase, Phase::Owner(_));
-        let able = here
-            || matches!(self.phase, Phase::Standby(_))
-                && s.version_for(owner) >= FORKS_SINCE
-                && s.peers.get(&owner).is_some_and(|p| p.stream_link().is_some());
-        if !able {
+        let here = match &self.phase {
+            // Who holds what the fork touched is another member, and serves, or is lost.
+            Phase::Owner(owner) if rules::began_with_nothing(self.epoch, owner.standing) => return,
+            Phase::Owner(_) => true,
+            Phase::Standby(_) => false,
+            Phase::Starting(_) => return,
+        };
+        let version = s.version_for(owner);
+        if !here && (version < FORKS_SINCE || s.peers.get(&owner).is_none_or(|p| p.stream_link().is_none())) {
             return;
         }
-        let Some((number, touched)) = self.fork.next(now) else {
-            return;
-        };
+        let Some(part) = self.fork.next(now) else { return };
+        let Part {
+            number,
+            touched,
+            peers,
+        } = part;
         if here {
             let (group, from) = (self.id, s.me);
             s.outputs.push_back(Output::ForkTouched {
@@ -87,15 +140,32 @@ impl Group {
                 from,
                 number,
                 touched,
+                peers,
             });
-        } else {
+        } else if version < MARKS_SINCE {
             self.to_owner(s, GroupBody::ForkTouched { number, touched });
+        } else {
+            self.to_owner(
+                s,
+                GroupBody::ForkNamed {
+                    number,
+                    touched,
+                    peers,
+                },
+            );
         }
     }
 
     /// Owner: another member names what its fork touched.
-    pub(super) fn fork_told(&mut self, s: &mut Shared, from: SetMember, number: u64, touched: Vec<IkeSpi>) {
-        if !matches!(self.phase, Phase::Owner(_)) || touched.len() > FORK_SPIS {
+    pub(super) fn fork_told(
+        &mut self,
+        s: &mut Shared,
+        from: SetMember,
+        number: u64,
+        touched: Vec<IkeSpi>,
+        peers: Vec<PeerMark>,
+    ) {
+        if !matches!(self.phase, Phase::Owner(_)) || touched.len() + peers.len() > FORK_SPIS {
             s.refused += 1;
             return;
         }
@@ -105,6 +175,7 @@ impl Group {
             from,
             number,
             touched,
+            peers,
         });
     }
 
@@ -123,6 +194,16 @@ impl Group {
         self.fork.settled(number);
         self.tell_fork(s, now);
     }
+
+    /// Pair: the other member is about to hold what this owner holds. If this one began with nothing, whatever its forks had touched before
+    /// that is lost everywhere.
+    pub(super) fn forget_forks_of_what_is_lost(&mut self) {
+        if let Phase::Owner(owner) = &self.phase
+            && rules::began_with_nothing(self.epoch, owner.standing)
+        {
+            self.fork.clear();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -133,38 +214,53 @@ mod tests {
         of.map(IkeSpi).collect()
     }
 
+    fn counted(part: Option<Part>) -> Option<(u64, usize, usize)> {
+        part.map(|part| (part.number, part.touched.len(), part.peers.len()))
+    }
+
     #[test]
     fn a_part_is_told_until_it_is_settled_then_the_next_one() {
         let mut fork = Fork::default();
         let at = Instant::from_millis;
-        fork.add(spis(0..FORK_SPIS as u64 + 5));
-        let (first, part) = fork.next(at(0)).expect("something to tell");
-        assert_eq!(part.len(), FORK_SPIS);
+        fork.add(spis(0..FORK_SPIS as u64 + 5), vec![]);
+        assert_eq!(counted(fork.next(at(0))), Some((1, FORK_SPIS, 0)));
         assert_eq!(fork.next(at(999)), None, "not so soon");
-        assert_eq!(fork.next(at(1000)), Some((first, part)), "the same again");
-        fork.settled(first - 1);
-        fork.settled(first + 1);
+        assert_eq!(
+            counted(fork.next(at(1000))),
+            Some((1, FORK_SPIS, 0)),
+            "the same again"
+        );
+        fork.settled(0);
+        fork.settled(2);
         assert_eq!(fork.next(at(1500)), None, "another part's answer settles nothing");
         // A second fork was lost meanwhile: the part that is being told stays what it was.
-        fork.add(spis(9000..9001));
-        assert_eq!(
-            fork.next(at(1600)).map(|(n, p)| (n, p.len())),
-            Some((first, FORK_SPIS))
-        );
-        fork.settled(first);
-        let (second, part) = fork.next(at(1601)).expect("the rest, at once");
-        assert_eq!((second, part.len()), (first + 1, 6));
-        fork.settled(first);
+        let mark = PeerMark::of("roam", Some("@a"));
+        fork.add(spis(9000..9001), vec![mark]);
+        assert_eq!(counted(fork.next(at(1600))), Some((1, FORK_SPIS, 0)));
+        fork.settled(1);
+        let rest = fork.next(at(1601)).expect("the rest, at once");
+        assert_eq!((rest.number, rest.touched.len(), rest.peers), (2, 6, vec![mark]));
+        fork.settled(1);
         assert!(fork.next(at(9000)).is_some(), "a late copy of an answer");
-        fork.settled(second);
+        fork.settled(2);
         assert_eq!(fork.next(at(99_000)), None);
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn what_is_remembered_is_bounded_and_can_be_forgotten() {
         let mut fork = Fork::default();
-        fork.add(spis(0..MOST as u64 + 10));
-        fork.add(spis(0..10));
+        let mark = PeerMark::of("roam", None);
+        fork.add(spis(0..MOST as u64 + 10), vec![mark]);
+        fork.add(spis(0..10), vec![mark]);
         assert_eq!(fork.waiting.len(), MOST);
+        let number = fork.next(Instant::from_millis(0)).expect("much").number;
+        fork.clear();
+        assert_eq!(fork.next(Instant::from_millis(5000)), None);
+        fork.add(spis(0..1), vec![]);
+        let next = fork.next(Instant::from_millis(5000)).expect("another fork");
+        assert!(
+            next.number > number,
+            "a late answer to what was forgotten is none to this"
+        );
     }
 }

@@ -306,6 +306,7 @@ impl Group {
 
     /// The joiner is in the set.
     pub(super) fn entered(&mut self, s: &mut Shared, now: Instant, member: SetMember) {
+        self.forget_forks_of_what_is_lost();
         let Phase::Owner(owner) = &mut self.phase else {
             return;
         };

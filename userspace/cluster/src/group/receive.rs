@@ -2,7 +2,7 @@
 
 use super::{Group, Phase, life};
 use crate::io::{EventKind, Output};
-use crate::message::{GroupBeat, GroupBody, Heartbeat, NOT_SAID, SetMember};
+use crate::message::{GroupBeat, GroupBody, Heartbeat, MARKS_SINCE, NOT_SAID, SetMember};
 use crate::node::Shared;
 use crate::rules::{self, EpochId};
 use model::{Instant, MemberId};
@@ -60,7 +60,14 @@ impl Group {
             GroupBody::HandoverHolding => self.handover_holding(now, from.member),
             GroupBody::HandoverWindows(bytes) => self.handover_windows(s, from.member, bytes),
             GroupBody::HandoverDone => self.handover_done(s, now, from.member),
-            GroupBody::ForkTouched { number, touched } => self.fork_told(s, from, number, touched),
+            GroupBody::ForkTouched { number, touched } => {
+                self.fork_told(s, from, number, touched, Vec::new());
+            }
+            GroupBody::ForkNamed {
+                number,
+                touched,
+                peers,
+            } => self.fork_told(s, from, number, touched, peers),
             _ if !from_owner => s.refused += 1,
             GroupBody::Journal { position, entry } => self.journal_entry(s, position, entry),
             GroupBody::Raise { settled, items } => self.raises_wanted(s, settled, items),
@@ -100,14 +107,21 @@ impl Group {
     ) {
         if beat.owner {
             if beat.epoch.owner == from.member && newest {
-                self.owner_claims(s, now, heartbeat, beat);
+                self.owner_claims(s, now, from, heartbeat, beat);
             }
         } else if beat.epoch == self.epoch {
             self.confirmation(s, from, heartbeat.echo);
         }
     }
 
-    fn owner_claims(&mut self, s: &mut Shared, now: Instant, heartbeat: &Heartbeat, beat: &GroupBeat) {
+    fn owner_claims(
+        &mut self,
+        s: &mut Shared,
+        now: Instant,
+        from: SetMember,
+        heartbeat: &Heartbeat,
+        beat: &GroupBeat,
+    ) {
         let (mine, theirs) = (self.epoch, beat.epoch);
         let set = heartbeat.set_of(beat.in_sync);
         match &mut self.phase {
@@ -119,7 +133,12 @@ impl Group {
                     .is_some_and(|h| h.offered_epoch() == Some(theirs));
                 let written = owner.journal.written();
                 let yields = if Self::solo(s).is_some() {
-                    rules::must_yield_to(mine, written, theirs, beat.position)
+                    // Both have to judge by the same rule: not before it has said what it speaks.
+                    if mine.number == theirs.number && !s.has_said_hello(from.member) {
+                        return;
+                    }
+                    let by_history = s.version_for(from.member) >= MARKS_SINCE;
+                    rules::must_yield_to(mine, written, theirs, beat.position, by_history)
                 } else {
                     // The engine has let only one of them claim the higher number.
                     rules::must_yield(mine, theirs)

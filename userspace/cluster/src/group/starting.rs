@@ -6,7 +6,7 @@ use crate::node::Shared;
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{self, EpochId, FirstOwner, Standing};
 use crate::rules_doubt::may_begin_anew;
-use model::{Epoch, Instant, MemberId};
+use model::{Instant, MemberId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ pub(crate) struct Starting {
     /// An operator has said that nobody serves.
     forced: bool,
     orphaned: bool,
+    /// This life has heard of an owner: there was state.
+    knows: bool,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -35,6 +37,15 @@ impl Starting {
             next: now,
             forced: false,
             orphaned: false,
+            knows: false,
+        }
+    }
+
+    /// Again, after this life has heard of an owner.
+    fn again(now: Instant) -> Self {
+        Self {
+            knows: true,
+            ..Self::new(now)
         }
     }
 
@@ -74,17 +85,19 @@ impl Group {
         if starting.forced {
             return true;
         }
-        // Heard, and heard to own nothing: heartbeats say so, other records do not.
+        let pair = Self::solo(s).is_some();
+        // Heard, and heard to own nothing: heartbeats say so, other records do not. A standby of a pair that holds something is about to
+        // take over from a life that has ended.
         let others_heard = s.peers.values().all(|p| {
             p.detector.alive()
                 && p.beats
                     .get(usize::from(self.id.0))
-                    .is_some_and(|beat| !beat.owner)
+                    .is_some_and(|beat| !(beat.owner || pair && beat.position > 0))
         });
         let settle = if s.peers.is_empty() {
             Duration::ZERO
         } else {
-            s.config.settle
+            rules::patience(s.config.settle, pair && starting.knows)
         };
         let preferred = self.home == s.me.member || s.peers.is_empty();
         rules::first_owner(preferred, others_heard, now.since(starting.since), settle) == FirstOwner::Me
@@ -92,9 +105,8 @@ impl Group {
 
     /// Pair engine: nobody owns, so this member does.
     fn begin(&mut self, s: &mut Shared, now: Instant) {
-        // It holds nothing, whatever epochs it has seen: against any owner that holds something it has to lose.
         let epoch = EpochId {
-            number: Epoch(1),
+            number: rules::BEGINS,
             owner: s.me.member,
         };
         self.begun(s, now, epoch);
@@ -216,7 +228,7 @@ impl Group {
                 let group = self.id;
                 s.outputs.push_back(Output::DiscardFork { group });
                 self.pending.clear();
-                let mut starting = Starting::new(now);
+                let mut starting = Starting::again(now);
                 starting.forced = true;
                 self.phase = Phase::Starting(starting);
             }
@@ -230,9 +242,15 @@ impl Group {
 
     /// Back to the beginning: nothing of the group is held here.
     pub(super) fn start_anew(&mut self, s: &mut Shared, now: Instant) {
-        let group = self.id;
+        let (group, epoch) = (self.id, self.epoch);
         s.outputs.push_back(Output::DiscardFork { group });
         self.pending.clear();
-        self.phase = Phase::Starting(Starting::new(now));
+        self.phase = Phase::Starting(Starting::again(now));
+        if Self::solo(s).is_some() {
+            let settle = rules::patience(s.config.settle, true);
+            let first = self.home == s.me.member;
+            let ms = (settle * if first { 1 } else { 2 }).as_millis() as u64;
+            self.event(s, now, EventKind::Waits { epoch, ms });
+        }
     }
 }

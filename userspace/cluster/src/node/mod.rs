@@ -179,9 +179,12 @@ impl Node {
                 }
             }
             Input::SayGuest { to, group, body } => self.group_input(group, |g, s| g.say_guest(s, to, body)),
-            Input::ForkTouched { now, group, touched } => {
-                self.group_input(group, |g, s| g.fork_touched(s, now, touched));
-            }
+            Input::ForkTouched {
+                now,
+                group,
+                touched,
+                peers,
+            } => self.group_input(group, |g, s| g.fork_touched(s, now, touched, peers)),
             Input::ForkSettled {
                 now,
                 group,
@@ -242,6 +245,18 @@ impl Node {
     /// Whether new SAs of the group are known to this member alone.
     pub fn is_alone(&self, group: GroupId) -> bool {
         self.group(group).is_some_and(Group::is_alone)
+    }
+
+    /// Whether what this owner of the group does may turn out to be a fork that has to give way: it is to be recorded, for
+    /// [`Input::ForkTouched`].
+    pub fn may_give_way(&self, group: GroupId) -> bool {
+        self.group(group)
+            .is_some_and(|group| group.may_give_way(&self.shared))
+    }
+
+    /// Whether forks of this member's touched something in the group that nobody has dealt with yet.
+    pub fn owes_a_fork(&self, group: GroupId) -> bool {
+        self.group(group).is_some_and(Group::owes_a_fork)
     }
 
     /// Whether a proposal of the group is worth writing briefly too: somebody reads that.

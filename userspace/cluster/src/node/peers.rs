@@ -27,6 +27,8 @@ pub(crate) struct Peer {
     pub seen: Option<(Incarnation, u64)>,
     /// Newest format of records that it speaks, as it says; the oldest one before that.
     pub speaks: u8,
+    /// It has said so in its present life.
+    pub said_hello: bool,
     /// What its last heartbeat said of the groups; empty before the first one.
     pub beats: Vec<GroupBeat>,
     /// Its policy; `None` before its Hello.
@@ -49,6 +51,7 @@ impl Peer {
             links: BTreeSet::new(),
             seen: None,
             speaks: OLDEST,
+            said_hello: false,
             beats: Vec::new(),
             policy: None,
             differs: Vec::new(),
@@ -242,6 +245,11 @@ impl Shared {
     pub fn version_for(&self, peer: MemberId) -> u8 {
         let theirs = self.peers.get(&peer).map_or(OLDEST, |p| p.speaks);
         self.speak.min(theirs).max(OLDEST)
+    }
+
+    /// Whether what [`Shared::version_for`] says is the peer's word in its present life.
+    pub fn has_said_hello(&self, peer: MemberId) -> bool {
+        self.peers.get(&peer).is_some_and(|p| p.said_hello)
     }
 
     /// Keeps track of whether the ownership engine answers.

@@ -71,6 +71,7 @@ impl Node {
             } => {
                 if let Some(p) = self.shared.peers.get_mut(&peer) {
                     p.speaks = newest;
+                    p.said_hello = true;
                 }
                 self.policy_heard(now, peer, policy);
                 self.shared.outputs.push_back(Output::PeerFacts { peer, facts });
@@ -108,6 +109,7 @@ impl Node {
                 p.hearing = Hearing::new(self.shared.config.heartbeat);
                 p.seen = None;
                 p.speaks = OLDEST;
+                p.said_hello = false;
                 p.beats.clear();
                 p.twin_reported = false;
                 if let Some(was) = known {

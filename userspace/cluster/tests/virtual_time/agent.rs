@@ -160,16 +160,24 @@ impl World {
                     part.limits.clear();
                     part.discards += 1;
                     let touched = std::mem::take(&mut part.touched);
-                    member.node.handle(Input::ForkTouched { now, group, touched });
+                    let peers = std::mem::take(&mut part.met);
+                    member.node.handle(Input::ForkTouched {
+                        now,
+                        group,
+                        touched,
+                        peers,
+                    });
                 }
                 Output::ForkTouched {
                     group,
                     from,
                     number,
                     touched,
+                    peers,
                 } => {
                     let part = &mut member.groups[usize::from(group.0)];
                     part.told.push((from.member.0, number, touched));
+                    part.named.extend(peers);
                     if !member.keeps_forks {
                         member.node.handle(Input::ForkSettled {
                             now,

@@ -3,7 +3,7 @@
 use crate::register::Shape;
 use crate::world::World;
 use cluster::io::EventKind;
-use cluster::message::{OLDEST, VERSION};
+use cluster::message::{BRIEF_SINCE, OLDEST, VERSION};
 use cluster::{Command, Direction, Solo, Standing};
 use model::{GroupId, MemberId};
 
@@ -510,7 +510,7 @@ fn upgraded_from(old: u8) {
             whole.collect::<Vec<_>>()
         );
         // Entries are brief for whoever reads that, from whoever writes it.
-        let brief = owner != A;
+        let brief = owner != A || old >= BRIEF_SINCE;
         assert_eq!(world.members[upgraded].briefs > 0, brief, "{old}, {upgraded}");
         // The pairs that are both upgraded speak the new format.
         let formats: Vec<u8> = (0..3)

@@ -1,7 +1,7 @@
 //! What a discarded fork touched is named to the owner until it has been dealt with, whatever is lost.
 
 use crate::world::World;
-use cluster::message::VERSION;
+use cluster::message::{FORKS_SINCE, MARKS_SINCE, PeerMark, VERSION};
 use cluster::{Link, Solo};
 use model::IkeSpi;
 
@@ -73,7 +73,7 @@ fn a_winner_that_dies_before_it_has_dealt_with_it_leaves_it_to_whoever_owns_next
 #[test]
 fn nothing_is_named_to_a_member_that_does_not_speak_of_forks_until_it_does() {
     let mut world = World::new(4, Solo::Continue);
-    world.members[1].node.speak_at_most(VERSION - 1);
+    world.members[1].node.speak_at_most(FORKS_SINCE - 1);
     world.relink();
     world.run_until(2000, "a pair forms", |w| w.settled(0));
     world.cut = vec![Link::Synch, Link::Outside];
@@ -88,4 +88,27 @@ fn nothing_is_named_to_a_member_that_does_not_speak_of_forks_until_it_does() {
     world.run_until(3000, "in sync", |w| w.settled(1));
     world.run(1100);
     assert_eq!(told(&world, 1), [(1, vec![7])]);
+}
+
+#[test]
+fn peers_are_named_to_a_member_that_reads_their_names_and_left_out_to_others() {
+    for reads in [true, false] {
+        let mut world = World::new(5, Solo::Continue);
+        let speaks = if reads { MARKS_SINCE } else { MARKS_SINCE - 1 };
+        world.members[1].node.speak_at_most(speaks);
+        world.relink();
+        world.run_until(2000, "a pair forms", |w| w.settled(0));
+        world.cut = vec![Link::Synch, Link::Outside];
+        world.run(1000);
+        let mark = PeerMark::of("roam", Some("@a"));
+        world.members[0].groups[0].touched = vec![IkeSpi(7)];
+        world.members[0].groups[0].met = vec![mark];
+        world.cut.clear();
+        world.run_until(3000, "healed", |w| w.settled(1));
+        world.run(100);
+        assert_eq!(told(&world, 1), [(1, vec![7])]);
+        assert_eq!(world.members[1].groups[0].named.len(), usize::from(reads));
+        world.run(5000);
+        assert_eq!(told(&world, 1).len(), 1, "settled either way");
+    }
 }

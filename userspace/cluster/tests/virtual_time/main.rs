@@ -2,6 +2,7 @@
 
 mod agent;
 mod deaf;
+mod empty_half;
 mod engine;
 mod faults;
 mod forks;

@@ -4,6 +4,7 @@
 
 use crate::register::{Register, Shape};
 use cluster::io::{EventKind, Flip};
+use cluster::message::PeerMark;
 use cluster::status::{GroupStatus, Role};
 use cluster::{Command, Direction, EpochId, Event, Input, Link, Node, NodeConfig, RaiseItem, Solo, Standing};
 use model::{GroupId, IkeSpi, Instant, MemberId};
@@ -45,8 +46,12 @@ pub struct Part {
     pub discards: usize,
     /// IKE SAs that this member's fork touched, for when it is discarded.
     pub touched: Vec<IkeSpi>,
+    /// Peers with which it began IKE SAs of its own.
+    pub met: Vec<PeerMark>,
     /// What others, or itself, named as touched by a fork: member, number, SPIs.
     pub told: Vec<(u8, u64, Vec<IkeSpi>)>,
+    /// Peers that were named beside.
+    pub named: Vec<PeerMark>,
     pub resumed: usize,
 }
 
