@@ -98,8 +98,11 @@ pub struct Connection {
     pub local: IpAddr,
     /// Further addresses of ours, between which an initiator may change while it is up (RFC 4555); empty: it stays with `local`.
     pub further_locals: Vec<IpAddr>,
-    /// The peer's addresses; empty: any (then it cannot be initiated). The first one is initiated to unless the agent names another.
+    /// The peer's addresses; empty: any (then it cannot be initiated), or with `remotes_by_name` none yet. The first one is initiated to
+    /// unless the agent names another.
     pub remotes: Vec<IpAddr>,
+    /// Some of `remotes` come of names, which may lead elsewhere at any time ([`crate::Input::Remotes`]).
+    pub remotes_by_name: bool,
     /// Our identity.
     pub local_id: Identity,
     /// The peer's identity; `None`: see `remote_pattern`.
@@ -179,6 +182,7 @@ impl Connection {
             local,
             further_locals: Vec::new(),
             remotes: Vec::new(),
+            remotes_by_name: false,
             local_id,
             remote_id: None,
             remote_pattern: None,
@@ -213,6 +217,13 @@ impl Connection {
             dns_domains: Vec::new(),
             remote_port: 500,
         }
+    }
+
+    /// Whether a peer at this address may be meant.
+    pub(crate) fn takes_remote(&self, remote: IpAddr) -> bool {
+        let any = self.remotes.is_empty() && !self.remotes_by_name;
+        let is_it = |address: &IpAddr| address.is_unspecified() || *address == remote;
+        any || self.remotes.iter().any(is_it)
     }
 
     pub(crate) fn child(&self, name: &str) -> Option<&ChildConfig> {

@@ -147,7 +147,10 @@ pub(crate) fn path_of(connection: &Connection, wanted: Option<IpAddr>) -> Result
         .filter(known)
         .find(|address| !address.is_unspecified())
     else {
-        return Err("the peer's address is not configured, so only the peer can initiate".to_owned());
+        return Err(match connection.remotes_by_name {
+            true => "the peer's name has led to no address yet".to_owned(),
+            false => "the peer's address is not configured, so only the peer can initiate".to_owned(),
+        });
     };
     if connection.local.is_unspecified() || connection.local.is_ipv4() != remote.is_ipv4() {
         return Err(format!(
@@ -486,7 +489,13 @@ pub(crate) fn respond(
     if candidates.is_empty() {
         let text = format!("first message from {remote} to {local}, but no connection has these addresses");
         ctx.event_without_sa(EventKind::NoConnection, None, Some(remote), text);
-        return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
+        // The name of a peer may lead here by now. A refusal would be the peer's last word on it; without one it asks again.
+        let may_come = |connection: &Connection| {
+            let local_fits = connection.local.is_unspecified() || connection.local == local.ip();
+            connection.remotes_by_name && local_fits
+        };
+        let refusal = Notify::status(NotifyType::NO_PROPOSAL_CHOSEN);
+        return Err((!config.connections.iter().any(may_come)).then_some(refusal));
     }
     let mut theirs = negotiate::read(offered, ProtocolId::IKE);
     if payloads
@@ -618,12 +627,7 @@ pub(crate) fn respond(
 /// Whether a connection is meant for these addresses.
 pub(crate) fn matches_path(connection: &Connection, local: SocketAddr, remote: SocketAddr) -> bool {
     let local_fits = connection.local.is_unspecified() || connection.local == local.ip();
-    let remote_fits = connection.remotes.is_empty()
-        || connection
-            .remotes
-            .iter()
-            .any(|address| address.is_unspecified() || *address == remote.ip());
-    local_fits && remote_fits
+    local_fits && connection.takes_remote(remote.ip())
 }
 
 /// After a takeover: requests without a response are sent again and their clocks start anew.
