@@ -71,8 +71,9 @@ impl Scene {
         let psk = random_psk()?;
         let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
         for case in &CASES {
-            lab.host.ip(&format!("addr add {}/32 dev lan", case.host))?;
-            lab.peer.ip(&format!("route add {} dev lan", case.behind))?;
+            let [a, b, c, _] = case.host.octets();
+            lab.host.ip(&format!("addr add {}/24 dev lan", case.host))?;
+            lab.peer.ip(&format!("addr add {a}.{b}.{c}.1/24 dev lan"))?;
         }
         lab.host.ip("route replace 10.20.1.0/24 via 10.10.1.1")?;
         let peer = start_peer(&lab, &psk)?;

@@ -197,14 +197,14 @@ fn a_peer_is_where_its_name_leads() -> Result<()> {
     let pings = ping::short(&lab.server, addr::SERVER_TWO, addr::HOST_TWO, 20_000, 20)?;
     ensure!(pings.lost() == 0, "{} pings lost elsewhere", pings.lost());
 
-    // charon sends its first message again after half a second; A drops it as long as the name leads elsewhere.
+    // At that address A knows the other connection only, whose proposals do not suit. charon sends its first message again after half a second.
     let from_there = std::thread::scope(|scope| -> Result<()> {
         let initiated = scope.spawn(|| scene.peer.initiate("one"));
         let strange = wait_for(LIMIT, Duration::from_millis(20), || {
             let events = a.events().ok()?;
             events
                 .iter()
-                .any(|(_, kind, text)| kind == "no_connection" && text.contains(ELSEWHERE))
+                .any(|(_, kind, text)| kind == "no_proposal" && text.contains(ELSEWHERE))
                 .then_some(())
         });
         strange.context("A never met a stranger")?;

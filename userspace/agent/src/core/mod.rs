@@ -472,7 +472,8 @@ impl Core {
             return;
         }
         self.dial_event(event);
-        if event.kind == EventKind::NoConnection {
+        use EventKind::{AuthFailed, NoConnection, NoProposal};
+        if matches!(event.kind, NoConnection | NoProposal | AuthFailed) {
             self.stranger();
         }
         if event.kind == EventKind::InitialContact

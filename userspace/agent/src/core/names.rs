@@ -247,7 +247,7 @@ impl Core {
         self.go_on_with_names(now);
     }
 
-    /// A stranger came: it may be a peer whose name leads elsewhere by now.
+    /// A stranger came, or a peer at another one's address: its name may lead elsewhere by now.
     pub(super) fn stranger(&mut self) {
         let now = clock::now();
         let names = self.names.book.0.keys().cloned().collect::<Vec<_>>();

@@ -484,18 +484,12 @@ pub(crate) fn respond(
     let candidates: Vec<&Connection> = config
         .connections
         .iter()
-        .filter(|connection| matches_path(connection, local, remote))
+        .filter(|connection| connection.takes(local.ip(), remote.ip()))
         .collect();
     if candidates.is_empty() {
         let text = format!("first message from {remote} to {local}, but no connection has these addresses");
         ctx.event_without_sa(EventKind::NoConnection, None, Some(remote), text);
-        // The name of a peer may lead here by now. A refusal would be the peer's last word on it; without one it asks again.
-        let may_come = |connection: &Connection| {
-            let local_fits = connection.local.is_unspecified() || connection.local == local.ip();
-            connection.remotes_by_name && local_fits
-        };
-        let refusal = Notify::status(NotifyType::NO_PROPOSAL_CHOSEN);
-        return Err((!config.connections.iter().any(may_come)).then_some(refusal));
+        return Err(config.refusal(local.ip(), remote.ip()));
     }
     let mut theirs = negotiate::read(offered, ProtocolId::IKE);
     if payloads
@@ -523,7 +517,7 @@ pub(crate) fn respond(
         );
         let name = candidates.first().map(|connection| connection.name.as_str());
         ctx.event_without_sa(EventKind::NoProposal, name, Some(remote), text);
-        return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
+        return Err(config.refusal(local.ip(), remote.ip()));
     };
     if let Some(elsewhere) = redirect::refuse(ctx, connection, payloads, local.ip(), remote) {
         return Err(Some(elsewhere));
@@ -622,12 +616,6 @@ pub(crate) fn respond(
     sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
     transmit(&sa, ctx, &response);
     Ok(sa)
-}
-
-/// Whether a connection is meant for these addresses.
-pub(crate) fn matches_path(connection: &Connection, local: SocketAddr, remote: SocketAddr) -> bool {
-    let local_fits = connection.local.is_unspecified() || connection.local == local.ip();
-    local_fits && connection.takes_remote(remote.ip())
 }
 
 /// After a takeover: requests without a response are sent again and their clocks start anew.
