@@ -381,3 +381,33 @@ impl Scene {
         Ok(children.map(text).collect())
     }
 }
+
+/// ```text
+///   an operator stops a connection that `start` would bring up       A leaves it alone, whatever asks for it
+///   the cluster moves to B                                           and so does B, until an operator starts it
+/// ```
+#[test]
+fn what_an_operator_has_stopped_stays_down_over_a_takeover() -> Result<()> {
+    let scene = Scene::new()?;
+    let [_, case, _] = &CASES;
+    scene.member(0).espalier(&["connection", "stop", case.name])?;
+    for member in [0, 1] {
+        if member == 1 {
+            scene.member(1).espalier(&["takeover"])?;
+            scene.stage.wait_active(1, LIMIT)?;
+        }
+        scene.wait(member, case, "down", is_down)?;
+        let begun = wait_for(QUIET, Duration::from_millis(100), || {
+            scene.knock(case).ok()?;
+            let now = connection(scene.member(member), case.name).ok()?;
+            (!is_down(&now) || now["retry"]["attempts"].as_u64() > Some(0)).then_some(now)
+        });
+        ensure!(
+            begun.is_none(),
+            "member {member} begins what was stopped: {begun:?}"
+        );
+    }
+    scene.member(1).espalier(&["connection", "start", case.name])?;
+    scene.wait(1, case, "up", |c| c["state"] == "up")?;
+    scene.pings(case)
+}
