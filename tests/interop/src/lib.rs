@@ -15,6 +15,7 @@ pub mod esp;
 pub mod etcd;
 pub mod faults;
 pub mod fleet;
+pub mod flood;
 pub mod flow;
 pub mod gateway;
 pub mod handshakes;

@@ -16,7 +16,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// Where the binary and the BPF object are.
@@ -66,6 +66,8 @@ pub struct Member {
     pub pins: PathBuf,
     /// Environment variables for the agent, from its next start on.
     pub environment: Vec<(&'static str, String)>,
+    /// Files that the agent sees in place of the host's, from its next start on: (file of the host, what stands there for the agent).
+    pub files: Vec<(&'static str, PathBuf)>,
     log: PathBuf,
     product: Product,
     process: Option<Child>,
@@ -106,6 +108,7 @@ impl Member {
             log: folder.join("espalier.log"),
             product: product.clone(),
             environment: Vec::new(),
+            files: Vec::new(),
             process: None,
             dying: None,
             switch: place
@@ -174,9 +177,7 @@ impl Member {
             .open(&self.log)
             .with_context(|| self.log.display().to_string())?;
         let process = self
-            .place
-            .netns
-            .command(&self.product.binary.to_string_lossy())
+            .command()
             .arg("run")
             .arg("--config")
             .arg(&self.config)
@@ -211,6 +212,23 @@ impl Member {
             );
         }
         Ok(())
+    }
+
+    /// The agent's binary in its namespace; with files of its own in a mount namespace too, which sees the same bpffs.
+    fn command(&self) -> Command {
+        let binary = self.product.binary.to_string_lossy();
+        if self.files.is_empty() {
+            return self.place.netns.command(&binary);
+        }
+        let mut command = self.place.netns.command("unshare");
+        let script =
+            r#"while [ "$1" != -- ]; do mount --bind "$2" "$1" || exit 1; shift 2; done; shift; exec "$@""#;
+        command.args(["--mount", "sh", "-c", script, "sh"]);
+        for (there, here) in &self.files {
+            command.arg(there).arg(here);
+        }
+        command.arg("--").arg(&*binary);
+        command
     }
 
     /// Whether the agent's process lives.

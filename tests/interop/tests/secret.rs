@@ -76,9 +76,42 @@ impl Scene {
     /// `espalier cluster rotate secret STEP` in the authority's folder.
     fn rotate(&self, step: &str) -> Result<String> {
         let mut command = std::process::Command::new(&self.product.binary);
-        command.args(["cluster", "rotate", "secret", step, "--dir"]);
+        command.args(["cluster", "rotate", "secret"]);
+        command.args(step.split(' ')).arg("--dir");
         command.arg(self.cluster.lab.folder.join("pki"));
         cmd::output(command, "").with_context(|| step.to_owned())
+    }
+
+    /// All members die at once and begin anew. Returns the time before.
+    fn lose_everything(&mut self) -> Result<u64> {
+        let killed = now_ns();
+        for member in &mut self.cluster.members {
+            member.kill_agent()?;
+        }
+        for member in &self.cluster.members {
+            member.remove_pins()?;
+        }
+        for member in &mut self.cluster.members {
+            member.start(&self.cluster.lab.resources)?;
+        }
+        Ok(killed)
+    }
+
+    /// Waits until the peer, which was shown a token after this time, has a Child SA again.
+    fn wait_recovered(&self, killed: u64) -> Result<()> {
+        wait_for(Duration::from_secs(40), Duration::from_millis(20), || {
+            let events = self.peer.events().ok()?;
+            let since = |kind: &str| events.iter().any(|(at, of, _)| *at > killed && of == kind);
+            (since("peer_crashed") && since("child_up")).then_some(())
+        })
+        .with_context(|| format!("the peer does not come back:\n{}", self.peer.log_text()))
+    }
+
+    /// Requests of one kind since a time.
+    fn requests(&self, exchange: u8, since: u64) -> usize {
+        self.cluster
+            .outside
+            .read(|ledger| ledger.requests(exchange, since, now_ns()))
     }
 
     /// Gives a member the authority's secrets, and takes away those that the authority has no more.
@@ -187,22 +220,8 @@ fn a_secret_is_replaced_under_traffic_and_a_peer_comes_back_by_what_the_old_one_
     assert_eq!(scene.facts()?, before);
 
     // The peer's token and ticket are of the secret before: no exchange has renewed them.
-    let killed = now_ns();
-    for member in &mut scene.cluster.members {
-        member.kill_agent()?;
-    }
-    for member in &scene.cluster.members {
-        member.remove_pins()?;
-    }
-    for member in &mut scene.cluster.members {
-        member.start(&scene.cluster.lab.resources)?;
-    }
-    wait_for(Duration::from_secs(40), Duration::from_millis(20), || {
-        let events = scene.peer.events().ok()?;
-        let since = |kind: &str| events.iter().any(|(at, of, _)| *at > killed && of == kind);
-        (since("peer_crashed") && since("child_up")).then_some(())
-    })
-    .with_context(|| format!("the peer does not come back:\n{}", scene.peer.log_text()))?;
+    let killed = scene.lose_everything()?;
+    scene.wait_recovered(killed)?;
     let messages: Vec<IkeMessage> = scene.cluster.outside.read(|ledger| {
         let later = ledger.ike.iter().filter(|m| m.at_ns > began);
         later.cloned().collect()
@@ -214,10 +233,7 @@ fn a_secret_is_replaced_under_traffic_and_a_peer_comes_back_by_what_the_old_one_
 
     // In the end the old one is forgotten, first on one member, then on the other.
     scene.rotate("forget").err().context("two days have not passed")?;
-    let mut command = std::process::Command::new(&scene.product.binary);
-    command.args(["cluster", "rotate", "secret", "forget", "--now", "--dir"]);
-    command.arg(scene.cluster.lab.folder.join("pki"));
-    cmd::output(command, "")?;
+    scene.rotate("forget --now")?;
     scene.cluster.wait_all_in_sync(Duration::from_secs(30))?;
     for member in [1, 0] {
         scene.copy_to(member)?;
@@ -231,5 +247,109 @@ fn a_secret_is_replaced_under_traffic_and_a_peer_comes_back_by_what_the_old_one_
     }
     let (seq, iv) = scene.cluster.outside.read(|ledger| ledger.duplicates());
     ensure!((seq, iv) == (0, 0), "numbers used twice: {seq} and {iv}");
+    Ok(())
+}
+
+/// ```text
+///   A: knows the next     B: does not            both read their configurations again
+///   A goes over while it reads its configuration again, at one moment or another
+///   B follows, and both read their configurations again
+///   the peer begins anew: its token and ticket are of the new secret
+///   the old one is forgotten, all is killed: the peer comes back by token and ticket
+/// ```
+#[test]
+fn a_configuration_that_is_read_in_the_middle_of_it_takes_no_secret_back() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let mut change = 0;
+    // Another configuration each time: one that is the same is not taken.
+    let mut edit = |scene: &Scene, member: usize| -> Result<()> {
+        change += 1;
+        let member = &scene.cluster.members[member];
+        let text = fs::read_to_string(&member.config)?;
+        let without = text.lines().filter(|line| !line.starts_with("rekey_jitter"));
+        let without = without.collect::<Vec<_>>().join("\n");
+        let with = without.replace("\nstart = ", &format!("\nrekey_jitter = \"{change}s\"\nstart = "));
+        ensure!(with != without, "no connection in {}", member.config.display());
+        Ok(fs::write(&member.config, with)?)
+    };
+    let reload = |scene: &Scene, member: usize| -> Result<()> {
+        let said = scene.cluster.members[member].espalier(&["reload"])?;
+        ensure!(said.contains("1 changed"), "{said}");
+        Ok(())
+    };
+    let agree = |scene: &Scene, active: &Value| -> Result<()> {
+        for member in [0, 1] {
+            scene.wait_secret(member, "the one in use", |secret| secret["active"] == *active)?;
+            let agrees = wait_for(Duration::from_secs(10), Duration::from_millis(20), || {
+                let status = scene.cluster.members[member].status().ok()?;
+                (status["members"][0]["differs"] == serde_json::json!([])).then_some(())
+            });
+            agrees.with_context(|| format!("member {member} still says that the other one differs"))?;
+        }
+        scene.cluster.wait_all_in_sync(Duration::from_secs(10)).map(drop)
+    };
+    let before = scene.facts()?;
+    let lab = &scene.cluster.lab;
+    let ping = Ping::start(&lab.host, "rotation", addr::HOST_ONE, addr::SERVER_ONE, 10_000)?;
+    for delay_ms in [0, 4, 12, 30] {
+        let first = scene.secret(0)?["active"].clone();
+        scene.rotate("make")?;
+        scene.copy_to(0)?;
+        scene.cluster.members[0].espalier(&["reload-pki"])?;
+        for member in [0, 1] {
+            edit(&scene, member)?;
+            reload(&scene, member)?;
+        }
+        agree(&scene, &first)?;
+        scene.copy_to(1)?;
+        scene.cluster.members[1].espalier(&["reload-pki"])?;
+
+        scene.rotate("use")?;
+        scene.copy_to(0)?;
+        edit(&scene, 0)?;
+        std::thread::scope(|scope| -> Result<()> {
+            let read = scope.spawn(|| reload(&scene, 0));
+            let at = now_ns() + delay_ms * 1_000_000;
+            lab::clock::sleep_until(at);
+            scene.cluster.members[0].espalier(&["reload-pki"])?;
+            read.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+        })?;
+        let second = scene.secret(0)?["active"].clone();
+        ensure!(second != first, "A uses the new one");
+        edit(&scene, 1)?;
+        reload(&scene, 1)?;
+        scene.copy_to(1)?;
+        scene.cluster.members[1].espalier(&["reload-pki"])?;
+        agree(&scene, &second)?;
+        ensure!(
+            scene.secret(0)?["before"] == first,
+            "what the old one made is honoured"
+        );
+        if delay_ms != 30 {
+            scene.rotate("forget --now")?;
+            for member in [0, 1] {
+                scene.copy_to(member)?;
+                scene.cluster.members[member].espalier(&["reload-pki"])?;
+            }
+            agree(&scene, &second)?;
+        }
+    }
+    let pings = ping.stop()?;
+    assert_eq!(pings.lost(), 0, "pings lost while the secret changed");
+    assert_eq!(scene.facts()?, before);
+
+    for wish in ["stop", "start"] {
+        scene.peer.espalier(&["connection", wish, "one"])?;
+    }
+    scene.wait_up()?;
+    scene.rotate("forget --now")?;
+    for member in [0, 1] {
+        scene.copy_to(member)?;
+        scene.cluster.members[member].espalier(&["reload-pki"])?;
+    }
+    let killed = scene.lose_everything()?;
+    scene.wait_recovered(killed)?;
+    ensure!(scene.requests(IKE_SA_INIT, killed) == 0, "a full handshake");
+    ensure!(scene.requests(IKE_SESSION_RESUME, killed) >= 1, "no resumption");
     Ok(())
 }

@@ -160,6 +160,21 @@ fn initiate(ctx: &mut Context<'_>, name: &str, child: Option<&str>, remote: Opti
     }
 }
 
+/// Children that come up with a connection which is up, and are neither up nor on their way.
+pub(crate) fn missing_children(config: &EngineConfig, table: &Table, name: &str) -> Vec<String> {
+    let sa = usable(table, name).and_then(|spi| table.get(spi));
+    let Some(sa) = sa.filter(|sa| matches!(sa.phase, Phase::Established(_))) else {
+        return Vec::new();
+    };
+    let connection = config.connections.iter().find(|c| c.name == name);
+    let children = connection
+        .into_iter()
+        .flat_map(|c| &c.children)
+        .filter(|c| c.start);
+    let missing = children.filter(|child| !is_up_or_coming(sa, &child.name));
+    missing.map(|child| child.name.clone()).collect()
+}
+
 fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
     let installed = |phase| matches!(phase, ChildPhase::Installed | ChildPhase::AwaitsSwitch { .. });
     let up = sa

@@ -5,6 +5,7 @@ use crate::auth::pattern::IdPattern;
 use crate::auth::{LocalAuth, RemoteAuth};
 use crate::pool::Pool;
 use crate::proposal::Proposal;
+use ike_wire::{Notify, NotifyType};
 use model::{MemberId, SaMode, SecretBytes, TrafficSelector};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -22,6 +23,16 @@ pub struct EngineConfig {
     pub connections: Vec<Connection>,
     /// Cookies and limits for peers that are not authenticated yet.
     pub endpoint: EndpointConfig,
+}
+
+impl EngineConfig {
+    /// What a peer is told whom no connection suits. The name of another one may lead there by now: a refusal would be the last word,
+    /// and without one the peer asks again.
+    pub(crate) fn refusal(&self, local: IpAddr, remote: IpAddr) -> Option<Notify> {
+        let may_come = |c: &Connection| c.remotes_by_name && c.takes_local(local) && !c.takes_remote(remote);
+        let waits = self.connections.iter().any(may_come);
+        (!waits).then_some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN))
+    }
 }
 
 /// Protection against floods of first messages (RFC 7296 2.6).
@@ -98,8 +109,11 @@ pub struct Connection {
     pub local: IpAddr,
     /// Further addresses of ours, between which an initiator may change while it is up (RFC 4555); empty: it stays with `local`.
     pub further_locals: Vec<IpAddr>,
-    /// The peer's addresses; empty: any (then it cannot be initiated). The first one is initiated to unless the agent names another.
+    /// The peer's addresses; empty: any (then it cannot be initiated), or with `remotes_by_name` none yet. The first one is initiated to
+    /// unless the agent names another.
     pub remotes: Vec<IpAddr>,
+    /// Some of `remotes` come of names, which may lead elsewhere at any time ([`crate::Input::Remotes`]).
+    pub remotes_by_name: bool,
     /// Our identity.
     pub local_id: Identity,
     /// The peer's identity; `None`: see `remote_pattern`.
@@ -179,6 +193,7 @@ impl Connection {
             local,
             further_locals: Vec::new(),
             remotes: Vec::new(),
+            remotes_by_name: false,
             local_id,
             remote_id: None,
             remote_pattern: None,
@@ -213,6 +228,21 @@ impl Connection {
             dns_domains: Vec::new(),
             remote_port: 500,
         }
+    }
+
+    /// Whether it is meant for these addresses.
+    pub(crate) fn takes(&self, local: IpAddr, remote: IpAddr) -> bool {
+        self.takes_local(local) && self.takes_remote(remote)
+    }
+
+    fn takes_local(&self, local: IpAddr) -> bool {
+        self.local.is_unspecified() || self.local == local
+    }
+
+    fn takes_remote(&self, remote: IpAddr) -> bool {
+        let any = self.remotes.is_empty() && !self.remotes_by_name;
+        let is_it = |address: &IpAddr| address.is_unspecified() || *address == remote;
+        any || self.remotes.iter().any(is_it)
     }
 
     pub(crate) fn child(&self, name: &str) -> Option<&ChildConfig> {

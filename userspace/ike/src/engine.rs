@@ -163,6 +163,12 @@ impl Engine {
                 self.now = now;
                 self.run(around, |engine, ctx| computed(ctx, &mut engine.endpoint, done));
             }
+            Input::Remotes { connection, remotes } => {
+                let known = self.config.connections.iter_mut();
+                for of in known.filter(|of| of.name == connection) {
+                    of.remotes.clone_from(&remotes);
+                }
+            }
             Input::Command { now, command } => {
                 self.now = now;
                 self.run(around, |_, ctx| crate::command::run(ctx, command));
@@ -304,6 +310,11 @@ impl Engine {
     /// How far a connection is.
     pub fn connection_phase(&self, name: &str) -> ConnectionPhase {
         crate::command::connection_phase(&self.config, &self.table, name)
+    }
+
+    /// Children that come up with a connection which is up, and are neither up nor on their way.
+    pub fn missing_children(&self, name: &str) -> Vec<String> {
+        crate::command::missing_children(&self.config, &self.table, name)
     }
 
     /// What was agreed with the peer of a connection that is up: of the IKE SA that new children go to.

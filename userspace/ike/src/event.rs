@@ -19,6 +19,8 @@ pub enum EventKind {
     ChildRekeyed,
     /// A Child SA is gone.
     ChildDown,
+    /// The peer deleted a Child SA that nothing replaces, and the IKE SA stays.
+    ChildClosed,
     /// A Child SA could not be made.
     ChildFailed,
     /// One side could not prove who it is.
@@ -80,6 +82,7 @@ impl EventKind {
             Self::ChildUp => "child_up",
             Self::ChildRekeyed => "child_rekeyed",
             Self::ChildDown => "child_down",
+            Self::ChildClosed => "child_closed",
             Self::ChildFailed => "child_failed",
             Self::AuthFailed => "auth_failed",
             Self::NoProposal => "no_proposal",
@@ -118,6 +121,7 @@ impl EventKind {
                 | Self::ChildUp
                 | Self::ChildRekeyed
                 | Self::ChildDown
+                | Self::ChildClosed
                 | Self::InitialContact
                 | Self::Resumed
                 | Self::MessageIdsSynched
@@ -145,6 +149,8 @@ pub struct Event {
     pub ike_spi: Option<IkeSpi>,
     /// Our inbound SPI, where it is about a Child SA.
     pub spi_in: Option<EspSpi>,
+    /// Name of the child, where one comes up or goes down.
+    pub child: Option<String>,
     /// Whether it is about an IKE SA that was up, and not only being set up.
     pub was_up: bool,
     /// Cause, and what to do about it.

@@ -54,6 +54,14 @@ pub enum Input<'a> {
         /// What [`ComputeRequest::run`] gave.
         computed: Computed,
     },
+    /// The names of a connection's peer lead to these addresses now. IKE SAs that are up stay where they are: a peer that has moved
+    /// falls silent, or says so itself (RFC 4555).
+    Remotes {
+        /// Name of the connection; one that the engine does not know is ignored.
+        connection: &'a str,
+        /// As [`crate::Connection::remotes`].
+        remotes: Vec<IpAddr>,
+    },
     /// The operator or the agent wants something.
     Command {
         /// The time.

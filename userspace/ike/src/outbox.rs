@@ -74,6 +74,20 @@ impl Context<'_> {
         self.child_event(sa, None, kind, text);
     }
 
+    /// Reports that a Child SA came or went.
+    pub fn named_child_event(
+        &mut self,
+        sa: &IkeSa,
+        (child, spi_in): (&str, EspSpi),
+        kind: EventKind,
+        text: impl Into<String>,
+    ) {
+        self.child_event(sa, Some(spi_in), kind, text);
+        if let Some(event) = self.out.events.last_mut() {
+            event.child = Some(child.to_owned());
+        }
+    }
+
     /// Reports something about a Child SA.
     pub fn child_event(
         &mut self,
@@ -89,6 +103,7 @@ impl Context<'_> {
             peer: Some(sa.path.remote),
             ike_spi: Some(sa.spi),
             spi_in,
+            child: None,
             was_up: sa.was_up(),
             text: text.into(),
         });
@@ -109,6 +124,7 @@ impl Context<'_> {
             peer,
             ike_spi: None,
             spi_in: None,
+            child: None,
             was_up: false,
             text: text.into(),
         });

@@ -105,3 +105,108 @@ fn other_times_hold_without_a_message_once_the_timers_are_started_anew() {
     assert!(world.only(A).next_send >= sent + 2, "it looks after its peer");
     assert_eq!(world.only(A).spi, spi);
 }
+
+/// A first message of B is dropped while B's name leads elsewhere, and its repetition answered once it leads to B.
+#[test]
+fn a_peer_by_name_is_known_by_the_addresses_that_the_name_leads_to() {
+    let mut world = World::with(6, |side, connection| {
+        if side == A {
+            connection.remotes.clear();
+            connection.remotes_by_name = true;
+        }
+    });
+    let lead = |world: &mut World, remotes: &[&str]| {
+        let remotes = remotes.iter().map(|text| text.parse().unwrap()).collect();
+        let side = &mut world.sides[A];
+        let connection = "t";
+        let input = ike::Input::Remotes { connection, remotes };
+        side.engine.handle(input, &mut side.around);
+    };
+    world.initiate(A);
+    assert!(
+        world
+            .event(A, EventKind::CommandFailed)
+            .text
+            .contains("no address yet"),
+        "it leads nowhere yet"
+    );
+    lead(&mut world, &["198.51.100.99"]);
+    world.initiate(B);
+    world.settle();
+    assert!(world.has_event(A, EventKind::NoConnection));
+    assert!(
+        !world.has_event(B, EventKind::NoProposal) && world.net.is_empty(),
+        "a refusal would be final"
+    );
+    assert_eq!(
+        world.sides[B].engine.connection_phase("t"),
+        ConnectionPhase::Connecting
+    );
+    lead(&mut world, &["198.51.100.99", "198.51.100.1"]);
+    world.pass(Duration::from_secs(3));
+    world.settle();
+    world.assert_up(1);
+
+    // The IKE SA stays when the name leads elsewhere; the next one goes there.
+    lead(&mut world, &["203.0.113.77"]);
+    world.settle();
+    world.assert_up(1);
+    let connection = "t".to_owned();
+    let remote = "198.51.100.1".parse().unwrap();
+    world.command(
+        A,
+        Command::Terminate {
+            connection: connection.clone(),
+        },
+    );
+    world.settle();
+    world.command(A, Command::InitiateTo { connection, remote });
+    assert!(
+        world.has_event(A, EventKind::CommandFailed),
+        "that is none of its addresses any more"
+    );
+    world.initiate(A);
+    assert_eq!(
+        world.net.front().map(|packet| packet.local.ip()),
+        Some("203.0.113.77".parse().unwrap())
+    );
+}
+
+#[test]
+fn a_child_that_the_peer_ends_is_told_apart_from_one_that_it_replaces() {
+    let mut world = World::new(7);
+    world.initiate(A);
+    world.settle();
+    let child = |world: &World, side: usize| world.only(side).children[0].spi_in;
+    let spi_in = child(&world, B);
+    world.command(B, Command::RekeyChild { spi_in });
+    world.settle();
+    assert_ne!(child(&world, B), spi_in);
+    assert!(
+        !world.has_event(A, EventKind::ChildClosed) && world.sides[A].engine.missing_children("t").is_empty(),
+        "it was replaced"
+    );
+    let spi_in = child(&world, B);
+    world.command(B, Command::DeleteChild { spi_in });
+    world.settle();
+    let closed = world.event(A, EventKind::ChildClosed);
+    assert_eq!(closed.child.as_deref(), Some("c"));
+    assert!(!world.has_event(A, EventKind::PeerClosed), "the IKE SA stays");
+    assert!(!world.has_event(B, EventKind::ChildClosed), "it was its own wish");
+    assert_eq!(world.sides[A].engine.missing_children("t"), ["c"]);
+
+    let (connection, child) = ("t".to_owned(), "c".to_owned());
+    world.command(A, Command::CreateChild { connection, child });
+    assert!(
+        world.sides[A].engine.missing_children("t").is_empty(),
+        "it is on its way"
+    );
+    world.settle();
+    world.assert_up(1);
+    let up = world.sides[A]
+        .events
+        .iter()
+        .rev()
+        .find(|e| e.kind == EventKind::ChildUp);
+    assert_eq!(up.and_then(|e| e.child.as_deref()), Some("c"));
+}

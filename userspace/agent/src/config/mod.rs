@@ -14,6 +14,7 @@ mod read_dial;
 mod read_policy;
 mod read_pools;
 mod reader;
+mod remote;
 mod selector;
 
 pub(crate) use selector::prefixes;
@@ -31,6 +32,7 @@ use sad::{Handling, PolicyAction};
 
 pub use auth::{AuthKind, AuthorityFiles, CertificateFiles, KeySource, TokenKeyConfig};
 pub use reader::Problem;
+pub use remote::Remote;
 
 /// What the owner does when its standby is gone (design: pair engine).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -383,8 +385,8 @@ pub struct ConnectionConfig {
     pub local: IpAddr,
     /// Further ones, which it may change to while it is up (RFC 4555), where we initiate it.
     pub further_locals: Vec<IpAddr>,
-    /// The peer's addresses, in the order in which they are tried; empty for any.
-    pub remotes: Vec<IpAddr>,
+    /// Where the peer is, in the order in which it is tried; empty for anywhere.
+    pub remotes: Vec<Remote>,
     /// How we prove who we are.
     pub local_auth: AuthKind,
     /// How the peer has to.
@@ -561,13 +563,10 @@ impl Config {
             .filter(|m| m.id != self.cluster.member)
     }
 
-    /// Addresses of peers, each once.
+    /// Addresses of peers, each once; those that have names not among them.
     pub fn peers(&self) -> std::collections::BTreeSet<IpAddr> {
-        self.connections
-            .iter()
-            .flat_map(|c| &c.remotes)
-            .copied()
-            .collect()
+        let remotes = self.connections.iter().flat_map(|c| &c.remotes);
+        remotes.filter_map(Remote::address).collect()
     }
 
     /// Whether any address or selector is IPv6.

@@ -15,7 +15,7 @@ use super::read_policy::Path as PathRules;
 use super::reader::{At, Problem, Problems, Reader};
 use super::{
     AddressConfig, AttachMode, ClusterConfig, Config, ConnectionConfig, ControlConfig, DataPlaneConfig,
-    InterfaceConfig, PolicyConfig, PoolConfig, PpkConfig, selector,
+    InterfaceConfig, PolicyConfig, PoolConfig, PpkConfig, Remote, selector,
 };
 
 pub(super) const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -378,7 +378,7 @@ impl Context<'_> {
         let mut locals = self.locals(&mut t, addresses).into_iter();
         let local = locals.next();
         let remotes = self.remotes(&mut t);
-        let remote = remotes.as_ref().and_then(|all| all.first().copied());
+        let remote = remotes.iter().flatten().find_map(Remote::address);
         if let (Some(local), Some(remote)) = (&local, remote)
             && local.value.is_ipv4() != remote.is_ipv4()
         {

@@ -139,7 +139,7 @@ mod tests {
     fn transport_mode_is_between_the_two_addresses_of_the_connection() {
         let example = Config::read_without_files(EXAMPLE, Path::new("/etc/espalier"));
         let connection = &example.ok().unwrap().connections[0];
-        let (local, remote) = (connection.local, connection.remotes[0]);
+        let (local, remote) = (connection.local, connection.remotes[0].address().unwrap());
         assert_eq!(connection.children[0].mode, SaMode::Tunnel);
         assert!(!format!("{:?}", connection.children[0]).contains("mode"));
 
@@ -174,6 +174,11 @@ mod tests {
         );
         let problem = read("mode = \"transport\"\n", "any").unwrap_err();
         assert!(problem.contains("the peer's is not known"), "{problem}");
+        let problem = read("mode = \"transport\"\n", "gw.example").unwrap_err();
+        assert!(
+            problem.contains("the peer's is not known"),
+            "a name leads elsewhere: {problem}"
+        );
         let problem = read(&format!("{SELECTORS}mode = \"beet\"\n"), &remote.to_string()).unwrap_err();
         assert!(problem.contains("mode"), "{problem}");
     }

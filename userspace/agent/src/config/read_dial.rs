@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::read::{Context, MS, SECOND, is_unicast};
 use super::reader::{At, Reader};
-use super::{AddressConfig, AfterLoss, Dial, Retry, Start};
+use super::{AddressConfig, AfterLoss, Dial, Remote, Retry, Start};
 
 const DAY: Duration = Duration::from_secs(86_400);
-/// Addresses of one peer.
+/// Addresses and names of one peer.
 const REMOTES_MAX: usize = 8;
 
 /// After a loss the connection is again what `start` makes of it.
@@ -61,9 +61,9 @@ impl Context<'_> {
         locals
     }
 
-    /// The peer's addresses, in the order in which they are tried; `Some` of an empty list: any.
-    pub(super) fn remotes(&self, t: &mut Reader<'_>) -> Option<Vec<IpAddr>> {
-        const HINT: &str = "the peer's address, a list of its addresses, or remote = \"any\"";
+    /// Where the peer is, in the order in which it is tried; `Some` of an empty list: anywhere.
+    pub(super) fn remotes(&self, t: &mut Reader<'_>) -> Option<Vec<Remote>> {
+        const HINT: &str = "the peer's address or name, a list of them, or remote = \"any\"";
         if !t.has("remote") {
             t.missing("remote", HINT);
             return None;
@@ -76,21 +76,25 @@ impl Context<'_> {
         }
         let mut remotes = Vec::new();
         for text in &list.value {
-            match text.value.parse::<IpAddr>() {
-                Ok(address) if is_unicast(address) && !remotes.contains(&address) => remotes.push(address),
-                Ok(address) if remotes.contains(&address) => self.problems.add(
+            let usable = |remote: &Remote| remote.address().is_none_or(is_unicast);
+            match Remote::parse(&text.value).filter(usable) {
+                Some(remote) if remotes.contains(&remote) => self.problems.add(
                     text.span.clone(),
-                    format!("remote {address} is there twice"),
+                    format!("remote {remote} is there twice"),
                     "name each address once, the one to try first in front",
                 ),
-                _ => self.problems.add(
+                Some(remote) => remotes.push(remote),
+                None => self.problems.add(
                     text.span.clone(),
-                    format!("remote '{}' is no address of a host", text.value),
-                    "give an address, several in the order in which they are to be tried, or \"any\"",
+                    format!("remote '{}' is no address and no name of a host", text.value),
+                    "give an address or a name, several in the order in which they are to be tried, or \"any\"",
                 ),
             }
         }
-        let families = |v4: bool| remotes.iter().any(|address| address.is_ipv4() == v4);
+        let families = |v4: bool| {
+            let mut addresses = remotes.iter().filter_map(Remote::address);
+            addresses.any(|address| address.is_ipv4() == v4)
+        };
         if families(true) && families(false) {
             self.problems.add(
                 list.span.clone(),
@@ -108,8 +112,8 @@ impl Context<'_> {
         (!remotes.is_empty()).then_some(remotes)
     }
 
-    /// Who begins and how often, what is done after a loss. `remotes`: the peer's addresses, where they could be read.
-    pub(super) fn dial(&self, t: &mut Reader<'_>, remotes: Option<&[IpAddr]>) -> Dial {
+    /// Who begins and how often, what is done after a loss. `remotes`: where the peer is, where that could be read.
+    pub(super) fn dial(&self, t: &mut Reader<'_>, remotes: Option<&[Remote]>) -> Dial {
         let nowhere = remotes.is_some_and(<[_]>::is_empty);
         let words = [
             ("initiate", Start::Initiate),
@@ -204,6 +208,15 @@ mod tests {
         let several = read(REMOTE, "remote = [\"203.0.113.10\", \"203.0.113.11\"]").unwrap();
         assert_eq!(several.remotes.len(), 2);
         assert_eq!(read(REMOTE, "remote = \"any\"").unwrap().remotes.len(), 0);
+        let named = read(REMOTE, "remote = [\"Gw.example\", \"203.0.113.11\"]").unwrap();
+        assert_eq!(
+            named.remotes,
+            [
+                Remote::Name("gw.example".to_owned()),
+                Remote::Address([203, 0, 113, 11].into())
+            ]
+        );
+        assert_eq!(named.dial.start, Start::Passive, "as the example says");
         for (text, want) in [
             (
                 "remote = [\"203.0.113.10\", \"2001:db8::1\"]",
@@ -213,6 +226,14 @@ mod tests {
             (
                 "remote = [\"203.0.113.10\", \"any\"]",
                 "remote 'any' is no address",
+            ),
+            (
+                "remote = \"10.1.2.300\"",
+                "remote '10.1.2.300' is no address and no name",
+            ),
+            (
+                "remote = [\"gw.example\", \"GW.example.\"]",
+                "remote gw.example is there twice",
             ),
             ("remote = []", "names 0 addresses"),
             ("", "has no 'remote'"),

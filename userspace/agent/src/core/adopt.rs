@@ -33,6 +33,7 @@ impl Core {
         group.resumed = true;
         // Connections that are down are initiated at once.
         self.redial.clear();
+        self.inherit_fates(id);
         self.adopt_turn(began);
         self.begin_suspects(id);
     }

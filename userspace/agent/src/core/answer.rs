@@ -108,7 +108,7 @@ impl Core {
             Request::StartOver(wish, answer) => self.start_over(&wish, answer),
             Request::Rekey(wish, answer) => self.rekey(&wish, answer),
             Request::Liveness(wish, answer) => self.liveness(&wish.connection, answer),
-            Request::Connection(wish, answer) => self.connection_wish(&wish, answer),
+            Request::Connection(wish, answer) => self.connection_wish(wish, answer),
             Request::Reload(wish, answer) => self.reload(&wish, answer),
             Request::Redirect(wish, answer) => self.redirect(&wish, answer),
             Request::ReloadPki(answer) => {
@@ -312,14 +312,7 @@ impl Core {
         ConnectionStatus {
             name: config.name.clone(),
             state: state.to_owned(),
-            remote: match config.remotes.as_slice() {
-                [] => "any".to_owned(),
-                remotes => remotes
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            },
+            remote: self.remote_text(config),
             retry: self.retry_status(&config.name),
             children,
             agreed: self.engine.agreed(&config.name).map(words).unwrap_or_default(),

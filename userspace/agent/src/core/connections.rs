@@ -9,11 +9,22 @@ use super::Core;
 use super::around::segment_of_name;
 use super::orders::{Goal, Part};
 use crate::api::{ConnectionRequest, RedirectRequest};
+use crate::clock;
 use crate::control::Outcome;
 
 impl Core {
-    /// `espalier connection start` and `stop`.
-    pub(super) fn connection_wish(&mut self, wish: &ConnectionRequest, answer: oneshot::Sender<Outcome>) {
+    /// `espalier connection start` and `stop`. A start waits until the peer's names have been looked up.
+    pub(super) fn connection_wish(&mut self, wish: ConnectionRequest, answer: oneshot::Sender<Outcome>) {
+        let config = self.config.connections.iter().find(|c| c.name == wish.connection);
+        match config.cloned().filter(|_| wish.start) {
+            Some(config) if !self.names.are_known(&config, clock::now()) => {
+                self.names.wait_order(wish, answer);
+            }
+            _ => self.connection_order(&wish, answer),
+        }
+    }
+
+    pub(super) fn connection_order(&mut self, wish: &ConnectionRequest, answer: oneshot::Sender<Outcome>) {
         match self.connection_parts(wish) {
             Ok((part, command)) => {
                 let name = &wish.connection;
@@ -21,6 +32,7 @@ impl Core {
                     self.stopped.remove(name);
                     self.redial.remove(name);
                     self.wanted.remove(name);
+                    self.children.forget(name);
                 } else {
                     self.stopped.insert(name.clone());
                 }
@@ -52,6 +64,7 @@ impl Core {
                     "its peer has no address in the configuration, so only the peer can start it".to_owned(),
                 );
             }
+            true if self.names.addresses(config).is_empty() => return Err(self.names.why_nowhere(config)),
             true => Command::Initiate {
                 connection: name.clone(),
             },
@@ -69,8 +82,8 @@ impl Core {
             true => Goal::Up(segment),
             false => Goal::Down(segment),
         };
-        let remote = config
-            .remotes
+        let known = self.names.addresses(config);
+        let remote = known
             .first()
             .copied()
             .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));

@@ -11,7 +11,7 @@ use model::{MemberId, SecretBytes};
 use sad::{Handling, Policy, PolicyAction};
 use zeroize::Zeroizing;
 
-use crate::config::{AfterLoss, AuthKind, Config, ConnectionConfig, PerResource, PoolConfig};
+use crate::config::{AfterLoss, AuthKind, Config, ConnectionConfig, PerResource, PoolConfig, Remote};
 use crate::credentials;
 use crate::credentials::signer::Keys;
 use crate::credentials::tls::Settings;
@@ -62,7 +62,8 @@ fn connection(
         .transpose()?;
     let local_id = credentials::own_id(config.local_id.as_deref(), own.as_ref().map(|own| &own.facts))?;
     let mut c = Connection::new(&config.name, config.local, local_id, psk.unwrap_or_default());
-    c.remotes.clone_from(&config.remotes);
+    c.remotes = config.remotes.iter().filter_map(Remote::address).collect();
+    c.remotes_by_name = config.remotes.iter().any(|remote| remote.name().is_some());
     (c.remote_id, c.remote_pattern) = credentials::remote_id(config)?;
     let trust = config.authorities.as_ref().map(credentials::trust).transpose()?;
     let trust = trust.map(Arc::new);

@@ -58,7 +58,7 @@ pub struct Redial {
 
 /// The pause after so many rounds over the peer's addresses (from 1 on), made up to a quarter shorter or longer by `random`, so
 /// that many connections which were lost together do not come back together.
-fn pause(retry: Retry, rounds: u32, random: u32) -> Duration {
+pub fn pause(retry: Retry, rounds: u32, random: u32) -> Duration {
     let doubled = retry.first.saturating_mul(1 << rounds.saturating_sub(1).min(16));
     let pause = doubled.min(retry.most);
     pause.mul_f64(0.75 + 0.5 * f64::from(random) / f64::from(u32::MAX))
@@ -70,9 +70,9 @@ impl Redial {
         remotes.get(self.attempts as usize % remotes.len().max(1))
     }
 
-    /// The pause that is due now: none within a round over the addresses.
-    fn pause(&self, config: &ConnectionConfig) -> Duration {
-        let addresses = (config.remotes.len() as u32).max(1);
+    /// The pause that is due now: none within a round over so many addresses.
+    fn pause(&self, config: &ConnectionConfig, addresses: usize) -> Duration {
+        let addresses = (addresses as u32).max(1);
         if !self.attempts.is_multiple_of(addresses) {
             return Duration::ZERO;
         }
@@ -101,7 +101,7 @@ impl Core {
         self.config.connections.iter().find(|c| c.name == name)
     }
 
-    fn wanted(&self, config: &ConnectionConfig) -> Wanted {
+    pub(super) fn wanted(&self, config: &ConnectionConfig) -> Wanted {
         if self.stopped.contains(&config.name) {
             return Wanted::Rest;
         }
@@ -111,6 +111,7 @@ impl Core {
 
     /// Initiates what is to be up and is not, with growing pauses.
     pub(super) fn redial(&mut self, now: Instant) {
+        self.children_turn(now);
         let wanted = self
             .config
             .connections
@@ -134,20 +135,27 @@ impl Core {
         };
         if self.engine.connection_phase(name) != ConnectionPhase::Down {
             // What is missing are children.
-            let connection = name.to_owned();
-            return self.engine_command(Command::Initiate { connection });
+            return self.ask_for_children(name);
         }
         let mut redial = self.redial.get(name).cloned().unwrap_or_default();
-        let Some(remote) = redial.next(&config.remotes).copied() else {
-            return;
-        };
-        if now < redial.not_before {
+        if config.remotes.is_empty() || now < redial.not_before {
             return;
         }
+        let config = config.clone();
+        if !self.names.are_known(&config, now) {
+            return self.names.wait(name);
+        }
+        let remotes = self.names.addresses(&config);
+        let remote = redial.next(&remotes).copied();
         redial.attempts = redial.attempts.saturating_add(1);
-        redial.not_before = now + redial.pause(config);
-        redial.remote = Some(remote);
+        redial.not_before = now + redial.pause(&config, remotes.len());
+        redial.remote = remote;
         self.redial.insert(name.to_owned(), redial);
+        let Some(remote) = remote else {
+            let why = self.names.why_nowhere(&config);
+            self.reasons.insert(name.to_owned(), why);
+            return;
+        };
         let connection = name.to_owned();
         self.engine_command(Command::InitiateTo { connection, remote });
     }
@@ -194,6 +202,12 @@ impl Core {
                 self.redial.remove(name);
                 self.reasons.remove(name);
                 self.wanted.remove(name);
+                self.children.forget(name);
+            }
+            EventKind::ChildUp => {
+                if let Some(child) = &event.child {
+                    self.children.up(name, child);
+                }
             }
             kind if kind.is_warning() || kind == EventKind::IkeSaDown => {
                 self.reasons.insert(name.clone(), event.text.clone());
@@ -204,13 +218,19 @@ impl Core {
             return;
         };
         let dial = config.dial;
+        if let (EventKind::ChildClosed, Some(child), false) =
+            (event.kind, &event.child, config.remotes.is_empty())
+        {
+            return self.children.closed(name, child, dial.close_action.into());
+        }
         let after = match event.kind {
             EventKind::PeerSilent if event.was_up => dial.dpd_action,
             EventKind::PeerClosed => dial.close_action,
             EventKind::IkeSaDown if !event.was_up => {
                 // The pause counts from the end of the attempt, however long that took.
+                let addresses = self.names.addresses(config).len();
                 if let Some(redial) = self.redial.get_mut(name) {
-                    let pause = redial.pause(config);
+                    let pause = redial.pause(config, addresses);
                     redial.not_before = redial.not_before.max(clock::now() + pause);
                 }
                 return;
@@ -233,7 +253,7 @@ impl Core {
             attempts: redial.attempts,
             last_remote: redial.remote.map(|a| a.to_string()),
             next_remote: redial
-                .next(&config.remotes)
+                .next(&self.names.addresses(config))
                 .filter(|_| waits)
                 .map(|a| a.to_string()),
             next_in_ms: waits.then(|| redial.not_before.since(now).as_millis() as u64),

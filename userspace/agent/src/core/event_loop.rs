@@ -213,6 +213,7 @@ async fn event_loop(
                     core.computed(computed);
                 }
             }
+            Some(answer) = io.named.recv() => core.name_answered(answer),
             Some(event) = io.network.recv() => core.net_event(&event),
             ready = events.readable() => {
                 if let Ok(mut ready) = ready { ready.clear_ready(); }

@@ -3,9 +3,9 @@
 use cluster::{Input, Link, Output, RaiseItem};
 use model::{ChildSaChange, Epoch, EspSpi, GroupId, MemberId};
 use sad::{Context, Direction, LimitRaise, NamedLimits};
-use serde::Serialize;
 
 use super::entry::{self, DecodeError, EntryChange};
+use super::lost::Told;
 use super::{Core, NotApplied};
 use crate::clock;
 use crate::net::ports::{Macs, second_hop};
@@ -14,28 +14,38 @@ use crate::synch::{LinkId, SynchEvent};
 use maps_schema::steer::MAX_PORTS;
 
 /// What a member tells the other about itself, in its hello.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// MAC addresses of its interfaces.
     pub macs: Macs,
     /// Names of the cluster secrets that it knows, the one in use first. Releases that know one secret only do not say it, and
     /// do not read it.
     pub secrets: Vec<SecretId>,
+    /// What losses have made of connections. Said only where there is something to say: releases before do not read it.
+    pub fates: Told,
 }
 
 impl Facts {
     pub fn encode(&self) -> Vec<u8> {
         // Growing a vector cannot fail, and plain data has a postcard form.
-        postcard::to_stdvec(self).expect("serialises")
+        let octets = postcard::to_stdvec(&(&self.macs, &self.secrets)).expect("serialises");
+        match self.fates.is_empty() {
+            true => octets,
+            false => postcard::to_extend(&self.fates, octets).expect("serialises"),
+        }
     }
 
     fn decode(octets: &[u8]) -> Result<Self, postcard::Error> {
         let (macs, rest) = postcard::take_from_bytes(octets)?;
-        let secrets = match rest {
-            [] => Vec::new(),
+        let (secrets, rest) = match rest {
+            [] => (Vec::new(), rest),
+            rest => postcard::take_from_bytes(rest)?,
+        };
+        let fates = match rest {
+            [] => Told::new(),
             rest => postcard::from_bytes(rest)?,
         };
-        Ok(Self { macs, secrets })
+        Ok(Self { macs, secrets, fates })
     }
 }
 
@@ -442,11 +452,12 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lost::Fate;
     use super::*;
 
     #[test]
     fn a_release_that_knows_one_secret_only_reads_the_facts_of_one_that_knows_more_and_the_other_way_round() {
-        #[derive(Serialize, serde::Deserialize)]
+        #[derive(serde::Serialize, serde::Deserialize)]
         struct Before {
             macs: Macs,
         }
@@ -458,9 +469,19 @@ mod tests {
         crate::pki::init(&dir, "lab", 1).unwrap();
         let secrets = crate::pki::Secrets::load(&dir).unwrap().ids();
         std::fs::remove_dir_all(&dir).unwrap();
-        let facts = Facts { macs, secrets };
+        let mut facts = Facts {
+            macs,
+            secrets,
+            fates: Told::new(),
+        };
         let octets = facts.encode();
         assert_eq!(Facts::decode(&octets).unwrap(), facts);
+        // The release before reads the secrets and nothing behind them.
+        facts.fates = Told::from([(7, Fate::Rest), (9, Fate::Stopped)]);
+        let longer = facts.encode();
+        assert_eq!(longer[..octets.len()], octets);
+        assert_eq!(Facts::decode(&longer).unwrap(), facts);
+        assert!(Facts::decode(&longer[..longer.len() - 1]).is_err());
         assert_eq!(postcard::from_bytes::<Before>(&octets).unwrap().macs, facts.macs);
         assert!(Facts::decode(&octets[..octets.len() - 1]).is_err());
     }

@@ -6,6 +6,7 @@ mod answer;
 mod around;
 mod capabilities;
 mod certificates;
+mod children;
 mod command;
 mod connections;
 pub(crate) mod convert;
@@ -22,7 +23,9 @@ mod health;
 mod held;
 mod keep;
 mod limits;
+mod lost;
 mod member;
+mod names;
 mod orders;
 mod owner;
 mod path;
@@ -158,6 +161,12 @@ struct Core {
     redial: HashMap<String, dial::Redial>,
     /// Connections that are to be something else than their `start` says, since they were lost.
     wanted: HashMap<String, dial::Wanted>,
+    /// Children that are missing while their connection is up.
+    children: children::Children,
+    /// What of these the other members were told last.
+    told: lost::Told,
+    /// What the names of peers lead to.
+    names: names::Names,
     reload: reload::Reload,
     /// Connections that an operator has stopped on this member: they are not initiated by themselves.
     stopped: BTreeSet<String>,
@@ -465,6 +474,10 @@ impl Core {
             return;
         }
         self.dial_event(event);
+        use EventKind::{AuthFailed, NoConnection, NoProposal};
+        if matches!(event.kind, NoConnection | NoProposal | AuthFailed) {
+            self.stranger();
+        }
         if event.kind == EventKind::InitialContact
             && let Some(spi) = event.ike_spi
             && let Some(sa) = self.engine.status_of(spi)
@@ -566,6 +579,8 @@ impl Core {
         self.held.expire(now);
         self.forget_settled_forks();
         self.slow.counts[6] += std::mem::take(&mut self.held.given_up);
+        self.names_turn(now);
+        self.tell_fates();
         if !self.groups.owns_any() {
             return;
         }

@@ -281,6 +281,7 @@ mod tests {
             peer: Some("192.0.2.9:500".parse().unwrap()),
             ike_spi: None,
             spi_in,
+            child: None,
             was_up: true,
             text: "what happened".to_owned(),
         }

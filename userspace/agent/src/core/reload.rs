@@ -17,14 +17,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::Core;
 use super::certificates::Certificates;
 use super::convert::{self, Made};
-use super::member::Facts;
 use super::secrets::{self, Policies};
 use crate::api::{ConfigChange, ReloadReport, ReloadRequest};
 use crate::clock;
 use crate::config::Config;
 use crate::config::diff::{self, Difference, Effect, Files};
 use crate::net::{self, sysctl};
-use crate::pki::Secrets;
+use crate::pki::{SecretId, Secrets};
 
 /// SAs are deleted, or get other timers, for this long before the core does something else.
 const TURN: Duration = Duration::from_millis(2);
@@ -44,6 +43,8 @@ struct Taken {
 
 /// What was made of a file, ready to be used.
 pub struct Prepared {
+    /// The cluster secrets that it was made with.
+    secrets: Vec<SecretId>,
     config: Config,
     made: Made,
     policies: Policies,
@@ -126,6 +127,15 @@ impl Reload {
         self.peers.subscribe()
     }
 
+    /// They are at these now.
+    pub fn follow_peers(&self, peers: Vec<IpAddr>) {
+        self.peers.send_if_modified(|known| {
+            let other = *known != peers;
+            *known = peers;
+            other
+        });
+    }
+
     /// Whether SAs wait for their turn.
     pub fn is_busy(&self) -> bool {
         !self.work.is_empty()
@@ -172,6 +182,7 @@ fn prepare(file: &Path, running: Config, taken: Taken, cpus: u32, known: &Secret
     let mut now_taken = taken.table;
     diff::take_over(&mut now_taken, &table);
     Ok(Prepared {
+        secrets: known.ids(),
         config,
         made,
         policies,
@@ -269,6 +280,10 @@ impl Core {
         };
         self.reload.under_way = false;
         let prepared = match prepared {
+            // The cluster secret was replaced meanwhile: tokens, tickets and digests would be of the one before.
+            Ok(prepared) if prepared.secrets != self.secrets.ids() => {
+                return self.begin_reload(dry_run, answer);
+            }
             Ok(prepared) => prepared,
             Err(why) => return self.refuse_reload(&why, dry_run, answer),
         };
@@ -294,6 +309,7 @@ impl Core {
     /// Everything, or nothing.
     fn take_configuration(&mut self, prepared: Prepared) -> Result<String, String> {
         let Prepared {
+            secrets: _,
             config,
             made,
             policies,
@@ -317,12 +333,7 @@ impl Core {
         self.signer.replace(made.keys, made.tls);
         self.certificates = Certificates::new(made.certificates);
         self.policies = policies;
-        let shared = self.policies.shared(&self.secrets);
-        let facts = Facts {
-            macs: self.ports.macs(),
-            secrets: self.secrets.ids(),
-        };
-        self.node.share(shared, facts.encode());
+        self.share();
         self.settle();
         self.follow_routes(&before);
         let sas = self.plan_work(&difference, &before);
@@ -351,9 +362,7 @@ impl Core {
 
     /// Routes of this host, and the ways to the peers.
     fn follow_routes(&mut self, before: &Config) {
-        let peers: Vec<IpAddr> = self.config.peers().into_iter().collect();
-        self.health.watch_peers(&peers);
-        self.reload.peers.send_replace(peers);
+        self.follow_names(None);
         if self.config.carries_v6()
             && !before.carries_v6()
             && let Err(error) = sysctl::prepare_v6()
@@ -401,6 +410,7 @@ impl Core {
             self.reasons.remove(name);
             self.stopped.remove(name);
             self.wanted.remove(name);
+            self.children.forget(name);
         }
         self.reload.removed.extend(gone.iter().cloned());
         let configured = |name: &str| self.config.connections.iter().any(|c| c.name == name);
@@ -424,6 +434,7 @@ impl Core {
             // `start` and its like: what they say holds from now on.
             self.redial.remove(name);
             self.wanted.remove(name);
+            self.children.forget(name);
             let spis = self.engine.spis_of(name).into_iter();
             self.reload.work.extend(spis.map(Work::RestartTimers));
         }
@@ -464,7 +475,8 @@ impl Core {
         count
     }
 
-    /// Another list of addresses needs no other IKE SA where the peer is at one of them.
+    /// Another list of addresses needs no other IKE SA where the peer is at one of them, nor, as long as nobody knows where a name leads,
+    /// where it is there.
     fn is_to_go(&self, name: &str, difference: &Difference) -> bool {
         let of_this = difference
             .changed
@@ -477,10 +489,14 @@ impl Core {
         let (true, Some(config)) = (only_remote, config) else {
             return true;
         };
+        let remotes = self.names.addresses(config);
+        if config.remotes.is_empty() || self.names.lacks_any(config) {
+            return false;
+        }
         let spis = self.engine.spis_of(name);
         let elsewhere = |spi: &IkeSpi| {
             let sa = self.engine.status_of(*spi);
-            sa.is_some_and(|sa| !config.remotes.is_empty() && !config.remotes.contains(&sa.remote.ip()))
+            sa.is_some_and(|sa| !remotes.contains(&sa.remote.ip()))
         };
         spis.iter().any(elsewhere)
     }

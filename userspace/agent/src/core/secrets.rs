@@ -10,7 +10,6 @@ use ike::{EndpointConfig, OtherSecrets};
 use maps_schema::segment::LEGACY_NONE;
 use model::{IkeSpi, Instant, MemberId, SecretBytes, SegmentId};
 
-use super::member::Facts;
 use super::{Core, digest, setup};
 use crate::api::SecretStatus;
 use crate::clock;
@@ -156,12 +155,7 @@ impl Core {
             }
         }
         self.engine.set_secrets(endpoint(&self.secrets));
-        let facts = Facts {
-            macs: self.ports.macs(),
-            secrets: self.secrets.ids(),
-        };
-        let shared = self.policies.shared(&self.secrets);
-        self.node.share(shared, facts.encode());
+        self.share();
         let others = |secret: &Option<ClusterSecret>| secret.as_ref().map(|s| s.id().to_string());
         let mut text = match was == now {
             true => format!("cluster secret {now} stays in use"),

@@ -16,12 +16,14 @@ use tokio::sync::mpsc;
 use tun_rs::AsyncDevice;
 
 use super::certificates::Certificates;
+use super::children::Children;
 use super::command::Wishes;
 use super::groups::Groups;
 use super::guests::MemberSas;
 use super::health::Health;
 use super::keep::{self, Kept, NotTakenUp};
 use super::member::Facts;
+use super::names::Names;
 use super::orders::Orders;
 use super::reload::{self, Reload};
 use super::scan::Scan;
@@ -38,6 +40,7 @@ use crate::events::EventLog;
 use crate::exchange::Computers;
 use crate::net::announce::Announcer;
 use crate::net::ports::Ports;
+use crate::net::resolve::{Answer, Resolver};
 use crate::net::socket::{EspSocket, IKE_PORT, IkeSockets, NAT_T_PORT};
 use crate::net::{self, Interface, sysctl, tun, vlan};
 use crate::pki::Identity;
@@ -63,6 +66,8 @@ pub struct Io {
     pub signed: mpsc::UnboundedReceiver<Done>,
     /// Key exchanges that the engine waits for.
     pub computed: mpsc::UnboundedReceiver<Vec<ike::Computed>>,
+    /// What names of peers lead to.
+    pub named: mpsc::UnboundedReceiver<Answer>,
 }
 
 /// The pins of a data plane whose member does not come up are removed, and with them the programs.
@@ -332,6 +337,7 @@ impl Core {
         let facts = Facts {
             macs: ports.macs(),
             secrets: identity.secrets.ids(),
+            fates: BTreeMap::new(),
         };
         let (told, ownership) = mpsc::channel(256);
         let ownership_engine = engine::start(&config, told)?;
@@ -381,6 +387,8 @@ impl Core {
         }
         pins.keep();
         let (kept_forks, left) = forks::KeptForks::open(&config, &mut log);
+        let (done, named) = mpsc::unbounded_channel();
+        let names = Names::new(&config, Resolver::new(done));
         let guests = MemberSas::new(&config, groups.layout, options.cpus);
         let mut core = Core {
             me: config.cluster.member,
@@ -429,6 +437,9 @@ impl Core {
             acquired: HashMap::new(),
             redial: HashMap::new(),
             wanted: HashMap::new(),
+            children: Children::default(),
+            told: BTreeMap::new(),
+            names,
             reload,
             stopped: BTreeSet::new(),
             reasons: HashMap::new(),
@@ -465,6 +476,7 @@ impl Core {
                 seen,
                 signed,
                 computed,
+                named,
             },
         ))
     }

@@ -7,6 +7,7 @@ pub mod hints;
 pub mod neighbour;
 pub mod own;
 pub mod ports;
+pub mod resolve;
 pub mod socket;
 pub mod sysctl;
 pub mod tun;

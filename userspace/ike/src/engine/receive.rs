@@ -195,6 +195,7 @@ fn admitted(
 ) {
     let header = message.header;
     let mut refused = None;
+    let told = ctx.out.events.len();
     let refusal = match header.exchange {
         ExchangeType::IKE_SESSION_RESUME => match resume::respond(ctx, message, bytes, local, remote) {
             Ok(sa) => return ctx.put_back(sa),
@@ -209,11 +210,18 @@ fn admitted(
                 let work = ctx.take_wanted();
                 return exchange::wait_first(ctx, work, header.spi_i, bytes, local, remote);
             }
-            Err(None) => return,
+            Err(None) => {
+                if !endpoint.may_answer(ctx.now) {
+                    ctx.out.events.truncate(told);
+                }
+                return;
+            }
             Err(Some(notify)) => notify,
         },
     };
     if !endpoint.may_answer(ctx.now) {
+        // A flood of strangers is not told of one by one either: the events would cost more than what they are about.
+        ctx.out.events.truncate(told);
         return;
     }
     if let Some(why) = refused {

@@ -549,7 +549,7 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
     } else {
         EventKind::ChildUp
     };
-    ctx.child_event(sa, Some(agreed.spi_in), kind, text);
+    ctx.named_child_event(sa, (&agreed.name, agreed.spi_in), kind, text);
     sa.dirty = true;
     let mut child = ChildSa {
         name: agreed.name,

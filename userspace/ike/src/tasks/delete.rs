@@ -52,7 +52,12 @@ pub(crate) fn peer_deletes_children(sa: &mut IkeSa, ctx: &mut Context<'_>, spis:
         }
         let child = sa.children.remove(index);
         switch_successor(sa, ctx, spi_in);
-        remove_child(sa, ctx, &child, "deleted by the peer");
+        let was_last = remove_child(sa, ctx, &child, "deleted by the peer");
+        // One of several for a CPU or a member is made again by need.
+        if was_last && child.resource.is_none() && matches!(sa.phase, Phase::Established(_)) {
+            let text = format!("the peer ends child {}", child.name);
+            ctx.named_child_event(sa, (&child.name, spi_in), EventKind::ChildClosed, text);
+        }
         answered.push(spi_in);
     }
     answered
@@ -68,8 +73,8 @@ fn switch_successor(sa: &mut IkeSa, ctx: &mut Context<'_>, old: EspSpi) {
     }
 }
 
-/// Takes a Child SA out of the database; it is no longer in the list.
-fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) {
+/// Takes a Child SA out of the database; it is no longer in the list. Returns whether nothing has replaced it.
+fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) -> bool {
     ctx.out
         .child_changes
         .push(ChildSaChange::Remove { spi_in: child.spi_in });
@@ -84,8 +89,9 @@ fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) {
             "child {} (SPI {} in, {} out) {why}",
             child.name, child.spi_in, child.spi_out
         );
-        ctx.child_event(sa, Some(child.spi_in), EventKind::ChildDown, text);
+        ctx.named_child_event(sa, (&child.name, child.spi_in), EventKind::ChildDown, text);
     }
+    !replaced
 }
 
 /// Asks the peer to delete the IKE SA. Children go with the answer.
@@ -159,7 +165,7 @@ fn end(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
             "child {} (SPI {} in) went with its IKE SA",
             child.name, child.spi_in
         );
-        ctx.child_event(sa, Some(child.spi_in), EventKind::ChildDown, text);
+        ctx.named_child_event(sa, (&child.name, child.spi_in), EventKind::ChildDown, text);
     }
     release_offers(sa, ctx);
     sa.our.queue.clear();

@@ -147,7 +147,10 @@ pub(crate) fn path_of(connection: &Connection, wanted: Option<IpAddr>) -> Result
         .filter(known)
         .find(|address| !address.is_unspecified())
     else {
-        return Err("the peer's address is not configured, so only the peer can initiate".to_owned());
+        return Err(match connection.remotes_by_name {
+            true => "the peer's name has led to no address yet".to_owned(),
+            false => "the peer's address is not configured, so only the peer can initiate".to_owned(),
+        });
     };
     if connection.local.is_unspecified() || connection.local.is_ipv4() != remote.is_ipv4() {
         return Err(format!(
@@ -481,12 +484,12 @@ pub(crate) fn respond(
     let candidates: Vec<&Connection> = config
         .connections
         .iter()
-        .filter(|connection| matches_path(connection, local, remote))
+        .filter(|connection| connection.takes(local.ip(), remote.ip()))
         .collect();
     if candidates.is_empty() {
         let text = format!("first message from {remote} to {local}, but no connection has these addresses");
         ctx.event_without_sa(EventKind::NoConnection, None, Some(remote), text);
-        return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
+        return Err(config.refusal(local.ip(), remote.ip()));
     }
     let mut theirs = negotiate::read(offered, ProtocolId::IKE);
     if payloads
@@ -514,7 +517,7 @@ pub(crate) fn respond(
         );
         let name = candidates.first().map(|connection| connection.name.as_str());
         ctx.event_without_sa(EventKind::NoProposal, name, Some(remote), text);
-        return Err(Some(Notify::status(NotifyType::NO_PROPOSAL_CHOSEN)));
+        return Err(config.refusal(local.ip(), remote.ip()));
     };
     if let Some(elsewhere) = redirect::refuse(ctx, connection, payloads, local.ip(), remote) {
         return Err(Some(elsewhere));
@@ -613,17 +616,6 @@ pub(crate) fn respond(
     sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);
     transmit(&sa, ctx, &response);
     Ok(sa)
-}
-
-/// Whether a connection is meant for these addresses.
-pub(crate) fn matches_path(connection: &Connection, local: SocketAddr, remote: SocketAddr) -> bool {
-    let local_fits = connection.local.is_unspecified() || connection.local == local.ip();
-    let remote_fits = connection.remotes.is_empty()
-        || connection
-            .remotes
-            .iter()
-            .any(|address| address.is_unspecified() || *address == remote.ip());
-    local_fits && remote_fits
 }
 
 /// After a takeover: requests without a response are sent again and their clocks start anew.

@@ -2,7 +2,6 @@
 //!
 //! SK_e and SK_a stay as they are, so messages look the same with and without it.
 
-use super::ike_init::matches_path;
 use crate::config::{Connection, EngineConfig, Ppk};
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::{InitTranscript, Protected};
@@ -168,7 +167,7 @@ fn find<'c>(
     let at_these = config
         .connections
         .iter()
-        .filter(|c| matches_path(c, local, remote));
+        .filter(|c| c.takes(local.ip(), remote.ip()));
     at_these
         .filter_map(|connection| connection.ppk.as_ref())
         .find(|ppk| ppk.id.as_bytes() == id)

@@ -1,7 +1,6 @@
 //! Proofs in IKE_AUTH: ours, by a key or a signature, and the peer's (RFC 7296 2.15, RFC 7427).
 
 use super::ike_auth::{identity_of, wire_identity};
-use super::ike_init;
 use super::intermediate::int_auth;
 use crate::auth::signing::{self, Choice};
 use crate::auth::{LocalAuth, LocalCertificate, RemoteAuth};
@@ -213,7 +212,7 @@ pub(crate) fn authenticate<'c>(
     let mut by_address = config
         .connections
         .iter()
-        .filter(|connection| ike_init::matches_path(connection, sa.path.local, sa.path.remote))
+        .filter(|connection| connection.takes(sa.path.local.ip(), sa.path.remote.ip()))
         .filter(|connection| proposal::choose(&connection.ike_proposals, suite).is_some())
         .peekable();
     if by_address.peek().is_none() {

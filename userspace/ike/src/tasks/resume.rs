@@ -1,6 +1,6 @@
 //! IKE_SESSION_RESUME, both roles, and what differs in the IKE_AUTH exchange behind it (RFC 5723 4.3).
 
-use super::ike_init::{self, RESTARTS_MAX, detect_nat, fragment_size, matches_path, nat_detection, set_nat};
+use super::ike_init::{self, RESTARTS_MAX, detect_nat, fragment_size, nat_detection, set_nat};
 use super::{Pending, delete, ike_auth, notify, ticket};
 use crate::config::{Childless, Connection, Identity};
 use crate::event::EventKind;
@@ -195,7 +195,7 @@ pub(crate) fn respond(
     let now = ctx.around.unix_time().ok_or("this member has no clock")?;
     let (state, secret) = ticket::read(&ctx.config.endpoint, now, shown)?;
     let connection = ticket::check(ctx.config, &state, secret, now)?;
-    if !matches_path(connection, local, remote) {
+    if !connection.takes(local.ip(), remote.ip()) {
         return Err(format!(
             "connection {} is not for these addresses",
             connection.name
