@@ -249,7 +249,7 @@ fn each_mistake_has_its_own_words() {
         ),
         ("heartbeat = \"20ms\"", "heartbeat = \"soon\"", "is no duration"),
         ("heartbeat = \"20ms\"", "heartbeat = 20", "is a integer"),
-        ("preferred = 1", "record_format = 1", "give a number from 2 to 4"),
+        ("preferred = 1", "record_format = 1", "give a number from 2 to 5"),
         (
             "solo = \"continue\"",
             "solo = \"maybe\"",

@@ -3,7 +3,7 @@
 use crate::register::Shape;
 use crate::world::World;
 use cluster::io::EventKind;
-use cluster::message::{OLDEST, VERSION};
+use cluster::message::{BRIEF_SINCE, OLDEST, VERSION};
 use cluster::{Command, Direction, Solo, Standing};
 use model::{GroupId, MemberId};
 
@@ -510,7 +510,7 @@ fn upgraded_from(old: u8) {
             whole.collect::<Vec<_>>()
         );
         // Entries are brief for whoever reads that, from whoever writes it.
-        let brief = owner != A;
+        let brief = owner != A || old >= BRIEF_SINCE;
         assert_eq!(world.members[upgraded].briefs > 0, brief, "{old}, {upgraded}");
         // The pairs that are both upgraded speak the new format.
         let formats: Vec<u8> = (0..3)
@@ -525,6 +525,9 @@ fn upgraded_from(old: u8) {
                 .position(|m| *m == upgraded)
                 .expect("one of them")]
         );
+        // What all must be able to read is written when the last one is upgraded, and not before.
+        let all = world.members.iter().map(|m| m.node.all_speak(VERSION));
+        assert_eq!(all.collect::<Vec<_>>(), [upgraded == A; 3], "{old}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a discarded fork touched is named to the owner until it has been dealt with, whatever is lost.
 
 use crate::world::World;
-use cluster::message::VERSION;
+use cluster::message::{FORKS_SINCE, VERSION};
 use cluster::{Link, Solo};
 use model::IkeSpi;
 
@@ -73,7 +73,7 @@ fn a_winner_that_dies_before_it_has_dealt_with_it_leaves_it_to_whoever_owns_next
 #[test]
 fn nothing_is_named_to_a_member_that_does_not_speak_of_forks_until_it_does() {
     let mut world = World::new(4, Solo::Continue);
-    world.members[1].node.speak_at_most(VERSION - 1);
+    world.members[1].node.speak_at_most(FORKS_SINCE - 1);
     world.relink();
     world.run_until(2000, "a pair forms", |w| w.settled(0));
     world.cut = vec![Link::Synch, Link::Outside];
