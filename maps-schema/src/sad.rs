@@ -24,6 +24,15 @@ pub const SUITE_AES128_GCM: u8 = 1;
 pub const SUITE_AES256_GCM: u8 = 2;
 /// ChaCha20-Poly1305 (RFC 7634).
 pub const SUITE_CHACHA20_POLY1305: u8 = 3;
+/// AES-CBC with a 128-bit key (RFC 3602) and HMAC-SHA2-256-128 (RFC 4868).
+pub const SUITE_AES128_CBC_SHA256: u8 = SUITE_CBC;
+/// AES-CBC with a 256-bit key (RFC 3602) and HMAC-SHA2-256-128 (RFC 4868).
+pub const SUITE_AES256_CBC_SHA256: u8 = SUITE_CBC + 1;
+
+/// First of the suites that are no AEAD: the number's bit that tells them from the others, so that lengths follow from it without a branch.
+pub const SUITE_CBC: u8 = 1 << 2;
+/// The last suite.
+pub const SUITE_LAST: u8 = SUITE_AES256_CBC_SHA256;
 
 /// In [`Limits::epoch`]: numbers above the limit may have been used by a member that was lost, without anybody's knowledge. The owner
 /// of the epoch keeps what it has; no later one may use the SA in this direction.
@@ -257,7 +266,7 @@ pub struct SaKey {
     pub spi: u32,
     /// `SUITE_*`.
     pub suite: u32,
-    /// The 4 secret octets of the nonce (RFC 4106 4, RFC 7634 2).
+    /// The 4 secret octets of the nonce (RFC 4106 4, RFC 7634 2); AES-CBC has none.
     pub salt: [u8; 4],
     /// Reserved, 0.
     pub reserved: u32,

@@ -7,7 +7,6 @@ use crate::aead::{Scratch, TEXT_MAX};
 use crate::bytes::{Bounded, PacketRead};
 use crate::checksum;
 use crate::env::Area;
-use crate::esp::header;
 use crate::headers::{IPV4_LEN, IPV6_LEN, Ip, PROTOCOL_TCP};
 use crate::opaque::opaque;
 
@@ -26,7 +25,7 @@ const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 /// Most that a TCP SYN with the header `ip` at the start of `packet` may announce; 0 where it is none, or may say what it
 /// likes. `clamp` is that of the SA, `inner_max` the largest inner packet.
 #[inline(always)]
-pub fn allowed(packet: &impl PacketRead, ip: &Ip, clamp: u16, mtu: usize, outer: usize) -> u16 {
+pub fn allowed(packet: &impl PacketRead, ip: &Ip, clamp: u16, inner_max: usize) -> u16 {
     if ip.protocol != PROTOCOL_TCP || clamp == MSS_OFF || ip.is_later_fragment() {
         return 0;
     }
@@ -38,7 +37,7 @@ pub fn allowed(packet: &impl PacketRead, ip: &Ip, clamp: u16, mtu: usize, outer:
         return clamp;
     }
     let headers = TCP_LEN + if ip.version == 6 { IPV6_LEN } else { IPV4_LEN };
-    header::inner_max(mtu, outer).saturating_sub(headers) as u16
+    inner_max.saturating_sub(headers) as u16
 }
 
 /// Lowers what the SYN in the text announces to `work.mss`.

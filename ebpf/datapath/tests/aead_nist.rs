@@ -113,7 +113,7 @@ impl Vector<'_> {
 
     fn scratch(&self, aad: &[u8], text: &[u8]) -> Scratch {
         let mut scratch = Scratch::default();
-        scratch.iv.copy_from_slice(&self.iv[4..]);
+        scratch.iv[..8].copy_from_slice(&self.iv[4..]);
         scratch.aad[..aad.len()].copy_from_slice(aad);
         scratch.aad_len = aad.len() as u32;
         scratch.text_len = text.len() as u32;

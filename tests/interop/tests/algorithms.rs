@@ -24,7 +24,7 @@ const THEIRS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const PSK: &str = "a key that both have";
 
 /// (connection, IKE, ESP with perfect forward secrecy in rekeys).
-const ROWS: [(&str, &str, &str); 9] = [
+const ROWS: [(&str, &str, &str); 11] = [
     ("s0", "aes128gcm16-prfsha256-x25519", "aes128gcm16-x25519"),
     ("s1", "aes256gcm16-prfsha384-ecp384", "aes256gcm16-ecp384"),
     (
@@ -42,6 +42,8 @@ const ROWS: [(&str, &str, &str); 9] = [
         "aes256gcm16-prfsha256-modp3072",
         "chacha20poly1305-modp2048",
     ),
+    ("s9", "aes256-sha256-modp2048", "aes256-sha256-modp2048"),
+    ("s10", "aes128gcm16-prfsha256-x25519", "aes128-sha256-x25519"),
 ];
 
 struct Stage {

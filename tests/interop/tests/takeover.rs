@@ -2,22 +2,34 @@
 //!
 //! Needs root, strongSwan, and the built product: `cargo xtask test` sees to all of that.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use lab::baseline::peer_connections;
 use lab::clock::now_ns;
+use lab::config::Settings;
 use lab::esp::exchange;
 use lab::member::Product;
 use lab::ping;
-use lab::stage::{Stage, random_psk, start_peer};
+use lab::stage::{Stage, random_psk};
+use lab::strongswan::{Charon, swanctl_conf};
 use lab::topology::{Lab, addr};
 use std::path::Path;
 use std::time::Duration;
 
-fn stage() -> Result<Stage> {
+/// The peer and the cluster with these ESP proposals for `one` and `two`; the demo's where there are none.
+fn stage(esp: Option<[&'static str; 2]>) -> Result<Stage> {
     let product = Product::built()?;
     let psk = random_psk()?;
     let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
-    let peer = start_peer(&lab, &psk)?;
-    let stage = Stage::up(lab, peer, &product, &psk)?;
+    let mut settings = Settings::demo();
+    let mut theirs = peer_connections();
+    for (at, esp) in esp.into_iter().flatten().enumerate() {
+        settings.connections[at].esp = esp;
+        theirs[at].esp_proposal = esp;
+    }
+    let conf = swanctl_conf(&theirs, &psk);
+    let folder = lab.folder.join("peer");
+    let peer = Charon::start(&lab.peer, &folder, lab.sockets(), &lab.resources, &conf)?;
+    let stage = Stage::with(lab, peer, &product, &psk, &settings)?;
     stage.connect()?;
     Ok(stage)
 }
@@ -34,7 +46,27 @@ fn stage() -> Result<Stage> {
 /// ```
 #[test]
 fn a_peer_keeps_both_tunnels_over_a_takeover_and_rekeys_with_the_survivor() -> Result<()> {
-    let mut stage = stage()?;
+    keeps_both_tunnels(stage(None)?)
+}
+
+/// The same with an old peer's suites, AES-CBC and HMAC-SHA2-256-128, with a key exchange of its own in the rekeys of `one` (ADR 24).
+#[test]
+fn an_old_peer_without_aead_keeps_both_tunnels_too() -> Result<()> {
+    let stage = stage(Some(["aes128-sha256-x25519", "aes256-sha256"]))?;
+    let sas = stage.peer.swanctl(&["--list-sas"])?;
+    for suite in ["AES_CBC-128/HMAC_SHA2_256_128", "AES_CBC-256/HMAC_SHA2_256_128"] {
+        ensure!(
+            sas.contains(suite),
+            "the peer has no Child SA with {suite}:\n{sas}"
+        );
+    }
+    // From both sides, with the member that made the SAs.
+    stage.peer.rekey_child("two").context("the peer rekeys")?;
+    stage.members[0].espalier(&["rekey", "one"]).context("A rekeys")?;
+    keeps_both_tunnels(stage)
+}
+
+fn keeps_both_tunnels(mut stage: Stage) -> Result<()> {
     let both_ways = |stage: &Stage| -> Result<u64> {
         let one = ping::short(&stage.lab.host, addr::HOST_ONE, addr::SERVER_ONE, 10_000, 50)?;
         let two = ping::short(&stage.lab.server, addr::SERVER_TWO, addr::HOST_TWO, 10_000, 50)?;

@@ -16,15 +16,42 @@ from scapy.packet import Raw, bind_layers, raw
 
 ALGORITHMS = {"1": "AES-GCM", "2": "AES-GCM", "3": "CHACHA20-POLY1305"}
 ICV = 16
+# AES-CBC with HMAC-SHA2-256-128: HMAC's key, of so many octets, follows the cipher's.
+CHAINED = ("4", "5")
+HMAC_KEY = 32
+
+
+def is_chained(sa):
+    return sa.crypt_algo.name == "AES-CBC"
 
 
 def association(suite, key, salt, spi):
+    if suite in CHAINED:
+        octets = bytes.fromhex(key)
+        return SecurityAssociation(
+            ESP,
+            spi=spi,
+            crypt_algo="AES-CBC",
+            crypt_key=octets[:-HMAC_KEY],
+            auth_algo="SHA2-256-128",
+            auth_key=octets[-HMAC_KEY:],
+        )
     # RFC 4106 8.1, RFC 7634 2: the salt follows the key.
     return SecurityAssociation(ESP, spi=spi, crypt_algo=ALGORITHMS[suite], crypt_key=bytes.fromhex(key + salt))
 
 
 def encrypt(sa, plain, seq, esn):
-    return sa.crypt_algo.encrypt(sa, plain, sa.crypt_key, icv_size=ICV, esn_en=esn, esn=seq >> 32)
+    if not is_chained(sa):
+        return sa.crypt_algo.encrypt(sa, plain, sa.crypt_key, icv_size=ICV, esn_en=esn, esn=seq >> 32)
+    sealed = sa.crypt_algo.encrypt(sa, plain, sa.crypt_key)
+    return sa.auth_algo.sign(sealed, sa.auth_key, esn_en=esn, esn=seq >> 32)
+
+
+def decrypt(sa, esp, seq, esn):
+    if not is_chained(sa):
+        return sa.crypt_algo.decrypt(sa, esp, sa.crypt_key, icv_size=ICV, esn_en=esn, esn=seq >> 32)
+    sa.auth_algo.verify(esp, sa.auth_key, esn_en=esn, esn=seq >> 32)
+    return sa.crypt_algo.decrypt(sa, esp, sa.crypt_key, icv_size=ICV)
 
 
 def seal(suite, key, salt, spi, seq, esn, iv, next_header, padlen, inner, outer, encap):
@@ -67,10 +94,11 @@ def open_(suite, key, salt, seq, esn, frame):
     if esp.seq != seq & 0xFFFFFFFF:
         raise ValueError("number %d where %d was to come" % (esp.seq, seq))
     sealed = raw(esp)
-    plain = sa.crypt_algo.decrypt(sa, esp, sa.crypt_key, icv_size=ICV, esn_en=esn == "1", esn=seq >> 32)
+    plain = decrypt(sa, esp, seq, esn == "1")
     if plain.padding != bytes(range(1, plain.padlen + 1)):
         raise ValueError("padding")
-    if (len(raw(plain.data)) + 2 + plain.padlen) % 4 != 0 or plain.padlen > 3:
+    block = 16 if is_chained(sa) else 4
+    if (len(raw(plain.data)) + 2 + plain.padlen) % block != 0 or plain.padlen >= block:
         raise ValueError("%d octets of padding" % plain.padlen)
     again = _ESPPlain(
         spi=esp.spi, seq=esp.seq, iv=plain.iv, data=plain.data, padding=plain.padding, padlen=plain.padlen, nh=plain.nh

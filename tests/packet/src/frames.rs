@@ -1,8 +1,9 @@
 //! Frames as built layers, and ESP by an independent provider (aws-lc-rs) as the oracle.
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use maps_schema::sad::{SUITE_AES128_GCM, SUITE_AES256_GCM};
+use maps_schema::sad::{SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CBC};
 
+use crate::cbc;
 use crate::world::*;
 
 /// One's complement sum of 16-bit words.
@@ -254,7 +255,8 @@ impl Sealer {
 
     /// ESP payload of `inner` with this number: default padding.
     pub fn esp(&self, seq: u64, inner: &[u8]) -> Vec<u8> {
-        let pad = (4 - (inner.len() + 2) % 4) % 4;
+        let block = if self.suite < SUITE_CBC { 4 } else { cbc::BLOCK };
+        let pad = (inner.len() + 2).next_multiple_of(block) - inner.len() - 2;
         let mut text = inner.to_vec();
         text.extend(1..=pad as u8);
         text.extend([pad as u8, self.next_header]);
@@ -264,6 +266,16 @@ impl Sealer {
     /// ESP payload of a text that has its trailer already.
     pub fn esp_of_text(&self, seq: u64, mut text: Vec<u8>) -> Vec<u8> {
         let iv = seq.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+        if self.suite >= SUITE_CBC {
+            let iv = [iv, iv.map(|octet| !octet)].concat();
+            let keys = cbc::Keys::of(self.suite, IN);
+            keys.encrypt(iv[..].try_into().expect("16 octets"), &mut text);
+            let header = [self.spi.to_be_bytes(), (seq as u32).to_be_bytes()].concat();
+            let mut packet = [header, iv, text].concat();
+            let icv = keys.icv(&packet, self.esn.then_some((seq >> 32) as u32));
+            packet.extend(icv);
+            return packet;
+        }
         let tag = key(self.suite, IN)
             .seal_in_place_separate_tag(nonce(&iv), aad(self.spi, seq, self.esn), &mut text)
             .expect("sealed");
@@ -307,7 +319,7 @@ pub struct OpenedFrame {
     pub outer: Vec<u8>,
     /// Low half of the number.
     pub seq_low: u32,
-    /// IV.
+    /// IV; with AES-CBC the nonce that it was made of.
     pub iv: [u8; 8],
     /// Inner packet.
     pub inner: Vec<u8>,
@@ -400,14 +412,24 @@ pub fn open_sealed(
     }
     let seq_low = u32::from_be_bytes([esp[4], esp[5], esp[6], esp[7]]);
     let seq = u64::from(esn_high.unwrap_or(0)) << 32 | u64::from(seq_low);
-    let mut text = esp[16..].to_vec();
-    if (text.len() - 16) % 4 != 0 {
-        return Err("text not a multiple of four".into());
-    }
-    let opened = key(suite, OUT)
-        .open_in_place(nonce(&esp[8..16]), aad(spi, seq, esn_high.is_some()), &mut text)
-        .map_err(|_| "the peer's provider does not open it")?;
-    let [rest @ .., pad, next] = &*opened else {
+    let iv;
+    let mut text;
+    let opened = if suite >= SUITE_CBC {
+        let nonce;
+        (nonce, text) = open_cbc(suite, esp, esn_high)?;
+        iv = nonce;
+        &text[..]
+    } else {
+        iv = esp[8..16].try_into().expect("8 octets");
+        text = esp[16..].to_vec();
+        if (text.len() - 16) % 4 != 0 {
+            return Err("text not a multiple of four".into());
+        }
+        key(suite, OUT)
+            .open_in_place(nonce(&iv), aad(spi, seq, esn_high.is_some()), &mut text)
+            .map_err(|_| "the peer's provider does not open it")?
+    };
+    let [rest @ .., pad, next] = opened else {
         return Err("no trailer".into());
     };
     let (inner, padding) = rest.split_at(rest.len() - *pad as usize);
@@ -416,11 +438,35 @@ pub fn open_sealed(
     }
     let opened = OpenedFrame {
         seq_low,
-        iv: esp[8..16].try_into().unwrap_or_default(),
+        iv,
         inner: inner.to_vec(),
         outer,
     };
     Ok((opened, *next))
+}
+
+/// The nonce that the IV was made of, and the plaintext.
+fn open_cbc(suite: u8, esp: &[u8], esn_high: Option<u32>) -> Result<([u8; 8], Vec<u8>), String> {
+    let keys = cbc::Keys::of(suite, OUT);
+    let (covered, icv) = esp.split_at(esp.len() - cbc::BLOCK);
+    if keys.icv(covered, esn_high) != *icv {
+        return Err("the peer's provider finds another ICV".into());
+    }
+    let (iv, text) = covered[8..].split_at(cbc::BLOCK);
+    if text.is_empty() || !text.len().is_multiple_of(cbc::BLOCK) {
+        return Err(format!("a text of {} octets", text.len()));
+    }
+    let iv: [u8; cbc::BLOCK] = iv.try_into().expect("16 octets");
+    let mut text = text.to_vec();
+    keys.decrypt(iv, &mut text);
+    // SP 800-38A, appendix C: the IV is a nonce, encrypted.
+    let mut nonce = iv;
+    keys.decrypt([0; cbc::BLOCK], &mut nonce);
+    let (half, zeros) = nonce.split_first_chunk::<8>().expect("16 octets");
+    if zeros != [0; 8] {
+        return Err(format!("the IV was made of {nonce:02x?}"));
+    }
+    Ok((*half, text))
 }
 
 /// An IKE message's header and some octets.

@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod cases;
+pub mod cbc;
 pub mod ciphers;
 pub mod frames;
 pub mod host;

@@ -4,7 +4,8 @@ use datapath::aead;
 use datapath::limits;
 use maps_schema::sad::{
     DF_COPY, InboundSa, InboundSaRuntime, Limits, LimitsCell, MSS_OFF, OutboundSa, OutboundSaRuntime, SA_ESN,
-    SA_TRANSPORT, SA_UDP_ENCAP, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
+    SA_TRANSPORT, SA_UDP_ENCAP, SUITE_AES128_CBC_SHA256, SUITE_AES128_GCM, SUITE_AES256_CBC_SHA256,
+    SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair,
 };
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::spd::{ACTION_PROTECT, ACTION_PROTECT_PER_CPU, SpdEntry, SpdRule};
@@ -127,6 +128,14 @@ pub const GUEST_OF: u32 = 0x205;
 pub const SPI_OUT: u32 = 0xc0ff_ee01;
 /// Connection index.
 pub const CONNECTION: u16 = 9;
+/// Every suite, and a name.
+pub const SUITES: [(u8, &str); 5] = [
+    (SUITE_CHACHA20_POLY1305, "chacha20"),
+    (SUITE_AES128_GCM, "aes128"),
+    (SUITE_AES256_GCM, "aes256"),
+    (SUITE_AES128_CBC_SHA256, "aes128-sha256"),
+    (SUITE_AES256_CBC_SHA256, "aes256-sha256"),
+];
 /// Salt of both keys.
 pub const SALT: [u8; 4] = [0xa1, 0xb2, 0xc3, 0xd4];
 /// Steering key.

@@ -1,6 +1,6 @@
 //! datapath against an independent implementation of ESP, scapy's: what one seals the other opens, and to the same octets.
 //!
-//! Both AEADs, ESN on and off, every padding, in UDP or not, IPv4 and IPv6 inside and outside, both directions. The Python that
+//! All suites, ESN on and off, every padding, in UDP or not, IPv4 and IPv6 inside and outside, both directions. The Python that
 //! has scapy is named by `ESPALIER_SCAPY` (`cargo xtask setup` makes one); without it the test is skipped. `ESPALIER_SEED` repeats a
 //! run, `ESPALIER_ROUNDS` sets the rounds of each combination.
 
@@ -8,9 +8,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use maps_schema::sad::{SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305};
+use maps_schema::sad::{SUITE_AES128_CBC_SHA256, SUITE_AES128_GCM, SUITE_CBC, SUITE_CHACHA20_POLY1305};
 use maps_schema::verdict::Verdict;
 use test_packet::case::{Action, Case, Program};
+use test_packet::cbc;
 use test_packet::frames::{Ip, Ip6, ethernet, udp};
 use test_packet::host;
 use test_packet::world::*;
@@ -173,8 +174,10 @@ fn inward(
     let payload = random.octets(payload);
     let sent = inner(how, true, 64, &payload);
     let expected = inner(how, true, 63, &payload);
-    let padding = (4 - (sent.len() + 2) % 4) % 4 + 4 * extra;
-    let iv = random.octets(8);
+    let block = block_of(how.suite);
+    let least = (sent.len() + 2).next_multiple_of(block) - sent.len() - 2;
+    let padding = least + block * (extra % ((255 - least) / block + 1));
+    let iv = random.octets(if how.suite < SUITE_CBC { 8 } else { 16 });
     let frame = scapy.ask(&format!(
         "seal {} {} {} {} {seq} {} {} {} {padding} {} {} {}",
         how.suite,
@@ -245,10 +248,18 @@ fn outward(scapy: &mut Scapy, how: How, random: &mut Random, payload: usize) -> 
     if next != if how.inner_v6 { "41" } else { "4" } {
         return Err(format!("next header {next}"));
     }
-    // Member, epoch and number (docs/ARCHITECTURE.md).
+    // Member, epoch and number (docs/ARCHITECTURE.md); with AES-CBC the IV is made of them.
     let wanted = u64::from(ME) << 56 | u64::from(EPOCH) << 40 | seq;
-    if unhex(iv) != wanted.to_be_bytes() {
-        return Err(format!("IV {iv} where {wanted:016x} was to come"));
+    let iv = unhex(iv);
+    let nonce = match <[u8; cbc::BLOCK]>::try_from(&iv[..]) {
+        Ok(mut block) => {
+            cbc::Keys::of(how.suite, OUT).decrypt([0; cbc::BLOCK], &mut block);
+            u128::from_be_bytes(block) == u128::from(wanted) << 64
+        }
+        Err(_) => iv == wanted.to_be_bytes(),
+    };
+    if !nonce {
+        return Err(format!("IV {iv:02x?} where one of {wanted:016x} was to come"));
     }
     if unhex(text) != expected {
         return Err(format!("scapy opens other octets, number {seq}"));
@@ -256,9 +267,14 @@ fn outward(scapy: &mut Scapy, how: How, random: &mut Random, payload: usize) -> 
     Ok(())
 }
 
+/// What text is a multiple of.
+fn block_of(suite: u8) -> usize {
+    if suite < SUITE_CBC { 4 } else { cbc::BLOCK }
+}
+
 fn combinations() -> Vec<How> {
     let mut all = Vec::new();
-    for suite in [SUITE_CHACHA20_POLY1305, SUITE_AES128_GCM, SUITE_AES256_GCM] {
+    for (suite, _) in SUITES {
         for bits in 0..16u8 {
             all.push(How {
                 suite,
@@ -302,7 +318,8 @@ fn scapy_and_datapath_open_what_the_other_one_seals() {
 fn every_length_of_padding_is_opened() {
     let Some(mut scapy) = Scapy::start() else { return };
     let mut random = Random(1);
-    for suite in [SUITE_CHACHA20_POLY1305, SUITE_AES128_GCM] {
+    for suite in [SUITE_CHACHA20_POLY1305, SUITE_AES128_GCM, SUITE_AES128_CBC_SHA256] {
+        let block = block_of(suite);
         for padding in 0..=255usize {
             let how = How {
                 suite,
@@ -311,9 +328,9 @@ fn every_length_of_padding_is_opened() {
                 outer_v6: false,
                 inner_v6: false,
             };
-            // A payload that needs `padding` modulo 4: 28 octets of headers and 2 of trailer.
-            let payload = 40 + (4 - (padding + 30) % 4) % 4;
-            inward(&mut scapy, how, &mut random, payload, padding / 4)
+            // A payload that needs `padding` modulo the block: 28 octets of headers and 2 of trailer.
+            let payload = 48 + (block - (padding + 30 + 48) % block) % block;
+            inward(&mut scapy, how, &mut random, payload, padding / block)
                 .unwrap_or_else(|e| panic!("{how:?}, {padding} octets of padding: {e}"));
         }
     }

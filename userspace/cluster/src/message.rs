@@ -20,6 +20,9 @@ pub const OLDEST: u8 = 2;
 pub const GUESTS_SINCE: u8 = 4;
 /// Since this format a journal entry may be written against what the entries before it have left.
 pub const BRIEF_SINCE: u8 = 4;
+/// Members that speak this format can read records of Child SAs with AES-CBC. Entries and snapshots look the same in all formats, so such
+/// an SA is not made while a member speaks an earlier one ([`crate::Node::all_speak`]).
+pub const CBC_SINCE: u8 = 5;
 /// In [`GroupBeat::joining`]: the sender's format does not say it.
 pub const NOT_SAID: u8 = u8::MAX;
 /// Octets of a snapshot in one record.
@@ -632,5 +635,24 @@ mod tests {
         let crowd: BTreeSet<SetMember> = (0..80).map(|n| life(1, n)).collect();
         let mask = Heartbeat::mask_of(&crowd, &crowd);
         assert_eq!(mask, u64::MAX);
+    }
+
+    /// Entries and snapshots hold these octets in all formats: what a suite was once, it stays, and one that is not known is refused.
+    #[test]
+    fn a_suite_of_a_later_release_is_refused_and_not_taken_for_another() {
+        use model::EspSuite::*;
+        let known = [
+            Aes128Gcm16,
+            Aes256Gcm16,
+            ChaCha20Poly1305,
+            Aes128CbcSha256,
+            Aes256CbcSha256,
+        ];
+        for (place, suite) in known.into_iter().enumerate() {
+            assert_eq!(postcard::to_allocvec(&suite).unwrap(), [place as u8]);
+            assert_eq!(postcard::from_bytes(&[place as u8]), Ok(suite));
+        }
+        let later = postcard::from_bytes::<model::EspSuite>(&[known.len() as u8]);
+        assert!(later.is_err(), "{later:?}");
     }
 }

@@ -5,7 +5,6 @@ use model::{EspSuite, IkeSpi, SecretBytes};
 use serde::{Deserialize, Serialize};
 
 /// Octets of the salt behind an ESP cipher key.
-const ESP_SALT_LEN: usize = 4;
 
 /// The seven keys of an IKE SA. Serialisable for the journal; no `Debug`.
 #[derive(Clone, Serialize, Deserialize)]
@@ -167,7 +166,7 @@ impl IkeKeys {
     }
 }
 
-/// Keys of a Child SA pair, each cipher key and 4-octet salt.
+/// Keys of a Child SA pair, each [`EspSuite::material_len`] octets.
 #[derive(Clone)]
 pub struct ChildKeys {
     /// From the exchange's initiator to its responder.
@@ -190,12 +189,12 @@ pub fn child_keymat(
     additional: &[SecretBytes],
     suite: EspSuite,
 ) -> Result<ChildKeys, CryptoError> {
-    let len = suite.key_len() + ESP_SALT_LEN;
+    let len = suite.material_len();
     let mut seed: Vec<&[u8]> = g_ir.map(SecretBytes::expose).into_iter().collect();
     seed.extend([nonce_i, nonce_r]);
     seed.extend(additional.iter().map(SecretBytes::expose));
     let material = prf.plus(sk_d.expose(), &seed, 2 * len)?;
-    // All keys for SAs from the initiator to the responder are taken first.
+    // All keys for SAs from the initiator to the responder are taken first; of each SA the encryption key, then the integrity key.
     let (initiator, responder) = material.expose().split_at(len);
     Ok(ChildKeys {
         initiator: SecretBytes::new(initiator.to_vec()),

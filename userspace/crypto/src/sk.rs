@@ -181,11 +181,63 @@ enum Protection {
     CbcHmac(Box<CbcHmac>),
 }
 
-struct CbcHmac {
+/// AES-CBC and HMAC of one direction.
+pub(crate) struct CbcHmac {
     encrypt: cipher::EncryptingKey,
     decrypt: cipher::DecryptingKey,
     integrity: Integrity,
     mac: hmac::Key,
+}
+
+impl CbcHmac {
+    pub(crate) fn new(
+        algorithm: &'static cipher::Algorithm,
+        cipher_key: &[u8],
+        integrity: Integrity,
+        integrity_key: &[u8],
+    ) -> Result<Self, CryptoError> {
+        let key = || UnboundCipherKey::new(algorithm, cipher_key).map_err(|_| CryptoError::Provider);
+        Ok(Self {
+            encrypt: cipher::EncryptingKey::cbc(key()?).map_err(|_| CryptoError::Provider)?,
+            decrypt: cipher::DecryptingKey::cbc(key()?).map_err(|_| CryptoError::Provider)?,
+            integrity,
+            mac: hmac::Key::new(integrity.algorithm(), integrity_key),
+        })
+    }
+
+    /// Encrypts whole blocks in place.
+    pub(crate) fn encrypt(&self, text: &mut [u8], iv: &[u8]) -> Result<(), CryptoError> {
+        let context = EncryptionContext::Iv128(fixed_iv(iv)?);
+        let done = self.encrypt.less_safe_encrypt(text, context);
+        done.map(drop).map_err(|_| CryptoError::Provider)
+    }
+
+    /// Decrypts in place.
+    ///
+    /// # Errors
+    /// [`CryptoError::NotBlockAligned`].
+    pub(crate) fn decrypt(&self, text: &mut [u8], iv: &[u8]) -> Result<(), CryptoError> {
+        if !text.len().is_multiple_of(AES_BLOCK) {
+            return Err(CryptoError::NotBlockAligned);
+        }
+        let context = DecryptionContext::Iv128(fixed_iv(iv)?);
+        let done = self.decrypt.decrypt(text, context);
+        done.map(drop).map_err(|_| CryptoError::Provider)
+    }
+
+    /// The ICV over all parts.
+    pub(crate) fn icv(&self, parts: &[&[u8]]) -> Vec<u8> {
+        mac(&self.mac, parts).as_ref()[..self.integrity.icv_len()].to_vec()
+    }
+
+    /// Whether this is the ICV over all parts, in constant time.
+    pub(crate) fn verify(&self, parts: &[&[u8]], icv: &[u8]) -> Result<(), CryptoError> {
+        if ct_eq(&self.icv(parts), icv) {
+            Ok(())
+        } else {
+            Err(CryptoError::Integrity)
+        }
+    }
 }
 
 /// Keys of one direction, ready for use.
@@ -240,12 +292,9 @@ impl SkKey {
                 out.extend_from_slice(tag.as_ref());
             }
             Protection::CbcHmac(keys) => {
-                let context = EncryptionContext::Iv128(fixed_iv(iv)?);
-                keys.encrypt
-                    .less_safe_encrypt(text, context)
-                    .map_err(|_| CryptoError::Provider)?;
-                let tag = mac(&keys.mac, &[prefix, &out]);
-                out.extend_from_slice(&tag.as_ref()[..keys.integrity.icv_len()]);
+                keys.encrypt(text, iv)?;
+                let icv = keys.icv(&[prefix, &out]);
+                out.extend_from_slice(&icv);
             }
         }
         Ok(out)
@@ -274,17 +323,8 @@ impl SkKey {
             }
             Protection::CbcHmac(keys) => {
                 // Integrity first, over everything before the ICV (RFC 7296 3.14).
-                let tag = mac(&keys.mac, &[prefix, iv, text]);
-                if !ct_eq(&tag.as_ref()[..keys.integrity.icv_len()], icv) {
-                    return Err(CryptoError::Integrity);
-                }
-                if !inner.len().is_multiple_of(AES_BLOCK) {
-                    return Err(CryptoError::NotBlockAligned);
-                }
-                let context = DecryptionContext::Iv128(fixed_iv(iv)?);
-                keys.decrypt
-                    .decrypt(&mut inner, context)
-                    .map_err(|_| CryptoError::Provider)?;
+                keys.verify(&[prefix, iv, text], icv)?;
+                keys.decrypt(&mut inner, iv)?;
             }
         }
         let pad = usize::from(inner.pop().ok_or(CryptoError::Padding)?);
@@ -336,11 +376,6 @@ fn cbc_keys(
     integrity: Integrity,
     sk_a: &[u8],
 ) -> Result<Protection, CryptoError> {
-    let key = || UnboundCipherKey::new(algorithm, sk_e).map_err(|_| CryptoError::Provider);
-    Ok(Protection::CbcHmac(Box::new(CbcHmac {
-        encrypt: cipher::EncryptingKey::cbc(key()?).map_err(|_| CryptoError::Provider)?,
-        decrypt: cipher::DecryptingKey::cbc(key()?).map_err(|_| CryptoError::Provider)?,
-        integrity,
-        mac: hmac::Key::new(integrity.algorithm(), sk_a),
-    })))
+    let keys = CbcHmac::new(algorithm, sk_e, integrity, sk_a)?;
+    Ok(Protection::CbcHmac(Box::new(keys)))
 }

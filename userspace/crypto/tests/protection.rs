@@ -3,7 +3,7 @@
 mod common;
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
-use crypto::{CryptoError, EspKey, IkeCipher, Integrity, SkKey};
+use crypto::{CryptoError, EspKey, IkeCipher, Integrity, Prf, SkKey, child_keymat};
 use model::{EspSpi, EspSuite, SecretBytes};
 use proptest::prelude::*;
 
@@ -97,6 +97,56 @@ proptest! {
         prop_assert_eq!(opened.payload, payload);
     }
 
+    /// RFC 3602 and RFC 4868 by the parts: the IV is the nonce under the cipher alone, the ICV an HMAC over all before it and the
+    /// upper half of the number (RFC 4303 2.8.1).
+    #[test]
+    fn esp_packets_with_aes_cbc_are_chained_and_end_with_their_mac(
+        long in any::<bool>(),
+        material in prop::collection::vec(any::<u8>(), 64),
+        spi in any::<u32>(), sequence in any::<u64>(), esn in any::<bool>(),
+        nonce in any::<[u8; 8]>(),
+        payload in prop::collection::vec(any::<u8>(), 0..200),
+        damage in any::<prop::sample::Index>(), bit in 0u8..8,
+    ) {
+        let suite = if long { EspSuite::Aes256CbcSha256 } else { EspSuite::Aes128CbcSha256 };
+        let material = &material[..suite.material_len()];
+        let (cipher_key, mac_key) = material.split_at(suite.key_len());
+        let esp = EspKey::new(suite, &SecretBytes::new(material.to_vec())).unwrap();
+        let packet = esp.seal(EspSpi(spi), sequence, esn, nonce, 4, &payload).unwrap();
+
+        let mut text = payload.clone();
+        let pad = (payload.len() + 2).next_multiple_of(16) - payload.len() - 2;
+        text.extend(1..=pad as u8);
+        text.extend([pad as u8, 4]);
+        // An SK payload has the chain and no more: its trailer is one octet, which is left out with the block that it opens.
+        let cipher = if long {
+            IkeCipher::Aes256Cbc(Integrity::HmacSha256_128)
+        } else {
+            IkeCipher::Aes128Cbc(Integrity::HmacSha256_128)
+        };
+        let chain = SkKey::new(cipher, cipher_key, mac_key).unwrap();
+        let mut block = [0; 16];
+        block[..8].copy_from_slice(&nonce);
+        let iv = chain.seal(&[], &[0; 16], &block).unwrap()[16..32].to_vec();
+        let sealed = chain.seal(&[], &iv, &text).unwrap()[16..16 + text.len()].to_vec();
+        let (covered, icv) = packet.split_at(packet.len() - 16);
+        let header = [spi.to_be_bytes(), (sequence as u32).to_be_bytes()].concat();
+        prop_assert_eq!(covered, [header, iv, sealed].concat());
+        let high = if esn { ((sequence >> 32) as u32).to_be_bytes().to_vec() } else { Vec::new() };
+        prop_assert_eq!(icv, &crypto::hmac_sha256(mac_key, &[covered, &high])[..16]);
+
+        let high = esn.then_some((sequence >> 32) as u32);
+        let opened = esp.open(&packet, high).unwrap();
+        prop_assert_eq!((opened.spi.0, opened.next_header), (spi, 4));
+        prop_assert_eq!(opened.payload, payload);
+        let other = if esn { None } else { Some(0) };
+        prop_assert_eq!(esp.open(&packet, other).err(), Some(CryptoError::Integrity));
+        let mut altered = packet;
+        let at = damage.index(altered.len());
+        altered[at] ^= 1 << bit;
+        prop_assert_eq!(esp.open(&altered, high).err(), Some(CryptoError::Integrity));
+    }
+
     #[test]
     fn what_is_sealed_opens_and_any_flipped_bit_is_noticed(
         cipher in 0usize..CIPHERS.len(),
@@ -120,6 +170,21 @@ proptest! {
         let at = damage.index(sealed.len());
         sealed[at] ^= 1 << bit;
         prop_assert_eq!(key.open(&prefix, &sealed).err(), Some(CryptoError::Integrity));
+    }
+
+    /// RFC 7296 2.17: from the initiator first, of each direction the encryption key, then the integrity key.
+    #[test]
+    fn keying_material_is_cut_in_the_order_of_the_rfc(octets in prop::collection::vec(any::<u8>(), 32..64)) {
+        let (sk_d, nonces) = (SecretBytes::new(octets.clone()), octets.split_at(16));
+        for suite in [EspSuite::Aes128Gcm16, EspSuite::Aes128CbcSha256, EspSuite::Aes256CbcSha256] {
+            let keys = child_keymat(Prf::HmacSha256, &sk_d, None, nonces.0, nonces.1, &[], suite).unwrap();
+            let len = suite.material_len();
+            let all = Prf::HmacSha256.plus(&octets, &[nonces.0, nonces.1], 2 * len).unwrap();
+            prop_assert_eq!(keys.initiator.expose(), &all.expose()[..len]);
+            prop_assert_eq!(keys.responder.expose(), &all.expose()[len..]);
+        }
+        prop_assert_eq!(EspSuite::Aes128CbcSha256.material_len(), 16 + 32);
+        prop_assert_eq!(EspSuite::Aes256CbcSha256.material_len(), 32 + 32);
     }
 
     #[test]
@@ -163,6 +228,7 @@ fn keys_and_ivs_of_the_wrong_length_are_refused() {
     assert!(key(IkeCipher::Aes128Gcm16, 0).seal(b"", &[0; 16], b"").is_err());
     assert!(key(CIPHERS[3], 0).seal(b"", &[0; 8], b"").is_err());
     assert!(EspKey::new(EspSuite::Aes256Gcm16, &SecretBytes::new(vec![0; 32])).is_err());
+    assert!(EspKey::new(EspSuite::Aes256CbcSha256, &SecretBytes::new(vec![0; 36])).is_err());
 }
 
 #[test]

@@ -4,7 +4,9 @@ use crate::config::Resource;
 use crate::event::Event;
 use crate::exchange::{ComputeRequest, Computed};
 use crate::pool::PoolShare;
-use model::{ChildSaChange, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId};
+use model::{
+    ChildSaChange, Epoch, EspSpi, EspSuite, IkeSpi, InitialLimits, Instant, MemberId, SecretBytes, SegmentId,
+};
 use std::net::{IpAddr, SocketAddr};
 
 /// Something that happened.
@@ -365,6 +367,10 @@ pub trait Surroundings {
     /// what is free; the peer's request is left for its repetition.
     fn pool_share(&self, _ike_spi: IkeSpi) -> Option<PoolShare> {
         Some(PoolShare::WHOLE)
+    }
+    /// Whether every member can read the record of a Child SA with this suite. `false`: it is neither offered nor accepted.
+    fn members_know(&self, _suite: EspSuite) -> bool {
+        true
     }
     /// Whether this member is the one to initiate the connection: the engine asks before it does so by itself.
     fn may_initiate(&self, _connection: &str) -> bool {

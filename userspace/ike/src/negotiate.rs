@@ -1,7 +1,8 @@
 //! Between the wire's proposals and selectors and the engine's.
 
 use crate::proposal::{
-    DH_NONE, ENCR_AES_GCM_16, ENCR_CHACHA20_POLY1305, ESN_YES, Proposal, Transform, TransformKind,
+    DH_NONE, ENCR_AES_CBC, ENCR_AES_GCM_16, ENCR_CHACHA20_POLY1305, ESN_YES, INTEG_SHA256, Proposal,
+    Transform, TransformKind,
 };
 use crypto::{DhGroup, IkeCipher, Prf};
 use ike_wire::{ProtocolId, SecurityAssociation, TransformType};
@@ -124,10 +125,13 @@ pub(crate) fn additional(chosen: &Proposal) -> Option<Vec<DhGroup>> {
 /// Algorithms of a Child SA, and whether it has extended sequence numbers.
 pub(crate) fn esp_suite(chosen: &Proposal) -> Option<(EspSuite, bool)> {
     let encr = chosen.first(TransformKind::Encr)?;
-    let suite = match (encr.id, encr.key_bits) {
-        (ENCR_AES_GCM_16, Some(128)) => EspSuite::Aes128Gcm16,
-        (ENCR_AES_GCM_16, Some(256)) => EspSuite::Aes256Gcm16,
-        (ENCR_CHACHA20_POLY1305, None) => EspSuite::ChaCha20Poly1305,
+    let integ = chosen.first(TransformKind::Integ).map(|t| t.id);
+    let suite = match (encr.id, encr.key_bits, integ) {
+        (ENCR_AES_GCM_16, Some(128), None) => EspSuite::Aes128Gcm16,
+        (ENCR_AES_GCM_16, Some(256), None) => EspSuite::Aes256Gcm16,
+        (ENCR_CHACHA20_POLY1305, None, None) => EspSuite::ChaCha20Poly1305,
+        (ENCR_AES_CBC, Some(128), Some(INTEG_SHA256)) => EspSuite::Aes128CbcSha256,
+        (ENCR_AES_CBC, Some(256), Some(INTEG_SHA256)) => EspSuite::Aes256CbcSha256,
         _ => return None,
     };
     let esn = chosen.first(TransformKind::Esn).is_some_and(|t| t.id == ESN_YES);

@@ -3,6 +3,8 @@
 //! A proposal is written as in other IKE daemons: `aes256gcm16-prfsha384-x25519`, `chacha20poly1305-esn`. Several
 //! algorithms of one kind are alternatives, the first is preferred.
 
+use crate::io::Surroundings;
+use model::EspSuite;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -84,6 +86,7 @@ const DH_MODP3072: u16 = 15;
 const DH_MODP4096: u16 = 16;
 const DH_MLKEM768: u16 = 36;
 const DH_MLKEM1024: u16 = 37;
+pub(crate) const INTEG_SHA256: u16 = 12;
 pub(crate) const PRF_SHA256: u16 = 5;
 pub(crate) const PRF_SHA384: u16 = 6;
 pub(crate) const PRF_SHA512: u16 = 7;
@@ -121,7 +124,7 @@ const KEYWORDS: &[(&str, Transform)] = &[
     ("prfsha256", transform(TransformKind::Prf, PRF_SHA256, None)),
     ("prfsha384", transform(TransformKind::Prf, PRF_SHA384, None)),
     ("prfsha512", transform(TransformKind::Prf, PRF_SHA512, None)),
-    ("sha256", transform(TransformKind::Integ, 12, None)),
+    ("sha256", transform(TransformKind::Integ, INTEG_SHA256, None)),
     ("sha384", transform(TransformKind::Integ, 13, None)),
     ("sha512", transform(TransformKind::Integ, 14, None)),
     ("x25519", transform(TransformKind::Dh, DH_X25519, None)),
@@ -220,7 +223,7 @@ impl Proposal {
             // As in other daemons: without a prf keyword the hash of the integrity algorithm serves as PRF.
             let prfs: Vec<_> = proposal
                 .of(TransformKind::Integ)
-                .map(|t| transform(TransformKind::Prf, t.id - 12 + PRF_SHA256, None))
+                .map(|t| transform(TransformKind::Prf, t.id - INTEG_SHA256 + PRF_SHA256, None))
                 .collect();
             proposal.transforms.extend(prfs);
         }
@@ -244,7 +247,7 @@ impl Proposal {
     }
 
     /// Parses a proposal for ESP, for example `aes256gcm16`, `chacha20poly1305-esn`, `aes128gcm16-x25519` (with
-    /// perfect forward secrecy). Without `esn` the peer may not choose it; with it, it is preferred and `noesn` accepted
+    /// perfect forward secrecy), or for old peers `aes256-sha256`. Without `esn` the peer may not choose it; with it, it is preferred and `noesn` accepted
     /// only where it stands there as well.
     pub fn parse_esp(text: &str) -> Result<Self, ProposalError> {
         let mut proposal = parse_words(text, ESP_EXAMPLE)?;
@@ -257,13 +260,21 @@ impl Proposal {
         if proposal.has(TransformKind::Prf) {
             return unusable("a PRF belongs into an IKE proposal");
         }
-        if proposal.has(TransformKind::Integ)
-            || proposal.of(TransformKind::Encr).any(|t| t.id == ENCR_AES_CBC)
-        {
-            return unusable("ESP needs an AEAD cipher: aes128gcm16, aes256gcm16 or chacha20poly1305");
-        }
         if !proposal.has(TransformKind::Encr) {
             return unusable("no cipher; add one, for example aes256gcm16");
+        }
+        let classic = proposal.has_cbc();
+        if classic && proposal.of(TransformKind::Encr).any(|t| t.id != ENCR_AES_CBC) {
+            return unusable("AEAD ciphers and AES-CBC cannot share one proposal (RFC 7296 3.3); write two");
+        }
+        if !classic && proposal.has(TransformKind::Integ) {
+            return unusable("an AEAD cipher has its own integrity check; leave it out");
+        }
+        if classic && !proposal.has(TransformKind::Integ) {
+            return unusable("AES-CBC needs an integrity algorithm: write aes256-sha256");
+        }
+        if proposal.of(TransformKind::Integ).any(|t| t.id != INTEG_SHA256) {
+            return unusable("in ESP AES-CBC goes with sha256 only: write aes256-sha256");
         }
         if let Some(why) = proposal.unusable_key_exchange() {
             return unusable(why);
@@ -310,6 +321,21 @@ impl Proposal {
                 .copied()
                 .collect(),
         }
+    }
+
+    /// Whether AES-CBC is offered.
+    pub(crate) fn has_cbc(&self) -> bool {
+        self.of(TransformKind::Encr).any(|t| t.id == ENCR_AES_CBC)
+    }
+
+    /// Whether a record of a Child SA with any of these ESP suites can be read by all members.
+    pub(crate) fn is_known_to_members(&self, around: &dyn Surroundings) -> bool {
+        let knows = |t: &Transform| match t.key_bits {
+            _ if t.id != ENCR_AES_CBC => true,
+            Some(128) => around.members_know(EspSuite::Aes128CbcSha256),
+            _ => around.members_know(EspSuite::Aes256CbcSha256),
+        };
+        self.of(TransformKind::Encr).all(knows)
     }
 
     /// Whether key exchanges beside the first one are offered (RFC 9370).
@@ -515,6 +541,8 @@ mod tests {
             "aes256gcm16-esn",
             "aes256gcm16-esn-noesn",
             "chacha20poly1305-x25519",
+            "aes256-sha256",
+            "aes128-aes256-sha256-ecp256-esn-noesn",
         ] {
             assert_eq!(Proposal::parse_esp(text).unwrap().to_string(), text);
         }
@@ -544,12 +572,19 @@ mod tests {
                 .to_string()
                 .contains("implicit-IV")
         );
-        assert!(
-            Proposal::parse_esp("aes128-sha256")
-                .unwrap_err()
-                .to_string()
-                .contains("AEAD")
-        );
+        let rows = [
+            ("aes128", "needs an integrity algorithm"),
+            ("aes128-sha512", "sha256 only"),
+            ("aes128-sha256-sha384", "sha256 only"),
+            ("aes128-aes128gcm16-sha256", "cannot share"),
+            ("aes128gcm16-sha256", "own integrity check"),
+            ("sha256", "no cipher"),
+            ("aes128-sha256-prfsha256", "IKE proposal"),
+        ];
+        for (text, part) in rows {
+            let error = Proposal::parse_esp(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 
     #[test]
@@ -669,5 +704,7 @@ mod tests {
     #[test]
     fn defaults_parse() {
         assert!(!default_ike().is_empty() && !default_esp().is_empty());
+        // RFC 8221: an AEAD is what to use; AES-CBC is for who asks for it.
+        assert!(!default_esp().iter().any(Proposal::has_cbc));
     }
 }

@@ -3,7 +3,7 @@
 mod world;
 
 use ike::{ChildConfig, Command, ConnectionPhase, EventKind, Identity};
-use model::SecretBytes;
+use model::{EspSuite, SecretBytes};
 use std::time::Duration;
 use world::*;
 
@@ -42,7 +42,13 @@ fn every_suite_works() {
     ];
     let prfs = ["prfsha256", "prfsha384", "prfsha512"];
     let groups = ["x25519", "ecp256"];
-    let esps = ["aes128gcm16", "aes256gcm16-esn", "chacha20poly1305-noesn-esn"];
+    let esps = [
+        "aes128gcm16",
+        "aes256gcm16-esn",
+        "chacha20poly1305-noesn-esn",
+        "aes128-sha256",
+        "aes256-sha256-esn",
+    ];
     for (index, cipher) in ciphers.iter().enumerate() {
         for (prf, group) in prfs
             .iter()
@@ -51,14 +57,14 @@ fn every_suite_works() {
             let text = format!("{cipher}-{prf}-{group}");
             let mut world = World::with(2, |_, connection| {
                 connection.ike_proposals = ike(&text);
-                connection.children[0].esp_proposals = esp(esps[index % 3]);
+                connection.children[0].esp_proposals = esp(esps[index]);
             });
             world.initiate(A);
             world.settle();
             world.assert_up(1);
             assert_eq!(
                 world.sides[B].children.values().next().unwrap().form.esn,
-                index % 3 == 1
+                esps[index].ends_with("-esn") && !esps[index].contains("noesn")
             );
         }
     }
@@ -373,6 +379,48 @@ fn without_common_esp_proposal_both_are_shown() {
         text.contains("aes128gcm16") && text.contains("chacha20poly1305"),
         "{text}"
     );
+}
+
+/// A member that could not read the record of the Child SA keeps its suite out of the negotiation, whoever begins.
+#[test]
+fn a_suite_that_a_member_does_not_know_is_neither_offered_nor_accepted() {
+    for (older, esps, up) in [
+        (A, "aes256-sha256", false),
+        (B, "aes256-sha256", false),
+        (A, "aes256gcm16", true),
+    ] {
+        let mut world = World::with(19, |_, connection| {
+            connection.children[0].esp_proposals = esp(esps);
+        });
+        world.sides[older].around.older_member = true;
+        world.initiate(A);
+        world.settle();
+        assert_eq!(world.sides[B].children.len(), usize::from(up), "{esps}");
+        if !up {
+            let kind = if older == A {
+                EventKind::ChildFailed
+            } else {
+                EventKind::NoProposal
+            };
+            let text = &world.event(older, kind).text;
+            assert!(text.contains("upgrade all members"), "{text}");
+        }
+    }
+    // Where there is something else, that is used.
+    for older in [A, B] {
+        let mut world = World::with(20, |_, connection| {
+            connection.children[0].esp_proposals = [esp("aes128-sha256"), esp("aes128gcm16")].concat();
+        });
+        world.sides[older].around.older_member = true;
+        world.initiate(A);
+        world.settle();
+        let suites: Vec<_> = world.sides[B]
+            .children
+            .values()
+            .map(|child| child.suite)
+            .collect();
+        assert_eq!(suites, [EspSuite::Aes128Gcm16]);
+    }
 }
 
 #[test]

@@ -20,9 +20,9 @@ pub struct ChildSaRecord {
     pub spi_out: EspSpi,
     /// Suite of both directions.
     pub suite: EspSuite,
-    /// Cipher key and 4-octet salt, inbound.
+    /// Keying material ([`EspSuite::material_len`]), inbound.
     pub key_in: SecretBytes,
-    /// Cipher key and 4-octet salt, outbound.
+    /// Keying material, outbound.
     pub key_out: SecretBytes,
     /// Extended sequence numbers, tunnel or transport mode.
     pub form: SaForm,

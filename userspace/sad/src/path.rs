@@ -1,6 +1,7 @@
 //! How much the paths to the peers carry: what the configuration and the interface say, less what routers said (RFC 4301 8.2).
 
 use crate::port::{MapOp, MapPlan};
+use crate::record::suite_number;
 use crate::store::{SaEntry, Sad};
 use datapath::esp::header::{inner_max, outer_len};
 use model::{EspSpi, SaMode};
@@ -50,7 +51,8 @@ impl Sad {
         let record = &self.by_slot(slot)?.record;
         let v6 = record.remote.is_ipv6();
         let outer = outer_len(record.udp_encap, v6);
-        let sealed = inner_max(usize::from(self.path_mtu(slot)?), outer);
+        let suite = suite_number(record.suite);
+        let sealed = inner_max(suite, usize::from(self.path_mtu(slot)?), outer);
         Some(match record.form.mode {
             SaMode::Tunnel => sealed,
             // The packet's own header stays outside.

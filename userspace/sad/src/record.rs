@@ -5,8 +5,8 @@ use crate::spd::selector_pairs;
 use crate::store::{SaEntry, SadError};
 use maps_schema::sad::{
     InboundSa, Limits, LimitsCell, OutboundSa, SA_ESN, SA_LENIENT, SA_LOCAL_ONLY, SA_MAY_MOVE, SA_TRANSPORT,
-    SA_UDP_ENCAP, SELECTORS_PER_SA, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey,
-    SelectorPair, spi_slot,
+    SA_UDP_ENCAP, SELECTORS_PER_SA, SUITE_AES128_CBC_SHA256, SUITE_AES128_GCM, SUITE_AES256_CBC_SHA256,
+    SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey, SelectorPair, spi_slot,
 };
 use model::{ChildSaRecord, EspSuite, SaMode, SecretBytes, TrafficSelector, address::mapped};
 
@@ -16,6 +16,8 @@ pub const fn suite_number(suite: EspSuite) -> u8 {
         EspSuite::Aes128Gcm16 => SUITE_AES128_GCM,
         EspSuite::Aes256Gcm16 => SUITE_AES256_GCM,
         EspSuite::ChaCha20Poly1305 => SUITE_CHACHA20_POLY1305,
+        EspSuite::Aes128CbcSha256 => SUITE_AES128_CBC_SHA256,
+        EspSuite::Aes256CbcSha256 => SUITE_AES256_CBC_SHA256,
     }
 }
 
@@ -43,24 +45,20 @@ pub(crate) fn flags(record: &ChildSaRecord, lenient: bool, local_only: bool, may
     flags
 }
 
-/// Expands cipher key and salt (RFC 4106 8.1: the salt is the last 4 octets of the keying material).
+/// Expands keying material: the keys, and behind them an AEAD's salt (RFC 4106 8.1).
 pub(crate) fn expand(suite: EspSuite, material: &SecretBytes, spi: u32) -> Result<Box<SaKey>, SadError> {
     let octets = material.expose();
-    let (key, salt) = octets
-        .split_at_checked(suite.key_len())
-        .ok_or(SadError::KeyLength {
-            suite,
-            octets: octets.len(),
-        })?;
-    let salt: [u8; 4] = salt.try_into().map_err(|_| SadError::KeyLength {
+    let wrong = || SadError::KeyLength {
         suite,
         octets: octets.len(),
-    })?;
-    let expanded =
-        datapath::aead::expand(suite_number(suite), key, salt, spi).map_err(|_| SadError::KeyLength {
-            suite,
-            octets: octets.len(),
-        })?;
+    };
+    if octets.len() != suite.material_len() {
+        return Err(wrong());
+    }
+    let (keys, rest) = octets.split_at(octets.len() - suite.salt_len());
+    let mut salt = [0; 4];
+    salt[..rest.len()].copy_from_slice(rest);
+    let expanded = datapath::aead::expand(suite_number(suite), keys, salt, spi).map_err(|_| wrong())?;
     Ok(Box::new(expanded))
 }
 

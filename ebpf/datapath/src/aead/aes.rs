@@ -1,12 +1,13 @@
-//! AES encryption of four blocks at a time, bitsliced: word `b` of the state holds bit `b` of all 64 octets.
+//! AES of four blocks at a time, bitsliced: word `b` of the state holds bit `b` of all 64 octets.
 //!
 //! The octet in row r, column c of block k (FIPS 197 3.4) sits at bit 16r + 4c + k. ShiftRows is never carried out
 //! ("fixslicing", Adomnicai and Peyrin, TCHES 2021): after i rounds the state is kept in frame i mod 4, where the octet
 //! of row r is stored j*r columns further right (j the frame). MixColumns takes its neighbours accordingly, the
-//! round keys are stored in the frame of their round, and the last round puts the rows straight.
+//! round keys are stored in the frame of their round, and the last round puts the rows straight. Decryption undoes these steps
+//! one by one, with the same round keys.
 
 use super::global::global_fn;
-use maps_schema::sad::{KEY_WORDS, SUITE_AES256_GCM, SaKey};
+use maps_schema::sad::{KEY_WORDS, SUITE_AES256_CBC_SHA256, SUITE_AES256_GCM, SaKey};
 
 /// Words of the round keys of AES-256.
 pub(super) const ROUND_KEY_WORDS: usize = 15 * 8;
@@ -161,6 +162,38 @@ fn mix_columns<const J: u32>(s: [u64; 8]) -> [u64; 8] {
     out
 }
 
+/// The inverse of the S-box's affine map less its constant (FIPS 197 5.3.2).
+#[inline(always)]
+fn inverse_affine(q: [u64; 8]) -> [u64; 8] {
+    core::array::from_fn(|i| q[(i + 2) % 8] ^ q[(i + 5) % 8] ^ q[(i + 7) % 8])
+}
+
+/// The inverse of [`sub_bytes`]. With L the affine map and S = L(1/x): the inverse is 1/L'(x), and 1/x = L'(S(x)).
+#[inline(always)]
+fn inverse_sub_bytes(q: [u64; 8]) -> [u64; 8] {
+    inverse_affine(sub_bytes(inverse_affine(q)))
+}
+
+/// InvMixColumns in frame `J`: MixColumns of 5a + 4c, c being the row two below a. (The matrix of FIPS 197 5.3.3 is that of
+/// 5.1.3 times this one.)
+#[inline(always)]
+fn inverse_mix_columns<const J: u32>(s: [u64; 8]) -> [u64; 8] {
+    let d: [u64; 8] = core::array::from_fn(|i| s[i] ^ two_below::<J>(s[i]));
+    // Four times d: bits 6 and 7 come back at bits 0, 1, 3, 4 and 1, 2, 4, 5.
+    let (six, seven) = (d[6], d[7]);
+    let both = six ^ seven;
+    mix_columns::<J>([
+        s[0] ^ six,
+        s[1] ^ both,
+        s[2] ^ d[0] ^ seven,
+        s[3] ^ d[1] ^ six,
+        s[4] ^ d[2] ^ both,
+        s[5] ^ d[3] ^ seven,
+        s[6] ^ d[4],
+        s[7] ^ d[5],
+    ])
+}
+
 /// Moves rows 1 and 3 by two columns: from frame 2, where both key sizes end, to frame 0.
 #[inline(always)]
 fn straighten(x: u64) -> u64 {
@@ -206,6 +239,15 @@ fn gather(x: u64) -> u64 {
     (x | x >> 16) & 0xffff_ffff
 }
 
+/// The words of even and odd columns of a block from its two little-endian words: the inverse of [`block`].
+#[inline(always)]
+fn halves([low, high]: [u64; 2]) -> [u64; 2] {
+    [
+        spread(low as u32) | spread(high as u32) << 8,
+        spread((low >> 32) as u32) | spread((high >> 32) as u32) << 8,
+    ]
+}
+
 /// The two little-endian words of a block from its words of even and odd columns.
 #[inline(always)]
 fn block(even: u64, odd: u64) -> [u64; 2] {
@@ -222,10 +264,21 @@ fn add_round_key(q: &mut [u64; 8], key: &SaKey, round: usize) {
     }
 }
 
+/// Rounds of a key.
+#[inline(always)]
+fn rounds(key: &SaKey) -> usize {
+    let suite = key.suite;
+    if suite == SUITE_AES256_GCM as u32 || suite == SUITE_AES256_CBC_SHA256 as u32 {
+        14
+    } else {
+        10
+    }
+}
+
 global_fn! {
     /// Encrypts the four bitsliced blocks in `state`. Returns 0.
     pub(super) fn aead_aes_encrypt(key: &SaKey; state: &mut [u64; 8];) {
-        let last = if key.suite == SUITE_AES256_GCM as u32 { 14 } else { 10 };
+        let last = rounds(key);
         let mut q = *state;
         add_round_key(&mut q, key, 0);
         let mut round = 1;
@@ -249,6 +302,45 @@ global_fn! {
             *word = straighten(*word);
         }
         add_round_key(&mut q, key, last);
+        *state = q;
+        0
+    }
+}
+
+global_fn! {
+    /// Decrypts the four bitsliced blocks in `state`. Returns 0.
+    pub(super) fn aead_aes_decrypt(key: &SaKey; state: &mut [u64; 8];) {
+        let last = rounds(key);
+        let mut q = *state;
+        add_round_key(&mut q, key, last);
+        for word in &mut q {
+            *word = straighten(*word);
+        }
+        // 9 or 13: of frame 1.
+        let mut round = last - 1;
+        q = inverse_sub_bytes(q);
+        add_round_key(&mut q, key, round);
+        q = inverse_mix_columns::<1>(q);
+        for _ in 0..3 {
+            if round <= 4 {
+                break;
+            }
+            q = inverse_sub_bytes(q);
+            add_round_key(&mut q, key, round - 1);
+            q = inverse_mix_columns::<0>(q);
+            q = inverse_sub_bytes(q);
+            add_round_key(&mut q, key, round - 2);
+            q = inverse_mix_columns::<3>(q);
+            q = inverse_sub_bytes(q);
+            add_round_key(&mut q, key, round - 3);
+            q = inverse_mix_columns::<2>(q);
+            q = inverse_sub_bytes(q);
+            add_round_key(&mut q, key, round - 4);
+            q = inverse_mix_columns::<1>(q);
+            round -= 4;
+        }
+        q = inverse_sub_bytes(q);
+        add_round_key(&mut q, key, 0);
         *state = q;
         0
     }
@@ -283,6 +375,55 @@ global_fn! {
     }
 }
 
+global_fn! {
+    /// Bitslices the four blocks of `chunk` into `state`. Returns 0.
+    pub(super) fn aead_aes_slice(chunk: &[u64; 8]; state: &mut [u64; 8];) {
+        for k in 0..4 {
+            let [even, odd] = halves([u64::from_le(chunk[2 * k]), u64::from_le(chunk[2 * k + 1])]);
+            state[k] = even;
+            state[4 + k] = odd;
+        }
+        transpose(state);
+        0
+    }
+}
+
+global_fn! {
+    /// Bitslices `block` XOR `chain` as the first block of `state`. Returns 0.
+    pub(super) fn aead_aes_slice_one(block: &[u64; 2], chain: &[u64; 2]; state: &mut [u64; 8];) {
+        let [even, odd] = halves([u64::from_le(block[0] ^ chain[0]), u64::from_le(block[1] ^ chain[1])]);
+        *state = [even, 0, 0, 0, odd, 0, 0, 0];
+        transpose(state);
+        0
+    }
+}
+
+global_fn! {
+    /// Puts the first of the four bitsliced blocks in `state` into `block`, and into `chain`. Returns 0.
+    pub(super) fn aead_aes_unslice_one(; state: &mut [u64; 8], block: &mut [u64; 2], chain: &mut [u64; 2];) {
+        let [low, high] = first_block(state);
+        *block = [low.to_le(), high.to_le()];
+        *chain = *block;
+        0
+    }
+}
+
+global_fn! {
+    /// CBC (SP 800-38A 6.2): puts the four bitsliced blocks in `state`, each XOR the block before it, in the place of `chunk`'s
+    /// ciphertext. `chain` is the block before the first, and then `chunk`'s last. Returns 0.
+    pub(super) fn aead_aes_unchain(; state: &mut [u64; 8], chunk: &mut [u64; 8], chain: &mut [u64; 2];) {
+        transpose(state);
+        for k in 0..4 {
+            let before = *chain;
+            *chain = [chunk[2 * k], chunk[2 * k + 1]];
+            let [low, high] = block(state[k], state[4 + k]);
+            chunk[2 * k] = low.to_le() ^ before[0];
+            chunk[2 * k + 1] = high.to_le() ^ before[1];
+        }
+        0
+    }
+}
+
 /// Prepares counter mode: 96-bit nonce, then the counter beginning with 1 (SP 800-38D 7.1, J0).
 #[inline(always)]
 pub(super) fn start_counter(counter: &mut [u64; 3], nonce: [u32; 3]) {
@@ -290,6 +431,7 @@ pub(super) fn start_counter(counter: &mut [u64; 3], nonce: [u32; 3]) {
 }
 
 /// The first of four bitsliced blocks, as two little-endian words.
+#[inline(always)]
 pub(super) fn first_block(state: &mut [u64; 8]) -> [u64; 2] {
     transpose(state);
     block(state[0], state[4])

@@ -1,4 +1,5 @@
-//! ESP's combined-mode ciphers: ChaCha20-Poly1305 (RFC 8439, RFC 7634) and AES-GCM (RFC 4106), in constant time.
+//! ESP's ciphers: ChaCha20-Poly1305 (RFC 8439, RFC 7634), AES-GCM (RFC 4106), and for old peers AES-CBC with HMAC-SHA2-256-128
+//! (RFC 3602, RFC 4868), in constant time.
 //!
 //! One source for BPF and for the host. The caller copies the ciphertext (or the plaintext with its trailer) into
 //! [`Scratch::text_mut`], fills `iv`, `aad`, `aad_len`, `text_len` (and `tag`, to open), and calls [`seal`] or [`open`];
@@ -7,6 +8,7 @@
 //! Nothing here branches on, or indexes by, a secret. Lengths and the outcome are public.
 
 mod aes;
+mod cbc;
 mod chacha20;
 mod chacha20_poly1305;
 mod gcm;
@@ -14,8 +16,12 @@ mod ghash;
 pub(crate) mod global;
 mod poly1305;
 mod scratch;
+mod sha256;
 
-use maps_schema::sad::{SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305, SaKey};
+use maps_schema::sad::{
+    SUITE_AES128_CBC_SHA256, SUITE_AES128_GCM, SUITE_AES256_CBC_SHA256, SUITE_AES256_GCM, SUITE_CBC,
+    SUITE_CHACHA20_POLY1305, SUITE_LAST, SaKey,
+};
 
 use global::global_fn;
 pub use scratch::{AAD_ESN, AAD_PLAIN, Scratch, TAG_LEN, TEXT_MAX};
@@ -59,16 +65,18 @@ impl core::fmt::Display for BadKey {
 
 impl core::error::Error for BadKey {}
 
-/// Octets of a suite's key, without the four of the salt.
+/// Octets of a suite's key: of the cipher, and behind it HMAC's; without the four of the salt.
 pub const fn key_len(suite: u8) -> Option<usize> {
     match suite {
         SUITE_AES128_GCM => Some(16),
         SUITE_AES256_GCM | SUITE_CHACHA20_POLY1305 => Some(32),
+        SUITE_AES128_CBC_SHA256 => Some(16 + cbc::INTEGRITY_KEY_LEN),
+        SUITE_AES256_CBC_SHA256 => Some(32 + cbc::INTEGRITY_KEY_LEN),
         _ => None,
     }
 }
 
-/// Expands the key of one SA for the programs.
+/// Expands the key of one SA for the programs. `key` has [`key_len`] octets; suites without a salt ignore it.
 pub fn expand(suite: u8, key: &[u8], salt: [u8; 4], spi: u32) -> Result<SaKey, BadKey> {
     let expected = key_len(suite).ok_or(BadKey::UnknownSuite(suite))?;
     if key.len() != expected {
@@ -87,6 +95,8 @@ pub fn expand(suite: u8, key: &[u8], salt: [u8; 4], spi: u32) -> Result<SaKey, B
         for (word, octets) in out.schedule.iter_mut().zip(key.as_chunks::<8>().0) {
             *word = u64::from_le_bytes(*octets);
         }
+    } else if suite >= SUITE_CBC {
+        cbc::expand(key, &mut out);
     } else {
         gcm::expand(key, &mut out);
     }
@@ -113,13 +123,16 @@ pub fn open(key: &SaKey, scratch: &mut Scratch) -> Opened {
 }
 
 global_fn! {
-    /// Checks the parameters and puts the nonce in place: salt, then IV (RFC 4106 4, RFC 7634 2). Returns [`DONE`] or
+    /// Checks the parameters and puts an AEAD's nonce in place: salt, then IV (RFC 4106 4, RFC 7634 2). Returns [`DONE`] or
     /// [`BAD_PARAMETER`].
     fn aead_prepare(key: &SaKey; scratch: &mut Scratch;) {
         if !scratch.is_sane() {
             return BAD_PARAMETER;
         }
-        let [a, b, c, d, e, f, g, h] = scratch.iv;
+        if key.suite >= SUITE_CBC as u32 && key.suite <= SUITE_LAST as u32 {
+            return if cbc::is_whole(scratch) { DONE } else { BAD_PARAMETER };
+        }
+        let [a, b, c, d, e, f, g, h, ..] = scratch.iv;
         let nonce =
             [u32::from_le_bytes(key.salt), u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])];
         if key.suite == SUITE_CHACHA20_POLY1305 as u32 {
@@ -144,6 +157,8 @@ global_fn! {
             chacha20_poly1305::start(scratch);
             chacha20_poly1305::crypt(scratch);
             chacha20_poly1305::authenticate(scratch);
+        } else if key.suite >= SUITE_CBC as u32 {
+            cbc::seal(key, scratch);
         } else {
             gcm::start(key, scratch);
             gcm::seal(key, scratch);
@@ -168,6 +183,10 @@ global_fn! {
                 return NOT_AUTHENTIC;
             }
             chacha20_poly1305::crypt(scratch);
+        } else if key.suite >= SUITE_CBC as u32 {
+            if !cbc::open(key, scratch) {
+                return NOT_AUTHENTIC;
+            }
         } else {
             gcm::start(key, scratch);
             if !gcm::open(key, scratch) {

@@ -6,6 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::ghash::GhashWork;
 use super::global::global_fn;
 use super::poly1305::Poly1305;
+use super::sha256::Sha256;
 
 /// Octets of text that fit: ciphertext without ICV, or plaintext with ESP trailer. Enough for jumbo frames (9000 octets and
 /// some), and with all else in less than the 32 KiB that a value for each CPU can have.
@@ -41,23 +42,27 @@ const _: () = assert!(LOOP_WORDS + 8 <= MESSAGE_WORDS);
 #[derive(Clone, Copy, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Scratch {
-    /// The explicit IV of the packet; the salt comes from the key.
-    pub iv: [u8; 8],
+    /// The explicit IV of the packet; the salt comes from the key. AEADs use the first 8 octets. To seal with AES-CBC it is a nonce of
+    /// 16 octets, never the same twice under a key; the IV that is made of it is here afterwards.
+    pub iv: [u8; 16],
     /// Additional authenticated data, first `aad_len` octets.
     pub aad: [u8; 16],
     /// The ICV: input of `open`, output of `seal`.
     pub tag: [u8; TAG_LEN],
     /// [`AAD_PLAIN`] or [`AAD_ESN`].
     pub aad_len: u32,
-    /// Octets of text in use, at most [`TEXT_MAX`]. What lies behind them has no influence and may be overwritten.
+    /// Octets of text in use, at most [`TEXT_MAX`]; for AES-CBC whole blocks. What lies behind them has no influence and may be overwritten.
     pub text_len: u32,
     pub(super) message: Message,
     /// ChaCha20's state; its word 12 is the block counter.
     pub(super) chacha: [u32; 16],
-    /// ChaCha20's block 0.
+    /// ChaCha20's block 0; the block of HMAC's outer hash.
     pub(super) block: [u64; 8],
     /// AES: four blocks, bitsliced.
     pub(super) aes: [u64; 8],
+    /// AES-CBC: the block of ciphertext before.
+    pub(super) chain: [u64; 2],
+    pub(super) sha: Sha256,
     /// AES-CTR: the columns of the counter block that stay, spread for bitslicing, and the counter.
     pub(super) counter: [u64; 3],
     /// The authenticator computed for this packet.
@@ -68,7 +73,7 @@ pub struct Scratch {
 
 const _: () = {
     assert!(size_of::<Message>() == MESSAGE_WORDS * 8);
-    assert!(offset_of!(Scratch, message) == 48);
+    assert!(offset_of!(Scratch, message) == 56);
     assert!(TEXT_MAX.is_power_of_two());
 };
 

@@ -9,12 +9,12 @@ use maps_schema::event::{
 };
 use maps_schema::sad::{
     InboundSa, SA_ESN, SA_LENIENT, SA_MAY_MOVE, SA_TRANSPORT, SA_UDP_ENCAP, SELECTORS_PER_SA,
-    SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305,
+    SUITE_AES128_GCM, SUITE_LAST,
 };
 use maps_schema::steer::NO_VLAN;
 use maps_schema::verdict::Verdict;
 
-use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN};
+use super::header::{self, ESP_LEN, ICV_LEN, IV_MAX, block_len, iv_len};
 use super::outbound::path_mtu;
 use super::pad;
 use super::transport;
@@ -60,14 +60,21 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         return work.drop(Verdict::UnknownSpi);
     }
     work.connection = sa.connection as u32;
-    if sa.suite < SUITE_AES128_GCM || sa.suite > SUITE_CHACHA20_POLY1305 {
+    let suite = volatile(&sa.suite);
+    if !(SUITE_AES128_GCM..=SUITE_LAST).contains(&suite) {
         return work.drop(Verdict::SuiteUnknown);
     }
-    let Some(text_len) = (work.esp_len as usize).checked_sub(ESP_LEN + IV_LEN + ICV_LEN) else {
+    let iv_len = iv_len(suite);
+    let Some(text_len) = (work.esp_len as usize).checked_sub(ESP_LEN + iv_len + ICV_LEN) else {
         return work.drop(Verdict::EspTruncated);
     };
-    if text_len < pad::padded_len(0) {
+    let block = block_len(suite);
+    if text_len < block {
         return work.drop(Verdict::EspTruncated);
+    }
+    // An AEAD takes any length; what is in it says the padding.
+    if iv_len == IV_MAX && text_len & (block - 1) != 0 {
+        return work.drop(Verdict::EspRagged);
     }
     if text_len > TEXT_MAX {
         return work.drop(Verdict::TooBig);
@@ -133,22 +140,23 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
             return steer::second_hop(env, work, work.other);
         }
     }
-    lay_out(env, area, text_len, flags & SA_ESN != 0)
+    lay_out(env, area, iv_len, text_len, flags & SA_ESN != 0)
 }
 
 /// Copies IV, ciphertext and ICV to the cipher's area and sets the AAD.
 #[inline(always)]
-fn lay_out(env: &impl Env, area: &mut Area, text_len: usize, esn: bool) -> bool {
+fn lay_out(env: &impl Env, area: &mut Area, iv_len: usize, text_len: usize, esn: bool) -> bool {
     let Area { cipher, work } = area;
     let at = work.esp_at as usize;
-    let Some(iv) = work.front().read::<8>(at + ESP_LEN) else {
+    // A short IV is followed by text and ICV: so many octets are there in any case.
+    let Some(iv) = work.front().read::<IV_MAX>(at + ESP_LEN) else {
         return work.drop(Verdict::EspTruncated);
     };
     cipher.iv = iv;
     cipher.aad = header::aad(work.spi, work.seq, esn);
     cipher.aad_len = if esn { AAD_ESN } else { AAD_PLAIN };
     cipher.text_len = text_len as u32;
-    let text_at = at + ESP_LEN + IV_LEN;
+    let text_at = at + ESP_LEN + iv_len;
     if !env.load(text_at, cipher.text_mut(), text_len) || !env.load_16(text_at + text_len, &mut cipher.tag) {
         return work.drop(Verdict::InternalError);
     }
@@ -264,7 +272,8 @@ pub fn inspect(env: &impl Env, area: &mut Area) -> bool {
         // What a SYN from the peer announces is the size of the segments that go back.
         let v6 = !headers::is_v4(headers::address(&back.outer_dst));
         let outer = header::outer_len(volatile(&back.flags) & SA_UDP_ENCAP != 0, v6);
-        work.mss = mss::allowed(&text, &work.ip, back.mss_clamp, path_mtu(back, local), outer);
+        let most = header::inner_max(back.suite, path_mtu(back, local), outer);
+        work.mss = mss::allowed(&text, &work.ip, back.mss_clamp, most);
     }
     true
 }

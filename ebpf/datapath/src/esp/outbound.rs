@@ -8,8 +8,8 @@ use maps_schema::event::{
     SLOW_OUTER_FRAGMENT,
 };
 use maps_schema::sad::{
-    DF_CLEAR, DF_SET, OutboundSa, SA_ESN, SA_TRANSPORT, SA_UDP_ENCAP, SUITE_AES128_GCM,
-    SUITE_CHACHA20_POLY1305, slot_place,
+    DF_CLEAR, DF_SET, OutboundSa, SA_ESN, SA_TRANSPORT, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_LAST,
+    slot_place,
 };
 use maps_schema::spd::{
     ACTION_BYPASS, ACTION_DISCARD, ACTION_NONE, ACTION_PROTECT, ACTION_PROTECT_PER_CPU, ACTION_TRAP_HOLD,
@@ -18,7 +18,7 @@ use maps_schema::spd::{
 use maps_schema::steer::{Local, SIDE_INSIDE};
 use maps_schema::verdict::Verdict;
 
-use super::header::{self, ESP_LEN, ICV_LEN, IV_LEN, outer_len};
+use super::header::{self, ESP_LEN, ICV_LEN, iv_len, outer_len};
 use super::{inbound, nonce, pad, too_big, transport};
 use crate::aead::{AAD_ESN, AAD_PLAIN, DONE, Scratch, TEXT_MAX};
 use crate::bytes::Bounded;
@@ -247,7 +247,8 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         return no_sa(env, work);
     }
     work.connection = sa.connection as u32;
-    if sa.suite < SUITE_AES128_GCM || sa.suite > SUITE_CHACHA20_POLY1305 {
+    let suite = volatile(&sa.suite);
+    if !(SUITE_AES128_GCM..=SUITE_LAST).contains(&suite) {
         return work.drop(Verdict::SuiteUnknown);
     }
     let flags = volatile(&sa.flags);
@@ -264,14 +265,15 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let mtu = path_mtu(sa, local);
     let v6 = !headers::is_v4(headers::address(&sa.outer_dst));
     let outer = outer_len(flags & SA_UDP_ENCAP != 0, v6);
-    if header::sealed_len(inner, outer) > mtu {
+    let most = header::inner_max(suite, mtu, outer);
+    if inner > most {
         // In transport mode the sender is this gateway: it cuts what it sends.
         if work.transport == 0 && !too_big::may_cut(sa, &work.ip, v6) {
-            return too_big::answer(env, area, local, header::inner_max(mtu, outer));
+            return too_big::answer(env, area, local, most);
         }
         work.cut = 1;
     }
-    if inner > TEXT_MAX - 8 {
+    if inner > pad::INNER_MAX {
         return work.drop(Verdict::TooBig);
     }
     if work.ip.ttl <= 1 && work.transport == 0 {
@@ -302,7 +304,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
             octets: cipher.text(),
             len: inner,
         };
-        work.mss = mss::allowed(&packet, &ip, sa.mss_clamp, mtu, outer);
+        work.mss = mss::allowed(&packet, &ip, sa.mss_clamp, most);
         inbound::decrement_ttl(cipher.text_mut(), &ip);
         if ip.version == 6 {
             headers::PROTOCOL_IPV6
@@ -310,7 +312,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
             headers::PROTOCOL_IPV4
         }
     };
-    let Some(text_len) = pad::append(cipher.text_mut(), inner, next_header) else {
+    let Some(text_len) = pad::append(suite, cipher.text_mut(), inner, next_header) else {
         return work.drop(Verdict::TooBig);
     };
     let esn = flags & SA_ESN != 0;
@@ -409,7 +411,7 @@ pub fn direct(env: &impl Env, area: &mut Area, status: i32) -> bool {
     let destination = headers::address(&sa.outer_dst);
     let v6 = !headers::is_v4(destination);
     let outer = outer_len(encap, v6);
-    let datagram_len = outer + ESP_LEN + IV_LEN + text_len + ICV_LEN;
+    let datagram_len = outer + ESP_LEN + iv_len(volatile(&sa.suite)) + text_len + ICV_LEN;
     work.outer_tos = match sa.dscp {
         0 => work.ip.tos,
         dscp => dscp.wrapping_sub(1) << 2 | work.ip.tos & ecn::MASK,
@@ -517,10 +519,12 @@ pub fn fill(env: &impl Env, area: &mut Area) {
         ok &= env.write(esp_at - UDP_LEN, &[s0, s1, d0, d1, l0, l1, c0, c1]);
     }
     let text_len = (cipher.text_len as usize).min(TEXT_MAX);
-    let text_at = esp_at + ESP_LEN + IV_LEN;
+    let iv_len = iv_len(volatile(&sa.suite));
+    let text_at = esp_at + ESP_LEN + iv_len;
     let [p0, p1, p2, p3] = work.spi.to_be_bytes();
     let [q0, q1, q2, q3] = (work.seq as u32).to_be_bytes();
     ok &= env.write(esp_at, &[p0, p1, p2, p3, q0, q1, q2, q3]);
+    // All of it: where the IV is short, the text overwrites the rest.
     ok &= env.write(esp_at + ESP_LEN, &cipher.iv);
     ok &= env.store(text_at, cipher.text(), text_len);
     ok &= env.write(text_at + text_len, &cipher.tag);
@@ -583,6 +587,8 @@ fn udp_checksum(
     ports: [u16; 2],
     length: u16,
 ) -> u16 {
+    // The second half of a short one is zero.
+    let iv = headers::address(&cipher.iv);
     let mut sum = checksum::words(source[0])
         + checksum::words(source[1])
         + checksum::words(destination[0])
@@ -592,7 +598,8 @@ fn udp_checksum(
         + ports[0] as u32
         + ports[1] as u32
         + checksum::words((work.spi as u64) << 32 | work.seq & u32::MAX as u64)
-        + checksum::words(u64::from_be_bytes(cipher.iv));
+        + checksum::words(iv[0])
+        + checksum::words(iv[1]);
     let text_len = (cipher.text_len as usize).min(TEXT_MAX);
     sum += env.sum(cipher.text(), text_len) as u32;
     let tag = headers::address(&cipher.tag);

@@ -1,34 +1,40 @@
 //! Padding, pad length and next header (RFC 4303 2.4 to 2.6).
 
-use super::header::TRAILER_LEN;
+use super::header::{TRAILER_LEN, block_len};
 use crate::aead::TEXT_MAX;
 use crate::bytes::{Bounded, PacketRead};
 use crate::opaque::opaque;
 
-/// Octets of inner packet, padding and trailer: a multiple of four.
+/// Most octets that padding and trailer add.
+pub const TAIL_MAX: usize = 17;
+/// Largest inner packet whose text fits.
+pub const INNER_MAX: usize = TEXT_MAX - TAIL_MAX - 7;
+
+/// Octets of inner packet, padding and trailer: a multiple of the suite's [`block_len`].
 #[inline(always)]
-pub const fn padded_len(inner: usize) -> usize {
-    (inner + TRAILER_LEN + 3) & !3
+pub const fn padded_len(suite: u8, inner: usize) -> usize {
+    let mask = block_len(suite) - 1;
+    (inner + TRAILER_LEN + mask) & !mask
 }
 
 /// Writes padding 1, 2, 3 ..., pad length and next header behind `inner` octets of text. Returns the text's length, or
 /// `None` where it does not fit.
 #[inline(always)]
-pub fn append(text: &mut [u8; TEXT_MAX], inner: usize, next_header: u8) -> Option<usize> {
+pub fn append(suite: u8, text: &mut [u8; TEXT_MAX], inner: usize, next_header: u8) -> Option<usize> {
     let inner = opaque(inner as u64) as usize;
-    if inner > TEXT_MAX - 8 {
+    if inner > INNER_MAX {
         return None;
     }
-    let pad = padded_len(inner) - TRAILER_LEN - inner;
-    // Always five octets: what lies behind the text is not looked at, and there is no loop for the verifier.
-    let tail = match pad {
-        0 => [0, next_header, 0, 0, 0],
-        1 => [1, 1, next_header, 0, 0],
-        2 => [1, 2, 2, next_header, 0],
-        _ => [1, 2, 3, 3, next_header],
-    };
-    *text.get_mut(inner..)?.first_chunk_mut::<5>()? = tail;
-    Some(inner + pad + TRAILER_LEN)
+    let end = opaque(padded_len(suite, inner) as u64) as usize;
+    if !(TRAILER_LEN..=TEXT_MAX).contains(&end) {
+        return None;
+    }
+    // All that padding may be, and the trailer over it: what lies behind the text is not looked at, and there is no loop for the verifier.
+    *text.get_mut(inner..)?.first_chunk_mut::<16>()? =
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
+    let pad = (end - TRAILER_LEN - inner) as u8;
+    *text.get_mut(end - TRAILER_LEN..)?.first_chunk_mut::<2>()? = [pad, next_header];
+    Some(end)
 }
 
 /// Octets of payload and the next header of a decrypted text, or `None` where the padding is wrong.
@@ -55,14 +61,23 @@ pub fn strip(text: &[u8; TEXT_MAX], len: usize) -> Option<(usize, u8)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use maps_schema::sad::{SUITE_AES128_GCM, SUITE_LAST};
 
     #[test]
     fn what_is_appended_is_stripped() {
-        for inner in 0..64 {
-            let mut text = [0xee; TEXT_MAX];
-            let len = append(&mut text, inner, 4).unwrap();
-            assert_eq!(len % 4, 0);
-            assert_eq!(strip(&text, len), Some((inner, 4)));
+        for suite in SUITE_AES128_GCM..=SUITE_LAST {
+            for inner in (0..64).chain(INNER_MAX - 32..=INNER_MAX) {
+                let mut text = [0xee; TEXT_MAX];
+                let len = append(suite, &mut text, inner, 4).unwrap();
+                assert!(len % block_len(suite) == 0 && len - inner <= TAIL_MAX);
+                assert_eq!(
+                    strip(&text, len),
+                    Some((inner, 4)),
+                    "suite {suite}, {inner} octets"
+                );
+            }
+            let mut text = [0; TEXT_MAX];
+            assert_eq!(append(suite, &mut text, INNER_MAX + 1, 4), None);
         }
     }
 

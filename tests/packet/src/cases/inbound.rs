@@ -1,9 +1,7 @@
 //! ESP from the peer: RFC 4303 3.4, the ceiling, the takeover floor.
 
 use maps_schema::event::{EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING};
-use maps_schema::sad::{
-    REPLAY_WINDOW, SA_ESN, SA_LOCAL_ONLY, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305,
-};
+use maps_schema::sad::{REPLAY_WINDOW, SA_ESN, SA_LOCAL_ONLY, SUITE_CHACHA20_POLY1305};
 use maps_schema::segment::{SEGMENT_ALONE, SideWord};
 use maps_schema::verdict::Verdict;
 
@@ -82,11 +80,7 @@ fn taken_over() -> World {
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (suite, name) in [
-        (SUITE_CHACHA20_POLY1305, "chacha20"),
-        (SUITE_AES128_GCM, "aes128"),
-        (SUITE_AES256_GCM, "aes256"),
-    ] {
+    for (suite, name) in SUITES {
         for esn in [false, true] {
             for encap in [false, true] {
                 let label = format!("{name}, esn {esn}, encapsulation {encap}");

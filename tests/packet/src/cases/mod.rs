@@ -1,5 +1,6 @@
 //! The tables.
 
+mod cbc;
 mod clear;
 mod handover;
 mod inbound;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(lifetimes::cases());
     cases.extend(malformed::cases());
     cases.extend(wraps::cases());
+    cases.extend(cbc::cases());
     cases.extend(clear::cases());
     cases.extend(ttl::cases());
     cases.extend(transport::cases());

@@ -1,7 +1,7 @@
 //! Packets from the inside: policy, lease, number, outer header.
 
 use maps_schema::event::{EVENT_ACQUIRE, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, SLOW_OUT_FRAGMENT};
-use maps_schema::sad::{SA_LOCAL_ONLY, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305};
+use maps_schema::sad::{SA_LOCAL_ONLY, SUITE_CHACHA20_POLY1305};
 use maps_schema::segment::{SEGMENT_ALONE, SideWord};
 use maps_schema::spd::{ACTION_BYPASS, ACTION_DISCARD, ACTION_TRAP};
 use maps_schema::verdict::Verdict;
@@ -99,11 +99,7 @@ fn counter_is(seq: u64) -> impl Fn(&Observed) -> Result<(), String> + Send + Syn
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (suite, name) in [
-        (SUITE_CHACHA20_POLY1305, "chacha20"),
-        (SUITE_AES128_GCM, "aes128"),
-        (SUITE_AES256_GCM, "aes256"),
-    ] {
+    for (suite, name) in SUITES {
         for esn in [false, true] {
             for encap in [false, true] {
                 for len in [0, 1, 2, 3, 64, 1300] {

@@ -1,7 +1,7 @@
 //! Transport mode: what the gateway itself says and hears.
 
 use maps_schema::event::{EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_OUTER_FRAGMENT};
-use maps_schema::sad::{DF_SET, SUITE_AES128_GCM, SUITE_AES256_GCM, SUITE_CHACHA20_POLY1305};
+use maps_schema::sad::{DF_SET, SUITE_CHACHA20_POLY1305};
 use maps_schema::spd::ACTION_TRAP;
 use maps_schema::verdict::Verdict;
 
@@ -90,7 +90,7 @@ fn theirs(v6: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for suite in [SUITE_CHACHA20_POLY1305, SUITE_AES128_GCM, SUITE_AES256_GCM] {
+    for (suite, _) in SUITES {
         for (esn, encap, v6) in [
             (false, false, false),
             (true, false, false),

@@ -1,7 +1,7 @@
 //! IPv6 outside, inside, and mixed with IPv4.
 
 use maps_schema::event::{EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING};
-use maps_schema::sad::{SUITE_AES128_GCM, SUITE_CHACHA20_POLY1305};
+use maps_schema::sad::{SUITE_AES128_GCM, SUITE_AES256_CBC_SHA256, SUITE_CHACHA20_POLY1305};
 use maps_schema::verdict::Verdict;
 
 use super::ports::{of, relinked};
@@ -113,7 +113,7 @@ fn sealed(case: Case, suite: u8, esn: Option<u32>, encap: bool, inner: Vec<u8>) 
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for suite in [SUITE_CHACHA20_POLY1305, SUITE_AES128_GCM] {
+    for suite in [SUITE_CHACHA20_POLY1305, SUITE_AES128_GCM, SUITE_AES256_CBC_SHA256] {
         for (esn, encap) in [(false, false), (false, true), (true, false), (true, true)] {
             for len in [0, 1, 3, 64, 700, 1300] {
                 let name = |what: &str| {

@@ -2,11 +2,12 @@
 
 use cluster::Node;
 use cluster::guest::Guests;
+use cluster::message::CBC_SINCE;
 use datapath::steer::first_message_segment;
 use dataplane::CounterReader;
 use ike::{PoolShare, Resource, Surroundings};
 use maps_schema::sad::spi_slot;
-use model::{Epoch, EspSpi, IkeSpi, InitialLimits, MemberId, SegmentId};
+use model::{Epoch, EspSpi, EspSuite, IkeSpi, InitialLimits, MemberId, SegmentId};
 use sad::{LimitRaise, Sad};
 
 use super::groups::Groups;
@@ -180,6 +181,10 @@ impl Surroundings for Around<'_> {
             group: group.id.0,
             of: self.groups.layout.count(),
         })
+    }
+
+    fn members_know(&self, suite: EspSuite) -> bool {
+        suite.is_aead() || self.node.all_speak(CBC_SINCE)
     }
 
     fn may_initiate(&self, connection: &str) -> bool {

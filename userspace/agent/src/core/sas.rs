@@ -57,6 +57,8 @@ fn suite(entry: &SaEntry) -> String {
         model::EspSuite::Aes128Gcm16 => "aes128gcm16",
         model::EspSuite::Aes256Gcm16 => "aes256gcm16",
         model::EspSuite::ChaCha20Poly1305 => "chacha20poly1305",
+        model::EspSuite::Aes128CbcSha256 => "aes128-sha256",
+        model::EspSuite::Aes256CbcSha256 => "aes256-sha256",
     }
     .to_owned()
 }

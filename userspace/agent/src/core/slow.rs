@@ -25,8 +25,8 @@ use ike::Input;
 const PER_SA: usize = 64;
 /// Frames that may wait in all.
 const IN_ALL: usize = 8192;
-/// Octets that ESP in UDP may add: IPv6 40, UDP 8, ESP 8, IV 8, padding and trailer up to 5, ICV 16.
-const OVERHEAD: usize = 85;
+/// Octets that ESP in UDP may add: IPv6 40, UDP 8, ESP 8, IV 16, padding and trailer up to 17, ICV 16.
+const OVERHEAD: usize = 105;
 
 struct Frame {
     seq: u64,

@@ -265,6 +265,12 @@ impl Node {
             .is_some_and(|group| group.writes_briefly(&self.shared))
     }
 
+    /// Whether this member, and all others that are heard, speak this format or a newer one.
+    pub fn all_speak(&self, format: u8) -> bool {
+        let mut heard = self.shared.peers.values().filter(|p| p.detector.alive());
+        self.shared.speak >= format && heard.all(|p| p.speaks >= format)
+    }
+
     /// What there is to say.
     pub fn status(&self) -> NodeStatus {
         let shared = &self.shared;

@@ -525,6 +525,9 @@ fn upgraded_from(old: u8) {
                 .position(|m| *m == upgraded)
                 .expect("one of them")]
         );
+        // What all must be able to read is written when the last one is upgraded, and not before.
+        let all = world.members.iter().map(|m| m.node.all_speak(VERSION));
+        assert_eq!(all.collect::<Vec<_>>(), [upgraded == A; 3], "{old}");
     }
 }
 

@@ -88,6 +88,16 @@ pub(crate) fn answer(
         text: "the connection is no longer in the configuration".to_owned(),
     })?;
     let mut theirs = negotiate::read(offered, ProtocolId::ESP);
+    let all = theirs.len();
+    theirs.retain(|their| their.proposal.is_known_to_members(&*ctx.around));
+    if theirs.is_empty() && all > 0 {
+        return Err(Refusal {
+            notify: Notify::status(NotifyType::NO_PROPOSAL_CHOSEN),
+            event: EventKind::NoProposal,
+            text: "a member of an earlier release could not read the record of a Child SA as the peer wants it; upgrade all members first"
+                .to_owned(),
+        });
+    }
     let in_auth = auth_nonces.is_some();
     if in_auth {
         // RFC 7296 1.2: no key exchange for the first Child SA, whatever is offered.

@@ -91,11 +91,20 @@ pub(crate) fn offer(
     sa: &IkeSa,
     ctx: &mut Context<'_>,
     child: &ChildConfig,
-    proposals: Vec<Proposal>,
+    mut proposals: Vec<Proposal>,
     nonce: Vec<u8>,
     group: Option<u16>,
     resource: Option<Resource>,
 ) -> Option<ChildOffer> {
+    proposals.retain(|proposal| proposal.is_known_to_members(&*ctx.around));
+    if proposals.is_empty() {
+        let text = format!(
+            "child {}: a member of an earlier release could not read the record of its Child SA; upgrade all members first",
+            child.name
+        );
+        ctx.event(sa, EventKind::ChildFailed, text);
+        return None;
+    }
     let (ts_local, ts_remote) = transport::selectors(sa, child);
     if ts_local.is_empty() || ts_remote.is_empty() {
         let text = format!(

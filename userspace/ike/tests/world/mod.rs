@@ -13,8 +13,8 @@ use ike::{
     Transmit,
 };
 use model::{
-    ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId, OutboundUse,
-    SecretBytes, TrafficSelector,
+    ChildSaChange, ChildSaRecord, Epoch, EspSpi, EspSuite, IkeSpi, InitialLimits, Instant, MemberId,
+    OutboundUse, SecretBytes, TrafficSelector,
 };
 pub use rng::Rng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -42,6 +42,8 @@ pub struct Around {
     /// Seconds since 1970.
     pub unix_time: Option<u64>,
     pub pool_share: Option<ike::PoolShare>,
+    /// A member of an earlier release is there, which knows no AES-CBC in ESP.
+    pub older_member: bool,
 }
 
 impl Surroundings for Around {
@@ -75,6 +77,9 @@ impl Surroundings for Around {
     }
     fn has_resource(&self, _ike_spi: IkeSpi, resource: Resource) -> bool {
         !self.gone.contains(&resource)
+    }
+    fn members_know(&self, suite: EspSuite) -> bool {
+        suite.is_aead() || !self.older_member
     }
     fn release_esp_spi(&mut self, spi: EspSpi) {
         assert!(
@@ -253,6 +258,7 @@ impl World {
                 advanced: None,
                 unix_time: None,
                 pool_share: Some(ike::PoolShare::WHOLE),
+                older_member: false,
             },
             journal: BTreeMap::new(),
             children: BTreeMap::new(),
