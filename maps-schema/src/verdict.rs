@@ -114,6 +114,7 @@ verdicts! {
     PiecesToStack = 70, "pieces_to_stack", Passed, "opened or sealed, but in several buffers, which the device of the route does not take: given to this host's stack";
     SlowTooLong = 71, "slow_too_long", Dropped, "needs the slow path, and is longer than that carries: what it asks for is on its way";
     ExitRefuses = 72, "exit_refuses", Dropped, "the device of the second hop takes no redirected frames, or none in several buffers";
+    Merged = 76, "merged", Dropped, "from inside, and longer than the MTU of the device: several packets that GRO or TSO has merged (ethtool -K)";
 }
 
 impl Verdict {
