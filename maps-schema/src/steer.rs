@@ -87,6 +87,9 @@ pub struct Port {
 pub const PORT_TAKES_PIECES: u8 = 1;
 /// The device takes no redirected frames: what leaves there goes through the host's stack.
 pub const PORT_NO_REDIRECT: u8 = 2;
+/// What goes back where it came from is redirected there: on a veth `XDP_TX` reaches a far end with a program only, and a redirect also one
+/// with GRO.
+pub const PORT_REDIRECT_BACK: u8 = 4;
 
 /// How a port is found: by the device and tag of a frame that arrived, or (with [`NO_VLAN`]) by the device that a route names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, IntoBytes, FromBytes, Immutable, KnownLayout)]

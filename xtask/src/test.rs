@@ -2,7 +2,7 @@
 
 use crate::cargo_tools::cargo;
 use crate::steps::{detail, say};
-use crate::{build, chaos, demo, setup, tidy};
+use crate::{build, chaos, demo, kernels, setup, tidy};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -113,6 +113,18 @@ pub fn run() -> Result<bool> {
     match &built {
         Ok(built) => {
             cargo_tests(built, &mut score)?;
+            say("the programs on older kernels, emulated");
+            match kernels::few(&built.object) {
+                Ok(kernels) => {
+                    for (name, passed) in kernels {
+                        score.add(&format!("the programs on Linux {name}"), passed);
+                    }
+                }
+                Err(error) => {
+                    score.fail("the programs on older kernels");
+                    detail(&format!("{error:#}"));
+                }
+            }
             say("one real takeover");
             score.add_judged("takeover", demo::judged(&demo::Options::short()));
             use chaos::Engine::{Etcd, Pair};

@@ -152,6 +152,9 @@ pub trait Env {
     /// A packet is being moved to `cpu`.
     fn note_hop(&self, cpu: u32, outbound: bool, now_ns: u64);
 
+    /// Whether a packet is longer than the MTU of the device that the frame arrived on. Nobody sends that: it was merged (GRO, TSO).
+    fn exceeds_device(&self, packet_len: u32) -> bool;
+
     /// Octets of the frame, in all its buffers.
     fn frame_len(&self) -> usize;
     /// Octets of the frame's first buffer. A frame that is larger than what a driver puts into one page lies in several; every

@@ -13,7 +13,7 @@ use datapath::mss;
 use datapath::nd;
 use datapath::steer;
 use datapath::ttl;
-use maps_schema::steer::MAX_CONNECTIONS;
+use maps_schema::steer::{MAX_CONNECTIONS, PORT_REDIRECT_BACK};
 use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
 
 use crate::maps;
@@ -214,7 +214,9 @@ fn seal(env: Xdp, area: &mut Area) {
 fn finish(env: Xdp, work: &mut Work, place: Place, outside: bool) -> u32 {
     let action = match work.action {
         ACTION_PASS => xdp_action::XDP_PASS,
-        ACTION_TRANSMIT if place == Place::Interface => xdp_action::XDP_TX,
+        ACTION_TRANSMIT if place == Place::Interface && work.port.flags & PORT_REDIRECT_BACK == 0 => {
+            xdp_action::XDP_TX
+        }
         ACTION_TRANSMIT => redirect(env.ifindex()),
         ACTION_REDIRECT => redirect(work.target),
         // Only where the map is used: a cpumap whose entries run a program that refers to that very map is held by it, and both

@@ -6,8 +6,8 @@ use core::ffi::c_void;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_adjust_head,
-    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_check_mtu, bpf_csum_diff, bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::XdpContext;
 use datapath::aead::TEXT_MAX;
@@ -129,6 +129,8 @@ const AF_INET6: u8 = 10;
 const FIB_LOOKUP_OUTPUT: u32 = 2;
 /// The route does not carry a packet of this length; what it carries is where the length was.
 const FIB_LOOKUP_FRAG_NEEDED: i64 = 8;
+/// The packet is longer than the device's MTU (`BPF_MTU_CHK_RET_FRAG_NEEDED`).
+const MTU_CHECK_TOO_LONG: i64 = 1;
 /// Index of `lo`, in every network namespace: a look-up as the stack does it for its own packets.
 const LOOPBACK: u32 = 1;
 /// Least time between two reports of packets without SA, per connection and CPU.
@@ -438,6 +440,15 @@ impl Env for Xdp {
         };
         // SAFETY: this CPU's value.
         datapath::ttl::due(unsafe { &mut *until }, now_ns)
+    }
+
+    #[inline(always)]
+    fn exceeds_device(&self, packet_len: u32) -> bool {
+        // In: the length to look at, without the link header. 0 is the device of arrival.
+        let mut length = packet_len;
+        // SAFETY: the kernel's context, and a word that lives through the call.
+        let found = unsafe { bpf_check_mtu(self.ctx.cast(), 0, &raw mut length, 0, 0) };
+        found == MTU_CHECK_TOO_LONG
     }
 
     #[inline(always)]

@@ -38,6 +38,13 @@ pub fn wait_for<T>(limit: Duration, step: Duration, mut done: impl FnMut() -> Op
     }
 }
 
+/// A limit that suits the machine: in an emulated one, where programs take minutes to load, `ESPALIER_PATIENCE` says how many times as
+/// long things take.
+pub fn patience(limit: Duration) -> Duration {
+    let times = std::env::var("ESPALIER_PATIENCE").ok();
+    limit * times.and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 fn read(clock: ClockId) -> u64 {
     clock_gettime(clock).map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }

@@ -1,6 +1,6 @@
 //! A member of the cluster: its configuration file, its agent, and its links.
 
-use crate::clock::{now_ns, wait_for};
+use crate::clock::{now_ns, patience, wait_for};
 use crate::cmd;
 use crate::config::{METRICS_PORT, Paths, Settings, configuration_with};
 use crate::netns::Netns;
@@ -194,7 +194,8 @@ impl Member {
             .context("cannot start espalier")?;
         resources.note_process(process.id())?;
         self.process = Some(process);
-        let ready = wait_for(Duration::from_secs(30), Duration::from_millis(20), || {
+        let limit = patience(Duration::from_secs(30));
+        let ready = wait_for(limit, Duration::from_millis(20), || {
             if !self.alive() {
                 return Some(false);
             }

@@ -85,8 +85,9 @@ impl Stream {
     /// Lets the sender finish, and waits until the receiver has got all.
     pub fn finish(mut self) -> Result<StreamResult> {
         self.stop.store(true, Ordering::Relaxed);
-        let sent = joined(self.sender.take())?;
-        let received = joined(self.receiver.take())?;
+        let sent = joined(self.sender.take());
+        // When the receiver gives up the sender has a broken pipe, which says nothing.
+        let (received, sent) = (joined(self.receiver.take())?, sent?);
         if sent != received {
             bail!("the TCP stream ended after {received} of {sent} octets");
         }
@@ -150,7 +151,16 @@ fn receive(mut socket: TcpStream, arrivals: &Mutex<Vec<(u64, u64)>>) -> Result<u
         };
         let start = (total % PERIOD as u64) as usize;
         if buffer[..length] != pattern[start..start + length] {
-            bail!("the TCP stream delivered other octets than were sent, after {total}");
+            let first = buffer[..length]
+                .iter()
+                .zip(&pattern[start..])
+                .position(|(a, b)| a != b);
+            let at = first.unwrap_or_default();
+            let shown = &buffer[at..length.min(at + 16)];
+            bail!(
+                "the TCP stream delivered other octets than were sent, after {total} and {at} more of {length}: {shown:02x?} for {:02x?}",
+                &pattern[start + at..start + at + shown.len()]
+            );
         }
         total += length as u64;
         arrivals

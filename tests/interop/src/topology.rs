@@ -414,7 +414,8 @@ impl Lab {
     }
 }
 
-fn link(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Result<()> {
+/// A veth pair between two namespaces, without offloads, and up.
+pub(crate) fn link(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Result<()> {
     left.ip(&format!(
         "link add {left_name} type veth peer name {right_name} netns {}",
         right.name

@@ -251,15 +251,7 @@ impl Case {
 pub fn run_table(cases: &[Case], mut run: impl FnMut(&Case) -> Observed) {
     let mut failed = Vec::new();
     for case in cases {
-        let problems = case.problems(&run(case));
-        if !problems.is_empty() {
-            failed.push(format!(
-                "{} ({:?}):\n    {}",
-                case.name,
-                case.program,
-                problems.join("\n    ")
-            ));
-        }
+        failed.extend(deviations(case, &run(case)));
     }
     assert!(
         failed.is_empty(),
@@ -268,4 +260,18 @@ pub fn run_table(cases: &[Case], mut run: impl FnMut(&Case) -> Observed) {
         cases.len(),
         failed.join("\n")
     );
+}
+
+/// What is wrong with what was seen, under the name of the case; nothing where all is as expected.
+pub fn deviations(case: &Case, seen: &Observed) -> Option<String> {
+    let problems = case.problems(seen);
+    let text = || {
+        format!(
+            "{} ({:?}):\n    {}",
+            case.name,
+            case.program,
+            problems.join("\n    ")
+        )
+    };
+    (!problems.is_empty()).then(text)
 }

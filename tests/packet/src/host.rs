@@ -242,6 +242,10 @@ impl Env for Host<'_> {
         true
     }
 
+    fn exceeds_device(&self, packet_len: u32) -> bool {
+        packet_len > u32::from(DEVICE_MTU)
+    }
+
     fn frame_len(&self) -> usize {
         self.frame.frame_len()
     }

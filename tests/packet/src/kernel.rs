@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use aya::programs::{TestRun, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use dataplane::{ObjectSource, Options, Plane};
+use dataplane::{ObjectSource, Options, Plane, ProgramReport};
 use maps_schema::event::{Event, SlowFrame};
 use maps_schema::names::*;
 use maps_schema::sad::{
@@ -111,6 +111,28 @@ pub fn object_path() -> PathBuf {
         )
 }
 
+/// Why a kernel cannot run some cases.
+pub const BEYOND: &str = "this kernel (before 6.18) cannot be told where the first buffer ends";
+
+/// Those cases that a test run can be made of on this kernel, and how many others it is too old for. Cases of the programs in cpumaps,
+/// of which the kernel takes no test runs, are not counted: those programs differ from the attached ones in two constants only.
+pub fn runnable(mut cases: Vec<Case>) -> (Vec<Case>, usize) {
+    cases.retain(|c| !matches!(c.program, Program::EspIn | Program::EspOut));
+    let all = cases.len();
+    if !splits_buffers() {
+        cases.retain(|c| c.first_buffer.is_none());
+    }
+    let beyond = all - cases.len();
+    (cases, beyond)
+}
+
+/// Whether test runs take the length of the first buffer.
+fn splits_buffers() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(18))
+}
+
 impl Kernel {
     /// Loads everything. The calling thread moves to a new network namespace and to CPU 0.
     ///
@@ -187,6 +209,11 @@ impl Kernel {
         };
         kernel.fixed_tables()?;
         Ok(kernel)
+    }
+
+    /// What the kernel says about each program.
+    pub fn programs(&self) -> &[ProgramReport] {
+        self.plane.programs()
     }
 
     fn map(&self, name: &str) -> Result<OwnedFd> {

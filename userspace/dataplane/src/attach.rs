@@ -1,6 +1,6 @@
 //! Puts loaded programs into service: pins, links, replacement of a former run's programs without a gap.
 
-use crate::device::Device;
+use crate::device::{self, Device};
 use crate::error::LoadError;
 use crate::kept::KEPT;
 use crate::load::{Mode, Plane, SCHEMA};
@@ -124,13 +124,11 @@ impl Plane {
         };
         let program = self.programs.get(program).ok_or_else(missing)?.as_fd();
         // The kernel answers EINVAL for an unknown index, as it does for a driver without XDP.
-        let mut interface = [0; libc::IF_NAMESIZE];
-        // SAFETY: the buffer has the length that the call asks for.
-        if unsafe { libc::if_indextoname(ifindex, interface.as_mut_ptr()) }.is_null() {
+        let Some(interface) = device::name_of(ifindex) else {
             return Err(LoadError::Options(format!(
                 "interface {ifindex} does not exist in this network namespace"
             )));
-        }
+        };
         let path = self.options.pin_dir.join(name);
         if replace(&path, ifindex, program)? {
             let mode = xdp_mode::query(ifindex).map_err(|e| LoadError::kernel("ask for the XDP mode", e))?;
@@ -138,6 +136,15 @@ impl Plane {
         }
         let flags: &[u32] = match self.options.mode {
             Mode::Driver => &[sys::XDP_DRV],
+            // In its driver nothing would come out of it that the programs send, answers to ARP first of all.
+            Mode::DriverPreferred if device::is_bare_veth(ifindex) => {
+                tracing::warn!(
+                    device = interface,
+                    why = device::BARE_VETH,
+                    "XDP runs in generic mode: slow"
+                );
+                &[sys::XDP_SKB]
+            }
             Mode::DriverPreferred => &[sys::XDP_DRV, sys::XDP_SKB],
             Mode::Generic => &[sys::XDP_SKB],
         };
@@ -150,7 +157,7 @@ impl Plane {
                     let mode =
                         xdp_mode::query(ifindex).map_err(|e| LoadError::kernel("ask for the XDP mode", e))?;
                     if let Some(cause) = refused {
-                        let device = Device::of(ifindex, &name_of(&interface));
+                        let device = Device::of(ifindex, &interface);
                         let (named, why) = (device.named(), device.why_not_native());
                         tracing::warn!(device = named, %cause, %why, "driver mode refused, XDP runs in generic mode: slow");
                     }
@@ -166,7 +173,7 @@ impl Plane {
         let cause = refused.unwrap_or_else(|| io::Error::from(io::ErrorKind::Other));
         match self.options.mode {
             Mode::Driver => {
-                let device = Device::of(ifindex, &name_of(&interface));
+                let device = Device::of(ifindex, &interface);
                 Err(LoadError::NoDriverMode {
                     device: device.named(),
                     cause,
@@ -179,12 +186,6 @@ impl Plane {
             )),
         }
     }
-}
-
-/// The name in a buffer that the kernel has filled.
-fn name_of(buffer: &[libc::c_char; libc::IF_NAMESIZE]) -> String {
-    let octets: Vec<u8> = buffer.iter().map(|c| *c as u8).take_while(|o| *o != 0).collect();
-    String::from_utf8_lossy(&octets).into_owned()
 }
 
 /// Puts the program behind a former run's pinned link. A link of another or a vanished interface is removed instead.

@@ -5,6 +5,8 @@ use std::fmt::Write;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+/// Driver of veth pairs.
+const VETH: &str = "veth";
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETH_FLAG_LRO: u32 = 1 << 15;
@@ -52,7 +54,11 @@ impl Device {
             Some("bonding") => Some(
                 "every device of the bond must run XDP in its driver, in a mode other than broadcast, tlb or alb",
             ),
-            Some("macvlan" | "macvtap" | "ipvlan" | "bridge" | "dummy" | "802.1Q VLAN Support") => {
+            Some("bridge") => Some(
+                "a bridge has none: data_plane.mode = \"auto\" or \"generic\", which is slow, or take the device that leads out of the bridge \
+                 and name that",
+            ),
+            Some("macvlan" | "macvtap" | "ipvlan" | "dummy" | "802.1Q VLAN Support") => {
                 Some("virtual devices of this kind have none: name the device below it")
             }
             _ => None,
@@ -76,6 +82,31 @@ impl Device {
              packets (`ethtool -K {name} lro off rx-gro-hw off`)"
         )
     }
+}
+
+/// Whether a device is one end of a veth pair.
+pub(crate) fn is_veth(ifindex: u32) -> bool {
+    name_of(ifindex).is_some_and(|name| driver(&name).is_ok_and(|driver| driver == VETH))
+}
+
+/// What a veth pair lacks that takes no redirected frames.
+pub(crate) const BARE_VETH: &str = "the far end of the veth pair has neither an XDP program nor GRO, and takes nothing that programs send: `ethtool -K DEVICE gro on` there";
+
+/// Whether a device is one end of a veth pair whose other end takes no redirected frames. Linux before 6.3 does not say; there: no.
+pub(crate) fn is_bare_veth(ifindex: u32) -> bool {
+    let takes = xdp_features(ifindex).map(|features| features.map(|f| f.takes));
+    matches!(takes, Ok(Some(false))) && is_veth(ifindex)
+}
+
+/// A device's name in this network namespace.
+pub(crate) fn name_of(ifindex: u32) -> Option<String> {
+    let mut buffer = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the length that the call asks for.
+    if unsafe { libc::if_indextoname(ifindex, buffer.as_mut_ptr()) }.is_null() {
+        return None;
+    }
+    let octets: Vec<u8> = buffer.iter().map(|c| *c as u8).take_while(|o| *o != 0).collect();
+    Some(String::from_utf8_lossy(&octets).into_owned())
 }
 
 /// `struct ifreq`: a name, and a union of which the pointer and the number are used here.
@@ -156,6 +187,7 @@ mod tests {
         });
         for (device, wanted) in [
             (device("macvlan", 1500, false, None), "device below"),
+            (device("bridge", 1500, false, None), "a bridge has none"),
             (device("bonding", 1500, false, None), "every device of the bond"),
             (device("ixgbe", 1500, true, native), "lro off"),
             (

@@ -93,6 +93,8 @@ pub struct Plane {
     pub(crate) stage: Option<Stage>,
     pub(crate) runner: Runner,
     pub(crate) reports: Vec<crate::ProgramReport>,
+    /// What devices of ports are made of, as the programs know it.
+    pub(crate) parts: Vec<(u32, Vec<u32>)>,
 }
 
 /// Ring buffers that no reader has taken so far.
@@ -187,6 +189,7 @@ impl Plane {
             rings,
             stage: Some(stage),
             reports,
+            parts: Vec::new(),
         };
         plane.fill_cpumaps()?;
         Ok(plane)

@@ -2,10 +2,9 @@
 
 use crate::error::PlaneError;
 use crate::load::Plane;
+use crate::parts::parts_of;
 use crate::sys;
-use maps_schema::names::{
-    MAP_ADDRESSES, MAP_LOCAL, MAP_MEMBER_MACS, MAP_MEMBERS, MAP_PORT_OF, MAP_PORTS, MAP_VERDICTS,
-};
+use maps_schema::names::{MAP_ADDRESSES, MAP_LOCAL, MAP_MEMBER_MACS, MAP_MEMBERS, MAP_PORTS, MAP_VERDICTS};
 use maps_schema::steer::{
     AddressKey, ClusterAddress, Local, MAX_MEMBERS, MAX_PORTS, MacKey, Member, NO_VLAN, Port, PortKey,
 };
@@ -72,12 +71,11 @@ impl Plane {
         for (index, port) in (0u32..).zip(&table) {
             self.put(MAP_PORTS, &index.to_ne_bytes(), port.as_bytes())?;
         }
-        for (key, index) in &keys {
-            self.put(MAP_PORT_OF, key.as_bytes(), &index.to_ne_bytes())?;
-        }
-        // Last: in adopted maps packets go through those that stay.
-        let keys: Vec<&[u8]> = keys.keys().map(IntoBytes::as_bytes).collect();
-        self.retain(MAP_PORT_OF, size_of::<PortKey>(), |key| keys.contains(&key))
+        // A bond that gets another part later is seen by those who watch ([`Plane::tell_abilities`]).
+        let parts = parts_of(ports.iter().map(|port| port.ifindex));
+        self.write_port_keys(ports, &parts)?;
+        self.parts = parts;
+        Ok(())
     }
 
     /// Writes how to reach a member (ids are 1 to 16).
@@ -141,7 +139,12 @@ impl Plane {
         self.retain(MAP_ADDRESSES, size_of::<AddressKey>(), |key| kept.contains(&key))
     }
 
-    fn retain(&self, name: &str, key_length: usize, stays: impl Fn(&[u8]) -> bool) -> Result<(), PlaneError> {
+    pub(crate) fn retain(
+        &self,
+        name: &str,
+        key_length: usize,
+        stays: impl Fn(&[u8]) -> bool,
+    ) -> Result<(), PlaneError> {
         let error = |cause| PlaneError::new(format!("remove entries of map {name}"), cause);
         let map = self.map(name).map_err(error)?;
         let mut gone = Vec::new();

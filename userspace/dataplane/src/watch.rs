@@ -5,9 +5,10 @@
 //! while a driver resets. So they are asked by a thread that nothing waits for, never by the one that keeps the owner words valid.
 
 use crate::attach::LINK;
-use crate::load::{Mode, Plane};
+use crate::load::Plane;
+use crate::parts::parts_of;
 use crate::sys;
-use crate::xdp_features::port_flags;
+use crate::xdp_features::flags_of;
 use maps_schema::names::{PROG_INSIDE, PROG_STEER};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -15,7 +16,6 @@ use std::path::PathBuf;
 /// Asks. Holds nothing of the plane's but what to ask for.
 pub struct Watch {
     links: Vec<Link>,
-    generic: bool,
 }
 
 /// A program that is to be on an interface.
@@ -33,6 +33,8 @@ pub struct Seen {
     pub attached: Result<(), String>,
     /// Flags of the ports on each device.
     pub(crate) devices: Vec<(u32, u8)>,
+    /// What each device is made of.
+    pub(crate) parts: Vec<(u32, Vec<u32>)>,
 }
 
 impl Plane {
@@ -51,20 +53,17 @@ impl Plane {
                 pin: self.options.pin_dir.join(format!("{LINK}{side}_{ifindex}")),
             }));
         }
-        Watch {
-            links,
-            generic: matches!(self.options.mode, Mode::Generic),
-        }
+        Watch { links }
     }
 }
 
 impl Watch {
     /// Asks for the programs and these devices: a few system calls for each, which may wait for whoever holds the lock.
     pub fn look(&self, devices: &[u32]) -> Seen {
-        let flags = |ifindex: &u32| Some((*ifindex, port_flags(*ifindex, self.generic)?));
         Seen {
             attached: self.links.iter().try_for_each(Link::check),
-            devices: devices.iter().filter_map(flags).collect(),
+            devices: flags_of(devices),
+            parts: parts_of(devices.iter().copied()),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Asks the kernel what a device can do with XDP (generic netlink family "netdev", since Linux 6.3), and tells the programs.
 
+use crate::device;
 use crate::error::PlaneError;
 use crate::load::Plane;
 use crate::sys;
 use crate::watch::Seen;
 use crate::xdp_mode::{NLM_F_REQUEST, XdpModeUsed, ask, attribute, query};
 use maps_schema::names::MAP_PORTS;
-use maps_schema::steer::{MAX_PORTS, PORT_NO_REDIRECT, PORT_TAKES_PIECES, Port};
+use maps_schema::steer::{MAX_PORTS, PORT_NO_REDIRECT, PORT_REDIRECT_BACK, PORT_TAKES_PIECES, Port};
 use std::io;
 use std::os::fd::BorrowedFd;
 use zerocopy::{FromBytes, IntoBytes};
@@ -135,6 +136,9 @@ impl Plane {
     /// [`PlaneError`] where the kernel refuses.
     pub fn tell_abilities(&mut self, seen: &Seen) -> Result<Vec<Ability>, PlaneError> {
         let mut changed = Vec::new();
+        for device in self.tell_parts(&seen.parts)? {
+            tracing::info!(device, "the parts of a bond are others");
+        }
         for index in 0..MAX_PORTS as u32 {
             let mut port = self.port(index)?;
             let found = seen.devices.iter().find(|(ifindex, _)| *ifindex == port.ifindex);
@@ -153,7 +157,7 @@ impl Plane {
         Ok(changed)
     }
 
-    fn port(&self, index: u32) -> Result<Port, PlaneError> {
+    pub(crate) fn port(&self, index: u32) -> Result<Port, PlaneError> {
         let map = self
             .map(MAP_PORTS)
             .map_err(|e| PlaneError::new("open PORTS".to_owned(), e))?;
@@ -163,18 +167,34 @@ impl Plane {
     }
 }
 
-/// Flags of the port on a device. `generic`: programs run on skbs everywhere. Kernels before 6.3 do not say what a device can do: there
-/// whole frames are redirected, and those in several buffers are not. `None`: the device has just gone, which is the business of
-/// those who watch links.
-pub(crate) fn port_flags(ifindex: u32, generic: bool) -> Option<u8> {
+/// Flags of the ports on these devices. Kernels before 6.3 do not say what a device can do: there whole frames are redirected, and those
+/// in several buffers are not. A device that has just gone is left out: that is the business of those who watch links.
+pub(crate) fn flags_of(devices: &[u32]) -> Vec<(u32, u8)> {
+    let generic: Vec<bool> = devices
+        .iter()
+        .map(|ifindex| matches!(query(*ifindex), Ok(XdpModeUsed::Generic)))
+        .collect();
+    // What was made into an skb before a program ran is sent like all of the stack's, wherever it goes.
+    let all = generic.iter().all(|generic| *generic);
+    let devices = devices.iter().zip(&generic);
+    let flags =
+        devices.filter_map(|(ifindex, generic)| Some((*ifindex, port_flags(*ifindex, *generic, all)?)));
+    flags.collect()
+}
+
+fn port_flags(ifindex: u32, generic: bool, all_generic: bool) -> Option<u8> {
     let features = xdp_features(ifindex).ok()?;
-    // After an skb was made a redirect asks nothing of the driver.
-    let generic = generic || matches!(query(ifindex), Ok(XdpModeUsed::Generic));
-    Some(match features {
-        _ if generic => PORT_TAKES_PIECES,
+    if all_generic {
+        return Some(PORT_TAKES_PIECES);
+    }
+    let takes = match features {
         Some(features) => features.flags(),
+        // A device that runs programs on skbs only has no driver that takes frames either.
+        None if generic => PORT_NO_REDIRECT,
         None => 0,
-    })
+    };
+    let back = !generic && device::is_veth(ifindex);
+    Some(takes | if back { PORT_REDIRECT_BACK } else { 0 })
 }
 
 fn read(map: BorrowedFd<'_>, index: u32, port: &mut Port) -> io::Result<()> {

@@ -20,7 +20,7 @@ pub enum XdpModeUsed {
 
 const RTM_GETLINK: u16 = 18;
 pub(crate) const NLM_F_REQUEST: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_ERROR: u16 = 2;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_ATTACHED: u16 = 2;
 
@@ -35,15 +35,20 @@ pub(crate) fn query(ifindex: u32) -> io::Result<XdpModeUsed> {
     parse(&answer)
 }
 
-/// Sends one request and returns the first message of the answer.
-pub(crate) fn ask(protocol: i32, request: &[u8]) -> io::Result<Vec<u8>> {
+/// A netlink socket.
+pub(crate) fn open(protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: plain system call; the result is checked.
     let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is new and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends one request and returns the first message of the answer.
+pub(crate) fn ask(protocol: i32, request: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = open(protocol)?;
     let mut answer = vec![0u8; 32 * 1024];
     // SAFETY: buffers are live and of the lengths given.
     let length = unsafe {

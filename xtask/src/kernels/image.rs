@@ -17,7 +17,7 @@ const MODULES: [&str; 8] = [
     "virtio_net",
     "veth",
     "tun",
-    "dummy",
+    "bridge",
     "bonding",
     "8021q",
     "macvlan",
@@ -42,16 +42,25 @@ impl Kernel {
 }
 
 /// The kernel that a package of Debian depends on: downloaded and unpacked where it is not there yet.
+///
+/// # Errors
+/// The package archives of this host do not have it, with their lists read anew.
 pub fn kernel(meta: &str) -> Result<Kernel> {
-    let package = match newest(meta) {
-        Ok(package) => package,
-        Err(_) => {
+    match listed(meta) {
+        Ok(kernel) => Ok(kernel),
+        Err(why) => {
+            // No lists at all, or old ones that name a package which a newer one has replaced.
+            detail(&format!("{why:#}"));
             let mut update = Command::new("apt-get");
-            update.args(["-q", "update"]);
+            update.args(["-q", "-o", "DPkg::Lock::Timeout=300", "update"]);
             shown("apt-get update", update)?;
-            newest(meta).with_context(|| format!("the package archives here have no {meta}"))?
+            listed(meta).with_context(|| format!("the package archives here have no {meta} (Debian 12 does)"))
         }
-    };
+    }
+}
+
+fn listed(meta: &str) -> Result<Kernel> {
+    let package = newest(meta)?;
     let release = package.trim_start_matches("linux-image-").to_owned();
     let folder = root().join("target/kernels").join(&release);
     let kernel = Kernel { release, folder };
@@ -79,7 +88,7 @@ fn unpack(package: &str, kernel: &Kernel) -> Result<()> {
     command
         .current_dir(&fresh)
         .args(["-q", "-o", "APT::Sandbox::User=root", "download", package]);
-    shown(&format!("downloading {package} (about 30 MB)"), command)?;
+    shown(&format!("downloading {package} (26 to 35 MB)"), command)?;
     let archive = fs::read_dir(&fresh)?
         .flatten()
         .map(|e| e.path())
@@ -145,7 +154,7 @@ pub fn initrd(kernel: &Kernel, programs: &Programs) -> Result<PathBuf> {
     }
     archive.file("/modules/order", order.as_bytes());
     archive.file("/init", include_bytes!("init.sh"));
-    archive.file("/suite", suite::script().as_bytes());
+    archive.file("/suite", suite::script(programs).as_bytes());
     let octets = archive.finish();
     let path = kernel.folder.join("initrd");
     fs::write(&path, &octets).with_context(|| path.display().to_string())?;

@@ -4,6 +4,7 @@ use super::image::Kernel;
 use super::report::Outcome;
 use super::suite::Reading;
 use crate::setup;
+use crate::steps::detail;
 use anyhow::{Context, Result, bail};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
@@ -19,8 +20,11 @@ const PACKAGES: [(&str, &str); 3] = [
     ("/bin/busybox", "busybox-static"),
     ("/usr/bin/xz", "xz-utils"),
 ];
-/// Nothing on the console for so long: the machine hangs.
-const SILENCE: Duration = Duration::from_secs(600);
+/// Nothing on the console for so long: the machine hangs. The programs of a kernel take a minute or two to load, in silence, and several
+/// times that on a busy host.
+const SILENCE: Duration = Duration::from_secs(900);
+/// How often whoever waits is told how far it is.
+const TICK: Duration = Duration::from_secs(20);
 /// Lines of the console that are shown where the machine stops half-way.
 const LAST_LINES: usize = 15;
 
@@ -48,7 +52,16 @@ impl Drop for Running {
 }
 
 /// Boots the kernel and reads what its console says until it is off.
-pub fn run(kernel: &Kernel, initrd: &Path, verbose: bool, outcome: &mut Outcome) -> Result<()> {
+///
+/// # Errors
+/// The machine does not start, falls silent, ends half-way or is not done within `limit`. What it said until then is in `outcome`.
+pub fn run(
+    kernel: &Kernel,
+    initrd: &Path,
+    verbose: bool,
+    limit: Duration,
+    outcome: &mut Outcome,
+) -> Result<()> {
     let start = Instant::now();
     let mut command = Command::new(QEMU);
     command
@@ -100,18 +113,32 @@ pub fn run(kernel: &Kernel, initrd: &Path, verbose: bool, outcome: &mut Outcome)
         ended: false,
         last: VecDeque::new(),
     };
+    let (mut heard, mut told) = (start, start);
     loop {
-        match console.recv_timeout(SILENCE) {
-            Ok(line) => console_of.line(&line, outcome),
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                bail!(
-                    "the emulated machine has said nothing for {} s\n{}",
-                    SILENCE.as_secs(),
-                    console_of.tail()
-                );
+        match console.recv_timeout(TICK) {
+            Ok(line) => {
+                heard = Instant::now();
+                console_of.line(&line, outcome);
             }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
         }
+        let why = if start.elapsed() > limit {
+            format!("is not done after {} minutes", limit.as_secs() / 60)
+        } else if heard.elapsed() > SILENCE {
+            format!("has said nothing for {} s", SILENCE.as_secs())
+        } else {
+            if told.elapsed() >= TICK {
+                told = Instant::now();
+                detail(&console_of.progress());
+            }
+            continue;
+        };
+        let tail = console_of.tail();
+        if let Some(step) = console_of.step.take() {
+            step.end(false, outcome);
+        }
+        bail!("the emulated machine {why}\n{tail}");
     }
     let _ = reader.join();
     if console_of.ended {
@@ -150,7 +177,7 @@ impl Console {
                 outcome.release = release.to_owned();
                 outcome.boot_seconds = Some(self.start.elapsed().as_secs_f64());
             }
-            Some(("note", note)) => outcome.notes.push(note.to_owned()),
+            Some(("note", note)) => outcome.note(note),
             Some(("begin", name)) => self.step = Some(Reading::begin(name, self.verbose)),
             Some(("done", status)) => {
                 if let Some(step) = self.step.take() {
@@ -163,6 +190,13 @@ impl Console {
                     step.line(line, outcome);
                 }
             }
+        }
+    }
+
+    fn progress(&self) -> String {
+        match &self.step {
+            Some(step) => step.progress(),
+            None => format!("between checks, {} s", self.start.elapsed().as_secs()),
         }
     }
 
@@ -197,7 +231,7 @@ mod tests {
     #[test]
     fn steps_are_read_between_their_marks() {
         let text = "\x1bc\x1b[?7l@@up 6.1.0-56-cloud-amd64\n@@begin programs\n\
-                    program steer instructions 1 processed 2 jited 3\n@@done 0\n@@begin loader\n\
+                    program steer instructions 1 processed 2 jited 3\ncases 1\ncase ok one way out\n@@done 0\n@@begin loader\n\
                     test a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored\n@@done 0\n@@end\n";
         let (outcome, ended) = read(text);
         assert!(ended && outcome.passed());
@@ -206,15 +240,29 @@ mod tests {
         let seen: Vec<_> = outcome
             .checks
             .iter()
-            .map(|c| (c.name.as_str(), c.passed))
+            .map(|c| (c.name.as_str(), c.passed, c.names.as_slice()))
             .collect();
-        assert_eq!(seen, [("programs", 0), ("loader", 1)]);
+        let (cases, tests) = (["one way out".to_owned()], ["a".to_owned()]);
+        assert_eq!(seen, [("programs", 1, &cases[..]), ("loader", 1, &tests)]);
     }
 
     #[test]
     fn a_step_that_dies_has_failed() {
         let (outcome, ended) = read("@@up 6.1\n@@begin loader\nSegmentation fault\n@@done 139\n");
         assert!(!ended && !outcome.passed());
-        assert_eq!(outcome.checks[0].failures, ["loader ended before its tests did"]);
+        let why = &outcome.checks[0].failures[0];
+        assert!(why.starts_with("it ended before its tests did"), "{why}");
+    }
+
+    #[test]
+    fn a_table_that_ends_early_and_a_case_that_deviates_have_failed() {
+        let (early, _) = read("@@up 6.1\n@@begin programs\ncases 2\ncase ok one\n@@done 0\n@@end\n");
+        assert!(!early.passed(), "one of two cases ran");
+        let (deviates, _) = read(
+            "@@up 6.1\n@@begin programs\ncases 2\ncase ok one\ncase failed two\n    why\n@@done 1\n@@end\n",
+        );
+        assert_eq!(deviates.checks[0].failures, ["two"]);
+        let (empty, _) = read("@@up 6.1\n@@begin loader\n@@done 0\n@@end\n");
+        assert!(!empty.passed(), "a check without a test has not passed");
     }
 }

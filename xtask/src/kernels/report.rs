@@ -46,7 +46,9 @@ pub struct Check {
     pub passed: u64,
     /// Tests that failed.
     pub failed: u64,
-    /// Their names.
+    /// Names of the tests and cases that passed.
+    pub names: Vec<String>,
+    /// Names of those that failed.
     pub failures: Vec<String>,
     /// Seconds.
     pub seconds: f64,
@@ -58,6 +60,20 @@ impl Outcome {
         Self {
             kernel: kernel.to_owned(),
             ..Self::default()
+        }
+    }
+
+    /// A program was verified; what is known already counts once.
+    pub fn learn(&mut self, program: Program) {
+        if !self.programs.contains(&program) {
+            self.programs.push(program);
+        }
+    }
+
+    /// Something that a reader of the tables has to know, once.
+    pub fn note(&mut self, note: &str) {
+        if !self.notes.iter().any(|n| n == note) {
+            self.notes.push(note.to_owned());
         }
     }
 
@@ -113,12 +129,14 @@ impl Check {
 
     fn cell(&self) -> String {
         match (self.passed, self.failed) {
-            (0, 0) => "ok".to_owned(),
-            (passed, 0) => format!("ok, {passed} tests"),
+            (passed, 0) => format!("ok, {passed}"),
             (passed, failed) => format!("{failed} of {} failed", passed + failed),
         }
     }
 }
+
+/// So many tests of a check are named in the tables.
+const NAMED: usize = 40;
 
 /// The tables for people.
 pub fn tables(outcomes: &[Outcome]) -> String {
@@ -147,6 +165,11 @@ pub fn tables(outcomes: &[Outcome]) -> String {
     text.push_str("\n\ninstructions that the verifier processed\n");
     text.push_str(&verified(outcomes).to_string());
     for outcome in outcomes {
+        // Cases are many, and have their names in the JSON.
+        for check in outcome.checks.iter().filter(|c| c.names.len() <= NAMED) {
+            let names = check.names.join(", ");
+            text.push_str(&format!("\nLinux {}, {}: {names}", outcome.kernel, check.name));
+        }
         for note in &outcome.notes {
             text.push_str(&format!("\nLinux {}: {note}", outcome.kernel));
         }
@@ -204,6 +227,7 @@ mod tests {
             name: "loader".to_owned(),
             passed: 2,
             failed,
+            names: vec!["a".to_owned(), "b".to_owned()],
             failures: vec!["x".to_owned(); failed as usize],
             seconds: 1.0,
         };
@@ -212,6 +236,8 @@ mod tests {
         outcome.checks.push(check(1));
         assert!(!outcome.passed());
         assert_eq!(outcome.problems().collect::<Vec<_>>(), ["Linux 6.1, loader: x"]);
-        assert!(tables(&[outcome]).contains("failed: Linux 6.1, loader: x"));
+        let text = tables(&[outcome]);
+        assert!(text.contains("failed: Linux 6.1, loader: x"), "{text}");
+        assert!(text.contains("Linux 6.1, loader: a, b"), "{text}");
     }
 }

@@ -13,8 +13,19 @@ use std::time::Instant;
 
 /// Where the object lies in the emulated machine.
 pub const OBJECT_IN_MACHINE: &str = "/tests/object";
+/// The agent, for labs.
+const AGENT: &str = "espalier";
 /// Network cards of the emulated machine, on one wire; a test takes them for its own.
 const CARDS: &str = "eth0,eth1";
+
+/// How much is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Every program loads, and carries a few packets: what `cargo xtask test` has time for.
+    Few,
+    /// All that there is.
+    All,
+}
 
 /// Where something can run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,52 +41,84 @@ struct Step {
     name: &'static str,
     program: &'static str,
     arguments: &'static [&'static str],
-    /// Tests that run in the emulated machine, where every load takes seconds; all of them where there is none.
+    /// What it is told in the emulated machine besides, where every load takes half a minute: which tests to run (no word: all of them).
+    /// What is left out there repeats what another check does there, differs in a size only, or asks about user space alone.
     machine: &'static [&'static str],
+    /// What it is told on this host besides.
+    host: &'static [&'static str],
     environment: &'static [(&'static str, &'static str)],
     only: Where,
+    extent: Extent,
+    /// Minutes that it gets in the emulated machine.
+    minutes: u32,
 }
 
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     Step {
-        name: "programs",
+        name: "programs, few cases",
         program: "kernel-report",
-        arguments: &[],
+        arguments: &["few"],
         machine: &[],
+        host: &[],
         environment: &[],
         only: Where::Everywhere,
+        extent: Extent::Few,
+        minutes: 10,
+    },
+    Step {
+        name: "programs, case tables",
+        program: "kernel-report",
+        arguments: &[],
+        machine: &["some"],
+        host: &["cases"],
+        environment: &[],
+        only: Where::Everywhere,
+        extent: Extent::All,
+        minutes: 20,
     },
     Step {
         name: "loader",
         program: "dataplane-kernel",
         arguments: TESTS,
         machine: &["programs_attach", "a_live_frame", "a_restart_replaces"],
+        host: &[],
         environment: &[],
         only: Where::Everywhere,
-    },
-    Step {
-        name: "case tables",
-        program: "kernel",
-        arguments: TESTS,
-        machine: &[],
-        environment: &[],
-        only: Where::Everywhere,
+        extent: Extent::All,
+        minutes: 15,
     },
     Step {
         name: "veth",
         program: "live",
         arguments: TESTS,
         machine: &["aes_256_gcm_with_esn_in_udp"],
+        host: &[],
         environment: &[],
         only: Where::Everywhere,
+        extent: Extent::All,
+        minutes: 10,
     },
     Step {
         name: "virtio_net",
         program: "live",
         arguments: TESTS,
         machine: &["chacha20_poly1305_carries"],
+        host: &[],
         environment: &[("ESPALIER_CARDS", CARDS)],
         only: Where::Machine,
+        extent: Extent::All,
+        minutes: 10,
+    },
+    Step {
+        name: "devices",
+        program: "lab-devices",
+        arguments: &["bonds"],
+        machine: &[],
+        host: &[],
+        environment: &[("ESPALIER_BIN", "/tests/espalier"), ("ESPALIER_PATIENCE", "10")],
+        only: Where::Machine,
+        extent: Extent::All,
+        minutes: 25,
     },
 ];
 
@@ -88,6 +131,14 @@ pub struct Programs {
     pub executables: BTreeMap<String, PathBuf>,
     /// The BPF programs.
     pub object: PathBuf,
+    extent: Extent,
+}
+
+impl Programs {
+    fn steps(&self) -> impl Iterator<Item = &'static Step> {
+        let extent = self.extent;
+        STEPS.iter().filter(move |step| step.extent == extent)
+    }
 }
 
 /// Where a test program lies in the emulated machine.
@@ -96,15 +147,57 @@ pub fn in_machine(name: &str) -> String {
 }
 
 /// Compiles the test programs.
-pub fn programs(object: &Path) -> Result<Programs> {
+pub fn programs(object: &Path, extent: Extent) -> Result<Programs> {
+    let builds: &[&[&str]] = match extent {
+        Extent::Few => &[&["build", "-p", "test-packet", "--bins"]],
+        Extent::All => &[
+            &["build", "-p", "test-packet", "-p", "test-interop", "--bins"],
+            &["build", "-p", "cli", "--release"],
+            &[
+                "test",
+                "--no-run",
+                "-p",
+                "test-packet",
+                "-p",
+                "dataplane",
+                "--test",
+                "live",
+                "--test",
+                "kernel",
+            ],
+        ],
+    };
+    let mut executables = BTreeMap::new();
+    for build in builds {
+        executables.extend(compiled(build)?);
+    }
+    let programs = Programs {
+        executables,
+        object: object.to_owned(),
+        extent,
+    };
+    if let Some(step) = programs
+        .steps()
+        .find(|s| !programs.executables.contains_key(s.program))
+    {
+        bail!("cargo made no test program {}", step.program);
+    }
+    Ok(programs)
+}
+
+/// What a command of cargo's makes: executables by name.
+fn compiled(build: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     let output = cargo()
-        .args(["test", "--no-run", "--message-format", "json-render-diagnostics"])
-        .args(["-p", "test-packet", "-p", "dataplane", "--tests", "--bins"])
+        .args(build)
+        .args(["--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit())
         .output()
-        .context("cargo test --no-run")?;
+        .with_context(|| format!("cargo {}", build.join(" ")))?;
     if !output.status.success() {
-        bail!("the test programs do not compile");
+        bail!(
+            "cargo {} failed: the test programs do not compile",
+            build.join(" ")
+        );
     }
     let mut executables = BTreeMap::new();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
@@ -115,11 +208,6 @@ pub fn programs(object: &Path) -> Result<Programs> {
         let (Some(name), Some(path)) = (text("/target/name"), text("/executable")) else {
             continue;
         };
-        let is_test = message.pointer("/profile/test") == Some(&serde_json::Value::Bool(true));
-        if text("/target/kind/0") == Some("bin") && is_test {
-            // The tests within the program, not the program.
-            continue;
-        }
         // Two packages have a test of the name "kernel".
         let of_dataplane = text("/target/src_path").is_some_and(|p| p.contains("userspace/dataplane/"));
         let name = if of_dataplane {
@@ -127,16 +215,13 @@ pub fn programs(object: &Path) -> Result<Programs> {
         } else {
             name.to_owned()
         };
-        executables.insert(name, PathBuf::from(path));
+        let wanted = name == AGENT || STEPS.iter().any(|s| s.program == name);
+        // "cargo test" makes programs of a package beside its tests.
+        if wanted {
+            executables.entry(name).or_insert_with(|| PathBuf::from(path));
+        }
     }
-    executables.retain(|name, _| STEPS.iter().any(|s| s.program == name));
-    if let Some(step) = STEPS.iter().find(|s| !executables.contains_key(s.program)) {
-        bail!("cargo made no test program {}", step.program);
-    }
-    Ok(Programs {
-        executables,
-        object: object.to_owned(),
-    })
+    Ok(executables)
 }
 
 /// The environment of a step, but for its own part.
@@ -149,17 +234,19 @@ fn environment(object: &str) -> [(&'static str, String); 3] {
 }
 
 /// What the emulated machine runs, for its shell.
-pub fn script() -> String {
+pub fn script(programs: &Programs) -> String {
     let mut script = String::new();
-    for step in &STEPS {
+    for step in programs.steps() {
         script.push_str(&format!("echo '@@begin {}'\n", step.name));
         let shared = environment(OBJECT_IN_MACHINE);
         let own = step.environment.iter().map(|(k, v)| (*k, (*v).to_owned()));
         for (key, value) in shared.into_iter().chain(own) {
             script.push_str(&format!("{key}={value} "));
         }
+        // One that hangs leaves the time of the others alone.
         script.push_str(&format!(
-            "{} {} 2>&1\n",
+            "timeout -s KILL {} {} {} 2>&1\n",
+            60 * step.minutes,
             in_machine(step.program),
             [step.arguments, step.machine].concat().join(" ")
         ));
@@ -170,7 +257,7 @@ pub fn script() -> String {
 
 /// Runs the steps on this host.
 pub fn on_host(programs: &Programs, verbose: bool, outcome: &mut Outcome) {
-    for step in STEPS.iter().filter(|s| s.only == Where::Everywhere) {
+    for step in programs.steps().filter(|s| s.only == Where::Everywhere) {
         let Some(path) = programs.executables.get(step.program) else {
             continue;
         };
@@ -178,6 +265,7 @@ pub fn on_host(programs: &Programs, verbose: bool, outcome: &mut Outcome) {
         let object = programs.object.to_string_lossy();
         let child = Command::new(path)
             .args(step.arguments)
+            .args(step.host)
             .envs(environment(&object))
             .envs(step.environment.iter().copied())
             .stdout(Stdio::piped())
@@ -200,11 +288,13 @@ pub fn on_host(programs: &Programs, verbose: bool, outcome: &mut Outcome) {
     }
 }
 
-/// Reads what one step prints.
+/// Reads what one step prints: tests of the usual harness, or cases, a line each.
 pub struct Reading {
     name: String,
     harness: Harness,
     score: Score,
+    names: Vec<String>,
+    expected: Option<u64>,
     start: Instant,
     verbose: bool,
 }
@@ -216,6 +306,8 @@ impl Reading {
             name: name.to_owned(),
             harness: Harness::default(),
             score: Score::default(),
+            names: Vec::new(),
+            expected: None,
             start: Instant::now(),
             verbose,
         }
@@ -224,35 +316,58 @@ impl Reading {
     /// One line of its output.
     pub fn line(&mut self, line: &str, outcome: &mut Outcome) {
         if let Some(program) = Program::read(line) {
-            outcome.programs.push(program);
+            outcome.learn(program);
             return;
         }
-        if let Some(note) = line.strip_prefix("note ") {
-            outcome.notes.push(note.to_owned());
+        if let Some(count) = line.strip_prefix("cases ").and_then(|n| n.parse().ok()) {
+            self.expected = Some(count);
+        } else if let Some(note) = line.strip_prefix("note ") {
+            outcome.note(note);
+        } else if let Some(name) = line.strip_prefix("case ok ") {
+            self.score.passed += 1;
+            self.names.push(name.to_owned());
+        } else if let Some(name) = line.strip_prefix("case failed ") {
+            self.score.failed += 1;
+            self.score.failures.push(name.to_owned());
+            detail(line);
         }
         let shown = self.harness.shows(line, &mut self.score);
+        if let Some(name) = line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... ok")) {
+            self.names.push(name.to_owned());
+        }
         if self.verbose || shown && (line.contains("panicked") || line.contains("FAILED")) {
             detail(line);
         }
     }
 
+    /// How far it is, for somebody who waits.
+    pub fn progress(&self) -> String {
+        let of = self.expected.map_or(String::new(), |all| format!(" of {all}"));
+        let done = self.names.len() + self.score.failures.len();
+        let seconds = self.start.elapsed().as_secs();
+        format!("{}: {done}{of} done, {seconds} s", self.name)
+    }
+
     /// It has ended.
     pub fn end(self, success: bool, outcome: &mut Outcome) {
+        let progress = self.progress();
         let Score {
             passed,
             mut failed,
             mut failures,
             ..
         } = self.score;
-        if !success && failed == 0 {
+        let cut_short = self.expected.is_some_and(|all| all != passed + failed);
+        if (!success || cut_short || passed == 0) && failed == 0 {
             failed = 1;
-            failures.push(format!("{} ended before its tests did", self.name));
+            failures.push(format!("it ended before its tests did ({progress})"));
         }
         let seconds = self.start.elapsed().as_secs_f64();
         let check = Check {
             name: self.name,
             passed,
             failed,
+            names: self.names,
             failures,
             seconds,
         };

@@ -4,8 +4,8 @@
 //! that a key never sees a nonce twice, whoever believes to be the owner.
 
 use maps_schema::event::{
-    EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, EVENT_PATH_MTU, SLOW_NO_SA,
-    SLOW_OUTER_FRAGMENT,
+    EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, EVENT_MERGED, EVENT_PATH_MTU,
+    SLOW_NO_SA, SLOW_OUTER_FRAGMENT,
 };
 use maps_schema::sad::{
     DF_CLEAR, DF_SET, OutboundSa, SA_ESN, SA_TRANSPORT, SA_UDP_ENCAP, SUITE_AES128_GCM, SUITE_LAST,
@@ -38,6 +38,8 @@ use crate::nd;
 use crate::selectors;
 use crate::steer::{self, ROLE_OLD_OWNER, answer_arp, millis};
 
+/// Devices carry this much, octets; longer packets may have been merged, which costs a question to the kernel.
+const LEAST_MTU: u32 = 1500;
 /// TTL of outer packets.
 const OUTER_TTL: u8 = 64;
 
@@ -261,6 +263,9 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         work.transport = 1;
         skipped = header_len;
     }
+    if work.ip.total_len > LEAST_MTU && env.exceeds_device(work.ip.total_len) {
+        return merged(env, work);
+    }
     let inner = work.ip.total_len as usize - skipped;
     let mtu = path_mtu(sa, local);
     let v6 = !headers::is_v4(headers::address(&sa.outer_dst));
@@ -321,6 +326,17 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     cipher.aad = header::aad(work.spi, work.seq, esn);
     cipher.aad_len = if esn { AAD_ESN } else { AAD_PLAIN };
     true
+}
+
+/// Several packets in one frame, made by a card or by the far end of a veth: sealed as one, or answered as one that is too large, nothing
+/// good would come of them, and where one ends is not known here.
+#[inline(always)]
+fn merged(env: &impl Env, work: &mut Work) -> bool {
+    if env.acquire_due(0, work.now_ns) {
+        let (port, octets) = (work.port.index as u32, work.ip.total_len as u64);
+        env.event(EVENT_MERGED, port, 0, 0, octets);
+    }
+    work.drop(Verdict::Merged)
 }
 
 /// Largest outer packet of an SA.

@@ -8,7 +8,7 @@ use super::pad;
 use crate::bytes::{Bounded, PacketRead};
 use crate::checksum;
 use crate::env::{Area, Env, Work};
-use crate::headers::{self, IPV4_LEN, IPV6_LEN, Ip};
+use crate::headers::{self, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, Ip, VLAN_LEN};
 use crate::selectors::Flow;
 
 /// What is inside an opened packet: padding, upper layer, selectors. The header in `work.ip` is the outer one; afterwards it says what
@@ -56,12 +56,44 @@ pub fn deliver(env: &impl Env, area: &mut Area) {
     let (at, ip) = (work.link_len as usize, work.ip);
     let header_len = ip.header_len as usize;
     let payload = ip.total_len as usize - header_len;
-    let stored = payload == 0 || env.store(at + header_len, cipher.text(), payload);
-    if !stored || !env.truncate(at + header_len + payload) || !restore(env, work, at, &ip) {
+    let done = shorten(env, work, at + header_len, payload)
+        && (payload == 0 || env.store(at + header_len, cipher.text(), payload))
+        && restore(env, work, at, &ip);
+    if !done {
         work.drop(Verdict::InternalError);
         return;
     }
     work.pass(Verdict::EspOpenedLocal);
+}
+
+/// Makes room for a payload behind the headers, which stay: see [`super::inbound`] for why not by cutting the end. With options or
+/// extension headers it is done so all the same.
+#[inline(always)]
+fn shorten(env: &impl Env, work: &Work, headers: usize, payload: usize) -> bool {
+    let front = work.front();
+    let link = headers - work.ip.header_len as usize;
+    let plain = work.ip.header_len as usize == if work.ip.version == 6 { IPV6_LEN } else { IPV4_LEN };
+    if work.in_pieces(env) || !plain {
+        return env.truncate(headers + payload);
+    }
+    let Some(start) = front.read::<ETHERNET_LEN>(0) else {
+        return false;
+    };
+    let moved = env.cut_head(work.frame_len as i32 - (headers + payload) as i32) && env.write(0, &start);
+    let tagged = match front.read::<VLAN_LEN>(ETHERNET_LEN) {
+        Some(tag) if link > ETHERNET_LEN => env.write(ETHERNET_LEN, &tag),
+        _ => true,
+    };
+    let ip = if work.ip.version == 6 {
+        front
+            .read::<IPV6_LEN>(link)
+            .is_some_and(|ip| env.write(link, &ip))
+    } else {
+        front
+            .read::<IPV4_LEN>(link)
+            .is_some_and(|ip| env.write(link, &ip))
+    };
+    moved && tagged && ip
 }
 
 /// Length and protocol of the IP header as they are without ESP, with IPv4's checksum.

@@ -1,6 +1,6 @@
 //! Frames that lie in several buffers: what devices with large MTUs, and drivers that split headers off, hand to the programs.
 
-use maps_schema::event::{EVENT_CEILING_SOFT, EVENT_FIRST_INBOUND};
+use maps_schema::event::{EVENT_CEILING_SOFT, EVENT_FIRST_INBOUND, EVENT_MERGED};
 use maps_schema::sad::{SUITE_CBC, SUITE_CHACHA20_POLY1305};
 use maps_schema::verdict::Verdict;
 
@@ -91,6 +91,7 @@ pub fn cases() -> Vec<Case> {
         }
     }
     cases.extend(refused());
+    cases.extend(merged());
     cases.extend(exits());
     cases.extend(split());
     cases
@@ -118,6 +119,35 @@ fn refused() -> Vec<Case> {
             .ends(Verdict::SlowTooLong, Action::Drop)
             .events(&[EVENT_CEILING_SOFT])
             .check(nothing_accepted),
+    ]
+}
+
+/// What is longer than the device's MTU was made by GRO or TSO out of several packets.
+fn merged() -> Vec<Case> {
+    let device = usize::from(DEVICE_MTU);
+    let told = |name: &str, world: World, len: usize| {
+        inside(name, world, len)
+            .ends(Verdict::Merged, Action::Drop)
+            .events(&[EVENT_MERGED])
+            .check(move |seen| match seen.events[..] {
+                [(_, octets)] if octets == len as u64 && seen.counters.seq == 0 => Ok(()),
+                _ => Err(format!("{:?}, number {}", seen.events, seen.counters.seq)),
+            })
+    };
+    // The path would carry it.
+    let mut wide = world(SUITE);
+    (wide.local.outside_mtu, wide.outbound.path_mtu) = (16_000, 16_000);
+    vec![
+        told("one octet more than the device carries", world(SUITE), device + 1),
+        told("merged, and the path would carry it", wide, device + 500),
+        told("merged, and longer than any text", world(SUITE), 20_000),
+        inside(
+            "as much as the device carries is told as ever",
+            world(SUITE),
+            device,
+        )
+        .ends(Verdict::FragmentNeeded, Action::Transmit)
+        .any_frame(),
     ]
 }
 

@@ -214,6 +214,11 @@ impl Env for View<'_> {
         }
         due
     }
+    fn exceeds_device(&self, _packet_len: u32) -> bool {
+        // Nobody merges packets here.
+        false
+    }
+
     fn frame_len(&self) -> usize {
         self.frame.frame_len()
     }

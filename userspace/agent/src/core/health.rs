@@ -1,11 +1,14 @@
 //! Whether this member's data plane works: interfaces up, programs attached, maps writable. A member in trouble hands over
 //! what it owns and takes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use cluster::Input;
 use dataplane::Seen;
+use maps_schema::event::Event;
+use model::Instant;
 use sad::PlanError;
 
 use super::Core;
@@ -18,6 +21,9 @@ const FAILED_IN_A_ROW: u32 = 3;
 
 /// Octets of a frame that lies in one buffer, on every driver.
 const ONE_BUFFER: u32 = 3400;
+
+/// Merged packets on a port are said again after so long.
+const MERGED_AGAIN: Duration = Duration::from_secs(60);
 
 /// What was found, and what the node was told.
 #[derive(Default)]
@@ -35,6 +41,8 @@ pub struct Health {
     failed: u32,
     why_failed: String,
     told: Option<String>,
+    /// Ports with merged packets, and when that was said.
+    merged: BTreeMap<u32, Instant>,
 }
 
 impl Health {
@@ -171,8 +179,9 @@ impl Core {
                 self.log.warn(
                     "device",
                     format!(
-                        "{name} takes no redirected frames: what leaves there goes through the host's stack, which is slow. Use a driver \
-                         with ndo_xdp_xmit; the far end of a veth pair needs `ethtool -K DEVICE gro on` or an XDP program"
+                        "{name} takes no redirected frames: what leaves there goes through the host's stack, which is slow, and on a veth \
+                         pair answers to ARP are lost. Use a driver with ndo_xdp_xmit; the far end of a veth pair needs `ethtool -K DEVICE \
+                         gro on` or an XDP program"
                     ),
                 );
             } else if !ability.takes_pieces && mtu > ONE_BUFFER {
@@ -188,6 +197,28 @@ impl Core {
                 self.log.note("device", format!("{name} takes redirected frames"));
             }
         }
+    }
+
+    /// A program has met packets that somebody merged.
+    pub(super) fn merged(&mut self, event: &Event) {
+        let now = clock::now();
+        let said = self.health.merged.get(&event.slot);
+        if said.is_some_and(|said| now.since(*said) < MERGED_AGAIN) {
+            return;
+        }
+        let port = self
+            .ports
+            .numbered()
+            .find(|(index, ..)| u32::from(*index) == event.slot);
+        let Some((_, _, port)) = port else { return };
+        let (name, mtu, octets) = (&port.name, port.mtu, event.seq);
+        let text = format!(
+            "a packet of {octets} octets arrived on {name}, whose MTU is {mtu}: GRO or TSO has merged several, and the programs drop those \
+             (merged). `ethtool -K DEVICE gro off lro off` here for a card, `ethtool -K DEVICE tso off gso off` at the far end of a veth pair \
+             and on what feeds it"
+        );
+        self.health.merged.insert(event.slot, now);
+        self.log.warn("merged", text);
     }
 
     fn tell_health(&mut self) {

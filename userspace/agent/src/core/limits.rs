@@ -8,7 +8,7 @@ use cluster::message::RaiseKey;
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
     EVENT_ACQUIRE, EVENT_ACQUIRE_CPU, EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND,
-    EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, EVENT_PATH_MTU, Event,
+    EVENT_LEASE_EXHAUSTED, EVENT_LEASE_SOFT, EVENT_MERGED, EVENT_PATH_MTU, Event,
 };
 use maps_schema::sad::SA_LOCAL_ONLY;
 use model::{Epoch, EspSpi, GroupId, SegmentId};
@@ -42,6 +42,7 @@ impl Core {
                 EVENT_ACQUIRE => self.acquire(event.slot),
                 EVENT_ACQUIRE_CPU => self.acquire_for_cpu(event.slot, event.spi),
                 EVENT_PATH_MTU => self.narrow_path(event),
+                EVENT_MERGED => self.merged(event),
                 _ => {}
             }
         }

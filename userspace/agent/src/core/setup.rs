@@ -332,6 +332,9 @@ impl Core {
                 log.note("attached", text);
             }
         }
+        for (_, _, port) in ports.numbered() {
+            devices::prepare(port, report.mode(port.parent), &mut log);
+        }
         // New at every start, and rising, whatever happens to the host's uptime.
         let incarnation = clock::wall_ns();
         let facts = Facts {

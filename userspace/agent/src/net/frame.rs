@@ -309,6 +309,7 @@ pub(crate) mod tests {
             index: 3,
             parent: 3,
             veth: false,
+            devices: Vec::new(),
             vlan: 0,
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod frame;
 pub mod hints;
 pub mod neighbour;
+pub mod offload;
 pub mod own;
 pub mod ports;
 pub mod resolve;
@@ -19,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
@@ -36,6 +37,9 @@ pub struct Interface {
     pub veth: bool,
     /// VLAN that they are tagged with there, 0 for none.
     pub vlan: u16,
+    /// Names of `parent` and of what lies below it: parts of a bond, ports of a bridge, the device of a macvlan. Filled where they
+    /// matter.
+    pub devices: Vec<String>,
     /// MAC address; all zero where it has none.
     pub mac: [u8; 6],
     /// Octets of IP packet.
@@ -75,6 +79,7 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
         parent: link.header.index,
         veth: is_veth(&link),
         vlan: 0,
+        devices: Vec::new(),
         mac: [0; 6],
         mtu: 1500,
         networks: Vec::new(),
@@ -99,6 +104,90 @@ pub async fn interface(handle: &Handle, name: &str) -> Result<Interface> {
         interface.veth = parent.ok().flatten().is_some_and(|p| is_veth(&p));
     }
     Ok(interface)
+}
+
+/// Frames of an interface that is part of something else belong to that, and so do routes: the programs would look for both in vain.
+///
+/// # Errors
+/// It is a port of a bridge, or part of a bond or team: what to name instead.
+pub async fn own_master(handle: &Handle, name: &str) -> Result<()> {
+    let links = links(handle).await?;
+    let Some(link) = links.iter().find(|link| name_of(link) == Some(name)) else {
+        return Ok(());
+    };
+    let (mut master, mut kind) = (None, None);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Controller(index) => master = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::PortKind(kind) => Some(kind.clone()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let master = links.iter().find(|link| Some(link.header.index) == master);
+    let master = master.and_then(name_of).unwrap_or("?");
+    match kind {
+        Some(InfoPortKind::Bridge) => anyhow::bail!(
+            "{name} is a port of the bridge {master}, which has the routes and takes its frames: name {master} in [interfaces] (XDP in \
+             generic mode, which is slow), or take {name} out of the bridge"
+        ),
+        Some(kind @ (InfoPortKind::Bond | InfoPortKind::Team)) => {
+            anyhow::bail!("{name} is a part of the {kind} {master}: name {master} in [interfaces]")
+        }
+        // A routing domain (VRF) takes no frames.
+        _ => Ok(()),
+    }
+}
+
+/// Names of a device and of what lies below it.
+pub async fn devices(handle: &Handle, index: u32) -> Result<Vec<String>> {
+    let links = links(handle).await?;
+    let mut wanted = vec![index];
+    let mut at = 0;
+    while let Some(upper) = wanted.get(at).copied() {
+        at += 1;
+        for link in &links {
+            let below = link
+                .attributes
+                .iter()
+                .any(|a| *a == LinkAttribute::Controller(upper));
+            let above = link.header.index == upper;
+            // A veth's other end is named in the same way as what a macvlan lies on.
+            let lies_on = link.attributes.iter().find_map(|a| match a {
+                LinkAttribute::Link(lower) if above && !is_veth(link) => Some(*lower),
+                _ => None,
+            });
+            let found = below.then_some(link.header.index).into_iter().chain(lies_on);
+            for device in found {
+                if device != 0 && !wanted.contains(&device) {
+                    wanted.push(device);
+                }
+            }
+        }
+    }
+    let name = |index: &u32| {
+        links
+            .iter()
+            .find(|link| link.header.index == *index)
+            .and_then(name_of)
+    };
+    Ok(wanted.iter().filter_map(name).map(str::to_owned).collect())
+}
+
+async fn links(handle: &Handle) -> Result<Vec<LinkMessage>> {
+    let links = handle.link().get().execute();
+    links.try_collect().await.context("cannot list the interfaces")
+}
+
+fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
 }
 
 fn is_veth(link: &LinkMessage) -> bool {

@@ -10,7 +10,7 @@ use maps_schema::steer::{
 };
 use rtnetlink::Handle;
 
-use super::{Interface, interface, networks};
+use super::{Interface, devices, interface, networks, own_master};
 use crate::config::{AddressConfig, AttachMode, InterfaceConfig};
 use crate::net::announce::Announcer;
 
@@ -48,6 +48,8 @@ impl Ports {
         ] {
             for name in names {
                 let mut found = interface(handle, name).await?;
+                own_master(handle, name).await?;
+                found.devices = devices(handle, found.parent).await?;
                 found.networks = networks(handle, found.index).await;
                 side.push(found);
             }
@@ -298,6 +300,7 @@ mod tests {
             parent: index,
             veth: false,
             vlan: 0,
+            devices: Vec::new(),
             mac: [2, 0, 0, 0, 0, index as u8],
             mtu: 1400 + index,
             networks: vec![(network.parse().unwrap(), len)],

@@ -42,16 +42,16 @@ pub fn tag(infos: &[LinkInfo]) -> Result<Option<u16>> {
 }
 
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
-const ETHTOOL_GFLAGS: u32 = 0x25;
-const ETHTOOL_SFLAGS: u32 = 0x26;
+pub(super) const ETHTOOL_GFLAGS: u32 = 0x25;
+pub(super) const ETHTOOL_SFLAGS: u32 = 0x26;
 /// The card takes tags out of received frames and reports them beside.
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
 /// `struct ethtool_value`.
 #[repr(C)]
-struct Value {
-    command: u32,
-    data: u32,
+pub(super) struct Value {
+    pub(super) command: u32,
+    pub(super) data: u32,
 }
 
 /// `struct ifreq` with a pointer.
@@ -62,7 +62,7 @@ struct Request {
     rest: [u8; 16],
 }
 
-fn ethtool(name: &str, value: &mut Value) -> io::Result<()> {
+pub(super) fn ethtool(name: &str, value: &mut Value) -> io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     let mut request = Request {
         name: [0; libc::IF_NAMESIZE],
@@ -99,7 +99,7 @@ pub fn keep_tags(device: &str) -> io::Result<()> {
     ethtool(device, &mut value)
 }
 
-/// [`keep_tags`] on the device below a VLAN device; nothing for other interfaces.
+/// [`keep_tags`] on the device below a VLAN device, and on what that is made of; nothing for other interfaces.
 ///
 /// # Errors
 /// What to do by hand.
@@ -107,22 +107,21 @@ pub fn prepare(interface: &Interface) -> std::result::Result<(), String> {
     if interface.vlan == 0 {
         return Ok(());
     }
-    let mut name = [0u8; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the length that the call asks for.
-    if unsafe { libc::if_indextoname(interface.parent, name.as_mut_ptr().cast()) }.is_null() {
+    if interface.devices.is_empty() {
         return Err(format!(
             "the device below {} is in another network namespace; move it here",
             interface.name
         ));
     }
-    let device = name.split(|b| *b == 0).next().unwrap_or_default();
-    let device = String::from_utf8_lossy(device);
-    keep_tags(&device).map_err(|error| {
-        format!(
-            "{device} may take VLAN tags out of frames before the programs see them ({error}); check: ethtool -K {device} \
-             rx-vlan-offload off"
-        )
-    })
+    for device in &interface.devices {
+        keep_tags(device).map_err(|error| {
+            format!(
+                "{device} may take VLAN tags out of frames before the programs see them ({error}); check: ethtool -K {device} \
+                 rx-vlan-offload off"
+            )
+        })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ fn a_device_without_xdp_is_refused_by_name_with_what_to_do() {
     let mut plane = Plane::load(&options).expect("load");
     let error = plane.attach().expect_err("a bridge has no XDP").to_string();
     assert!(
-        error.contains("esp-bridge (driver bridge, MTU 1500)") && error.contains("name the device below"),
+        error.contains("esp-bridge (driver bridge, MTU 1500)") && error.contains("a bridge has none"),
         "{error}"
     );
     plane.detach().expect("detach");
