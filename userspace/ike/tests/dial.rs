@@ -210,3 +210,31 @@ fn a_child_that_the_peer_ends_is_told_apart_from_one_that_it_replaces() {
         .find(|e| e.kind == EventKind::ChildUp);
     assert_eq!(up.and_then(|e| e.child.as_deref()), Some("c"));
 }
+
+#[test]
+fn strangers_are_told_of_as_often_as_they_are_answered() {
+    for by_name in [false, true] {
+        let mut world = World::with(8, |side, connection| {
+            connection.remotes_by_name = by_name && side == A;
+        });
+        world.initiate(B);
+        let first = world.net.pop_front().unwrap();
+        for number in 0..300_u64 {
+            let mut packet = first.clone();
+            packet.remote = format!("203.0.113.{}:500", number % 250 + 1).parse().unwrap();
+            packet.bytes[..8].copy_from_slice(&(number + 1).to_be_bytes());
+            world.deliver(packet);
+        }
+        let events = world.sides[A].events.iter();
+        let told = events
+            .filter(|event| event.kind == EventKind::NoConnection)
+            .count();
+        let answers = if by_name { 0 } else { 100 };
+        assert_eq!((told, world.net.len()), (100, answers), "by name: {by_name}");
+        world.now = world.now + Duration::from_secs(1);
+        world.deliver(first.clone());
+        world.settle();
+        assert!(!world.has_event(A, EventKind::Flooded));
+        world.assert_up(1);
+    }
+}
