@@ -110,7 +110,7 @@ pub(crate) struct AwaitEap {
 
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Phase {
-    AwaitInitResponse(AwaitInitResponse),
+    AwaitInitResponse(Box<AwaitInitResponse>),
     AwaitAuthResponse(Box<AwaitAuthResponse>),
     AwaitAuthRequest(Box<AwaitAuthRequest>),
     Established(Box<Established>),

@@ -119,8 +119,8 @@ pub(crate) struct Queued {
 pub(crate) struct OurWindow {
     /// Message ID of the next request.
     pub next: u32,
-    /// The oldest request without a response.
-    outstanding: Option<Outstanding>,
+    /// The oldest request without a response. Boxed: most of the time there is none.
+    outstanding: Option<Box<Outstanding>>,
     pub queue: VecDeque<Queued>,
     /// Further ones, rising. In the record's third part.
     #[serde(skip)]
@@ -130,12 +130,15 @@ pub(crate) struct OurWindow {
 impl OurWindow {
     /// Requests without a response, rising.
     pub fn all(&self) -> impl Iterator<Item = &Outstanding> {
-        self.outstanding.iter().chain(&self.further)
+        self.outstanding.as_deref().into_iter().chain(&self.further)
     }
 
     /// As [`OurWindow::all`].
     pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Outstanding> {
-        self.outstanding.iter_mut().chain(&mut self.further)
+        self.outstanding
+            .as_deref_mut()
+            .into_iter()
+            .chain(&mut self.further)
     }
 
     /// What they are about.
@@ -155,7 +158,7 @@ impl OurWindow {
     /// Adds a request that is higher than all others.
     pub fn put(&mut self, outstanding: Outstanding) {
         match &self.outstanding {
-            None => self.outstanding = Some(outstanding),
+            None => self.outstanding = Some(Box::new(outstanding)),
             Some(_) => self.further.push(outstanding),
         }
     }
@@ -163,8 +166,8 @@ impl OurWindow {
     /// Takes the request with this Message ID out.
     pub fn take(&mut self, id: u32) -> Option<Outstanding> {
         if self.outstanding.as_ref().is_some_and(|oldest| oldest.id == id) {
-            let next = (!self.further.is_empty()).then(|| self.further.remove(0));
-            return std::mem::replace(&mut self.outstanding, next);
+            let next = (!self.further.is_empty()).then(|| Box::new(self.further.remove(0)));
+            return std::mem::replace(&mut self.outstanding, next).map(|oldest| *oldest);
         }
         let at = self.further.iter().position(|outstanding| outstanding.id == id)?;
         Some(self.further.remove(at))
@@ -173,7 +176,8 @@ impl OurWindow {
     /// Takes all out.
     pub fn take_all(&mut self) -> impl Iterator<Item = Outstanding> + use<> {
         let further = std::mem::take(&mut self.further);
-        self.outstanding.take().into_iter().chain(further)
+        let oldest = self.outstanding.take().map(|oldest| *oldest);
+        oldest.into_iter().chain(further)
     }
 
     //= rfc7296#2.3

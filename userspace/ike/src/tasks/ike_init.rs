@@ -85,14 +85,14 @@ pub(crate) fn begin(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Result<(), String>
     }
     sa.timers.expire = None;
     let made = ctx.generate(group).map_err(|error| error.to_string())?;
-    sa.phase = Phase::AwaitInitResponse(AwaitInitResponse {
+    sa.phase = Phase::AwaitInitResponse(Box::new(AwaitInitResponse {
         nonce_i: ctx.random(NONCE_LEN),
         group: group.transform_id(),
         dh: made.secret,
         offered: connection.ike_proposals.clone(),
         cookie: None,
         restarts: 0,
-    });
+    }));
     send_init(sa, ctx, made.public)
 }
 

@@ -1,9 +1,9 @@
-//! Load: complete IKE handshakes with a pre-shared key, as many and as fast as a responder answers.
+//! Initiators without sockets: what they send, and what they make of an answer.
 //!
-//! The initiators are written from the RFC and do as little as they can: one private key for all of them, no retransmission before
-//! half a second has passed, nothing kept of an IKE SA that is up. What is measured is the responder.
+//! They are written from the RFC and do as little as they can: one private key for all of them, nothing kept of an IKE SA that is
+//! up. What is measured is the responder.
 
-use crate::netns::Netns;
+use super::{Load, NAME};
 use anyhow::{Context, Result, bail, ensure};
 use crypto::{AuthInput, DhGroup, DhPrivate, IkeCipher, IkeKeys, KeyInputs, Prf, psk_auth, verify_psk_auth};
 use ike_wire::{
@@ -12,54 +12,9 @@ use ike_wire::{
     TransformType, encode_chain, encode_message, encode_sk_prefix, parse_chain,
 };
 use model::{IkeSpi, SecretBytes, TrafficSelector};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::AsFd;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
-
-/// The suite of all handshakes, as configurations write it.
-pub const SUITE: &str = "aes128gcm16-prfsha256-x25519";
-/// Of their Child SAs.
-pub const ESP: &str = "aes128gcm16";
-/// Name of the connection; the identities are `peer-NAME.example` and `gw-NAME.example`.
-pub const NAME: &str = "load";
-
-const RETRY: Duration = Duration::from_millis(500);
-
-/// What is to be done.
-#[derive(Clone, Debug)]
-pub struct Load {
-    /// Our address.
-    pub local: Ipv4Addr,
-    /// The responder's.
-    pub remote: Ipv4Addr,
-    /// The pre-shared key.
-    pub psk: String,
-    /// Handshakes.
-    pub count: usize,
-    /// Of these under way at the same time.
-    pub at_once: usize,
-    /// Each brings up a Child SA as well: an address of our own behind us and the network behind the responder.
-    pub child: Option<(Ipv4Addr, (Ipv4Addr, Ipv4Addr))>,
-    /// Tells the initiators' SPIs and nonces apart from those of other runs.
-    pub seed: u64,
-}
-
-/// What came of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Outcome {
-    /// From the first message to the last answer.
-    pub elapsed: Duration,
-    /// Requests that were sent again.
-    pub repeated: usize,
-}
-
-/// Does all handshakes from a namespace, or fails.
-pub fn run(netns: &Netns, load: &Load) -> Result<Outcome> {
-    let load = load.clone();
-    netns.inside(move || Crew::new(load)?.run())
-}
 
 enum Step {
     Init {
@@ -78,95 +33,72 @@ struct Handshake {
     sent: Instant,
 }
 
-struct Crew {
+/// The initiators of a load.
+pub struct Initiators {
     load: Load,
-    socket: UdpSocket,
     private: DhPrivate,
     under_way: HashMap<IkeSpi, Handshake>,
     begun: usize,
-    repeated: usize,
 }
 
-impl Crew {
-    fn new(load: Load) -> Result<Self> {
-        let socket = UdpSocket::bind((load.local, 500)).context("UDP port 500")?;
-        socket.connect((load.remote, 500))?;
-        socket.set_nonblocking(true)?;
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20))?;
+impl Initiators {
+    /// None has begun yet.
+    ///
+    /// # Errors
+    /// There is no private key.
+    pub fn new(load: Load) -> Result<Self> {
         let seed = load.seed;
         let private = DhGroup::Curve25519
             .generate(&mut |out| out.copy_from_slice(&crypto::sha256(&[b"key", &seed.to_be_bytes()])))
             .context("a private key")?;
         Ok(Self {
             load,
-            socket,
             private,
             under_way: HashMap::new(),
             begun: 0,
-            repeated: 0,
         })
     }
 
-    fn run(mut self) -> Result<Outcome> {
-        let start = Instant::now();
-        let limit = Duration::from_secs(60) + Duration::from_millis(20) * self.load.count as u32;
-        let mut buffer = vec![0; 65_536];
-        while self.begun < self.load.count || !self.under_way.is_empty() {
-            ensure!(
-                start.elapsed() < limit,
-                "{} of {} handshakes are not complete after {limit:?}",
-                self.load.count - self.begun + self.under_way.len(),
-                self.load.count
-            );
-            while self.begun < self.load.count && self.under_way.len() < self.load.at_once {
-                self.begin()?;
-            }
-            let mut polled = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut polled, PollTimeout::from(100u8)).unwrap_or(0) == 0 {
-                self.repeat()?;
-            }
-            // An error here is an ICMP answer to an earlier message, which will be repeated.
-            while let Ok(length) = self.socket.recv(&mut buffer) {
-                self.answer(&buffer[..length])?;
-            }
-        }
-        Ok(Outcome {
-            elapsed: start.elapsed(),
-            repeated: self.repeated,
+    /// Handshakes that have begun and are not complete.
+    pub fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
+    /// Handshakes that are not complete.
+    pub fn left(&self) -> usize {
+        self.load.count - self.begun + self.under_way.len()
+    }
+
+    /// The requests that were sent last longer than `after` ago; they count as sent now.
+    pub fn repeat(&mut self, now: Instant, after: Duration) -> impl Iterator<Item = &[u8]> {
+        let late = self.under_way.values_mut();
+        let late = late.filter(move |handshake| now.duration_since(handshake.sent) > after);
+        late.map(move |handshake| {
+            handshake.sent = now;
+            handshake.request.as_slice()
         })
     }
 
-    fn send(&self, bytes: &[u8]) {
-        // What is not sent is repeated.
-        let _ = self.socket.send(bytes);
-    }
-
-    fn repeat(&mut self) -> Result<()> {
-        let now = Instant::now();
-        for handshake in self.under_way.values_mut() {
-            if now.duration_since(handshake.sent) > RETRY {
-                handshake.sent = now;
-                self.repeated += 1;
-                let _ = self.socket.send(&handshake.request);
-            }
+    /// The next one's first message; `None`: all have begun.
+    ///
+    /// # Errors
+    /// The message cannot be made.
+    pub fn begin(&mut self, now: Instant) -> Result<Option<Vec<u8>>> {
+        if self.begun == self.load.count {
+            return Ok(None);
         }
-        Ok(())
-    }
-
-    fn begin(&mut self) -> Result<()> {
         self.begun += 1;
         let digest = crypto::sha256(&[&self.load.seed.to_be_bytes(), &(self.begun as u64).to_be_bytes()]);
         let spi = IkeSpi(u64::from_be_bytes(digest[..8].try_into()?) | 1);
         let nonce = digest.to_vec();
         let request = self.first_message(spi, &nonce, None)?;
-        self.send(&request);
-        let handshake = Handshake {
-            step: Step::Init { nonce },
-            request,
-            sent: Instant::now(),
-        };
-        self.under_way.insert(spi, handshake);
-        Ok(())
+        self.await_answer(spi, Step::Init { nonce }, &request, now);
+        Ok(Some(request))
+    }
+
+    fn await_answer(&mut self, spi: IkeSpi, step: Step, request: &[u8], sent: Instant) {
+        let request = request.to_vec();
+        self.under_way.insert(spi, Handshake { step, request, sent });
     }
 
     fn first_message(&self, spi: IkeSpi, nonce: &[u8], cookie: Option<Vec<u8>>) -> Result<Vec<u8>> {
@@ -193,16 +125,20 @@ impl Crew {
         )?)
     }
 
-    fn answer(&mut self, bytes: &[u8]) -> Result<()> {
+    /// What an initiator sends next; `None`: nothing, its handshake is complete or it heard this before.
+    ///
+    /// # Errors
+    /// The responder refuses, or does not prove itself.
+    pub fn answer(&mut self, bytes: &[u8], now: Instant) -> Result<Option<Vec<u8>>> {
         let message = Message::parse(bytes).context("the responder's message")?;
         let spi = message.header.spi_i;
         if !message.header.flags.response {
-            return Ok(());
+            return Ok(None);
         }
         let Some(handshake) = self.under_way.remove(&spi) else {
-            return Ok(());
+            return Ok(None);
         };
-        let next = match (handshake.step, message.header.exchange) {
+        let (step, request) = match (handshake.step, message.header.exchange) {
             (Step::Init { nonce }, ExchangeType::IKE_SA_INIT) => {
                 if let Some(cookie) = message.payloads.notifies().find_map(Notify::as_cookie) {
                     let request = self.first_message(spi, &nonce, Some(cookie.to_vec()))?;
@@ -219,16 +155,17 @@ impl Crew {
                 },
                 ExchangeType::IKE_AUTH,
             ) => {
-                return self.check(&keys, &response, &nonce_i, bytes, &message);
+                self.check(&keys, &response, &nonce_i, bytes, &message)?;
+                return Ok(None);
             }
             // A second answer to IKE_SA_INIT.
-            (step, _) => (step, handshake.request),
+            (step, _) => {
+                self.await_answer(spi, step, &handshake.request, handshake.sent);
+                return Ok(None);
+            }
         };
-        let (step, request) = next;
-        self.send(&request);
-        let sent = Instant::now();
-        self.under_way.insert(spi, Handshake { step, request, sent });
-        Ok(())
+        self.await_answer(spi, step, &request, now);
+        Ok(Some(request))
     }
 
     fn authenticate(

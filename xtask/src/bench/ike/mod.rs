@@ -2,6 +2,8 @@
 //!
 //! Processor time of the responder counts, not the clock: load and responder share the machine, and so does whoever else is on it.
 
+mod instructions;
+
 use crate::steps::{detail, say, step};
 use crate::{build, cargo_tools, setup};
 use anyhow::{Context, Result, ensure};
@@ -13,7 +15,10 @@ use lab::member::Product;
 use lab::strongswan::{self, Daemon, swanctl_conf};
 use lab::topology::{Lab, Plan, Site, addr};
 use serde::Serialize;
+use std::fs;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 /// Handshakes a second and core that this project wants to be able to do.
@@ -35,6 +40,16 @@ pub struct Options {
     /// Print one JSON object with every figure on standard output, and nothing else there.
     #[arg(long)]
     pub json: bool,
+    /// A binary `espalier` to measure instead of one that is built now, with the BPF object that is there: for what was before a change.
+    #[arg(long)]
+    pub binary: Option<PathBuf>,
+    /// Let `perf` sample the owner's agent in its last row; the report's file is named.
+    #[arg(long)]
+    pub profile: bool,
+    /// Count the engine's instructions for each handshake, by part, instead: they do not depend on what else the machine does. Needs
+    /// valgrind, and no lab.
+    #[arg(long)]
+    pub instructions: bool,
 }
 
 /// One responder with one kind of handshake.
@@ -52,6 +67,8 @@ pub struct Row {
     pub handshakes_per_s_by_the_clock: f64,
     /// Processor time of the standby's agent, where there is one.
     pub standby_cpu_ms_per_handshake: Option<f64>,
+    /// Journal entries, each with an acknowledgement of the standby; two commits are a handshake's.
+    pub entries_per_handshake: Option<f64>,
     /// Handshakes.
     pub handshakes: usize,
     /// Requests that were sent again.
@@ -70,13 +87,17 @@ pub struct Figures {
 /// Runs it; true if espalier does as many handshakes as it wants to.
 pub fn run(options: &Options) -> Result<bool> {
     ensure!(options.handshakes > 0 && options.at_once > 0, "nothing to do");
+    if options.instructions {
+        let rows = instructions::rows()?;
+        match options.json {
+            true => println!("{}", serde_json::to_string(&rows)?),
+            false => instructions::print(&rows),
+        }
+        return Ok(true);
+    }
     lab::resources::clear_on_signal()?;
     setup::run()?;
-    let built = build::run()?;
-    let product = Product {
-        binary: built.espalier,
-        object: built.object,
-    };
+    let product = product(options.binary.as_deref())?;
     let psk = lab::stage::random_psk()?;
     let plan = Plan {
         sites: 1,
@@ -106,6 +127,25 @@ pub fn run(options: &Options) -> Result<bool> {
         .is_some_and(|row| row.handshakes_per_s >= WANTED))
 }
 
+/// What is measured.
+fn product(binary: Option<&Path>) -> Result<Product> {
+    let Some(binary) = binary else {
+        let built = build::run()?;
+        return Ok(Product {
+            binary: built.espalier,
+            object: built.object,
+        });
+    };
+    let object = cargo_tools::root().join("ebpf/programs/target/bpfel-unknown-none/release/espalier");
+    for file in [binary, &object] {
+        ensure!(file.is_file(), "{} is not there", file.display());
+    }
+    Ok(Product {
+        binary: binary.to_owned(),
+        object,
+    })
+}
+
 /// The load of a row: without and with a Child SA.
 fn loads(options: &Options, site: &Site, psk: &str, seed: u64) -> [(String, Load); 2] {
     let load = Load {
@@ -131,12 +171,22 @@ fn loads(options: &Options, site: &Site, psk: &str, seed: u64) -> [(String, Load
     ]
 }
 
-/// Runs one load between two readings of the responder's clock.
+/// What a responder has used so far.
+struct Used {
+    /// Processor seconds of the responding process.
+    cpu: f64,
+    /// Of the standby's.
+    standby: Option<f64>,
+    /// Entries of the journal.
+    entries: Option<u64>,
+}
+
+/// Runs one load between two readings of what the responder has used.
 fn row(
     system: &'static str,
     site: &Site,
     (suite, load): &(String, Load),
-    cpu: impl Fn() -> Result<(f64, Option<f64>)>,
+    used: impl Fn() -> Result<Used>,
 ) -> Result<Row> {
     // A few first, so that memory and caches are there.
     let warm = Load {
@@ -145,18 +195,23 @@ fn row(
         ..load.clone()
     };
     handshakes::run(&site.netns, &warm)?;
-    let before = cpu()?;
+    let before = used()?;
     let outcome = handshakes::run(&site.netns, load)?;
-    let after = cpu()?;
+    let after = used()?;
     let each = |seconds: f64| seconds * 1000.0 / load.count as f64;
-    let cpu_ms = each(after.0 - before.0);
+    let cpu_ms = each(after.cpu - before.cpu);
+    let entries = after.entries.zip(before.entries);
     let row = Row {
         system,
         suite: suite.clone(),
         handshakes_per_s: 1000.0 / cpu_ms,
         cpu_ms_per_handshake: cpu_ms,
         handshakes_per_s_by_the_clock: load.count as f64 / outcome.elapsed.as_secs_f64(),
-        standby_cpu_ms_per_handshake: after.1.zip(before.1).map(|(after, before)| each(after - before)),
+        standby_cpu_ms_per_handshake: after
+            .standby
+            .zip(before.standby)
+            .map(|(after, before)| each(after - before)),
+        entries_per_handshake: entries.map(|(after, before)| (after - before) as f64 / load.count as f64),
         handshakes: load.count,
         repeated: outcome.repeated,
     };
@@ -197,7 +252,13 @@ fn strongswan_rows(
     let charon = lab::baseline::start_with(lab, &swanctl_conf(&[connection], psk), daemon)?;
     // Its user-space data path takes no Child SA without UDP encapsulation, which the load does not do.
     for load in loads(options, site, psk, 1).into_iter().take(1) {
-        let row = row("strongSwan", site, &load, || Ok((charon.cpu_seconds(), None)))?;
+        let row = row("strongSwan", site, &load, || {
+            Ok(Used {
+                cpu: charon.cpu_seconds(),
+                standby: None,
+                entries: None,
+            })
+        })?;
         figures.rows.push(row);
     }
     lab::baseline::stop(lab, charon)
@@ -225,14 +286,28 @@ fn espalier_rows(
         }],
         ..Settings::demo()
     };
-    let cluster = Cluster::up(lab, product, psk, &settings)?;
-    for load in loads(options, site, psk, 11) {
+    let mut cluster = Cluster::prepare(lab, product, psk, &settings)?;
+    for member in &mut cluster.members {
+        // As strongSwan, which logs errors only.
+        member.environment.push(("RUST_LOG", "warn".to_owned()));
+    }
+    cluster.start()?;
+    let loads = loads(options, site, psk, 11);
+    for (number, load) in loads.iter().enumerate() {
         let in_sync = || cluster.wait_all_in_sync(Duration::from_secs(60));
         let owner = in_sync().context("the cluster did not form")?;
         let standby = 1 - owner;
-        let row = row("espalier", site, &load, || {
+        let profile = match options.profile && number + 1 == loads.len() {
+            true => Some(Profile::start(&cluster, owner)?),
+            false => None,
+        };
+        let row = row("espalier", site, load, || {
             let of = |member: usize| cluster.members[member].cpu_seconds();
-            Ok((of(owner)?, Some(of(standby)?)))
+            Ok(Used {
+                cpu: of(owner)?,
+                standby: Some(of(standby)?),
+                entries: cluster.members[owner].status()?["journal"]["position"].as_u64(),
+            })
         })?;
         // On a busy machine a member may be taken for dead; then the two figures are of half a responder each.
         ensure!(
@@ -240,8 +315,46 @@ fn espalier_rows(
             "the standby has taken over meanwhile: the machine is too busy for this"
         );
         figures.rows.push(row);
+        profile.map(Profile::end).transpose()?;
     }
     Ok(())
+}
+
+/// `perf record` beside the load. Samples by time, since virtual machines have no counters.
+struct Profile {
+    perf: Child,
+    data: PathBuf,
+}
+
+impl Profile {
+    fn start(cluster: &Cluster, owner: usize) -> Result<Self> {
+        let data = cluster.lab.folder.join("perf.data");
+        let pid = cluster.members[owner].pid().context("the owner does not run")?;
+        let perf = Command::new("perf")
+            .args(["record", "--quiet", "-e", "cpu-clock", "-F", "5000", "-g", "-o"])
+            .arg(&data)
+            .args(["-p", &pid.to_string()])
+            .spawn()
+            .context("perf: apt-get install linux-perf")?;
+        cluster.lab.resources.note_process(perf.id())?;
+        // An idle agent has something to do as well: what it has written of that shows that it looks.
+        let looks = || {
+            fs::metadata(&data)
+                .is_ok_and(|file| file.len() > 1 << 16)
+                .then_some(())
+        };
+        lab::clock::wait_for(Duration::from_secs(60), Duration::from_millis(100), looks)
+            .context("perf does not begin")?;
+        Ok(Self { perf, data })
+    }
+
+    fn end(mut self) -> Result<()> {
+        let pid = nix::unistd::Pid::from_raw(self.perf.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).context("perf")?;
+        self.perf.wait().context("perf")?;
+        detail(&format!("perf report --no-children -i {}", self.data.display()));
+        Ok(())
+    }
 }
 
 fn print(figures: &Figures) {
@@ -253,6 +366,7 @@ fn print(figures: &Figures) {
         "a second and core",
         "a second by the clock",
         "standby's CPU ms",
+        "journal entries each",
     ]);
     for row in &figures.rows {
         table.add_row([
@@ -263,6 +377,8 @@ fn print(figures: &Figures) {
             format!("{:.0}", row.handshakes_per_s_by_the_clock),
             row.standby_cpu_ms_per_handshake
                 .map_or("-".to_owned(), |ms| format!("{ms:.3}")),
+            row.entries_per_handshake
+                .map_or("-".to_owned(), |entries| format!("{entries:.2}")),
         ]);
     }
     println!("{table}");
