@@ -44,6 +44,8 @@ pub enum Sabotage {
     NothingTainted,
     /// Who has lost a fork does not say what it touched.
     ForkForgotten,
+    /// A life that ends before it could tell of a fork leaves no word to the next one.
+    ForkNotKept,
     /// Who has lost a fork does not say with whom it began IKE SAs of its own.
     ForkUnnamed,
     /// A standby that suspects the owner does nothing about it: the flip never reaches the maps.

@@ -20,9 +20,6 @@ pub const ADDRESS: u32 = 0xc000_0201;
 /// Its inside address.
 pub const INSIDE_ADDRESS: u32 = 0x0a01_0001;
 
-/// After so much silence a peer looks whether the cluster still answers; and the other way round, mostly.
-const DPD: Duration = Duration::from_millis(700);
-
 /// CPUs of a peer.
 const PEER_CPUS: u32 = 2;
 
@@ -55,6 +52,8 @@ pub struct PeerKind {
     pub encap: bool,
     /// Child SAs per CPU (RFC 9611), on both sides.
     pub per_cpu: bool,
+    /// After so much silence each side looks whether the other one still answers.
+    pub dpd: Duration,
     /// Lifetimes.
     pub child_rekey: Option<Duration>,
     /// See `child_rekey`.
@@ -88,8 +87,6 @@ pub struct Setup {
     pub step_max: u64,
     /// Questions to the ownership engine may be carried out after the member has given them up.
     pub late_writes: bool,
-    /// After so much silence the cluster looks whether a peer still answers.
-    pub dpd: Duration,
     /// Peers.
     pub peers: Vec<PeerKind>,
     /// Key of the steering hash.
@@ -140,7 +137,6 @@ impl Setup {
             },
             step_max: rng.range(8, 256),
             late_writes: false,
-            dpd: DPD,
             peers,
             steer_key: [rng.word(), rng.word()],
         }
@@ -185,10 +181,7 @@ impl Setup {
                 connections: self
                     .peers
                     .iter()
-                    .map(|peer| Connection {
-                        dpd_delay: Some(self.dpd),
-                        ..peer.connection(false, self.cpus[at])
-                    })
+                    .map(|peer| peer.connection(false, self.cpus[at]))
                     .collect(),
                 endpoint: EndpointConfig::new(SecretBytes::new(vec![9; 32])),
             },
@@ -244,6 +237,7 @@ impl PeerKind {
             encap: rng.permille(250),
             // From a stream of its own, so that seeds of before mean what they meant.
             per_cpu: rng.fork(9611 + u64::from(number)).permille(250),
+            dpd: Duration::from_millis(700),
             child_rekey: rekey(rng, 1500, 5000, 600),
             ike_rekey: rekey(rng, 2500, 8000, 400),
             interval_us: [rng.range(2_000, 40_000), rng.range(2_000, 40_000)],
@@ -259,7 +253,7 @@ impl PeerKind {
         let mut connection = Connection::new(&name, addresses[here], Identity::parse(&ids[here]), psk);
         connection.remotes = vec![addresses[there]];
         connection.remote_id = Some(Identity::parse(&ids[there]));
-        connection.dpd_delay = Some(DPD);
+        connection.dpd_delay = Some(self.dpd);
         connection.retransmit = Retransmit {
             initial: Duration::from_millis(250),
             factor_percent: 150,

@@ -10,6 +10,7 @@ const CASES: &[(Sabotage, &[&str], &str, u64)] = &[
     (Sabotage::LeaseIgnored, &["R4"], "cuts", 400),
     (Sabotage::NothingTainted, &["R4"], "unseen-taker", 100),
     (Sabotage::ForkForgotten, &["service"], "forked-child", 400),
+    (Sabotage::ForkNotKept, &["service"], "untold-fork", 60),
     (Sabotage::ForkUnnamed, &["service"], "empty-half", 60),
     (Sabotage::RaiseUnconfirmed, &["R4", "R6"], "cuts", 400),
     (Sabotage::CeilingIgnored, &["R6"], "kills", 200),

@@ -117,7 +117,7 @@ fn an_owner_that_hears_nobody_is_taken_over() {
 /// established anew.
 #[test]
 fn forks_that_end_unseen_or_lose_repeat_nothing_and_leave_nothing_dead() {
-    for scenario in ["unseen-taker", "forked-child", "empty-half"] {
+    for scenario in ["unseen-taker", "forked-child", "empty-half", "untold-fork"] {
         let options = Options {
             scenario: Scenario::named(scenario),
             ..Options::default()

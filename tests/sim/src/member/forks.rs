@@ -21,9 +21,14 @@ const AGAIN: Duration = Duration::from_secs(30);
 pub(super) struct Forks {
     /// What this member touched alone.
     touched: BTreeMap<GroupId, Touched>,
+    /// What was told and need not be dealt with yet.
+    owed: Left,
     /// What others have named.
     named: BTreeMap<(GroupId, SetMember), Part>,
 }
+
+/// What a life leaves to the next one, by group.
+pub type Left = BTreeMap<GroupId, (BTreeSet<IkeSpi>, BTreeSet<PeerMark>)>;
 
 #[derive(Default)]
 struct Touched {
@@ -71,6 +76,34 @@ impl Forks {
 }
 
 impl Member {
+    /// The agent is dead: what it had recorded for its next life.
+    pub fn left_forks(&mut self) -> Left {
+        let mut left = std::mem::take(&mut self.forks.owed);
+        left.retain(|group, _| self.node.owes_a_fork(*group));
+        for (group, touched) in std::mem::take(&mut self.forks.touched) {
+            let of = left.entry(group).or_default();
+            of.0.extend(touched.spis);
+            of.1.extend(touched.peers);
+        }
+        if self.sabotage == Some(Sabotage::ForkNotKept) {
+            left.clear();
+        }
+        left
+    }
+
+    /// What the life before has left is told like a fork of this one's.
+    pub fn take_up_forks(&mut self, now: Instant, left: Left) {
+        for (group, (spis, peers)) in &left {
+            self.node.handle(Input::ForkTouched {
+                now,
+                group: *group,
+                touched: spis.iter().copied().collect(),
+                peers: peers.iter().copied().collect(),
+            });
+        }
+        self.forks.owed = left;
+    }
+
     /// An entry takes effect on the owner.
     pub(super) fn note_touched(&mut self, group: GroupId, changes: &[EntryChange], transmits: &[Transmit]) {
         if !self.node.may_give_way(group) {
@@ -129,6 +162,9 @@ impl Member {
                 peers.len()
             )
         });
+        let owed = self.forks.owed.entry(group).or_default();
+        owed.0.extend(spis.iter().copied());
+        owed.1.extend(peers.iter().copied());
         self.node.handle(Input::ForkTouched {
             now: cx.now,
             group,

@@ -183,6 +183,7 @@ pub static SCENARIOS: &[Scenario] = &[
     deaf::OWNER_OF_A_PAIR,
     unseen::TAKER,
     empty_half::EMPTY_HALF,
+    empty_half::UNTOLD,
     found::KEPT_RESERVATIONS,
     found::LATE_AFTER_SLEEP,
     found::DELETED_PREDECESSOR,

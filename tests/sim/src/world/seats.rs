@@ -21,9 +21,13 @@ impl World {
         let config = self.setup.member(id, life, self.sabotage);
         let rng = self.rng.fork(life);
         let seat = self.seat(member);
+        // Of an agent that died on a living host there is a file.
+        let left = seat.member.as_mut().map(Member::left_forks);
+        let mut begun = Member::new(config, rng, now);
+        begun.take_up_forks(now, left.unwrap_or_default());
         *seat = Seat {
             state: State::Up,
-            member: Some(Member::new(config, rng, now)),
+            member: Some(begun),
             life,
             inbox: Default::default(),
             turn: Instant(u64::MAX),
