@@ -41,8 +41,6 @@ pub enum Kind {
     BareVeth,
     /// One that merges what arrives (GRO).
     MergingVeth,
-    /// One whose other end sends merged packets (TSO), inside: a bridge port that leads to the server merges them.
-    VethWithTso,
     /// A macvlan device on a veth.
     Macvlan,
     /// A bridge, with a veth as its port.
@@ -64,7 +62,7 @@ pub enum Kind {
 pub enum Outcome {
     /// IKE and traffic, with XDP in these modes outside and inside.
     Carries([&'static str; 2]),
-    /// Merged packets are dropped and an event says so; with `tso off` at the far end TCP flows.
+    /// Somebody lets the inside device merge packets: they are dropped and an event says so; TCP flows once that is switched off again.
     Mended,
     /// It may not carry, and an event of this kind says all of this.
     Warned(&'static str, &'static [&'static str]),
@@ -128,9 +126,9 @@ pub const EVERYWHERE: &[Trial] = &[
         GENERIC,
     ),
     trial(
-        "merged packets from the far end are dropped by name until it cuts them",
-        Kind::VethWithTso,
-        "native",
+        "merged packets are dropped by name until nobody merges any",
+        Kind::Veth,
+        "generic",
         Outcome::Mended,
     ),
     trial(
@@ -341,27 +339,24 @@ impl Devices {
 
     fn mended(&self, member: &Member) -> Result<()> {
         self.connected(member)?;
-        let server = &self.lab.server;
-        let stream = Stream::start(server, (&self.lab.host, addr::HOST_ONE), 7003)?;
-        warned(member, "merged", &["inside", "tso off gso off"])?;
-        let port = format!("in-{}", member.place.letter);
-        self.lab
-            .bridges
-            .run(&["ethtool", "-K", &port, "tso", "off", "gso", "off"])?;
+        let gro = |state: &str| member.place.netns.run(&["ethtool", "-K", "inside", "gro", state]);
+        gro("on")?;
+        let (server, host) = (&self.lab.server, &self.lab.host);
+        let stream = Stream::start(server, (host, addr::HOST_ONE), 7003)?;
+        warned(member, "merged", &["inside", "gro off"])?;
+        gro("off")?;
         // What TCP had given up to its timers goes on.
-        stream.wait_arrival_after(now_ns() + STREAM_NS, patience(Duration::from_secs(30)))?;
-        stream.finish()?;
-        let before = member.verdicts()?.get("merged").copied().unwrap_or(0);
+        let runs = stream.wait_arrival_after(now_ns() + STREAM_NS, patience(Duration::from_secs(30)));
+        stream.finish().and_then(|_| runs)?;
+        let merged = || -> Result<u64> { Ok(member.verdicts()?.get("merged").copied().unwrap_or(0)) };
+        let before = merged()?;
         self.stream(true, 7004)?;
-        let after = member.verdicts()?.get("merged").copied().unwrap_or(0);
+        let after = merged()?;
         ensure!(
             before > 0 && after == before,
             "{before} merged packets, then {after}"
         );
-        self.lab
-            .bridges
-            .run(&["ethtool", "-K", "in-server", "gro", "off"])
-            .map(drop)
+        Ok(())
     }
 
     fn lost(&self, count: usize) -> Result<u64> {
@@ -457,7 +452,9 @@ impl Site<'_> {
         let bridges = &self.lab.bridges;
         let (first, second) = self.names();
         let master = kind.addressed(side);
-        let aside = format!("link set {side} down\nlink set {side} name {first}\nlink set {first} up");
+        let aside = format!(
+            "addr flush dev {side}\nlink set {side} down\nlink set {side} name {first}\nlink set {first} up"
+        );
         match kind {
             Kind::Veth => Ok(()),
             Kind::VethWithGro => {
@@ -466,13 +463,6 @@ impl Site<'_> {
             }
             Kind::BareVeth => self.without_program(port),
             Kind::MergingVeth => netns.run(&["ethtool", "-K", side, "gro", "on"]).map(drop),
-            Kind::VethWithTso if side == "inside" => {
-                bridges.run(&["ethtool", "-K", "in-server", "gro", "on"])?;
-                let on = ["tx", "on", "sg", "on", "tso", "on", "gso", "on"];
-                let argv = [&["ethtool", "-K", port][..], &on].concat();
-                bridges.run(&argv).map(drop)
-            }
-            Kind::VethWithTso => Ok(()),
             Kind::Macvlan => netns.ip(&format!(
                 "{aside}\nlink add link {first} name {side} type macvlan mode bridge\nlink set {side} up"
             )),
@@ -481,13 +471,13 @@ impl Site<'_> {
                  link set {side} up"
             )),
             Kind::BridgePort => netns.ip(&format!(
-                "link add {master} type bridge stp_state 0 forward_delay 0\nlink set {side} master {master}\n\
+                "addr flush dev {side}\nlink add {master} type bridge stp_state 0 forward_delay 0\nlink set {side} master {master}\n\
                  link set {master} up"
             )),
             Kind::BondPart => {
                 self.second_cable()?;
                 netns.ip(&format!(
-                    "link add {master} type bond mode active-backup miimon 50\nlink set {side} down\n\
+                    "addr flush dev {side}\nlink add {master} type bond mode active-backup miimon 50\nlink set {side} down\n\
                      link set {side} master {master}\nlink set {master} up\nlink set {side} up"
                 ))
             }
