@@ -272,6 +272,11 @@ pub struct Connection {
     pub restart: bool,
 }
 
+/// charon's ESP in user space counts whole seconds. With charon's usual tenth between rekey and expiry both fall into one second, and
+/// the SA expires, with a gap, where it should have been rekeyed.
+const REKEYS: &str = "        life_time = 1h\n        rand_time = 0s\n";
+const RESTARTS: &str = "        dpd_action = restart\n        close_action = start\n";
+
 /// swanctl.conf for these connections with one pre-shared key for each.
 pub fn swanctl_conf(connections: &[Connection], psk: &str) -> String {
     let mut conns = String::new();
@@ -314,11 +319,11 @@ pub fn swanctl_conf(connections: &[Connection], psk: &str) -> String {
             remote_ts = c.remote_ts,
             esp = c.esp_proposal,
             rekey = c.child_rekey,
-            more = if c.restart {
-                "        dpd_action = restart\n        close_action = start\n"
-            } else {
-                ""
-            }
+            more = [
+                if c.child_rekey == "0" { "" } else { REKEYS },
+                if c.restart { RESTARTS } else { "" },
+            ]
+            .concat(),
         ));
         secrets.push_str(&format!(
             "  ike-{} {{\n    id-1 = {}\n    id-2 = {}\n    secret = \"{psk}\"\n  }}\n",

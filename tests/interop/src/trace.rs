@@ -11,14 +11,20 @@ use std::path::PathBuf;
 const TRACEFS: &str = "/sys/kernel/tracing";
 
 /// Trace points, and which of their events are lost packets.
-const POINTS: [(&str, &str); 6] = [
-    ("skb/kfree_skb", "reason > 1"),
+const POINTS: [(&str, &str); 5] = [
     ("xdp/xdp_cpumap_enqueue", "drops > 0"),
     ("xdp/xdp_cpumap_kthread", "drops > 0"),
     ("xdp/xdp_devmap_xmit", "drops > 0"),
     ("xdp/xdp_redirect_err", ""),
     ("xdp/xdp_exception", ""),
 ];
+
+/// The trace point of packets that the stack drops, and reasons that are none to look at: frames that a bridge in promiscuous mode shows
+/// to its host, though they are another's.
+const STACK: (&str, [&str; 1]) = ("skb/kfree_skb", ["OTHERHOST"]);
+
+/// Where echo answers are dropped that only raw sockets want.
+const NOBODY_PINGS: &str = "location=ping_rcv";
 
 /// A running record. Dropping it ends it.
 #[derive(Debug)]
@@ -51,13 +57,24 @@ impl Trace {
         let this = Self { folder };
         this.set("trace_clock", "mono")?;
         this.set("buffer_size_kb", "256")?;
+        let (stack, uninteresting) = STACK;
+        let format = this.folder.join(format!("events/{stack}/format"));
+        let format = fs::read_to_string(&format).with_context(|| format.display().to_string())?;
+        let numbers = uninteresting.iter().filter_map(|name| number_of(&format, name));
+        let mut filter = "reason > 1".to_owned();
+        numbers.for_each(|n| filter.push_str(&format!(" && reason != {n}")));
+        this.record(stack, &filter)?;
         for (point, filter) in POINTS {
-            if !filter.is_empty() {
-                this.set(&format!("events/{point}/filter"), filter)?;
-            }
-            this.set(&format!("events/{point}/enable"), "1")?;
+            this.record(point, filter)?;
         }
         Ok(this)
+    }
+
+    fn record(&self, point: &str, filter: &str) -> Result<()> {
+        if !filter.is_empty() {
+            self.set(&format!("events/{point}/filter"), filter)?;
+        }
+        self.set(&format!("events/{point}/enable"), "1")
     }
 
     /// What was dropped in a stretch of time (`CLOCK_MONOTONIC` nanoseconds): a line for each place and reason, the times in
@@ -86,7 +103,7 @@ impl Drop for Trace {
 fn summary(text: &str, from_ns: u64, to_ns: u64) -> Vec<String> {
     let mut sorts: BTreeMap<String, Sort> = BTreeMap::new();
     for (at, what) in text.lines().filter_map(event) {
-        if !(from_ns..=to_ns).contains(&at) {
+        if !(from_ns..=to_ns).contains(&at) || what.contains(NOBODY_PINGS) {
             continue;
         }
         let sort = sorts.entry(what).or_insert(Sort {
@@ -107,6 +124,12 @@ fn summary(text: &str, from_ns: u64, to_ns: u64) -> Vec<String> {
         )
     };
     sorts.iter().map(line).collect()
+}
+
+/// What a name stands for in the print format of a trace point: `{ 13, "OTHERHOST" }`.
+fn number_of(format: &str, name: &str) -> Option<u32> {
+    let before = &format[..format.find(&format!(", \"{name}\""))?];
+    before.rsplit(['{', ' ']).next()?.parse().ok()
 }
 
 /// `TASK-PID [CPU] FLAGS SECONDS.MICROS: POINT: FIELDS`: the time, and point and fields without addresses of packets.
@@ -134,6 +157,13 @@ mod tests {
  cpumap/0/map:36-9121    [000] .....   100.003000: xdp_cpumap_kthread: kthread cpu=0 map_id=36 action=REDIRECT processed=0 drops=1 sched=0
      ksoftirqd/1-22      [001] ..s1.   101.000000: kfree_skb: skbaddr=00000000c3 rx_sk=0000 protocol=2048 location=veth_xmit+0x1/0x2 reason: FULL_RING
 ";
+
+    #[test]
+    fn reasons_have_other_numbers_in_other_kernels() {
+        let format = "reason, { 2, \"NOT_SPECIFIED\" }, { 13, \"OTHERHOST\" }, { 14, \"IP_CSUM\" })";
+        assert_eq!(number_of(format, "OTHERHOST"), Some(13));
+        assert_eq!(number_of(format, "HOST"), None);
+    }
 
     #[test]
     fn events_of_the_stretch_are_counted_by_place_and_reason() {
