@@ -71,7 +71,7 @@ proptest! {
         payload in prop::collection::vec(any::<u8>(), 0..200),
     ) {
         let suite = SUITES[suite];
-        let key = &key[..suite.key_len() + 4];
+        let key = &key[..suite.material_len()];
         let esp = EspKey::new(suite, &SecretBytes::new(key.to_vec())).unwrap();
         let packet = esp.seal(EspSpi(spi), sequence, esn, iv, 4, &payload).unwrap();
 

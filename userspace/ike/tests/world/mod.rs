@@ -521,7 +521,7 @@ impl World {
             assert!(ours.key_in.expose() == theirs.key_out.expose(), "keys differ");
             assert!(ours.key_out.expose() == theirs.key_in.expose(), "keys differ");
             assert!(ours.key_in.expose() != ours.key_out.expose());
-            assert_eq!(ours.key_in.len(), ours.suite.key_len() + 4);
+            assert_eq!(ours.key_in.len(), ours.suite.material_len());
             assert_eq!(
                 (ours.suite, ours.form, ours.udp_encap),
                 (theirs.suite, theirs.form, theirs.udp_encap)
