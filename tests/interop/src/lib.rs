@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod cmd;
 pub mod config;
 pub mod deliveries;
+pub mod duel;
 pub mod esp;
 pub mod etcd;
 pub mod faults;
