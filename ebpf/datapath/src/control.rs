@@ -53,7 +53,7 @@ pub fn merge_final_window(env: &impl Env, input: &FinalWindow) -> u32 {
     };
     let merged = env.window(cpu, index, |window| {
         replay::prepare(window, input.spi, epoch, floor);
-        replay::merge(window, input)
+        replay::merge(window, input, limits::is_tainted(&limits))
     });
     match merged {
         Some(true) => SA_CTL_MERGED,

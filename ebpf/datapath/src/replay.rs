@@ -137,17 +137,33 @@ fn apply_floor(window: &mut InboundSaRuntime, floor: u64) {
 
 /// Merges the old owner's final window: what it had not seen up to its ceiling becomes acceptable here. `false`, and
 /// nothing changed, where the window has no floor: merged before, or none was applied.
+///
+/// The floor may lie above the old owner's ceiling: a pair leaves out epochs that a lost member may have claimed. What lies in between
+/// becomes acceptable too, but not where the limits are `tainted`: there that member may have accepted it.
+///
+/// Where nothing above the floor was accepted here yet, the window is the old owner's, its right edge too: an edge that stayed at the
+/// ceiling would run ahead of the peer's numbers with every planned takeover, until they are too old.
 #[inline(always)]
-pub fn merge(window: &mut InboundSaRuntime, old: &FinalWindow) -> bool {
+pub fn merge(window: &mut InboundSaRuntime, old: &FinalWindow, tainted: bool) -> bool {
     if window.floor == 0 {
         return false;
     }
-    let floor = if old.floor < window.floor {
+    let floor = if tainted && old.floor < window.floor {
         old.floor
     } else {
         window.floor
     };
+    let untouched = window.edge == floor;
     window.floor = 0;
+    if untouched {
+        window.edge = old.edge;
+        let mut i = 0;
+        while i < REPLAY_BLOCKS {
+            window.blocks[i] = old.blocks[i];
+            i += 1;
+        }
+        return true;
+    }
     let edge_block = window.edge >> 6;
     // Numbers up to here are left of the old owner's window: seen.
     let old_bottom = old.edge.saturating_sub(REPLAY_WINDOW);
@@ -157,7 +173,7 @@ pub fn merge(window: &mut InboundSaRuntime, old: &FinalWindow) -> bool {
         let at = (block & MASK) as usize;
         let seen = (old.blocks[at] & seen_up_to(block, old.edge)) | seen_up_to(block, old_bottom);
         let mine = seen_up_to(block, floor);
-        window.blocks[at] = (window.blocks[at] & !mine) | (seen & mine);
+        window.blocks[at] = (window.blocks[at] & !mine) | seen;
         age += 1;
     }
     true

@@ -89,24 +89,35 @@ proptest! {
     }
 
     #[test]
-    fn a_merged_window_is_the_union_of_both(old_steps in steps(), new_steps in prop::collection::vec(1i64..40, 0..20)) {
+    fn a_merged_window_is_the_union_of_both(
+        old_steps in steps(),
+        new_steps in prop::collection::vec(1i64..40, 0..20),
+        skipped in 0u64..30,
+        tainted: bool,
+    ) {
         let (mut old, mut old_model) = (InboundSaRuntime::default(), Model::default());
         replay::prepare(&mut old, 7, 1, 0);
         offer(&mut old, &mut old_model, 1)?;
         follow(&mut old, &mut old_model, &old_steps)?;
-        // The old owner's ceiling: it accepted nothing above.
-        let floor = old_model.edge + 10;
+        // The old owner's ceiling: it accepted nothing above. The taker's floor lies higher where epochs were left out.
+        let ceiling = old_model.edge + 10;
+        let floor = ceiling + skipped;
         let (mut new, mut new_model) = (InboundSaRuntime::default(), Model::default());
         replay::prepare(&mut new, 7, 2, floor);
         new_model.edge = floor;
         new_model.seen.extend(1..=floor);
         follow(&mut new, &mut new_model, &new_steps)?;
-        let last = FinalWindow { slot: 0, spi: 7, edge: old.edge, floor, blocks: old.blocks };
-        prop_assert!(replay::merge(&mut new, &last));
-        prop_assert!(!replay::merge(&mut new, &last), "a second merge");
-        let mut union = Model { seen: old_model.seen.clone(), edge: new_model.edge };
+        let last = FinalWindow { slot: 0, spi: 7, edge: old.edge, floor: ceiling, blocks: old.blocks };
+        prop_assert!(replay::merge(&mut new, &last, tainted));
+        prop_assert!(!replay::merge(&mut new, &last, tainted), "a second merge");
+        // Where nothing came in between, the old owner's window as it is.
+        let closed = if tainted { ceiling + 1..=floor } else { floor + 1..=floor };
+        let edge = if new_model.edge == floor && closed.is_empty() { old_model.edge } else { new_model.edge };
+        prop_assert_eq!(new.edge, edge);
+        let mut union = Model { seen: old_model.seen.clone(), edge };
         union.seen.extend(1..=old_model.edge.saturating_sub(REPLAY_WINDOW));
         union.seen.extend(new_model.seen.range(floor + 1..));
+        union.seen.extend(closed);
         for seq in 1..=union.edge + 5 {
             prop_assert_eq!(replay::check(&new, seq).err(), union.verdict(seq), "number {}, floor {}", seq, floor);
         }

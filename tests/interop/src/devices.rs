@@ -532,7 +532,7 @@ impl Site<'_> {
         let (_, second) = self.names();
         let far = format!("{}2", self.port);
         let bridges = &self.lab.bridges;
-        crate::topology::link(self.netns, &second, bridges, &far)?;
+        self.netns.wire(&second, bridges, &far)?;
         bridges.ip(&format!("link set {far} master {}", self.bridge))?;
         PassProgram::of(&self.lab.resources).attach(bridges, &far)
     }

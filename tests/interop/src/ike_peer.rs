@@ -3,11 +3,14 @@
 use crate::clock::{now_ns, wait_for};
 use crate::netns::Netns;
 use anyhow::{Context, Result};
-use ike::{Change, Command, Engine, EngineConfig, IkeSaStatus, Input, Output, Surroundings, Transmit};
+use ike::{
+    Change, Command, Engine, EngineConfig, Event, EventKind, IkeSaStatus, Input, Output, SignRequest,
+    Surroundings, TlsOutcome, TlsRequest, Transmit,
+};
 use model::{ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, InitialLimits, Instant, MemberId};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,6 +20,10 @@ use std::time::{Duration, SystemTime};
 
 /// Next Payload of a message that is one fragment (RFC 7383 2.5).
 const SKF: u8 = 53;
+/// Of IKE, and of IKE and ESP behind a NAT.
+const PORTS: [u16; 2] = [500, NAT_T];
+/// See [`PORTS`].
+const NAT_T: u16 = 4500;
 
 /// What an engine has seen and done.
 #[derive(Clone, Default)]
@@ -25,7 +32,9 @@ pub struct Seen {
     pub ike_sas: Vec<IkeSaStatus>,
     /// Its Child SAs.
     pub children: BTreeMap<EspSpi, ChildSaRecord>,
-    /// Events that an operator should look at.
+    /// Events, in their order.
+    pub events: Vec<Event>,
+    /// Those that an operator should look at.
     pub warnings: Vec<String>,
     /// Fragments sent and received.
     pub fragments: (usize, usize),
@@ -40,6 +49,30 @@ impl Seen {
     }
 }
 
+/// What an engine asks of whoever has its private keys.
+pub trait Answers: Send {
+    /// Signs, or says why not.
+    fn sign(&mut self, request: &SignRequest) -> Result<Vec<u8>, String>;
+    /// Goes on with a session of EAP-TLS.
+    fn tls(&mut self, request: &TlsRequest) -> TlsOutcome;
+}
+
+/// Of an engine whose connections use pre-shared keys.
+#[derive(Debug)]
+pub struct NoKeys;
+
+impl Answers for NoKeys {
+    fn sign(&mut self, request: &SignRequest) -> Result<Vec<u8>, String> {
+        Err(format!("there is no key {} here", request.key))
+    }
+    fn tls(&mut self, request: &TlsRequest) -> TlsOutcome {
+        TlsOutcome::Failed {
+            alert: Vec::new(),
+            why: format!("connection {} has no certificate here", request.connection),
+        }
+    }
+}
+
 /// An engine that runs until this is dropped.
 pub struct IkePeer {
     seen: Arc<Mutex<Seen>>,
@@ -49,14 +82,36 @@ pub struct IkePeer {
 }
 
 impl IkePeer {
-    /// Starts it with its address.
+    /// Starts it with its address; its connections use pre-shared keys.
     pub fn start(netns: &Netns, local: Ipv4Addr, config: EngineConfig) -> Result<Self> {
+        Self::answering(netns, &[local.into()], config, NoKeys)
+    }
+
+    /// Starts it with its addresses, and with whoever has its keys.
+    pub fn answering(
+        netns: &Netns,
+        locals: &[IpAddr],
+        config: EngineConfig,
+        answers: impl Answers + 'static,
+    ) -> Result<Self> {
         let (commands, told) = channel();
         let seen = Arc::new(Mutex::new(Seen::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
-            let (seen, stop) = (seen.clone(), stop.clone());
-            netns.thread("ike", move || Loop::new(local, config, seen, told)?.run(&stop))?
+            let (seen, stop, locals) = (seen.clone(), stop.clone(), locals.to_vec());
+            let answers = Box::new(answers);
+            netns.thread("ike", move || {
+                let sockets = sockets(&locals)?;
+                let works = Loop {
+                    sockets,
+                    engine: Engine::new(config),
+                    around: Around::new(0x0100_0000)?,
+                    answers,
+                    seen,
+                    told,
+                };
+                works.run(&stop)
+            })?
         };
         Ok(Self {
             seen,
@@ -82,8 +137,46 @@ impl IkePeer {
             done(&self.seen())
         })
         .with_context(|| {
-            let seen = self.seen();
-            format!("{what} did not happen: {:#?}, {:?}", seen.ike_sas, seen.warnings)
+            let sas = self.seen().ike_sas;
+            format!("{what} did not happen: {sas:#?}; it says:\n{}", self.story())
+        })
+    }
+
+    /// Its Child SAs.
+    pub fn children(&self) -> Vec<ChildSaRecord> {
+        self.seen().children.into_values().collect()
+    }
+
+    /// Its IKE SAs.
+    pub fn status(&self) -> Vec<IkeSaStatus> {
+        self.seen().ike_sas
+    }
+
+    /// All events so far, as text.
+    pub fn story(&self) -> String {
+        let line = |event: &Event| format!("[{}] {event}", event.kind.name());
+        self.seen().events.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// What happens from here on is told by [`IkePeer::story`] and [`IkePeer::event`] alone.
+    pub fn forget_events(&self) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.events.clear();
+    }
+
+    /// Waits for an event of this kind.
+    pub fn event(&self, kind: EventKind) -> Result<String> {
+        self.wait(kind.name(), |seen| {
+            let found = seen.events.iter().find(|event| event.kind == kind);
+            found.map(ToString::to_string)
+        })
+    }
+
+    /// Waits until a child of this name is installed, or none is.
+    pub fn child(&self, name: &str, there: bool) -> Result<()> {
+        self.wait(&format!("child {name} up: {there}"), |seen| {
+            let found = seen.children.values().any(|record| record.child == name);
+            (found == there).then_some(())
         })
     }
 }
@@ -153,11 +246,25 @@ impl Surroundings for Around {
     }
 }
 
+/// The ports of IKE at each of these addresses.
+fn sockets(locals: &[IpAddr]) -> Result<Vec<(SocketAddr, UdpSocket)>> {
+    let all = locals
+        .iter()
+        .flat_map(|address| PORTS.map(|port| (*address, port)));
+    let socket = |(address, port)| {
+        let local = SocketAddr::new(address, port);
+        let socket = UdpSocket::bind(local).with_context(|| format!("UDP {local}"))?;
+        socket.set_nonblocking(true)?;
+        Ok((local, socket))
+    };
+    all.map(socket).collect()
+}
+
 struct Loop {
-    local: Ipv4Addr,
-    sockets: [UdpSocket; 2],
+    sockets: Vec<(SocketAddr, UdpSocket)>,
     engine: Engine,
     around: Around,
+    answers: Box<dyn Answers>,
     seen: Arc<Mutex<Seen>>,
     told: Receiver<Command>,
 }
@@ -167,46 +274,23 @@ fn now() -> Instant {
 }
 
 impl Loop {
-    fn new(
-        local: Ipv4Addr,
-        config: EngineConfig,
-        seen: Arc<Mutex<Seen>>,
-        told: Receiver<Command>,
-    ) -> Result<Self> {
-        let socket = |port: u16| -> Result<UdpSocket> {
-            let socket = UdpSocket::bind((local, port)).with_context(|| format!("UDP port {port}"))?;
-            socket.set_nonblocking(true)?;
-            Ok(socket)
-        };
-        Ok(Self {
-            local,
-            sockets: [socket(500)?, socket(4500)?],
-            engine: Engine::new(config),
-            around: Around::new(0x0100_0000)?,
-            seen,
-            told,
-        })
-    }
-
     fn run(mut self, stop: &AtomicBool) -> Result<()> {
         let mut buffer = vec![0; 65_536];
         while !stop.load(Ordering::Acquire) {
-            let mut polled = self
-                .sockets
-                .each_ref()
-                .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+            let polled = self.sockets.iter();
+            let polled = polled.map(|(_, socket)| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
             // An interrupted wait is over early, which harms nobody.
-            let _ = poll(&mut polled, PollTimeout::from(5u8));
+            let _ = poll(&mut polled.collect::<Vec<_>>(), PollTimeout::from(5u8));
             while let Ok(command) = self.told.try_recv() {
                 self.input(Input::Command { now: now(), command });
             }
-            for index in 0..2 {
-                while let Ok((length, remote)) = self.sockets[index].recv_from(&mut buffer) {
-                    let local = SocketAddr::from((self.local, [500, 4500][index]));
-                    let bytes = match (index, &buffer[..length]) {
-                        (1, [0, 0, 0, 0, rest @ ..]) => rest,
+            for index in 0..self.sockets.len() {
+                while let Ok((length, remote)) = self.sockets[index].1.recv_from(&mut buffer) {
+                    let local = self.sockets[index].0;
+                    let bytes = match (local.port(), &buffer[..length]) {
+                        (NAT_T, [0, 0, 0, 0, rest @ ..]) => rest,
                         // ESP in UDP, or a keepalive.
-                        (1, _) => continue,
+                        (NAT_T, _) => continue,
                         (_, all) => all,
                     };
                     if bytes.get(16) == Some(&SKF) {
@@ -248,19 +332,44 @@ impl Loop {
                             Change::ChildSa(ChildSaChange::Remove { spi_in }) => {
                                 self.note(|seen| drop(seen.children.remove(&spi_in)));
                             }
+                            Change::ChildSa(ChildSaChange::MovePeer { spi_in, remote }) => {
+                                self.note(|seen| {
+                                    if let Some(record) = seen.children.get_mut(&spi_in) {
+                                        record.remote = remote;
+                                    }
+                                })
+                            }
                             _ => {}
                         }
                     }
                     commit.transmits.iter().for_each(|transmit| self.send(transmit));
                 }
                 Output::Transmit(transmit) => self.send(&transmit),
-                Output::Sign(_) | Output::Tls(_) => unreachable!("connections here use pre-shared keys"),
-                Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
-                Output::Event(event) => {
-                    if event.kind.is_warning() {
-                        self.note(|seen| seen.warnings.push(event.to_string()));
-                    }
+                Output::Sign(request) => {
+                    let input = Input::Signed {
+                        now: now(),
+                        ike_spi: request.ike_spi,
+                        token: request.token,
+                        signature: self.answers.sign(&request),
+                    };
+                    self.engine.handle(input, &mut self.around);
                 }
+                Output::Tls(request) => {
+                    let input = Input::Tls {
+                        now: now(),
+                        ike_spi: request.ike_spi,
+                        token: request.token,
+                        outcome: self.answers.tls(&request),
+                    };
+                    self.engine.handle(input, &mut self.around);
+                }
+                Output::Compute(_) => unreachable!("this engine computes its key exchanges itself"),
+                Output::Event(event) => self.note(|seen| {
+                    if event.kind.is_warning() {
+                        seen.warnings.push(event.to_string());
+                    }
+                    seen.events.push(event);
+                }),
             }
         }
     }
@@ -269,12 +378,14 @@ impl Loop {
         if transmit.bytes.get(16) == Some(&SKF) {
             self.note(|seen| seen.fragments.0 += 1);
         }
+        let socket = self.sockets.iter().find(|(local, _)| *local == transmit.local);
+        let Some((_, socket)) = socket else { return };
         // A datagram that is not sent is repeated by the engine's timer.
-        let _ = if transmit.local.port() == 4500 {
+        let _ = if transmit.local.port() == NAT_T {
             let marked = [&[0; 4][..], &transmit.bytes].concat();
-            self.sockets[1].send_to(&marked, transmit.remote)
+            socket.send_to(&marked, transmit.remote)
         } else {
-            self.sockets[0].send_to(&transmit.bytes, transmit.remote)
+            socket.send_to(&transmit.bytes, transmit.remote)
         };
     }
 }

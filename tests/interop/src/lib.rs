@@ -12,6 +12,7 @@ pub mod cmd;
 pub mod config;
 pub mod deliveries;
 pub mod devices;
+pub mod duel;
 pub mod esp;
 pub mod etcd;
 pub mod faults;

@@ -1,6 +1,7 @@
 //! Network namespaces. Processes enter with `nsenter` (which leaves /sys, and with it bpffs, alone), threads with setns.
 
 use crate::cmd;
+use crate::resources::Resources;
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -17,7 +18,52 @@ pub struct Netns {
     pub name: String,
 }
 
+/// Without IPv6: duplicate address detection and router solicitations are noise on a recorder.
+pub const WITHOUT_IPV6: [&str; 2] = [
+    "net.ipv6.conf.all.disable_ipv6=1",
+    "net.ipv6.conf.default.disable_ipv6=1",
+];
+/// Of a host on whose interfaces packets come in that it would not expect there, and that sends nobody elsewhere.
+pub const FORWARDS: [&str; 4] = [
+    "net.ipv4.conf.all.rp_filter=0",
+    "net.ipv4.conf.default.rp_filter=0",
+    "net.ipv4.conf.all.send_redirects=0",
+    "net.ipv4.conf.default.send_redirects=0",
+];
+
+/// Interfaces of the lab never offload: locally made packets would carry checksums that no XDP redirect completes.
+pub const NO_OFFLOADS: [&str; 10] = ["tx", "off", "gro", "off", "gso", "off", "tso", "off", "rx", "off"];
+
 impl Netns {
+    /// A new one, without IPv6, whose `lo` is up; `settings` are kernel parameters.
+    pub fn create(resources: &Resources, what: &str, settings: &[&str]) -> Result<Self> {
+        let name = resources.name(what);
+        resources.note_netns(&name)?;
+        cmd::run(&["ip", "netns", "add", &name])?;
+        let netns = Self { name };
+        netns.sysctl(&[&WITHOUT_IPV6, settings].concat())?;
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// A cable to another one: a pair of interfaces.
+    pub fn cable(&self, own: &str, other: &Self, others: &str) -> Result<()> {
+        self.ip(&format!(
+            "link add {own} type veth peer name {others} netns {}",
+            other.name
+        ))
+    }
+
+    /// As [`Netns::cable`], without offloads, and up at both ends.
+    pub fn wire(&self, own: &str, other: &Self, others: &str) -> Result<()> {
+        self.cable(own, other, others)?;
+        for (netns, name) in [(self, own), (other, others)] {
+            netns.run(&[&["ethtool", "-K", name], &NO_OFFLOADS[..]].concat())?;
+            netns.ip(&format!("link set {name} up"))?;
+        }
+        Ok(())
+    }
+
     /// Where it is bound.
     pub fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)

@@ -10,6 +10,7 @@ use nix::sys::socket::{
 };
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -293,6 +294,42 @@ fn checksum(data: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+/// Pings on each of these CPUs at the same time, `count` each, 200 a second; how many were lost. A packet that a CPU sends is
+/// handled on that CPU by every veth on its way, unless the scheduler thinks otherwise.
+pub fn on_cpus(netns: &Netns, cpus: &[u64], (from, to): (Ipv4Addr, Ipv4Addr), count: u32) -> Result<u32> {
+    let start = |cpu: &u64| {
+        netns
+            .command("taskset")
+            .args([
+                "-c",
+                &cpu.to_string(),
+                "ping",
+                "-n",
+                "-q",
+                "-i",
+                "0.005",
+                "-W",
+                "1",
+            ])
+            .args(["-c", &count.to_string(), "-s", &(100 + cpu).to_string()])
+            .args(["-I", &from.to_string(), &to.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("taskset ping")
+    };
+    // All run before the first is waited for.
+    let running: Vec<Result<Child>> = cpus.iter().map(start).collect();
+    let mut lost = 0;
+    for ping in running {
+        let output = ping?.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));
+        let received: u32 = received.with_context(|| format!("ping says: {text}"))?.parse()?;
+        lost += count - received;
+    }
+    Ok(lost)
 }
 
 #[cfg(test)]

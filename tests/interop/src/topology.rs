@@ -12,7 +12,7 @@
 //! member never sees loss of carrier when another one dies.
 
 use crate::config::Seat;
-use crate::netns::Netns;
+use crate::netns::{FORWARDS, NO_OFFLOADS, Netns};
 use crate::pass::PassProgram;
 use crate::resources::Resources;
 use anyhow::{Context, Result};
@@ -168,9 +168,6 @@ pub struct Lab {
     pub resources: Resources,
 }
 
-/// Interfaces of the lab never offload: locally made packets would carry checksums that no XDP redirect completes.
-const NO_OFFLOADS: [&str; 10] = ["tx", "off", "gro", "off", "gso", "off", "tso", "off", "rx", "off"];
-
 impl Lab {
     /// The demo's lab. `parent` is where the run's folder is made.
     pub fn new(parent: &Path) -> Result<Self> {
@@ -188,23 +185,7 @@ impl Lab {
         let resources = Resources::new()?;
         let folder = parent.join(&resources.id);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let netns = |what: &str| -> Result<Netns> {
-            let name = resources.name(what);
-            resources.note_netns(&name)?;
-            crate::cmd::run(&["ip", "netns", "add", &name])?;
-            let netns = Netns { name };
-            // Duplicate address detection and router solicitations are noise on a recorder.
-            netns.sysctl(&[
-                "net.ipv6.conf.all.disable_ipv6=1",
-                "net.ipv6.conf.default.disable_ipv6=1",
-                "net.ipv4.conf.all.rp_filter=0",
-                "net.ipv4.conf.default.rp_filter=0",
-                "net.ipv4.conf.all.send_redirects=0",
-                "net.ipv4.conf.default.send_redirects=0",
-            ])?;
-            netns.ip("link set lo up")?;
-            Ok(netns)
-        };
+        let netns = |what: &str| Netns::create(&resources, what, &FORWARDS);
         let place = |seat: Seat| -> Result<Place> {
             Ok(Place {
                 id: seat.id,
@@ -283,8 +264,8 @@ impl Lab {
                 "link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set {bridge} up"
             ))?;
         }
-        link(&self.host, "lan", &self.peer, "lan")?;
-        link(&self.peer, "wan", &self.router, "peer1")?;
+        self.host.wire("lan", &self.peer, "lan")?;
+        self.peer.wire("wan", &self.router, "peer1")?;
         let mut ports: Vec<(&Netns, &str, &str, String)> = vec![
             (&self.router, "outside", "br-out", "out-router".into()),
             (&self.server, "eth0", "br-in", "in-server".into()),
@@ -302,7 +283,7 @@ impl Lab {
             ports.push((&voter.netns, "synch", "br-synch", format!("synch-etcd{n}")));
         }
         for (netns, interface, bridge, port) in ports {
-            link(netns, interface, &self.bridges, &port)?;
+            netns.wire(interface, &self.bridges, &port)?;
             self.bridges.ip(&format!("link set {port} master {bridge}"))?;
             pass.attach(&self.bridges, &port)?;
         }
@@ -356,7 +337,7 @@ impl Lab {
         }
         for (site, n) in self.sites.iter().zip(1..) {
             let port = format!("site{n}");
-            link(&site.netns, "wan", &self.router, &port)?;
+            site.netns.wire("wan", &self.router, &port)?;
             let [a, b, c, d] = site.address.octets();
             let router = Ipv4Addr::new(a, b, c, d - 1);
             self.router.ip(&format!("addr add {router}/30 dev {port}"))?;
@@ -412,19 +393,4 @@ impl Lab {
         }
         Ok(out)
     }
-}
-
-/// A veth pair between two namespaces, without offloads, and up.
-pub(crate) fn link(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Result<()> {
-    left.ip(&format!(
-        "link add {left_name} type veth peer name {right_name} netns {}",
-        right.name
-    ))?;
-    for (netns, name) in [(left, left_name), (right, right_name)] {
-        let mut argv = vec!["ethtool", "-K", name];
-        argv.extend(NO_OFFLOADS);
-        netns.run(&argv)?;
-        netns.ip(&format!("link set {name} up"))?;
-    }
-    Ok(())
 }

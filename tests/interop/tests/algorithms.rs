@@ -84,24 +84,12 @@ fn stage(
     further: impl Fn(String) -> String,
 ) -> Result<Stage> {
     let resources = Resources::new()?;
-    let netns = |what: &str| -> Result<Netns> {
-        let name = resources.name(what);
-        resources.note_netns(&name)?;
-        lab::cmd::run(&["ip", "netns", "add", &name])?;
-        let netns = Netns { name };
-        netns.sysctl(&[
-            "net.ipv6.conf.all.disable_ipv6=1",
-            "net.ipv6.conf.default.disable_ipv6=1",
-        ])?;
-        Ok(netns)
-    };
+    let netns = |what: &str| Netns::create(&resources, what, &[]);
     let (ours, theirs) = (netns("ike")?, netns("peer")?);
-    ours.ip(&format!(
-        "link add wire type veth peer name wire netns {}\naddr add {OURS}/24 dev wire\nlink set wire up\nlink set lo up",
-        theirs.name
-    ))?;
+    ours.cable("wire", &theirs, "wire")?;
+    ours.ip(&format!("addr add {OURS}/24 dev wire\nlink set wire up"))?;
     theirs.ip(&format!(
-        "addr add {THEIRS}/24 dev wire\nlink set wire up\nlink set lo up\naddr add 10.66.2.1/32 dev lo"
+        "addr add {THEIRS}/24 dev wire\nlink set wire up\naddr add 10.66.2.1/32 dev lo"
     ))?;
     let peer = |(name, ike, esp): (&'static str, &'static str, &'static str)| strongswan::Connection {
         name,

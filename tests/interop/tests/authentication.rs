@@ -1,14 +1,15 @@
 //! Certificates between the product's IKEv2 engine and strongSwan: every kind of key in both roles, an intermediate authority, OCSP
 //! responses, and whatever is wrong with a certificate. Needs root, strongSwan and openssl.
 
-mod duel;
+mod keys;
 
 use agent::config::{AuthorityFiles, CertificateFiles};
 use agent::credentials;
 use anyhow::{Context, Result, bail, ensure};
-use duel::pki::Pki;
-use duel::*;
 use ike::{ChildConfig, Command, Connection, EventKind, Identity, LocalAuth, Proposal, RemoteAuth};
+use keys::Keys;
+use lab::duel::pki::Pki;
+use lab::duel::{GATEWAY, PEER, Ring, must_fail, network};
 use lab::strongswan::Daemon;
 use std::collections::HashMap;
 use std::path::Path;
@@ -98,7 +99,7 @@ fn certified(pki: &Pki, name: &str, own: &str, pkcs1: bool) -> Result<(Connectio
         strict: by_response,
     })?));
     connection.ike_proposals = vec![Proposal::parse_ike("aes128gcm16-prfsha256-x25519")?];
-    let mut child = ChildConfig::new(name, vec![network("10.2.0.0/24")], vec![network("10.1.0.0/24")]);
+    let mut child = ChildConfig::new(name, vec![network("10.2.0.0/24")?], vec![network("10.1.0.0/24")?]);
     child.esp_proposals = vec![Proposal::parse_esp("aes128gcm16")?];
     connection.children = vec![child];
     Ok((connection, own))
@@ -175,7 +176,7 @@ fn certificates_of_every_kind_in_both_roles_and_bad_ones_refused_by_name() -> Re
     for ca in ["root", "middle"] {
         ring.peer_file("x509ca", &format!("{ca}.crt"), &pki.text(&format!("{ca}.crt"))?)?;
     }
-    let gateway = Gateway::start(&ring.gateway, connections, keys)?;
+    let gateway = ring.engine(connections, Keys::new(keys, Default::default()))?;
     let peer = ring.charon(&format!("connections {{\n{conf}}}\n"), Daemon::default())?;
     for (name, ..) in GOOD {
         // The gateway responds.
@@ -194,13 +195,13 @@ fn certificates_of_every_kind_in_both_roles_and_bad_ones_refused_by_name() -> Re
         gateway.forget_events();
         gateway.command(Command::Initiate {
             connection: name.to_owned(),
-        });
+        })?;
         if let Err(error) = gateway.child(name, true) {
             bail!("{name} initiated by us: {error:#}\n{}", peer.log());
         }
         gateway.command(Command::Terminate {
             connection: name.to_owned(),
-        });
+        })?;
         gateway.child(name, false)?;
         gateway.forget_events();
     }

@@ -1,10 +1,9 @@
 //! Either side changes its address and goes on (RFC 4555). Needs root and strongSwan.
 
-mod duel;
-
 use anyhow::{Context, Result, bail, ensure};
-use duel::*;
 use ike::{ChildConfig, Command, Connection, EventKind, Identity, Proposal, Retransmit};
+use lab::duel::{GATEWAY, PEER, Ring, network};
+use lab::ike_peer::NoKeys;
 use lab::strongswan::Daemon;
 use model::SecretBytes;
 use std::net::IpAddr;
@@ -56,7 +55,7 @@ fn connection() -> Result<Connection> {
     let mut connection = Connection::new("mobile", GATEWAY.parse()?, Identity::parse("gw.example"), psk);
     connection.remote_id = Some(Identity::parse("peer.example"));
     connection.ike_proposals = vec![Proposal::parse_ike("aes128gcm16-prfsha256-x25519")?];
-    let (ours, theirs) = (vec![network("10.2.0.0/24")], vec![network("10.1.0.0/24")]);
+    let (ours, theirs) = (vec![network("10.2.0.0/24")?], vec![network("10.1.0.0/24")?]);
     let mut child = ChildConfig::new("mobile", ours, theirs);
     child.esp_proposals = vec![Proposal::parse_esp("aes128gcm16")?];
     connection.children = vec![child];
@@ -66,7 +65,7 @@ fn connection() -> Result<Connection> {
 #[test]
 fn the_peer_moves_to_another_address_and_its_child_sa_with_it() -> Result<()> {
     let ring = Ring::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
-    let gateway = Gateway::start(&ring.gateway, vec![connection()?], Default::default())?;
+    let gateway = ring.engine(vec![connection()?], NoKeys)?;
     ring.peer.sysctl(&["net.ipv4.conf.all.promote_secondaries=1"])?;
     let peer = ring.charon(&swanctl(), Daemon::default())?;
     if let Err(error) = peer.initiate("mobile") {
@@ -79,9 +78,8 @@ fn the_peer_moves_to_another_address_and_its_child_sa_with_it() -> Result<()> {
     ))?;
     let new: IpAddr = NEW.parse()?;
     // Any message of the peer's from the new address moves it already, as behind a NAT; then it says so itself.
-    let moved = gateway.wait("the move of the Child SA", || {
-        let children = gateway.children();
-        let all = children.iter().all(|child| child.remote.ip() == new);
+    let moved = gateway.wait("the move of the Child SA", |seen| {
+        let all = seen.children.values().all(|child| child.remote.ip() == new);
         (all && gateway.story().contains("(MOBIKE)")).then_some(())
     });
     if let Err(error) = moved {
@@ -92,8 +90,8 @@ fn the_peer_moves_to_another_address_and_its_child_sa_with_it() -> Result<()> {
     // Both sides go on with the same IKE SA; our check of the new address was answered.
     let before = gateway.status().first().map(|sa| sa.next_receive);
     peer.rekey_child("mobile")?;
-    gateway.wait("a rekey from the new address", || {
-        let sa = gateway.status().into_iter().next()?;
+    gateway.wait("a rekey from the new address", |seen| {
+        let sa = seen.ike_sas.first()?;
         (Some(sa.next_receive) > before && sa.remote.ip() == new && sa.phase == "established").then_some(())
     })?;
     ensure!(
@@ -128,20 +126,20 @@ fn the_gateway_moves_to_its_second_address_and_back() -> Result<()> {
         tries: 9,
     };
     let peer = ring.charon(&swanctl(), Daemon::default())?;
-    let gateway = Gateway::start(&ring.gateway, vec![connection], Default::default())?;
+    let gateway = ring.engine(vec![connection], NoKeys)?;
     gateway.command(Command::Initiate {
         connection: "mobile".into(),
-    });
+    })?;
     if let Err(error) = gateway.child("mobile", true) {
         bail!("{error:#}\n{}", peer.log());
     }
     ensure!(peer.log().contains("MOBIKE"), "not agreed on:\n{}", peer.log());
     let spi = gateway.status().first().map(|sa| sa.spi);
     let at = |address: IpAddr| {
-        gateway.wait(&format!("a Child SA from {address}"), || {
-            let children = gateway.children();
-            let sa = gateway.status().into_iter().next()?;
-            let all = children.len() == 1 && children.iter().all(|child| child.local.ip() == address);
+        gateway.wait(&format!("a Child SA from {address}"), |seen| {
+            let sa = seen.ike_sas.first()?;
+            let mut children = seen.children.values();
+            let all = children.len() == 1 && children.all(|child| child.local.ip() == address);
             (all && sa.local.ip() == address && !sa.outstanding).then_some(())
         })
     };
@@ -160,7 +158,7 @@ fn the_gateway_moves_to_its_second_address_and_back() -> Result<()> {
 
     ring.gateway.ip(&format!("addr add {GATEWAY}/24 dev eth0"))?;
     let spi = spi.context("an IKE SA")?;
-    gateway.command(Command::MoveLocal { spi, local: first });
+    gateway.command(Command::MoveLocal { spi, local: first })?;
     if let Err(error) = at(first) {
         bail!("{error:#}\n{}", peer.log());
     }

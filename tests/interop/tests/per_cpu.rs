@@ -8,6 +8,7 @@ use lab::cluster::Cluster;
 use lab::gateway;
 use lab::member::{Member, Product};
 use lab::netns::Netns;
+use lab::ping;
 use lab::stage::random_psk;
 use lab::topology::{Lab, Plan, addr};
 use serde_json::Value;
@@ -19,35 +20,7 @@ const CPUS: [u64; 2] = [0, 1];
 
 /// Pings on each CPU at the same time. How many were lost.
 fn pings(from: &Netns, count: u32) -> Result<u32> {
-    let start = |cpu: u64| {
-        from.command("taskset")
-            .args([
-                "-c",
-                &cpu.to_string(),
-                "ping",
-                "-n",
-                "-q",
-                "-i",
-                "0.005",
-                "-W",
-                "1",
-            ])
-            .args(["-c", &count.to_string(), "-s", &(100 + cpu).to_string()])
-            .args(["-I", &addr::HOST_ONE.to_string(), &addr::SERVER_ONE.to_string()])
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .context("taskset ping")
-    };
-    let running = CPUS.map(start);
-    let mut lost = 0;
-    for ping in running {
-        let output = ping?.wait_with_output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let received = text.split(", ").find_map(|part| part.strip_suffix(" received"));
-        let received: u32 = received.with_context(|| format!("ping says: {text}"))?.parse()?;
-        lost += count - received;
-    }
-    Ok(lost)
+    ping::on_cpus(from, &CPUS, (addr::HOST_ONE, addr::SERVER_ONE), count)
 }
 
 /// A Child SA as `espalier sas` shows it.

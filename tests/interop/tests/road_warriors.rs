@@ -1,16 +1,18 @@
 //! strongSwan as road warrior: virtual addresses out of a pool, name servers, narrowed selectors; by certificate, by
 //! EAP-MSCHAPv2 and by EAP-TLS. Needs root, strongSwan with eap-mschapv2 and eap-tls, and openssl.
 
-mod duel;
+mod keys;
 
 use agent::config::{AuthorityFiles, CertificateFiles};
 use agent::credentials;
 use anyhow::{Context, Result, bail, ensure};
-use duel::pki::Pki;
-use duel::*;
 use ike::auth::eap::Users;
 use ike::auth::pattern::WrittenId;
 use ike::{ChildConfig, Connection, EventKind, Identity, LocalAuth, Pool, Proposal, RemoteAuth};
+use keys::Keys;
+use lab::duel::pki::Pki;
+use lab::duel::{GATEWAY, PEER, Ring, must_fail, network};
+use lab::ike_peer::IkePeer;
 use lab::strongswan::{Charon, Daemon};
 use model::SecretBytes;
 use std::collections::BTreeSet;
@@ -44,8 +46,8 @@ fn gateway(
     connection.dns = vec!["10.2.0.53".parse()?];
     let mut child = ChildConfig::new(
         name,
-        vec![network("10.2.0.0/24")],
-        vec![network(&format!("{pool}/24"))],
+        vec![network("10.2.0.0/24")?],
+        vec![network(&format!("{pool}/24"))?],
     );
     child.esp_proposals = vec![Proposal::parse_esp("aes128gcm16")?];
     connection.children = vec![child];
@@ -80,7 +82,7 @@ fn warrior(name: &str, local: &str) -> String {
 }
 
 /// Brings a warrior up; its virtual address.
-fn enter(gateway: &Gateway, peer: &Charon, name: &str) -> Result<IpAddr> {
+fn enter(gateway: &IkePeer, peer: &Charon, name: &str) -> Result<IpAddr> {
     gateway.forget_events();
     if let Err(error) = peer.initiate(name) {
         bail!("{name}: {error:#}\n{}\n{}", gateway.story(), peer.log());
@@ -88,9 +90,9 @@ fn enter(gateway: &Gateway, peer: &Charon, name: &str) -> Result<IpAddr> {
     let given = gateway.event(EventKind::AddressGiven);
     let text = given.with_context(|| format!("{name}\n{}", peer.log()))?;
     let sas = peer.swanctl(&["--list-sas", "--ike", name])?;
-    let given = gateway.wait("an IKE SA", || {
-        let all = gateway.status();
-        let found = all
+    let given = gateway.wait("an IKE SA", |seen| {
+        let found = seen
+            .ike_sas
             .iter()
             .find(|sa| sa.remote_id.as_deref().is_some_and(|id| id.contains(name)))?;
         found.virtual_addresses.first().copied()
@@ -141,11 +143,8 @@ fn road_warriors_get_addresses_by_certificate_and_by_eap_and_keep_them() -> Resu
     };
     by_cert.remote_pattern = Some(pattern);
     let (by_eap, eap_key) = gateway(&pki, "eap", RemoteAuth::EapMsChapV2(Arc::new(users)), "10.9.2.0")?;
-    let gateway = Gateway::start(
-        &ring.gateway,
-        vec![by_cert, by_eap],
-        [("cert".to_owned(), key.key), ("eap".to_owned(), eap_key.key)].into(),
-    )?;
+    let keys = [("cert".to_owned(), key.key), ("eap".to_owned(), eap_key.key)];
+    let gateway = ring.engine(vec![by_cert, by_eap], Keys::new(keys.into(), Default::default()))?;
     let mut conf = String::new();
     for name in ["carol", "dave"] {
         ring.peer_file("x509", &format!("{name}.crt"), &pki.text(&format!("{name}.crt"))?)?;
@@ -196,9 +195,10 @@ fn road_warriors_get_addresses_by_certificate_and_by_eap_and_keep_them() -> Resu
     for name in ["alice", "carol"] {
         let before = peer.swanctl(&["--list-sas", "--ike", name])?;
         peer.swanctl(&["--terminate", "--ike", name])?;
-        gateway.wait("the end of an IKE SA", || {
-            let up = gateway.status();
-            (!up.iter()
+        gateway.wait("the end of an IKE SA", |seen| {
+            (!seen
+                .ike_sas
+                .iter()
                 .any(|sa| sa.remote_id.as_deref().is_some_and(|id| id.contains(name))))
             .then_some(())
         })?;
@@ -252,12 +252,11 @@ fn warriors_authenticate_by_eap_tls_and_strangers_do_not() -> Result<()> {
     connection.remote_pattern = Some(pattern);
     let (_, again) = gateway(&pki, "tls", RemoteAuth::EapTls(trust.clone()), "10.9.3.0")?;
     let tls = credentials::tls::settings(&own.certificate, Arc::new(again.key), trust)?;
-    let gateway = Gateway::start_with_tls(
-        &ring.gateway,
-        vec![connection],
+    let keys = Keys::new(
         [("tls".to_owned(), own.key)].into(),
         [("tls".to_owned(), Arc::new(tls))].into(),
-    )?;
+    );
+    let gateway = ring.engine(vec![connection], keys)?;
     let mut conf = String::new();
     for name in ["erin", "frank", "grace", "heidi"] {
         ring.peer_file("x509", &format!("{name}.crt"), &pki.text(&format!("{name}.crt"))?)?;

@@ -1,6 +1,8 @@
 //! What an IKE engine may ask of its host, in the simulation.
 
 use crate::rng::Rng;
+use cluster::guest::Owners;
+use cluster::guest::sponsor::Sponsor;
 use datapath::steer::first_message_segment;
 use ike::{Resource, Surroundings};
 use maps_schema::sad::spi_slot;
@@ -29,6 +31,20 @@ pub struct Around<'a> {
     pub counters: &'a dyn Fn(u32) -> Option<SaCounters>,
     /// Leases that are to be raised for a peer whose cluster has failed over.
     pub advances: Vec<LimitRaise>,
+    /// Of a member: SPIs that other members keep for it.
+    pub guests: Option<GuestSpis<'a>>,
+}
+
+/// SPIs of other members.
+pub struct GuestSpis<'a> {
+    /// Has them.
+    pub sponsor: &'a mut Sponsor,
+    /// Who owns what.
+    pub owners: &'a dyn Owners,
+}
+
+fn cpu_of(resource: Resource) -> Option<u16> {
+    (resource.cpu != Resource::ANY_CPU).then_some(resource.cpu)
 }
 
 /// An SPI that was given out.
@@ -80,6 +96,12 @@ impl Surroundings for Around<'_> {
         Some(spi)
     }
     fn resource_esp_spi(&mut self, ike_spi: IkeSpi, resource: Resource) -> Option<EspSpi> {
+        if resource.member != MemberId(0) {
+            let guests = self.guests.as_mut()?;
+            return guests
+                .sponsor
+                .take(guests.owners, resource.member, cpu_of(resource), ike_spi);
+        }
         let spi = self
             .sad
             .reserve_spi_on(ike_spi.segment(), u32::from(resource.cpu))?;
@@ -98,8 +120,19 @@ impl Surroundings for Around<'_> {
         self.advances.extend(raise);
         can
     }
+    fn has_resource(&self, _ike_spi: IkeSpi, resource: Resource) -> bool {
+        let of_guests = |guests: &GuestSpis<'_>| {
+            guests
+                .sponsor
+                .has(guests.owners, resource.member, cpu_of(resource))
+        };
+        resource.member == MemberId(0) || self.guests.as_ref().is_some_and(of_guests)
+    }
     fn release_esp_spi(&mut self, spi: EspSpi) {
-        self.sad.release_spi(spi);
+        let guests = self.guests.as_mut();
+        if !guests.is_some_and(|guests| guests.sponsor.release(guests.owners, spi)) {
+            self.sad.release_spi(spi);
+        }
     }
     fn initial_limits(&mut self) -> InitialLimits {
         self.limits

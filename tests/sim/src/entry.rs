@@ -15,6 +15,15 @@ pub enum EntryChange {
     IkeRemove(IkeSpi),
     /// Change of a Child SA.
     Child(ChildSaChange),
+    /// A peer began anew (INITIAL_CONTACT) by this IKE SA: owners of other groups forget what they have of it.
+    Contact {
+        /// Connection.
+        connection: String,
+        /// The peer's identity.
+        remote_id: String,
+        /// The IKE SA that stays.
+        ike_spi: IkeSpi,
+    },
     /// In the brief form of an entry: what differs from the record that an IKE SA (the second) had before.
     IkePatch(IkeSpi, IkeSpi, SecretBytes),
 }

@@ -50,6 +50,8 @@ pub enum Fault {
     PeerDeletesChild(u8),
     /// See above.
     PeerCloses(u8),
+    /// A peer's gateway is started again and knows nothing.
+    PeerRestarts(u8),
     /// Captured ESP packets are sent again.
     Replay,
     /// Records that cannot be read.

@@ -178,6 +178,7 @@ impl Peer {
             now: cx.now,
             counters: &counters,
             advances: Vec::new(),
+            guests: None,
         };
         self.engine.handle(input, &mut around);
         for raise in around.advances {
@@ -255,7 +256,7 @@ impl Peer {
         let frame = packet.frame([2, 0, 0, 0, 3, self.number], crate::plane::INSIDE_ROUTER);
         match self.plane.run(cx.now, true, frame) {
             Outcome::Send { ifindex, octets, .. } => {
-                cx.watch.peer_sent(packet);
+                cx.watch.peer_sent(cx.now, packet);
                 cx.effects.push(Effect::Frame { ifindex, octets });
             }
             Outcome::Gone(_) | Outcome::Stack(..) => {}

@@ -57,6 +57,8 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
     };
     let ways = Ways {
         noise_only: scenario.noise_only,
+        anew_only: scenario.anew_only,
+        planned_only: scenario.planned_only,
         judge_traffic: scenario.judge_traffic,
         sabotage: options.sabotage,
         keep: options.keep,

@@ -50,4 +50,16 @@ pub enum Sabotage {
     ForkUnnamed,
     /// A standby that suspects the owner does nothing about it: the flip never reaches the maps.
     FlipLost,
+    /// Members do not heed what other groups' owners say of a peer that began anew.
+    ContactUnheard,
+    /// A sponsor takes every host's answer for given: its messages leave before anybody has the guest.
+    GuestUnconfirmed,
+    /// A guest is in use when it is installed, before the record of its IKE SA names it.
+    GuestUsedAtOnce,
+    /// A host applies what sponsors say to its own maps alone.
+    GuestUnjournalled,
+    /// Nobody says rosters.
+    RosterUnsaid,
+    /// A taker's sponsor does not know the guests of the IKE SAs that its engine has adopted.
+    GuestsForgotten,
 }

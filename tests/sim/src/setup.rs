@@ -7,6 +7,7 @@ use crate::peer::PeerConfig;
 use crate::plane::{Host, inside_mac, outside_mac};
 use crate::rng::Rng;
 use crate::sabotage::Sabotage;
+use crate::world::Ways;
 use cluster::{EngineKind, Layout, NodeConfig, Solo};
 use ike::{ChildConfig, Connection, EndpointConfig, EngineConfig, Identity, Proposal, Resource, Retransmit};
 use maps_schema::steer::{SIDE_INSIDE, SIDE_OUTSIDE};
@@ -22,6 +23,13 @@ pub const INSIDE_ADDRESS: u32 = 0x0a01_0001;
 
 /// CPUs of a peer.
 const PEER_CPUS: u32 = 2;
+/// Child SAs that a peer of a cluster with Child SAs per member takes, at most twice as many while they are rekeyed.
+const PEER_RESOURCES: u32 = 16;
+
+/// SPIs that a member keeps ready for each other one, and for each of its CPUs where they have their own: few, so that they run out.
+const READY: usize = 4;
+/// See [`READY`].
+const READY_ON_CPU: usize = 2;
 
 /// Outside address of a peer.
 pub fn peer_address(number: u8) -> u32 {
@@ -37,6 +45,50 @@ pub enum Engine {
     Etcd,
 }
 
+/// What Child SAs a connection has beside the one that all may use (RFC 9611).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PerResource {
+    /// None.
+    None,
+    /// One for each CPU of whoever serves the IKE SA.
+    Cpu,
+    /// One for each member (ADR 11).
+    Member,
+    /// One for each CPU of each member.
+    Both,
+}
+
+impl PerResource {
+    fn has_cpus(self) -> bool {
+        matches!(self, Self::Cpu | Self::Both)
+    }
+
+    /// Whether members have their own: guests.
+    pub fn has_members(self) -> bool {
+        matches!(self, Self::Member | Self::Both)
+    }
+
+    fn any(self) -> bool {
+        self != Self::None
+    }
+
+    /// What a member with this many CPUs asks for.
+    fn resources(self, cpus: u32, members: u8) -> Vec<Resource> {
+        let cpus = (0..cpus).map(|cpu| cpu as u16);
+        let mut all = Vec::new();
+        if self.has_cpus() {
+            all.extend(cpus.clone().map(Resource::of_owner));
+        }
+        for member in (1..=members).map(MemberId).filter(|_| self.has_members()) {
+            match self {
+                Self::Both => all.extend(cpus.clone().map(|cpu| Resource { member, cpu })),
+                _ => all.push(Resource::of_member(member)),
+            }
+        }
+        all
+    }
+}
+
 /// What a peer is like.
 #[derive(Clone, Debug)]
 pub struct PeerKind {
@@ -50,8 +102,8 @@ pub struct PeerKind {
     pub initiates: bool,
     /// ESP in UDP.
     pub encap: bool,
-    /// Child SAs per CPU (RFC 9611), on both sides.
-    pub per_cpu: bool,
+    /// Child SAs per resource, as the cluster wants them; the peer has some per CPU then.
+    pub per_resource: PerResource,
     /// After so much silence each side looks whether the other one still answers.
     pub dpd: Duration,
     /// Lifetimes.
@@ -79,6 +131,8 @@ pub struct Setup {
     pub rebalance: Option<Duration>,
     /// Several ways in: an ECMP router instead of one member that holds the address.
     pub ecmp: bool,
+    /// Packets from the inside come to one member after the other, whoever owns what.
+    pub spread: bool,
     /// CPUs of each member.
     pub cpus: Vec<u32>,
     /// First lease and ceiling of new SAs.
@@ -128,6 +182,7 @@ impl Setup {
             weights: (0..members).map(|m| u32::from(m == 0 || !standby)).collect(),
             rebalance: rng.permille(300).then_some(Duration::from_millis(800)),
             ecmp: rng.permille(400),
+            spread: false,
             cpus: (0..members).map(|_| rng.range(1, 4) as u32).collect(),
             limits: InitialLimits {
                 lease,
@@ -143,12 +198,14 @@ impl Setup {
     }
 
     /// What the checkers must know.
-    pub fn facts(&self, noise_only: bool) -> Facts {
+    pub fn facts(&self, ways: &Ways) -> Facts {
         Facts {
             pair: (self.engine == Engine::Pair).then_some(self.solo == Solo::Continue),
             layout: Layout::new(self.groups),
             address: ADDRESS,
-            noise_only,
+            noise_only: ways.noise_only,
+            anew_only: ways.anew_only,
+            planned_only: ways.planned_only,
             steer_key: self.steer_key,
         }
     }
@@ -181,7 +238,9 @@ impl Setup {
                 connections: self
                     .peers
                     .iter()
-                    .map(|peer| peer.connection(false, self.cpus[at]))
+                    .map(|peer| {
+                        peer.connection(false, peer.per_resource.resources(self.cpus[at], self.members))
+                    })
                     .collect(),
                 endpoint: EndpointConfig::new(SecretBytes::new(vec![9; 32])),
             },
@@ -189,13 +248,21 @@ impl Setup {
                 member: me.0,
                 cpus: self.cpus[at],
                 macs: (outside_mac(me.0), inside_mac(me.0)),
-                per_cpu: self.peers.iter().any(|peer| peer.per_cpu),
+                per_cpu: self.peers.iter().any(|peer| peer.per_resource.any()),
                 steer_key: self.steer_key,
                 addresses: vec![(ADDRESS, SIDE_OUTSIDE, 0), (INSIDE_ADDRESS, SIDE_INSIDE, 0)],
             },
             policies: self.peers.iter().map(|peer| peer.policy(false)).collect(),
             limits: self.limits,
             step_max: self.step_max,
+            ready: match (
+                self.peers.iter().any(|p| p.per_resource.has_members()),
+                self.peers.iter().any(|p| p.per_resource == PerResource::Both),
+            ) {
+                (false, _) => Vec::new(),
+                (true, false) => vec![(0, READY)],
+                (true, true) => (0..self.cpus[at]).map(|cpu| (cpu as u16, READY_ON_CPU)).collect(),
+            },
             initiates: self
                 .peers
                 .iter()
@@ -236,7 +303,11 @@ impl PeerKind {
             initiates: rng.permille(600),
             encap: rng.permille(250),
             // From a stream of its own, so that seeds of before mean what they meant.
-            per_cpu: rng.fork(9611 + u64::from(number)).permille(250),
+            per_resource: if rng.fork(9611 + u64::from(number)).permille(250) {
+                PerResource::Cpu
+            } else {
+                PerResource::None
+            },
             dpd: Duration::from_millis(700),
             child_rekey: rekey(rng, 1500, 5000, 600),
             ike_rekey: rekey(rng, 2500, 8000, 400),
@@ -244,7 +315,7 @@ impl PeerKind {
         }
     }
 
-    fn connection(&self, at_peer: bool, cpus: u32) -> Connection {
+    fn connection(&self, at_peer: bool, resources: Vec<Resource>) -> Connection {
         let addresses = [ADDRESS, peer_address(self.number)].map(|a| IpAddr::V4(Ipv4Addr::from_bits(a)));
         let ids = ["@gateway".to_owned(), format!("@peer{}", self.number)];
         let (here, there) = if at_peer { (1, 0) } else { (0, 1) };
@@ -267,9 +338,7 @@ impl PeerKind {
         connection.child_rekey_time = self.child_rekey;
         connection.rekey_jitter = Duration::from_millis(100);
         connection.force_encap = self.encap;
-        if self.per_cpu {
-            connection.resources = (0..cpus).map(|cpu| Resource::of_owner(cpu as u16)).collect();
-        }
+        connection.resources = resources;
         let (near, far) = self.selectors(at_peer);
         let mut child = if at_peer {
             ChildConfig::new("net", far, near)
@@ -307,18 +376,24 @@ impl PeerKind {
 
     /// The peer itself.
     pub fn peer(&self) -> PeerConfig {
+        let resources = match self.per_resource {
+            PerResource::None => Vec::new(),
+            PerResource::Cpu => PerResource::Cpu.resources(PEER_CPUS, 0),
+            // It does not refuse what all members and their CPUs ask for; several of these are on one CPU.
+            PerResource::Member | PerResource::Both => PerResource::Cpu.resources(PEER_RESOURCES, 0),
+        };
         PeerConfig {
             number: self.number,
             address: peer_address(self.number),
             engine: EngineConfig {
-                connections: vec![self.connection(true, PEER_CPUS)],
+                connections: vec![self.connection(true, resources)],
                 endpoint: EndpointConfig::new(SecretBytes::new(vec![8; 32])),
             },
             policies: vec![self.policy(true)],
             window: self.window,
             initiates: self.initiates,
-            cpus: if self.per_cpu { PEER_CPUS } else { 1 },
-            per_cpu: self.per_cpu,
+            cpus: if self.per_resource.any() { PEER_CPUS } else { 1 },
+            per_cpu: self.per_resource.any(),
         }
     }
 }

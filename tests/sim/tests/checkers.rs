@@ -31,6 +31,12 @@ const CASES: &[(Sabotage, &[&str], &str, u64)] = &[
     (Sabotage::SlowRaiseKills, &["R7"], "synch-noise", 200),
     (Sabotage::ReportsEverything, &["R5"], "steady", 30),
     (Sabotage::FlipLost, &["takeover"], "kills", 30),
+    (Sabotage::ContactUnheard, &["contact"], "begins-anew", 20),
+    (Sabotage::GuestUnconfirmed, &["R9"], "members-kills", 20),
+    (Sabotage::GuestUsedAtOnce, &["R9"], "members-kills", 40),
+    (Sabotage::GuestUnjournalled, &["R1"], "members-kills", 20),
+    (Sabotage::RosterUnsaid, &["mirror"], "members-kills", 150),
+    (Sabotage::GuestsForgotten, &["mirror"], "members-kills", 40),
     (
         Sabotage::ReservationsKept,
         &["mirror", "service"],

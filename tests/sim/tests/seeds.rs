@@ -127,9 +127,32 @@ fn forks_that_end_unseen_or_lose_repeat_nothing_and_leave_nothing_dead() {
     }
 }
 
+/// Child SAs per member, with faults of each kind: members do seal with their own, and no rule is broken.
+#[test]
+fn members_have_child_sas_of_their_own_under_every_kind_of_fault() {
+    let all = SCENARIOS.iter().filter(|s| s.name.starts_with("members"));
+    for scenario in all {
+        let options = Options {
+            scenario: Some(scenario),
+            ..Options::default()
+        };
+        let failures = run(1, 40, &options);
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+        let some: Vec<_> = (1..=4).map(|seed| run_seed(seed, &options).ran).collect();
+        let (guests, all) = some.iter().fold((0, 0), |(guests, all), ran| {
+            (guests + ran.guest_packets, all + ran.packets)
+        });
+        println!(
+            "{}: {guests} of {all} ESP packets were sealed with guests",
+            scenario.name
+        );
+        assert!(guests * 20 > all, "{}: {guests} of {all}", scenario.name);
+    }
+}
+
 #[test]
 fn a_seed_replays_event_by_event() {
-    for scenario in ["everything", "kills", "planned", "engine"] {
+    for scenario in ["everything", "kills", "planned", "engine", "members"] {
         for seed in [3, 77, 1234] {
             let options = Options {
                 scenario: Scenario::named(scenario),

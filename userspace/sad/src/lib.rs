@@ -6,7 +6,8 @@
 
 mod advance;
 mod configure;
-pub mod handling;
+pub mod final_window;
+mod handling;
 pub mod lifetime;
 pub mod limits;
 pub mod listing;

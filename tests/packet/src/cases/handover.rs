@@ -183,7 +183,34 @@ pub fn cases() -> Vec<Case> {
             let bit = |seq: u64| window.blocks[(seq as usize / 64) % 32] >> (seq % 64) & 1;
             let open: Vec<u64> = (1..=1000).filter(|n| bit(*n) == 0).collect();
             let wanted: Vec<u64> = std::iter::once(800).chain(901..=949).chain(951..=1000).collect();
-            if open == wanted && window.edge == 1000 && window.floor == 0 {
+            if open == wanted && window.edge == 950 && window.floor == 0 {
+                Ok(())
+            } else {
+                Err(format!(
+                    "acceptable: {open:?}, edge {}, floor {}",
+                    window.edge, window.floor
+                ))
+            }
+        }),
+    );
+    let mut ahead = taker(LEGACY_HOLDING);
+    ahead.window.floor_epoch = u32::from(EPOCH) + 1;
+    ahead.window.floor = 1000;
+    ahead.window.edge = 1003;
+    ahead.window.blocks = [u64::MAX; 32];
+    cases.push(
+        control(
+            "the final window where a higher number was accepted already: the edge stays",
+            ahead,
+            final_window(),
+            SA_CTL_MERGED,
+        )
+        .check(|seen| {
+            let window = seen.window;
+            let bit = |seq: u64| window.blocks[(seq as usize / 64) % 32] >> (seq % 64) & 1;
+            let open: Vec<u64> = (1..=1003).filter(|n| bit(*n) == 0).collect();
+            let wanted: Vec<u64> = std::iter::once(800).chain(901..=949).chain(951..=1000).collect();
+            if open == wanted && window.edge == 1003 && window.floor == 0 {
                 Ok(())
             } else {
                 Err(format!(

@@ -4,6 +4,7 @@
 mod dead_man;
 mod liveness;
 mod mirror;
+mod planned;
 mod r01_survivor;
 mod r03_message_ids;
 mod r04_sequence;
@@ -11,6 +12,7 @@ mod r05_synch_traffic;
 mod r06_replay;
 mod r07_synch_loss;
 mod r08_one_answer;
+mod r09_guests;
 mod r10_nonces;
 mod r11_addresses;
 mod r12_spis;
@@ -23,12 +25,13 @@ use crate::frames::Packet;
 use crate::plane::Esp;
 use cluster::io::{EventKind, Flip};
 use cluster::{Event, Layout};
-use model::{GroupId, Instant, MemberId};
+use model::{EspSpi, GroupId, Instant, MemberId};
 use sad::SaEntry;
 use std::collections::BTreeMap;
 
 pub use liveness::{SERVICE_WITHIN, TAKEOVER_WITHIN};
 pub use mirror::{MirrorView, differences, view as mirror_of};
+pub use r09_guests::disagreements;
 pub use truth::Truth;
 
 /// A breach.
@@ -54,6 +57,10 @@ pub struct Facts {
     pub address: u32,
     /// Nothing happens but loss, duplication and disorder on the synch network: then no SA may die.
     pub noise_only: bool,
+    /// Nothing happens but that peers begin anew: then no member keeps what it has of their lives before.
+    pub anew_only: bool,
+    /// Nothing happens but planned takeovers: then no packet is lost.
+    pub planned_only: bool,
     /// Key of the steering hash.
     pub steer_key: [u64; 2],
 }
@@ -76,8 +83,12 @@ pub struct Watch {
     replay: r06_replay::Replay,
     loss: r07_synch_loss::SynchLoss,
     answers: r08_one_answer::Answers,
+    guests: r09_guests::GuestSas,
     nonces: r10_nonces::Nonces,
+    planned: planned::Planned,
     spis: r12_spis::Spis,
+    /// When each peer has last established an IKE SA.
+    pub established: BTreeMap<u8, Instant>,
     /// Takeovers (claims from another member).
     pub takeovers: u64,
     /// Planned ones that were completed.
@@ -101,8 +112,11 @@ impl Watch {
             replay: Default::default(),
             loss: Default::default(),
             answers: Default::default(),
+            guests: Default::default(),
             nonces: Default::default(),
+            planned: Default::default(),
             spis: Default::default(),
+            established: BTreeMap::new(),
             takeovers: 0,
             handovers: 0,
             delivered: BTreeMap::new(),
@@ -112,6 +126,11 @@ impl Watch {
     /// Whether members may be unable to hear each other, or were until a moment ago.
     pub fn truth_troubled(&self) -> bool {
         self.truth.troubled()
+    }
+
+    /// Packets that members sealed with SAs of their own beside another member's IKE SA.
+    pub fn guest_packets(&self) -> u64 {
+        self.guests.packets
     }
 
     /// Notes a breach.
@@ -147,6 +166,8 @@ impl Watch {
         self.found("R4", now, found);
         let found = self.sequence.one_sender(now, me, esp, &self.truth);
         self.found("R8", now, found);
+        let found = self.guests.sealed(me, esp, frame);
+        self.found("R9", now, found);
         let found = self.nonces.esp(me, esp);
         self.found("R10", now, found);
         let found = r11_addresses::esp(self.facts.address, frame);
@@ -189,6 +210,18 @@ impl Watch {
     /// A commit took effect at the owner. `known`: a standby is in sync.
     pub fn effective(&mut self, me: MemberId, group: GroupId, changes: &[EntryChange], known: bool) {
         self.survivor.effective(me, group, changes, known);
+        self.guests.effective(self.facts.layout, changes);
+    }
+
+    /// The record of their IKE SA names these guests, for whoever owns it next.
+    pub fn guests_recorded(&mut self, guests: &[EspSpi]) {
+        self.guests.recorded(guests);
+    }
+
+    /// Messages leave that tell a peer of these guests.
+    pub fn guests_promised(&mut self, now: Instant, me: MemberId, guests: &[EspSpi]) {
+        let found = self.guests.promised(me, guests);
+        self.found("R9", now, found);
     }
 
     /// A standby has taken an entry over.
@@ -260,6 +293,9 @@ impl Watch {
 
     /// A peer's engine says something.
     pub fn peer_event(&mut self, now: Instant, peer: u8, event: &ike::Event) {
+        if event.kind == ike::EventKind::Established {
+            self.established.insert(peer, now);
+        }
         if self.facts.noise_only {
             let found = self.loss.event(&format!("peer {peer}"), event);
             self.found("R7", now, found);
@@ -273,14 +309,33 @@ impl Watch {
     }
 
     /// A host behind a peer sent a packet that left the peer.
-    pub fn peer_sent(&mut self, _packet: Packet) {
+    pub fn peer_sent(&mut self, now: Instant, packet: Packet) {
         self.traffic.packets += 1;
+        self.entered(now, packet);
+    }
+
+    /// A packet is on its way through the cluster, from inside or from a peer.
+    pub fn entered(&mut self, now: Instant, packet: Packet) {
+        let (flows, since) = (&self.liveness, Instant::default());
+        let up = [false, true]
+            .iter()
+            .all(|way| flows.flows(packet.peer, *way, since));
+        if self.facts.planned_only && up {
+            self.planned.entered(now, packet);
+        }
+    }
+
+    /// The run is over.
+    pub fn ended(&mut self, now: Instant) {
+        let found = self.planned.ended();
+        self.found("planned", now, found);
     }
 
     /// An inner packet has arrived where it was to go.
     pub fn delivered(&mut self, now: Instant, packet: Packet) {
         *self.delivered.entry((packet.peer, packet.outbound)).or_default() += 1;
         self.liveness.delivered(now, packet);
+        self.planned.delivered(packet);
     }
 }
 

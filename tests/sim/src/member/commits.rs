@@ -1,5 +1,6 @@
 //! Commits of the engine: proposed, acknowledged, applied, sent. Nothing is sent before.
 
+use super::guests::Origin;
 use super::{Cx, Effect, Member, Pending};
 use crate::entry::{self, EntryChange};
 use crate::sabotage::Sabotage;
@@ -11,6 +12,7 @@ use std::collections::BTreeSet;
 impl Member {
     pub(super) fn engine_output(&mut self, cx: &mut Cx<'_>, output: Output) {
         match output {
+            Output::Commit(commit) if self.guests.wanted() => self.commit_in_parts(cx, commit),
             Output::Commit(commit) => {
                 let about: Vec<_> = commit.transmits.iter().filter_map(|t| t.ike_spi).collect();
                 // A commit may concern several groups (INITIAL_CONTACT): each has a journal of its own.
@@ -34,42 +36,29 @@ impl Member {
                     }
                 }
                 let first = self.next_token + 1;
-                self.next_token += parts.len() as u64;
-                let siblings: BTreeSet<u64> = (first + 1..=self.next_token).collect();
+                let siblings: BTreeSet<u64> = (first + 1..first + parts.len() as u64).collect();
                 for (token, (group, changes)) in (first..).zip(parts) {
-                    let entry = entry::encode(&changes);
-                    // A stale mirror would be noticed by the next record that is written against it.
-                    let stale = self.sabotage == Some(Sabotage::StaleRecord);
-                    let brief = (!stale).then(|| {
-                        let brief = entry::brief(&changes, |spi| self.last_record(spi));
-                        entry::encode(&brief)
-                    });
                     let main = token == first;
-                    self.pending.push_back(Pending {
-                        token,
-                        group,
-                        changes,
-                        transmits: if main {
-                            std::mem::take(&mut transmits)
-                        } else {
-                            Vec::new()
+                    let transmits = if main {
+                        std::mem::take(&mut transmits)
+                    } else {
+                        Vec::new()
+                    };
+                    self.next_token += 1;
+                    self.propose_entry(
+                        cx,
+                        Pending {
+                            token,
+                            group,
+                            changes,
+                            transmits,
+                            about: about.clone(),
+                            alone: self.node.is_alone(group),
+                            siblings: if main { siblings.clone() } else { BTreeSet::new() },
+                            done: false,
+                            origin: Origin::Own,
                         },
-                        about: about.clone(),
-                        alone: self.node.is_alone(group),
-                        siblings: if main { siblings.clone() } else { BTreeSet::new() },
-                        done: false,
-                    });
-                    let now = cx.now;
-                    cx.trace.note(now, "propose", [u64::from(self.me.0), token], || {
-                        format!("member {}: proposal {token} of group {group}", self.me)
-                    });
-                    self.node.handle(cluster::Input::Propose {
-                        now,
-                        group,
-                        token,
-                        entry,
-                        brief,
-                    });
+                    );
                 }
             }
             Output::Transmit(transmit) => self.transmit_in_order(cx, transmit),
@@ -80,6 +69,18 @@ impl Member {
                     .note(cx.now, "ike", [u64::from(self.me.0), event.kind as u64], || {
                         format!("member {}: {event}", self.me)
                     });
+                if event.kind == ike::EventKind::InitialContact
+                    && let Some(ike_spi) = event.ike_spi
+                    && let Some(sa) = self.engine.status_of(ike_spi)
+                    && let (Some(connection), Some(remote_id)) = (sa.connection, sa.remote_id)
+                {
+                    let contact = EntryChange::Contact {
+                        connection,
+                        remote_id,
+                        ike_spi,
+                    };
+                    self.contacts.insert(ike_spi, contact);
+                }
                 if event.kind == ike::EventKind::Established
                     && let Some(connection) = &event.connection
                 {
@@ -88,6 +89,59 @@ impl Member {
                 cx.watch.gateway_event(cx.now, self.me, &event);
             }
         }
+    }
+
+    /// Proposes the changes of a commit, or of a part of one, for a group.
+    pub(super) fn propose_as(
+        &mut self,
+        cx: &mut Cx<'_>,
+        origin: Origin,
+        group: GroupId,
+        changes: Vec<EntryChange>,
+        (transmits, about): (Vec<Transmit>, Vec<IkeSpi>),
+    ) {
+        self.next_token += 1;
+        let pending = Pending {
+            token: self.next_token,
+            group,
+            changes,
+            transmits,
+            about,
+            alone: self.node.is_alone(group),
+            siblings: BTreeSet::new(),
+            done: false,
+            origin,
+        };
+        self.propose_entry(cx, pending);
+    }
+
+    fn propose_entry(&mut self, cx: &mut Cx<'_>, mut pending: Pending) {
+        // What the other members hear of with these IKE SAs.
+        let named = pending.changes.iter().filter_map(|change| match change {
+            EntryChange::IkePut(spi, _) => self.contacts.remove(spi),
+            _ => None,
+        });
+        let named: Vec<_> = named.collect();
+        pending.changes.extend(named);
+        let (now, token, group) = (cx.now, pending.token, pending.group);
+        let entry = entry::encode(&pending.changes);
+        // A stale mirror would be noticed by the next record that is written against it.
+        let stale = self.sabotage == Some(Sabotage::StaleRecord);
+        let brief = (!stale).then(|| {
+            let brief = entry::brief(&pending.changes, |spi| self.last_record(spi));
+            entry::encode(&brief)
+        });
+        self.pending.push_back(pending);
+        cx.trace.note(now, "propose", [u64::from(self.me.0), token], || {
+            format!("member {}: proposal {token} of group {group}", self.me)
+        });
+        self.node.handle(cluster::Input::Propose {
+            now,
+            group,
+            token,
+            entry,
+            brief,
+        });
     }
 
     /// The record of an IKE SA as what is proposed by now has left it.
@@ -107,11 +161,17 @@ impl Member {
                 self.group_of(*spi)
             }
             EntryChange::Child(change) => self.group_of_child(entry::spi_of(change)),
+            EntryChange::Contact { ike_spi, .. } => self.group_of(*ike_spi),
         }
     }
 
     /// A message of an IKE SA never overtakes a commit of that IKE SA.
-    fn transmit_in_order(&mut self, cx: &mut Cx<'_>, transmit: Transmit) {
+    pub(super) fn transmit_in_order(&mut self, cx: &mut Cx<'_>, transmit: Transmit) {
+        let held = transmit.ike_spi.and_then(|spi| self.guests.held_about(spi));
+        if let Some(held) = held {
+            held.push(transmit);
+            return;
+        }
         let behind = transmit
             .ike_spi
             .and_then(|spi| self.pending.iter_mut().rev().find(|p| p.about.contains(&spi)));
@@ -121,7 +181,7 @@ impl Member {
         }
     }
 
-    fn transmit(&mut self, cx: &mut Cx<'_>, mut transmit: Transmit) {
+    pub(super) fn transmit(&mut self, cx: &mut Cx<'_>, mut transmit: Transmit) {
         if self.sabotage == Some(Sabotage::OwnAddress) {
             transmit.local.set_ip([192, 0, 2, 100 + self.me.0].into());
         }
@@ -141,6 +201,7 @@ impl Member {
         let pending = &mut self.pending[at];
         pending.done = true;
         let (group, changes) = (pending.group, std::mem::take(&mut pending.changes));
+        let origin = pending.origin;
         let transmits = pending.transmits.clone();
         let alone = pending.alone && self.node.is_alone(group);
         let epoch = self.of(group).epoch;
@@ -149,6 +210,7 @@ impl Member {
         let known = !self.node.is_alone(group);
         cx.watch.effective(self.me, group, &changes, known);
         self.settled(cx, token);
+        self.guests_committed(cx, origin, failed.is_empty());
         for spi_in in failed {
             if self.engine.ike_spi_of_child(spi_in).is_some() {
                 self.engine_command(cx, Command::DeleteChild { spi_in });
@@ -214,7 +276,7 @@ impl Member {
                         }
                     }
                     EntryChange::IkeRemove(spi) => drop(self.mirror.remove(spi)),
-                    EntryChange::Child(_) | EntryChange::IkePatch(..) => {}
+                    EntryChange::Child(_) | EntryChange::Contact { .. } | EntryChange::IkePatch(..) => {}
                 }
             }
         }
@@ -224,6 +286,8 @@ impl Member {
     fn apply_child(&mut self, change: &ChildSaChange, context: Context) -> Result<(), sad::SadError> {
         if let ChildSaChange::Remove { spi_in } = change {
             self.suspects.remove(spi_in);
+            self.guests.wishes.remove(spi_in);
+            self.asked.retain(|(beside, _), _| beside != spi_in);
             if self.sad.get(*spi_in).is_none() {
                 return Ok(());
             }
@@ -258,22 +322,44 @@ impl Member {
             return self.armed(cx, token);
         }
         let changes = entry::decode::<Vec<EntryChange>>(octets);
-        let ok = match changes.and_then(|changes| entry::whole(changes, &self.mirror)) {
-            Some(changes) => {
-                let ok = self.apply(cx, group, &changes, epoch, false).is_empty();
-                cx.watch.mirrored(self.me, group, &changes);
-                ok
-            }
-            None => false,
-        };
-        if ok {
+        let whole = changes.and_then(|changes| entry::whole(changes, &self.mirror));
+        let heard = whole.filter(|changes| {
+            let applied = self.apply(cx, group, changes, epoch, false).is_empty();
+            cx.watch.mirrored(self.me, group, changes);
+            applied
+        });
+        if let Some(heard) = heard {
             self.armed(cx, token);
+            self.heed(cx, heard);
         } else {
             // An acknowledgement covers every earlier position: none until a snapshot is installed.
             self.withholding.insert(group);
             cx.trace.note(cx.now, "withholds", [u64::from(self.me.0), 0], || {
                 format!("member {} acknowledges nothing more of group {group}", self.me)
             });
+        }
+    }
+
+    /// What the owner of another group tells everybody.
+    fn heed(&mut self, cx: &mut Cx<'_>, changes: Vec<EntryChange>) {
+        if self.sabotage == Some(Sabotage::ContactUnheard) {
+            return;
+        }
+        for change in changes {
+            if let EntryChange::Contact {
+                connection,
+                remote_id,
+                ike_spi: except,
+            } = change
+                && self.owns_any()
+            {
+                let command = Command::Forget {
+                    connection,
+                    remote_id,
+                    except,
+                };
+                self.engine_command(cx, command);
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Cx, Member};
 use crate::sabotage::Sabotage;
+use cluster::guest::Wish;
 use cluster::message::RaiseKey;
 use cluster::{Input, RaiseItem};
 use maps_schema::event::{
@@ -243,7 +244,7 @@ impl Member {
                 continue;
             }
             self.refused.insert(spi_in, cx.now);
-            self.engine_command(cx, ike::Command::RekeyChild { spi_in });
+            self.have_done(cx, spi_in, Wish::Rekey);
         }
     }
 
@@ -397,7 +398,7 @@ impl Member {
         });
         let edge = self.plane.counters(slot).map_or(0, |c| c.inbound.edge);
         let delta = self.ceiling_of(slot).unwrap_or(0).saturating_sub(edge);
-        self.engine_command(cx, ike::Command::RepairInbound { spi_in, delta });
+        self.have_done(cx, spi_in, Wish::Repair { delta });
     }
 
     /// A packet met a policy without an SA.

@@ -3,6 +3,8 @@
 
 mod commits;
 mod forks;
+mod guest_offers;
+mod guests;
 mod limits;
 mod outputs;
 mod owner;
@@ -10,7 +12,7 @@ mod per_cpu;
 mod slow;
 mod snapshot;
 
-use crate::around::Around;
+use crate::around::{Around, GuestSpis};
 use crate::check::Watch;
 use crate::entry::EntryChange;
 use crate::plane::{Host, Outcome, Plane};
@@ -93,6 +95,7 @@ struct Pending {
     siblings: BTreeSet<u64>,
     /// Its changes have taken effect.
     done: bool,
+    origin: guests::Origin,
 }
 
 /// Who owns a group, as the maps have it.
@@ -120,6 +123,8 @@ pub struct MemberConfig {
     pub limits: InitialLimits,
     /// Raises are cut to this many numbers above what is needed, so that limits are met often.
     pub step_max: u64,
+    /// SPIs that are kept ready for each other member, by CPU; none where no connection has Child SAs per member.
+    pub ready: Vec<(u16, usize)>,
     /// Connections that this cluster initiates.
     pub initiates: Vec<String>,
     /// A rule to break.
@@ -155,16 +160,20 @@ pub struct Member {
     suspects: BTreeMap<EspSpi, Option<Instant>>,
     suspects_begun: BTreeSet<GroupId>,
     forks: forks::Forks,
+    /// Child SAs per member.
+    guests: guests::MemberSas,
     /// What the owner of a pair does alone: it says what a loss taints.
     solo: Solo,
     evidence: BTreeSet<EspSpi>,
     refused: BTreeMap<EspSpi, Instant>,
     advancing: BTreeMap<u32, LimitRaise>,
-    /// Child SAs that were asked for, for a CPU beside a shared one, and when.
+    /// Child SAs that were asked for, for a CPU or member beside a shared one, and when.
     asked: BTreeMap<(EspSpi, u32), Instant>,
     reported: BTreeMap<EspSpi, u64>,
     withholding: BTreeSet<GroupId>,
     redial: BTreeMap<String, (Instant, u32)>,
+    /// Peers that began anew, by the IKE SA with whose record the others hear of it.
+    contacts: BTreeMap<IkeSpi, EntryChange>,
     rng: Rng,
     next_token: u64,
     settling: bool,
@@ -183,6 +192,7 @@ impl Member {
     /// A member that has just started and knows nothing.
     pub fn new(config: MemberConfig, rng: Rng, now: Instant) -> Self {
         let me = config.node.me;
+        let guests = guests::MemberSas::new(me, config.node.layout, config.ready, now);
         let solo = match config.node.engine {
             EngineKind::Pair { solo } => solo,
             EngineKind::External => Solo::Stop,
@@ -223,6 +233,7 @@ impl Member {
             suspects: BTreeMap::new(),
             suspects_begun: BTreeSet::new(),
             forks: forks::Forks::default(),
+            guests,
             solo,
             evidence: BTreeSet::new(),
             refused: BTreeMap::new(),
@@ -231,6 +242,7 @@ impl Member {
             reported: BTreeMap::new(),
             withholding: BTreeSet::new(),
             redial: BTreeMap::new(),
+            contacts: BTreeMap::new(),
             rng,
             next_token: 0,
             settling: false,
@@ -273,10 +285,17 @@ impl Member {
             .next_timeout()
             .filter(|_| self.owns_any())
             .unwrap_or(Instant(u64::MAX));
-        [engine, self.node.next_wake(), self.next_scan, self.next_second]
-            .into_iter()
-            .min()
-            .unwrap_or(self.next_scan)
+        let guests = self.guests.due();
+        [
+            engine,
+            self.node.next_wake(),
+            self.next_scan,
+            self.next_second,
+            guests,
+        ]
+        .into_iter()
+        .min()
+        .unwrap_or(self.next_scan)
     }
 
     /// The turn of the agent's event loop that looks at clocks.
@@ -294,6 +313,9 @@ impl Member {
             self.scan_limits(cx);
             self.report_edges(cx);
         }
+        if self.guests.due() <= now {
+            self.guests_turn(cx);
+        }
         if self.next_second <= now {
             self.next_second = now + Duration::from_secs(1);
             self.every_second(cx);
@@ -305,6 +327,7 @@ impl Member {
             return;
         }
         self.sweep_waiting(cx);
+        self.ask_for_members(cx);
         self.rekey_suspects(cx);
         self.reestablish(cx);
         self.redial(cx);
@@ -349,6 +372,15 @@ impl Member {
         let mut drawn = Vec::new();
         let plane = &self.plane;
         let counters = |slot| plane.counters(slot);
+        let owners = guests::Ownerships {
+            me: self.me,
+            now: cx.now,
+            layout,
+            node: &self.node,
+            ownership,
+            serving: &self.serving,
+            plane,
+        };
         let mut around = Around {
             sad: &mut self.sad,
             rng: &mut self.rng,
@@ -360,6 +392,10 @@ impl Member {
             now: cx.now,
             counters: &counters,
             advances: Vec::new(),
+            guests: Some(GuestSpis {
+                sponsor: &mut self.guests.machine.sponsor,
+                owners: &owners,
+            }),
         };
         f(&mut self.engine, &mut around);
         let advances = around.advances;
@@ -429,6 +465,8 @@ impl Member {
                 self.node_output(cx, output);
             } else if let Some(output) = self.engine.poll() {
                 self.engine_output(cx, output);
+            } else if let Some(act) = self.guests.machine.poll() {
+                self.guest_act(cx, act);
             } else {
                 break;
             }

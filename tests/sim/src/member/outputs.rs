@@ -114,8 +114,7 @@ impl Member {
                 self.merge_windows(cx, &bytes);
                 self.armed(cx, token);
             }
-            // No connection of the simulation has Child SAs per member: `cluster`'s own virtual time has.
-            Output::Guest { .. } => {}
+            Output::Guest { from, group, body } => self.guest_heard(cx, from, group, body),
             Output::PeerFacts { peer, .. } => {
                 // The facts' encoding is the agent's business; here every member's addresses follow from its id.
                 let macs = (outside_mac(peer.0), inside_mac(peer.0));

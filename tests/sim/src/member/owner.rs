@@ -3,7 +3,7 @@
 use super::{Cx, Member, Ownership};
 use crate::sabotage::Sabotage;
 use cluster::io::Flip;
-use maps_schema::sad::{FinalWindow, SA_LOCAL_ONLY};
+use maps_schema::sad::FinalWindow;
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
 use model::{EspSpi, GroupId};
 use zerocopy::{FromBytes, IntoBytes};
@@ -42,6 +42,7 @@ impl Member {
             self.evidence
                 .retain(|spi| layout.group_of_slot(maps_schema::sad::spi_slot(spi.0)) != group);
             self.before.insert(group, now);
+            self.sad.set_served(layout.segments(group), owner == self.me);
         }
         self.ownership.insert(
             group,
@@ -98,7 +99,17 @@ impl Member {
                 )
             },
         );
-        for spi in self.engine.pending_esp_spis() {
+        self.adopt_guests(cx, group);
+        let adopted = self
+            .engine
+            .spis()
+            .into_iter()
+            .filter(|spi| self.group_of(*spi) == group);
+        let mut promised: Vec<EspSpi> = adopted
+            .flat_map(|spi| self.engine.pending_esp_spis_of(spi))
+            .collect();
+        promised.sort_unstable();
+        for spi in promised {
             if self.group_of_child(spi) == group && self.sad.hold_spi(spi).is_err() {
                 cx.trace.note(cx.now, "promised", [u64::from(spi.0), 0], || {
                     format!(
@@ -113,6 +124,7 @@ impl Member {
         cx.watch.resumed(cx.now, self.me, self.life, group, children);
         let now = cx.now;
         self.with_engine(cx, |engine, around| engine.resume(now, around));
+        self.guests_are_known(group);
         self.redial.clear();
         self.withholding.remove(&group);
         self.suspects_begun.insert(group);
@@ -121,11 +133,14 @@ impl Member {
     /// This member serves the group no more.
     pub(super) fn suspend_ike(&mut self, group: GroupId) {
         self.release_engine(group);
+        self.guests.machine.suspend(group);
         self.serving.remove(&group);
         self.forks.forget(group);
         let layout = self.layout;
         self.slow.clear(|slot| layout.group_of_slot(slot) == group);
         self.redial.clear();
+        self.contacts
+            .retain(|spi, _| layout.group_of(spi.segment()) != group);
         self.reported
             .retain(|spi, _| layout.group_of_slot(maps_schema::sad::spi_slot(spi.0)) != group);
     }
@@ -138,6 +153,7 @@ impl Member {
             }
         }
         self.pending.retain(|p| p.group != group);
+        self.guests.give_up(group);
         let layout = self.layout;
         if self.sabotage != Some(Sabotage::ReservationsKept) {
             self.sad
@@ -173,21 +189,9 @@ impl Member {
             let Some(counters) = self.plane.counters(entry.slot()) else {
                 continue;
             };
-            let window = counters.inbound;
-            let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
-            let range =
-                datapath::limits::inbound_range(&entry.ceiling, flags, before.alone, before.epoch.low16());
-            let (true, Ok(range)) = (window.spi == entry.record.spi_in.0, range) else {
-                continue;
-            };
-            let merged = FinalWindow {
-                slot: entry.slot(),
-                spi: window.spi,
-                edge: window.edge,
-                floor: range.ceiling,
-                blocks: window.blocks,
-            };
-            octets.extend_from_slice(merged.as_bytes());
+            let window = entry.final_window(&counters.inbound, before.alone, before.epoch);
+            let Some(window) = window else { continue };
+            octets.extend_from_slice(window.as_bytes());
         }
         octets
     }

@@ -17,12 +17,19 @@ impl Member {
         if !served || !self.sad.is_shared(beside) || self.sad.has_own(slot, cpu) {
             return;
         }
+        let resource = Resource::of_owner(cpu as u16);
+        // Where only members have their own, a member's CPUs share.
+        let connection = self.sad.by_slot(slot).map(|e| e.record.connection.clone());
+        let mut connections = self.engine.config().connections.iter();
+        let wanted = connections.find(|c| Some(&c.name) == connection.as_ref());
+        if !wanted.is_some_and(|c| c.resources.contains(&resource)) {
+            return;
+        }
         let asked = self.asked.get(&(beside, cpu));
         if asked.is_some_and(|at| cx.now.since(*at) < AGAIN) {
             return;
         }
         self.asked.insert((beside, cpu), cx.now);
-        let resource = Resource::of_owner(cpu as u16);
         self.engine_command(cx, Command::CreateResourceChild { beside, resource });
     }
 }

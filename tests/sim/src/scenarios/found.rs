@@ -21,6 +21,22 @@ pub(super) const EVERYTHING: Mix = Mix {
     synch_noise: 2,
 };
 
+/// What the scenario `cuts` is made of.
+pub(super) const CUTS: Mix = Mix {
+    cut: 4,
+    one_way: 4,
+    peer: 2,
+    attack: 3,
+    burst: 2,
+    ..NO_FAULTS
+};
+
+/// What the scenario `planned-only` is made of.
+pub(super) const OPERATOR: Mix = Mix {
+    operator: 8,
+    ..NO_FAULTS
+};
+
 const PAUSES: Mix = Mix {
     pause: 5,
     slow: 2,
@@ -149,5 +165,28 @@ pub(super) const FORKED_REQUEST: Scenario = Scenario {
     weight: 0,
     mix: EVERYTHING,
     seeds: Some(&[485]),
+    ..PLAIN
+};
+
+/// An owner that had taken over by force, and handed over again before a packet of an SA had come, gave its window away as it had been
+/// before it took over: the floor of an epoch is applied with its first packet. What the first owner had accepted was accepted again.
+pub(super) const STALE_WINDOW: Scenario = Scenario {
+    name: "stale-window",
+    about: "a takeover, then a planned one before a packet has come, then a replay",
+    weight: 0,
+    mix: CUTS,
+    seeds: Some(&[160_164_844]),
+    ..PLAIN
+};
+
+/// A taker's right edge stayed at the old owner's ceiling when the final window was merged. Each planned takeover moved it on by the headroom,
+/// and at last the peer's numbers were too old: nothing came in any more, and no evidence was seen, since the floor was gone.
+pub(super) const EDGE_AHEAD: Scenario = Scenario {
+    name: "edge-ahead",
+    about: "one planned takeover after the other, faster than the peer's numbers rise",
+    weight: 0,
+    mix: OPERATOR,
+    planned_only: true,
+    seeds: Some(&[35]),
     ..PLAIN
 };

@@ -1,13 +1,15 @@
 //! Scenarios by name: mixes of faults that are drawn from the seed, and fixed stories. Every fault of the product that the
 //! simulation found stays here as a story of its own (`found.rs`).
 
+mod anew;
 mod deaf;
 mod empty_half;
 mod found;
+mod members;
 mod unseen;
 
 use crate::faults::{Mix, Schedule};
-use crate::setup::{Engine, Setup};
+use crate::setup::{Engine, PerResource, Setup};
 use model::Instant;
 use std::time::Duration;
 
@@ -34,6 +36,10 @@ pub struct Scenario {
     pub adjust: fn(&mut Setup),
     /// Nothing happens but loss, duplication and disorder of synch messages (R7).
     pub noise_only: bool,
+    /// Nothing happens but that peers begin anew.
+    pub anew_only: bool,
+    /// Nothing happens but planned takeovers: no packet may be lost.
+    pub planned_only: bool,
     /// The synch traffic is judged (R5).
     pub judge_traffic: bool,
     /// Of a fault that was found: seeds that showed it.
@@ -70,6 +76,8 @@ const PLAIN: Scenario = Scenario {
     engine: None,
     adjust: as_drawn,
     noise_only: false,
+    anew_only: false,
+    planned_only: false,
     judge_traffic: false,
     seeds: None,
 };
@@ -80,6 +88,17 @@ fn calm_peers(setup: &mut Setup) {
         (peer.child_rekey, peer.ike_rekey) = (None, None);
     }
     setup.step_max = u64::MAX / 2;
+}
+
+/// No packet is between two members when a group moves, and none waits for a rekey or a raise: what is lost then is lost in the takeover.
+fn one_way_in(setup: &mut Setup) {
+    (setup.groups, setup.ecmp) = (1, false);
+    for peer in &mut setup.peers {
+        peer.per_resource = PerResource::None;
+        (peer.child_rekey, peer.ike_rekey) = (None, None);
+    }
+    (setup.limits.lease, setup.limits.lease_step) = (4096, 4096);
+    setup.step_max = 4096;
 }
 
 /// All of them.
@@ -122,14 +141,7 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "cuts",
         about: "partitions of one or all links, one way or both",
         weight: 12,
-        mix: Mix {
-            cut: 4,
-            one_way: 4,
-            peer: 2,
-            attack: 3,
-            burst: 2,
-            ..NO_FAULTS
-        },
+        mix: found::CUTS,
         ..PLAIN
     },
     Scenario {
@@ -159,6 +171,16 @@ pub static SCENARIOS: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
+        name: "planned-only",
+        about: "planned takeovers, drains and rebalancing, and nothing else: no packet may be lost",
+        weight: 4,
+        mix: found::OPERATOR,
+        members: Some(2),
+        adjust: one_way_in,
+        planned_only: true,
+        ..PLAIN
+    },
+    Scenario {
         name: "engine",
         about: "the ownership engine is down, slow, loses answers; members die meanwhile",
         weight: 8,
@@ -179,6 +201,14 @@ pub static SCENARIOS: &[Scenario] = &[
         about: "nothing happens at all",
         ..PLAIN
     },
+    members::EVERYTHING,
+    members::KILLS,
+    members::PAUSES,
+    members::CUTS,
+    members::PLANNED,
+    members::ENGINE,
+    members::NOISE,
+    anew::PEERS,
     deaf::OWNER,
     deaf::OWNER_OF_A_PAIR,
     unseen::TAKER,
@@ -192,6 +222,8 @@ pub static SCENARIOS: &[Scenario] = &[
     found::LATE_WRITE,
     found::FORKED_CHILD,
     found::FORKED_REQUEST,
+    found::STALE_WINDOW,
+    found::EDGE_AHEAD,
 ];
 
 impl Scenario {

@@ -149,14 +149,16 @@ impl World {
     /// The member at which something for the cluster's address arrives: whoever announced it last, or the one that an ECMP
     /// router chooses among those whose hosts are up.
     fn way_in(&self, flow: u8, inside: bool) -> Option<u8> {
-        if !self.setup.ecmp {
+        let spread = self.setup.spread && inside;
+        if !self.setup.ecmp && !spread {
             return Some(self.arp);
         }
         let up: Vec<u8> = self
             .members()
             .filter(|m| self.seats[usize::from(*m) - 1].state != State::Down)
             .collect();
-        let at = usize::from(flow) * 7 + usize::from(inside) * 3;
+        let turn = if spread { self.packets as usize } else { 0 };
+        let at = usize::from(flow) * 7 + usize::from(inside) * 3 + turn;
         up.get(at % up.len().max(1)).copied()
     }
 

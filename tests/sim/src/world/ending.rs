@@ -1,7 +1,7 @@
 //! The end of a run: faults end, service comes back, traffic stops, mirrors are compared.
 
 use super::{Stage, State, What, World};
-use crate::check::{SERVICE_WITHIN, differences, mirror_of};
+use crate::check::{SERVICE_WITHIN, differences, disagreements, mirror_of};
 use crate::setup::Engine;
 use cluster::{Command, Solo};
 use model::{GroupId, Instant, MemberId};
@@ -11,6 +11,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(50);
 /// Mirrors must agree and all members be in sync this long after the last packet.
 const QUIET_WITHIN: Duration = Duration::from_secs(8);
+/// After a first contact all members have heard of it.
+const HEARD_WITHIN: Duration = Duration::from_millis(250);
 /// A member that has just come back is given this time.
 const SETTLED: Duration = Duration::from_millis(1500);
 
@@ -22,6 +24,7 @@ impl World {
     pub(super) fn look(&mut self) {
         self.look_at_links();
         self.look_at_groups();
+        self.look_at_contacts();
         match self.stage {
             Stage::Faults if self.now >= self.heal_at => self.heal(),
             Stage::Faults => {}
@@ -90,6 +93,30 @@ impl World {
         }
         if self.judge_traffic && self.steady.is_none() && self.now > Instant::from_millis(3000) {
             self.steady = Some(self.watch.traffic);
+        }
+    }
+
+    /// What a peer had before it began anew is gone everywhere a moment later, long before anybody finds that peer silent.
+    fn look_at_contacts(&mut self) {
+        if !self.watch.facts.anew_only {
+            return;
+        }
+        let established = self.watch.established.clone();
+        for (peer, _) in established.iter().filter(|(_, at)| {
+            let since = self.now.since(**at);
+            since >= HEARD_WITHIN && since < HEARD_WITHIN * 2
+        }) {
+            let name = format!("peer{peer}");
+            let engines = self.seats.iter().filter_map(|seat| seat.member.as_ref());
+            let all = engines.flat_map(|m| m.engine.status().into_iter().map(move |sa| (m.me, sa)));
+            let of_it: Vec<_> = all
+                .filter(|(_, sa)| sa.connection.as_ref() == Some(&name) && sa.phase == "established")
+                .map(|(member, sa)| format!("{} at member {member}", sa.spi))
+                .collect();
+            if of_it.len() > 1 {
+                let text = format!("peer {peer} began anew, and has {}", of_it.join(", "));
+                return self.watch.breach("contact", self.now, text);
+            }
         }
     }
 
@@ -182,6 +209,7 @@ impl World {
         let wrong = self.unsettled();
         if wrong.is_empty() {
             self.stage = Stage::Done;
+            self.watch.ended(self.now);
         } else if self.now.since(since) > QUIET_WITHIN {
             let text = format!(
                 "{} ms after the last packet: {}",
@@ -231,6 +259,15 @@ impl World {
                 }
             }
         }
+        let owner = |group| {
+            let mut owners = self.members().filter(|m| self.serves(*m, group));
+            self.seats[usize::from(owners.next()?) - 1].member.as_ref()
+        };
+        let wants = |connection: &str| {
+            let mut peers = self.setup.peers.iter();
+            peers.any(|p| p.per_resource.has_members() && format!("peer{}", p.number) == connection)
+        };
+        wrong.extend(disagreements(self.watch.facts.layout, owner, wants));
         wrong
     }
 }

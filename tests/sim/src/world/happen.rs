@@ -4,7 +4,9 @@ use super::{Item, State, What, World};
 use crate::faults::Fault;
 use crate::frames;
 use crate::net::Road;
+use crate::peer::Peer;
 use crate::rng::digest;
+use cluster::guest::GuestBody;
 use cluster::message::Message;
 use cluster::{Command, Input};
 use model::{Instant, MemberId};
@@ -209,6 +211,7 @@ impl World {
         let packet = self.packet(peer, outbound);
         if outbound {
             let frame = packet.frame([0; 6], [0; 6]);
+            self.watch.entered(self.now, packet);
             self.enter_cluster(peer, frame, true);
         } else {
             self.peer_step(peer, |p, cx| p.send(cx, packet));
@@ -281,6 +284,11 @@ impl World {
                 let connection = p.connection();
                 p.command(cx, ike::Command::Terminate { connection });
             }),
+            Fault::PeerRestarts(p) => {
+                let at = usize::from(p) - 1;
+                let rng = self.rng.fork(self.now.0);
+                self.peers[at] = Peer::new(self.setup.peers[at].peer(), rng, self.now);
+            }
             Fault::Replay => {
                 // To every member: whoever is on that network may choose.
                 for (_, octets) in self.captured.clone() {
@@ -400,6 +408,7 @@ fn describe(from: u8, to: u8, link: cluster::Link, bytes: &[u8]) -> String {
                     GroupBody::HandoverWindows(_) => "handover windows".to_owned(),
                     GroupBody::HandoverDone => "handover done".to_owned(),
                     GroupBody::HandoverAborted { reason } => format!("handover aborted: {reason}"),
+                    GroupBody::Guest(body) => describe_guest(&body),
                     _ => "handover request".to_owned(),
                 };
                 format!("group {group} epoch {}/{}: {name}", epoch.number, epoch.owner)
@@ -409,6 +418,23 @@ fn describe(from: u8, to: u8, link: cluster::Link, bytes: &[u8]) -> String {
         },
     };
     format!("{from} -> {to} over {link:?}: {body}")
+}
+
+fn describe_guest(body: &GuestBody) -> String {
+    match body {
+        GuestBody::Offer { number, spis } => format!("offer {number} of {} SPIs", spis.len()),
+        GuestBody::Change {
+            voice,
+            spi_in,
+            changes,
+        } => format!("{} changes {} of guest {spi_in}", changes.len(), voice.number),
+        GuestBody::Answer { spi_in, number, done } => format!("answer {number} about guest {spi_in}: {done}"),
+        GuestBody::Roster { voice, guests, .. } => {
+            format!("roster {} of group {}: {guests:?}", voice.number, voice.group)
+        }
+        GuestBody::RosterSeen { number, lacking } => format!("roster {number} seen, lacking {lacking:?}"),
+        GuestBody::Wish { spi_in, wish } => format!("wish for guest {spi_in}: {wish:?}"),
+    }
 }
 
 fn show(octets: &[u8]) -> String {

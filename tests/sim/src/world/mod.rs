@@ -204,6 +204,10 @@ pub struct World {
 pub struct Ways {
     /// Nothing happens but noise on the synch network.
     pub noise_only: bool,
+    /// Nothing happens but that peers begin anew.
+    pub anew_only: bool,
+    /// Nothing happens but planned takeovers.
+    pub planned_only: bool,
     /// The synch traffic is judged.
     pub judge_traffic: bool,
     /// A rule to break.
@@ -227,6 +231,8 @@ pub struct Ran {
     pub virtual_ms: u64,
     /// ESP packets.
     pub packets: u64,
+    /// Of those, sealed by members with guests.
+    pub guest_packets: u64,
     /// Takeovers, planned ones included.
     pub takeovers: u64,
     /// Planned takeovers.
@@ -237,10 +243,10 @@ impl World {
     /// A world that is about to begin.
     pub fn new(seed: u64, setup: Setup, schedule: Schedule, heal_at: Instant, ways: Ways) -> Self {
         let Ways {
-            noise_only,
             judge_traffic,
             sabotage,
             keep,
+            ..
         } = ways;
         let rng = Rng::new(seed);
         let now = Instant::from_millis(1000);
@@ -264,7 +270,7 @@ impl World {
             .collect();
         let mut world = Self {
             now,
-            watch: Watch::new(setup.facts(noise_only)),
+            watch: Watch::new(setup.facts(&ways)),
             trace: Trace::new(keep),
             queue: BinaryHeap::new(),
             number: 0,
@@ -325,6 +331,7 @@ impl World {
         if !self.watch.violations.is_empty() {
             self.tell_states();
         }
+        let guest_packets = self.watch.guest_packets();
         Ran {
             violations: self.watch.violations,
             digest: self.trace.digest,
@@ -332,6 +339,7 @@ impl World {
             recent: self.trace.recent(),
             virtual_ms: self.now.millis(),
             packets: self.watch.traffic.packets,
+            guest_packets,
             takeovers: self.watch.takeovers,
             handovers: self.watch.handovers,
         }

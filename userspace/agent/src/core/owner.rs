@@ -214,37 +214,23 @@ impl Core {
         }
         let layout = self.groups.layout;
         let before = self.groups.get(id).before;
-        let (epoch, alone) = (before.epoch.low16(), before.alone);
         // Two words of each window say whether it is wanted at all.
         let mut wanted = Vec::new();
         for entry in self.sad.iter().filter(|e| layout.group_of(e.segment()) == id) {
             let seen = self.counters.last_inbound(entry.slot());
-            if let Some((spi, last_ms)) = seen.filter(|(spi, _)| *spi == entry.record.spi_in.0) {
-                wanted.push((last_ms, entry.slot(), spi));
+            if let Some((_, last_ms)) = seen.filter(|(spi, _)| *spi == entry.record.spi_in.0) {
+                wanted.push((last_ms, entry.slot()));
             }
         }
         wanted.sort_by_key(|(last_ms, ..)| std::cmp::Reverse(*last_ms));
         wanted.truncate(WINDOWS_MAX);
         let mut octets = Vec::new();
-        for (_, slot, spi) in wanted {
+        for (_, slot) in wanted {
             let (Some(entry), Some(counters)) = (self.sad.by_slot(slot), self.counters.counters(slot)) else {
                 continue;
             };
-            let flags = if entry.local_only {
-                maps_schema::sad::SA_LOCAL_ONLY
-            } else {
-                0
-            };
-            let Ok(range) = datapath::limits::inbound_range(&entry.ceiling, flags, alone, epoch) else {
-                continue;
-            };
-            let window = FinalWindow {
-                slot,
-                spi,
-                edge: counters.inbound.edge,
-                floor: range.ceiling,
-                blocks: counters.inbound.blocks,
-            };
+            let window = entry.final_window(&counters.inbound, before.alone, before.epoch);
+            let Some(window) = window else { continue };
             octets.extend_from_slice(window.as_bytes());
         }
         octets

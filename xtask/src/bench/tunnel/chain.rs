@@ -9,7 +9,7 @@
 //! carries packets of the same size.
 
 use anyhow::Result;
-use lab::netns::Netns;
+use lab::netns::{FORWARDS, Netns};
 use lab::pass::PassProgram;
 use lab::resources::Resources;
 use std::fs;
@@ -78,22 +78,7 @@ impl Chain {
         let resources = Resources::new()?;
         let folder = parent.join(&resources.id);
         fs::create_dir_all(&folder)?;
-        let netns = |what: &str| -> Result<Netns> {
-            let name = resources.name(what);
-            resources.note_netns(&name)?;
-            lab::cmd::run(&["ip", "netns", "add", &name])?;
-            let netns = Netns { name };
-            netns.sysctl(&[
-                "net.ipv6.conf.all.disable_ipv6=1",
-                "net.ipv6.conf.default.disable_ipv6=1",
-                "net.ipv4.conf.all.rp_filter=0",
-                "net.ipv4.conf.default.rp_filter=0",
-                "net.ipv4.conf.all.send_redirects=0",
-                "net.ipv4.conf.default.send_redirects=0",
-            ])?;
-            netns.ip("link set lo up")?;
-            Ok(netns)
-        };
+        let netns = |what: &str| Netns::create(&resources, what, &FORWARDS);
         let site = |name: &'static str, host: &str, number: u8| -> Result<Site> {
             Ok(Site {
                 name,
@@ -110,7 +95,7 @@ impl Chain {
         };
         let pass = PassProgram::load(&chain.resources)?;
         for site in [&chain.west, &chain.east] {
-            link(&site.host, "lan", &site.gateway, "inside")?;
+            site.host.wire("lan", &site.gateway, "inside")?;
             site.host.ip(&format!(
                 "link set lan mtu 1400\naddr add {}/24 dev lan\nroute add default via {}",
                 site.host_address(),
@@ -120,7 +105,8 @@ impl Chain {
             // A redirect to a veth arrives only where the far end has a program; all systems get the same hosts.
             pass.attach(&site.host, "lan")?;
         }
-        link(&chain.west.gateway, "outside", &chain.east.gateway, "outside")?;
+        let west = &chain.west.gateway;
+        west.wire("outside", &chain.east.gateway, "outside")?;
         Ok(chain)
     }
 
@@ -128,18 +114,4 @@ impl Chain {
     pub fn both(&self) -> [(&Site, &Site); 2] {
         [(&self.west, &self.east), (&self.east, &self.west)]
     }
-}
-
-fn link(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Result<()> {
-    left.ip(&format!(
-        "link add {left_name} type veth peer name {right_name} netns {}",
-        right.name
-    ))?;
-    for (netns, name) in [(left, left_name), (right, right_name)] {
-        netns.run(&[
-            "ethtool", "-K", name, "tx", "off", "gro", "off", "gso", "off", "tso", "off", "rx", "off",
-        ])?;
-        netns.ip(&format!("link set {name} up"))?;
-    }
-    Ok(())
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A folder with keys, certificates and two authorities: `root`, and `middle` below it; `other` is a stranger.
+#[derive(Debug)]
 pub struct Pki {
+    /// The folder.
     pub folder: PathBuf,
 }
 
@@ -83,10 +85,12 @@ impl Pki {
         })
     }
 
+    /// A file of it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
+    /// What is in a file of it.
     pub fn text(&self, name: &str) -> Result<String> {
         std::fs::read_to_string(self.path(name)).with_context(|| name.to_owned())
     }
