@@ -147,6 +147,11 @@ pub fn merge(window: &mut InboundSaRuntime, old: &FinalWindow) -> bool {
     } else {
         window.floor
     };
+    if window.edge == window.floor && old.edge < window.edge {
+        // Nothing above the floor was accepted: it was the floor that put the edge there, and the peer, at a high rate, may be more
+        // than a window away from it.
+        window.edge = old.edge;
+    }
     window.floor = 0;
     let edge_block = window.edge >> 6;
     // Numbers up to here are left of the old owner's window: seen.

@@ -2,6 +2,7 @@
 
 mod advance;
 mod groups;
+mod handover;
 mod look;
 mod reload;
 mod sas;
