@@ -154,6 +154,7 @@ pub struct Member {
     /// When the rekey of each was begun last.
     suspects: BTreeMap<EspSpi, Option<Instant>>,
     suspects_begun: BTreeSet<GroupId>,
+    suspects_told: BTreeMap<GroupId, usize>,
     forks: forks::Forks,
     /// What the owner of a pair does alone: it says what a loss taints.
     solo: Solo,
@@ -222,6 +223,7 @@ impl Member {
             slow: slow::Waiting::default(),
             suspects: BTreeMap::new(),
             suspects_begun: BTreeSet::new(),
+            suspects_told: BTreeMap::new(),
             forks: forks::Forks::default(),
             solo,
             evidence: BTreeSet::new(),
@@ -298,6 +300,7 @@ impl Member {
             self.next_second = now + Duration::from_secs(1);
             self.every_second(cx);
         }
+        self.tell_suspects(cx);
     }
 
     fn every_second(&mut self, cx: &mut Cx<'_>) {

@@ -3,7 +3,7 @@
 use super::{Cx, Member, Ownership};
 use crate::sabotage::Sabotage;
 use cluster::io::Flip;
-use maps_schema::sad::{FinalWindow, SA_LOCAL_ONLY};
+use maps_schema::sad::{FinalWindow, spi_slot};
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
 use model::{EspSpi, GroupId};
 use zerocopy::{FromBytes, IntoBytes};
@@ -63,7 +63,9 @@ impl Member {
             )
         });
         cx.watch.flipped(cx.now, self.me, self.life, flip);
-        if self.owns(group) && flip.legacy.is_none() {
+        if !self.owns(group) {
+            self.pass_on(cx, group);
+        } else if flip.legacy.is_none() {
             let layout = self.layout;
             self.run_held(cx, |slot| layout.group_of_slot(slot) == group);
         }
@@ -124,7 +126,6 @@ impl Member {
         self.serving.remove(&group);
         self.forks.forget(group);
         let layout = self.layout;
-        self.slow.clear(|slot| layout.group_of_slot(slot) == group);
         self.redial.clear();
         self.reported
             .retain(|spi, _| layout.group_of_slot(maps_schema::sad::spi_slot(spi.0)) != group);
@@ -173,23 +174,46 @@ impl Member {
             let Some(counters) = self.plane.counters(entry.slot()) else {
                 continue;
             };
-            let window = counters.inbound;
-            let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
-            let range =
-                datapath::limits::inbound_range(&entry.ceiling, flags, before.alone, before.epoch.low16());
-            let (true, Ok(range)) = (window.spi == entry.record.spi_in.0, range) else {
-                continue;
-            };
-            let merged = FinalWindow {
-                slot: entry.slot(),
-                spi: window.spi,
-                edge: window.edge,
-                floor: range.ceiling,
-                blocks: window.blocks,
-            };
-            octets.extend_from_slice(merged.as_bytes());
+            if let Some(window) = entry.final_window(&counters.inbound, before.alone, before.epoch) {
+                octets.extend_from_slice(window.as_bytes());
+            }
         }
         octets
+    }
+
+    /// Owner, about to hand over: the taker is left a part of each lease that nobody may raise. No program runs beside this.
+    pub(super) fn leave_rests(&mut self, group: GroupId) -> Vec<cluster::LeaseRest> {
+        let layout = self.layout;
+        let spis: Vec<EspSpi> = self.suspects.keys().copied().collect();
+        let of_group = spis
+            .into_iter()
+            .filter(|spi| layout.group_of(spi.segment()) == group);
+        let (epoch, plane) = (self.of(group).epoch, &self.plane);
+        let (plan, rests) = self.sad.leave_rests(of_group, epoch, |slot| plane.counters(slot));
+        if self.sabotage != Some(Sabotage::LeasesNotCutShort) {
+            self.execute(&plan);
+        }
+        let left = rests.into_iter().filter_map(|rest| {
+            let counters = self.plane.counters(spi_slot(rest.spi_in.0))?;
+            let rest = rest.after(counters.outbound.seq)?;
+            Some(cluster::LeaseRest {
+                spi_in: rest.spi_in,
+                above: rest.above,
+                last: rest.last,
+            })
+        });
+        left.collect()
+    }
+
+    /// Taker in a planned handover: what the owner has left to it.
+    pub(super) fn take_rests(&mut self, epoch: model::Epoch, rests: &[cluster::LeaseRest]) {
+        let rests = rests.iter().map(|rest| sad::LeaseRest {
+            spi_in: rest.spi_in,
+            above: rest.above,
+            last: rest.last,
+        });
+        let plan = self.sad.take_rests(&rests.collect::<Vec<_>>(), epoch);
+        self.execute(&plan);
     }
 
     /// Taker in a planned handover.

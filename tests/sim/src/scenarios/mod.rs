@@ -3,6 +3,7 @@
 
 mod deaf;
 mod found;
+mod planned;
 mod unseen;
 
 use crate::faults::{Mix, Schedule};
@@ -181,6 +182,7 @@ pub static SCENARIOS: &[Scenario] = &[
     deaf::OWNER,
     deaf::OWNER_OF_A_PAIR,
     unseen::TAKER,
+    planned::AFTER_A_LOSS,
     found::KEPT_RESERVATIONS,
     found::LATE_AFTER_SLEEP,
     found::DELETED_PREDECESSOR,
