@@ -33,7 +33,7 @@ pub use kept::{TOKEN, take_kept};
 pub use load::{Mode, ObjectSource, Options, Plane};
 pub use report::{ProgramReport, verifier_report};
 pub use rings::{EventReader, LogReader, SlowReader};
-pub use runner::{Entry, Runner};
+pub use runner::{Entry, Runner, WORKER_PRIORITY, real_time};
 pub use segments::Segments;
 pub use tables::VerdictCount;
 pub use watch::{Seen, Watch};

@@ -209,6 +209,15 @@ impl Core {
                 number,
                 touched,
             } => self.fork_touched(group, from, number, &touched),
+            Output::LeaveRests { group, token } => {
+                let rests = self.leave_rests(group);
+                self.node.handle(Input::RestsLeft {
+                    now: clock::now(),
+                    token,
+                    rests,
+                });
+            }
+            Output::TakeRests { group, epoch, rests } => self.take_rests(group, epoch.number, &rests),
             Output::CloseLegacy { group, token } => {
                 let bytes = self.final_windows(group);
                 self.node.handle(Input::FinalWindows {
@@ -342,6 +351,8 @@ impl Core {
                         except: ike_spi,
                     });
                 }
+                EntryChange::Stop { connection, ending } => self.stops.stop(&connection, ending),
+                EntryChange::Start(connection) => self.stops.start(&connection),
                 EntryChange::Acquire(connection) if self.initiates(&connection) => {
                     self.attempt(&connection, clock::now());
                 }
@@ -406,9 +417,16 @@ impl Core {
             for change in changes {
                 match change {
                     EntryChange::IkePut(spi, record) => drop(self.mirror.insert(*spi, record.clone())),
-                    EntryChange::IkeRemove(spi) => drop(self.mirror.remove(spi)),
+                    EntryChange::IkeRemove(spi) => {
+                        self.stops.ended(*spi);
+                        self.mirror.remove(spi);
+                    }
                     EntryChange::Used(used) => self.note_usage(group, used),
-                    EntryChange::Child(_) | EntryChange::Contact { .. } | EntryChange::Acquire(_) => {}
+                    EntryChange::Child(_)
+                    | EntryChange::Contact { .. }
+                    | EntryChange::Acquire(_)
+                    | EntryChange::Stop { .. }
+                    | EntryChange::Start(_) => {}
                 }
             }
         }
