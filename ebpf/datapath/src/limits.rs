@@ -8,7 +8,7 @@
 //!
 //! Limits may be *tainted* (`LIMITS_TAINTED`): a standby that is lost may have used the numbers above L unseen. The owner of their
 //! epoch goes on up to L. Whoever takes over from it has no number at all, alone or not, and no raise changes that: the SA
-//! is to be rekeyed.
+//! is to be rekeyed. Only in a planned takeover the owner leaves a part of its own numbers to the taker ([`shortened`], [`inherited`]).
 
 use crate::counter::Counter;
 use maps_schema::sad::{LIMITS_TAINTED, Limits, LimitsCell, SA_ESN, SA_LOCAL_ONLY};
@@ -136,6 +136,40 @@ pub const fn tainted_inbound(limits: &Limits, epoch: u16) -> Result<Limits, Epoc
         Ok(limits) => Ok(with_taint(limits)),
         Err(e) => Err(e),
     }
+}
+
+/// Tainted outbound limits of the owner in `epoch`, cut short: it goes on up to `kept` and leaves the numbers above to somebody whom it
+/// hands over to in a planned way. Those were its own, so nobody else can have used them. It never gets them back.
+///
+/// `None` where there is nothing to leave: they are not tainted, not of this epoch, or end at `kept` or below.
+pub const fn shortened(limits: &Limits, kept: u64, epoch: u16) -> Option<Limits> {
+    if !is_tainted(limits) || limits.epoch as u16 != epoch || kept >= limits.limit {
+        return None;
+    }
+    Some(Limits {
+        limit: if kept > limits.floor { kept } else { limits.floor },
+        ..*limits
+    })
+}
+
+/// Tainted outbound limits at a member that takes over in `epoch`, to which the owner before left the numbers `above + 1 ..= last`
+/// ([`shortened`]). They are this epoch's alone: whoever comes after has no number, as before.
+///
+/// `None` where these limits are not tainted, or of this epoch or a later one: then they say by themselves what the taker has (it was told
+/// before, by a handover to the same epoch that was given up; the owner has not used what it left since).
+pub const fn inherited(limits: &Limits, above: u64, last: u64, epoch: u16) -> Option<Limits> {
+    if !is_tainted(limits) || !matches!(distance(limits.epoch as u16, epoch), Ok(1..)) {
+        return None;
+    }
+    let floor = if above > limits.floor { above } else { limits.floor };
+    Some(with_taint(Limits {
+        limit: if last > floor { last } else { floor },
+        // So that half of what there is left has it rekeyed.
+        step: last.saturating_sub(floor),
+        floor,
+        epoch: epoch as u32,
+        reserved: 0,
+    }))
 }
 
 /// Highest sequence number an SA with these `SA_*` flags can carry.
@@ -421,6 +455,41 @@ mod tests {
         let tainted = tainted_inbound(&limits(100, 10, 7), 7).unwrap();
         let range = inbound_range(&tainted, 0, true, 9).unwrap();
         assert!(range.floor >= 100 && range.ceiling <= range.floor);
+    }
+
+    #[test]
+    fn a_planned_taker_of_tainted_limits_has_what_the_owner_left_and_nobody_else_has_it() {
+        let tainted = tainted_outbound(&limits(4096, 4096, 7), 7).unwrap();
+        let range = |limits: &Limits, alone, epoch| outbound_range(limits, 0, alone, epoch).unwrap();
+        let owner = shortened(&tainted, 1000, 7).unwrap();
+        assert_eq!(range(&owner, false, 7), range(&limits(1000, 4096, 7), false, 7));
+        let taker = inherited(&tainted, 1000, 4096, 8).unwrap();
+        let share = range(&taker, false, 8);
+        assert_eq!((share.first, share.last, share.soft), (1001, 4096, 2548));
+        assert_eq!(shortened(&owner, 1000, 7), None, "it is left already");
+        assert_eq!(shortened(&owner, 4096, 7), None, "nothing comes back");
+        for (limits, alone, epoch) in [
+            (&owner, false, 8),
+            (&owner, true, 9),
+            (&taker, false, 9),
+            (&taker, true, 12),
+        ] {
+            let nothing = range(limits, alone, epoch);
+            assert_eq!(take(&Counter::new(0), &nothing), Take::Exhausted, "epoch {epoch}");
+        }
+        // And on to the next one, which may be the first again: its own record is of an earlier epoch.
+        let kept = shortened(&taker, 2000, 8).unwrap();
+        let back = inherited(&owner, 2000, 4096, 9).unwrap();
+        assert_eq!(
+            (range(&kept, false, 8).last, range(&back, false, 9).first),
+            (2000, 2001)
+        );
+        let untainted = limits(4096, 4096, 7);
+        assert_eq!(shortened(&untainted, 1000, 7), None);
+        assert_eq!(inherited(&untainted, 1000, 4096, 8), None);
+        assert_eq!(inherited(&taker, 1000, 4096, 7), None, "a late word");
+        let empty = inherited(&tainted, 4096, 4096, 8).unwrap();
+        assert_eq!(take(&Counter::new(0), &range(&empty, true, 8)), Take::Exhausted);
     }
 
     #[test]

@@ -117,7 +117,13 @@ fn an_owner_that_hears_nobody_is_taken_over() {
 /// established anew.
 #[test]
 fn forks_that_end_unseen_or_lose_repeat_nothing_and_leave_nothing_dead() {
-    for scenario in ["unseen-taker", "forked-child", "empty-half", "untold-fork"] {
+    for scenario in [
+        "unseen-taker",
+        "forked-child",
+        "empty-half",
+        "untold-fork",
+        "planned-after-loss",
+    ] {
         let options = Options {
             scenario: Scenario::named(scenario),
             ..Options::default()
@@ -148,6 +154,19 @@ fn members_have_child_sas_of_their_own_under_every_kind_of_fault() {
         );
         assert!(guests * 20 > all, "{}: {guests} of {all}", scenario.name);
     }
+}
+
+/// In that last scenario the group does move in a planned way.
+#[test]
+fn a_group_moves_in_a_planned_way_although_a_lost_standby_knew_its_sas() {
+    let options = Options {
+        scenario: Scenario::named("planned-after-loss"),
+        ..Options::default()
+    };
+    let moves = (1..=40).map(|seed| run_seed(seed, &options).ran.handovers);
+    let moves: Vec<_> = moves.collect();
+    let moved = moves.iter().filter(|count| **count > 0).count();
+    assert!(moved >= 30, "{moved} of 40 seeds: {moves:?}");
 }
 
 #[test]

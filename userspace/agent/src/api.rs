@@ -150,6 +150,12 @@ pub struct GroupLine {
     pub committed: u64,
     /// A planned takeover is under way.
     pub handover: bool,
+    /// Child SAs that a lost standby knew, and that are not rekeyed yet.
+    #[serde(default)]
+    pub suspects: u32,
+    /// A planned takeover by this member waits for their rekeys.
+    #[serde(default)]
+    pub move_waits: Option<u8>,
     /// A claim or a change of the in-sync set waits for the ownership engine.
     pub engine_waits: bool,
 }

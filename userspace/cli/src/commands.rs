@@ -14,6 +14,7 @@ use std::future::Future;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Prints a line. A reader that went away (`| head`) is no error.
@@ -45,12 +46,12 @@ pub fn execute(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Takeover { query, to, group } => {
-            order(&query, "/v1/takeover", &TakeoverRequest { to, group })
+            move_groups(&query, "/v1/takeover", &TakeoverRequest { to, group })
         }
         Command::Stop { query, keep } => order(&query, "/v1/stop", &StopRequest { keep }),
-        Command::Drain(query) => order(&query, "/v1/drain", &()),
+        Command::Drain(query) => move_groups(&query, "/v1/drain", &()),
         Command::Undrain(query) => order(&query, "/v1/undrain", &()),
-        Command::Rebalance(query) => order(&query, "/v1/rebalance", &()),
+        Command::Rebalance(query) => move_groups(&query, "/v1/rebalance", &()),
         Command::StartOver { query, group, yes } => start_over(&query, group, yes),
         Command::Rekey {
             query,
@@ -155,8 +156,34 @@ fn show<T: DeserializeOwned>(query: &Query, path: &str, table: impl Fn(&T) -> St
 
 fn order(query: &Query, path: &str, body: &impl Serialize) -> Result<ExitCode> {
     let done: Done = wait(async { Client::new(&query.target)?.post(path, body).await })?;
+    show_done(query, &done)
+}
+
+/// A planned move says what it waits for, once a second, while it does.
+fn move_groups(query: &Query, path: &str, body: &impl Serialize) -> Result<ExitCode> {
+    let done: Done = wait(async {
+        let client = Client::new(&query.target)?;
+        let mut order = std::pin::pin!(client.post(path, body));
+        loop {
+            tokio::select! {
+                done = &mut order => return done,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+            // The order itself tells what is wrong, if something is.
+            if let Ok(text) = client.get_text("/v1/status").await
+                && let Ok(status) = serde_json::from_str::<Status>(&text)
+                && let Some(waits) = tables::move_waits(&status)
+            {
+                eprintln!("{waits}");
+            }
+        }
+    })?;
+    show_done(query, &done)
+}
+
+fn show_done(query: &Query, done: &Done) -> Result<ExitCode> {
     if query.json {
-        out!("{}", serde_json::to_string_pretty(&done)?);
+        out!("{}", serde_json::to_string_pretty(done)?);
     } else {
         out!("{} ({:.1} ms)", done.text, done.took_ms);
     }

@@ -266,6 +266,19 @@ fn member_state(member: &MemberStatus) -> String {
     state
 }
 
+/// What planned moves wait for at the moment; `None`: for nothing.
+pub fn move_waits(status: &Status) -> Option<String> {
+    let waiting = status.groups.iter().filter(|g| g.move_waits.is_some());
+    let lines = waiting.map(|g| {
+        format!(
+            "group {}: {} Child SAs are to be rekeyed before it moves",
+            g.group, g.suspects
+        )
+    });
+    let lines = lines.collect::<Vec<_>>();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
 /// Who owns what.
 fn groups(status: &Status) -> Table {
     let mut groups = table(&["group", "segments", "owner", "epoch", "in sync", "home", "state"]);
@@ -273,6 +286,12 @@ fn groups(status: &Status) -> Table {
         let mut state = group.role.clone();
         if group.handover {
             state.push_str(", moving");
+        }
+        if group.suspects > 0 {
+            state.push_str(&format!(", {} Child SAs to rekey", group.suspects));
+        }
+        if let Some(to) = group.move_waits {
+            state.push_str(&format!(" before it moves to member {to}"));
         }
         if group.engine_waits {
             state.push_str(", waits for the ownership engine");

@@ -1,7 +1,7 @@
 //! What goes into a node and what comes out.
 
 use crate::guest::GuestBody;
-use crate::message::{Link, PeerMark, RaiseItem, RaiseKey, SetMember};
+use crate::message::{LeaseRest, Link, PeerMark, RaiseItem, RaiseKey, SetMember};
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 use crate::rules::{EpochId, Standing};
 use model::{EspSpi, GroupId, IkeSpi, Instant, MemberId};
@@ -119,6 +119,25 @@ pub enum Input {
         token: u64,
         /// Encoded by the agent.
         bytes: Vec<u8>,
+    },
+    /// So many Child SAs of the group were known to a standby that was lost and may have served, and are not rekeyed yet: said whenever
+    /// that changes, by owners and standbys.
+    Suspects {
+        /// The time.
+        now: Instant,
+        /// Which group.
+        group: GroupId,
+        /// How many.
+        count: usize,
+    },
+    /// Answer to [`Output::LeaveRests`].
+    RestsLeft {
+        /// The time.
+        now: Instant,
+        /// The output's token.
+        token: u64,
+        /// The rests.
+        rests: Vec<LeaseRest>,
     },
     /// Owner: right edges for the standbys' evidence rule, of any groups.
     Report {
@@ -407,6 +426,25 @@ pub enum Output {
         /// Which group.
         group: GroupId,
     },
+    /// Owner, about to hand over a group of which a lost standby knew SAs: leave the taker a part of each of their leases, wait until no
+    /// program runs that knew of more, and answer with [`Input::RestsLeft`]. What is left is this owner's no more, whatever becomes
+    /// of the handover.
+    LeaveRests {
+        /// Which group.
+        group: GroupId,
+        /// For the answer.
+        token: u64,
+    },
+    /// Taker in a planned handover, before its flip: put these into the maps, in the epoch that it is about to make. What is not there
+    /// afterwards has no number to send with.
+    TakeRests {
+        /// Which group.
+        group: GroupId,
+        /// The epoch.
+        epoch: EpochId,
+        /// The rests.
+        rests: Vec<LeaseRest>,
+    },
     /// Old owner in a planned handover: stop serving, drain, answer with [`Input::FinalWindows`].
     CloseLegacy {
         /// Which group.
@@ -593,6 +631,21 @@ pub enum EventKind {
     Orphaned {
         /// The members that could, if they came back in the life that they had.
         in_sync: BTreeSet<SetMember>,
+    },
+    /// A planned move waits until Child SAs that a lost standby knew are rekeyed, since the taker's release cannot be told which of their
+    /// numbers are left.
+    MoveWaits {
+        /// To whom.
+        to: MemberId,
+        /// How many SAs.
+        suspects: usize,
+    },
+    /// It waits no longer, though so many are left: what they carry is dropped until they are rekeyed.
+    MoveWaitedInVain {
+        /// To whom.
+        to: MemberId,
+        /// How many SAs.
+        suspects: usize,
     },
     /// A planned handover ended.
     HandoverDone {

@@ -24,7 +24,7 @@ pub mod status;
 pub use group::tenure::Tenure;
 pub use io::{Command, Event, Input, Output, Refused};
 pub use layout::Layout;
-pub use message::{Direction, Link, RaiseItem, SetMember};
+pub use message::{Direction, LeaseRest, Link, RaiseItem, SetMember};
 pub use node::{EngineKind, Node, NodeConfig};
 pub use ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
 pub use rules::{EpochId, Solo, Standing, TakeoverPlan};

@@ -38,6 +38,10 @@ pub const FORKS_SINCE: u8 = 4;
 /// First format that names peers of a discarded fork too ([`GroupBody::ForkNamed`]), and whose members let the longer journal win where
 /// two claims have the same number.
 pub const MARKS_SINCE: u8 = 5;
+/// First format that speaks of the rest of leases ([`GroupBody::HandoverRests`]).
+pub const RESTS_SINCE: u8 = 5;
+/// Rests of leases in one record: about 64 KiB.
+pub const RESTS_PER_RECORD: usize = 4096;
 /// Edges in one report.
 pub const EDGES_PER_DATAGRAM: usize = 60;
 
@@ -106,6 +110,17 @@ impl RaiseItem {
             direction: self.direction,
         }
     }
+}
+
+/// The rest of a lease: outbound numbers of an SA that a lost standby knew, which the owner leaves to the taker of a planned handover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRest {
+    /// Our inbound SPI.
+    pub spi_in: EspSpi,
+    /// The taker begins above this number.
+    pub above: u64,
+    /// The last number that it may use.
+    pub last: u64,
 }
 
 /// Names one direction of one SA.
@@ -311,6 +326,13 @@ pub enum GroupBody {
         touched: Vec<IkeSpi>,
         /// The peers.
         peers: Vec<PeerMark>,
+    },
+    /// Owner to taker, from format 5 on, before the offer of `epoch`: what I leave you of leases that nobody may raise. Several records add up.
+    HandoverRests {
+        /// The epoch that the taker is to make: they are good for that one only.
+        epoch: EpochId,
+        /// The rests.
+        rests: Vec<LeaseRest>,
     },
 }
 

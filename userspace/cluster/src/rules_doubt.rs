@@ -1,11 +1,12 @@
 //! Decisions about what may differ between members: limits in doubt, writes of the ownership engine that have no answer, and
 //! mirrors that must not be thrown away too early. Pure functions like those of [`crate::rules`].
 
-use crate::message::{Direction, SetMember};
+use crate::message::{Direction, RESTS_SINCE, SetMember};
 use crate::ownership::GroupRecord;
 use crate::rules::{self, EpochId, Solo, Standing};
 use model::MemberId;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// What a standby remembers of an SA direction whose limits the other members may not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +43,36 @@ pub fn tainted_by_loss(solo: Solo, standing: Standing) -> &'static [Direction] {
         (Standing::AloneUnfenced, Solo::Stop) => &[Direction::Outbound, Direction::Inbound],
         _ => &[],
     }
+}
+
+/// How a planned handover deals with SAs that a lost standby knew ([`tainted_by_loss`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handing {
+    /// By the distance of epochs alone.
+    ByEpochs,
+    /// The owner leaves the taker a part of each of their leases. These numbers were the owner's alone: who is lost can have used none of
+    /// them, and whoever comes after the taker has none, as before.
+    WithRests,
+    /// The taker's release cannot be told. It would have no number, so the move waits until they are rekeyed, if it may.
+    AfterRekeys,
+}
+
+/// Decides on a handover of a group with so many such SAs to a member that speaks this format of records.
+pub fn handing(suspects: usize, speaks: u8) -> Handing {
+    match (suspects, speaks) {
+        (0, _) => Handing::ByEpochs,
+        (_, RESTS_SINCE..) => Handing::WithRests,
+        _ => Handing::AfterRekeys,
+    }
+}
+
+/// A planned move waits for rekeys no longer than this: a peer that does not answer must not keep a member from being drained.
+pub const REKEYS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether a planned move waits still, which has waited for so long. `trouble`: the owner's data plane does not work; what could be
+/// lost by moving is lost already.
+pub fn waits_for_rekeys(handing: Handing, waited: Duration, trouble: bool) -> bool {
+    handing == Handing::AfterRekeys && !trouble && waited < REKEYS_PATIENCE
 }
 
 /// Whether a taker may serve: every other member whose acknowledgement is required follows it, and the limits that it stated
@@ -165,6 +196,18 @@ mod tests {
         for standing in [Standing::WithStandby, Standing::AloneTaker] {
             assert!(of(Solo::Continue, standing).is_empty() && of(Solo::Stop, standing).is_empty());
         }
+    }
+
+    #[test]
+    fn a_move_waits_for_rekeys_only_where_nothing_can_be_left_to_the_taker_and_not_for_ever() {
+        assert_eq!(handing(0, 3), Handing::ByEpochs);
+        assert_eq!(handing(5, RESTS_SINCE), Handing::WithRests);
+        assert_eq!(handing(5, RESTS_SINCE - 1), Handing::AfterRekeys);
+        let at = |ms| Duration::from_millis(ms);
+        let waits = |handing, ms| waits_for_rekeys(handing, at(ms), false);
+        assert!(waits(Handing::AfterRekeys, 9_999) && !waits(Handing::AfterRekeys, 10_000));
+        assert!(!waits(Handing::WithRests, 0) && !waits(Handing::ByEpochs, 0));
+        assert!(!waits_for_rekeys(Handing::AfterRekeys, at(0), true));
     }
 
     #[test]

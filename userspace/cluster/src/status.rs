@@ -68,6 +68,10 @@ pub struct GroupStatus {
     pub valid_until: Instant,
     /// A planned handover is under way.
     pub handover: bool,
+    /// Child SAs that a lost standby knew, and that are not rekeyed yet.
+    pub suspects: usize,
+    /// A planned move waits for their rekeys: to whom.
+    pub move_waits: Option<MemberId>,
     /// A claim or a change of the in-sync set waits for the ownership engine.
     pub engine_waits: bool,
 }

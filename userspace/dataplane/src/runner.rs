@@ -16,6 +16,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use zerocopy::IntoBytes;
 
+/// Real-time priority of the workers. Whoever asks one of them for something waits for it, so nobody who asks may be above.
+pub const WORKER_PRIORITY: i32 = 11;
+
+/// Gives the calling thread a real-time priority; threads that it starts later have an ordinary one.
+///
+/// # Errors
+/// It is not permitted.
+pub fn real_time(priority: i32) -> io::Result<()> {
+    sys::real_time(priority)
+}
+
 /// Where a frame enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -80,6 +91,8 @@ impl Runner {
                 .name(format!("esp-run-{cpu}"))
                 .spawn(move || {
                     let pinned = pin_to(cpu);
+                    // Where that is not permitted, the loop is not either.
+                    let _ = real_time(WORKER_PRIORITY);
                     let go_on = pinned.is_ok();
                     if ready.send(pinned).is_ok() && go_on {
                         work(&programs, &queue);

@@ -72,6 +72,19 @@ pub(crate) struct MapBtf<'a> {
     pub value: u32,
 }
 
+/// `sched_setscheduler(2)` for the calling thread: `SCHED_FIFO`, not inherited by threads that it starts.
+pub(crate) fn real_time(priority: i32) -> io::Result<()> {
+    let parameter = libc::sched_param {
+        sched_priority: priority,
+    };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the parameter lives through the call; 0 is the calling thread.
+    match unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// What a new map looks like.
 pub(crate) struct MapSpec<'a> {
     pub kind: u32,

@@ -406,3 +406,22 @@ fn records_are_written_so_that_a_member_of_the_older_version_reads_them() {
         "the newest that such a record needs, not nonsense"
     );
 }
+
+/// ```text
+///   A --->  SK {}                         (its answer is lost: the window is full)
+///   A: terminate; A is lost; the standby was told by other means which IKE SAs were to end
+///   standby --->  SK {} again             <---  SK {}
+///           --->  SK {D}                  <---  SK {}
+/// ```
+#[test]
+fn a_standby_ends_an_ike_sa_whose_deletion_was_waiting_for_the_window() {
+    let (mut world, _) = begin(Story::Liveness, A, 77);
+    world.net.clear();
+    let connection = String::from("t");
+    world.command(A, Command::Terminate { connection });
+    world.take_over(A);
+    let spi = world.only(A).spi;
+    // As the agent does. Where the record says it too, a second word does no harm.
+    world.command(A, Command::DeleteIke { spi });
+    finish(world, None, "a deletion that waited");
+}

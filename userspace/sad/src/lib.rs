@@ -6,8 +6,8 @@
 
 mod advance;
 mod configure;
-pub mod final_window;
 mod handling;
+mod handover;
 pub mod lifetime;
 pub mod limits;
 pub mod listing;
@@ -29,6 +29,7 @@ mod taint;
 pub mod usage;
 
 pub use handling::{DontFragment, Handling};
+pub use handover::LeaseRest;
 pub use limits::LimitRaise;
 pub use listing::PolicyLine;
 pub use look::Look;

@@ -45,6 +45,10 @@ pub struct Decisions {
     pub inbound: fn(&Limits, u8, bool, u16) -> Result<InboundRange, EpochBehind>,
     /// Limits after a raise.
     pub raised: fn(&Limits, u64, u64, u16) -> Result<Limits, EpochBehind>,
+    /// What an owner keeps of a lease that nobody may raise, when it hands over in a planned way.
+    pub shortened: fn(&Limits, u64, u16) -> Option<Limits>,
+    /// What the taker is left of it.
+    pub inherited: fn(&Limits, u64, u64, u16) -> Option<Limits>,
 }
 
 impl Default for Decisions {
@@ -65,6 +69,8 @@ impl Default for Decisions {
             outbound: limits::outbound_range,
             inbound: limits::inbound_range,
             raised: limits::raised,
+            shortened: limits::shortened,
+            inherited: limits::inherited,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! expects a counterexample, so that the first group is known to look where it matters.
 
 mod decisions;
+mod moves;
 mod pair;
 mod receive;
 mod state;
@@ -38,6 +39,9 @@ const RESTART: Budget = Budget {
     restarts: 1,
     ..SPLIT
 };
+
+/// A standby is lost and comes back, then a planned move; it may take over unseen before, or whoever is left afterwards.
+const PLANNED: Budget = Budget { moves: 1, ..RESTART };
 
 fn outbound(engine: Engine, budget: Budget) -> Pair {
     Pair {
@@ -177,6 +181,33 @@ fn a_member_that_comes_back_with_a_new_life_makes_nobody_repeat_a_number() {
 fn a_member_that_comes_back_with_a_new_life_makes_nobody_accept_a_replay() {
     holds("split and restart, inbound", inbound(Engine::Continue, RESTART));
     holds("stop and restart, inbound", inbound(Engine::Stop, RESTART));
+}
+
+#[test]
+fn a_planned_move_after_a_standby_was_lost_makes_nobody_repeat_a_number() {
+    holds("planned, outbound", outbound(Engine::Continue, PLANNED));
+    let again = Budget {
+        crashes: 2,
+        takeovers: 2,
+        ..PLANNED
+    };
+    let pair = outbound(Engine::Continue, again);
+    holds(
+        "planned, and the taker dies",
+        Pair {
+            budget: Budget {
+                raises: [1, 0],
+                ..pair.budget
+            },
+            ..pair
+        },
+    );
+    holds("planned, inbound", inbound(Engine::Continue, PLANNED));
+}
+
+#[test]
+fn a_planned_move_leaves_the_taker_all_that_was_released() {
+    holds("planned, journal", journal(Engine::Continue, PLANNED));
 }
 
 #[test]
@@ -403,6 +434,41 @@ fn two_halves_of_which_neither_gives_way_stay_split() {
     };
     assert!(entered(product()), "the loser joins the winner");
     assert!(!entered(rules), "the loser joins nobody");
+}
+
+#[test]
+fn an_owner_that_leaves_a_part_of_its_lease_and_goes_on_with_all_of_it_repeats_numbers() {
+    let rules = Decisions {
+        shortened: |limits, kept, epoch| limits::shortened(limits, kept, epoch).map(|_| *limits),
+        ..product()
+    };
+    let pair = with(outbound(Engine::Continue, PLANNED), rules);
+    breaks("lease not cut short", R4, pair);
+}
+
+#[test]
+fn a_planned_taker_that_may_raise_what_it_was_left_repeats_numbers() {
+    let rules = Decisions {
+        inherited: |limits, above, last, epoch| {
+            limits::inherited(limits, above, last, epoch).map(|limits| maps_schema::sad::Limits {
+                epoch: limits.epoch & 0xffff,
+                ..limits
+            })
+        },
+        ..product()
+    };
+    let pair = with(outbound(Engine::Continue, PLANNED), rules);
+    breaks("no taint on what is left", R4, pair);
+}
+
+#[test]
+fn a_planned_taker_that_begins_at_its_own_counter_repeats_numbers() {
+    let rules = Decisions {
+        inherited: |limits, _, last, epoch| limits::inherited(limits, 0, last, epoch),
+        ..product()
+    };
+    let pair = with(outbound(Engine::Continue, PLANNED), rules);
+    breaks("begins at its own counter", R4, pair);
 }
 
 #[test]

@@ -59,6 +59,7 @@ pub const NOTHING: Budget = Budget {
     raises: [0, 0],
     entries: 0,
     cuts: 0,
+    moves: 0,
 };
 
 /// A step.
@@ -84,6 +85,10 @@ pub enum Action {
     Propose(usize),
     /// A standby that holds nothing asks for a snapshot.
     Ask(usize),
+    /// An operator has this owner hand over.
+    Move(usize),
+    /// It waits no longer for the taker.
+    GiveUp(usize),
     /// The connection is cut and comes back.
     Cut,
     /// A host dies.
@@ -170,16 +175,24 @@ impl Model for Pair {
                 actions.extend((1..=self.inbound_max).map(|n| Action::Accept(m, n)));
             }
             if me.role == Role::Owner {
-                actions.extend(
-                    (0..2)
-                        .filter(|d| s.budget.raises[usize::from(*d)] > 0)
-                        .map(|d| Action::Wish(m, d)),
-                );
                 if s.budget.exclusions > 0 {
                     actions.push(Action::Exclude(m));
                 }
-                if s.budget.entries > 0 {
-                    actions.push(Action::Propose(m));
+                if me.offered.is_some() {
+                    // Frozen.
+                    actions.push(Action::GiveUp(m));
+                } else {
+                    actions.extend(
+                        (0..2)
+                            .filter(|d| s.budget.raises[usize::from(*d)] > 0)
+                            .map(|d| Action::Wish(m, d)),
+                    );
+                    if s.budget.entries > 0 {
+                        actions.push(Action::Propose(m));
+                    }
+                    if s.budget.moves > 0 && self.may_move(s, m) {
+                        actions.push(Action::Move(m));
+                    }
                 }
             } else {
                 if s.budget.takeovers > 0 && me.role != Role::Blank {
@@ -256,6 +269,12 @@ impl Model for Pair {
             properties.push(Property::sometimes(
                 "a member enters by joining",
                 |_, s: &State| s.ghost.entered,
+            ));
+        }
+        if self.budget.moves > 0 && self.budget.exclusions > 0 && self.outbound_max > 0 {
+            properties.push(Property::sometimes(
+                "a planned taker sends what it was left",
+                |_, s: &State| s.ghost.rest_sent,
             ));
         }
         if self.budget.takeovers > 0 && self.engine == Engine::Continue {

@@ -39,6 +39,7 @@ impl Pair {
         let higher = (self.rules.must_yield)(wide_epoch(me.epoch), wide_epoch(other.epoch));
         match me.role {
             Role::Blank => self.join(s, m, other.epoch, true),
+            Role::Owner if me.offered.is_some_and(|offered| offered.next == other.epoch) => {}
             Role::Owner if higher => self.join(s, m, other.epoch, true),
             Role::Owner => {}
             _ if me.epoch == other.epoch && me.role == Role::InSync => match other.set {
@@ -64,6 +65,9 @@ impl Pair {
             }
             s.members[m].requests_seen = number;
             return self.join_requested(s, m, record.incarnation);
+        }
+        if record.body == Body::Armed {
+            return self.handed_over(s, m, record);
         }
         let me = s.members[m];
         if record.epoch != me.epoch {
@@ -136,6 +140,9 @@ impl Pair {
                     self.join_progress(s, m);
                 }
             }
+            Body::Offer { next, position, rest } if me.role == Role::InSync => {
+                self.offered(s, m, next, position, rest);
+            }
             Body::Joined if me.role == Role::Following => {
                 let me = &mut s.members[m];
                 me.role = Role::InSync;
@@ -149,7 +156,8 @@ impl Pair {
 
     pub(crate) fn join_requested(&self, s: &mut State, m: usize, from: u8) {
         let me = s.members[m];
-        if me.role != Role::Owner || me.join.is_some_and(|j| j.incarnation == from) {
+        let busy = me.offered.is_some() || me.join.is_some_and(|j| j.incarnation == from);
+        if me.role != Role::Owner || busy {
             return;
         }
         if let Some(set) = me.set.filter(|set| set[1 - m] != 0) {

@@ -165,6 +165,15 @@ pub struct Join {
     pub acknowledged: u8,
 }
 
+/// An owner's planned move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Offered {
+    /// The epoch that the taker is to make.
+    pub next: Ep,
+    /// What the taker is left of a lease that nobody may raise: it begins above the first number and ends with the second.
+    pub rest: Option<(u8, u8)>,
+}
+
 /// A member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Member {
@@ -200,6 +209,8 @@ pub struct Member {
     pub released: u8,
     /// Who joins.
     pub join: Option<Join>,
+    /// A planned move that is offered.
+    pub offered: Option<Offered>,
     /// Number that a claim must pass.
     pub claim_above: u8,
     /// Requests to join sent in this life.
@@ -228,6 +239,7 @@ impl Member {
             acknowledged: 0,
             released: 0,
             join: None,
+            offered: None,
             claim_above: 0,
             requests: 0,
             requests_seen: 0,
@@ -274,6 +286,17 @@ pub enum Body {
     SnapshotAck { position: u8 },
     /// You are in the set.
     Joined,
+    /// Take over in a planned way.
+    Offer {
+        /// In this epoch.
+        next: Ep,
+        /// If this is where the journal ends.
+        position: u8,
+        /// With this, see [`Offered::rest`].
+        rest: Option<(u8, u8)>,
+    },
+    /// Taker, in its epoch: I have.
+    Armed,
 }
 
 /// A record on its way.
@@ -323,6 +346,10 @@ pub struct Ghost {
     pub taker_sent: bool,
     /// A member entered by joining.
     pub entered: bool,
+    /// A planned taker was left numbers, in this epoch.
+    pub rest_left: Option<Ep>,
+    /// It sent one of them.
+    pub rest_sent: bool,
     /// What went wrong, first thing only.
     pub broken: BTreeSet<Broken>,
 }
@@ -346,6 +373,8 @@ pub struct Budget {
     pub entries: u8,
     /// Connections cut.
     pub cuts: u8,
+    /// Planned moves.
+    pub moves: u8,
 }
 
 /// All of it.

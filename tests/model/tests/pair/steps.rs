@@ -88,6 +88,8 @@ impl Pair {
                     stream(s, m, body);
                 }
             }
+            Action::Move(m) => self.offer(s, m),
+            Action::GiveUp(m) => s.members[m].offered = None,
             Action::Cut => {
                 s.budget.cuts -= 1;
                 self.cut(s);
@@ -131,6 +133,7 @@ impl Pair {
         me.sa = Some(sa);
         let nonce = (number, m as u8, me.epoch.0);
         s.ghost.taker_sent |= me.epoch.0 > crate::pair::FIRST;
+        s.ghost.rest_sent |= sa.limits[0].tainted && s.ghost.rest_left == Some(me.epoch);
         let ghost = &mut s.ghost;
         if ghost.sent.contains(&nonce) {
             ghost.broken.insert(Broken::NonceTwice);
@@ -354,6 +357,7 @@ impl Pair {
         }
         me.set = Some(alone);
         me.acknowledged = 0;
+        me.offered = None;
         me.valid = true;
         me.standing = (self.rules.standing_after_loss)(gave_up);
         if let Some(sa) = me.sa.as_mut().filter(|_| self.taint) {
@@ -428,6 +432,7 @@ impl Pair {
         me.claim_above = 0;
         me.open = [None; 2];
         me.join = None;
+        me.offered = None;
         me.journal.truncate(plan.position as u8);
         me.acknowledged = me.journal.len;
         me.released = me.journal.len;
@@ -472,6 +477,7 @@ impl Pair {
                         .set
                         .is_some_and(|set| set[1 - m] == s.members[1 - m].incarnation) =>
                 {
+                    self.offer_again(s, m);
                     for position in me.acknowledged..me.journal.len {
                         let entry = me.journal.names[usize::from(position)];
                         let position = position + 1;

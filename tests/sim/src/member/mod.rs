@@ -159,6 +159,7 @@ pub struct Member {
     /// When the rekey of each was begun last.
     suspects: BTreeMap<EspSpi, Option<Instant>>,
     suspects_begun: BTreeSet<GroupId>,
+    suspects_told: BTreeMap<GroupId, usize>,
     forks: forks::Forks,
     /// Child SAs per member.
     guests: guests::MemberSas,
@@ -232,6 +233,7 @@ impl Member {
             slow: slow::Waiting::default(),
             suspects: BTreeMap::new(),
             suspects_begun: BTreeSet::new(),
+            suspects_told: BTreeMap::new(),
             forks: forks::Forks::default(),
             guests,
             solo,
@@ -320,6 +322,7 @@ impl Member {
             self.next_second = now + Duration::from_secs(1);
             self.every_second(cx);
         }
+        self.tell_suspects(cx);
     }
 
     fn every_second(&mut self, cx: &mut Cx<'_>) {

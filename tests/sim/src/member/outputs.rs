@@ -106,6 +106,11 @@ impl Member {
                 touched,
                 peers,
             } => self.fork_touched(cx, group, from, number, (&touched, &peers)),
+            Output::LeaveRests { group, token } => {
+                let rests = self.leave_rests(group);
+                self.node.handle(Input::RestsLeft { now, token, rests });
+            }
+            Output::TakeRests { epoch, rests, .. } => self.take_rests(epoch.number, &rests),
             Output::CloseLegacy { group, token } => {
                 let bytes = self.final_windows(group);
                 self.node.handle(Input::FinalWindows { now, token, bytes });
@@ -188,6 +193,21 @@ impl Member {
     pub(super) fn tainted_directions(&self) -> Vec<sad::Direction> {
         let directions = tainted_by_loss(self.solo, Standing::AloneUnfenced).iter();
         directions.map(|d| super::limits::from_wire(*d)).collect()
+    }
+
+    /// The node is told how many there are, where that has changed.
+    pub(super) fn tell_suspects(&mut self, cx: &mut Cx<'_>) {
+        for group in self.layout.groups() {
+            let of_group = self
+                .suspects
+                .keys()
+                .filter(|spi| self.group_of_child(**spi) == group);
+            let count = of_group.count();
+            if self.suspects_told.insert(group, count).unwrap_or(0) != count {
+                let now = cx.now;
+                self.node_input(cx, Input::Suspects { now, group, count });
+            }
+        }
     }
 
     /// Once a second: some of the SAs that a lost standby knew.

@@ -3,7 +3,7 @@
 use super::{Cx, Member, Ownership};
 use crate::sabotage::Sabotage;
 use cluster::io::Flip;
-use maps_schema::sad::FinalWindow;
+use maps_schema::sad::{FinalWindow, spi_slot};
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
 use model::{EspSpi, GroupId};
 use zerocopy::{FromBytes, IntoBytes};
@@ -64,7 +64,9 @@ impl Member {
             )
         });
         cx.watch.flipped(cx.now, self.me, self.life, flip);
-        if self.owns(group) && flip.legacy.is_none() {
+        if !self.owns(group) {
+            self.pass_on(cx, group);
+        } else if flip.legacy.is_none() {
             let layout = self.layout;
             self.run_held(cx, |slot| layout.group_of_slot(slot) == group);
         }
@@ -137,7 +139,6 @@ impl Member {
         self.serving.remove(&group);
         self.forks.forget(group);
         let layout = self.layout;
-        self.slow.clear(|slot| layout.group_of_slot(slot) == group);
         self.redial.clear();
         self.contacts
             .retain(|spi, _| layout.group_of(spi.segment()) != group);
@@ -189,11 +190,46 @@ impl Member {
             let Some(counters) = self.plane.counters(entry.slot()) else {
                 continue;
             };
-            let window = entry.final_window(&counters.inbound, before.alone, before.epoch);
-            let Some(window) = window else { continue };
-            octets.extend_from_slice(window.as_bytes());
+            if let Some(window) = entry.final_window(&counters.inbound, before.alone, before.epoch) {
+                octets.extend_from_slice(window.as_bytes());
+            }
         }
         octets
+    }
+
+    /// Owner, about to hand over: the taker is left a part of each lease that nobody may raise. No program runs beside this.
+    pub(super) fn leave_rests(&mut self, group: GroupId) -> Vec<cluster::LeaseRest> {
+        let layout = self.layout;
+        let spis: Vec<EspSpi> = self.suspects.keys().copied().collect();
+        let of_group = spis
+            .into_iter()
+            .filter(|spi| layout.group_of(spi.segment()) == group);
+        let (epoch, plane) = (self.of(group).epoch, &self.plane);
+        let (plan, rests) = self.sad.leave_rests(of_group, epoch, |slot| plane.counters(slot));
+        if self.sabotage != Some(Sabotage::LeasesNotCutShort) {
+            self.execute(&plan);
+        }
+        let left = rests.into_iter().filter_map(|rest| {
+            let counters = self.plane.counters(spi_slot(rest.spi_in.0))?;
+            let rest = rest.after(counters.outbound.seq)?;
+            Some(cluster::LeaseRest {
+                spi_in: rest.spi_in,
+                above: rest.above,
+                last: rest.last,
+            })
+        });
+        left.collect()
+    }
+
+    /// Taker in a planned handover: what the owner has left to it.
+    pub(super) fn take_rests(&mut self, epoch: model::Epoch, rests: &[cluster::LeaseRest]) {
+        let rests = rests.iter().map(|rest| sad::LeaseRest {
+            spi_in: rest.spi_in,
+            above: rest.above,
+            last: rest.last,
+        });
+        let plan = self.sad.take_rests(&rests.collect::<Vec<_>>(), epoch);
+        self.execute(&plan);
     }
 
     /// Taker in a planned handover.

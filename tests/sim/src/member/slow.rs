@@ -36,18 +36,28 @@ impl Waiting {
         self.inbound.keys().chain(self.outbound.keys()).copied().collect()
     }
 
-    /// Another member serves these slots now.
-    pub(super) fn clear(&mut self, gone: impl Fn(u32) -> bool) {
-        self.inbound.retain(|slot, _| !gone(*slot));
-        self.outbound.retain(|slot, _| !gone(*slot));
-        self.held.retain(|frame| !gone(frame.slot));
+    /// Takes out the frames of some slots: another member serves them now.
+    fn take_where(&mut self, gone: impl Fn(u32) -> bool) -> Vec<Slow> {
+        let mut taken = Vec::new();
+        for queues in [&mut self.inbound, &mut self.outbound] {
+            let frames = queues.extract_if(.., |slot, _| gone(*slot));
+            taken.extend(frames.flat_map(|(_, frames)| frames));
+        }
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (held, others) = held.partition::<VecDeque<_>, _>(|frame| gone(frame.slot));
+        self.held = others;
+        taken.extend(held);
+        taken
     }
 }
 
 impl Member {
     pub(super) fn slow_frame(&mut self, cx: &mut Cx<'_>, frame: Slow) {
         let slot = frame.slot;
+        let waits = self.owns(self.layout.group_of_slot(slot));
         match frame.kind {
+            // After a move the programs pass it on.
+            SLOW_ABOVE_CEILING | SLOW_NO_LEASE if !waits => self.run_again(cx, frame),
             SLOW_ABOVE_CEILING => {
                 self.slow.put(true, frame);
                 let waiting = self.slow.inbound.get(&slot).map_or(0, VecDeque::len);
@@ -65,6 +75,14 @@ impl Member {
                 self.run_waiting(cx, slot);
             }
             _ => {}
+        }
+    }
+
+    /// Another member owns the group now: what waited goes through the programs again, which send it there.
+    pub(super) fn pass_on(&mut self, cx: &mut Cx<'_>, group: model::GroupId) {
+        let layout = self.layout;
+        for frame in self.slow.take_where(|slot| layout.group_of_slot(slot) == group) {
+            self.run_again(cx, frame);
         }
     }
 

@@ -6,6 +6,7 @@ mod deaf;
 mod empty_half;
 mod found;
 mod members;
+mod planned;
 mod unseen;
 
 use crate::faults::{Mix, Schedule};
@@ -214,6 +215,7 @@ pub static SCENARIOS: &[Scenario] = &[
     unseen::TAKER,
     empty_half::EMPTY_HALF,
     empty_half::UNTOLD,
+    planned::AFTER_A_LOSS,
     found::KEPT_RESERVATIONS,
     found::LATE_AFTER_SLEEP,
     found::DELETED_PREDECESSOR,

@@ -9,7 +9,7 @@ use cluster::Solo;
 use model::Instant;
 use std::time::Duration;
 
-fn both_are_reached(setup: &mut Setup) {
+pub(super) fn both_are_reached(setup: &mut Setup) {
     setup.solo = Solo::Continue;
     // Traffic meets both halves.
     setup.ecmp = true;
@@ -22,10 +22,9 @@ fn both_are_reached(setup: &mut Setup) {
     }
 }
 
-fn story(setup: &Setup, from: Instant) -> Schedule {
+/// Member 2 is cut off, takes over, serves for `serves` milliseconds, dies, and starts again on a mended network.
+pub(super) fn unseen_until(from: Instant, serves: u64) -> Schedule {
     let after = |ms: u64| from + Duration::from_millis(ms);
-    // How long it serves, and how long its next life is in sync before it has to take over: drawn from what the seed has drawn already.
-    let (serves, waits) = (300 + setup.steer_key[0] % 500, 250 + setup.steer_key[1] % 900);
     let (dies, heals) = (after(200 + serves), after(250 + serves));
     let mut schedule = Schedule::new();
     for road in [Road::Synch, Road::Outside, Road::Inside] {
@@ -36,6 +35,14 @@ fn story(setup: &Setup, from: Instant) -> Schedule {
     }
     schedule.push((dies, Fault::KillHost(2)));
     schedule.push((heals, Fault::Start(2)));
+    schedule
+}
+
+fn story(setup: &Setup, from: Instant) -> Schedule {
+    let after = |ms: u64| from + Duration::from_millis(ms);
+    // How long it serves, and how long its next life is in sync before it has to take over: drawn from what the seed has drawn already.
+    let (serves, waits) = (300 + setup.steer_key[0] % 500, 250 + setup.steer_key[1] % 900);
+    let mut schedule = unseen_until(from, serves);
     let again = after(250 + serves + waits);
     schedule.push((again, Fault::KillHost(1)));
     schedule.push((again + Duration::from_millis(1200), Fault::Start(1)));

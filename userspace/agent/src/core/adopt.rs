@@ -133,6 +133,7 @@ impl Core {
             format!("{taken} IKE SAs and {children} Child SAs served, {took:.1} ms"),
         );
         self.reload_adopted();
+        self.go_on_stopping(id);
         if !self.is_adopting() {
             let late = std::mem::take(&mut self.late);
             self.heed(late);

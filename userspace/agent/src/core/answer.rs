@@ -142,6 +142,8 @@ impl Core {
             position: group.position,
             committed: group.committed,
             handover: group.handover,
+            suspects: group.suspects as u32,
+            move_waits: group.move_waits.map(|to| to.0),
             engine_waits: group.engine_waits,
         }
     }

@@ -99,7 +99,7 @@ impl Core {
         let concerned = |c: &&ConnectionConfig| self.children.has(&c.name) || self.wanted(c) == Wanted::Up;
         let concerned = self.config.connections.iter().filter(concerned);
         let partial = concerned.filter(|c| self.engine.connection_phase(&c.name) == ConnectionPhase::Partial);
-        let partial = partial.filter(|c| !self.stopped.contains(&c.name));
+        let partial = partial.filter(|c| !self.stops.contains(&c.name));
         for config in partial.cloned().collect::<Vec<_>>() {
             let wanted = self.wanted(&config);
             for child in self.engine.missing_children(&config.name) {

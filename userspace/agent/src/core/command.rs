@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use cluster::rules_doubt::REKEYS_PATIENCE;
 use cluster::status::{GroupStatus, NodeStatus, Role};
 use cluster::{Command, Input};
 use model::{GroupId, Instant, MemberId};
@@ -134,7 +135,7 @@ impl Core {
         remedy: &'static str,
         answer: Answer,
     ) {
-        let until = clock::now() + PATIENCE + PER_GROUP * open.len() as u32;
+        let until = clock::now() + PATIENCE + PER_GROUP * open.len() as u32 + self.move_may_wait();
         self.wishes.0.push(Wish {
             open,
             failed: BTreeSet::new(),
@@ -143,6 +144,12 @@ impl Core {
             until,
             answer,
         });
+    }
+
+    /// How long a move may wait for Child SAs that a lost standby knew to be rekeyed.
+    fn move_may_wait(&self) -> Duration {
+        let waits = self.node.status().groups.iter().any(|g| g.suspects > 0);
+        if waits { REKEYS_PATIENCE } else { Duration::ZERO }
     }
 
     /// After what may have changed ownership, and once a second.
@@ -333,7 +340,7 @@ impl Core {
         }
         self.log.note("stopping", "stopping: handing over first");
         self.command(Command::Drain);
-        now + LEAVE + LEAVE_PER_GROUP * owned
+        now + LEAVE + LEAVE_PER_GROUP * owned + self.move_may_wait()
     }
 
     /// Whether nobody needs anything of this member any more: what it still owns, nobody could take, and what a fork of its has touched, the
@@ -376,6 +383,8 @@ mod tests {
             raises_open: 0,
             valid_until: Instant(0),
             handover,
+            suspects: 0,
+            move_waits: None,
             engine_waits: false,
         }
     }

@@ -1,5 +1,6 @@
 //! Connections are brought up and taken down on command.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ike::Command;
@@ -7,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::Core;
 use super::around::segment_of_name;
+use super::entry::EntryChange;
 use super::orders::{Goal, Part};
 use crate::api::{ConnectionRequest, RedirectRequest};
 use crate::clock;
@@ -29,17 +31,39 @@ impl Core {
             Ok((part, command)) => {
                 let name = &wish.connection;
                 if wish.start {
-                    self.stopped.remove(name);
+                    self.stops.start(name);
                     self.redial.remove(name);
                     self.wanted.remove(name);
                     self.children.forget(name);
+                    let group = self.groups.layout.group_of(part.goal.segment());
+                    self.tell_stop(group, EntryChange::Start(name.clone()));
                 } else {
-                    self.stopped.insert(name.clone());
+                    self.stop_connection(name);
                 }
                 let done = format!("connection {name} is {}", if wish.start { "up" } else { "down" });
                 self.order(vec![(part, command)], done, answer);
             }
             Err(why) => drop(answer.send(Err(why))),
+        }
+    }
+
+    /// Each group that IKE SAs of the connection are in hears of it, in front of their deletion.
+    fn stop_connection(&mut self, name: &str) {
+        let all = self.engine.status().into_iter();
+        let ending = all
+            .filter(|sa| sa.connection.as_deref() == Some(name))
+            .map(|sa| sa.spi);
+        let ending = ending.collect::<Vec<_>>();
+        self.stops.stop(name, ending.iter().copied());
+        let layout = self.groups.layout;
+        let groups = ending.iter().map(|spi| layout.group_of(spi.segment()));
+        for group in groups.collect::<BTreeSet<_>>() {
+            let connection = name.to_owned();
+            let of_group = ending
+                .iter()
+                .filter(|spi| layout.group_of(spi.segment()) == group);
+            let ending = of_group.copied().collect();
+            self.tell_stop(group, EntryChange::Stop { connection, ending });
         }
     }
 

@@ -102,7 +102,7 @@ impl Core {
     }
 
     pub(super) fn wanted(&self, config: &ConnectionConfig) -> Wanted {
-        if self.stopped.contains(&config.name) {
+        if self.stops.contains(&config.name) {
             return Wanted::Rest;
         }
         let since_loss = self.wanted.get(&config.name).copied();

@@ -40,7 +40,19 @@ pub enum EntryChange {
     /// What SAs with lifetimes in octets or packets have carried so far, on all members together. Written only where such
     /// lifetimes are configured, which releases before this one cannot be: so the format's version stays.
     Used(Vec<(EspSpi, Usage)>),
+    /// An operator has stopped this connection: nobody initiates it, and these IKE SAs of the group are to end. From [`STOPS_SINCE`] on.
+    Stop {
+        /// Connection.
+        connection: String,
+        /// Our SPIs.
+        ending: Vec<IkeSpi>,
+    },
+    /// The end of that. From [`STOPS_SINCE`] on.
+    Start(String),
 }
+
+/// Format of the synch channel's records since which members read what an operator has stopped.
+pub const STOPS_SINCE: u8 = 5;
 
 /// A snapshot: all IKE SAs and all Child SAs of a group. No `Debug`: it holds keys.
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -60,6 +72,10 @@ pub struct Tail {
     pub entries: Vec<Vec<EntryChange>>,
     /// The epoch that they were written in.
     pub epoch: Epoch,
+    /// Connections that an operator has stopped, with their IKE SAs that are to end. Written behind the others, where releases that do not
+    /// know of it do not look.
+    #[serde(skip)]
+    pub stopped: Vec<(String, Vec<IkeSpi>)>,
 }
 
 /// A change in a brief entry. No `Debug`: it holds keys.
@@ -124,8 +140,13 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 fn decode<'a, T: Deserialize<'a>>(octets: &'a [u8]) -> Result<T, DecodeError> {
+    decode_part(octets).map(|(value, _)| value)
+}
+
+/// A value, and what stands behind it.
+fn decode_part<'a, T: Deserialize<'a>>(octets: &'a [u8]) -> Result<(T, &'a [u8]), DecodeError> {
     match octets.split_first() {
-        Some((&VERSION, rest)) => Ok(postcard::from_bytes(rest)?),
+        Some((&VERSION, rest)) => Ok(postcard::take_from_bytes(rest)?),
         Some((version, _)) => Err(DecodeError::Version(*version)),
         None => Err(DecodeError::Damaged(postcard::Error::DeserializeUnexpectedEnd)),
     }
@@ -197,6 +218,9 @@ pub fn encode_snapshot(snapshot: &Snapshot) -> Vec<u8> {
 /// Adds what follows a snapshot.
 pub fn encode_tail(octets: &mut Vec<u8>, tail: &Tail) {
     octets.extend(encode(tail));
+    if !tail.stopped.is_empty() {
+        octets.extend(encode(&tail.stopped));
+    }
 }
 
 /// A snapshot and what follows it, from octets.
@@ -207,7 +231,11 @@ pub fn decode_snapshot(octets: &[u8]) -> Result<(Snapshot, Tail), DecodeError> {
     match octets.split_first() {
         Some((&VERSION, rest)) => {
             let (snapshot, rest) = postcard::take_from_bytes(rest)?;
-            Ok((snapshot, decode(rest)?))
+            let (mut tail, rest) = decode_part::<Tail>(rest)?;
+            if !rest.is_empty() {
+                tail.stopped = decode(rest)?;
+            }
+            Ok((snapshot, tail))
         }
         Some((version, _)) => Err(DecodeError::Version(*version)),
         None => Err(DecodeError::Damaged(postcard::Error::DeserializeUnexpectedEnd)),
@@ -313,9 +341,25 @@ mod tests {
             suspects: vec![EspSpi(3)],
             entries: vec![vec![EntryChange::IkeRemove(IkeSpi(5))]],
             epoch: Epoch(9),
+            stopped: Vec::new(),
         };
+        let alone = octets.clone();
         encode_tail(&mut octets, &tail);
+        let stopped = vec![("branch".to_owned(), vec![IkeSpi(5)])];
+        let more = Tail {
+            stopped: stopped.clone(),
+            ..tail.clone()
+        };
+        let mut longer = alone;
+        encode_tail(&mut longer, &more);
+        assert!(
+            longer.starts_with(&octets),
+            "an older release reads the same of it"
+        );
+        assert_eq!(decode_snapshot(&longer).unwrap().1.stopped, stopped);
+        assert!(decode_snapshot(&longer[..longer.len() - 1]).is_err());
         let (snapshot, tail) = decode_snapshot(&octets).unwrap();
+        assert!(tail.stopped.is_empty());
         assert_eq!(snapshot.ike.len(), 1);
         assert_eq!((tail.epoch, tail.suspects), (Epoch(9), vec![EspSpi(3)]));
         assert!(matches!(tail.entries[0][..], [EntryChange::IkeRemove(IkeSpi(5))]));

@@ -74,6 +74,8 @@ pub struct Group {
     /// Announcements that are still to be repeated, and when.
     pub announce_next: Option<(u32, Instant)>,
     pub suspects: Suspects,
+    /// How many of them the node knows of.
+    pub suspects_told: usize,
     /// What this owner changed alone.
     pub touched: Touched,
     /// Child SAs rekeyed on evidence in this epoch.
@@ -100,6 +102,7 @@ impl Group {
             withholding: false,
             announce_next: None,
             suspects: Suspects::default(),
+            suspects_told: 0,
             touched: Touched::default(),
             evidence: HashSet::new(),
             takeover: None,

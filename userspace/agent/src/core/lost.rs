@@ -1,4 +1,5 @@
-//! What losses, and operators, have made of connections is told to the other members, so that one that takes over goes on with it.
+//! What losses have made of connections is told to the other members, so that one that takes over goes on with it. What an operator has
+//! stopped is in the journal (`stops`).
 //!
 //! It is told about once a second, in the facts that members tell of themselves, and no more than that: it says who waits for whom and is
 //! no part of any SA, so a member that dies within that second leaves what `start` says.
@@ -25,8 +26,6 @@ pub enum Fate {
     Trap,
     /// Up.
     Up,
-    /// An operator has stopped it.
-    Stopped,
 }
 
 impl From<Wanted> for Fate {
@@ -39,14 +38,12 @@ impl From<Wanted> for Fate {
     }
 }
 
-impl Fate {
-    /// `None`: it is an operator's word.
-    fn wanted(self) -> Option<Wanted> {
-        match self {
-            Self::Rest => Some(Wanted::Rest),
-            Self::Trap => Some(Wanted::Trap),
-            Self::Up => Some(Wanted::Up),
-            Self::Stopped => None,
+impl From<Fate> for Wanted {
+    fn from(fate: Fate) -> Self {
+        match fate {
+            Fate::Rest => Self::Rest,
+            Fate::Trap => Self::Trap,
+            Fate::Up => Self::Up,
         }
     }
 }
@@ -76,12 +73,7 @@ impl Core {
             .map(|(name, wanted)| (name_of(name, None), Fate::from(*wanted)));
         let children = self.children.iter();
         let children = children.map(|(name, child, wanted)| (name_of(name, Some(child)), wanted.into()));
-        let stopped = self
-            .stopped
-            .iter()
-            .map(|name| (name_of(name, None), Fate::Stopped));
-        // Of several about one connection the operator's word counts: it comes last.
-        let all: Told = lost.chain(children).chain(stopped).collect();
+        let all: Told = lost.chain(children).collect();
         all.into_iter().take(TOLD_MAX).collect()
     }
 
@@ -128,20 +120,15 @@ impl Core {
         for config in connections {
             let name = config.name.as_str();
             self.wanted.remove(name);
-            self.stopped.remove(name);
             self.children.forget(name);
             if let Some(fate) = fates.get(&name_of(name, None)) {
                 inherited += 1;
-                match fate.wanted() {
-                    Some(wanted) => drop(self.wanted.insert(name.to_owned(), wanted)),
-                    None => drop(self.stopped.insert(name.to_owned())),
-                }
+                self.wanted.insert(name.to_owned(), Wanted::from(*fate));
             }
             for child in &config.children {
-                let fate = fates.get(&name_of(name, Some(&child.name)));
-                if let Some(wanted) = fate.and_then(|fate| fate.wanted()) {
+                if let Some(fate) = fates.get(&name_of(name, Some(&child.name))) {
                     inherited += 1;
-                    self.children.closed(name, &child.name, wanted);
+                    self.children.closed(name, &child.name, Wanted::from(*fate));
                 }
             }
         }
@@ -173,8 +160,7 @@ mod tests {
     #[test]
     fn what_was_told_is_what_was_wanted() {
         for wanted in [Wanted::Rest, Wanted::Trap, Wanted::Up] {
-            assert_eq!(Fate::from(wanted).wanted(), Some(wanted));
+            assert_eq!(Wanted::from(Fate::from(wanted)), wanted);
         }
-        assert_eq!(Fate::Stopped.wanted(), None);
     }
 }

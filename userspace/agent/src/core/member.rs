@@ -220,6 +220,15 @@ impl Core {
                 touched,
                 peers,
             } => self.fork_touched(group, from, number, &touched, &peers),
+            Output::LeaveRests { group, token } => {
+                let rests = self.leave_rests(group);
+                self.node.handle(Input::RestsLeft {
+                    now: clock::now(),
+                    token,
+                    rests,
+                });
+            }
+            Output::TakeRests { group, epoch, rests } => self.take_rests(group, epoch.number, &rests),
             Output::CloseLegacy { group, token } => {
                 let bytes = self.final_windows(group);
                 self.node.handle(Input::FinalWindows {
@@ -353,6 +362,8 @@ impl Core {
                         except: ike_spi,
                     });
                 }
+                EntryChange::Stop { connection, ending } => self.stops.stop(&connection, ending),
+                EntryChange::Start(connection) => self.stops.start(&connection),
                 EntryChange::Acquire(connection) if self.initiates(&connection) => {
                     self.attempt(&connection, clock::now());
                 }
@@ -417,9 +428,16 @@ impl Core {
             for change in changes {
                 match change {
                     EntryChange::IkePut(spi, record) => drop(self.mirror.insert(*spi, record.clone())),
-                    EntryChange::IkeRemove(spi) => drop(self.mirror.remove(spi)),
+                    EntryChange::IkeRemove(spi) => {
+                        self.stops.ended(*spi);
+                        self.mirror.remove(spi);
+                    }
                     EntryChange::Used(used) => self.note_usage(group, used),
-                    EntryChange::Child(_) | EntryChange::Contact { .. } | EntryChange::Acquire(_) => {}
+                    EntryChange::Child(_)
+                    | EntryChange::Contact { .. }
+                    | EntryChange::Acquire(_)
+                    | EntryChange::Stop { .. }
+                    | EntryChange::Start(_) => {}
                 }
             }
         }
@@ -477,7 +495,7 @@ mod tests {
         let octets = facts.encode();
         assert_eq!(Facts::decode(&octets).unwrap(), facts);
         // The release before reads the secrets and nothing behind them.
-        facts.fates = Told::from([(7, Fate::Rest), (9, Fate::Stopped)]);
+        facts.fates = Told::from([(7, Fate::Rest), (9, Fate::Up)]);
         let longer = facts.encode();
         assert_eq!(longer[..octets.len()], octets);
         assert_eq!(Facts::decode(&longer).unwrap(), facts);

@@ -40,10 +40,11 @@ mod secrets;
 mod setup;
 mod slow;
 mod snapshot;
+mod stops;
 mod suspects;
 mod timeline;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
 use cluster::Node;
@@ -168,8 +169,8 @@ struct Core {
     /// What the names of peers lead to.
     names: names::Names,
     reload: reload::Reload,
-    /// Connections that an operator has stopped on this member: they are not initiated by themselves.
-    stopped: BTreeSet<String>,
+    /// Connections that an operator has stopped: they are not initiated by themselves.
+    stops: stops::Stops,
     /// Why each connection went down last.
     reasons: HashMap<String, String>,
     /// When it was last said in what another member's policy differs, and in what.
@@ -409,6 +410,7 @@ impl Core {
     /// The end of a turn: what it has brought about leaves together.
     fn end_turn(&mut self) {
         self.propose_turn();
+        self.tell_suspects();
         self.computers.hand_over();
         self.send_queued();
     }

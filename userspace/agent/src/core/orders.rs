@@ -31,7 +31,7 @@ pub enum Goal {
 }
 
 impl Goal {
-    fn segment(self) -> SegmentId {
+    pub fn segment(self) -> SegmentId {
         match self {
             Self::Child(spi_in) => spi_in.segment(),
             Self::Ike(spi) | Self::Answer(spi, _) => spi.segment(),

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use cluster::EpochId;
 use cluster::io::Flip;
-use maps_schema::sad::{FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR};
+use maps_schema::sad::{FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR, spi_slot};
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
-use model::{GroupId, IkeSpi, Instant, SecretBytes, SegmentId};
+use model::{Epoch, GroupId, IkeSpi, Instant, SecretBytes, SegmentId};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Core;
@@ -74,7 +74,9 @@ impl Core {
             self.sad
                 .set_served(self.groups.layout.segments(flip.group), served);
         }
-        if self.groups.owns(flip.group) && flip.legacy.is_none() {
+        if !self.groups.owns(flip.group) {
+            self.pass_on(flip.group);
+        } else if flip.legacy.is_none() {
             self.run_held(flip.group);
         }
     }
@@ -155,7 +157,6 @@ impl Core {
         group.resumed = false;
         group.adopting.clear();
         group.adoption = None;
-        self.slow.clear_where(|slot| layout.group_of_slot(slot) == id);
         self.redial.clear();
         self.contacts.retain(|spi, _| !of_group(spi.segment()));
         self.reported.retain(|spi, _| !of_group(spi.segment()));
@@ -214,26 +215,73 @@ impl Core {
         }
         let layout = self.groups.layout;
         let before = self.groups.get(id).before;
-        // Two words of each window say whether it is wanted at all.
+        let (epoch, alone) = (before.epoch, before.alone);
+        // When it received last; an SA that has not received anything yet is as fresh as it is young.
         let mut wanted = Vec::new();
         for entry in self.sad.iter().filter(|e| layout.group_of(e.segment()) == id) {
             let seen = self.counters.last_inbound(entry.slot());
-            if let Some((_, last_ms)) = seen.filter(|(spi, _)| *spi == entry.record.spi_in.0) {
-                wanted.push((last_ms, entry.slot()));
-            }
+            let seen = seen.filter(|(spi, _)| *spi == entry.record.spi_in.0);
+            let last_ms = seen.map_or(0, |(_, last_ms)| last_ms);
+            wanted.push((last_ms.max(entry.installed.millis()), entry.slot()));
         }
-        wanted.sort_by_key(|(last_ms, ..)| std::cmp::Reverse(*last_ms));
+        wanted.sort_by_key(|(last_ms, _)| std::cmp::Reverse(*last_ms));
         wanted.truncate(WINDOWS_MAX);
         let mut octets = Vec::new();
         for (_, slot) in wanted {
             let (Some(entry), Some(counters)) = (self.sad.by_slot(slot), self.counters.counters(slot)) else {
                 continue;
             };
-            let window = entry.final_window(&counters.inbound, before.alone, before.epoch);
-            let Some(window) = window else { continue };
-            octets.extend_from_slice(window.as_bytes());
+            if let Some(window) = entry.final_window(&counters.inbound, alone, epoch) {
+                octets.extend_from_slice(window.as_bytes());
+            }
         }
         octets
+    }
+
+    /// Owner, about to hand over: the taker is left a part of each lease that nobody may raise. In the order of `lower_ceilings`: publish,
+    /// drain, read the counter again; only then somebody else hears of it.
+    pub(super) fn leave_rests(&mut self, id: GroupId) -> Vec<cluster::LeaseRest> {
+        let group = self.groups.get(id);
+        let (spis, epoch) = (group.suspects.spis(), group.ownership.epoch);
+        let counters = self.counters.clone();
+        let (plan, rests) = self.sad.leave_rests(spis, epoch, |slot| counters.counters(slot));
+        if let Err(error) = self.execute(&plan) {
+            let text = format!("leases were not cut short, no part of them is handed over: {error}");
+            self.log.warn_of(id, "handover", text);
+            return Vec::new();
+        }
+        if !rests.is_empty()
+            && let Err(error) = self.runner.drain_cpus()
+        {
+            let text = format!("the CPUs were not drained, no part of a lease is handed over: {error}");
+            self.log.warn_of(id, "handover", text);
+            return Vec::new();
+        }
+        let left = rests.into_iter().filter_map(|rest| {
+            let counters = counters.counters(spi_slot(rest.spi_in.0))?;
+            let rest = rest.after(counters.outbound.seq)?;
+            Some(cluster::LeaseRest {
+                spi_in: rest.spi_in,
+                above: rest.above,
+                last: rest.last,
+            })
+        });
+        left.collect()
+    }
+
+    /// Taker in a planned handover: what the owner has left to it.
+    pub(super) fn take_rests(&mut self, id: GroupId, epoch: Epoch, rests: &[cluster::LeaseRest]) {
+        let layout = self.groups.layout;
+        let of_group = rests
+            .iter()
+            .filter(|rest| layout.group_of(rest.spi_in.segment()) == id);
+        let rests = of_group.map(|rest| sad::LeaseRest {
+            spi_in: rest.spi_in,
+            above: rest.above,
+            last: rest.last,
+        });
+        let plan = self.sad.take_rests(&rests.collect::<Vec<_>>(), epoch);
+        self.execute_or_log(&plan);
     }
 
     /// Taker in a planned handover: each SA's window is merged on its CPU, in turns.

@@ -408,7 +408,7 @@ impl Core {
         for name in &gone {
             self.redial.remove(name);
             self.reasons.remove(name);
-            self.stopped.remove(name);
+            self.stops.start(name);
             self.wanted.remove(name);
             self.children.forget(name);
         }
@@ -534,7 +534,7 @@ impl Core {
                 continue;
             }
             let up = self.engine.connection_phase(&connection) > ike::ConnectionPhase::Connecting;
-            if up && !self.stopped.contains(&connection) {
+            if up && !self.stops.contains(&connection) {
                 self.engine_command(Command::CreateChild { connection, child });
             }
         }

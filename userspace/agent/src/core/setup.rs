@@ -1,6 +1,6 @@
 //! Brings everything up, in the order in which it is needed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -121,12 +121,12 @@ fn mode_name(mode: XdpModeUsed) -> String {
     format!("{mode:?}").to_lowercase()
 }
 
+/// Real-time priority of the core loop: below the workers that run frames, whose answer it waits for.
+const PRIORITY: i32 = dataplane::WORKER_PRIORITY - 1;
+
 /// Raises the priority of this thread and locks memory, as far as it is permitted.
 fn privileges(log: &mut EventLog) {
-    let parameter = libc::sched_param { sched_priority: 10 };
-    // SAFETY: the parameter lives through the call; 0 is the calling thread.
-    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) } != 0 {
-        let error = std::io::Error::last_os_error();
+    if let Err(error) = dataplane::real_time(PRIORITY) {
         log.warn(
             "priority",
             format!("no real-time priority ({error}): a busy host may delay heartbeats"),
@@ -199,7 +199,6 @@ impl Core {
         let now = clock::now();
         let mut log = EventLog::default();
         capabilities::check()?;
-        privileges(&mut log);
         let netlink = net::netlink()?;
         let ports = Ports::find(&netlink, &config.interfaces).await?;
         sysctl::prepare(ports.all())?;
@@ -335,6 +334,8 @@ impl Core {
         for (_, _, port) in ports.numbered() {
             devices::prepare(port, report.mode(port.parent), &mut log);
         }
+        // Not before: the kernel takes half a second of a CPU to verify the programs, and nobody waits for that.
+        privileges(&mut log);
         // New at every start, and rising, whatever happens to the host's uptime.
         let incarnation = clock::wall_ns();
         let facts = Facts {
@@ -444,7 +445,7 @@ impl Core {
             told: BTreeMap::new(),
             names,
             reload,
-            stopped: BTreeSet::new(),
+            stops: super::stops::Stops::default(),
             reasons: HashMap::new(),
             policy_warned: BTreeMap::new(),
             orders: Orders::default(),

@@ -90,14 +90,23 @@ impl Waiting {
         self.waiting += 1;
     }
 
-    /// Forgets the frames of some slots: another member serves them now.
-    pub fn clear_where(&mut self, gone: impl Fn(u32) -> bool) {
-        for queues in [&mut self.inbound, &mut self.outbound] {
-            for (_, frames) in queues.extract_if(|slot, _| gone(*slot)) {
+    /// Takes out the frames of some slots: another member serves them now.
+    fn take_where(&mut self, gone: impl Fn(u32) -> bool) -> Vec<(Entry, u32, Frame)> {
+        let mut taken = Vec::new();
+        for (queues, entry) in [
+            (&mut self.inbound, Entry::Steer),
+            (&mut self.outbound, Entry::Inside),
+        ] {
+            for (slot, frames) in queues.extract_if(|slot, _| gone(*slot)) {
                 self.waiting -= frames.len();
+                taken.extend(frames.into_iter().map(|frame| (entry, slot, frame)));
             }
         }
-        self.held.retain(|(slot, _)| !gone(*slot));
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (held, others) = held.partition::<VecDeque<_>, _>(|(slot, _)| gone(*slot));
+        self.held = others;
+        taken.extend(held.into_iter().map(|(slot, frame)| (Entry::Steer, slot, frame)));
+        taken
     }
 }
 
@@ -116,8 +125,12 @@ impl Core {
         match slow.kind {
             SLOW_ABOVE_CEILING => {
                 self.slow.counts[0] += 1;
-                self.slow.put(true, slow.slot, frame);
-                self.run_waiting(slow.slot);
+                if self.serves_slot(slow.slot) {
+                    self.slow.put(true, slow.slot, frame);
+                    self.run_waiting(slow.slot);
+                } else {
+                    self.run_frame(Entry::Steer, slow.slot, frame.ifindex, &frame.octets);
+                }
             }
             SLOW_HELD => {
                 self.slow.counts[1] += 1;
@@ -156,10 +169,27 @@ impl Core {
             }
             SLOW_NO_LEASE => {
                 self.slow.counts[3] += 1;
-                self.slow.put(false, slow.slot, frame);
-                self.run_waiting(slow.slot);
+                if self.serves_slot(slow.slot) {
+                    self.slow.put(false, slow.slot, frame);
+                    self.run_waiting(slow.slot);
+                } else {
+                    self.run_frame(Entry::Inside, slow.slot, frame.ifindex, &frame.octets);
+                }
             }
             _ => {}
+        }
+    }
+
+    /// Whether a frame of this slot may wait here. After a move the programs pass it on.
+    fn serves_slot(&self, slot: u32) -> bool {
+        self.groups.owns(self.groups.layout.group_of_slot(slot))
+    }
+
+    /// Another member owns the group now: what waited goes through the programs again, which send it there.
+    pub(super) fn pass_on(&mut self, group: GroupId) {
+        let layout = self.groups.layout;
+        for (entry, slot, frame) in self.slow.take_where(|slot| layout.group_of_slot(slot) == group) {
+            self.run_frame(entry, slot, frame.ifindex, &frame.octets);
         }
     }
 

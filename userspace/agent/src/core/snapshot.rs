@@ -14,6 +14,7 @@ use sad::{LimitRaise, Limited, SadError, SnapshotSa};
 use tokio::sync::mpsc;
 
 use super::entry::{self, EntryChange, Snapshot, Tail};
+use super::stops::Stops;
 use super::suspects::Suspects;
 use super::{Core, NotApplied};
 use crate::clock;
@@ -374,6 +375,7 @@ impl Core {
             suspects: group.suspects.spis(),
             entries,
             epoch: group.ownership.epoch,
+            stopped: self.stops.all(),
         };
         entry::encode_tail(&mut octets, &tail);
         let now = clock::now();
@@ -460,6 +462,7 @@ impl Core {
         self.forget_mirror(id);
         self.mirror.append(&mut snapshot.ike);
         self.groups.get_mut(id).suspects = Suspects::of(tail.suspects);
+        self.stops.hear(Stops::of(tail.stopped), self.groups.owns_any());
         let kept = snapshot.children.iter().map(|sa| sa.record.spi_in);
         let kept = kept.collect::<HashSet<_>>();
         let there = self.sad.iter().map(|e| e.record.spi_in);

@@ -2,11 +2,13 @@
 //! but this owner sends on them any more, up to the leases, and each is rekeyed once a standby is in sync again
 //! (docs/SYNCH-CHANNEL.md, rule R4).
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cluster::rules_doubt::tainted_by_loss;
-use cluster::{Direction, Solo, Standing};
+use cluster::{Direction, Input, Solo, Standing};
+use maps_schema::sad::spi_slot;
 use model::{ChildSaChange, Epoch, EspSpi, GroupId, Instant};
 use sad::MapPlan;
 
@@ -66,19 +68,37 @@ impl Suspects {
         self.spis.values().filter(|asked| asked.is_none()).count()
     }
 
-    /// The next ones to rekey, at most `room`, and whether that has come to nothing before.
-    pub fn next(&mut self, now: Instant, room: usize, ready: impl Fn(EspSpi) -> bool) -> Vec<(EspSpi, bool)> {
-        if !self.begun {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.spis.len()
+    }
+
+    /// The next ones to rekey, at most `room`, and whether that has come to nothing before. `sent`: when the SA carried something last,
+    /// ms; those that traffic is on go first. `None`: it cannot be rekeyed now.
+    pub fn next(
+        &mut self,
+        now: Instant,
+        room: usize,
+        sent: impl Fn(EspSpi) -> Option<u64>,
+    ) -> Vec<(EspSpi, bool)> {
+        if !self.begun || room == 0 {
             return Vec::new();
         }
-        let waiting = self
-            .spis
-            .iter_mut()
-            .filter(|(spi, asked)| asked.is_none_or(|at| now.since(at) >= AGAIN) && ready(**spi));
-        waiting
-            .take(room)
-            .map(|(spi, asked)| (*spi, asked.replace(now).is_some()))
-            .collect()
+        let is_due = |asked: &Option<Instant>| asked.is_none_or(|at| now.since(at) >= AGAIN);
+        let due = self.spis.iter().filter(|(_, asked)| is_due(asked));
+        let mut waiting = due
+            .filter_map(|(spi, _)| Some((Reverse(sent(*spi)?), *spi)))
+            .collect::<Vec<_>>();
+        if waiting.len() > room {
+            waiting.select_nth_unstable(room - 1);
+            waiting.truncate(room);
+        }
+        waiting.sort_unstable();
+        let begin = |(_, spi): (_, EspSpi)| {
+            let before = self.spis.insert(spi, Some(now)).flatten();
+            (spi, before.is_some())
+        };
+        waiting.into_iter().map(begin).collect()
     }
 }
 
@@ -142,8 +162,10 @@ impl Core {
 
     /// A standby is in sync again, or this member has taken such SAs over.
     pub(super) fn begin_suspects(&mut self, id: GroupId) {
-        let count = self.groups.get_mut(id).suspects.begin();
-        if count > 0 {
+        let suspects = &mut self.groups.get_mut(id).suspects;
+        let begun = suspects.begun;
+        let count = suspects.begin();
+        if count > 0 && !begun {
             self.log.note_of(
                 id,
                 "rekey_after_loss",
@@ -154,18 +176,40 @@ impl Core {
         }
     }
 
+    /// The node is told how many there are, where that has changed.
+    pub(super) fn tell_suspects(&mut self) {
+        let mut news = Vec::new();
+        for group in self.groups.iter_mut() {
+            let count = group.suspects.len();
+            if std::mem::replace(&mut group.suspects_told, count) != count {
+                news.push((group.id, count));
+            }
+        }
+        for (group, count) in news {
+            let now = clock::now();
+            self.node_input(Input::Suspects { now, group, count });
+        }
+    }
+
     /// Once a second.
     pub(super) fn rekey_suspects(&mut self) {
-        let (sad, engine, me) = (&self.sad, &self.engine, self.me);
+        let (sad, engine, counters, me) = (&self.sad, &self.engine, &self.counters, self.me);
         // One that another has replaced already only waits for its deletion.
-        let ready = |spi| {
-            sad.get(spi).is_some_and(|e| e.carries_outbound()) && engine.ike_spi_of_child(spi).is_some()
+        let sent = |spi: EspSpi| {
+            let ready =
+                sad.get(spi).is_some_and(|e| e.carries_outbound()) && engine.ike_spi_of_child(spi).is_some();
+            let last = || {
+                counters
+                    .counters(spi_slot(spi.0))
+                    .map_or(0, |c| c.outbound.last_ms)
+            };
+            ready.then(last)
         };
         let (mut room, now) = (PER_SECOND, clock::now());
         let mut next = Vec::new();
         for group in self.groups.iter_mut() {
             if group.ownership.owner == Some(me) {
-                let found = group.suspects.next(now, room, ready);
+                let found = group.suspects.next(now, room, sent);
                 room -= found.len();
                 next.extend(found);
             }
@@ -191,27 +235,43 @@ mod tests {
         suspects.suspect((1..=5).map(EspSpi));
         let at = |seconds: u64| Instant::from_millis(seconds * 1000);
         assert!(
-            suspects.next(at(0), 9, |_| true).is_empty(),
+            suspects.next(at(0), 9, |_| Some(0)).is_empty(),
             "no standby is in sync yet"
         );
         suspects.remove(EspSpi(2));
         assert!(suspects.contains(EspSpi(1)) && !suspects.contains(EspSpi(2)));
         assert_eq!(suspects.begin(), 4);
         assert_eq!(
-            suspects.next(at(1), 2, |spi| spi != EspSpi(1)),
+            suspects.next(at(1), 2, |spi| (spi != EspSpi(1)).then_some(0)),
             [(EspSpi(3), false), (EspSpi(4), false)]
         );
         assert_eq!(
-            suspects.next(at(2), 9, |_| true),
+            suspects.next(at(2), 9, |_| Some(0)),
             [(EspSpi(1), false), (EspSpi(5), false)]
         );
-        assert!(suspects.next(at(10), 9, |_| true).is_empty());
+        assert!(suspects.next(at(10), 9, |_| Some(0)).is_empty());
         suspects.remove(EspSpi(3));
         assert_eq!(
-            suspects.next(at(11), 9, |_| true),
+            suspects.next(at(11), 9, |_| Some(0)),
             [(EspSpi(4), true)],
             "it is still there"
         );
+    }
+
+    #[test]
+    fn those_that_carried_something_last_are_rekeyed_first() {
+        let mut suspects = Suspects::default();
+        suspects.suspect((1..=100).map(EspSpi));
+        suspects.begin();
+        let sent = |spi: EspSpi| Some(u64::from(spi.0 * 37 % 101));
+        let (mut order, mut second) = (Vec::new(), 0);
+        while order.len() < 100 {
+            let now = Instant::from_millis(second * 1000);
+            order.extend(suspects.next(now, 20, sent).into_iter().map(|(spi, _)| spi));
+            second += 1;
+        }
+        assert!(order.is_sorted_by_key(|spi| Reverse(sent(*spi))), "{order:?}");
+        assert_eq!(second, 5);
     }
 
     #[test]
@@ -219,7 +279,7 @@ mod tests {
         let mut owner = Suspects::default();
         owner.suspect([EspSpi(7), EspSpi(8)]);
         owner.begin();
-        let first = owner.next(Instant::default(), 1, |_| true);
+        let first = owner.next(Instant::default(), 1, |_| Some(0));
         assert_eq!(first, [(EspSpi(7), false)]);
         let mut taker = Suspects::of(owner.spis());
         assert_eq!(taker.begin(), 2);

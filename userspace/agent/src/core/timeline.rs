@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cluster::io::EventKind;
+use cluster::rules_doubt::REKEYS_PATIENCE;
 use cluster::{EpochId, Event, Standing};
 use model::{GroupId, Instant, MemberId};
 
@@ -221,6 +222,19 @@ impl Core {
                     members(in_sync)
                 );
                 self.log.add(Level::Warn, group, "orphaned", text);
+            }
+            EventKind::MoveWaits { to, suspects } => {
+                let text = format!(
+                    "{of} goes to member {to} once {suspects} Child SAs are rekeyed that a lost standby knew, in {} s at the latest: its release cannot be left numbers for them",
+                    REKEYS_PATIENCE.as_secs()
+                );
+                self.log.add(Level::Note, group, "move_waits", text);
+            }
+            EventKind::MoveWaitedInVain { to, suspects } => {
+                let text = format!(
+                    "{of} goes to member {to} although {suspects} Child SAs are not rekeyed that a lost standby knew: until they are, packets of theirs are dropped"
+                );
+                self.log.add(Level::Warn, group, "move_waited_in_vain", text);
             }
             EventKind::HandoverDone { epoch } => {
                 self.phase(group, *epoch, "windows_merged", now);

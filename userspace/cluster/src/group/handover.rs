@@ -4,6 +4,9 @@
 //! owner                                   taker
 //!   | freeze; everything acknowledged;      |
 //!   | under an engine: the move is written  |
+//!   | (leases of SAs that a lost standby    |
+//!   | knew are cut short)                   |
+//!   |----------- (HandoverRests) ---------->| (has what was cut off)
 //!   |------------ HandoverOffer ----------->| shadow armed: owner words name it, epoch + 1, legacy open
 //!   |<----------- HandoverArmed ------------|
 //!   | words name the taker; serves numbers  |
@@ -24,7 +27,7 @@ use super::set::Purpose;
 use super::standby::Standby;
 use super::{AfterFlip, Group, Pending, Phase, life};
 use crate::io::{EventKind, Legacy, Output, Refused};
-use crate::message::{GroupBody, SetMember};
+use crate::message::{GroupBody, LeaseRest, SetMember};
 use crate::node::Shared;
 use crate::rules::{self, EpochId, Standing};
 use model::{Instant, MemberId};
@@ -54,11 +57,19 @@ pub(crate) enum OwnerHandover {
         to: MemberId,
         thawed: bool,
     },
+    /// Waits for the agent to leave the taker a part of the leases that nobody may raise.
+    Leaving {
+        since: Instant,
+        to: MemberId,
+        next: EpochId,
+    },
     /// The taker may arm.
     Offered {
         since: Instant,
         to: MemberId,
         epoch: EpochId,
+        /// What it is left.
+        rests: Vec<LeaseRest>,
     },
     /// This member is the taker: it owns, and the old owner still serves its range.
     Taking {
@@ -83,7 +94,10 @@ impl OwnerHandover {
     /// The other member.
     pub fn partner(&self) -> MemberId {
         match self {
-            Self::Freezing { to, .. } | Self::Moving { to, .. } | Self::Offered { to, .. } => *to,
+            Self::Freezing { to, .. }
+            | Self::Moving { to, .. }
+            | Self::Leaving { to, .. }
+            | Self::Offered { to, .. } => *to,
             Self::Taking { old, .. } => old.owner,
         }
     }
@@ -228,6 +242,11 @@ impl Group {
                 });
                 self.release_held(s, now);
             }
+            Some(OwnerHandover::Leaving { since, to, next }) if now.since(*since) > GIVE_UP => {
+                // The agent has not cut the leases short: the taker has no numbers of them, as after a failover.
+                let (to, next) = (*to, *next);
+                self.offer_with(s, now, to, next, Vec::new());
+            }
             Some(OwnerHandover::Offered { since, to, .. }) if now.since(*since) > GIVE_UP => {
                 let to = *to;
                 if pair {
@@ -254,6 +273,7 @@ impl Group {
                 since: now,
                 to,
                 epoch: next,
+                rests: Vec::new(),
             });
             return self.leave_to_taker(s, now, to);
         }
@@ -265,32 +285,15 @@ impl Group {
         self.handover_progress(s, now);
     }
 
-    fn offer(&mut self, s: &mut Shared, now: Instant, to: MemberId, next: EpochId) {
-        let Phase::Owner(owner) = &mut self.phase else {
-            return;
-        };
-        owner.handover = Some(OwnerHandover::Offered {
-            since: now,
-            to,
-            epoch: next,
-        });
-        if s.alive(to) || Self::solo(s).is_some() {
-            self.handover_again(s, to);
-        } else {
-            self.leave_to_taker(s, now, to);
-        }
-    }
-
     /// What the other member may have missed while the stream was down.
     pub(super) fn handover_again(&mut self, s: &mut Shared, peer: MemberId) {
         match &self.phase {
             Phase::Owner(owner) => match &owner.handover {
-                Some(OwnerHandover::Offered { to, epoch, .. }) if *to == peer => {
-                    let body = GroupBody::HandoverOffer {
-                        position: owner.journal.written(),
-                        epoch: *epoch,
-                    };
-                    self.stream(s, peer, body);
+                Some(OwnerHandover::Offered { to, epoch, rests, .. }) if *to == peer => {
+                    let epoch = *epoch;
+                    self.tell_rests(s, peer, epoch, rests);
+                    let position = owner.journal.written();
+                    self.stream(s, peer, GroupBody::HandoverOffer { position, epoch });
                 }
                 Some(OwnerHandover::Taking {
                     serving: false, old, ..
@@ -451,8 +454,11 @@ impl Group {
             merging: false,
         });
         owner.follow = Follow::in_passing(now, old, others);
-        self.phase = Phase::Owner(Box::new(owner));
+        let phase = std::mem::replace(&mut self.phase, Phase::Owner(Box::new(owner)));
         self.call_followers(s);
+        if let Phase::Standby(standby) = phase {
+            self.take_rests(s, epoch, standby.rests);
+        }
         let legacy = Legacy {
             epoch: old,
             holding: false,

@@ -7,6 +7,7 @@ mod handover;
 mod join;
 mod owner;
 mod receive;
+mod rests;
 mod set;
 mod standby;
 mod starting;
@@ -58,6 +59,7 @@ enum Pending {
     Cap,
     Verify,
     Close,
+    Rests,
 }
 
 /// What follows a flip.
@@ -84,6 +86,8 @@ pub(crate) struct Group {
     home_ready: Option<Instant>,
     /// What this member's lost forks touched.
     fork: Fork,
+    /// SAs that a lost standby knew, not rekeyed yet.
+    suspects: usize,
 }
 
 impl Group {
@@ -98,6 +102,7 @@ impl Group {
             request: None,
             home_ready: None,
             fork: Fork::default(),
+            suspects: 0,
         }
     }
 
@@ -234,6 +239,8 @@ impl Group {
             raises_open,
             valid_until,
             handover,
+            suspects: self.suspects,
+            move_waits: None,
             engine_waits,
         }
     }
@@ -422,7 +429,8 @@ impl Group {
             Some(Pending::Snapshot { position }) => self.snapshot_installed(s, position),
             Some(Pending::Merge) => self.windows_merged(s, now),
             Some(Pending::Flip(after)) => self.flipped(s, now, after),
-            Some(Pending::Cap | Pending::Verify | Pending::Close | Pending::Restate) | None => {}
+            Some(Pending::Cap | Pending::Verify | Pending::Close | Pending::Restate | Pending::Rests)
+            | None => {}
         }
     }
 

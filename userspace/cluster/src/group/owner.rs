@@ -155,6 +155,16 @@ impl Group {
         self.stream(s, to, GroupBody::Journal { position, entry });
     }
 
+    /// Whether everybody who gets new entries speaks this format, or a later one.
+    pub fn all_read(&self, s: &Shared, version: u8) -> bool {
+        let Phase::Owner(owner) = &self.phase else {
+            return false;
+        };
+        let joiner = owner.join.as_ref().map(|join| join.member.member);
+        let mut all = owner.listeners().into_iter().chain(joiner);
+        all.all(|member| s.version_for(member) >= version)
+    }
+
     /// Whether anybody who gets new entries reads the brief form.
     pub fn writes_briefly(&self, s: &Shared) -> bool {
         let Phase::Owner(owner) = &self.phase else {

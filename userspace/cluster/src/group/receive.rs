@@ -88,6 +88,7 @@ impl Group {
             GroupBody::SoloNotice { join } => self.notice(s, now, join),
             GroupBody::ForkSettled { number } => self.fork_heard_settled(s, now, number),
             GroupBody::HandoverOffer { position, epoch } => self.handover_offered(s, now, position, epoch),
+            GroupBody::HandoverRests { epoch, rests } => self.rests_heard(s, epoch, rests),
             GroupBody::NewEpoch { .. }
             | GroupBody::JoinRefused { .. }
             | GroupBody::HandoverArmed

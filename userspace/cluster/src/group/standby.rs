@@ -2,6 +2,7 @@
 
 use super::engine::Claim;
 use super::handover::LegacyOwner;
+use super::rests::Rests;
 use super::{Group, Pending, Phase};
 use crate::io::{EventKind, Output};
 use crate::message::{GroupBody, RaiseItem, RaiseKey, SetMember};
@@ -62,6 +63,8 @@ pub(crate) struct Standby {
     pub raises: ArmedRaises,
     /// The old owner's part in a planned handover.
     pub legacy: Option<LegacyOwner>,
+    /// What the owner leaves to this member in a planned handover.
+    pub(super) rests: Option<Rests>,
     /// Since when the owner is lost.
     pub lost: Option<Instant>,
     /// It is heard, but does not hear this member.
@@ -91,6 +94,7 @@ impl Standby {
             armed: 0,
             raises: ArmedRaises::default(),
             legacy: None,
+            rests: None,
             lost: None,
             deaf_owner: false,
             wary_until: None,

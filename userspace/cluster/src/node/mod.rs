@@ -14,7 +14,7 @@ use crate::journal::Entry;
 use crate::layout::{self, Layout};
 use crate::message::{Body, Heartbeat, Link, Message, OLDEST, Policy, SetMember, VERSION};
 use crate::rules::{EpochId, Solo, Standing};
-use crate::status::{NodeStatus, PeerStatus};
+use crate::status::{GroupStatus, NodeStatus, PeerStatus};
 use model::{EspSpi, GroupId, Incarnation, Instant, MemberId};
 use moves::Moves;
 pub(crate) use peers::{Peer, Shared};
@@ -170,6 +170,13 @@ impl Node {
             Input::FinalWindows { token, bytes, .. } => {
                 self.group_input(group_of_token(token), |g, s| g.final_windows(s, token, bytes));
             }
+            Input::Suspects { now, group, count } => {
+                self.group_input(group, |g, _| g.suspects(count));
+                self.move_on(now);
+            }
+            Input::RestsLeft { now, token, rests } => {
+                self.group_input(group_of_token(token), |g, s| g.rests_left(s, now, token, rests));
+            }
             Input::Report { edges } => {
                 let layout = self.shared.config.layout;
                 for (group, edges) in split(edges, |(slot, _, _): &(u32, EspSpi, u64)| {
@@ -271,12 +278,25 @@ impl Node {
         self.shared.speak >= format && heard.all(|p| p.speaks >= format)
     }
 
+    /// Whether everybody who gets new entries of the group speaks this format of records, or a later one.
+    pub fn all_read(&self, group: GroupId, version: u8) -> bool {
+        self.group(group)
+            .is_some_and(|group| group.all_read(&self.shared, version))
+    }
+
     /// What there is to say.
     pub fn status(&self) -> NodeStatus {
         let shared = &self.shared;
         NodeStatus {
             me: shared.me,
-            groups: self.groups.iter().map(Group::status).collect(),
+            groups: self
+                .groups
+                .iter()
+                .map(|group| GroupStatus {
+                    move_waits: self.moves.waits(group.id()),
+                    ..group.status()
+                })
+                .collect(),
             peers: shared
                 .peers
                 .values()
@@ -411,6 +431,7 @@ impl Node {
             self.shared.event(now, None, kind);
         }
         self.shared.trouble = trouble;
+        self.stay();
         self.move_on(now);
     }
 

@@ -5,6 +5,7 @@ use super::{EngineKind, Node};
 use crate::group::Group;
 use crate::io::{Command, EventKind, Output, Refused};
 use crate::message::{Body, GroupBody, Link, Message};
+use crate::rules_doubt::{Handing, waits_for_rekeys};
 use model::{GroupId, Instant, MemberId};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,11 +13,29 @@ use std::time::Duration;
 /// A draining or ailing member looks this often for somebody to take its groups.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// A move that is to come.
+struct Wanted {
+    group: GroupId,
+    to: MemberId,
+    /// This member leaves the group because it is drained, or ails: nobody wants the move once that is over.
+    leaving: bool,
+    /// Since when it waits for rekeys.
+    waits: Option<Instant>,
+}
+
 #[derive(Default)]
 pub(super) struct Moves {
-    waiting: VecDeque<(GroupId, MemberId)>,
+    waiting: VecDeque<Wanted>,
     moving: Option<GroupId>,
     looked: Option<Instant>,
+}
+
+impl Moves {
+    /// To whom a group is to go once Child SAs that a lost standby knew are rekeyed.
+    pub fn waits(&self, group: GroupId) -> Option<MemberId> {
+        let waits = |wanted: &&Wanted| wanted.group == group && wanted.waits.is_some();
+        self.waiting.iter().find(waits).map(|wanted| wanted.to)
+    }
 }
 
 impl Node {
@@ -40,7 +59,10 @@ impl Node {
                 self.shared.draining = true;
                 self.moves.looked = None;
             }
-            Command::Undrain => self.shared.draining = false,
+            Command::Undrain => {
+                self.shared.draining = false;
+                self.stay();
+            }
             Command::Rebalance => {
                 self.rebalance(now);
                 let message = Message {
@@ -79,7 +101,7 @@ impl Node {
             return Err(Refused::AlreadyOwner(to));
         }
         if g.is_owner() {
-            return self.enqueue(group, to);
+            return self.enqueue(group, to, false);
         }
         if !self.shared.alive(owner) {
             return Err(Refused::NoOwner);
@@ -89,11 +111,21 @@ impl Node {
         Ok(())
     }
 
-    fn enqueue(&mut self, group: GroupId, to: MemberId) -> Result<(), Refused> {
+    fn enqueue(&mut self, group: GroupId, to: MemberId, leaving: bool) -> Result<(), Refused> {
         let g = self.group(group).ok_or(Refused::NoOwner)?;
         g.may_move(&self.shared, to)?;
-        if self.moves.moving != Some(group) && !self.moves.waiting.iter().any(|(g, _)| *g == group) {
-            self.moves.waiting.push_back((group, to));
+        if self.moves.moving == Some(group) {
+            return Ok(());
+        }
+        match self.moves.waiting.iter_mut().find(|wanted| wanted.group == group) {
+            // Somebody wants it for its own sake, now.
+            Some(wanted) => wanted.leaving &= leaving,
+            None => self.moves.waiting.push_back(Wanted {
+                group,
+                to,
+                leaving,
+                waits: None,
+            }),
         }
         Ok(())
     }
@@ -114,7 +146,7 @@ impl Node {
             .collect();
         for (group, home) in away {
             // A home that is not in sync yet gets its groups by the next rebalancing.
-            let _ = self.enqueue(group, home);
+            let _ = self.enqueue(group, home, false);
         }
         self.move_on(now);
     }
@@ -127,7 +159,7 @@ impl Node {
             .filter_map(|g| g.take_request().map(|to| (g.id(), to)))
             .collect();
         for (group, to) in requests {
-            if let Err(why) = self.enqueue(group, to) {
+            if let Err(why) = self.enqueue(group, to, false) {
                 let epoch = self.epoch(group);
                 let reason = why.to_string();
                 self.shared
@@ -144,15 +176,53 @@ impl Node {
             return;
         }
         self.moves.moving = None;
-        while let Some((group, to)) = self.moves.waiting.pop_front() {
+        let mut later = VecDeque::new();
+        while let Some(mut wanted) = self.moves.waiting.pop_front() {
+            let (group, to) = (wanted.group, wanted.to);
+            if self.must_wait(now, &mut wanted) {
+                later.push_back(wanted);
+                continue;
+            }
             match self.with_group(group, |g, s| g.start_handover(s, now, to)) {
                 Some(Ok(())) => {
                     self.moves.moving = Some(group);
-                    return;
+                    break;
                 }
                 Some(Err(Refused::AlreadyOwner(_))) | None => {}
                 Some(Err(why)) => self.refused_move(now, group, to, &why),
             }
+        }
+        later.append(&mut self.moves.waiting);
+        self.moves.waiting = later;
+    }
+
+    /// Whether a move waits until Child SAs that a lost standby knew are rekeyed. Groups that need not wait go before it.
+    fn must_wait(&mut self, now: Instant, wanted: &mut Wanted) -> bool {
+        let (group, to) = (wanted.group, wanted.to);
+        let Some(g) = self.group(group) else { return false };
+        if g.may_move(&self.shared, to).is_err() {
+            // It will not come about; whoever wants it is told so.
+            return false;
+        }
+        let (handing, suspects) = (g.handing(&self.shared, to), g.status().suspects);
+        let waited = wanted.waits.map_or(Duration::ZERO, |since| now.since(since));
+        let waits = waits_for_rekeys(handing, waited, self.shared.trouble.is_some());
+        let kind = match (waits, wanted.waits) {
+            (true, None) => EventKind::MoveWaits { to, suspects },
+            (false, Some(_)) if handing == Handing::AfterRekeys => {
+                EventKind::MoveWaitedInVain { to, suspects }
+            }
+            _ => return waits,
+        };
+        wanted.waits.get_or_insert(now);
+        self.shared.event(now, Some(group), kind);
+        waits
+    }
+
+    /// This member is not drained any more, or well again: moves that nobody else wants are not to be.
+    pub(super) fn stay(&mut self) {
+        if self.shared.trouble.is_none() && !self.shared.draining {
+            self.moves.waiting.retain(|wanted| !wanted.leaving);
         }
     }
 
@@ -192,7 +262,7 @@ impl Node {
                 })
                 .map(|(member, _)| *member);
             let Some(best) = best else { continue };
-            if self.enqueue(group, best).is_ok() {
+            if self.enqueue(group, best, true).is_ok() {
                 *load.entry(best).or_insert(0) += 1;
             }
         }
@@ -210,7 +280,7 @@ impl Node {
             }
         }
         for (group, home) in due {
-            let _ = self.enqueue(group, home);
+            let _ = self.enqueue(group, home, false);
         }
     }
 

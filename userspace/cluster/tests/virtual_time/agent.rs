@@ -187,6 +187,14 @@ impl World {
                         });
                     }
                 }
+                Output::LeaveRests { token, .. } => {
+                    let rests = member.rests.clone();
+                    member.node.handle(Input::RestsLeft { now, token, rests });
+                }
+                Output::TakeRests { epoch, rests, .. } => {
+                    assert!(!member.groups[0].serving, "before the flip");
+                    member.rests_taken.push((epoch, rests));
+                }
                 Output::CloseLegacy { token, .. } => {
                     member.node.handle(Input::FinalWindows {
                         now,

@@ -11,5 +11,6 @@ mod lives;
 mod pair;
 mod register;
 mod sharing;
+mod suspects;
 mod tenure;
 mod world;

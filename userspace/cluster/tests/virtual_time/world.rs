@@ -6,7 +6,9 @@ use crate::register::{Register, Shape};
 use cluster::io::{EventKind, Flip};
 use cluster::message::PeerMark;
 use cluster::status::{GroupStatus, Role};
-use cluster::{Command, Direction, EpochId, Event, Input, Link, Node, NodeConfig, RaiseItem, Solo, Standing};
+use cluster::{
+    Command, Direction, EpochId, Event, Input, LeaseRest, Link, Node, NodeConfig, RaiseItem, Solo, Standing,
+};
 use model::{GroupId, IkeSpi, Instant, MemberId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -78,6 +80,10 @@ pub struct Member {
     /// A snapshot is not armed until [`World::release`] says so.
     pub slow_snapshot: bool,
     pub(crate) held: Vec<u64>,
+    /// What its agent leaves of leases when the node wants that.
+    pub rests: Vec<LeaseRest>,
+    /// What it was left, and for which epoch.
+    pub rests_taken: Vec<(EpochId, Vec<LeaseRest>)>,
 }
 
 /// Group 0, of which the tests of hot standby speak.
@@ -423,6 +429,16 @@ impl World {
         self.command(index, Command::TakeoverTo { to, group: None });
     }
 
+    /// So many Child SAs of group 0 were known to a standby that was lost.
+    pub fn suspects(&mut self, index: usize, count: usize) {
+        self.members[index].node.handle(Input::Suspects {
+            now: self.now,
+            group: GroupId(0),
+            count,
+        });
+        self.settle(index);
+    }
+
     pub fn health(&mut self, index: usize, trouble: Option<&str>) {
         let trouble = trouble.map(str::to_owned);
         self.members[index].node.handle(Input::Health {
@@ -527,6 +543,8 @@ impl Member {
             refuses_limits: false,
             slow_snapshot: false,
             held: Vec::new(),
+            rests: Vec::new(),
+            rests_taken: Vec::new(),
         }
     }
 }

@@ -31,7 +31,13 @@ fn an_owner_without_a_packet_hands_over_what_those_before_it_may_have_accepted_a
         spi: spi.0 ^ 0x0100_0000,
         ..untouched
     };
-    assert!(entry.final_window(&other, false, next).is_none(), "a former SA's");
+    let unused = entry.final_window(&other, false, next).expect("its window");
+    assert_eq!(
+        (unused.edge, unused.floor),
+        (window.edge, window.floor),
+        "a former SA's window says nothing"
+    );
+    assert_eq!(unused.blocks, window.blocks);
     assert!(
         entry
             .final_window(&untouched, false, Epoch(EPOCH.0 - 1))

@@ -3,6 +3,7 @@
 mod advance;
 mod final_window;
 mod groups;
+mod handover;
 mod look;
 mod reload;
 mod sas;
