@@ -192,6 +192,7 @@ pub static SCENARIOS: &[Scenario] = &[
     found::LATE_WRITE,
     found::FORKED_CHILD,
     found::FORKED_REQUEST,
+    found::FINISHED_ELSEWHERE,
 ];
 
 impl Scenario {
