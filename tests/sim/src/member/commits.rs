@@ -292,13 +292,29 @@ impl Member {
                 return Ok(());
             }
         }
-        let plan = self.sad.apply(change, context)?;
-        self.execute(&plan);
         if let ChildSaChange::Install { record, .. } = change
             && self.suspects.contains_key(&record.spi_in)
         {
-            self.taint(&[record.spi_in], context.epoch);
+            let spi_in = record.spi_in;
+            // The lost standby may have finished the exchange by itself, and begun at the first number.
+            let mut without = change.clone();
+            if let ChildSaChange::Install { record, .. } = &mut without
+                && self.sabotage != Some(Sabotage::NothingTainted)
+            {
+                for direction in self.tainted_directions() {
+                    match direction {
+                        sad::Direction::Outbound => record.limits.lease = 0,
+                        sad::Direction::Inbound => record.limits.ceiling = 0,
+                    }
+                }
+            }
+            let plan = self.sad.apply(&without, context)?;
+            self.execute(&plan);
+            self.taint(&[spi_in], context.epoch);
+            return Ok(());
         }
+        let plan = self.sad.apply(change, context)?;
+        self.execute(&plan);
         Ok(())
     }
 

@@ -190,3 +190,15 @@ pub(super) const EDGE_AHEAD: Scenario = Scenario {
     seeds: Some(&[35]),
     ..PLAIN
 };
+
+/// A Child SA was proposed, and nobody had acknowledged it, when the standby took over unheard and finished the exchange by itself: it sent from the
+/// first number on, and died. The old owner went on, committed its proposal alone, and sent from the first number on too.
+pub(super) const FINISHED_ELSEWHERE: Scenario = Scenario {
+    name: "finished-elsewhere",
+    about: "both halves of a split finish the exchange that makes a Child SA",
+    weight: 0,
+    engine: Some(Engine::Pair),
+    mix: EVERYTHING,
+    seeds: Some(&[5]),
+    ..PLAIN
+};

@@ -226,6 +226,7 @@ pub static SCENARIOS: &[Scenario] = &[
     found::FORKED_REQUEST,
     found::STALE_WINDOW,
     found::EDGE_AHEAD,
+    found::FINISHED_ELSEWHERE,
 ];
 
 impl Scenario {

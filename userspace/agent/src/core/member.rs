@@ -6,7 +6,7 @@ use sad::{Context, Direction, LimitRaise, NamedLimits};
 
 use super::entry::{self, DecodeError, EntryChange};
 use super::lost::Told;
-use super::{Core, NotApplied};
+use super::{Core, NotApplied, suspects};
 use crate::clock;
 use crate::net::ports::{Macs, second_hop};
 use crate::pki::SecretId;
@@ -457,13 +457,16 @@ impl Core {
                 return Ok(());
             }
         }
-        let mut plan = self.sad.apply(change, context)?;
         if let ChildSaChange::Install { record, .. } = change
             && self.is_suspect(record.spi_in)
         {
-            // It was proposed while the standby was there that is lost now.
-            plan.extend(self.taint(vec![record.spi_in], context.epoch));
+            let spi_in = record.spi_in;
+            let without = suspects::without_numbers(change, &self.tainted_directions());
+            let mut plan = self.sad.apply(&without, context)?;
+            plan.extend(self.taint(vec![spi_in], context.epoch));
+            return self.execute(&plan);
         }
+        let plan = self.sad.apply(change, context)?;
         self.execute(&plan)
     }
 }

@@ -102,6 +102,22 @@ impl Suspects {
     }
 }
 
+/// An SA that was proposed while the standby was there, and takes effect after that one was lost: it may have taken over and finished
+/// the exchange by itself, so that it began at the first number (not above a lease), and nobody here may use any. The SA is rekeyed
+/// like all suspects.
+pub fn without_numbers(change: &ChildSaChange, directions: &[sad::Direction]) -> ChildSaChange {
+    let mut change = change.clone();
+    if let ChildSaChange::Install { record, .. } = &mut change {
+        for direction in directions {
+            match direction {
+                sad::Direction::Outbound => record.limits.lease = 0,
+                sad::Direction::Inbound => record.limits.ceiling = 0,
+            }
+        }
+    }
+    change
+}
+
 impl Core {
     /// Whether a lost standby knew the SA and it is not rekeyed yet.
     pub(super) fn is_suspect(&self, spi_in: EspSpi) -> bool {
@@ -147,7 +163,7 @@ impl Core {
         self.sad.taint(spis, &directions, epoch)
     }
 
-    fn tainted_directions(&self) -> Vec<sad::Direction> {
+    pub(super) fn tainted_directions(&self) -> Vec<sad::Direction> {
         let solo = match self.config.cluster.solo {
             config::Solo::Continue => Solo::Continue,
             config::Solo::Stop => Solo::Stop,
