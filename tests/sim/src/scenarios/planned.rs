@@ -4,6 +4,7 @@
 use super::unseen::{both_are_reached, unseen_until};
 use super::{PLAIN, Scenario};
 use crate::faults::{Fault, Schedule};
+use crate::net::Road;
 use crate::setup::{Engine, Setup};
 use model::Instant;
 use std::time::Duration;
@@ -15,10 +16,18 @@ fn story(setup: &Setup, from: Instant) -> Schedule {
     let first = from + Duration::from_millis(serves + 400 + setup.steer_key[1] % 700);
     let after = |ms: u64| first + Duration::from_millis(ms);
     schedule.push((first, Fault::TakeoverTo(2)));
-    match setup.steer_key[0] / 500 % 4 {
+    match setup.steer_key[0] / 500 % 6 {
         0 | 1 => schedule.push((after(60 + setup.steer_key[1] / 700 % 300), Fault::TakeoverTo(1))),
+        // The taker hears the offer, and is heard no more: both serve.
+        2 | 3 => {
+            let cut = after(setup.steer_key[1] / 700 % 12);
+            for road in [Road::Synch, Road::Outside, Road::Inside] {
+                schedule.push((cut, Fault::Cut(2, 1, road)));
+                schedule.push((cut + Duration::from_millis(1500), Fault::Mend(2, 1, road)));
+            }
+        }
         victim => {
-            let member = victim as u8 - 1;
+            let member = victim as u8 - 3;
             let at = setup.steer_key[1] / 700 % 80;
             schedule.push((after(at), Fault::KillHost(member)));
             schedule.push((after(at + 1200), Fault::Start(member)));
