@@ -150,10 +150,7 @@ pub async fn devices(handle: &Handle, index: u32) -> Result<Vec<String>> {
     while let Some(upper) = wanted.get(at).copied() {
         at += 1;
         for link in &links {
-            let below = link
-                .attributes
-                .iter()
-                .any(|a| *a == LinkAttribute::Controller(upper));
+            let below = link.attributes.contains(&LinkAttribute::Controller(upper));
             let above = link.header.index == upper;
             // A veth's other end is named in the same way as what a macvlan lies on.
             let lies_on = link.attributes.iter().find_map(|a| match a {
