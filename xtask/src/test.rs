@@ -19,6 +19,30 @@ pub struct Score {
     pub ignored: u64,
     /// Names of those that failed.
     pub failures: Vec<String>,
+    /// What is to be known of some of them.
+    essence: Vec<Essence>,
+}
+
+/// What was said when something failed. It is repeated at the very end, since a long log is cut in its middle.
+struct Essence {
+    what: String,
+    lines: Vec<String>,
+}
+
+/// Lines that are repeated of one failure.
+const ESSENTIAL: usize = 40;
+
+impl Essence {
+    /// Beginning and end, where there is more than is repeated: a panic comes first, its cause may come last.
+    fn shown(&self) -> Vec<String> {
+        let (lines, half) = (&self.lines, ESSENTIAL / 2);
+        if lines.len() <= ESSENTIAL {
+            return lines.clone();
+        }
+        let left_out = lines.len() - ESSENTIAL + 1;
+        let (first, last) = (&lines[..half], &lines[lines.len() - half + 1..]);
+        [first, &[format!("... {left_out} lines left out ...")], last].concat()
+    }
 }
 
 impl Score {
@@ -33,6 +57,23 @@ impl Score {
     fn fail(&mut self, what: &str) {
         self.failed += 1;
         self.failures.push(what.to_owned());
+    }
+
+    /// A part that says itself what went wrong: nothing where all is well.
+    fn add_judged(&mut self, what: &str, wrong: Result<Vec<String>>) {
+        let wrong = wrong.unwrap_or_else(|error| {
+            detail(&format!("{error:#}"));
+            vec![format!("{error:#}")]
+        });
+        self.add(what, wrong.is_empty());
+        self.tell(what, wrong);
+    }
+
+    fn tell(&mut self, what: &str, lines: Vec<String>) {
+        if !lines.is_empty() {
+            let what = what.to_owned();
+            self.essence.push(Essence { what, lines });
+        }
     }
 }
 
@@ -85,11 +126,7 @@ pub fn run() -> Result<bool> {
                 }
             }
             say("one real takeover");
-            let takeover = demo::run(&demo::Options::short());
-            score.add("takeover", takeover.as_ref().is_ok_and(|ok| *ok));
-            if let Err(error) = takeover {
-                detail(&format!("{error:#}"));
-            }
+            score.add_judged("takeover", demo::judged(&demo::Options::short()));
             use chaos::Engine::{Etcd, Pair};
             for (what, options) in [
                 ("chaos, a pair", chaos::Options::short(2, Pair)),
@@ -100,23 +137,20 @@ pub fn run() -> Result<bool> {
                 ),
             ] {
                 say(what);
-                let run = chaos::run(&options);
-                score.add(what, run.as_ref().is_ok_and(|ok| *ok));
-                if let Err(error) = run {
-                    detail(&format!("{error:#}"));
-                }
+                score.add_judged(what, chaos::judged(&options).map(|tally| tally.wrong()));
             }
             say("mutants: builds with a safety rule removed");
-            let mutants = chaos::mutants::run(&chaos::mutants::Options::default());
-            score.add("mutants", mutants.as_ref().is_ok_and(|ok| *ok));
-            if let Err(error) = mutants {
-                detail(&format!("{error:#}"));
-            }
+            let mutants = chaos::mutants::judged(&chaos::mutants::Options::default());
+            score.add_judged("mutants", mutants);
         }
         Err(_) => score.fail("cargo test and the takeover: not run, since the build failed"),
     }
     for failure in &score.failures {
         println!("failed: {failure}");
+    }
+    for essence in &score.essence {
+        println!("{}:", essence.what);
+        essence.shown().iter().for_each(|line| println!("    {line}"));
     }
     println!("{} s, {} tests ignored", start.elapsed().as_secs(), score.ignored);
     println!("{} passed, {} failed", score.passed, score.failed);
@@ -166,8 +200,10 @@ fn cargo_tests(built: &build::Built, score: &mut Score) -> Result<()> {
 pub struct Harness {
     programs: u64,
     in_successes: bool,
+    in_failures: bool,
     skipped: u64,
     test: String,
+    said: Vec<String>,
 }
 
 impl Harness {
@@ -175,12 +211,16 @@ impl Harness {
     pub fn shows(&mut self, line: &str, score: &mut Score) -> bool {
         if let Some(totals) = line.strip_prefix("test result: ") {
             self.programs += 1;
-            self.in_successes = false;
+            (self.in_successes, self.in_failures) = (false, false);
+            self.close(score);
             score.passed += count(totals, "passed").saturating_sub(std::mem::take(&mut self.skipped));
             score.failed += count(totals, "failed");
             score.ignored += count(totals, "ignored");
         } else if line == "successes:" || line == "failures:" {
+            // Each list comes twice: with what the tests said, then names alone.
+            self.close(score);
             self.in_successes = line == "successes:";
+            self.in_failures = line == "failures:";
         } else if let Some(name) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.strip_suffix(" ... FAILED"))
@@ -188,13 +228,23 @@ impl Harness {
             // Counted by the line of totals.
             score.failures.push(name.to_owned());
         } else if let Some(head) = line.strip_prefix("---- ") {
+            self.close(score);
             self.test = head.split(' ').next().unwrap_or_default().to_owned();
+        } else if self.in_failures && !self.test.is_empty() {
+            self.said.push(line.to_owned());
         } else if self.in_successes && line.starts_with("skipped") {
             // The object, the binary and root are all there: a test that does not run has not passed.
             self.skipped += 1;
             score.fail(&format!("{}: {line}", self.test));
         }
         !self.in_successes
+    }
+
+    /// What a test said is complete.
+    fn close(&mut self, score: &mut Score) {
+        let (test, said) = (std::mem::take(&mut self.test), std::mem::take(&mut self.said));
+        let said = said.into_iter().filter(|line| !line.trim().is_empty());
+        score.tell(&test, said.collect());
     }
 }
 
@@ -226,6 +276,45 @@ mod tests {
         assert_eq!((score.passed, score.failed, score.ignored), (1, 1, 1));
         assert_eq!(score.failures, ["a::c"]);
         assert_eq!(shown.len(), 4);
+    }
+
+    #[test]
+    fn what_a_failed_test_said_is_kept_for_the_end() {
+        let text = "test a::b ... FAILED\ntest a::c ... FAILED\n\nfailures:\n\n---- a::b stdout ----\n\n\
+                    thread 'a::b' panicked at src/a.rs:1:\nseed 7\n\n---- a::c stdout ----\nError: lost\n\n\n\
+                    failures:\n    a::b\n    a::c\n\n\
+                    test result: FAILED. 0 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        let (score, _) = read(text);
+        let said: Vec<(&str, Vec<String>)> = score
+            .essence
+            .iter()
+            .map(|e| (e.what.as_str(), e.shown()))
+            .collect();
+        let lines = |all: &[&str]| all.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
+        assert_eq!(
+            said,
+            [
+                (
+                    "a::b",
+                    lines(&["thread 'a::b' panicked at src/a.rs:1:", "seed 7"])
+                ),
+                ("a::c", lines(&["Error: lost"])),
+            ]
+        );
+    }
+
+    #[test]
+    fn of_a_long_text_beginning_and_end_are_repeated() {
+        let lines = (1..=100).map(|n| n.to_string()).collect();
+        let shown = Essence {
+            what: "x".to_owned(),
+            lines,
+        }
+        .shown();
+        assert_eq!(shown.len(), ESSENTIAL);
+        assert_eq!((shown[0].as_str(), shown[19].as_str()), ("1", "20"));
+        assert_eq!(shown[20], "... 61 lines left out ...");
+        assert_eq!((shown[21].as_str(), shown[39].as_str()), ("82", "100"));
     }
 
     #[test]

@@ -9,12 +9,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// A packet that was sent, or was to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// Its number.
+    pub number: u64,
+    /// When, `CLOCK_MONOTONIC` nanoseconds.
+    pub at_ns: u64,
+    /// What the sender's own stack said against it.
+    pub refused: Option<String>,
+}
+
 /// A running flow.
 #[derive(Debug)]
 pub struct Flow {
+    /// The port that it goes to.
+    pub port: u16,
     stop: Arc<AtomicBool>,
     quit: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
+    sendings: Arc<Mutex<Vec<Sending>>>,
     received: Arc<Mutex<Vec<(u64, u64)>>>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
@@ -53,9 +67,10 @@ impl Flow {
         let stop = Arc::new(AtomicBool::new(false));
         let quit = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
+        let sendings = Arc::new(Mutex::new(Vec::<Sending>::new()));
         let received = Arc::new(Mutex::new(Vec::new()));
         let sender = {
-            let (stop, sent) = (stop.clone(), sent.clone());
+            let (stop, sent, sendings) = (stop.clone(), sent.clone(), sendings.clone());
             std::thread::Builder::new()
                 .name("flow out".into())
                 .spawn(move || {
@@ -64,8 +79,18 @@ impl Flow {
                     while !stop.load(Ordering::Relaxed) {
                         let number = sent.fetch_add(1, Ordering::Relaxed);
                         packet[..8].copy_from_slice(&number.to_be_bytes());
+                        let at_ns = now_ns();
                         // A refused or unroutable packet is a lost one.
-                        let _ = out.send(&packet);
+                        let refused = out.send(&packet).err().map(|error| error.to_string());
+                        let sending = Sending {
+                            number,
+                            at_ns,
+                            refused,
+                        };
+                        sendings
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(sending);
                         due += interval_us * 1000;
                         sleep_until(due);
                     }
@@ -94,9 +119,11 @@ impl Flow {
                 })?
         };
         Ok(Self {
+            port,
             stop,
             quit,
             sent,
+            sendings,
             received,
             threads: vec![sender, receiver],
         })
@@ -110,9 +137,21 @@ impl Flow {
 
     /// Packets of these numbers that have not arrived (yet).
     pub fn missing(&self, numbers: std::ops::Range<u64>) -> u64 {
+        self.absent(numbers).len() as u64
+    }
+
+    /// The packets of these numbers that have not arrived (yet), as far as they were sent.
+    pub fn lost(&self, numbers: std::ops::Range<u64>) -> Vec<Sending> {
+        let absent = self.absent(numbers);
+        let sendings = self.sendings.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |number: u64| usize::try_from(number).ok().and_then(|n| sendings.get(n));
+        absent.into_iter().filter_map(of).cloned().collect()
+    }
+
+    fn absent(&self, numbers: std::ops::Range<u64>) -> Vec<u64> {
         let received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         let there: std::collections::HashSet<u64> = received.iter().map(|r| r.0).collect();
-        numbers.filter(|n| !there.contains(n)).count() as u64
+        numbers.filter(|n| !there.contains(n)).collect()
     }
 
     /// Stops sending, waits for what is under way, and returns what came of it.

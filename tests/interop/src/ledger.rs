@@ -4,6 +4,7 @@ use crate::deliveries::Deliveries;
 use crate::esp::{Headers, IKE_RESPONSE, Kind, parse};
 use crate::replay::REPLAYER;
 use crate::seen::Seen;
+use crate::sightings::Sightings;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
@@ -92,6 +93,8 @@ pub struct Ledger {
     pub replayed: u64,
     /// Packets that members delivered in clear, each of which may come once.
     pub deliveries: Deliveries,
+    /// Where packets of the load were seen, while deliveries are judged.
+    pub sightings: Sightings,
     /// Everything else by name.
     pub other: BTreeMap<String, u64>,
     kept: Vec<u8>,
@@ -119,6 +122,9 @@ impl Ledger {
         if headers.from == REPLAYER {
             self.replayed += 1;
             return;
+        }
+        if self.roles.judge_deliveries {
+            self.sightings.enter(at_ns, frame, &headers);
         }
         let member_to_member =
             self.roles.member_macs.contains(&headers.from) && self.roles.member_macs.contains(&headers.to);
@@ -269,6 +275,7 @@ impl Ledger {
             list.retain(|(at, _)| *at >= until_ns);
         }
         self.deliveries.forget_before(until_ns);
+        self.sightings.forget_before(until_ns);
         let first = self.kept_index.partition_point(|(at, _, _)| *at < until_ns);
         let octets = self
             .kept_index

@@ -1,6 +1,7 @@
 //! A ping of its own: a packet every so many microseconds, exact about which one was lost and when.
 
 use crate::clock::{now_ns, sleep_until};
+use crate::flow::Sending;
 use crate::netns::Netns;
 use anyhow::{Context, Result};
 use nix::sys::socket::{
@@ -27,7 +28,11 @@ pub struct Echo {
 pub struct Ping {
     /// What is shown about it.
     pub label: String,
+    /// The identifier of its requests.
+    pub id: u16,
     echoes: Arc<Mutex<Vec<Echo>>>,
+    /// Requests that the sender's own stack refused: number and reason.
+    refused: Arc<Mutex<Vec<(u32, String)>>>,
     stop: Arc<AtomicBool>,
     quit: Arc<AtomicBool>,
     sender: Option<JoinHandle<Result<()>>>,
@@ -67,8 +72,10 @@ impl Ping {
         let echoes = Arc::new(Mutex::new(Vec::<Echo>::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let quit = Arc::new(AtomicBool::new(false));
+        let refused = Arc::new(Mutex::new(Vec::new()));
         let sender = {
             let (socket, echoes, stop) = (socket.clone(), echoes.clone(), stop.clone());
+            let refused = refused.clone();
             std::thread::Builder::new()
                 .name("ping out".into())
                 .spawn(move || {
@@ -83,11 +90,14 @@ impl Ping {
                             (list.len() - 1) as u32
                         };
                         // An error (no route for a moment) is a lost packet like any other.
-                        let _ = send(
+                        if let Err(error) = send(
                             socket.as_raw_fd(),
                             &request(id, number),
                             nix::sys::socket::MsgFlags::empty(),
-                        );
+                        ) {
+                            let entry = (number, error.to_string());
+                            refused.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+                        }
                         due += interval_us * 1000;
                         sleep_until(due);
                     }
@@ -122,7 +132,9 @@ impl Ping {
         };
         Ok(Self {
             label: label.to_owned(),
+            id,
             echoes,
+            refused,
             stop,
             quit,
             sender: Some(sender),
@@ -143,6 +155,25 @@ impl Ping {
         numbers
             .filter(|n| of(*n).is_none_or(|e| e.back_ns.is_none()))
             .count() as u64
+    }
+
+    /// The requests of these numbers that have no answer (yet).
+    pub fn lost(&self, numbers: std::ops::Range<u64>) -> Vec<Sending> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = |number: u64| {
+            let found = refused.iter().find(|(n, _)| u64::from(*n) == number);
+            found.map(|(_, why)| why.clone())
+        };
+        let list = self.echoes.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |number: u64| {
+            let echo = list.get(usize::try_from(number).ok()?)?;
+            echo.back_ns.is_none().then(|| Sending {
+                number,
+                at_ns: echo.sent_ns,
+                refused: why(number),
+            })
+        };
+        numbers.filter_map(of).collect()
     }
 
     /// Longest time between two answers (or the bounds) in a stretch of time.

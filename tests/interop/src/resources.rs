@@ -225,7 +225,8 @@ pub fn clear(folder: &Path) {
     }
     for path in of("path ") {
         let path = Path::new(&path);
-        if fs::remove_dir_all(path).is_err() {
+        // A record of the kernel's trace is a folder that goes as a whole, and lets nothing in it be removed.
+        if fs::remove_dir(path).is_err() && fs::remove_dir_all(path).is_err() {
             let _ = fs::remove_file(path);
         }
     }

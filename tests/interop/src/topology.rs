@@ -254,6 +254,28 @@ impl Lab {
         &self.resources.folder
     }
 
+    /// Every namespace in which packets of the load are carried, with the name that it is shown by.
+    pub fn places(&self) -> Vec<(String, &Netns)> {
+        let fixed = [
+            ("host", &self.host),
+            ("peer", &self.peer),
+            ("router", &self.router),
+            ("bridges", &self.bridges),
+            ("server", &self.server),
+        ];
+        let fixed = fixed.map(|(name, netns)| (name.to_owned(), netns));
+        let members = self
+            .members
+            .iter()
+            .map(|m| (format!("member {}", m.letter), &m.netns));
+        let sites = self
+            .sites
+            .iter()
+            .zip(1..)
+            .map(|(s, n)| (format!("site {n}"), &s.netns));
+        fixed.into_iter().chain(members).chain(sites).collect()
+    }
+
     fn wire(&self) -> Result<()> {
         let pass = PassProgram::load(&self.resources)?;
         for bridge in ["br-out", "br-in", "br-synch"] {

@@ -1,5 +1,6 @@
 //! `cargo xtask chaos`: random faults, one after the other, on a real cluster with strongSwan peers under load.
 
+mod evidence;
 mod fault;
 mod inject;
 mod moves;
@@ -86,6 +87,11 @@ pub use fault::EngineKind as Engine;
 
 /// Runs it; true if every invariant held.
 pub fn run(options: &Options) -> Result<bool> {
+    Ok(judged(options)?.ok)
+}
+
+/// Runs it, and prints what it counted.
+pub fn judged(options: &Options) -> Result<Tally> {
     anyhow::ensure!(
         options.engine == EngineKind::Etcd || options.members == 2,
         "--engine pair knows two members: leave out --members, or use --engine etcd"
@@ -115,7 +121,7 @@ pub fn run(options: &Options) -> Result<bool> {
         // The processes go on: nothing of the scene may be dropped.
         std::mem::forget(scene);
     }
-    Ok(tally.ok)
+    Ok(tally)
 }
 
 /// Runs it with a product, which may be a mutant.
@@ -187,9 +193,12 @@ fn faults(options: &Options, scene: &mut Scene, dealer: &mut Dealer, tally: &mut
         let fault = dealer.deal();
         let may_split = options.engine == EngineKind::Pair && fault.may_split_a_pair();
         say(&format!("{number}/{}: {fault:?}", options.kills));
-        let line = round::play(scene, fault, may_split, &mut course, tally)
-            .with_context(|| format!("fault {number}, {fault:?}"))?;
-        detail(&line);
+        let before = evidence::Before::of(scene);
+        let played = round::play(scene, fault, may_split, &mut course, tally);
+        if (played.is_err() || !tally.violations.is_empty()) && tally.evidence.is_empty() {
+            tally.show(before.lines(scene, None));
+        }
+        detail(&played.with_context(|| format!("fault {number}, {fault:?}"))?);
         if !tally.violations.is_empty() {
             break;
         }
@@ -223,6 +232,7 @@ fn finish(scene: Scene, tally: &mut Tally) {
         clocks,
         cluster,
         etcd,
+        trace,
         ecmp: _,
     } = scene;
     match load.stop() {
@@ -232,7 +242,7 @@ fn finish(scene: Scene, tally: &mut Tally) {
         Err(error) if tally.violations.is_empty() => tally.violate(format!("{error:#}")),
         Err(_) => {}
     }
-    drop((peers, clocks));
+    drop((peers, clocks, trace));
     // The members first: they hand over through etcd.
     let Cluster {
         members,

@@ -1,5 +1,6 @@
 //! Groups of segments go from one member to another under load, on people's command: no packet may be lost.
 
+use super::evidence::Before;
 use super::fault::Fault;
 use super::inject::PATIENCE;
 use super::scene::Scene;
@@ -48,6 +49,7 @@ pub fn losslessly<T>(
     tally: &mut Tally,
     act: impl FnOnce(&mut Scene) -> Result<T>,
 ) -> Result<T> {
+    let evidence = Before::of(scene);
     let (at, before) = (now_ns(), scene.load.mark());
     let done = act(scene)?;
     let after = scene.load.mark();
@@ -62,6 +64,7 @@ pub fn losslessly<T>(
     tally.moves.lost += lost;
     if lost > 0 {
         tally.violate(format!("{what}: {lost} of {sent} packets were lost"));
+        tally.show(evidence.lines(scene, Some((&before, &after))));
     }
     Ok(done)
 }

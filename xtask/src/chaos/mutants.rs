@@ -100,32 +100,42 @@ struct Verdict {
     finding: Finding,
 }
 
+impl Verdict {
+    fn line(&self) -> String {
+        let f = &self.finding;
+        let verdict = match (self.build, self.ok) {
+            ("product", true) => "passed",
+            ("product", false) => "FAILED",
+            (_, true) => "caught",
+            (_, false) => "NOT CAUGHT",
+        };
+        format!(
+            "{:<18} {verdict:<10} dup_seq {}, dup_iv {}, replays accepted {}, SAs lost {}",
+            self.build, f.dup_seq, f.dup_iv, f.replays_accepted, f.sas_lost
+        )
+    }
+}
+
 /// Builds and runs them; true if the product passed and every mutant was caught.
 pub fn run(options: &Options) -> Result<bool> {
+    Ok(judged(options)?.is_empty())
+}
+
+/// Builds and runs them; a line for each that did not end as it should.
+pub fn judged(options: &Options) -> Result<Vec<String>> {
     lab::resources::clear_on_signal()?;
     crate::setup::run()?;
     let built = build::run()?;
     let verdicts = all(options, &built)?;
-    let ok = verdicts.iter().all(|v| v.ok);
     if options.json {
+        let ok = verdicts.iter().all(|v| v.ok);
         let rows = serde_json::to_value(&verdicts)?;
         println!("{}", serde_json::json!({ "ok": ok, "builds": rows }));
     } else {
-        for v in &verdicts {
-            let f = &v.finding;
-            let verdict = match (v.build, v.ok) {
-                ("product", true) => "passed",
-                ("product", false) => "FAILED",
-                (_, true) => "caught",
-                (_, false) => "NOT CAUGHT",
-            };
-            println!(
-                "{:<18} {verdict:<10} dup_seq {}, dup_iv {}, replays accepted {}, SAs lost {}",
-                v.build, f.dup_seq, f.dup_iv, f.replays_accepted, f.sas_lost
-            );
-        }
+        verdicts.iter().for_each(|v| println!("{}", v.line()));
     }
-    Ok(ok)
+    let wrong = verdicts.iter().filter(|v| !v.ok);
+    Ok(wrong.map(Verdict::line).collect())
 }
 
 fn all(options: &Options, built: &Built) -> Result<Vec<Verdict>> {

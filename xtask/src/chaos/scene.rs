@@ -13,13 +13,15 @@ use lab::cluster::Cluster;
 use lab::config::{self, Settings};
 use lab::etcd::{EtcdCluster, EtcdSite};
 use lab::faults::WallClock;
-use lab::flow::Flow;
+use lab::flow::{Flow, Sending};
 use lab::member::Product;
 use lab::ping::Ping;
+use lab::sightings::Numbered;
 use lab::stage::random_psk;
 use lab::strongswan::{Charon, Connection, swanctl_conf};
 use lab::tcp::Stream;
 use lab::topology::{Lab, Plan, Site, addr};
+use lab::trace::Trace;
 use std::path::Path;
 use std::time::Duration;
 
@@ -36,6 +38,8 @@ pub struct Scene {
     pub load: Load,
     /// strongSwan at each site.
     pub peers: Vec<Charon>,
+    /// The kernel's word about packets that it drops; `None` where it gives none.
+    pub trace: Option<Trace>,
     /// The members' wall clocks.
     pub clocks: Vec<WallClock>,
     /// Members and recorders.
@@ -53,6 +57,35 @@ pub struct Load {
     pub pings: Vec<(&'static str, Ping)>,
     flows: Vec<Flow>,
     stream: Stream,
+}
+
+/// How much each source had sent at a time.
+pub type Mark = Vec<u64>;
+
+/// A packet of the load that did not arrive, or an echo request without an answer.
+pub struct Lost {
+    /// Which of the load's sources.
+    pub source: String,
+    /// Number and time.
+    pub sending: Sending,
+    echo: bool,
+    place: u16,
+}
+
+impl Lost {
+    /// As which packets it may have been seen on its way.
+    pub fn packets(&self) -> Vec<Numbered> {
+        let number = self.sending.number;
+        if self.echo {
+            let echo = number as u32;
+            vec![
+                Numbered::Request(self.place, echo),
+                Numbered::Answer(self.place, echo),
+            ]
+        } else {
+            vec![Numbered::Flow(self.place, number)]
+        }
+    }
 }
 
 /// What a scene is built with.
@@ -125,9 +158,14 @@ impl Scene {
         }
         connect(&peers)?;
         let load = Load::start(&cluster.lab)?;
+        let trace = Trace::start(&cluster.lab.resources);
+        if let Err(error) = &trace {
+            crate::steps::detail(&format!("the kernel does not tell what it drops: {error:#}"));
+        }
         let scene = Self {
             load,
             peers,
+            trace: trace.ok(),
             clocks,
             cluster,
             etcd,
@@ -185,7 +223,7 @@ impl Load {
     }
 
     /// How much was sent so far, by each source.
-    pub fn mark(&self) -> Vec<u64> {
+    pub fn mark(&self) -> Mark {
         let pings = self.pings.iter().map(|(_, p)| p.so_far().0 as u64);
         pings.chain(self.flows.iter().map(|f| f.so_far().0)).collect()
     }
@@ -207,6 +245,30 @@ impl Load {
         });
         let sent = from.iter().zip(to).map(|(from, to)| to - from).sum();
         (sent, missing())
+    }
+
+    /// Which packets are lost of those that were sent between two marks.
+    pub fn lost(&self, from: &Mark, to: &Mark) -> Vec<Lost> {
+        let between = |at: usize| from[at]..to[at];
+        let pings = self.pings.iter().enumerate().flat_map(|(at, (name, ping))| {
+            let of = move |sending| Lost {
+                source: format!("ping over {name}"),
+                sending,
+                echo: true,
+                place: ping.id,
+            };
+            ping.lost(between(at)).into_iter().map(of)
+        });
+        let flows = self.flows.iter().enumerate().flat_map(|(at, flow)| {
+            let of = move |sending| Lost {
+                source: format!("flow to port {}", flow.port),
+                sending,
+                echo: false,
+                place: flow.port,
+            };
+            flow.lost(between(at + self.pings.len())).into_iter().map(of)
+        });
+        pings.chain(flows).collect()
     }
 
     /// The longest time without an answer over any connection in a stretch of time, and over which one.

@@ -110,6 +110,8 @@ pub struct Tally {
     pub seconds: f64,
     /// What did not hold.
     pub violations: Vec<String>,
+    /// What counters, queues and events say about the first of them.
+    pub evidence: Vec<String>,
     /// Folder with configurations, logs and the histogram.
     pub folder: String,
     #[serde(skip)]
@@ -159,6 +161,28 @@ impl Tally {
         let what = what.into();
         crate::steps::detail(&format!("VIOLATED: {what}"));
         self.violations.push(what);
+    }
+
+    /// Enters, and shows, what is known about a violation.
+    pub fn show(&mut self, evidence: Vec<String>) {
+        for line in &evidence {
+            crate::steps::detail(line);
+        }
+        self.evidence.extend(evidence);
+    }
+
+    /// What did not hold and what is known about it; nothing if every invariant held.
+    pub fn wrong(&self) -> Vec<String> {
+        if self.ok {
+            return Vec::new();
+        }
+        let run = format!(
+            "seed {}, {} members, engine {}, {} group(s): {} faults played; files: {}",
+            self.seed, self.members, self.engine, self.groups, self.kills, self.folder
+        );
+        let violations = self.violations.iter().map(|v| format!("VIOLATED: {v}"));
+        let lines = std::iter::once(run).chain(violations);
+        lines.chain(self.evidence.iter().cloned()).collect()
     }
 
     /// Times from the owner's death to the first packet through its taker, ms.

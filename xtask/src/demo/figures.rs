@@ -115,6 +115,17 @@ impl Figures {
         invariants.peek().is_some() && invariants.all(|c| c.ok)
     }
 
+    /// The invariants that did not hold, a line each; also where none was proven.
+    pub fn broken(&self) -> Vec<String> {
+        if self.checks.iter().all(|c| c.informational) {
+            return vec!["no invariant was proven".to_owned()];
+        }
+        let broken = self.checks.iter().filter(|c| !c.ok && !c.informational);
+        broken
+            .map(|c| format!("{} {} ({})", c.mark(), c.claim, c.detail))
+            .collect()
+    }
+
     fn enter(&mut self, claim: &str, ok: bool, detail: String, informational: bool) {
         let check = Check {
             claim: claim.to_owned(),
@@ -135,11 +146,13 @@ mod tests {
     fn an_invariant_decides_about_ok_and_a_comparison_does_not() {
         let mut figures = Figures::default();
         assert!(!figures.all_held(), "nothing proven is not ok");
+        assert_eq!(figures.broken().len(), 1);
         figures.compare("faster", false, "0.9");
         assert!(!figures.all_held(), "a comparison proves no invariant");
         figures.check("held", true, "");
         assert!(figures.all_held());
         figures.check("broken", false, "");
         assert!(!figures.all_held());
+        assert_eq!(figures.broken(), ["FAILED broken ()"]);
     }
 }

@@ -50,6 +50,11 @@ impl Options {
 
 /// Runs it; true if every invariant held.
 pub fn run(options: &Options) -> Result<bool> {
+    Ok(judged(options)?.is_empty())
+}
+
+/// Runs it; the invariants that did not hold.
+pub fn judged(options: &Options) -> Result<Vec<String>> {
     // Before any thread: a signal must find the lab's ledger.
     lab::resources::clear_on_signal()?;
     setup::run()?;
@@ -73,7 +78,7 @@ pub fn run(options: &Options) -> Result<bool> {
     if options.runs > 1 {
         report::print_medians(&all);
     }
-    Ok(all.iter().all(|f| f.ok))
+    Ok(all.iter().flat_map(Figures::broken).collect())
 }
 
 /// One run with its report.
