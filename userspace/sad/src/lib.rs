@@ -6,6 +6,7 @@
 
 mod advance;
 mod configure;
+mod final_window;
 pub mod handling;
 pub mod lifetime;
 pub mod limits;
@@ -27,6 +28,7 @@ pub mod store;
 mod taint;
 pub mod usage;
 
+pub use final_window::{final_window, last_of_use};
 pub use handling::{DontFragment, Handling};
 pub use limits::LimitRaise;
 pub use listing::PolicyLine;

@@ -2,9 +2,11 @@
 
 use super::{Cx, Member, Ownership};
 use crate::sabotage::Sabotage;
-use cluster::io::Flip;
+use cluster::io::{Flip, LegacyPhase};
 use maps_schema::sad::{FinalWindow, SA_LOCAL_ONLY};
-use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
+use maps_schema::segment::{
+    LEGACY_GIVEN, LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord,
+};
 use model::{EspSpi, GroupId};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -21,7 +23,11 @@ impl Member {
             valid_until_ms: flip.valid_until.millis(),
         };
         let legacy = flip.legacy.map_or((0, LEGACY_NONE, 0), |l| {
-            let phase = if l.holding { LEGACY_HOLDING } else { LEGACY_OPEN };
+            let phase = match l.phase {
+                LegacyPhase::Open => LEGACY_OPEN,
+                LegacyPhase::Holding => LEGACY_HOLDING,
+                LegacyPhase::Given => LEGACY_GIVEN,
+            };
             (l.epoch.owner.0, phase, l.epoch.number.low16())
         });
         let side = SideWord {
@@ -173,20 +179,12 @@ impl Member {
             let Some(counters) = self.plane.counters(entry.slot()) else {
                 continue;
             };
-            let window = counters.inbound;
             let flags = if entry.local_only { SA_LOCAL_ONLY } else { 0 };
             let range =
                 datapath::limits::inbound_range(&entry.ceiling, flags, before.alone, before.epoch.low16());
-            let (true, Ok(range)) = (window.spi == entry.record.spi_in.0, range) else {
-                continue;
-            };
-            let merged = FinalWindow {
-                slot: entry.slot(),
-                spi: window.spi,
-                edge: window.edge,
-                floor: range.ceiling,
-                blocks: window.blocks,
-            };
+            let Ok(range) = range else { continue };
+            let (slot, spi) = (entry.slot(), entry.record.spi_in);
+            let merged = sad::final_window(slot, spi, &counters.inbound, &range, before.epoch);
             octets.extend_from_slice(merged.as_bytes());
         }
         octets
