@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use cluster::EpochId;
-use cluster::io::Flip;
+use cluster::io::{Flip, LegacyPhase};
 use maps_schema::sad::{FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR};
-use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
+use maps_schema::segment::{
+    LEGACY_GIVEN, LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord,
+};
 use model::{GroupId, IkeSpi, Instant, SecretBytes, SegmentId};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -14,8 +16,8 @@ use super::groups::{Group, Ownership};
 use super::suspects::Suspects;
 use crate::clock;
 
-/// Windows that fit into one record of the synch channel. The SAs that were active last go first; one that does not fit loses
-/// nothing but what was under way, as after a failover.
+/// Windows that fit into one record of the synch channel. The SAs that were of use last go first; one that does not fit loses what
+/// was under way, and an idle one its next numbers up to the ceiling, as after a failover.
 const WINDOWS_MAX: usize = (1 << 20) / size_of::<FinalWindow>() - 1;
 /// Announcements after the first one, and the time to the next.
 const ANNOUNCE_AGAIN: u32 = 3;
@@ -44,7 +46,11 @@ impl Core {
             valid_until_ms: flip.valid_until.millis(),
         };
         let legacy = flip.legacy.map_or((0, LEGACY_NONE, 0), |l| {
-            let phase = if l.holding { LEGACY_HOLDING } else { LEGACY_OPEN };
+            let phase = match l.phase {
+                LegacyPhase::Open => LEGACY_OPEN,
+                LegacyPhase::Holding => LEGACY_HOLDING,
+                LegacyPhase::Given => LEGACY_GIVEN,
+            };
             (l.epoch.owner.0, phase, l.epoch.number.low16())
         });
         let side = SideWord {
@@ -77,6 +83,7 @@ impl Core {
         if self.groups.owns(flip.group) && flip.legacy.is_none() {
             self.run_held(flip.group);
         }
+        self.run_passed_on(flip.group);
     }
 
     pub(super) fn extend_validity(&mut self, group: GroupId, epoch: EpochId, until: Instant) {
@@ -155,7 +162,7 @@ impl Core {
         group.resumed = false;
         group.adopting.clear();
         group.adoption = None;
-        self.slow.clear_where(|slot| layout.group_of_slot(slot) == id);
+        self.slow.pass_on_where(|slot| layout.group_of_slot(slot) == id);
         self.redial.clear();
         self.contacts.retain(|spi, _| !of_group(spi.segment()));
         self.reported.retain(|spi, _| !of_group(spi.segment()));
@@ -221,19 +228,17 @@ impl Core {
         }
         let layout = self.groups.layout;
         let before = self.groups.get(id).before;
-        let (epoch, alone) = (before.epoch.low16(), before.alone);
-        // Two words of each window say whether it is wanted at all.
+        let (epoch, alone) = (before.epoch, before.alone);
         let mut wanted = Vec::new();
         for entry in self.sad.iter().filter(|e| layout.group_of(e.segment()) == id) {
-            let seen = self.counters.last_inbound(entry.slot());
-            if let Some((spi, last_ms)) = seen.filter(|(spi, _)| *spi == entry.record.spi_in.0) {
-                wanted.push((last_ms, entry.slot(), spi));
-            }
+            let (slot, spi) = (entry.slot(), entry.record.spi_in);
+            let seen = self.counters.last_inbound(slot);
+            wanted.push((sad::last_of_use(seen, spi, entry.installed), slot));
         }
-        wanted.sort_by_key(|(last_ms, ..)| std::cmp::Reverse(*last_ms));
+        wanted.sort_by_key(|(last_ms, _)| std::cmp::Reverse(*last_ms));
         wanted.truncate(WINDOWS_MAX);
         let mut octets = Vec::new();
-        for (_, slot, spi) in wanted {
+        for (_, slot) in wanted {
             let (Some(entry), Some(counters)) = (self.sad.by_slot(slot), self.counters.counters(slot)) else {
                 continue;
             };
@@ -242,16 +247,12 @@ impl Core {
             } else {
                 0
             };
-            let Ok(range) = datapath::limits::inbound_range(&entry.ceiling, flags, alone, epoch) else {
+            let Ok(range) = datapath::limits::inbound_range(&entry.ceiling, flags, alone, epoch.low16())
+            else {
                 continue;
             };
-            let window = FinalWindow {
-                slot,
-                spi,
-                edge: counters.inbound.edge,
-                floor: range.ceiling,
-                blocks: counters.inbound.blocks,
-            };
+            let spi = entry.record.spi_in;
+            let window = sad::final_window(slot, spi, &counters.inbound, &range, epoch);
             octets.extend_from_slice(window.as_bytes());
         }
         octets

@@ -22,7 +22,7 @@ use crate::net::whole::{self, Gathered, Pieces};
 use ike::Input;
 
 /// Frames of one SA that may wait.
-const PER_SA: usize = 64;
+const PER_SA: usize = 512;
 /// Frames that may wait in all.
 const IN_ALL: usize = 8192;
 /// Octets that ESP in UDP may add: IPv6 40, UDP 8, ESP 8, IV 8, padding and trailer up to 5, ICV 16.
@@ -40,6 +40,8 @@ pub struct Waiting {
     inbound: HashMap<u32, VecDeque<Frame>>,
     outbound: HashMap<u32, VecDeque<Frame>>,
     held: VecDeque<(u32, Frame)>,
+    /// What waited here when another member became the owner. It goes there once the owner words say so.
+    passed_on: VecDeque<(Entry, u32, Frame)>,
     waiting: usize,
     /// Source and destination of what is sealed in transport mode, and pieces of it.
     transport: BTreeSet<(IpAddr, IpAddr)>,
@@ -90,14 +92,25 @@ impl Waiting {
         self.waiting += 1;
     }
 
-    /// Forgets the frames of some slots: another member serves them now.
-    pub fn clear_where(&mut self, gone: impl Fn(u32) -> bool) {
-        for queues in [&mut self.inbound, &mut self.outbound] {
-            for (_, frames) in queues.extract_if(|slot, _| gone(*slot)) {
+    /// The frames of some slots wait for the flip: another member serves them from then on.
+    pub fn pass_on_where(&mut self, gone: impl Fn(u32) -> bool) {
+        for (entry, queues) in [
+            (Entry::Steer, &mut self.inbound),
+            (Entry::Inside, &mut self.outbound),
+        ] {
+            for (slot, frames) in queues.extract_if(|slot, _| gone(*slot)) {
                 self.waiting -= frames.len();
+                let frames = frames.into_iter().map(|frame| (entry, slot, frame));
+                self.passed_on.extend(frames);
             }
         }
-        self.held.retain(|(slot, _)| !gone(*slot));
+        let (gone, kept) = std::mem::take(&mut self.held)
+            .into_iter()
+            .partition(|(slot, _)| gone(*slot));
+        self.held = kept;
+        let gone: VecDeque<(u32, Frame)> = gone;
+        let frames = gone.into_iter().map(|(slot, frame)| (Entry::Steer, slot, frame));
+        self.passed_on.extend(frames);
     }
 }
 
@@ -227,6 +240,19 @@ impl Core {
         self.slow.held = others;
         for (slot, frame) in ready {
             self.run_frame(Entry::Steer, slot, frame.ifindex, &frame.octets);
+        }
+    }
+
+    /// What waited for a raise, or for a window, that will not come here any more goes through the programs again: as
+    /// the owner words are now, they pass it on to the new owner, or serve it in a planned handover's last part.
+    pub(super) fn run_passed_on(&mut self, group: GroupId) {
+        let layout = self.groups.layout;
+        let of_group = |(_, slot, _): &(Entry, u32, Frame)| layout.group_of_slot(*slot) == group;
+        let all = std::mem::take(&mut self.slow.passed_on);
+        let (ready, others) = all.into_iter().partition::<VecDeque<_>, _>(of_group);
+        self.slow.passed_on = others;
+        for (entry, slot, frame) in ready {
+            self.run_frame(entry, slot, frame.ifindex, &frame.octets);
         }
     }
 

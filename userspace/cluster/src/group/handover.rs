@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! owner                                   taker
-//!   | freeze; everything acknowledged;      |
-//!   | under an engine: the move is written  |
+//!   | freeze; everything acknowledged       |
+//!   | under an engine: the move is written, |
+//!   | while all goes on; freeze again       |
 //!   |------------ HandoverOffer ----------->| shadow armed: owner words name it, epoch + 1, legacy open
 //!   |<----------- HandoverArmed ------------|
 //!   | words name the taker; serves numbers  |
@@ -23,7 +24,7 @@ use super::owner::Owner;
 use super::set::Purpose;
 use super::standby::Standby;
 use super::{AfterFlip, Group, Pending, Phase, life};
-use crate::io::{EventKind, Legacy, Output, Refused};
+use crate::io::{EventKind, Legacy, LegacyPhase, Output, Refused};
 use crate::message::{GroupBody, SetMember};
 use crate::node::Shared;
 use crate::rules::{self, EpochId, Standing};
@@ -47,13 +48,9 @@ pub(crate) enum OwnerHandover {
         /// The engine has the taker as the owner of this epoch already.
         written: Option<EpochId>,
     },
-    /// Waits for the ownership engine. From here on it can end in one way only: the engine's. An engine that does not
-    /// answer stops no traffic: after a while the owner goes on, and freezes again when it has the answer.
-    Moving {
-        since: Instant,
-        to: MemberId,
-        thawed: bool,
-    },
+    /// Waits for the ownership engine. From here on it can end in one way only: the engine's. However long that takes, it
+    /// stops no traffic: the owner goes on, and freezes again when it has the answer.
+    Moving { to: MemberId },
     /// The taker may arm.
     Offered {
         since: Instant,
@@ -72,18 +69,18 @@ pub(crate) enum OwnerHandover {
 
 impl OwnerHandover {
     pub fn is_frozen(&self) -> bool {
-        !matches!(self, Self::Taking { .. } | Self::Moving { thawed: true, .. })
+        !matches!(self, Self::Taking { .. } | Self::Moving { .. })
     }
 
     /// Whether proposals wait for its end.
     pub fn holds(&self) -> bool {
-        !matches!(self, Self::Moving { thawed: true, .. })
+        !matches!(self, Self::Moving { .. })
     }
 
     /// The other member.
     pub fn partner(&self) -> MemberId {
         match self {
-            Self::Freezing { to, .. } | Self::Moving { to, .. } | Self::Offered { to, .. } => *to,
+            Self::Freezing { to, .. } | Self::Moving { to } | Self::Offered { to, .. } => *to,
             Self::Taking { old, .. } => old.owner,
         }
     }
@@ -197,13 +194,10 @@ impl Group {
                     match rules::moved(&self.record(), life(s, to)) {
                         Ok(new) => {
                             if let Phase::Owner(owner) = &mut self.phase {
-                                owner.handover = Some(OwnerHandover::Moving {
-                                    since: now,
-                                    to,
-                                    thawed: false,
-                                });
+                                owner.handover = Some(OwnerHandover::Moving { to });
                             }
                             self.write(s, now, new, Purpose::Move(to));
+                            self.release_held(s, now);
                         }
                         Err(why) => self.abort_handover(s, now, &why.to_string()),
                     }
@@ -215,18 +209,6 @@ impl Group {
                 } else if now.since(since) > GIVE_UP {
                     self.abort_handover(s, now, "the standbys did not acknowledge everything in time");
                 }
-            }
-            Some(OwnerHandover::Moving {
-                since,
-                to,
-                thawed: false,
-            }) if now.since(*since) > GIVE_UP => {
-                owner.handover = Some(OwnerHandover::Moving {
-                    since: *since,
-                    to: *to,
-                    thawed: true,
-                });
-                self.release_held(s, now);
             }
             Some(OwnerHandover::Offered { since, to, .. }) if now.since(*since) > GIVE_UP => {
                 let to = *to;
@@ -455,7 +437,7 @@ impl Group {
         self.call_followers(s);
         let legacy = Legacy {
             epoch: old,
-            holding: false,
+            phase: LegacyPhase::Open,
         };
         self.flip_as_owner(s, Some(legacy), AfterFlip::ShadowArmed);
     }
@@ -487,7 +469,7 @@ impl Group {
         self.phase = Phase::Standby(Box::new(Standby::after_handover(set, position, legacy)));
         let legacy = Legacy {
             epoch: old,
-            holding: false,
+            phase: LegacyPhase::Open,
         };
         self.flip(
             s,
@@ -533,11 +515,13 @@ impl Group {
             }
             LegacyStep::Holding { since } if now.since(since) >= LEGACY_DRAIN => {
                 legacy.step = LegacyStep::Closed { since: now };
+                standby.given = Some(legacy.old);
                 self.flip_as_standby(s);
                 let token = self.token(s, Pending::Close);
                 s.outputs.push_back(Output::CloseLegacy { group, token });
             }
             LegacyStep::Closing { since } | LegacyStep::Closed { since } if now.since(since) > GIVE_UP => {
+                standby.given = Some(legacy.old);
                 standby.legacy = None;
                 self.flip_as_standby(s);
             }
@@ -552,7 +536,7 @@ impl Group {
         {
             let legacy = Legacy {
                 epoch: old,
-                holding: true,
+                phase: LegacyPhase::Holding,
             };
             self.flip_as_owner(s, Some(legacy), AfterFlip::HoldingArmed);
         }

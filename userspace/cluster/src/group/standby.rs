@@ -3,7 +3,7 @@
 use super::engine::Claim;
 use super::handover::LegacyOwner;
 use super::{Group, Pending, Phase};
-use crate::io::{EventKind, Output};
+use crate::io::{EventKind, Legacy, LegacyPhase, Output};
 use crate::message::{GroupBody, RaiseItem, RaiseKey, SetMember};
 use crate::node::Shared;
 use crate::raises::ArmedRaises;
@@ -62,6 +62,8 @@ pub(crate) struct Standby {
     pub raises: ArmedRaises,
     /// The old owner's part in a planned handover.
     pub legacy: Option<LegacyOwner>,
+    /// The epoch in which this member owned, where it gave the group to its present owner.
+    pub given: Option<EpochId>,
     /// Since when the owner is lost.
     pub lost: Option<Instant>,
     /// It is heard, but does not hear this member.
@@ -91,6 +93,7 @@ impl Standby {
             armed: 0,
             raises: ArmedRaises::default(),
             legacy: None,
+            given: None,
             lost: None,
             deaf_owner: false,
             wary_until: None,
@@ -199,6 +202,7 @@ impl Standby {
         self.joined_at = 0;
         self.armed = position;
         self.raises.next_epoch();
+        self.given = None;
         self.lost = None;
         self.deaf_owner = false;
         self.claim = None;
@@ -281,7 +285,22 @@ impl Group {
     /// Words that name the owner, so that what arrives here takes the second hop.
     pub(super) fn flip_as_standby(&mut self, s: &mut Shared) {
         let owner = self.epoch.owner;
-        self.flip(s, Some(owner), false, None, Instant(0), super::AfterFlip::Nothing);
+        let given = match &self.phase {
+            Phase::Standby(standby) => standby.given,
+            _ => None,
+        };
+        let legacy = given.map(|epoch| Legacy {
+            epoch,
+            phase: LegacyPhase::Given,
+        });
+        self.flip(
+            s,
+            Some(owner),
+            false,
+            legacy,
+            Instant(0),
+            super::AfterFlip::Nothing,
+        );
     }
 
     pub(super) fn tick_standby(&mut self, s: &mut Shared, now: Instant) {
