@@ -15,6 +15,8 @@ pub const LEGACY_NONE: u8 = 0;
 pub const LEGACY_OPEN: u8 = 1;
 /// The old owner has closed; the taker holds what is up to the ceiling until the final window is merged.
 pub const LEGACY_HOLDING: u8 = 2;
+/// The old owner has closed: it serves nothing, and passes everything on to the taker, also what came from a member.
+pub const LEGACY_GIVEN: u8 = 3;
 
 /// One segment. Two words, each stored at once; `owner` is extended by compare-and-swap only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]

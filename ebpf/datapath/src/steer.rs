@@ -1,7 +1,7 @@
 //! Who serves a packet: this member, another one, nobody; and on the outside interface, what the packet is.
 
 use maps_schema::sad::{slot_place, spi_segment, spi_slot};
-use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
+use maps_schema::segment::{LEGACY_GIVEN, LEGACY_HOLDING, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
 use maps_schema::steer::{Local, MAX_PORTS, PORT_NO_REDIRECT, PORT_TAKES_PIECES, Port, SIDE_OUTSIDE};
 use maps_schema::verdict::Verdict;
 
@@ -45,6 +45,8 @@ pub enum Serve {
     },
     /// Another member.
     Member(u8),
+    /// The member to which this one gave the segment in a planned handover.
+    Given(u8),
     /// Nobody that is known: no owner, or the word expired and there is no successor.
     Nobody,
 }
@@ -83,7 +85,11 @@ pub const fn decide(owner: u64, side: u64, me: u8, now_ms: u64) -> Serve {
     if word.owner == 0 {
         return Serve::Nobody;
     }
-    if side.legacy_owner == me && me != 0 && side.legacy_phase == LEGACY_OPEN {
+    let gave = side.legacy_owner == me && me != 0;
+    if gave && side.legacy_phase == LEGACY_GIVEN {
+        return Serve::Given(word.owner);
+    }
+    if gave && side.legacy_phase == LEGACY_OPEN {
         // The old owner's rights end with its ceiling, not with a clock: the taker accepts nothing up to there
         // before it has the final window.
         return Serve::Here {
@@ -144,10 +150,23 @@ pub const fn millis(now_ns: u64) -> u64 {
 
 /// Sends the frame to `member` by rewriting both MAC addresses (a bridge must not learn the peer's address on this
 /// member's port), through the port where it arrived or, where the member is not reached there, another one of that side. A
-/// frame that came from a member is never forwarded again. Always ends the packet.
+/// frame that came from a member is never forwarded again, unless by a member that gave the segment away. Always ends the packet.
 #[inline(always)]
 pub fn second_hop(env: &impl Env, work: &mut Work, member: u8) -> bool {
-    if env.is_member_mac(work.source_mac) {
+    hop(env, work, member, false)
+}
+
+/// As [`second_hop`], by a member that gives the segment to `member` in a planned handover, or has given it: also for what came
+/// from a member, which sent it before it knew. No frame goes in a circle: the taker's words are of the handover's epoch before this
+/// member's are, it keeps or serves what a member sent, and whoever it gives the segment to is of a later epoch again.
+#[inline(always)]
+pub fn pass_on(env: &impl Env, work: &mut Work, member: u8) -> bool {
+    hop(env, work, member, true)
+}
+
+#[inline(always)]
+fn hop(env: &impl Env, work: &mut Work, member: u8, given: bool) -> bool {
+    if !given && env.is_member_mac(work.source_mac) {
         return work.drop(Verdict::NotOwner);
     }
     let Some(next) = env.member(member) else {
@@ -191,7 +210,7 @@ pub fn serve_here(env: &impl Env, work: &mut Work, local: &Local, segment: u8) -
     let Some((owner, side)) = env.segment(segment) else {
         return work.drop(Verdict::InternalError);
     };
-    match decide(owner, side, local.member as u8, millis(work.now_ns)) {
+    let (member, given) = match decide(owner, side, local.member as u8, millis(work.now_ns)) {
         Serve::Here {
             epoch,
             alone,
@@ -202,11 +221,13 @@ pub fn serve_here(env: &impl Env, work: &mut Work, local: &Local, segment: u8) -
             work.alone = alone as u8;
             work.role = role;
             work.other = other;
-            true
+            return true;
         }
-        Serve::Member(member) => second_hop(env, work, member),
-        Serve::Nobody => work.drop(Verdict::OwnerExpired),
-    }
+        Serve::Member(member) => (member, false),
+        Serve::Given(member) => (member, true),
+        Serve::Nobody => return work.drop(Verdict::OwnerExpired),
+    };
+    hop(env, work, member, given)
 }
 
 /// What the first stage found.
@@ -276,7 +297,9 @@ fn owned(env: &impl Env, local: &Local, segment: u8) -> bool {
         return false;
     };
     let me = local.member as u8;
-    me != 0 && (OwnerWord::unpack(owner).owner == me || SideWord::unpack(side).legacy_owner == me)
+    let side = SideWord::unpack(side);
+    let gives = side.legacy_owner == me && side.legacy_phase != LEGACY_GIVEN;
+    me != 0 && (OwnerWord::unpack(owner).owner == me || gives)
 }
 
 /// The IP header behind the link header.
@@ -499,7 +522,7 @@ pub fn steer(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
                 return false;
             }
             if work.role == ROLE_OLD_OWNER {
-                return second_hop(env, work, work.other);
+                return pass_on(env, work, work.other);
             }
             // IKE is for the agent whatever the policy says; what the pieces are of, the next stage looks at.
             let action = if verdict == Verdict::IkeToAgent as u32 {
@@ -593,6 +616,8 @@ mod tests {
         };
         assert_eq!(decide(word(2, 0), side(LEGACY_OPEN), 1, 50), here);
         assert_eq!(decide(word(2, 0), side(LEGACY_HOLDING), 1, 50), Serve::Member(2));
+        assert_eq!(decide(word(2, 0), side(LEGACY_GIVEN), 1, 50), Serve::Given(2));
+        assert_eq!(decide(word(2, 0), side(LEGACY_GIVEN), 3, 50), Serve::Member(2));
         let taker = |role| Serve::Here {
             epoch: 5,
             alone: false,

@@ -506,7 +506,7 @@ pub struct Flip {
     pub successor: Option<MemberId>,
     /// The in-sync set is the owner alone, since its epoch began.
     pub alone: bool,
-    /// Planned handover: old owner, its epoch, and whether the taker holds instead of second-hopping.
+    /// Planned handover: old owner, its epoch, and how far it has come.
     pub legacy: Option<Legacy>,
 }
 
@@ -515,8 +515,27 @@ pub struct Flip {
 pub struct Legacy {
     /// Its epoch.
     pub epoch: EpochId,
-    /// The taker holds what is up to the ceilings.
-    pub holding: bool,
+    /// How far the handover has come.
+    pub phase: LegacyPhase,
+}
+
+/// How far a planned handover has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LegacyPhase {
+    /// The old owner serves up to its ceilings.
+    Open,
+    /// At the taker: it holds what is up to the ceilings, until it has the old owner's windows.
+    Holding,
+    /// At the old owner: it has closed, and passes on what still comes to it, until somebody else owns the group.
+    Given,
+}
+
+impl Flip {
+    /// Whether the words say that a handover is under way: at the old owner, that it serves its part.
+    pub fn in_handover(&self) -> bool {
+        self.legacy
+            .is_some_and(|legacy| legacy.phase != LegacyPhase::Given)
+    }
 }
 
 /// What happened, for people.

@@ -87,7 +87,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let Ok(range) = limits::inbound_range(&limits, flags, work.alone != 0, work.epoch) else {
         if work.role == ROLE_OLD_OWNER {
             // The new owner has published limits of its own epoch: everything is its business by now.
-            return steer::second_hop(env, work, work.other);
+            return steer::pass_on(env, work, work.other);
         }
         return work.drop(Verdict::EpochBehind);
     };
@@ -133,12 +133,14 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         Some(None) => {}
     }
     if work.floor_rule == FLOOR_OLD_OWNER {
-        if work.role == ROLE_TAKER_OPEN && env.is_member_mac(work.source_mac) {
-            // The old owner sent it here: it has closed already.
-            work.floor_rule = FLOOR_HOLD;
-        } else {
+        if work.role == ROLE_OLD_OWNER {
+            return steer::pass_on(env, work, work.other);
+        }
+        if !env.is_member_mac(work.source_mac) {
             return steer::second_hop(env, work, work.other);
         }
+        // The old owner sent it here, since it has closed already, or another member, which knows the new owner already.
+        work.floor_rule = FLOOR_HOLD;
     }
     lay_out(env, area, iv_len, text_len, flags & SA_ESN != 0)
 }

@@ -239,7 +239,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     }
     if work.role == ROLE_OLD_OWNER {
         // Its lease ended with the flip: outbound, the new owner alone sends.
-        return steer::second_hop(env, work, work.other);
+        return steer::pass_on(env, work, work.other);
     }
     let Some(sa) = env.outbound(work.cpu, work.index) else {
         return no_sa(env, work);

@@ -2,7 +2,7 @@
 
 use maps_schema::event::{EVENT_FIRST_INBOUND, SLOW_HELD};
 use maps_schema::sad::{FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR, SA_CTL_NO_SA, SA_CTL_NOT_OWNER};
-use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN, SideWord};
+use maps_schema::segment::{LEGACY_GIVEN, LEGACY_HOLDING, LEGACY_OPEN, SideWord};
 use maps_schema::verdict::Verdict;
 use zerocopy::IntoBytes;
 
@@ -153,23 +153,45 @@ pub fn cases() -> Vec<Case> {
     );
     cases.push(
         steer(
-            "old owner: higher ones that the taker sent are not sent back",
+            "old owner: higher ones go to the taker, also from a member that does not know yet",
             old_owner(),
             from_member(1001),
         )
-        .ends(Verdict::NotOwner, Action::Drop),
+        .ends(Verdict::SecondHop, Action::Transmit)
+        .out(hop(1001)),
     );
     let mut closed = old_owner();
-    closed.side = SideWord::default();
+    closed.side.legacy_phase = LEGACY_GIVEN;
     cases.push(
         steer(
             "old owner, closed: everything goes to the taker",
-            closed,
+            closed.clone(),
             frame(5),
         )
         .of(0)
         .ends(Verdict::SecondHop, Action::Transmit)
         .out(hop(5)),
+    );
+    cases.push(
+        steer(
+            "old owner, closed: also what a member sent, the taker among them, before it closed",
+            closed,
+            from_member(5),
+        )
+        .of(0)
+        .ends(Verdict::SecondHop, Action::Transmit)
+        .out(hop(5)),
+    );
+    let mut elsewhere = old_owner();
+    elsewhere.side = SideWord::default();
+    cases.push(
+        steer(
+            "another member's segment, which this one has not given it: what a member sent goes nowhere",
+            elsewhere,
+            from_member(5),
+        )
+        .of(0)
+        .ends(Verdict::NotOwner, Action::Drop),
     );
     cases.push(
         control(

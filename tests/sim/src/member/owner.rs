@@ -2,9 +2,11 @@
 
 use super::{Cx, Member, Ownership};
 use crate::sabotage::Sabotage;
-use cluster::io::Flip;
+use cluster::io::{Flip, LegacyPhase};
 use maps_schema::sad::{FinalWindow, spi_slot};
-use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
+use maps_schema::segment::{
+    LEGACY_GIVEN, LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord,
+};
 use model::{EspSpi, GroupId};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -21,7 +23,11 @@ impl Member {
             valid_until_ms: flip.valid_until.millis(),
         };
         let legacy = flip.legacy.map_or((0, LEGACY_NONE, 0), |l| {
-            let phase = if l.holding { LEGACY_HOLDING } else { LEGACY_OPEN };
+            let phase = match l.phase {
+                LegacyPhase::Open => LEGACY_OPEN,
+                LegacyPhase::Holding => LEGACY_HOLDING,
+                LegacyPhase::Given => LEGACY_GIVEN,
+            };
             (l.epoch.owner.0, phase, l.epoch.number.low16())
         });
         let side = SideWord {

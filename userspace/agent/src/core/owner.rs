@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use cluster::EpochId;
-use cluster::io::Flip;
+use cluster::io::{Flip, LegacyPhase};
 use maps_schema::sad::{FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR, spi_slot};
-use maps_schema::segment::{LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord};
+use maps_schema::segment::{
+    LEGACY_GIVEN, LEGACY_HOLDING, LEGACY_NONE, LEGACY_OPEN, OwnerWord, SEGMENT_ALONE, SideWord,
+};
 use model::{Epoch, GroupId, IkeSpi, Instant, SecretBytes, SegmentId};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -14,8 +16,8 @@ use super::groups::{Group, Ownership};
 use super::suspects::Suspects;
 use crate::clock;
 
-/// Windows that fit into one record of the synch channel. The SAs that were active last go first; one that does not fit loses
-/// nothing but what was under way, as after a failover.
+/// Windows that fit into one record of the synch channel. The SAs that were of use last go first; one that does not fit loses what
+/// was under way, and an idle one its next numbers up to the ceiling, as after a failover.
 const WINDOWS_MAX: usize = (1 << 20) / size_of::<FinalWindow>() - 1;
 /// Announcements after the first one, and the time to the next.
 const ANNOUNCE_AGAIN: u32 = 3;
@@ -44,7 +46,11 @@ impl Core {
             valid_until_ms: flip.valid_until.millis(),
         };
         let legacy = flip.legacy.map_or((0, LEGACY_NONE, 0), |l| {
-            let phase = if l.holding { LEGACY_HOLDING } else { LEGACY_OPEN };
+            let phase = match l.phase {
+                LegacyPhase::Open => LEGACY_OPEN,
+                LegacyPhase::Holding => LEGACY_HOLDING,
+                LegacyPhase::Given => LEGACY_GIVEN,
+            };
             (l.epoch.owner.0, phase, l.epoch.number.low16())
         });
         let side = SideWord {

@@ -22,7 +22,7 @@ use crate::net::whole::{self, Gathered, Pieces};
 use ike::Input;
 
 /// Frames of one SA that may wait.
-const PER_SA: usize = 64;
+const PER_SA: usize = 512;
 /// Frames that may wait in all.
 const IN_ALL: usize = 8192;
 /// Octets that ESP in UDP may add: IPv6 40, UDP 8, ESP 8, IV 16, padding and trailer up to 17, ICV 16.

@@ -3,7 +3,8 @@
 //! ```text
 //! owner                                   taker
 //!   | freeze; everything acknowledged;      |
-//!   | under an engine: the move is written  |
+//!   | under an engine: the move is written, |
+//!   | while all goes on; freeze again       |
 //!   | (leases of SAs that a lost standby    |
 //!   | knew are cut short)                   |
 //!   |----------- (HandoverRests) ---------->| (has what was cut off)
@@ -26,7 +27,7 @@ use super::owner::Owner;
 use super::set::Purpose;
 use super::standby::Standby;
 use super::{AfterFlip, Group, Pending, Phase, life};
-use crate::io::{EventKind, Legacy, Output, Refused};
+use crate::io::{EventKind, Legacy, LegacyPhase, Output, Refused};
 use crate::message::{GroupBody, LeaseRest, SetMember};
 use crate::node::Shared;
 use crate::rules::{self, EpochId, Standing};
@@ -50,13 +51,9 @@ pub(crate) enum OwnerHandover {
         /// The engine has the taker as the owner of this epoch already.
         written: Option<EpochId>,
     },
-    /// Waits for the ownership engine. From here on it can end in one way only: the engine's. An engine that does not
-    /// answer stops no traffic: after a while the owner goes on, and freezes again when it has the answer.
-    Moving {
-        since: Instant,
-        to: MemberId,
-        thawed: bool,
-    },
+    /// Waits for the ownership engine. From here on it can end in one way only: the engine's. However long that takes, it
+    /// stops no traffic: the owner goes on, and freezes again when it has the answer.
+    Moving { to: MemberId },
     /// Waits for the agent to leave the taker a part of the leases that nobody may raise.
     Leaving {
         since: Instant,
@@ -83,19 +80,19 @@ pub(crate) enum OwnerHandover {
 
 impl OwnerHandover {
     pub fn is_frozen(&self) -> bool {
-        !matches!(self, Self::Taking { .. } | Self::Moving { thawed: true, .. })
+        !matches!(self, Self::Taking { .. } | Self::Moving { .. })
     }
 
     /// Whether proposals wait for its end.
     pub fn holds(&self) -> bool {
-        !matches!(self, Self::Moving { thawed: true, .. })
+        !matches!(self, Self::Moving { .. })
     }
 
     /// The other member.
     pub fn partner(&self) -> MemberId {
         match self {
             Self::Freezing { to, .. }
-            | Self::Moving { to, .. }
+            | Self::Moving { to }
             | Self::Leaving { to, .. }
             | Self::Offered { to, .. } => *to,
             Self::Taking { old, .. } => old.owner,
@@ -211,13 +208,10 @@ impl Group {
                     match rules::moved(&self.record(), life(s, to)) {
                         Ok(new) => {
                             if let Phase::Owner(owner) = &mut self.phase {
-                                owner.handover = Some(OwnerHandover::Moving {
-                                    since: now,
-                                    to,
-                                    thawed: false,
-                                });
+                                owner.handover = Some(OwnerHandover::Moving { to });
                             }
                             self.write(s, now, new, Purpose::Move(to));
+                            self.release_held(s, now);
                         }
                         Err(why) => self.abort_handover(s, now, &why.to_string()),
                     }
@@ -229,18 +223,6 @@ impl Group {
                 } else if now.since(since) > GIVE_UP {
                     self.abort_handover(s, now, "the standbys did not acknowledge everything in time");
                 }
-            }
-            Some(OwnerHandover::Moving {
-                since,
-                to,
-                thawed: false,
-            }) if now.since(*since) > GIVE_UP => {
-                owner.handover = Some(OwnerHandover::Moving {
-                    since: *since,
-                    to: *to,
-                    thawed: true,
-                });
-                self.release_held(s, now);
             }
             Some(OwnerHandover::Leaving { since, to, next }) if now.since(*since) > GIVE_UP => {
                 // The agent has not cut the leases short: the taker has no numbers of them, as after a failover.
@@ -461,7 +443,7 @@ impl Group {
         }
         let legacy = Legacy {
             epoch: old,
-            holding: false,
+            phase: LegacyPhase::Open,
         };
         self.flip_as_owner(s, Some(legacy), AfterFlip::ShadowArmed);
     }
@@ -493,7 +475,7 @@ impl Group {
         self.phase = Phase::Standby(Box::new(Standby::after_handover(set, position, legacy)));
         let legacy = Legacy {
             epoch: old,
-            holding: false,
+            phase: LegacyPhase::Open,
         };
         self.flip(
             s,
@@ -539,11 +521,13 @@ impl Group {
             }
             LegacyStep::Holding { since } if now.since(since) >= LEGACY_DRAIN => {
                 legacy.step = LegacyStep::Closed { since: now };
+                standby.given = Some(legacy.old);
                 self.flip_as_standby(s);
                 let token = self.token(s, Pending::Close);
                 s.outputs.push_back(Output::CloseLegacy { group, token });
             }
             LegacyStep::Closing { since } | LegacyStep::Closed { since } if now.since(since) > GIVE_UP => {
+                standby.given = Some(legacy.old);
                 standby.legacy = None;
                 self.flip_as_standby(s);
             }
@@ -558,7 +542,7 @@ impl Group {
         {
             let legacy = Legacy {
                 epoch: old,
-                holding: true,
+                phase: LegacyPhase::Holding,
             };
             self.flip_as_owner(s, Some(legacy), AfterFlip::HoldingArmed);
         }

@@ -4,7 +4,7 @@ use super::engine::Claim;
 use super::handover::LegacyOwner;
 use super::rests::Rests;
 use super::{Group, Pending, Phase};
-use crate::io::{EventKind, Output};
+use crate::io::{EventKind, Legacy, LegacyPhase, Output};
 use crate::message::{GroupBody, RaiseItem, RaiseKey, SetMember};
 use crate::node::Shared;
 use crate::raises::ArmedRaises;
@@ -65,6 +65,8 @@ pub(crate) struct Standby {
     pub legacy: Option<LegacyOwner>,
     /// What the owner leaves to this member in a planned handover.
     pub(super) rests: Option<Rests>,
+    /// The epoch in which this member owned, where it gave the group to its present owner.
+    pub given: Option<EpochId>,
     /// Since when the owner is lost.
     pub lost: Option<Instant>,
     /// It is heard, but does not hear this member.
@@ -95,6 +97,7 @@ impl Standby {
             raises: ArmedRaises::default(),
             legacy: None,
             rests: None,
+            given: None,
             lost: None,
             deaf_owner: false,
             wary_until: None,
@@ -203,6 +206,7 @@ impl Standby {
         self.joined_at = 0;
         self.armed = position;
         self.raises.next_epoch();
+        self.given = None;
         self.lost = None;
         self.deaf_owner = false;
         self.claim = None;
@@ -285,7 +289,22 @@ impl Group {
     /// Words that name the owner, so that what arrives here takes the second hop.
     pub(super) fn flip_as_standby(&mut self, s: &mut Shared) {
         let owner = self.epoch.owner;
-        self.flip(s, Some(owner), false, None, Instant(0), super::AfterFlip::Nothing);
+        let given = match &self.phase {
+            Phase::Standby(standby) => standby.given,
+            _ => None,
+        };
+        let legacy = given.map(|epoch| Legacy {
+            epoch,
+            phase: LegacyPhase::Given,
+        });
+        self.flip(
+            s,
+            Some(owner),
+            false,
+            legacy,
+            Instant(0),
+            super::AfterFlip::Nothing,
+        );
     }
 
     pub(super) fn tick_standby(&mut self, s: &mut Shared, now: Instant) {

@@ -2,7 +2,7 @@
 
 use crate::register::Shape;
 use crate::world::World;
-use cluster::io::EventKind;
+use cluster::io::{EventKind, LegacyPhase};
 use cluster::message::{BRIEF_SINCE, OLDEST, VERSION};
 use cluster::{Command, Direction, Solo, Standing};
 use model::{GroupId, MemberId};
@@ -359,6 +359,47 @@ fn a_lost_set_waits_for_an_operator() {
 }
 
 #[test]
+fn while_the_engine_writes_a_move_everything_goes_on_and_the_taker_has_it_all() {
+    let mut world = three();
+    world.register.delay = 300;
+    world.take_over(A, 3);
+    world.run(50);
+    world.propose(A, b"more");
+    world.raise(A, 1, Direction::Outbound, 100);
+    world.run(30);
+    assert!(world.serves(A), "the engine has not answered");
+    assert_eq!(
+        world.members[A].groups[0].committed,
+        [b"sa".to_vec(), b"more".to_vec()]
+    );
+    assert_eq!(world.members[A].groups[0].limits[&(1, true)], 100);
+    world.run_until(1000, "the move", |w| w.settled(C));
+    assert_eq!(record(&world), (2, 3, 3));
+    assert_eq!(
+        world.members[C].groups[0].mirror,
+        [b"sa".to_vec(), b"more".to_vec()]
+    );
+    assert_eq!(world.members[C].groups[0].limits[&(1, true)], 100);
+}
+
+#[test]
+fn an_old_owner_passes_everything_on_until_somebody_else_owns_the_group() {
+    let mut world = three();
+    let given = |w: &World, index: usize| {
+        let flip = w.members[index].groups[0].flip.as_ref();
+        flip.and_then(|f| f.legacy)
+            .is_some_and(|l| l.phase == LegacyPhase::Given)
+    };
+    world.take_over(A, 3);
+    world.run_until(1000, "the first move", |w| w.settled(C));
+    world.run(1000);
+    assert!(given(&world, A) && !given(&world, B) && !given(&world, C));
+    world.take_over(C, 2);
+    world.run_until(1000, "the second move", |w| w.settled(B));
+    assert!(given(&world, C) && !given(&world, A) && !given(&world, B));
+}
+
+#[test]
 fn a_planned_takeover_is_written_first_and_nobody_takes_a_snapshot() {
     let mut world = three();
     world.take_over(A, 3);
@@ -368,7 +409,7 @@ fn a_planned_takeover_is_written_first_and_nobody_takes_a_snapshot() {
             world.members[i].groups[0]
                 .flip
                 .as_ref()
-                .is_some_and(|f| f.legacy.is_some())
+                .is_some_and(cluster::io::Flip::in_handover)
         };
         assert!(
             world.serves(A) || world.serves(C) || legacy(A),

@@ -216,7 +216,7 @@ fn a_planned_takeover_moves_ownership_without_a_moment_of_nobody() {
         let legacy = world.members[0].groups[0]
             .flip
             .as_ref()
-            .is_some_and(|f| f.legacy.is_some());
+            .is_some_and(cluster::io::Flip::in_handover);
         assert!(
             world.serves(0) || world.serves(1) || legacy,
             "somebody serves at {:?}",

@@ -82,7 +82,7 @@ fn every_group_of_a_drained_member_moves_without_a_moment_of_nobody() {
                     || world.members[i].groups[group]
                         .flip
                         .as_ref()
-                        .is_some_and(|f| f.legacy.is_some())
+                        .is_some_and(cluster::io::Flip::in_handover)
             });
             assert!(somebody, "group {group} at {:?}", world.now);
         }
