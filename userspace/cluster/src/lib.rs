@@ -2,7 +2,7 @@
 //!
 //! [`Node`] is one member: inputs in, outputs out, time as an argument. It holds the peers (detectors, links, heartbeats) and
 //! one group machine for each group of segments: owner or standby, journal, raises, handover. What a group decides, it
-//! decides by the pure functions of [`rules`], which `tests/model` explores as well. Who owns is settled between two members
+//! decides by the pure functions of [`rules`] and its neighbours, which `tests/model` explores as well. Who owns is settled between two members
 //! (the embedded pair engine) or by an external ownership engine, see [`ownership`].
 
 pub mod detector;
@@ -17,6 +17,7 @@ pub mod ownership;
 pub mod patch;
 pub mod raises;
 pub mod rules;
+pub mod rules_begin;
 pub mod rules_doubt;
 pub mod rules_guest;
 pub mod status;

@@ -5,7 +5,7 @@ use super::{Group, Phase};
 use crate::io::Output;
 use crate::message::{FORK_SPIS, FORKS_SINCE, GroupBody, MARKS_SINCE, PeerMark, SetMember};
 use crate::node::Shared;
-use crate::rules;
+use crate::rules_begin;
 use model::{IkeSpi, Instant, MemberId};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -110,7 +110,9 @@ impl Group {
         let Phase::Owner(owner) = &self.phase else {
             return false;
         };
-        Self::solo(s).is_some() && !s.peers.is_empty() && rules::may_give_way(self.epoch, owner.standing)
+        Self::solo(s).is_some()
+            && !s.peers.is_empty()
+            && rules_begin::may_give_way(self.epoch, owner.standing)
     }
 
     /// Names the next part to the owner; where this member has become it, to its own agent.
@@ -118,7 +120,7 @@ impl Group {
         let owner = self.epoch.owner;
         let here = match &self.phase {
             // Who holds what the fork touched is another member, and serves, or is lost.
-            Phase::Owner(owner) if rules::began_with_nothing(self.epoch, owner.standing) => return,
+            Phase::Owner(owner) if rules_begin::began_with_nothing(self.epoch, owner.standing) => return,
             Phase::Owner(_) => true,
             Phase::Standby(_) => false,
             Phase::Starting(_) => return,
@@ -199,7 +201,7 @@ impl Group {
     /// that is lost everywhere.
     pub(super) fn forget_forks_of_what_is_lost(&mut self) {
         if let Phase::Owner(owner) = &self.phase
-            && rules::began_with_nothing(self.epoch, owner.standing)
+            && rules_begin::began_with_nothing(self.epoch, owner.standing)
         {
             self.fork.clear();
         }

@@ -5,6 +5,7 @@ use crate::io::{EventKind, Output};
 use crate::message::{GroupBeat, GroupBody, Heartbeat, MARKS_SINCE, NOT_SAID, SetMember};
 use crate::node::Shared;
 use crate::rules::{self, EpochId};
+use crate::rules_begin;
 use model::{Instant, MemberId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -139,7 +140,7 @@ impl Group {
                         return;
                     }
                     let by_history = s.version_for(from.member) >= MARKS_SINCE;
-                    rules::must_yield_to(mine, written, theirs, beat.position, by_history)
+                    rules_begin::must_yield_to(mine, written, theirs, beat.position, by_history)
                 } else {
                     // The engine has let only one of them claim the higher number.
                     rules::must_yield(mine, theirs)

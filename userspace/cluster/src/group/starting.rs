@@ -4,7 +4,8 @@ use super::{Claimed, ENGINE_PATIENCE, ENGINE_RETRY, Group, Phase};
 use crate::io::{EventKind, Output};
 use crate::node::Shared;
 use crate::ownership::{GroupRecord, OwnershipAnswer, OwnershipOp};
-use crate::rules::{self, EpochId, FirstOwner, Standing};
+use crate::rules::{self, EpochId, Standing};
+use crate::rules_begin::{self, FirstOwner};
 use crate::rules_doubt::may_begin_anew;
 use model::{Instant, MemberId};
 use std::collections::BTreeSet;
@@ -97,16 +98,16 @@ impl Group {
         let settle = if s.peers.is_empty() {
             Duration::ZERO
         } else {
-            rules::patience(s.config.settle, pair && starting.knows)
+            rules_begin::patience(s.config.settle, pair && starting.knows)
         };
         let preferred = self.home == s.me.member || s.peers.is_empty();
-        rules::first_owner(preferred, others_heard, now.since(starting.since), settle) == FirstOwner::Me
+        rules_begin::first_owner(preferred, others_heard, now.since(starting.since), settle) == FirstOwner::Me
     }
 
     /// Pair engine: nobody owns, so this member does.
     fn begin(&mut self, s: &mut Shared, now: Instant) {
         let epoch = EpochId {
-            number: rules::BEGINS,
+            number: rules_begin::BEGINS,
             owner: s.me.member,
         };
         self.begun(s, now, epoch);
@@ -247,7 +248,7 @@ impl Group {
         self.pending.clear();
         self.phase = Phase::Starting(Starting::again(now));
         if Self::solo(s).is_some() {
-            let settle = rules::patience(s.config.settle, true);
+            let settle = rules_begin::patience(s.config.settle, true);
             let first = self.home == s.me.member;
             let ms = (settle * if first { 1 } else { 2 }).as_millis() as u64;
             self.event(s, now, EventKind::Waits { epoch, ms });
