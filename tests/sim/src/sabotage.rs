@@ -42,8 +42,6 @@ pub enum Sabotage {
     SlowRaiseKills,
     /// An SA that a lost standby knew may be used by whoever takes over next.
     NothingTainted,
-    /// An owner that leaves the taker a part of a lease goes on with the whole of it.
-    LeasesNotCutShort,
     /// Who has lost a fork does not say what it touched.
     ForkForgotten,
     /// A life that ends before it could tell of a fork leaves no word to the next one.

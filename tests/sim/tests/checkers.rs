@@ -9,7 +9,6 @@ use test_sim::{Options, Sabotage, run_seed};
 const CASES: &[(Sabotage, &[&str], &str, u64)] = &[
     (Sabotage::LeaseIgnored, &["R4"], "cuts", 400),
     (Sabotage::NothingTainted, &["R4"], "unseen-taker", 100),
-    (Sabotage::LeasesNotCutShort, &["R4"], "planned-after-loss", 200),
     (Sabotage::ForkForgotten, &["service"], "forked-child", 400),
     (Sabotage::ForkNotKept, &["service"], "untold-fork", 60),
     (Sabotage::ForkUnnamed, &["service"], "empty-half", 60),

@@ -212,9 +212,7 @@ impl Member {
             .filter(|spi| layout.group_of(spi.segment()) == group);
         let (epoch, plane) = (self.of(group).epoch, &self.plane);
         let (plan, rests) = self.sad.leave_rests(of_group, epoch, |slot| plane.counters(slot));
-        if self.sabotage != Some(Sabotage::LeasesNotCutShort) {
-            self.execute(&plan);
-        }
+        self.execute(&plan);
         let left = rests.into_iter().filter_map(|rest| {
             let counters = self.plane.counters(spi_slot(rest.spi_in.0))?;
             let rest = rest.after(counters.outbound.seq)?;
