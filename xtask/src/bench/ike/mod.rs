@@ -331,7 +331,9 @@ impl Profile {
         let data = cluster.lab.folder.join("perf.data");
         let pid = cluster.members[owner].pid().context("the owner does not run")?;
         let perf = Command::new("perf")
-            .args(["record", "--quiet", "-e", "cpu-clock", "-F", "5000", "-g", "-o"])
+            // Without build ids it ends at once.
+            .args(["record", "--quiet", "--no-buildid"])
+            .args(["-e", "cpu-clock", "-F", "5000", "-g", "-o"])
             .arg(&data)
             .args(["-p", &pid.to_string()])
             .spawn()
