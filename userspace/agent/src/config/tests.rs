@@ -296,7 +296,11 @@ fn each_mistake_has_its_own_words() {
             "is no MAC address",
         ),
         ("\"10.1.0.0/16\"", "\"2001:db8::1/48\"", "has host bits"),
-        ("\"203.0.113.10\"", "\"ff02::1\"", "is no address and no name of a host"),
+        (
+            "\"203.0.113.10\"",
+            "\"ff02::1\"",
+            "is no address and no name of a host",
+        ),
         ("slots = 16384", "slots = 16000", "no power of two"),
         ("[interfaces]", "[interfaces", "this is no TOML"),
         (
