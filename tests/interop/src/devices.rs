@@ -347,7 +347,7 @@ impl Devices {
         gro("off")?;
         // What TCP had given up to its timers goes on.
         let runs = stream.wait_arrival_after(now_ns() + STREAM_NS, patience(Duration::from_secs(30)));
-        stream.finish().and_then(|_| runs)?;
+        stream.finish().and(runs)?;
         let merged = || -> Result<u64> { Ok(member.verdicts()?.get("merged").copied().unwrap_or(0)) };
         let before = merged()?;
         self.stream(true, 7004)?;
