@@ -29,7 +29,8 @@ pub struct Pending {
     pub about: Vec<IkeSpi>,
     /// Proposed while there was no standby: nobody else can know of it.
     pub alone: bool,
-    /// The node has it. Until then further commits of the same turn are added.
+    /// The node has it. Until then further commits are added: those of the same turn, and those that come while an earlier entry
+    /// waits for its acknowledgement.
     pub proposed: bool,
     pub origin: Origin,
 }
@@ -108,7 +109,12 @@ impl Group {
         }
     }
 
-    /// The entry that this turn's commits go into.
+    /// Whether an entry waits for its acknowledgement.
+    pub fn is_under_way(&self) -> bool {
+        self.pending.iter().any(|p| p.proposed)
+    }
+
+    /// The entry that commits go into now.
     pub fn open_entry(&mut self) -> Option<&mut Pending> {
         self.pending.back_mut().filter(|p| !p.proposed)
     }

@@ -360,12 +360,13 @@ impl Core {
         }
     }
 
-    /// Proposes the commits of this turn, as one entry for each group: one record, one acknowledgement. An entry takes effect as
-    /// a whole or not at all, which is no less than each of its commits asks for.
+    /// Proposes what has been committed to since the last entry, as one entry for each group: one record, one acknowledgement. An
+    /// entry takes effect as a whole or not at all, which is no less than each of its commits asks for. While an entry of the group
+    /// is under way, the next one stays open (ADR 23): acknowledgements come in order, so it would wait for that one anyway.
     fn propose_turn(&mut self) {
-        let open = |group: &mut groups::Group| group.open_entry().map(|_| ()).map(|()| group.id);
-        let open = self.groups.iter_mut().filter_map(open).collect::<Vec<_>>();
-        for group in open {
+        let open = self.groups.iter_mut().filter(|group| !group.is_under_way());
+        let open = open.filter_map(|group| group.open_entry().map(|_| ()).map(|()| group.id));
+        for group in open.collect::<Vec<_>>() {
             self.propose_entry(group);
         }
         self.settle();

@@ -100,7 +100,8 @@ impl Core {
         let proposed = group
             .pending
             .iter()
-            .filter(|p| !p.alone)
+            // What the node does not have yet no standby knows.
+            .filter(|p| p.proposed && !p.alone)
             .flat_map(|p| &p.changes)
             .filter_map(|change| match change {
                 EntryChange::Child(change @ ChildSaChange::Install { .. }) => Some(change.spi_in()),
