@@ -9,6 +9,7 @@ use maps_schema::event::{
     SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
     SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowFrame,
 };
+use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN};
 use sad::Direction;
 
 use model::GroupId;
@@ -129,12 +130,17 @@ impl Core {
         match slow.kind {
             SLOW_ABOVE_CEILING => {
                 self.slow.counts[0] += 1;
+                if self.is_passed(slow.slot) {
+                    return self.run_frame(Entry::Steer, slow.slot, frame.ifindex, &frame.octets);
+                }
                 self.slow.put(true, slow.slot, frame);
                 self.run_waiting(slow.slot);
             }
             SLOW_HELD => {
                 self.slow.counts[1] += 1;
-                if self.slow.held.len() < IN_ALL {
+                if self.is_passed(slow.slot) || !self.is_moving_here(slow.slot) {
+                    self.run_frame(Entry::Steer, slow.slot, frame.ifindex, &frame.octets);
+                } else if self.slow.held.len() < IN_ALL {
                     self.slow.held.push_back((slow.slot, frame));
                 } else {
                     self.slow.counts[6] += 1;
@@ -169,11 +175,27 @@ impl Core {
             }
             SLOW_NO_LEASE => {
                 self.slow.counts[3] += 1;
+                if self.is_passed(slow.slot) {
+                    return self.run_frame(Entry::Inside, slow.slot, frame.ifindex, &frame.octets);
+                }
                 self.slow.put(false, slow.slot, frame);
                 self.run_waiting(slow.slot);
             }
             _ => {}
         }
+    }
+
+    /// Whether the slot's segment is another member's by now. A frame that was on its way here in the ring when the owner words changed
+    /// goes through the programs again at once, which pass it on.
+    fn is_passed(&self, slot: u32) -> bool {
+        !self.groups.owns(self.groups.layout.group_of_slot(slot))
+    }
+
+    /// Whether this member is the taker in a handover of the slot's segment. If not (any more), nothing will come that a held frame
+    /// could wait for: it was in the ring when the windows were merged.
+    fn is_moving_here(&self, slot: u32) -> bool {
+        let (_, side) = self.segments.get(slot as u8);
+        matches!(side.legacy_phase, LEGACY_OPEN | LEGACY_HOLDING)
     }
 
     /// Looks at everything that waits: a raise may have been given up, or its SA is gone.
