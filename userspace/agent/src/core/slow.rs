@@ -9,6 +9,7 @@ use maps_schema::event::{
     SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
     SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowFrame,
 };
+use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN};
 use sad::Direction;
 
 use model::GroupId;
@@ -134,7 +135,9 @@ impl Core {
             }
             SLOW_HELD => {
                 self.slow.counts[1] += 1;
-                if self.slow.held.len() < IN_ALL {
+                if !self.serves_slot(slow.slot) || !self.is_moving_here(slow.slot) {
+                    self.run_frame(Entry::Steer, slow.slot, frame.ifindex, &frame.octets);
+                } else if self.slow.held.len() < IN_ALL {
                     self.slow.held.push_back((slow.slot, frame));
                 } else {
                     self.slow.counts[6] += 1;
@@ -191,6 +194,13 @@ impl Core {
         for (entry, slot, frame) in self.slow.take_where(|slot| layout.group_of_slot(slot) == group) {
             self.run_frame(entry, slot, frame.ifindex, &frame.octets);
         }
+    }
+
+    /// Whether this member is the taker in a handover of the slot's segment. If not (any more), nothing will come that a held frame
+    /// could wait for: it was in the ring when the windows were merged.
+    fn is_moving_here(&self, slot: u32) -> bool {
+        let (_, side) = self.segments.get(slot as u8);
+        matches!(side.legacy_phase, LEGACY_OPEN | LEGACY_HOLDING)
     }
 
     /// Looks at everything that waits: a raise may have been given up, or its SA is gone.
