@@ -4,8 +4,6 @@ use crate::{CryptoError, IkeCipher, Prf, SkKey};
 use model::{EspSuite, IkeSpi, SecretBytes};
 use serde::{Deserialize, Serialize};
 
-/// Octets of the salt behind an ESP cipher key.
-
 /// The seven keys of an IKE SA. Serialisable for the journal; no `Debug`.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct IkeKeys {

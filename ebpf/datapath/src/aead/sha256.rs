@@ -102,8 +102,8 @@ fours! {
 global_fn! {
     /// Absorbs a block of 64 octets. Returns 0.
     pub(super) fn aead_sha256_block(block: &[u64; 8]; sha: &mut Sha256;) {
-        for k in 0..8 {
-            let pair = u64::from_be(block[k]);
+        for (k, pair) in block.iter().enumerate() {
+            let pair = u64::from_be(*pair);
             sha.words[2 * k] = (pair >> 32) as u32;
             sha.words[2 * k + 1] = pair as u32;
         }
@@ -134,9 +134,9 @@ impl Sha256 {
     /// Goes on from a packed state.
     #[inline(always)]
     pub(super) fn resume(&mut self, packed: &[u64; 4]) {
-        for i in 0..4 {
-            self.state[2 * i] = (packed[i] >> 32) as u32;
-            self.state[2 * i + 1] = packed[i] as u32;
+        for (i, pair) in packed.iter().enumerate() {
+            self.state[2 * i] = (pair >> 32) as u32;
+            self.state[2 * i + 1] = *pair as u32;
         }
     }
 

@@ -24,7 +24,7 @@ pub const fn outer_len(udp_encap: bool, v6: bool) -> usize {
 /// comes after it once more.
 #[inline(always)]
 const fn chained(suite: u8) -> usize {
-    (suite / SUITE_CBC & 1) as usize
+    ((suite / SUITE_CBC) & 1) as usize
 }
 
 /// Octets of the explicit IV: 8 (RFC 4106 3.1, RFC 7634 2), or a block (RFC 3602 3).

@@ -76,7 +76,7 @@ fn lengths() -> Vec<Case> {
         let (verdict, connection) = match len {
             0..8 => (Verdict::EspTruncated, 0),
             8.. if len < AROUND + 16 => (Verdict::EspTruncated, CONNECTION),
-            _ if (len - AROUND) % 16 != 0 => (Verdict::EspRagged, CONNECTION),
+            _ if !(len - AROUND).is_multiple_of(16) => (Verdict::EspRagged, CONNECTION),
             _ => (Verdict::IcvBad, CONNECTION),
         };
         // What is left out is in the middle, so that there is an ICV, which is wrong.
