@@ -42,7 +42,6 @@ pub struct Around {
     /// Seconds since 1970.
     pub unix_time: Option<u64>,
     pub pool_share: Option<ike::PoolShare>,
-    /// A member of an earlier release is there, which knows no AES-CBC in ESP.
     pub older_member: bool,
 }
 
