@@ -69,7 +69,7 @@ mod tests {
             for inner in (0..64).chain(INNER_MAX - 32..=INNER_MAX) {
                 let mut text = [0xee; TEXT_MAX];
                 let len = append(suite, &mut text, inner, 4).unwrap();
-                assert!(len % block_len(suite) == 0 && len - inner <= TAIL_MAX);
+                assert!(len.is_multiple_of(block_len(suite)) && len - inner <= TAIL_MAX);
                 assert_eq!(
                     strip(&text, len),
                     Some((inner, 4)),

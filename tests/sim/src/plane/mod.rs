@@ -371,7 +371,7 @@ impl Plane {
                 seq: work.seq,
                 key: self.maps.keys_out.get(work.slot as usize).map_or(0, key_name),
                 epoch: work.epoch,
-                iv: u64::from_be_bytes(area.cipher.iv),
+                iv: datapath::headers::address(&area.cipher.iv)[0],
             }),
             _ => None,
         };
