@@ -62,8 +62,6 @@ pub enum Kind {
 pub enum Outcome {
     /// IKE and traffic, with XDP in these modes outside and inside.
     Carries([&'static str; 2]),
-    /// Somebody lets the inside device merge packets: they are dropped and an event says so; TCP flows once that is switched off again.
-    Mended,
     /// It may not carry, and an event of this kind says all of this.
     Warned(&'static str, &'static [&'static str]),
     /// The agent does not start, and says all of this.
@@ -124,12 +122,6 @@ pub const EVERYWHERE: &[Trial] = &[
         Kind::MergingVeth,
         "generic",
         GENERIC,
-    ),
-    trial(
-        "merged packets are dropped by name until nobody merges any",
-        Kind::Veth,
-        "generic",
-        Outcome::Mended,
     ),
     trial(
         "a macvlan carries in generic mode",
@@ -255,7 +247,6 @@ impl Devices {
         let result = match trial.outcome {
             Outcome::Refused(words) => refused(started, words),
             Outcome::Carries(modes) => started.and_then(|()| self.carries(&member, modes)),
-            Outcome::Mended => started.and_then(|()| self.mended(&member)),
             Outcome::Warned(kind, words) => started.and_then(|()| warned(&member, kind, words)),
         };
         let result = result.with_context(|| {
@@ -335,28 +326,6 @@ impl Devices {
         let runs = stream.wait_arrival_after(now_ns() + STREAM_NS, patience(Duration::from_secs(10)));
         // Where an end has given up, that says more.
         stream.finish().and_then(|result| runs.map(|()| result))
-    }
-
-    fn mended(&self, member: &Member) -> Result<()> {
-        self.connected(member)?;
-        let gro = |state: &str| member.place.netns.run(&["ethtool", "-K", "inside", "gro", state]);
-        gro("on")?;
-        let (server, host) = (&self.lab.server, &self.lab.host);
-        let stream = Stream::start(server, (host, addr::HOST_ONE), 7003)?;
-        warned(member, "merged", &["inside", "gro off"])?;
-        gro("off")?;
-        // What TCP had given up to its timers goes on.
-        let runs = stream.wait_arrival_after(now_ns() + STREAM_NS, patience(Duration::from_secs(30)));
-        stream.finish().and(runs)?;
-        let merged = || -> Result<u64> { Ok(member.verdicts()?.get("merged").copied().unwrap_or(0)) };
-        let before = merged()?;
-        self.stream(true, 7004)?;
-        let after = merged()?;
-        ensure!(
-            before > 0 && after == before,
-            "{before} merged packets, then {after}"
-        );
-        Ok(())
     }
 
     fn lost(&self, count: usize) -> Result<u64> {
