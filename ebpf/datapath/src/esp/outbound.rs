@@ -263,7 +263,8 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         work.transport = 1;
         skipped = header_len;
     }
-    if work.ip.total_len > LEAST_MTU && env.exceeds_device(work.ip.total_len) {
+    // In transport mode the sender is this gateway, and the agent gives what it sends as one piece.
+    if work.transport == 0 && work.ip.total_len > LEAST_MTU && env.exceeds_device(work.ip.total_len) {
         return merged(env, work);
     }
     let inner = work.ip.total_len as usize - skipped;
