@@ -1,6 +1,7 @@
 //! After quiet every mirror equals the owner's database: records, limits, IKE records, octet by octet. Left out is what the members
 //! need not agree on: windows and counters, the reported edge (a hint), ages, the order of switches, and the floors of limits: a raise of
-//! an old owner that reached only some members gives those a higher one, which no later limit lies below.
+//! an old owner that reached only some members gives those a higher one, which no later limit lies below. Of tainted leases only that they are
+//! tainted: in a planned takeover each of the two members has a part of one, and the others have none (ADR 20).
 
 use crate::member::Member;
 use model::GroupId;
@@ -35,7 +36,11 @@ pub fn view(member: &Member, group: GroupId) -> MirrorView {
         let limits = |l: &maps_schema::sad::Limits| {
             format!("limit {} step {} epoch {}", l.limit, l.step, l.epoch).into_bytes()
         };
-        view.insert(format!("{name} lease"), limits(&entry.lease));
+        let lease = match datapath::limits::is_tainted(&entry.lease) {
+            true => b"tainted".to_vec(),
+            false => limits(&entry.lease),
+        };
+        view.insert(format!("{name} lease"), lease);
         view.insert(format!("{name} ceiling"), limits(&entry.ceiling));
         let used = format!("outbound {} local {}", entry.outbound_in_use, entry.local_only);
         view.insert(format!("{name} use"), used.into_bytes());

@@ -248,7 +248,9 @@ impl Watch {
         group: GroupId,
         children: impl Iterator<Item = &'a SaEntry>,
     ) {
-        let found = self.survivor.resumed(me, group, children);
+        let children = children.collect::<Vec<_>>();
+        self.guests.resumed(self.facts.layout, &children);
+        let found = self.survivor.resumed(me, group, children.into_iter());
         self.found("R1", now, found);
     }
 

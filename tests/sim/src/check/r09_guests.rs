@@ -6,6 +6,7 @@ use crate::member::Member;
 use crate::plane::Esp;
 use cluster::Layout;
 use model::{ChildSaChange, EspSpi, GroupId, MemberId};
+use sad::store::SaEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -14,7 +15,7 @@ use std::net::IpAddr;
 pub(super) struct GuestSas {
     /// Our SPI, by the peer's address and SPI.
     installed: BTreeMap<(IpAddr, u32), EspSpi>,
-    /// All that ever took effect at a host.
+    /// All that ever took effect at a host, or were in the journal that a taker goes on with.
     journalled: BTreeSet<EspSpi>,
     /// All that the record of an IKE SA has named.
     recorded: BTreeSet<EspSpi>,
@@ -29,6 +30,18 @@ impl GuestSas {
             if let EntryChange::Child(ChildSaChange::Install { record, .. }) = change
                 && layout.group_of(record.ike_spi.segment()) != layout.group_of(record.spi_in.segment())
             {
+                let peer = (record.remote.ip(), record.spi_out.0);
+                self.installed.insert(peer, record.spi_in);
+                self.journalled.insert(record.spi_in);
+            }
+        }
+    }
+
+    /// A member serves, with these Child SAs. A host may have died before an entry of its journal took effect there: the taker has it.
+    pub(super) fn resumed(&mut self, layout: Layout, children: &[&SaEntry]) {
+        for entry in children {
+            let record = &entry.record;
+            if layout.group_of(record.ike_spi.segment()) != layout.group_of(record.spi_in.segment()) {
                 let peer = (record.remote.ip(), record.spi_out.0);
                 self.installed.insert(peer, record.spi_in);
                 self.journalled.insert(record.spi_in);
