@@ -243,9 +243,19 @@ impl Harness {
     /// What a test said is complete.
     fn close(&mut self, score: &mut Score) {
         let (test, said) = (std::mem::take(&mut self.test), std::mem::take(&mut self.said));
-        let said = said.into_iter().filter(|line| !line.trim().is_empty());
+        let tells = |line: &String| !line.trim().is_empty() && !of_backtrace(line);
+        let said = said.into_iter().filter(tells);
         score.tell(&test, said.collect());
     }
+}
+
+/// A frame of a backtrace: `  17: name` or `     at file:line`. They would fill what is repeated, in place of what the test said.
+fn of_backtrace(line: &str) -> bool {
+    let Some(inner) = line.strip_prefix("  ").map(str::trim_start) else {
+        return false;
+    };
+    let numbered = |(number, _): (&str, &str)| number.parse::<u32>().is_ok();
+    inner.starts_with("at ") || inner.split_once(": ").is_some_and(numbered)
 }
 
 /// The number before a word in `ok. 3 passed; 0 failed; 1 ignored; ...`.
@@ -299,6 +309,22 @@ mod tests {
                     lines(&["thread 'a::b' panicked at src/a.rs:1:", "seed 7"])
                 ),
                 ("a::c", lines(&["Error: lost"])),
+            ]
+        );
+    }
+
+    #[test]
+    fn frames_of_a_backtrace_are_not_repeated() {
+        let text = "failures:\n\n---- a::b stdout ----\nError: 3 pings lost\n\nStack backtrace:\n   0: anyhow::error\n\
+                    \u{20}            at /a/error.rs:10:5\n  17: clone3\n  1.5 s: two members in sync\n\n\
+                    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        let (score, _) = read(text);
+        assert_eq!(
+            score.essence[0].shown(),
+            [
+                "Error: 3 pings lost",
+                "Stack backtrace:",
+                "  1.5 s: two members in sync"
             ]
         );
     }
