@@ -6,7 +6,7 @@ use crate::entry::{self, EntryChange};
 use crate::sabotage::Sabotage;
 use ike::{Command, Output, Transmit};
 use model::{ChildSaChange, Epoch, EspSpi, GroupId, IkeSpi, SecretBytes};
-use sad::Context;
+use sad::{Context, LingerUpTo};
 use std::collections::BTreeSet;
 
 impl Member {
@@ -257,7 +257,7 @@ impl Member {
                     epoch,
                     alone,
                 };
-                if let Err(error) = self.apply_child(change, context) {
+                if let Err(error) = self.apply_child(cx, change, context, changes) {
                     let spi = entry::spi_of(change);
                     cx.trace.note(cx.now, "unapplied", [u64::from(spi.0), 0], || {
                         format!("member {}: SA {spi}: {error}", self.me)
@@ -283,14 +283,18 @@ impl Member {
         failed
     }
 
-    fn apply_child(&mut self, change: &ChildSaChange, context: Context) -> Result<(), sad::SadError> {
+    fn apply_child(
+        &mut self,
+        cx: &mut Cx<'_>,
+        change: &ChildSaChange,
+        context: Context,
+        with: &[EntryChange],
+    ) -> Result<(), sad::SadError> {
         if let ChildSaChange::Remove { spi_in } = change {
             self.suspects.remove(spi_in);
             self.guests.wishes.remove(spi_in);
             self.asked.retain(|(beside, _), _| beside != spi_in);
-            if self.sad.get(*spi_in).is_none() {
-                return Ok(());
-            }
+            return self.remove_child(cx, *spi_in, with);
         }
         if let ChildSaChange::Install { record, .. } = change
             && self.suspects.contains_key(&record.spi_in)
@@ -315,6 +319,32 @@ impl Member {
         }
         let plan = self.sad.apply(change, context)?;
         self.execute(&plan);
+        Ok(())
+    }
+
+    /// Its last packets may be under way, unless its IKE SA ends with it.
+    fn remove_child(
+        &mut self,
+        cx: &mut Cx<'_>,
+        spi_in: EspSpi,
+        with: &[EntryChange],
+    ) -> Result<(), sad::SadError> {
+        let Some(entry) = self.sad.get(spi_in) else {
+            return Ok(());
+        };
+        let (ike_spi, slot) = (entry.record.ike_spi, entry.slot());
+        let ends = |change: &EntryChange| matches!(change, EntryChange::IkeRemove(spi) if *spi == ike_spi);
+        let owner = self.of(self.layout.group_of_slot(slot)).owner;
+        let side = self.plane.side(slot as u8);
+        let up_to = LingerUpTo::at(self.me, owner, side).filter(|_| !with.iter().any(ends));
+        let Some(up_to) = up_to else {
+            let plan = self.sad.forget([spi_in]);
+            self.execute(&plan);
+            return Ok(());
+        };
+        let plan = self.sad.remove_lingering(spi_in, cx.now, up_to)?;
+        self.execute(&plan);
+        self.run_waiting(cx, slot);
         Ok(())
     }
 

@@ -294,6 +294,7 @@ impl Member {
             self.next_scan,
             self.next_second,
             guests,
+            self.sad.lingering_due().unwrap_or(Instant(u64::MAX)),
         ]
         .into_iter()
         .min()
@@ -314,6 +315,10 @@ impl Member {
             self.fetch(cx);
             self.scan_limits(cx);
             self.report_edges(cx);
+        }
+        if self.sad.lingering_due().is_some_and(|at| at <= now) {
+            let plan = self.sad.end_lingering(now, usize::MAX);
+            self.execute(&plan);
         }
         if self.guests.due() <= now {
             self.guests_turn(cx);

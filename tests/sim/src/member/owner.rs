@@ -37,7 +37,20 @@ impl Member {
             legacy_phase: legacy.1,
             legacy_epoch: legacy.2,
         };
-        let group = flip.group;
+        let (group, layout) = (flip.group, self.layout);
+        let before = self.of(group);
+        let legacy_owner = flip.legacy.map(|legacy| legacy.epoch.owner);
+        if !sad::may_linger_on(
+            self.me,
+            (before.owner, before.epoch),
+            (owner, epoch),
+            legacy_owner,
+        ) {
+            let plan = self
+                .sad
+                .end_lingering_of(|segment| layout.group_of(segment) == group);
+            self.execute(&plan);
+        }
         let segments: Vec<_> = self.layout.segments(group).collect();
         for segment in segments {
             self.plane.flip(segment.0, word, side);
@@ -189,7 +202,9 @@ impl Member {
     pub(super) fn final_windows(&mut self, group: GroupId) -> Vec<u8> {
         let before = self.before.get(&group).copied().unwrap_or_default();
         let mut octets = Vec::new();
-        for entry in self.sad.iter() {
+        let lingering = self.sad.lingering();
+        let lingering = lingering.filter(|entry| self.sad.lingers_below_ceiling(entry.slot()));
+        for entry in self.sad.iter().chain(lingering) {
             if self.layout.group_of(entry.segment()) != group {
                 continue;
             }

@@ -58,6 +58,8 @@ impl Member {
         match frame.kind {
             // After a move the programs pass it on.
             SLOW_ABOVE_CEILING | SLOW_NO_LEASE if !waits => self.run_again(cx, frame),
+            // Its SA is removed, and nobody raises the ceiling.
+            SLOW_ABOVE_CEILING if self.sad.lingers_below_ceiling(slot) => {}
             SLOW_ABOVE_CEILING => {
                 self.slow.put(true, frame);
                 let waiting = self.slow.inbound.get(&slot).map_or(0, VecDeque::len);

@@ -242,6 +242,11 @@ impl Plane {
         OwnerWord::unpack(self.segments[usize::from(segment)].0)
     }
 
+    /// What goes with it.
+    pub fn side(&self, segment: u8) -> SideWord {
+        SideWord::unpack(self.segments[usize::from(segment)].1)
+    }
+
     /// Raises valid-until where the word names this owner and epoch.
     pub fn extend_validity(&mut self, segment: u8, owner: u8, epoch: u16, until_ms: u64) -> bool {
         let cell = &mut self.segments[usize::from(segment)].0;
