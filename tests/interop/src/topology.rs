@@ -349,6 +349,20 @@ impl Lab {
         self.baseline.sysctl(&["net.ipv4.ip_forward=1"])
     }
 
+    /// From here on what the bridges get on the outside and synch networks is carried by threads of the kernel's own (threaded NAPI). Else a frame goes
+    /// all the way, over bridge and router to the receiver's socket, in the time of whoever sends it; behind a network card that is not so.
+    pub fn carry_beside(&self) -> Result<()> {
+        let members = self.members.iter().map(|place| place.letter);
+        for letter in members.chain(["base"]) {
+            for side in ["out", "synch"] {
+                // `nsenter` would leave /sys that of the host.
+                let set = format!("echo 1 > /sys/class/net/{side}-{letter}/threaded");
+                crate::cmd::run(&["ip", "netns", "exec", &self.bridges.name, "sh", "-c", &set])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Router and server spread what they send over all members but those `without`, by source and destination, as an ECMP
     /// router does: packets come to members that own nothing of it.
     pub fn spread(&self, without: &[usize]) -> Result<()> {

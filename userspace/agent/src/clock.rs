@@ -18,8 +18,3 @@ pub fn wall_ns() -> u64 {
         .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
-
-/// Waits until a point of [`now`]'s clock.
-pub async fn sleep_until(at: Instant) {
-    tokio::time::sleep(at.since(now())).await;
-}

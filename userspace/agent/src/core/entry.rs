@@ -13,6 +13,8 @@ const VERSION: u8 = 2;
 /// Entries in which a record may be a patch of an earlier one: [`Written`] instead of [`EntryChange`].
 const BRIEF: u8 = 3;
 
+/// Shorter records are not written against those of other IKE SAs: there is nothing in them to be handed down but names.
+const HANDED_DOWN: usize = 1500;
 /// Octets of a patched record beside the patch: two SPIs in place of one, and the length of each.
 const PATCH_OVERHEAD: usize = 16;
 
@@ -165,16 +167,18 @@ pub fn encode_brief<'a>(
 ) -> Option<Vec<u8>> {
     let puts = changes.iter().filter_map(EntryChange::as_put).map(|(spi, _)| spi);
     let puts = puts.collect::<Vec<_>>();
-    let base_of = |at: usize| {
+    let base_of = |at: usize, length: usize| {
         let neighbours = [Some(at), at.checked_sub(1), at.checked_add(1)];
-        let bases = neighbours.into_iter().flatten().filter_map(|at| puts.get(at));
+        let worth = if length < HANDED_DOWN { 1 } else { neighbours.len() };
+        let neighbours = neighbours.into_iter().take(worth).flatten();
+        let bases = neighbours.filter_map(|at| puts.get(at));
         bases.copied().find_map(|base| Some((base, before(base)?)))
     };
     let mut any = false;
     let mut nth = 0..;
     let written = changes.iter().map(|change| {
         let patched = change.as_put().and_then(|(spi, record)| {
-            let (base, old) = base_of(nth.next()?)?;
+            let (base, old) = base_of(nth.next()?, record.len())?;
             let patch = patch::make(old.expose(), record.expose());
             (patch.len() + PATCH_OVERHEAD < record.len()).then_some(Written::Patch { spi, base, patch })
         });
@@ -329,6 +333,23 @@ mod tests {
         assert!(encode_brief(&changes, |_| None).is_none());
         let other = record(9, 3000);
         assert!(encode_brief(&changes[1..], |_| Some(&other)).is_none());
+    }
+
+    /// Handshakes of many peers in one entry: their records have nothing in common that is worth looking for.
+    #[test]
+    fn a_short_record_is_written_against_its_own_ike_sas_alone() {
+        let before = BTreeMap::from([(IkeSpi(5), record(1, 600))]);
+        let put = |spi| EntryChange::IkePut(IkeSpi(spi), record(1, 600));
+        let alone = encode_brief(&[put(5)], |spi| before.get(&spi)).unwrap();
+        let two = [put(5), put(6)];
+        let octets = encode_brief(&two, |spi| before.get(&spi)).unwrap();
+        assert!(
+            alone.len() < 60 && octets.len() > 600,
+            "{} {}",
+            alone.len(),
+            octets.len()
+        );
+        assert_eq!(decode_entry(&octets, &before).unwrap().len(), 2);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::pace::Pace;
 use super::setup::Io;
 use super::{Core, Stop};
 use crate::config::Config;
@@ -39,14 +40,17 @@ fn watch<T: AsRawFd>(reader: T) -> Result<AsyncFd<T>> {
 /// # Errors
 /// It cannot be brought up: cause and remedy are in the text.
 pub fn run(config: Config, file: &Path) -> Result<()> {
+    let pace = Pace::default();
+    let resting = pace.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(move || resting.before_waiting())
         .build()
         .context("cannot start the event loop")?;
-    runtime.block_on(serve(config, file))
+    runtime.block_on(serve(config, file, &pace))
 }
 
-async fn serve(config: Config, file: &Path) -> Result<()> {
+async fn serve(config: Config, file: &Path, pace: &Pace) -> Result<()> {
     let identity = Identity::load(&config.cluster.pki, config.cluster.member)?;
     let (requests, mut wishes) = mpsc::channel(64);
     let socket = control::serve_socket(&config.control.socket, requests.clone())?;
@@ -68,7 +72,7 @@ async fn serve(config: Config, file: &Path) -> Result<()> {
     keep_neighbours(&core, &io);
     let logs = core.plane.take_log().map(watch).transpose()?;
     let rings = Rings { events, frames, logs };
-    let result = event_loop(&mut core, &mut io, rings, &mut wishes, &mut synch).await;
+    let result = event_loop(&mut core, &mut io, rings, &mut wishes, &mut synch, pace).await;
     socket.close().await;
     core.synch.close().await;
     if core.stopping == Some(Stop::Kept) {
@@ -122,12 +126,37 @@ async fn readable<T: AsRawFd>(ring: Option<&AsyncFd<T>>) {
     }
 }
 
+/// What a handshake is made of, and that is there by now: all of it belongs to this turn, so that it is journalled and leaves together.
+fn gather(
+    core: &mut Core,
+    io: &mut Io,
+    synch: &mut mpsc::Receiver<SynchEvent>,
+    inbox: &mut Inbox,
+    pace: &Pace,
+) {
+    for _ in 0..RECORDS {
+        let Ok(event) = synch.try_recv() else { break };
+        core.synch_event(event);
+    }
+    for _ in 0..RECORDS {
+        let Ok(computed) = io.computed.try_recv() else {
+            break;
+        };
+        core.computed(computed);
+    }
+    let sockets = io.sockets.clone();
+    if sockets.receive(inbox, |local, remote, bytes| core.datagram(local, remote, bytes)) {
+        pace.found(clock::now());
+    }
+}
+
 async fn event_loop(
     core: &mut Core,
     io: &mut Io,
     rings: Rings,
     wishes: &mut mpsc::Receiver<Request>,
     synch: &mut mpsc::Receiver<SynchEvent>,
+    pace: &Pace,
 ) -> Result<()> {
     let Rings {
         mut events,
@@ -142,6 +171,10 @@ async fn event_loop(
     let mut esp = vec![0; 65_536];
     let mut second = clock::now();
     let mut leaving: Option<Instant> = None;
+    // Most turns end with the same next time to wake up.
+    let alarm = tokio::time::sleep(Duration::ZERO);
+    tokio::pin!(alarm);
+    let mut set = Instant(0);
     loop {
         let now = clock::now();
         // First what others wait for: heartbeats, owner words, acknowledgements.
@@ -180,9 +213,14 @@ async fn event_loop(
             return Ok(());
         }
         let wake = core.next_wake().min(second);
-        if wake <= clock::now() {
+        let left = wake.since(clock::now());
+        if left.is_zero() {
             // The synch channel's tasks share this thread.
             tokio::task::yield_now().await;
+        }
+        if wake != set || alarm.is_elapsed() {
+            set = wake;
+            alarm.as_mut().reset(tokio::time::Instant::now() + left);
         }
         tokio::select! {
             biased;
@@ -197,23 +235,11 @@ async fn event_loop(
             }
             Some(told) = io.reloads.recv() => core.reload_told(told),
             Some(seen) = io.seen.recv() => core.devices_seen(&seen),
-            Some(event) = synch.recv() => {
-                core.synch_event(event);
-                for _ in 1..RECORDS {
-                    let Ok(event) = synch.try_recv() else { break };
-                    core.synch_event(event);
-                }
-            }
+            Some(event) = synch.recv() => core.synch_event(event),
             Some(told) = io.ownership.recv() => core.ownership_told(told),
             Some(made) = io.snapshots.recv() => core.snapshot_made(made),
             Some(signed) = io.signed.recv() => core.signed(signed),
-            Some(computed) = io.computed.recv() => {
-                core.computed(computed);
-                for _ in 1..RECORDS {
-                    let Ok(computed) = io.computed.try_recv() else { break };
-                    core.computed(computed);
-                }
-            }
+            Some(computed) = io.computed.recv() => core.computed(computed),
             Some(answer) = io.named.recv() => core.name_answered(answer),
             Some(event) = io.network.recv() => core.net_event(&event),
             ready = events.readable() => {
@@ -227,15 +253,15 @@ async fn event_loop(
             () = readable(logs.as_ref()) => {
                 if let Some(logs) = &mut logs { logs.get_mut().drain(); }
             }
-            () = io.sockets.readable() => {
-                io.sockets.receive(&mut inbox, |local, remote, bytes| core.datagram(local, remote, bytes));
-            }
+            // It is read below.
+            () = io.sockets.readable() => {}
             Some(wish) = wishes.recv() => core.answer(wish),
             Ok(length) = io.tun.recv(&mut packet) => core.local_packet(&packet[..length]),
             Ok(length) = io.esp.receive(&mut esp) => core.reassembled(&esp[..length]),
             // Last: whatever has come goes before work that can wait. Timers are looked at in every turn.
-            () = clock::sleep_until(wake) => {}
+            () = &mut alarm => {}
         }
+        gather(core, io, synch, &mut inbox, pace);
     }
 }
 

@@ -29,6 +29,7 @@ mod member;
 mod names;
 mod orders;
 mod owner;
+mod pace;
 mod path;
 mod per_cpu;
 mod pulse;

@@ -23,6 +23,9 @@ impl Default for Inbox {
 }
 
 impl Inbox {
+    /// Datagrams that one call receives at most.
+    pub const ROOM: usize = COUNT;
+
     /// Memory that no datagram has needed yet is not there.
     pub fn new() -> Self {
         Self {

@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::task::Poll;
 
 use anyhow::{Context, Result};
-use futures_util::FutureExt;
 use ike::Transmit;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -150,14 +149,22 @@ impl IkeSockets {
     }
 
     /// Gives what is there: our address, the sender, the octets. At most one call's worth of each socket, so that none waits for
-    /// another.
-    pub fn receive(&self, inbox: &mut Inbox, mut each: impl FnMut(SocketAddr, SocketAddr, &[u8])) {
+    /// another. Returns whether there was anything; where nothing has come since, no system call asks for it.
+    pub fn receive(&self, inbox: &mut Inbox, mut each: impl FnMut(SocketAddr, SocketAddr, &[u8])) -> bool {
+        let mut any = false;
         for (local, socket) in &self.sockets {
             // Errors are those of the past: ICMP messages about datagrams that were sent.
             let _ = socket.try_io(Interest::READABLE, || {
-                inbox.receive(socket.as_fd(), |from, octets| each(*local, from, octets))
+                let count = inbox.receive(socket.as_fd(), |from, octets| each(*local, from, octets))?;
+                any |= count > 0;
+                match count < Inbox::ROOM {
+                    // It was emptied: another call would only say so. What comes from now on wakes us.
+                    true => Err(io::ErrorKind::WouldBlock.into()),
+                    false => Ok(()),
+                }
             });
         }
+        any
     }
 
     /// Sends IKE messages in their order, with the marker on port 4500, and tells which could not be sent.
@@ -259,25 +266,32 @@ impl EspSocket {
     /// # Errors
     /// A socket fails.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match nix::unistd::read(&self.v4, buffer) {
-                Ok(length) => return Ok(length),
-                Err(nix::errno::Errno::EAGAIN) => {}
-                Err(error) => return Err(error.into()),
+        std::future::poll_fn(|cx| {
+            let v4 = poll_packet(&self.v4, cx, |socket| match nix::unistd::read(socket, buffer) {
+                Ok(length) => Ok(Some(length)),
+                Err(nix::errno::Errno::EAGAIN) => Ok(None),
+                Err(error) => Err(error.into()),
+            });
+            match &self.v6 {
+                Some(v6) if v4.is_pending() => poll_packet(v6, cx, |socket| receive_v6(socket, buffer)),
+                _ => v4,
             }
-            let v6 = match &self.v6 {
-                Some(v6) => {
-                    if let Some(length) = receive_v6(v6.as_fd(), buffer)? {
-                        return Ok(length);
-                    }
-                    v6.readable().left_future()
-                }
-                None => std::future::pending().right_future(),
-            };
-            tokio::select! {
-                ready = self.v4.readable() => ready?.clear_ready(),
-                ready = v6 => ready?.clear_ready(),
-            }
+        })
+        .await
+    }
+}
+
+/// Reads what a socket has; none is asked before it has said that there is something.
+fn poll_packet(
+    socket: &AsyncFd<OwnedFd>,
+    cx: &mut std::task::Context<'_>,
+    mut read: impl FnMut(BorrowedFd<'_>) -> io::Result<Option<usize>>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        let mut ready = std::task::ready!(socket.poll_read_ready(cx))?;
+        match read(socket.as_fd())? {
+            Some(length) => return Poll::Ready(Ok(length)),
+            None => ready.clear_ready(),
         }
     }
 }

@@ -30,6 +30,9 @@ fn transport(config: &SynchConfig) -> Arc<TransportConfig> {
     t.initial_rtt(Duration::from_millis(2));
     let mut ack = AckFrequencyConfig::default();
     ack.max_ack_delay(Some(Duration::from_millis(2)));
+    // An entry of the journal under load is several packets, and its receiver answers with a record that carries the acknowledgement
+    // of them along: packets with nothing else are work for both.
+    ack.ack_eliciting_threshold(VarInt::from_u32(9));
     t.ack_frequency_config(Some(ack));
     t.max_idle_timeout(Some(
         config.idle.try_into().unwrap_or(VarInt::from_u32(1000).into()),

@@ -46,6 +46,9 @@ pub struct Options {
     /// Let `perf` sample the owner's agent in its last row; the report's file is named.
     #[arg(long)]
     pub profile: bool,
+    /// Let the lab's bridges and router do their work in the time of whoever sends, as they did before: it counts as the responder's then.
+    #[arg(long)]
+    pub carry_in_line: bool,
     /// Count the engine's instructions for each handshake, by part, instead: they do not depend on what else the machine does. Needs
     /// valgrind, and no lab.
     #[arg(long)]
@@ -106,6 +109,9 @@ pub fn run(options: &Options) -> Result<bool> {
     let lab = step("a lab", || {
         Lab::planned(&cargo_tools::root().join("target/lab"), plan)
     })?;
+    if !options.carry_in_line {
+        lab.carry_beside()?;
+    }
     let site = lab.sites.first().context("a site for the initiators")?.clone();
     let mut figures = Figures {
         folder: lab.folder.display().to_string(),
