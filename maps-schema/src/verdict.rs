@@ -116,6 +116,7 @@ verdicts! {
     ExitRefuses = 72, "exit_refuses", Dropped, "the device of the second hop takes no redirected frames, or none in several buffers";
     EspRagged = 73, "esp_ragged", Dropped, "the ciphertext is no whole number of the cipher's blocks";
     Merged = 76, "merged", Dropped, "from inside, and longer than the MTU of the device: several packets that GRO or TSO has merged (ethtool -K)";
+    OpenedLenient = 77, "opened_lenient", Carried, "ESP decrypted and forwarded by a lenient policy, although up to the ceiling of the old owner: it may be a replay";
 }
 
 impl Verdict {

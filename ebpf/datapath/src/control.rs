@@ -3,7 +3,7 @@
 
 use maps_schema::sad::{
     FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR, SA_CTL_NO_SA, SA_CTL_NOT_OWNER, SA_CTL_WRONG_CPU,
-    SA_LENIENT, slot_place, spi_segment, spi_slot,
+    slot_place, spi_segment, spi_slot,
 };
 
 use crate::env::Env;
@@ -46,13 +46,9 @@ pub fn merge_final_window(env: &impl Env, input: &FinalWindow) -> u32 {
     let Ok(range) = limits::inbound_range(&limits, flags, alone, epoch) else {
         return SA_CTL_NOT_OWNER;
     };
-    let floor = if flags & SA_LENIENT != 0 {
-        range.floor.min(volatile(&sa.reported_edge))
-    } else {
-        range.floor
-    };
     let merged = env.window(cpu, index, |window| {
-        replay::prepare(window, input.spi, epoch, floor);
+        // Lenient or not: what the old owner has seen is exact.
+        replay::prepare(window, input.spi, epoch, range.floor);
         replay::merge(window, input, limits::is_tainted(&limits))
     });
     match merged {

@@ -65,13 +65,14 @@ fn seed() -> u64 {
 /// Whether a packet with this verdict may have changed a window or a counter: it was authentic, or it was sealed.
 fn may_change(verdict: Verdict) -> bool {
     use Verdict::{
-        BelowTakeoverFloor, EspOpened, EspOpenedLocal, EspSealed, LeaseExhausted, OuterCut, PathTooSmall,
-        SlowPathFull, TimeExceededFar, TooBig, TtlExceeded,
+        BelowTakeoverFloor, EspOpened, EspOpenedLocal, EspSealed, LeaseExhausted, OpenedLenient, OuterCut,
+        PathTooSmall, SlowPathFull, TimeExceededFar, TooBig, TtlExceeded,
     };
     matches!(
         verdict,
         EspOpened
             | EspOpenedLocal
+            | OpenedLenient
             | EspSealed
             | OuterCut
             | PathTooSmall

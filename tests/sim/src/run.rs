@@ -58,7 +58,7 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
     let ways = Ways {
         noise_only: scenario.noise_only,
         anew_only: scenario.anew_only,
-        planned_only: scenario.planned_only,
+        planned_from: scenario.planned_from.map(|after| FAULTS_FROM + after),
         judge_traffic: scenario.judge_traffic,
         sabotage: options.sabotage,
         keep: options.keep,

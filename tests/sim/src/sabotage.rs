@@ -60,6 +60,10 @@ pub enum Sabotage {
     GuestUnjournalled,
     /// Nobody says rosters.
     RosterUnsaid,
+    /// The owner leaves the taker of a planned takeover a part of each tainted lease, and goes on with all of it.
+    RestsKept,
+    /// The taker of a planned takeover is left a part that begins below where the owner ends.
+    RestsBelow,
     /// A taker's sponsor does not know the guests of the IKE SAs that its engine has adopted.
     GuestsForgotten,
 }

@@ -141,6 +141,8 @@ pub struct Setup {
     pub step_max: u64,
     /// Questions to the ownership engine may be carried out after the member has given them up.
     pub late_writes: bool,
+    /// Lenient anti-replay after a failover.
+    pub lenient: bool,
     /// Peers.
     pub peers: Vec<PeerKind>,
     /// Key of the steering hash.
@@ -192,6 +194,7 @@ impl Setup {
             },
             step_max: rng.range(8, 256),
             late_writes: false,
+            lenient: false,
             peers,
             steer_key: [rng.word(), rng.word()],
         }
@@ -205,7 +208,7 @@ impl Setup {
             address: ADDRESS,
             noise_only: ways.noise_only,
             anew_only: ways.anew_only,
-            planned_only: ways.planned_only,
+            planned_from: ways.planned_from,
             steer_key: self.steer_key,
         }
     }
@@ -252,7 +255,14 @@ impl Setup {
                 steer_key: self.steer_key,
                 addresses: vec![(ADDRESS, SIDE_OUTSIDE, 0), (INSIDE_ADDRESS, SIDE_INSIDE, 0)],
             },
-            policies: self.peers.iter().map(|peer| peer.policy(false)).collect(),
+            policies: self
+                .peers
+                .iter()
+                .map(|peer| Policy {
+                    lenient: self.lenient,
+                    ..peer.policy(false)
+                })
+                .collect(),
             limits: self.limits,
             step_max: self.step_max,
             ready: match (

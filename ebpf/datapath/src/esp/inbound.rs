@@ -41,6 +41,8 @@ pub const FLOOR_EVIDENCE: u8 = 1;
 pub const FLOOR_HOLD: u8 = 2;
 /// Up to the floor: the old owner serves it.
 pub const FLOOR_OLD_OWNER: u8 = 3;
+/// Up to what a strict policy takes for seen, but above the last reported edge, and the policy is lenient: counted.
+pub const FLOOR_LENIENT: u8 = 4;
 
 /// Packets that make evidence for a rekey.
 const EVIDENCE_PACKETS: u32 = 3;
@@ -94,7 +96,9 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     work.may_move = (flags & SA_MAY_MOVE != 0) as u8;
     work.ceiling = range.ceiling;
     work.soft = range.soft;
-    let floor = if flags & SA_LENIENT != 0 {
+    // Not while a planned takeover is under way: there the old owner serves what is up to its ceiling, and tells what it has seen.
+    let lenient = flags & SA_LENIENT != 0 && work.role != ROLE_TAKER_OPEN && work.role != ROLE_TAKER_HOLDING;
+    let floor = if lenient {
         range.floor.min(volatile(&sa.reported_edge))
     } else {
         range.floor
@@ -124,6 +128,10 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
                 work.floor_rule = FLOOR_EVIDENCE;
                 return None;
             }
+        }
+        // A window without a floor is merged with the old owner's, and exact; or nothing was ever reported.
+        if lenient && work.seq <= range.floor && (window.floor != 0 || floor == 0) {
+            work.floor_rule = FLOOR_LENIENT;
         }
         replay::check(window, work.seq).err()
     });
@@ -447,7 +455,7 @@ pub fn forward(env: &impl Env, area: &mut Area) {
             return;
         }
         work.target = route.ifindex;
-        work.end(Verdict::EspOpened, ACTION_REDIRECT);
+        work.end(opened(work, Verdict::EspOpened), ACTION_REDIRECT);
         return;
     }
     // The link header as it came, so that the stack sees a frame for itself.
@@ -467,11 +475,22 @@ pub fn forward(env: &impl Env, area: &mut Area) {
         work.drop(Verdict::InternalError);
         return;
     }
-    work.pass(if to_stack {
+    let verdict = if to_stack {
         Verdict::PiecesToStack
     } else {
         Verdict::EspOpenedLocal
-    });
+    };
+    work.pass(opened(work, verdict));
+}
+
+/// How a packet that was opened is counted.
+#[inline(always)]
+pub(crate) fn opened(work: &Work, otherwise: Verdict) -> Verdict {
+    if work.floor_rule == FLOOR_LENIENT {
+        Verdict::OpenedLenient
+    } else {
+        otherwise
+    }
 }
 
 /// Makes the frame `len` octets long; all of them are written anew afterwards. Where it lies in several buffers the first one may hold no

@@ -3,7 +3,7 @@
 
 use maps_schema::verdict::Verdict;
 
-use super::inbound::selected;
+use super::inbound::{opened, selected};
 use super::pad;
 use crate::bytes::{Bounded, PacketRead};
 use crate::checksum;
@@ -63,7 +63,7 @@ pub fn deliver(env: &impl Env, area: &mut Area) {
         work.drop(Verdict::InternalError);
         return;
     }
-    work.pass(Verdict::EspOpenedLocal);
+    work.pass(opened(work, Verdict::EspOpenedLocal));
 }
 
 /// Makes room for a payload behind the headers, which stay: see [`super::inbound`] for why not by cutting the end. With options or

@@ -1,7 +1,11 @@
 //! A planned takeover: who serves which numbers, and the final window.
 
+use datapath::replay;
 use maps_schema::event::{EVENT_FIRST_INBOUND, SLOW_HELD};
-use maps_schema::sad::{FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR, SA_CTL_NO_SA, SA_CTL_NOT_OWNER};
+use maps_schema::sad::{
+    FinalWindow, LIMITS_TAINTED, REPLAY_WINDOW, SA_CTL_MERGED, SA_CTL_NO_FLOOR, SA_CTL_NO_SA,
+    SA_CTL_NOT_OWNER,
+};
 use maps_schema::segment::{LEGACY_GIVEN, LEGACY_HOLDING, LEGACY_OPEN, SideWord};
 use maps_schema::verdict::Verdict;
 use zerocopy::IntoBytes;
@@ -242,6 +246,7 @@ pub fn cases() -> Vec<Case> {
             }
         }),
     );
+    cases.extend(skipped());
     let mut merged = taker(LEGACY_HOLDING);
     merged.window.floor_epoch = u32::from(EPOCH) + 1;
     merged.window.edge = 1000;
@@ -277,6 +282,101 @@ pub fn cases() -> Vec<Case> {
         taker(LEGACY_HOLDING),
         other,
         SA_CTL_NO_SA,
+    ));
+    cases
+}
+
+/// A pair that has lost its standby twice: the taker leaves out two epochs, which the lost lives may have claimed. So its floor, 3000, is above the
+/// old owner's ceiling of 1000, and numbers in between are neither's while both serve.
+fn skipping(phase: u8) -> World {
+    let mut world = taker(phase);
+    world.epoch = EPOCH + 3;
+    world
+}
+
+fn skipped() -> Vec<Case> {
+    let merged = |name: &str, world: World, wanted: std::ops::Range<u64>| {
+        control(name, world, final_window(), SA_CTL_MERGED).check(move |seen| {
+            let window = seen.window;
+            let open = |seq: &u64| replay::check(&window, *seq).is_ok();
+            let found: Vec<u64> = (1..=3000).filter(open).collect();
+            if found.iter().copied().eq(wanted.clone()) {
+                Ok(())
+            } else {
+                Err(format!("acceptable: {found:?}, edge {}", window.edge))
+            }
+        })
+    };
+    let mut old = old_owner();
+    old.epoch = EPOCH + 3;
+    let mut cases = vec![
+        steer(
+            "skipped epochs: what is above the old ceiling goes to the old owner, as all up to the floor",
+            skipping(LEGACY_OPEN),
+            frame(2000),
+        )
+        .ends(Verdict::SecondHop, Action::Transmit)
+        .out(hop(2000)),
+        steer(
+            "skipped epochs: the old owner, which may not accept it, gives it back",
+            old,
+            from_member(2000),
+        )
+        .ends(Verdict::SecondHop, Action::Transmit)
+        .out(hop(2000)),
+        steer(
+            "skipped epochs: the taker holds what comes back",
+            skipping(LEGACY_OPEN),
+            from_member(2000),
+        )
+        .ends(Verdict::HeldForWindow, Action::Drop)
+        .slow(SLOW_HELD),
+        opened(steer(
+            "skipped epochs: what is above the floor is served at once",
+            skipping(LEGACY_OPEN),
+            frame(3001),
+        ))
+        .events(&[EVENT_FIRST_INBOUND]),
+    ];
+    // Nothing above the floor was accepted: the window is the old owner's.
+    cases.push(
+        control(
+            "skipped epochs: with the final window all above the old edge becomes acceptable",
+            skipping(LEGACY_HOLDING),
+            final_window(),
+            SA_CTL_MERGED,
+        )
+        .check(|seen| {
+            let open = [951, 1000, 1001, 2000, 3000].map(|n| replay::check(&seen.window, n).is_ok());
+            if open == [true; 5] && seen.window.edge == 950 {
+                Ok(())
+            } else {
+                Err(format!("acceptable: {open:?}, edge {}", seen.window.edge))
+            }
+        }),
+    );
+    let mut ahead = skipping(LEGACY_HOLDING);
+    ahead.window.floor_epoch = u32::from(ahead.epoch);
+    ahead.window.floor = 3000;
+    ahead.window.edge = 3001;
+    ahead.window.blocks = [u64::MAX; 32];
+    cases.push(merged(
+        "skipped epochs: also where something above the floor was accepted already",
+        ahead.clone(),
+        3001 - REPLAY_WINDOW + 1..3001,
+    ));
+    // A lost life may have accepted what lies between: that stays refused, two headrooms, and no more. What is below has left the window.
+    ahead.inbound.limits = {
+        let mut limits = cell(1000, 1000, 0, EPOCH);
+        for slot in &mut limits.slots {
+            slot.epoch |= LIMITS_TAINTED;
+        }
+        limits
+    };
+    cases.push(merged(
+        "skipped epochs: tainted, what lies between ceiling and floor stays refused",
+        ahead,
+        0..0,
     ));
     cases
 }

@@ -5,6 +5,7 @@ mod clear;
 mod handover;
 mod inbound;
 mod jumbo;
+mod lenient;
 mod lifetimes;
 mod malformed;
 mod marks;
@@ -26,7 +27,7 @@ mod wraps;
 use crate::case::Case;
 
 /// The tables.
-const TABLES: [fn() -> Vec<Case>; 22] = [
+const TABLES: [fn() -> Vec<Case>; 23] = [
     inbound::cases,
     outbound::cases,
     per_cpu::cases,
@@ -38,6 +39,7 @@ const TABLES: [fn() -> Vec<Case>; 22] = [
     neighbour::cases,
     virtual_mac::cases,
     handover::cases,
+    lenient::cases,
     sizes::cases,
     jumbo::cases,
     marks::cases,

@@ -1,7 +1,8 @@
 //! After quiet every mirror equals the owner's database: records, limits, IKE records, octet by octet. Left out is what the members
 //! need not agree on: windows and counters, the reported edge (a hint), ages, the order of switches, and the floors of limits: a raise of
 //! an old owner that reached only some members gives those a higher one, which no later limit lies below. Of tainted leases only that they are
-//! tainted: in a planned takeover each of the two members has a part of one, and the others have none (ADR 20).
+//! tainted: in a planned takeover each of the two members has a part of one, and the others have none (ADR 20). That these parts have no number
+//! in common is looked at all the time (`rests.rs`).
 
 use crate::member::Member;
 use model::GroupId;

@@ -17,6 +17,7 @@ mod r10_nonces;
 mod r11_addresses;
 mod r12_spis;
 mod r13_garbage;
+mod rests;
 mod truth;
 
 use crate::around::Drawn;
@@ -32,6 +33,7 @@ use std::collections::BTreeMap;
 pub use liveness::{SERVICE_WITHIN, TAKEOVER_WITHIN};
 pub use mirror::{MirrorView, differences, view as mirror_of};
 pub use r09_guests::disagreements;
+pub use rests::{Part, Parts, overlap, parts};
 pub use truth::Truth;
 
 /// A breach.
@@ -59,8 +61,8 @@ pub struct Facts {
     pub noise_only: bool,
     /// Nothing happens but that peers begin anew: then no member keeps what it has of their lives before.
     pub anew_only: bool,
-    /// Nothing happens but planned takeovers: then no packet is lost.
-    pub planned_only: bool,
+    /// Nothing happens but planned takeovers from here on: then no packet is lost.
+    pub planned_from: Option<Instant>,
     /// Key of the steering hash.
     pub steer_key: [u64; 2],
 }
@@ -131,6 +133,11 @@ impl Watch {
     /// Packets that members sealed with SAs of their own beside another member's IKE SA.
     pub fn guest_packets(&self) -> u64 {
         self.guests.packets
+    }
+
+    /// Packets that a lenient policy accepted twice, each counted by the programs.
+    pub fn accepted_twice(&self) -> u64 {
+        self.replay.counted
     }
 
     /// Notes a breach.
@@ -322,7 +329,7 @@ impl Watch {
         let up = [false, true]
             .iter()
             .all(|way| flows.flows(packet.peer, *way, since));
-        if self.facts.planned_only && up {
+        if self.facts.planned_from.is_some_and(|from| now >= from) && up {
             self.planned.entered(now, packet);
         }
     }

@@ -38,6 +38,8 @@ pub struct Truth {
     fresh: BTreeMap<GroupId, Instant>,
     /// Highest epoch of each group in which a life served that has ended since.
     ghosts: BTreeMap<GroupId, EpochId>,
+    /// Owners that gave way to a claim that they had not heard of, with the epoch that ended so.
+    lost_halves: BTreeSet<(GroupId, MemberId, u16)>,
     /// Members that an owner went on without, and when.
     excluded: BTreeMap<(GroupId, MemberId), Instant>,
 }
@@ -58,6 +60,7 @@ impl Truth {
             splits: Vec::new(),
             fresh: BTreeMap::new(),
             excluded: BTreeMap::new(),
+            lost_halves: BTreeSet::new(),
             ghosts: BTreeMap::new(),
         }
     }
@@ -135,8 +138,12 @@ impl Truth {
                     handover: flip.legacy.is_some(),
                 },
             );
-        } else {
-            self.claims.remove(&key);
+        } else if let Some(claim) = self.claims.remove(&key)
+            && flip.legacy.is_none()
+            && self.was_split(flip.group)
+        {
+            let ended = (flip.group, me, claim.epoch.number.low16());
+            self.lost_halves.insert(ended);
         }
         self.update(now);
     }
@@ -199,6 +206,12 @@ impl Truth {
         self.splits
             .iter()
             .any(|s| s.from <= at && s.to.is_none_or(|to| at <= to))
+    }
+
+    /// Whether a member's tenure in this epoch ended as the lost half of a split: what it accepted in the split, nobody knows of any more, not
+    /// even itself, should it own the group again.
+    pub fn lost_half(&self, group: GroupId, member: MemberId, epoch: u16) -> bool {
+        self.lost_halves.contains(&(group, member, epoch))
     }
 
     /// Whether the group ever was split up to now.

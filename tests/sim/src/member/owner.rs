@@ -227,13 +227,16 @@ impl Member {
             .filter(|spi| layout.group_of(spi.segment()) == group);
         let (epoch, plane) = (self.of(group).epoch, &self.plane);
         let (plan, rests) = self.sad.leave_rests(of_group, epoch, |slot| plane.counters(slot));
-        self.execute(&plan);
+        if self.sabotage != Some(Sabotage::RestsKept) {
+            self.execute(&plan);
+        }
         let left = rests.into_iter().filter_map(|rest| {
             let counters = self.plane.counters(spi_slot(rest.spi_in.0))?;
             let rest = rest.after(counters.outbound.seq)?;
+            let below = u64::from(self.sabotage == Some(Sabotage::RestsBelow));
             Some(cluster::LeaseRest {
                 spi_in: rest.spi_in,
-                above: rest.above,
+                above: rest.above.saturating_sub(below),
                 last: rest.last,
             })
         });

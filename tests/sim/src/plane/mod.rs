@@ -9,7 +9,7 @@ use crate::sabotage::Sabotage;
 use datapath::aead::Scratch;
 use datapath::env::{ACTION_CPU, ACTION_PASS, ACTION_REDIRECT, ACTION_TRANSMIT, Area, Work};
 use maps_schema::event::Event;
-use maps_schema::sad::{FinalWindow, SaKey, slot_place};
+use maps_schema::sad::{FinalWindow, Limits, SaKey, slot_place};
 use maps_schema::segment::{OwnerWord, SideWord};
 use maps_schema::steer::{
     ClusterAddress, Local, MAX_PORTS, Member, NO_VLAN, PORT_TAKES_PIECES, PORTS_PER_SIDE, Port, SIDE_INSIDE,
@@ -115,6 +115,8 @@ pub struct Esp {
     pub key: u64,
     /// Epoch in which it was served.
     pub epoch: u16,
+    /// Opened by a lenient policy, and counted as such.
+    pub lenient: bool,
     /// IV, of a sealed one.
     pub iv: u64,
 }
@@ -140,6 +142,19 @@ pub struct Plane {
     lost: u64,
     /// CPUs that frames arrive on, and how many frames have arrived.
     arrivals: (u32, u32),
+    /// Maps or owner words were written since somebody looked.
+    written: bool,
+}
+
+/// What the programs have of an outbound SA's numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease {
+    /// Names the key.
+    pub key: u64,
+    /// SPI in packets.
+    pub spi: u32,
+    /// The limits in use.
+    pub limits: Limits,
 }
 
 /// What a host is.
@@ -224,7 +239,25 @@ impl Plane {
             sabotage,
             lost: 0,
             arrivals: (if host.per_cpu { host.cpus } else { 1 }, 0),
+            written: false,
         }
+    }
+
+    /// Whether maps or owner words were written since this was asked last.
+    pub fn was_written(&mut self) -> bool {
+        std::mem::take(&mut self.written)
+    }
+
+    /// The lease of the SA in a slot, as a program would read it.
+    pub fn lease(&self, slot: u32) -> Option<Lease> {
+        let sa = self.maps.outbound.get(slot as usize).filter(|sa| sa.spi != 0)?;
+        let (limits, _) = datapath::limits::read(&sa.limits).ok()?;
+        let key = self.maps.keys_out.get(slot as usize).map_or(0, key_name);
+        Some(Lease {
+            key,
+            spi: sa.spi,
+            limits,
+        })
     }
 
     /// Notes where a member's frames go.
@@ -234,6 +267,7 @@ impl Plane {
 
     /// Stores both words of a segment.
     pub fn flip(&mut self, segment: u8, word: OwnerWord, side: SideWord) {
+        self.written = true;
         self.segments[usize::from(segment)] = (word.pack(), side.pack());
     }
 
@@ -264,6 +298,7 @@ impl Plane {
     /// # Errors
     /// It names a slot that does not exist.
     pub fn execute(&mut self, plan: &MapPlan) -> Result<(), PlanError> {
+        self.written |= !plan.is_empty();
         self.maps.execute(plan)
     }
 
@@ -362,8 +397,9 @@ impl Plane {
         let verdict = Verdict::from_number(work.verdict).unwrap_or(Verdict::InternalError);
         *self.verdicts.entry(work.verdict).or_default() += 1;
         let esp = match verdict {
-            Verdict::EspOpened => Some(Esp {
+            Verdict::EspOpened | Verdict::OpenedLenient => Some(Esp {
                 opened: true,
+                lenient: verdict == Verdict::OpenedLenient,
                 spi: work.spi,
                 seq: work.seq,
                 key: self.maps.keys_in.get(work.slot as usize).map_or(0, key_name),
@@ -372,6 +408,7 @@ impl Plane {
             }),
             Verdict::EspSealed => Some(Esp {
                 opened: false,
+                lenient: false,
                 spi: work.spi,
                 seq: work.seq,
                 key: self.maps.keys_out.get(work.slot as usize).map_or(0, key_name),

@@ -5,6 +5,7 @@ mod anew;
 mod deaf;
 mod empty_half;
 mod found;
+mod lenient;
 mod members;
 mod planned;
 mod unseen;
@@ -39,8 +40,8 @@ pub struct Scenario {
     pub noise_only: bool,
     /// Nothing happens but that peers begin anew.
     pub anew_only: bool,
-    /// Nothing happens but planned takeovers: no packet may be lost.
-    pub planned_only: bool,
+    /// Nothing happens but planned takeovers once faults have lasted for so long: from then on no packet may be lost.
+    pub planned_from: Option<Duration>,
     /// The synch traffic is judged (R5).
     pub judge_traffic: bool,
     /// Of a fault that was found: seeds that showed it.
@@ -78,7 +79,7 @@ const PLAIN: Scenario = Scenario {
     adjust: as_drawn,
     noise_only: false,
     anew_only: false,
-    planned_only: false,
+    planned_from: None,
     judge_traffic: false,
     seeds: None,
 };
@@ -178,7 +179,7 @@ pub static SCENARIOS: &[Scenario] = &[
         mix: found::OPERATOR,
         members: Some(2),
         adjust: one_way_in,
-        planned_only: true,
+        planned_from: Some(Duration::ZERO),
         ..PLAIN
     },
     Scenario {
@@ -216,6 +217,9 @@ pub static SCENARIOS: &[Scenario] = &[
     empty_half::EMPTY_HALF,
     empty_half::UNTOLD,
     planned::AFTER_A_LOSS,
+    planned::AFTER_SKIPPED_EPOCHS,
+    lenient::LENIENT,
+    lenient::STRICT,
     found::KEPT_RESERVATIONS,
     found::LATE_AFTER_SLEEP,
     found::DELETED_PREDECESSOR,
@@ -227,6 +231,7 @@ pub static SCENARIOS: &[Scenario] = &[
     found::STALE_WINDOW,
     found::EDGE_AHEAD,
     found::FINISHED_ELSEWHERE,
+    found::WINNERS_WINDOW,
 ];
 
 impl Scenario {

@@ -5,7 +5,7 @@ mod ending;
 mod happen;
 mod seats;
 
-use crate::check::Watch;
+use crate::check::{Watch, overlap, parts};
 use crate::etcd::Etcd;
 use crate::faults::{Fault, Schedule};
 use crate::frames::Packet;
@@ -206,8 +206,8 @@ pub struct Ways {
     pub noise_only: bool,
     /// Nothing happens but that peers begin anew.
     pub anew_only: bool,
-    /// Nothing happens but planned takeovers.
-    pub planned_only: bool,
+    /// Nothing happens but planned takeovers from here on.
+    pub planned_from: Option<Instant>,
     /// The synch traffic is judged.
     pub judge_traffic: bool,
     /// A rule to break.
@@ -233,6 +233,8 @@ pub struct Ran {
     pub packets: u64,
     /// Of those, sealed by members with guests.
     pub guest_packets: u64,
+    /// Packets that a lenient policy accepted twice.
+    pub accepted_twice: u64,
     /// Takeovers, planned ones included.
     pub takeovers: u64,
     /// Planned takeovers.
@@ -332,6 +334,7 @@ impl World {
             self.tell_states();
         }
         let guest_packets = self.watch.guest_packets();
+        let accepted_twice = self.watch.accepted_twice();
         Ran {
             violations: self.watch.violations,
             digest: self.trace.digest,
@@ -340,6 +343,7 @@ impl World {
             virtual_ms: self.now.millis(),
             packets: self.watch.traffic.packets,
             guest_packets,
+            accepted_twice,
             takeovers: self.watch.takeovers,
             handovers: self.watch.handovers,
         }
@@ -424,8 +428,23 @@ impl World {
                 }));
             }
         }
+        let written = m.plane.was_written();
+        if written && self.watch.facts.pair.is_some() {
+            self.look_at_leases();
+        }
         for effect in effects {
             self.effect(member, effect);
+        }
+    }
+
+    /// What the programs of the pair's hosts may give out of tainted leases: no number is in both.
+    fn look_at_leases(&mut self) {
+        let hosts = self.seats.iter().filter_map(|seat| seat.member.as_ref());
+        let parts: Vec<_> = hosts.map(parts).collect();
+        if let [one, other] = &parts[..]
+            && let Some(text) = overlap(one, other)
+        {
+            self.watch.breach("rests", self.now, text);
         }
     }
 

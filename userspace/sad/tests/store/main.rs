@@ -5,6 +5,7 @@ mod final_window;
 mod groups;
 mod handover;
 mod linger;
+mod lenient;
 mod look;
 mod reload;
 mod sas;
