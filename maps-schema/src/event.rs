@@ -21,7 +21,7 @@ pub const EVENT_ACQUIRE: u32 = 6;
 pub const EVENT_ACQUIRE_CPU: u32 = 7;
 /// The route to an outbound SA's peer carries less than the SA's record says; `seq` is what it carries, octets.
 pub const EVENT_PATH_MTU: u32 = 8;
-/// A frame from inside is longer than the MTU of the device that it arrived on: somebody merged packets. `slot` is the port's number, `seq`
+/// A frame is longer than the MTU of the device that it arrived on: somebody merged packets. `slot` is the port's number, `seq`
 /// the octets of the packet. At most a few per second and CPU.
 pub const EVENT_MERGED: u32 = 12;
 

@@ -8,6 +8,9 @@ pub const MAX_MEMBERS: usize = 16;
 /// Highest connection index plus one; index 0 counts what belongs to no connection.
 pub const MAX_CONNECTIONS: usize = 256;
 
+/// Source of frames that the agent makes and runs through the programs: a locally administered address that no member has.
+pub const SLOW_PATH_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+
 /// This host, array index 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -115,7 +115,7 @@ verdicts! {
     SlowTooLong = 71, "slow_too_long", Dropped, "needs the slow path, and is longer than that carries: what it asks for is on its way";
     ExitRefuses = 72, "exit_refuses", Dropped, "the device of the second hop takes no redirected frames, or none in several buffers";
     EspRagged = 73, "esp_ragged", Dropped, "the ciphertext is no whole number of the cipher's blocks";
-    Merged = 76, "merged", Dropped, "from inside, and longer than the MTU of the device: several packets that GRO or TSO has merged (ethtool -K)";
+    Merged = 76, "merged", Dropped, "longer than the MTU of the device: several packets that GRO or TSO has merged (ethtool -K)";
     OpenedLenient = 77, "opened_lenient", Carried, "ESP decrypted and forwarded by a lenient policy, although up to the ceiling of the old owner: it may be a replay";
 }
 

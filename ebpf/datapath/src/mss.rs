@@ -110,8 +110,9 @@ global_fn! {
     }
 }
 
+/// Writes a number at `at` of a text, where there is room.
 #[inline(always)]
-fn put(text: &mut [u8; TEXT_MAX], at: usize, value: u16) {
+pub(crate) fn put(text: &mut [u8; TEXT_MAX], at: usize, value: u16) {
     let at = opaque(at as u64) as usize;
     if at > TEXT_MAX - 2 {
         return;

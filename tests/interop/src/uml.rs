@@ -21,6 +21,14 @@ pub struct UmlPeer {
     next: u32,
 }
 
+/// Where the unpacked Debian package is.
+pub fn package() -> PathBuf {
+    std::env::var_os("ESPALIER_UML").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/uml"),
+        PathBuf::from,
+    )
+}
+
 /// The connection of peer site two, as the peer sees it.
 pub fn connection() -> Connection {
     Connection {

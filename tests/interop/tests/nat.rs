@@ -6,49 +6,14 @@ use lab::clock::{now_ns, wait_for};
 use lab::config::Settings;
 use lab::esp::exchange;
 use lab::member::{Member, Product};
+use lab::nat::translate;
 use lab::ping;
 use lab::stage::{Stage, random_psk, start_peer};
 use lab::topology::{Lab, addr};
-use std::io::Write;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// The router translates the peer's ports 500 and 4500 to these. Without connection tracking: with other rules the mapping before is gone
-/// in the same moment. Without checksums: those of ESP in UDP are zero (RFC 3948 2.1), which nftables would make something of.
-fn translate(lab: &Lab, ike: u16, nat_t: u16) -> Result<()> {
-    let rules = format!(
-        "table ip esp_nat
-delete table ip esp_nat
-table ip esp_nat {{
-  chain out {{
-    type filter hook postrouting priority 100;
-    oifname \"outside\" ip saddr {peer} udp sport 500 ip saddr set {router} udp sport set {ike} udp checksum set 0
-    oifname \"outside\" ip saddr {peer} udp sport 4500 ip saddr set {router} udp sport set {nat_t} udp checksum set 0
-  }}
-  chain in {{
-    type filter hook prerouting priority -100;
-    iifname \"outside\" ip daddr {router} udp dport {ike} ip daddr set {peer} udp dport set 500 udp checksum set 0
-    iifname \"outside\" ip daddr {router} udp dport {nat_t} ip daddr set {peer} udp dport set 4500 udp checksum set 0
-  }}
-}}
-",
-        peer = addr::PEER,
-        router = addr::ROUTER_OUTSIDE,
-    );
-    let mut nft = lab
-        .router
-        .command("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("nft")?;
-    nft.stdin.take().context("nft")?.write_all(rules.as_bytes())?;
-    ensure!(nft.wait()?.success(), "nft refuses\n{rules}");
-    Ok(())
-}
 
 /// Where the cluster's members have the peer, by their lists of SAs.
 fn peer_at(member: &Member) -> Result<Vec<String>> {
@@ -81,7 +46,7 @@ fn a_new_mapping_is_learnt_from_the_first_esp_packet_and_known_to_the_standby() 
     let product = Product::built()?;
     let psk = random_psk()?;
     let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
-    translate(&lab, 10500, 14500)?;
+    translate(&lab, addr::PEER, 10500, 14500)?;
     let peer = start_peer(&lab, &psk)?;
     // No liveness checks and no keepalives: nothing of IKE tells the new mapping.
     let quiet = std::fs::read_to_string(lab.folder.join("peer/swanctl/swanctl.conf"))?
@@ -109,7 +74,7 @@ fn a_new_mapping_is_learnt_from_the_first_esp_packet_and_known_to_the_standby() 
         pings.lost()
     );
 
-    translate(lab, 20500, 24500)?;
+    translate(lab, addr::PEER, 20500, 24500)?;
     let since = now_ns();
     let pings = ping::short(&lab.host, addr::HOST_ONE, addr::SERVER_ONE, 20_000, 100)?;
     ensure!(

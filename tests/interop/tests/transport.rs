@@ -1,39 +1,32 @@
 //! Transport mode with a Linux kernel: what the gateway itself says and hears is sealed, in both roles, over rekeys and a takeover, and
-//! is not taken in clear.
+//! is not taken in clear; with a NAT between the two that changes the peer's address as well.
 //!
 //! ```text
 //!   198.51.100.130 (Linux 6.1, charon) -- router -- 203.0.113.10 A and B, on their lo
 //! ```
 //!
-//! Needs root, strongSwan, the kernel in User Mode Linux, and the built product: `cargo xtask test` sees to all of that.
+//! Needs root, strongSwan, nftables, the kernel in User Mode Linux, and the built product: `cargo xtask test` sees to all of that.
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::clock::wait_for;
 use lab::cluster::Cluster;
 use lab::config::{Connection, Settings};
-use lab::member::{Member, Product};
+use lab::linux::{LinuxLab, NAME, PINGS, only_child, verdict};
+use lab::member::Product;
+use lab::nat::translate;
 use lab::netns::Netns;
 use lab::stage::random_psk;
 use lab::strongswan::swanctl_conf;
 use lab::topology::{Lab, addr};
 use lab::uml::{self, UmlPeer};
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener};
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, Shutdown, TcpListener};
+use std::path::Path;
 use std::time::Duration;
 
-const NAME: &str = "three";
-const PINGS: u32 = 20;
 const PORT: u16 = 7777;
 /// Octets that go there and back over TCP.
 const OCTETS: usize = 200_000;
-
-fn uml_folder() -> PathBuf {
-    std::env::var_os("ESPALIER_UML").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/uml"),
-        PathBuf::from,
-    )
-}
 
 /// The peer's swanctl.conf: without selectors they are those of the two addresses.
 fn peer_conf(psk: &str) -> Result<String> {
@@ -43,19 +36,28 @@ fn peer_conf(psk: &str) -> Result<String> {
     Ok(text.replace(selectors, "        mode = transport\n"))
 }
 
-fn settings() -> Settings {
-    Settings {
+/// A cluster that has the peer at this address, and the peer.
+fn up(lab: Lab, seen: Ipv4Addr) -> Result<LinuxLab> {
+    let (product, psk) = (Product::built()?, random_psk()?);
+    let (local_ts, remote_ts) = ("203.0.113.10", "the peer");
+    let settings = Settings {
         connections: vec![Connection {
             name: NAME,
-            remote: addr::PEER_TWO,
+            remote: seen,
             ike: "aes128gcm16-prfsha256-x25519",
             start: "trap",
-            local_ts: "203.0.113.10",
-            remote_ts: "198.51.100.130",
+            local_ts,
+            remote_ts,
             esp: "aes128gcm16-esn",
         }],
         ..Settings::demo()
+    };
+    let cluster = Cluster::prepare(lab, &product, &psk, &settings)?;
+    for member in &cluster.members {
+        let selectors = format!("local_ts = [\"{local_ts}\"]\nremote_ts = [\"{remote_ts}\"]\n");
+        member.edit(&selectors, "mode = \"transport\"\n")?;
     }
+    LinuxLab::start(cluster, &peer_conf(&psk)?)
 }
 
 /// How many of [`PINGS`] came back.
@@ -64,30 +66,13 @@ fn received(text: &str) -> Result<u32> {
     Ok(received.with_context(|| format!("ping says: {text}"))?.parse()?)
 }
 
-fn from_gateway(netns: &Netns) -> Result<u32> {
-    from_gateway_with(netns, "56")
-}
-
-fn from_gateway_with(netns: &Netns, octets: &str) -> Result<u32> {
+/// Pings from a cluster address of this member, of so many octets.
+fn from_gateway(netns: &Netns, to: Ipv4Addr, octets: &str) -> Result<u32> {
+    let count = PINGS.to_string();
     let output = netns
         .command("ping")
-        .args([
-            "-n",
-            "-q",
-            "-i",
-            "0.02",
-            "-W",
-            "1",
-            "-c",
-            &PINGS.to_string(),
-            "-s",
-            octets,
-        ])
-        .args([
-            "-I",
-            &addr::CLUSTER_OUTSIDE.to_string(),
-            &addr::PEER_TWO.to_string(),
-        ])
+        .args(["-n", "-q", "-i", "0.02", "-W", "1", "-c", &count, "-s", octets])
+        .args(["-I", &addr::CLUSTER_OUTSIDE.to_string(), &to.to_string()])
         .output()
         .context("ping")?;
     received(&String::from_utf8_lossy(&output.stdout))
@@ -101,36 +86,57 @@ fn from_peer(peer: &mut UmlPeer) -> Result<u32> {
     received(&peer.run("ping", &command, 30)?)
 }
 
-/// All pings come back, in both directions, after a while: neighbours may have to be asked for first, and after a takeover some
-/// numbers count as seen.
-fn settled(what: &str, cluster: &Cluster, at: usize, peer: &mut UmlPeer) -> Result<()> {
-    let netns = cluster.members[at].place.netns.clone();
-    let mut last = None;
-    let done = wait_for(Duration::from_secs(20), Duration::from_millis(10), || {
-        let both = (from_gateway(&netns).ok()?, from_peer(peer).ok()?);
-        last = Some(both);
-        (both == (PINGS, PINGS)).then_some(())
+fn settled(lab: &mut LinuxLab, what: &str, at: usize, seen: Ipv4Addr) -> Result<()> {
+    let netns = lab.member(at).place.netns.clone();
+    lab.settled(what, at, |lab| {
+        Ok((from_gateway(&netns, seen, "56")?, from_peer(&mut lab.peer)?))
+    })
+}
+
+/// We begin, since the gateway has something to say.
+fn on_demand(lab: &mut LinuxLab, seen: Ipv4Addr) -> Result<()> {
+    let a = lab.first;
+    let netns = lab.member(a).place.netns.clone();
+    let up = wait_for(Duration::from_secs(20), Duration::from_millis(50), || {
+        from_gateway(&netns, seen, "56").ok()?;
+        only_child(lab.member(a)).filter(|child| child["transport"] == true)
     });
-    if done.is_some() {
-        return Ok(());
+    if up.is_none() {
+        bail!(
+            "no Child SA in transport mode on demand:\n{}",
+            lab.member(a).log_text()
+        );
     }
-    bail!(
-        "{what}: of {PINGS} pings each came back {last:?}\n{:?}\n{}\n{}\n{}",
-        cluster.members[at].verdicts(),
-        peer.xfrm_state()?,
-        cluster.members[at].sas()?,
-        cluster.members[at].log_text()
-    )
+    settled(lab, "we began", a, seen)?;
+    let state = lab.peer.xfrm_state()?;
+    ensure!(state.contains("mode transport"), "{state}");
+    Ok(())
+}
+
+/// The peer begins.
+fn on_its_demand(lab: &mut LinuxLab, seen: Ipv4Addr) -> Result<()> {
+    let a = lab.first;
+    lab.peer
+        .run("terminate", &format!("swanctl --terminate --ike {NAME}"), 15)?;
+    let gone = wait_for(Duration::from_secs(10), Duration::from_millis(20), || {
+        lab.spi(a).is_none().then_some(())
+    });
+    gone.context("the peer's Delete")?;
+    let initiate = format!("swanctl --initiate --child {NAME} --timeout 15");
+    let said = lab.peer.run("initiate", &initiate, 30);
+    said.with_context(|| lab.member(a).log_text())?;
+    settled(lab, "the peer began", a, seen)
 }
 
 /// The peer reads octets from a server on the cluster address and sends them back.
-fn echo(netns: &Netns, peer: &mut UmlPeer) -> Result<()> {
+fn echo(lab: &mut LinuxLab, at: usize, seen: Ipv4Addr) -> Result<()> {
     let (ready, listening) = std::sync::mpsc::channel();
+    let netns = lab.member(at).place.netns.clone();
     let server = netns.thread("server", move || {
         let listener = TcpListener::bind((addr::CLUSTER_OUTSIDE, PORT)).context("the server's socket")?;
         let _ = ready.send(());
         let (mut stream, from) = listener.accept()?;
-        ensure!(from.ip() == addr::PEER_TWO, "from {from}");
+        ensure!(from.ip() == seen, "from {from}");
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let octets = (0..OCTETS).map(|i| (i * 7 + i / 251) as u8).collect::<Vec<_>>();
         stream.write_all(&octets)?;
@@ -144,111 +150,48 @@ fn echo(netns: &Netns, peer: &mut UmlPeer) -> Result<()> {
         .recv_timeout(Duration::from_secs(10))
         .context("the server")?;
     let command = format!(
-        "bash -c 'exec 3<>/dev/tcp/{}/{PORT}; cat <&3 > /run/octets; cat /run/octets >&3'",
+        "timeout 50 bash -c 'exec 3<>/dev/tcp/{}/{PORT}; cat <&3 > /run/octets; cat /run/octets >&3'",
         addr::CLUSTER_OUTSIDE
     );
-    peer.run("tcp", &command, 60)?;
+    let said = lab.peer.run("tcp", &command, 60);
+    said.with_context(|| format!("{:?}", lab.member(at).verdicts()))?;
     server
         .join()
         .map_err(|_| anyhow::anyhow!("the server panicked"))?
 }
 
-fn verdict(member: &Member, name: &str) -> Result<u64> {
-    Ok(member.verdicts()?.get(name).copied().unwrap_or(0))
-}
-
-/// Inbound SPI of the only Child SA, which is in transport mode.
-fn spi(member: &Member) -> Option<String> {
-    let sas = member.sas().ok()?;
-    let children = sas
-        .as_array()?
-        .iter()
-        .filter_map(|ike| ike["children"].as_array());
-    let children = children.flatten().collect::<Vec<_>>();
-    match children[..] {
-        [child] if child["transport"] == true => child["spi_in"].as_str().map(str::to_owned),
-        _ => None,
-    }
-}
-
 #[test]
 fn a_linux_kernel_in_transport_mode_over_rekeys_and_a_takeover() -> Result<()> {
-    let product = Product::built()?;
-    let psk = random_psk()?;
     let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
-    let mut cluster = Cluster::prepare(lab, &product, &psk, &settings())?;
-    for member in &cluster.members {
-        let text = std::fs::read_to_string(&member.config)?;
-        let selectors = "local_ts = [\"203.0.113.10\"]\nremote_ts = [\"198.51.100.130\"]\n";
-        ensure!(text.contains(selectors), "the selectors are another text: {text}");
-        std::fs::write(&member.config, text.replace(selectors, "mode = \"transport\"\n"))?;
-    }
-    cluster.start()?;
-    let a = cluster.wait_all_in_sync(Duration::from_secs(30))?;
-    let b = 1 - a;
-    let mut peer = UmlPeer::boot_with(&cluster.lab, &uml_folder(), &peer_conf(&psk)?)?;
-    let netns = cluster.members[a].place.netns.clone();
-
-    // We begin, since the gateway has something to say.
-    let up = wait_for(Duration::from_secs(20), Duration::from_millis(50), || {
-        from_gateway(&netns).ok()?;
-        spi(&cluster.members[a])
-    });
-    let Some(first) = up else {
-        bail!("no Child SA on demand:\n{}", cluster.members[a].log_text());
-    };
-    settled("we began", &cluster, a, &mut peer)?;
-    let state = peer.xfrm_state()?;
-    ensure!(state.contains("mode transport"), "{state}");
+    let seen = addr::PEER_TWO;
+    let mut lab = up(lab, seen)?;
+    let (a, b) = (lab.first, 1 - lab.first);
+    on_demand(&mut lab, seen)?;
 
     // Everything between the addresses is sealed, TCP too; nothing of it is sent in clear.
-    echo(&netns, &mut peer)?;
+    echo(&mut lab, a, seen)?;
     let (opened, sealed) = (
-        verdict(&cluster.members[a], "esp_opened_local")?,
-        verdict(&cluster.members[a], "esp_sealed")?,
+        verdict(lab.member(a), "esp_opened_local")?,
+        verdict(lab.member(a), "esp_sealed")?,
     );
     ensure!(opened > 100 && sealed > 100, "opened {opened}, sealed {sealed}");
 
     // What is larger than any link is sealed whole and cut outside, in both directions.
+    let netns = lab.member(a).place.netns.clone();
     let large = wait_for(Duration::from_secs(10), Duration::from_millis(10), || {
-        (from_gateway_with(&netns, "2500").ok()? == PINGS).then_some(())
+        (from_gateway(&netns, seen, "2500").ok()? == PINGS).then_some(())
     });
-    large.with_context(|| format!("large datagrams: {:?}", cluster.members[a].verdicts()))?;
+    large.with_context(|| format!("large datagrams: {:?}", lab.member(a).verdicts()))?;
     for name in ["outer_cut", "outer_fragment"] {
-        ensure!(verdict(&cluster.members[a], name)? > 0, "no {name}");
+        ensure!(verdict(lab.member(a), name)? > 0, "no {name}");
     }
 
-    // Rekeys of both sides stay in the mode.
-    cluster.members[a]
-        .espalier(&["rekey", NAME])
-        .context("our rekey")?;
-    let other = |than: &str, what: &str| -> Result<String> {
-        let done = wait_for(Duration::from_secs(10), Duration::from_millis(20), || {
-            spi(&cluster.members[a]).filter(|spi| spi != than)
-        });
-        done.with_context(|| format!("{what}:\n{}", cluster.members[a].log_text()))
-    };
-    let second = other(&first, "our rekey")?;
-    peer.run("rekey", &format!("swanctl --rekey --child {NAME}"), 15)?;
-    other(&second, "the peer's rekey")?;
-    settled("after the rekeys", &cluster, a, &mut peer)?;
-
-    // The peer begins.
-    peer.run("terminate", &format!("swanctl --terminate --ike {NAME}"), 15)?;
-    let gone = wait_for(Duration::from_secs(10), Duration::from_millis(20), || {
-        spi(&cluster.members[a]).is_none().then_some(())
-    });
-    gone.context("the peer's Delete")?;
-    peer.run(
-        "initiate",
-        &format!("swanctl --initiate --child {NAME} --timeout 15"),
-        30,
-    )?;
-    settled("the peer began", &cluster, a, &mut peer)?;
+    lab.rekey_from_both(a, |lab, what| settled(lab, what, a, seen))?;
+    on_its_demand(&mut lab, seen)?;
 
     // Somebody on the way speaks as the peer, in clear.
-    let before = verdict(&cluster.members[a], "clear_text")?;
-    let router = &cluster.lab.router;
+    let before = verdict(lab.member(a), "clear_text")?;
+    let router = &lab.cluster.lab.router;
     router.ip(&format!("addr add {}/32 dev lo", addr::PEER_TWO))?;
     let forged = router
         .command("ping")
@@ -263,29 +206,38 @@ fn a_linux_kernel_in_transport_mode_over_rekeys_and_a_takeover() -> Result<()> {
     let text = String::from_utf8_lossy(&forged.stdout);
     ensure!(received(&text)? == 0, "answered in clear: {text}");
     ensure!(
-        verdict(&cluster.members[a], "clear_text")? >= before + 5,
+        verdict(lab.member(a), "clear_text")? >= before + 5,
         "{:?}",
-        cluster.members[a].verdicts()
+        lab.member(a).verdicts()
     );
-    settled("after the forgery", &cluster, a, &mut peer)?;
+    settled(&mut lab, "after the forgery", a, seen)?;
 
     // The other member goes on with the SA, on its own stack.
-    let inherited = spi(&cluster.members[a]).context("a Child SA")?;
-    cluster.members[a].kill_host()?;
-    cluster.wait_other_serves(a, Duration::from_secs(10))?;
-    settled("after the takeover", &cluster, b, &mut peer)?;
-    ensure!(
-        spi(&cluster.members[b]) == Some(inherited),
-        "another SA after the takeover"
-    );
-    echo(&cluster.members[b].place.netns.clone(), &mut peer)?;
-    cluster.members[b]
-        .espalier(&["rekey", NAME])
-        .context("B's rekey")?;
-    settled("after B's rekey", &cluster, b, &mut peer)?;
-    ensure!(
-        cluster.outside.read(|l| l.duplicates()) == (0, 0),
-        "(SPI, sequence number), (SPI, IV) twice"
-    );
-    Ok(())
+    lab.take_over(a, |lab, what| settled(lab, what, b, seen))?;
+    echo(&mut lab, b, seen)?;
+    lab.nothing_twice()
+}
+
+/// ```text
+///   198.51.100.130 --- NAT 203.0.113.1 --- A, B      both kernels count the other one's address as they see it into TCP's checksum
+/// ```
+#[test]
+fn behind_a_nat_a_linux_kernel_in_transport_mode_is_heard_and_hears() -> Result<()> {
+    let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
+    // Without translated ports we may begin, too: to 500 of the NAT, which leads to the peer's.
+    translate(&lab, addr::PEER_TWO, 500, 4500)?;
+    let seen = addr::ROUTER_OUTSIDE;
+    let mut lab = up(lab, seen)?;
+    let (a, b) = (lab.first, 1 - lab.first);
+    on_demand(&mut lab, seen)?;
+    echo(&mut lab, a, seen)?;
+    let child = only_child(lab.member(a)).context("a Child SA")?;
+    ensure!(child["udp_encap"] == true, "plain ESP through a NAT: {child}");
+    lab.rekey_from_both(a, |lab, what| settled(lab, what, a, seen))?;
+    on_its_demand(&mut lab, seen)?;
+    echo(&mut lab, a, seen)?;
+    lab.rekey_from_both(a, |lab, what| settled(lab, what, a, seen))?;
+    lab.take_over(a, |lab, what| settled(lab, what, b, seen))?;
+    echo(&mut lab, b, seen)?;
+    lab.nothing_twice()
 }

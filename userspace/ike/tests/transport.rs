@@ -185,7 +185,7 @@ fn selectors_beyond_the_two_addresses_are_narrowed_to_them() {
 }
 
 #[test]
-fn a_nat_that_changes_addresses_is_named_and_forced_encapsulation_is_not() {
+fn forced_encapsulation_changes_nothing() {
     let mut world = World::with(7, |side, connection| {
         both(side, connection);
         connection.force_encap = true;
@@ -199,26 +199,104 @@ fn a_nat_that_changes_addresses_is_named_and_forced_encapsulation_is_not() {
             .iter()
             .all(|side| side.children.values().all(|c| c.udp_encap))
     );
+}
 
-    let mut world = World::with(8, |side, connection| {
+/// Addresses of the two, and what a NAT makes of them.
+const SEEN: [&str; 2] = ["203.0.113.9", "203.0.113.20"];
+
+/// NATs before the sides of `behind`; each side has the other one's address as it sees it, but for what `adjust` changes.
+fn behind_nats(seed: u64, behind: &[usize], adjust: fn(usize, &mut Connection)) -> World {
+    let seen = |side: usize| -> std::net::IpAddr {
+        if behind.contains(&side) {
+            SEEN[side].parse().unwrap()
+        } else {
+            address(side)
+        }
+    };
+    let mut world = World::with(seed, |side, connection| {
         both(side, connection);
+        let peer = seen(1 - side);
+        connection.remotes = vec![peer];
+        connection.children[0].remote_ts[0].first = peer;
+        connection.children[0].remote_ts[0].last = peer;
+        adjust(side, connection);
+    });
+    for side in behind {
+        for port in [500, 4500] {
+            let (inside, outside) = ((address(*side), port), (seen(*side), port));
+            world.nat.insert(inside.into(), outside.into());
+        }
+    }
+    world
+}
+
+/// ```text
+///   A 192.0.2.1 --- NAT 203.0.113.9 --- B     A --->  TSi 192.0.2.1, TSr B      B puts 203.0.113.9 in its place
+///                                             A <---  TSi 192.0.2.1, TSr B
+/// ```
+#[test]
+fn each_side_has_the_addresses_that_it_sees_behind_any_nat() {
+    for behind in [&[A][..], &[B], &[A, B]] {
+        let mut world = behind_nats(8, behind, |_, _| {});
+        world.initiate(A);
+        world.settle();
+        let check = |world: &World| {
+            for side in [A, B] {
+                assert_eq!(world.only(side).children.len(), 1, "{}", world.story());
+                let [ours, theirs] = [side, 1 - side].map(|side| &world.sides[side].children);
+                assert_eq!(ours.len(), 1, "{}", world.story());
+                let child = ours.values().next().unwrap();
+                let there = theirs.get(&child.spi_out).unwrap();
+                assert!(there.key_in.expose() == child.key_out.expose(), "keys differ");
+                let peer = 1 - side;
+                let seen = if behind.contains(&peer) {
+                    SEEN[peer].parse().unwrap()
+                } else {
+                    address(peer)
+                };
+                assert_eq!(child.form.mode, SaMode::Transport, "{}", world.story());
+                assert!(child.udp_encap);
+                assert_eq!(child.ts_local, [host(side, 47)], "{behind:?}");
+                let [remote] = &child.ts_remote[..] else {
+                    panic!("{:?}", child.ts_remote);
+                };
+                assert_eq!((remote.first, remote.last, remote.protocol), (seen, seen, 47));
+            }
+        };
+        check(&world);
+        // Whoever rekeys: each asks for what it sees.
+        for side in [A, B, A] {
+            let spi_in = world.spi_in(side);
+            world.command(side, Command::RekeyChild { spi_in });
+            world.settle();
+            check(&world);
+            assert_ne!(world.spi_in(side), spi_in, "{}", world.story());
+        }
+        for side in [A, B] {
+            world.take_over(side);
+            world.settle();
+            let spi_in = world.spi_in(side);
+            world.command(side, Command::RekeyChild { spi_in });
+            world.settle();
+            check(&world);
+        }
+    }
+}
+
+#[test]
+fn a_nat_that_the_configuration_does_not_know_is_named() {
+    // B knows the peer by the address behind its NAT.
+    let mut world = behind_nats(9, &[A], |side, connection| {
         if side == B {
             connection.remotes = vec![];
+            connection.children[0].remote_ts = vec![host(A, 47)];
         }
     });
-    for (inside, outside) in [
-        ("192.0.2.1:500", "203.0.113.9:1111"),
-        ("192.0.2.1:4500", "203.0.113.9:2222"),
-    ] {
-        world
-            .nat
-            .insert(inside.parse().unwrap(), outside.parse().unwrap());
-    }
     world.initiate(A);
     world.settle();
     let text = world.event(B, EventKind::ChildFailed).to_string();
     assert!(
-        text.contains("transport mode through a NAT that changes addresses is not supported"),
+        text.contains("`remote` has to be the address that the peer is seen at"),
         "{text}"
     );
     assert!(world.sides.iter().all(|side| side.children.is_empty()));

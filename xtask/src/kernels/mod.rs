@@ -23,6 +23,8 @@ const KERNELS: [(&str, &str); 2] = [
     ("6.1", "linux-image-cloud-amd64"),
     ("6.12", "linux-image-6.12-cloud-amd64"),
 ];
+/// Minutes for what is not part of any check.
+const BOOT_MINUTES: u64 = 10;
 /// The name of the kernel that runs this.
 const HOST: &str = "host";
 
@@ -35,12 +37,15 @@ pub struct Options {
     /// Of the kernels, only these: 6.1, 6.12, host.
     #[arg(long, value_delimiter = ',', requires = "kernels")]
     pub only: Vec<String>,
+    /// Only these checks, by a part of the name: "programs", "loader", "veth", "virtio_net", "devices".
+    #[arg(long, value_delimiter = ',', requires = "kernels")]
+    pub checks: Vec<String>,
     /// Every program is loaded, and carries a few packets: what `cargo xtask test` does with 6.1 and 6.12.
     #[arg(long, requires = "kernels")]
     pub few: bool,
-    /// A kernel that is not done after so many minutes has failed.
-    #[arg(long, default_value_t = 60, requires = "kernels")]
-    pub minutes: u64,
+    /// A kernel that is not done after so many minutes has failed. Without: what its checks may take, and some for booting.
+    #[arg(long, requires = "kernels")]
+    pub minutes: Option<u64>,
     /// Print the results as JSON.
     #[arg(long, requires = "kernels")]
     pub json: bool,
@@ -55,8 +60,9 @@ impl Options {
         Self {
             kernels: true,
             only: KERNELS.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            checks: Vec::new(),
             few: true,
-            minutes: 10,
+            minutes: Some(10),
             json: false,
             verbose: false,
         }
@@ -97,7 +103,9 @@ pub fn few(object: &Path) -> Result<Vec<(&'static str, bool)>> {
 
 fn run_with(options: &Options, object: &Path) -> Result<Vec<Outcome>> {
     let extent = if options.few { Extent::Few } else { Extent::All };
-    let programs = step("compiling the test programs", || suite::programs(object, extent))?;
+    let programs = step("compiling the test programs", || {
+        suite::programs(object, extent, &options.checks)
+    })?;
     let mut outcomes = Vec::new();
     for (name, package) in KERNELS.into_iter().filter(|(name, _)| options.wants(name)) {
         say(&format!("Linux {name}, Debian's {package}, emulated"));
@@ -151,6 +159,9 @@ fn emulated(
     let kernel = image::kernel(package)?;
     outcome.release = kernel.release.clone();
     let initrd = step("making the initial RAM disk", || image::initrd(&kernel, programs))?;
-    let limit = Duration::from_secs(60 * options.minutes);
+    let minutes = options
+        .minutes
+        .unwrap_or_else(|| programs.minutes() + BOOT_MINUTES);
+    let limit = Duration::from_secs(60 * minutes);
     machine::run(&kernel, &initrd, options.verbose, limit, outcome)
 }

@@ -15,6 +15,8 @@ use std::time::Instant;
 pub const OBJECT_IN_MACHINE: &str = "/tests/object";
 /// The agent, for labs.
 const AGENT: &str = "espalier";
+/// What starts agents.
+const LAB: &str = "lab-devices";
 /// Network cards of the emulated machine, on one wire; a test takes them for its own.
 const CARDS: &str = "eth0,eth1";
 
@@ -111,7 +113,7 @@ const STEPS: [Step; 6] = [
     },
     Step {
         name: "devices",
-        program: "lab-devices",
+        program: LAB,
         arguments: &["bonds"],
         machine: &[],
         host: &[],
@@ -131,13 +133,17 @@ pub struct Programs {
     pub executables: BTreeMap<String, PathBuf>,
     /// The BPF programs.
     pub object: PathBuf,
-    extent: Extent,
+    steps: Vec<&'static Step>,
 }
 
 impl Programs {
     fn steps(&self) -> impl Iterator<Item = &'static Step> {
-        let extent = self.extent;
-        STEPS.iter().filter(move |step| step.extent == extent)
+        self.steps.iter().copied()
+    }
+
+    /// Minutes that the steps may take in the emulated machine, all together.
+    pub fn minutes(&self) -> u64 {
+        self.steps.iter().map(|step| u64::from(step.minutes)).sum()
     }
 }
 
@@ -146,35 +152,49 @@ pub fn in_machine(name: &str) -> String {
     format!("/tests/{name}")
 }
 
-/// Compiles the test programs.
-pub fn programs(object: &Path, extent: Extent) -> Result<Programs> {
-    let builds: &[&[&str]] = match extent {
-        Extent::Few => &[&["build", "-p", "test-packet", "--bins"]],
-        Extent::All => &[
-            &["build", "-p", "test-packet", "-p", "test-interop", "--bins"],
-            &["build", "-p", "cli", "--release"],
-            &[
-                "test",
-                "--no-run",
-                "-p",
-                "test-packet",
-                "-p",
-                "dataplane",
-                "--test",
-                "live",
-                "--test",
-                "kernel",
-            ],
-        ],
-    };
+/// Compiles the test programs, those of `checks` only where any are named.
+pub fn programs(object: &Path, extent: Extent, checks: &[String]) -> Result<Programs> {
+    let wanted =
+        |step: &Step| checks.is_empty() || checks.iter().any(|part| step.name.contains(part.as_str()));
+    let steps: Vec<_> = STEPS
+        .iter()
+        .filter(|step| step.extent == extent && wanted(step))
+        .collect();
+    if steps.is_empty() {
+        bail!("no check is called {}", checks.join(", "));
+    }
+    let uses = |program: &str| steps.iter().any(|step| step.program == program);
+    let mut builds: Vec<&[&str]> = Vec::new();
+    if uses("kernel-report") {
+        builds.push(&["build", "-p", "test-packet", "--bins"]);
+    }
+    if uses(LAB) {
+        builds.push(&["build", "-p", "test-interop", "-p", "cli", "--bins"]);
+    }
+    if uses("live") || uses("dataplane-kernel") {
+        builds.push(&[
+            "test",
+            "--no-run",
+            "-p",
+            "test-packet",
+            "-p",
+            "dataplane",
+            "--test",
+            "live",
+            "--test",
+            "kernel",
+        ]);
+    }
     let mut executables = BTreeMap::new();
     for build in builds {
         executables.extend(compiled(build)?);
     }
+    // What no check runs makes the RAM disk larger only.
+    executables.retain(|name, _| uses(name) || (name == AGENT && uses(LAB)));
     let programs = Programs {
         executables,
         object: object.to_owned(),
-        extent,
+        steps,
     };
     if let Some(step) = programs
         .steps()

@@ -11,11 +11,11 @@ use maps_schema::sad::{
     InboundSa, SA_ESN, SA_LENIENT, SA_MAY_MOVE, SA_TRANSPORT, SA_UDP_ENCAP, SELECTORS_PER_SA,
     SUITE_AES128_GCM, SUITE_LAST,
 };
-use maps_schema::steer::NO_VLAN;
+use maps_schema::steer::{NO_VLAN, SLOW_PATH_MAC};
 use maps_schema::verdict::Verdict;
 
 use super::header::{self, ESP_LEN, ICV_LEN, IV_MAX, block_len, iv_len};
-use super::outbound::path_mtu;
+use super::outbound::{self, LEAST_MTU, path_mtu};
 use super::pad;
 use super::transport;
 use crate::aead::{AAD_ESN, AAD_PLAIN, NOT_AUTHENTIC, TEXT_MAX};
@@ -76,10 +76,10 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     }
     // An AEAD takes any length; what is in it says the padding.
     if iv_len == IV_MAX && text_len & (block - 1) != 0 {
-        return work.drop(Verdict::EspRagged);
+        return refuse(env, work, Verdict::EspRagged);
     }
     if text_len > TEXT_MAX {
-        return work.drop(Verdict::TooBig);
+        return refuse(env, work, Verdict::TooBig);
     }
     let flags = volatile(&sa.flags);
     work.transport = (flags & SA_TRANSPORT != 0) as u8;
@@ -190,15 +190,28 @@ pub fn accept(env: &impl Env, area: &mut Area, status: i32) -> bool {
     accepted
 }
 
+/// Drops what is no ESP packet of the SA. Where it is longer than the MTU of the device, that is because several have been merged into
+/// it (GRO, TSO), which is said instead. Only here: a driver may well take a little more than the MTU, and what is authentic is welcome.
+#[inline(always)]
+fn refuse(env: &impl Env, work: &mut Work, verdict: Verdict) -> bool {
+    // The agent's slow path hands over whole what came in fragments.
+    if work.ip.total_len > LEAST_MTU
+        && work.source_mac != SLOW_PATH_MAC
+        && env.exceeds_device(work.ip.total_len)
+    {
+        return outbound::merged(env, work);
+    }
+    work.drop(verdict)
+}
+
 /// Whether the packet is authentic, and its number one that this member may deliver now.
 #[inline(always)]
 pub fn authentic(env: &impl Env, work: &mut Work, status: i32) -> bool {
     if IcvVerified::from_status(status).is_none() {
-        return work.drop(if status == NOT_AUTHENTIC {
-            Verdict::IcvBad
-        } else {
-            Verdict::SuiteUnknown
-        });
+        if status == NOT_AUTHENTIC {
+            return refuse(env, work, Verdict::IcvBad);
+        }
+        return work.drop(Verdict::SuiteUnknown);
     }
     if work.floor_rule == FLOOR_HOLD {
         return work.slow(env, SLOW_HELD, Verdict::HeldForWindow);

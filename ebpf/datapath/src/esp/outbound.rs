@@ -39,7 +39,7 @@ use crate::selectors;
 use crate::steer::{self, ROLE_OLD_OWNER, answer_arp, millis};
 
 /// Devices carry this much, octets; longer packets may have been merged, which costs a question to the kernel.
-const LEAST_MTU: u32 = 1500;
+pub(super) const LEAST_MTU: u32 = 1500;
 /// TTL of outer packets.
 const OUTER_TTL: u8 = 64;
 
@@ -332,7 +332,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
 /// Several packets in one frame, made by a card or by the far end of a veth: sealed as one, or answered as one that is too large, nothing
 /// good would come of them, and where one ends is not known here.
 #[inline(always)]
-fn merged(env: &impl Env, work: &mut Work) -> bool {
+pub(super) fn merged(env: &impl Env, work: &mut Work) -> bool {
     if env.acquire_due(0, work.now_ns) {
         let (port, octets) = (work.port.index as u32, work.ip.total_len as u64);
         env.event(EVENT_MERGED, port, 0, 0, octets);

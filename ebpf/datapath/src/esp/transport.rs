@@ -5,11 +5,20 @@ use maps_schema::verdict::Verdict;
 
 use super::inbound::{opened, selected};
 use super::pad;
+use crate::aead::Scratch;
 use crate::bytes::{Bounded, PacketRead};
 use crate::checksum;
 use crate::env::{Area, Env, Work};
-use crate::headers::{self, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, Ip, VLAN_LEN};
+use crate::headers::{
+    self, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, Ip, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, VLAN_LEN,
+};
+use crate::mss;
 use crate::selectors::Flow;
+
+/// Where the checksum is in what an IP header is followed by.
+const TCP_CHECKSUM_AT: usize = 16;
+const UDP_CHECKSUM_AT: usize = 6;
+const ICMPV6_CHECKSUM_AT: usize = 2;
 
 /// What is inside an opened packet: padding, upper layer, selectors. The header in `work.ip` is the outer one; afterwards it says what
 /// it will say once ESP is gone.
@@ -56,6 +65,9 @@ pub fn deliver(env: &impl Env, area: &mut Area) {
     let (at, ip) = (work.link_len as usize, work.ip);
     let header_len = ip.header_len as usize;
     let payload = ip.total_len as usize - header_len;
+    if work.esp_at as usize != at + header_len {
+        rectify(env, cipher, &ip, payload);
+    }
     let done = shorten(env, work, at + header_len, payload)
         && (payload == 0 || env.store(at + header_len, cipher.text(), payload))
         && restore(env, work, at, &ip);
@@ -64,6 +76,52 @@ pub fn deliver(env: &impl Env, area: &mut Area) {
         return;
     }
     work.pass(opened(work, Verdict::EspOpenedLocal));
+}
+
+/// The upper layer's checksum of a packet that came in UDP, with the addresses that it bears now.
+//= rfc3948#3.1.2
+// When transport mode has been used to transmit packets, contained TCP or UDP headers will have incorrect checksums due to the change
+// of parts of the IP header during transit. [...] one of the following MUST be done
+//
+// What is done is b) and, for UDP over IPv4, c): the ICV has said that nothing else was changed. With a) the original addresses would
+// have to be kept with the SA.
+#[inline(always)]
+fn rectify(env: &impl Env, cipher: &mut Scratch, ip: &Ip, payload: usize) {
+    let v6 = ip.version == 6;
+    let place = match ip.protocol {
+        PROTOCOL_TCP => TCP_CHECKSUM_AT,
+        PROTOCOL_UDP => UDP_CHECKSUM_AT,
+        PROTOCOL_ICMPV6 if v6 => ICMPV6_CHECKSUM_AT,
+        _ => return,
+    };
+    if payload < place + 2 {
+        return;
+    }
+    let text = cipher.text_mut();
+    mss::put(text, place, 0);
+    // Without a checksum there is nothing to check (RFC 768).
+    if ip.protocol == PROTOCOL_UDP && !v6 {
+        return;
+    }
+    // Sums are of whole words: padding is not needed any more.
+    mss::put(text, payload, 0);
+    mss::put(text, payload + 1, 0);
+    let sum = if v6 {
+        checksum::words(ip.source[0])
+            + checksum::words(ip.source[1])
+            + checksum::words(ip.destination[0])
+            + checksum::words(ip.destination[1])
+    } else {
+        checksum::words(headers::to_v4(ip.source) as u64)
+            + checksum::words(headers::to_v4(ip.destination) as u64)
+    };
+    let sum = sum + ip.protocol as u32 + payload as u32 + env.sum(text, (payload + 3) & !3) as u32;
+    let checksum = match checksum::fold(sum) {
+        // In UDP 0 says that there is none.
+        0 if ip.protocol == PROTOCOL_UDP => u16::MAX,
+        checksum => checksum,
+    };
+    mss::put(text, place, checksum);
 }
 
 /// Makes room for a payload behind the headers, which stay: see [`super::inbound`] for why not by cutting the end. With options or

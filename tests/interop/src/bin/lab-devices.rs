@@ -31,8 +31,11 @@ fn run() -> anyhow::Result<bool> {
     }
     println!("cases {}", trials.len());
     let devices = Devices::new(&std::env::temp_dir(), &trials)?;
+    println!("the lab and the peer are up");
     let mut held = true;
     for (at, trial) in devices.trials().iter().enumerate() {
+        // Whoever watches the console takes a machine that is silent for one that hangs.
+        println!("begins: {}", trial.name);
         match devices.make(at) {
             Ok(()) => println!("case ok {}", trial.name),
             Err(error) => {

@@ -2,10 +2,11 @@
 
 use maps_schema::event::{EVENT_CEILING_SOFT, EVENT_FIRST_INBOUND, EVENT_MERGED};
 use maps_schema::sad::{SUITE_CBC, SUITE_CHACHA20_POLY1305};
+use maps_schema::steer::SLOW_PATH_MAC;
 use maps_schema::verdict::Verdict;
 
 use crate::case::{Action, Case, Observed, Program};
-use crate::frames::{Ip, Ip6, Sealer, ethernet, noise, open_ours, tagged, udp};
+use crate::frames::{Ip, Ip6, Sealer, checksum, ethernet, noise, open_ours, tagged, udp};
 use crate::world::*;
 
 const SUITE: u8 = SUITE_CHACHA20_POLY1305;
@@ -92,6 +93,7 @@ pub fn cases() -> Vec<Case> {
     }
     cases.extend(refused());
     cases.extend(merged());
+    cases.extend(merged_outside());
     cases.extend(exits());
     cases.extend(split());
     cases
@@ -149,6 +151,76 @@ fn merged() -> Vec<Case> {
         .ends(Verdict::FragmentNeeded, Action::Transmit)
         .any_frame(),
     ]
+}
+
+/// ESP packets in UDP that GRO has merged: one header, and behind it the first packet and what followed the others' headers.
+fn merged_outside() -> Vec<Case> {
+    let of = |suite: u8, v6: bool, count: u64, len: usize| {
+        let peer = Sealer {
+            v6,
+            ..Sealer::peer(suite, false, true)
+        };
+        let packets = (0..count).map(|at| peer.esp(5 + at, &inner(len, NEAR_HOST, 64)));
+        peer.frame_of(&packets.collect::<Vec<_>>().concat())
+    };
+    let over = |suite: u8, v6: bool| {
+        let mut world = if v6 {
+            World::over_v6(suite, false, true)
+        } else {
+            World::base(suite, false, true)
+        };
+        world.local.outside_mtu = u32::from(DEVICE_MTU);
+        world
+    };
+    let told = |name: &str, suite: u8, v6: bool, frame: Vec<u8>| {
+        let octets = (frame.len() - 14) as u64;
+        steer(format!("merged outside: {name}"), over(suite, v6), frame)
+            .ends(Verdict::Merged, Action::Drop)
+            .events(&[EVENT_MERGED])
+            .check(nothing_accepted)
+            .check(move |seen| match seen.events[..] {
+                [(_, said)] if said == octets => Ok(()),
+                _ => Err(format!("{:?}, not {octets} octets", seen.events)),
+            })
+    };
+    let mut cases = Vec::new();
+    for (suite, name) in SUITES {
+        let frame = of(suite, false, 7, 1400);
+        cases.push(told(&format!("{name}, seven packets"), suite, false, frame));
+    }
+    // One octet more than whole blocks.
+    let mut ragged = of(SUITE_CBC, false, 7, 1400);
+    ragged.push(0);
+    let ragged = longer(ragged);
+    let mut by_agent = of(SUITE, false, 7, 1400);
+    by_agent[6..12].copy_from_slice(&SLOW_PATH_MAC);
+    let below = of(SUITE, false, 6, 1400);
+    assert!(below.len() - 14 <= usize::from(DEVICE_MTU), "{}", below.len());
+    let named = |name: &str, frame| {
+        steer(format!("merged outside: {name}"), over(SUITE, false), frame)
+            .ends(Verdict::IcvBad, Action::Drop)
+            .check(nothing_accepted)
+    };
+    cases.extend([
+        told("over IPv6", SUITE, true, of(SUITE, true, 7, 1400)),
+        told("no whole blocks", SUITE_CBC, false, ragged),
+        told("longer than any text", SUITE, false, of(SUITE, false, 12, 1400)),
+        // Who merges less than the MTU is not known by the length.
+        named("no longer than the MTU of the device", below),
+        named("a datagram that the agent has from the stack is none", by_agent),
+    ]);
+    cases
+}
+
+/// The frame with an octet more: its UDP datagram, over IPv4, says so.
+fn longer(mut frame: Vec<u8>) -> Vec<u8> {
+    let len = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&len.to_be_bytes());
+    frame[38..40].copy_from_slice(&(len - 20).to_be_bytes());
+    frame[24..26].fill(0);
+    let sum = checksum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame
 }
 
 /// Devices that do not take what lies in several buffers, or nothing at all.

@@ -6,7 +6,7 @@ use maps_schema::spd::ACTION_TRAP;
 use maps_schema::verdict::Verdict;
 
 use crate::case::{Action, Case, Program};
-use crate::frames::{Ip, Ip6, Sealer, ethernet, noise, open_sealed, tagged, udp};
+use crate::frames::{Ip, Ip6, Sealer, checksum, ethernet, noise, open_sealed, tagged, udp};
 use crate::world::*;
 
 const SUITE: u8 = SUITE_CHACHA20_POLY1305;
@@ -325,7 +325,7 @@ pub fn cases() -> Vec<Case> {
         let len = packet.len() as u16;
         packet[2..4].copy_from_slice(&len.to_be_bytes());
         packet[10..12].fill(0);
-        let sum = crate::frames::checksum(&packet[..24]);
+        let sum = checksum(&packet[..24]);
         packet[10..12].copy_from_slice(&sum.to_be_bytes());
         packet
     };
@@ -352,5 +352,93 @@ pub fn cases() -> Vec<Case> {
             .out(theirs(false, GRE, &[]))
             .events(&[EVENT_FIRST_INBOUND]),
     );
+    cases.extend(through_a_nat());
     cases
+}
+
+/// A peer whose address a NAT has changed: its stack made the upper layer's checksum for an address that is not in the packet any more.
+fn through_a_nat() -> Vec<Case> {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    const ICMPV6: u8 = 58;
+    let mut cases = Vec::new();
+    let behind_v6 = {
+        let mut address = PEER_V6;
+        address[15] ^= 0x77;
+        address
+    };
+    let payload = |v6: bool, protocol: u8, place: usize, len: usize| {
+        let mut text = noise(len);
+        if let Some(field) = text.get_mut(place..place + 2) {
+            field.fill(0);
+            let sum = if v6 {
+                Ip6::new(behind_v6, CLUSTER_V6, protocol).checksum(&text)
+            } else {
+                pseudo(0x0a00_0002, CLUSTER, protocol, &text)
+            };
+            text[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+        }
+        text
+    };
+    // Whole words and not, as much as a frame holds, and what is too short to have a checksum.
+    for (v6, protocol, place, lengths) in [
+        (false, TCP, 16, &[20, 21, 22, 23, 24, 1400, 16, 17][..]),
+        (true, TCP, 16, &[20, 23, 1401, 17][..]),
+        (false, UDP, 6, &[8, 9, 1400, 7][..]),
+        (true, UDP, 6, &[8, 11, 1400, 7][..]),
+        (true, ICMPV6, 2, &[8, 13, 3][..]),
+    ] {
+        for len in lengths {
+            let text = payload(v6, protocol, place, *len);
+            let mut want = text.clone();
+            if *len >= place + 2 {
+                want[place..place + 2].fill(0);
+                let sum = match (v6, protocol) {
+                    // None is as good, and any other says that it was checked.
+                    (false, UDP) => 0,
+                    (false, _) => pseudo(PEER, CLUSTER, protocol, &want),
+                    (true, _) => Ip6::new(PEER_V6, CLUSTER_V6, protocol).checksum(&want),
+                };
+                want[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+            }
+            for encap in [true, false] {
+                let mut world = World::transport(SUITE, false, encap, v6);
+                world.inbound.selectors[0].protocol = u32::from(protocol);
+                let peer = Sealer {
+                    next_header: protocol,
+                    v6,
+                    ..Sealer::peer(SUITE, false, encap)
+                };
+                // Without UDP no NAT was on the way: what is wrong stays wrong.
+                let (what, out) = if encap {
+                    ("through a NAT", &want)
+                } else {
+                    ("without a NAT", &text)
+                };
+                cases.push(
+                    steer(
+                        format!("transport {what}: protocol {protocol}, {len} octets, IPv6 {v6}"),
+                        world,
+                        peer.frame(5, &text),
+                    )
+                    .ends(Verdict::EspOpenedLocal, Action::Pass)
+                    .out(theirs(v6, protocol, out))
+                    .events(&[EVENT_FIRST_INBOUND]),
+                );
+            }
+        }
+    }
+    cases
+}
+
+/// Checksum over IPv4's pseudo header and what follows it (RFC 9293 3.1).
+fn pseudo(source: u32, destination: u32, protocol: u8, text: &[u8]) -> u16 {
+    let length = (text.len() as u16).to_be_bytes();
+    let header = [
+        &source.to_be_bytes()[..],
+        &destination.to_be_bytes(),
+        &[0, protocol],
+        &length,
+    ];
+    checksum(&[header.concat().as_slice(), text].concat())
 }

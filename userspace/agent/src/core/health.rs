@@ -214,8 +214,8 @@ impl Core {
         let (name, mtu, octets) = (&port.name, port.mtu, event.seq);
         let text = format!(
             "a packet of {octets} octets arrived on {name}, whose MTU is {mtu}: GRO or TSO has merged several, and the programs drop those \
-             (merged). `ethtool -K DEVICE gro off lro off` here for a card, `ethtool -K DEVICE tso off gso off` at the far end of a veth pair \
-             and on what feeds it"
+             (merged). `ethtool -K DEVICE gro off lro off` here for a card, `ethtool -K DEVICE tso off gso off tx-udp-segmentation off` at the \
+             far end of a veth pair and on what feeds it"
         );
         self.health.merged.insert(event.slot, now);
         self.log.warn("merged", text);

@@ -2,16 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use maps_schema::steer::SLOW_PATH_MAC;
+
 use super::Interface;
 
 /// Octets of an Ethernet header with a tag.
 pub const ETH_LEN: usize = 18;
 
-/// A packet as a frame that arrives at an interface. The sender is a locally administered address that no member has.
+/// A packet as a frame that arrives at an interface.
 pub fn ethernet(interface: &Interface, packet: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(ETH_LEN + packet.len());
     frame.extend_from_slice(&interface.mac);
-    frame.extend_from_slice(&[2, 0, 0, 0, 0, 0xfe]);
+    frame.extend_from_slice(&SLOW_PATH_MAC);
     if interface.vlan != 0 {
         frame.extend_from_slice(&[0x81, 0]);
         frame.extend_from_slice(&interface.vlan.to_be_bytes());

@@ -156,8 +156,13 @@ pub(crate) fn answer(
         answer.push(Payload::Nonce(nonce_r.clone()));
     }
     answer.extend(public.map(Payload::KeyExchange));
-    answer.push(Payload::TsInitiator(choice.ts_remote.clone().into()));
-    answer.push(Payload::TsResponder(choice.ts_local.clone().into()));
+    let as_asked = |agreed: &[TrafficSelector], asked| transport::as_asked(choice.mode, agreed, asked);
+    answer.push(Payload::TsInitiator(
+        as_asked(&choice.ts_remote, &ts_i.selectors).into(),
+    ));
+    answer.push(Payload::TsResponder(
+        as_asked(&choice.ts_local, &ts_r.selectors).into(),
+    ));
     if choice.mode == SaMode::Transport {
         answer.push(notify(NotifyType::USE_TRANSPORT_MODE));
     }
@@ -239,6 +244,7 @@ fn choose_child(
     virtual_ts: Option<&[TrafficSelector]>,
 ) -> Result<Choice, Refusal> {
     let their_proposals: Vec<Proposal> = theirs.iter().map(|their| their.proposal.clone()).collect();
+    let seen = transport::as_seen(sa, ts_r, ts_i);
     let mut overlapping = Vec::new();
     let mut declined = false;
     for child in &connection.children {
@@ -250,6 +256,10 @@ fn choose_child(
             continue;
         }
         let (local, remote) = transport::selectors(sa, child);
+        let (ts_r, ts_i) = match child.mode {
+            SaMode::Transport => (seen.0.as_slice(), seen.1.as_slice()),
+            SaMode::Tunnel => (ts_r, ts_i),
+        };
         let ts_local = narrow(&local, ts_r);
         let mut ts_remote = narrow(&remote, ts_i);
         if let Some(virtual_ts) = virtual_ts {

@@ -1,7 +1,8 @@
 //! Transport mode (RFC 7296 1.3.1): USE_TRANSPORT_MODE in request and response, selectors of the two addresses of the IKE SA alone.
 //!
-//! Not done: the substitution of addresses behind a NAT (RFC 7296 2.23.1). A NAT that leaves addresses as they are (or encapsulation
-//! that is forced) is no matter; with another one the selectors do not fit, and both sides say so by name.
+//! Behind a NAT the initiator asks for the addresses that it knows. The responder puts those that it sees in their place, and back again
+//! in its answer (RFC 7296 2.23.1). So selectors are always of the addresses that packets bear on this side; what the NAT makes of the
+//! checksums behind the IP header is the data plane's business (RFC 3948 3.1.2).
 
 use super::Pending;
 use super::follow_up;
@@ -50,11 +51,65 @@ pub(crate) fn selectors(sa: &IkeSa, child: &ChildConfig) -> (Vec<TrafficSelector
     )
 }
 
+/// The address that selectors are about, where it is one.
+fn only_host(selectors: &[TrafficSelector]) -> Option<IpAddr> {
+    let first = selectors.first()?.first;
+    let same = |ts: &TrafficSelector| ts.first == first && ts.last == first;
+    selectors.iter().all(same).then_some(first)
+}
+
+/// The selectors, about another address.
+fn about(selectors: &[TrafficSelector], address: IpAddr) -> Vec<TrafficSelector> {
+    let moved = |ts: &TrafficSelector| TrafficSelector {
+        first: address,
+        last: address,
+        ..ts.clone()
+    };
+    selectors.iter().map(moved).collect()
+}
+
+//= rfc7296#2.23.1
+// If the client is behind a NAT, substitute the IP address in the TSi entries with the remote address of the IKE SA.
+// If the server is behind a NAT, substitute the IP address in the TSr entries with the local address of the IKE SA.
+//
+/// Our side's and the peer's selectors of a request, with the addresses that packets bear here, where a NAT is between the two. A client
+/// need not: it asks for the addresses that it sees, and the response has those.
+pub(crate) fn as_seen(
+    sa: &IkeSa,
+    local: &[TrafficSelector],
+    remote: &[TrafficSelector],
+) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+    let seen = |ts: &[TrafficSelector], nat: bool, address: SocketAddr| {
+        let same_family = only_host(ts).is_some_and(|asked| asked.is_ipv4() == address.is_ipv4());
+        if nat && same_family {
+            about(ts, address.ip())
+        } else {
+            ts.to_vec()
+        }
+    };
+    (
+        seen(local, sa.path.nat_local, sa.path.local),
+        seen(remote, sa.path.nat_remote, sa.path.remote),
+    )
+}
+
+/// The selectors of our answer: with the addresses that the peer asked for.
+pub(crate) fn as_asked(
+    mode: SaMode,
+    agreed: &[TrafficSelector],
+    asked: &[TrafficSelector],
+) -> Vec<TrafficSelector> {
+    match only_host(asked) {
+        Some(address) if mode == SaMode::Transport => about(agreed, address),
+        _ => agreed.to_vec(),
+    }
+}
+
 /// What an operator should know where selectors do not fit.
 pub(crate) fn explain(sa: &IkeSa, mode: SaMode) -> &'static str {
     let nat = sa.path.nat_local || sa.path.nat_remote;
     if mode == SaMode::Transport && nat {
-        "; transport mode through a NAT that changes addresses is not supported: use tunnel mode"
+        "; there is a NAT: `remote` has to be the address that the peer is seen at, and the peer to ask for one address on each side"
     } else {
         ""
     }
