@@ -1,4 +1,4 @@
-//! Rests of the loop while many IKE messages come (ADR 26).
+//! Rests of the loop while many IKE messages come (ADR 27).
 //!
 //! Each time that the thread of the loop wakes up costs it and the standby the same, whether one message has come or ten: changes of
 //! thread, a turn of the loop, an entry of the journal with its packets and acknowledgement. So while messages come often, the
