@@ -454,9 +454,12 @@ pub struct ChildConfig {
     pub lifetimes: Lifetimes,
     /// Tunnel, or transport between the connection's two addresses.
     pub mode: SaMode,
+    /// After a takeover, what came above the last edge that the old owner has told of is accepted, though it may be a replay.
+    pub lenient: bool,
 }
 
-/// Members compare what this says. The mode is said only where it is not tunnel: members that are still to be upgraded know no other.
+/// Members compare what this says. The mode is said only where it is not tunnel, and anti-replay only where it is not
+/// strict: members that are still to be upgraded know no other.
 impl fmt::Debug for ChildConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("ChildConfig");
@@ -469,6 +472,9 @@ impl fmt::Debug for ChildConfig {
             .field("lifetimes", &self.lifetimes);
         if self.mode != SaMode::Tunnel {
             out.field("mode", &self.mode);
+        }
+        if self.lenient {
+            out.field("anti_replay", &"lenient");
         }
         out.finish()
     }

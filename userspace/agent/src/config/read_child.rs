@@ -66,6 +66,7 @@ impl Context<'_> {
         let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
         let lifetimes = read_policy::lifetimes(&mut t, &self.problems, rekey_time);
         let handling = of.path.handling(&mut t);
+        let lenient = t.word("anti_replay", &[("strict", false), ("lenient", true)]);
         if let Some(name) = &name {
             policies.push(Policy {
                 name: format!("{}/{}", of.connection, name.value),
@@ -84,6 +85,7 @@ impl Context<'_> {
             handling,
             lifetimes,
             mode,
+            lenient: lenient.unwrap_or(false),
         })
     }
 

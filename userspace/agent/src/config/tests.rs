@@ -402,6 +402,18 @@ fn headers_sizes_and_lifetimes_are_read_with_their_defaults() {
     let plain = &read(EXAMPLE).connections[0].children[0];
     assert_eq!(plain.handling.mss_clamp, maps_schema::sad::MSS_AUTO);
     assert_eq!(plain.lifetimes, Lifetimes::NONE);
+    assert!(!plain.lenient, "strict anti-replay is the default");
+    let lenient = read(&format!("{EXAMPLE}\nanti_replay = \"lenient\"\n"));
+    assert!(lenient.connections[0].children[0].lenient);
+    let said = |config: &Config| format!("{:?}", config.connections[0].children[0]);
+    assert!(
+        !said(&read(EXAMPLE)).contains("anti_replay"),
+        "older members say nothing of it"
+    );
+    assert!(
+        said(&lenient).contains("anti_replay"),
+        "members that differ in it must hear so"
+    );
     let source = format!(
         "{}\ndscp = \"ef\"\nmss_clamp = 1300\non_miss = \"hold\"\nlife_time = \"70m\"\nlife_bytes = \"50GB\"\nrekey_packets = 1000000\n",
         with(
@@ -431,6 +443,7 @@ fn headers_sizes_and_lifetimes_are_read_with_their_defaults() {
         ("dscp = \"af99\"", "'dscp'"),
         ("mss_clamp = 10", "'mss_clamp'"),
         ("on_miss = \"wait\"", "'on_miss'"),
+        ("anti_replay = \"off\"", "'anti_replay'"),
         ("life_time = \"30m\"", "is not longer than rekey_time"),
         (
             "rekey_bytes = 10\nlife_bytes = 10",

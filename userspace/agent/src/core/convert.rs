@@ -195,7 +195,7 @@ pub fn policies(config: &Config) -> Vec<Policy> {
                 local: child.local_ts.clone(),
                 remote: child.remote_ts.clone(),
                 action: PolicyAction::Protect,
-                lenient: false,
+                lenient: child.lenient,
                 lifetimes: Some(child.lifetimes),
                 handling: child.handling,
             });

@@ -11,7 +11,7 @@ use std::time::Duration;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use cluster::Tenure;
 use dataplane::{Plane, Segments, TOKEN};
-use model::{ChildSaChange, Epoch, EspSpi, GroupId, Instant};
+use model::{ChildSaChange, Epoch, EspSpi, GroupId, IkeSpi, Instant};
 use sad::{Sad, Usage};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -50,7 +50,14 @@ pub struct Kept {
     parts: Vec<ChildSaChange>,
     /// What SAs with lifetimes in octets or packets have carried in all.
     used: Vec<(EspSpi, Usage)>,
+    /// Connections that an operator has stopped. Behind everything else, where a release that does not know of them does not look, and
+    /// another release's file ends.
+    #[serde(skip)]
+    pub stopped: Stopped,
 }
+
+/// As [`Stops::all`] names them.
+type Stopped = Vec<(String, Vec<IkeSpi>)>;
 
 /// Why there is a fresh start though something was left.
 #[derive(Debug, thiserror::Error)]
@@ -90,10 +97,12 @@ fn key(identity: &Identity) -> Option<LessSafeKey> {
 }
 
 fn seal(key: &LessSafeKey, kept: &Kept) -> Option<Vec<u8>> {
-    let size = postcard::experimental::serialized_size(kept).ok()?;
+    let behind = postcard::experimental::serialized_size(kept).ok()?;
+    let size = behind + postcard::experimental::serialized_size(&kept.stopped).ok()?;
     // Large enough from the start, so that no copy stays behind.
     let mut text = Zeroizing::new(vec![0; size]);
-    postcard::to_slice(kept, &mut text).ok()?;
+    postcard::to_slice(kept, &mut text[..behind]).ok()?;
+    postcard::to_slice(&kept.stopped, &mut text[behind..]).ok()?;
     let mut nonce = [0; NONCE];
     around::random(&mut nonce);
     let tag = key
@@ -122,7 +131,11 @@ fn open(key: &LessSafeKey, octets: Vec<u8>) -> Result<Kept, NotTakenUp> {
     let text = key
         .open_in_place(nonce, Aad::from([VERSION]), sealed)
         .map_err(|_| NotTakenUp::Sealed)?;
-    postcard::from_bytes(text).map_err(|_| NotTakenUp::Sealed)
+    let (mut kept, rest) = postcard::take_from_bytes::<Kept>(text).map_err(|_| NotTakenUp::Sealed)?;
+    if !rest.is_empty() {
+        kept.stopped = postcard::from_bytes(rest).map_err(|_| NotTakenUp::Sealed)?;
+    }
+    Ok(kept)
 }
 
 /// What the life before left for this one. File and token are gone after this, whatever comes of it: nothing is ever
@@ -257,6 +270,7 @@ impl Core {
             },
             parts: self.sad.parts_where(|_| true),
             used: self.sad.usage_of(|_| true, |slot| self.counters.counters(slot)),
+            stopped: self.stops.all(),
         };
         let octets = key(&identity).and_then(|key| seal(&key, &kept));
         let octets = octets.ok_or("the state cannot be sealed")?;
@@ -314,6 +328,7 @@ mod tests {
             snapshot: Snapshot::default(),
             parts: Vec::new(),
             used: Vec::new(),
+            stopped: vec![("branch".to_owned(), vec![IkeSpi(3)])],
         }
     }
 
@@ -324,6 +339,7 @@ mod tests {
         let again = open(&some_key(1), sealed.clone()).unwrap_or_else(|why| panic!("{why}"));
         assert_eq!((again.token, again.tenures), (kept.token, kept.tenures));
         assert_eq!(again.suspects, [(GroupId(0), vec![EspSpi(9)])]);
+        assert_eq!(again.stopped, kept.stopped);
         assert!(matches!(
             open(&some_key(2), sealed.clone()),
             Err(NotTakenUp::Sealed)
@@ -342,6 +358,32 @@ mod tests {
         for length in 0..30 {
             assert!(open(&some_key(1), sealed[..length].to_vec()).is_err(), "{length}");
         }
+    }
+
+    /// What a release without stops left, and what it makes of what this one leaves: the same octets, one with something behind.
+    #[test]
+    fn state_without_stops_is_taken_up_too_and_state_with_stops_begins_like_it() {
+        let kept = kept(&config());
+        let without = postcard::to_stdvec(&kept).expect("serialized");
+        let mut sealed = without.clone();
+        let tag = some_key(1).seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key([0; NONCE]),
+            Aad::from([VERSION]),
+            &mut sealed,
+        );
+        let tag = tag.expect("sealed");
+        let file = [&[VERSION][..], &[0; NONCE], &sealed, tag.as_ref()].concat();
+        let again = open(&some_key(1), file).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!((again.token, again.stopped), (kept.token, Vec::new()));
+        let ours = seal(&some_key(1), &kept).expect("sealed").len();
+        assert!(ours > 1 + NONCE + without.len() + AES_256_GCM.tag_len());
+        let with = [
+            &without[..],
+            &postcard::to_stdvec(&kept.stopped).expect("serialized"),
+        ]
+        .concat();
+        let older = postcard::from_bytes::<Kept>(&with).expect("what is behind is left");
+        assert_eq!(older.token, kept.token);
     }
 
     #[test]

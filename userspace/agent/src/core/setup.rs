@@ -27,6 +27,7 @@ use super::names::Names;
 use super::orders::Orders;
 use super::reload::{self, Reload};
 use super::scan::Scan;
+use super::stops::Stops;
 use super::suspects::Suspects;
 use super::{
     Core, around, capabilities, convert, devices, engine, forks, held, path, secrets, slow, snapshot,
@@ -374,7 +375,9 @@ impl Core {
         node.speak_at_most(config.cluster.record_format);
         let mut mirror = BTreeMap::new();
         let mut tenures = Vec::new();
+        let mut stops = Stops::default();
         if let Some(kept) = kept {
+            stops = Stops::of(kept.stopped);
             for (id, spis) in kept.suspects {
                 groups.get_mut(id).suspects = Suspects::of(spis);
             }
@@ -445,7 +448,7 @@ impl Core {
             told: BTreeMap::new(),
             names,
             reload,
-            stops: super::stops::Stops::default(),
+            stops,
             reasons: HashMap::new(),
             policy_warned: BTreeMap::new(),
             orders: Orders::default(),
