@@ -169,6 +169,65 @@ impl Drop for Probe {
     }
 }
 
+/// Numbered packets of one Child SA, one by one, with whatever sequence number; the server says which arrive.
+pub struct Shots {
+    raw: OwnedFd,
+    server: UdpSocket,
+    server_address: Ipv4Addr,
+}
+
+impl Shots {
+    /// Nothing is sent yet.
+    pub fn new(from: &Netns, ends: (Ipv4Addr, Ipv4Addr), server: (&Netns, Ipv4Addr)) -> Result<Self> {
+        let (local, gateway) = ends;
+        let (netns, server_address) = server;
+        let server = netns.inside(move || {
+            let socket = UdpSocket::bind((server_address, ECHO_PORT)).context("the server's socket")?;
+            socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+            Ok(socket)
+        })?;
+        Ok(Self {
+            raw: from.inside(move || raw_socket(local, gateway))?,
+            server,
+            server_address,
+        })
+    }
+
+    /// Sends packet `number` with this sequence number. `record` is the sender's; `source` the address behind it.
+    pub fn send(&self, record: &ChildSaRecord, source: Ipv4Addr, sequence: u64, number: u64) -> Result<()> {
+        let key = EspKey::new(record.suite, &record.key_out)?;
+        let inner = udp_packet(source, ECHO_PORT, self.server_address, number);
+        let iv = sequence.to_be_bytes();
+        let packet = key.seal(record.spi_out, sequence, record.form.esn, iv, IPV4, &inner)?;
+        // SAFETY: the buffer is live and its length is passed with it.
+        let sent = unsafe { libc::send(self.raw.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0) };
+        let error = std::io::Error::last_os_error();
+        ensure!(sent == packet.len() as isize, "packet {number}: {error}");
+        Ok(())
+    }
+
+    /// Numbers that have arrived since this was last asked, in their order; waits until nothing more comes for a moment.
+    pub fn arrived(&self) -> Vec<u64> {
+        let mut buffer = [0u8; 2048];
+        let mut numbers = Vec::new();
+        while let Ok(length) = self.server.recv(&mut buffer) {
+            let number = buffer[..length].first_chunk();
+            numbers.extend(number.map(|octets| u64::from_be_bytes(*octets)));
+        }
+        numbers
+    }
+
+    /// Waits for so many.
+    pub fn wait_arrived(&self, count: usize, limit: Duration) -> Vec<u64> {
+        let until = std::time::Instant::now() + limit;
+        let mut numbers = self.arrived();
+        while numbers.len() < count && std::time::Instant::now() < until {
+            numbers.extend(self.arrived());
+        }
+        numbers
+    }
+}
+
 fn raw_socket(local: Ipv4Addr, gateway: Ipv4Addr) -> Result<OwnedFd> {
     use nix::sys::socket::{SockaddrIn, bind, connect, setsockopt, sockopt};
     // nix names no protocol ESP; a raw socket takes any number.

@@ -30,6 +30,8 @@ pub struct Sample {
     pub ike_sas: u64,
     /// Child SAs, served or mirrored.
     pub child_sas: u64,
+    /// Child SAs that are deleted, and whose last inbound packets are still taken (ADR 26).
+    pub child_sas_lingering: u64,
     /// Entries and raises that wait for an acknowledgement.
     pub commits_pending: u64,
     /// Smallest part of a lease that is left among all SAs, 0 to 1; `None` without SAs.
@@ -269,6 +271,12 @@ impl Sample {
             "Child SAs, served or mirrored.",
             &[],
             &[(&[], self.child_sas as i64)],
+        )?;
+        b.gauge(
+            "espalier_child_sas_lingering",
+            "Child SAs that are deleted, and whose last inbound packets are still taken for a moment.",
+            &[],
+            &[(&[], self.child_sas_lingering as i64)],
         )?;
         let down = s.connections.iter().filter(|c| c.state == "down").count();
         b.gauge(

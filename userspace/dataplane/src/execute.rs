@@ -213,6 +213,11 @@ impl Plane {
                 }
             }
             .ok_or_else(|| self.beyond(*slot)),
+            MapOp::ClearOutbound { slot } => {
+                let (array, index) = self.sa.sa_out.place(*slot).ok_or_else(|| self.beyond(*slot))?;
+                put_spi(array, index, 0).ok_or_else(|| self.beyond(*slot))?;
+                self.put_key(&self.sa.key_out.inner, *slot, &SaKey::EMPTY)
+            }
             MapOp::ClearSlot { slot } => self.clear(*slot),
             MapOp::PutCpuSlot { cpu, slot, own } => {
                 let array = self.sa.cpu_slot.arrays.get(*cpu as usize);
@@ -369,6 +374,18 @@ where
         head[7] = flags;
         word.store(u64::from_ne_bytes(head), Ordering::SeqCst);
     }
+    Some(())
+}
+
+/// The record's SPI alone; what else it says stays.
+fn put_spi<T>(array: &MappedArray<T>, index: u32, spi: u32) -> Option<()>
+where
+    T: FromBytes + IntoBytes + Immutable,
+{
+    let word = array.word(index, 0)?;
+    let mut head = word.load(Ordering::Acquire).to_ne_bytes();
+    head[..4].copy_from_slice(&spi.to_ne_bytes());
+    word.store(u64::from_ne_bytes(head), Ordering::SeqCst);
     Some(())
 }
 

@@ -92,11 +92,12 @@ impl Sad {
                 }
             }
         }
-        let plan = self.spd.exchange(&out, &put, "the configuration")?;
+        let mut plan = self.spd.exchange(&out, &put, "the configuration")?;
         for (slot, connection) in reindexed {
             self.recount(slot, connection);
         }
         (self.policies, self.ranks, self.connections) = (policies, ranks, connections);
+        plan.extend(self.end_lingering_renamed());
         Ok(plan)
     }
 

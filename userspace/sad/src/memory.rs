@@ -183,6 +183,11 @@ impl MemoryPlane {
                     _ => {}
                 }
             }
+            MapOp::ClearOutbound { slot } => {
+                let at = *slot as usize;
+                self.outbound.get_mut(at).ok_or_else(|| missing(*slot))?.spi = 0;
+                self.keys_out[at] = SaKey::EMPTY;
+            }
             MapOp::ClearSlot { slot } => {
                 let at = *slot as usize;
                 *self.inbound.get_mut(at).ok_or_else(|| missing(*slot))? = InboundSa::default();

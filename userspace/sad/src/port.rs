@@ -116,6 +116,11 @@ pub enum MapOp {
         /// Packets, 0 for no limit.
         packets: u64,
     },
+    /// The outbound SA of a slot ends: its SPI, then its key. What the way in asks of the rest (the size that a TCP SYN may announce) stays.
+    ClearOutbound {
+        /// The slot.
+        slot: u32,
+    },
     /// Empties both records of a slot, then both keys. Counters stay for a last look.
     ClearSlot {
         /// The slot.
@@ -163,6 +168,7 @@ impl MapOp {
             Self::PutPath { .. } => "put outer path",
             Self::PutPathMtu { .. } => "put path MTU",
             Self::PutLife { .. } => "put lifetime",
+            Self::ClearOutbound { .. } => "clear outbound SA",
             Self::ClearSlot { .. } => "clear slot",
             Self::PutCpuSlot { .. } => "put a CPU's own SA",
             Self::PutSpd { .. } => "put policy",

@@ -121,7 +121,8 @@ impl Sad {
         self.restore_with(some, now, Keys::Expanded)
     }
 
-    /// [`Sad::restore_some`] for SAs whose keys ([`crate::record::keys`]) are in the maps already.
+    /// [`Sad::restore_some`] for SAs whose keys ([`crate::record::keys`]) are in the maps already. Nothing may linger in their slots
+    /// ([`Sad::end_lingering_of`]).
     ///
     /// # Errors
     /// As [`Sad::restore`].
@@ -194,7 +195,8 @@ impl Sorted {
     fn take(&mut self, plan: MapPlan) {
         for op in plan.ops {
             match op {
-                MapOp::ResetRuntime { .. } => self.resets.push(op),
+                // A slot is emptied of what lingered in it before anything of the new SA is written.
+                MapOp::ClearSlot { .. } | MapOp::ResetRuntime { .. } => self.resets.push(op),
                 MapOp::PutKeyIn { .. } => self.keys_in.push(op),
                 MapOp::PutKeyOut { .. } => self.keys_out.push(op),
                 _ => self.rest.push(op),

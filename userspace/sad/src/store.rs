@@ -3,6 +3,7 @@
 use crate::handling::Handling;
 use crate::lifetime::{LifetimeKind, Lifetimes};
 use crate::limits::{HEADROOM_MIN, LEASE_MIN, Meter};
+use crate::linger::Lingering;
 use crate::port::{MapOp, MapPlan};
 use crate::prefix::Prefix;
 use crate::record;
@@ -168,6 +169,9 @@ pub struct Sad {
     by_connection: BTreeMap<(u16, u8), u32>,
     /// When each reaches its next limit of age, so that nobody need look at the others.
     pub(crate) ages: BTreeSet<(Instant, u32)>,
+    /// Removed SAs, by slot, whose inbound half is in the maps still, and until when.
+    pub(crate) lingering: BTreeMap<u32, Lingering>,
+    pub(crate) lingering_due: BTreeSet<(Instant, u32)>,
     pub(crate) policies: Vec<Policy>,
     /// Their places, rising ([`crate::configure`]).
     pub(crate) ranks: Vec<u32>,
@@ -187,6 +191,8 @@ impl Sad {
             entries: BTreeMap::new(),
             by_connection: BTreeMap::new(),
             ages: BTreeSet::new(),
+            lingering: BTreeMap::new(),
+            lingering_due: BTreeSet::new(),
             policies: Vec::new(),
             ranks: Vec::new(),
             connections: Vec::new(),
@@ -256,7 +262,11 @@ impl Sad {
 
     /// An inbound SPI of this segment, held until it is installed and removed, or released.
     pub fn reserve_spi(&mut self, segment: SegmentId) -> Option<EspSpi> {
-        self.spis.reserve(segment)
+        let free = self.spis.reserve(segment);
+        if free.is_none() && self.yield_oldest(segment) {
+            return self.spis.reserve(segment);
+        }
+        free
     }
 
     /// Gives back an SPI that was reserved but never installed; an installed one is left alone.
@@ -283,6 +293,7 @@ impl Sad {
     /// # Errors
     /// [`SadError::Spi`] where the slot is in use.
     pub fn hold_spi(&mut self, spi: EspSpi) -> Result<(), SadError> {
+        self.yield_slot(spi_slot(spi.0));
         Ok(self.spis.adopt(spi)?)
     }
 
@@ -329,15 +340,14 @@ impl Sad {
         self.note_age(slot);
     }
 
-    pub(crate) fn take(&mut self, slot: u32) {
-        let Some(entry) = self.entries.remove(&slot) else {
-            return;
-        };
+    pub(crate) fn take(&mut self, slot: u32) -> Option<SaEntry> {
+        let entry = self.entries.remove(&slot)?;
         self.siblings.take(entry.family(), slot);
         if let Some(at) = entry.due_at {
             self.ages.remove(&(at, slot));
         }
         self.count_less(entry.connection, entry.record.ike_spi.segment());
+        Some(entry)
     }
 
     fn count_less(&mut self, connection: u16, segment: SegmentId) {
@@ -402,7 +412,7 @@ impl Sad {
 
     /// Removes every SA of some segments.
     pub fn clear_where(&mut self, gone: impl Fn(SegmentId) -> bool) -> MapPlan {
-        let mut plan = MapPlan::default();
+        let mut plan = self.end_lingering_of(&gone);
         let of_these = self.entries.values().filter(|e| gone(e.segment()));
         let all: Vec<EspSpi> = of_these.map(|e| e.record.spi_in).collect();
         for spi in all {
@@ -463,8 +473,9 @@ impl Sad {
         };
         let mut plan = self.records_plan(&entry, keys)?;
         let held = self.spis.holds(sa.spi_in);
-        self.spis.adopt(sa.spi_in)?;
         let slot = entry.slot();
+        self.yield_slot(slot);
+        self.spis.adopt(sa.spi_in)?;
         self.put(entry);
         if outbound_now {
             match self.switch(slot) {
@@ -478,7 +489,9 @@ impl Sad {
                 }
             }
         }
-        Ok(plan)
+        let mut whole = self.end_lingering_in(slot);
+        whole.extend(plan);
+        Ok(whole)
     }
 
     /// Keys, counters, records: in this order, so that a record that can be seen has all that it needs.

@@ -463,6 +463,7 @@ impl Core {
             status: self.status(),
             ike_sas: self.mirror.len() as u64,
             child_sas: self.sad.len() as u64,
+            child_sas_lingering: self.sad.lingering().count() as u64,
             commits_pending: (waiting + raises) as u64,
             lease_headroom_lowest: lowest.lease,
             ceiling_headroom_lowest: lowest.headroom,

@@ -153,6 +153,7 @@ async fn event_loop(
         }
         core.announce_again(now);
         core.orders_turn(now);
+        core.linger_turn(now);
         if core.scan.due <= now {
             drain(core, &mut events, &mut frames);
             core.scan_turn(now);
@@ -248,7 +249,11 @@ impl Core {
         if turns || !self.merging.is_empty() || !self.listings.is_empty() {
             return Instant(0);
         }
-        let timers = [self.engine.next_timeout(), self.announce_due()];
+        let timers = [
+            self.engine.next_timeout(),
+            self.announce_due(),
+            self.sad.lingering_due(),
+        ];
         let timers = timers.into_iter().flatten();
         timers
             .chain([self.node.next_wake(), self.scan.due])

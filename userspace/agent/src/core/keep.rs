@@ -231,6 +231,10 @@ impl Core {
             return Err("IKE SAs are being taken over: try again in a moment".to_owned());
         }
         let tenures = self.node.tenures()?;
+        // Nobody would end it for as long as there is no agent.
+        for tenure in &tenures {
+            self.end_lingering(tenure.group);
+        }
         let until = clock::now() + GRACE;
         // From here on the programs need no agent, while what follows takes as long as it takes.
         for tenure in &tenures {

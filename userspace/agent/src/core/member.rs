@@ -418,7 +418,7 @@ impl Core {
                     epoch,
                     alone,
                 };
-                if let Err(error) = self.apply_child(change, context) {
+                if let Err(error) = self.apply_child(change, context, changes) {
                     failed.push((change.spi_in(), error));
                 }
             }
@@ -444,7 +444,13 @@ impl Core {
         failed
     }
 
-    fn apply_child(&mut self, change: &ChildSaChange, context: Context) -> Result<(), NotApplied> {
+    /// `with`: all changes of the entry.
+    fn apply_child(
+        &mut self,
+        change: &ChildSaChange,
+        context: Context,
+        with: &[EntryChange],
+    ) -> Result<(), NotApplied> {
         if let ChildSaChange::Remove { spi_in } = change {
             self.groups.of_mut(spi_in.segment()).suspects.remove(*spi_in);
             self.refused.remove(spi_in);
@@ -452,10 +458,7 @@ impl Core {
             self.forget_asked(*spi_in);
             self.reported.remove(spi_in);
             self.guests.wishes.remove(spi_in);
-            // What could not be installed need not be removed.
-            if self.sad.get(*spi_in).is_none() {
-                return Ok(());
-            }
+            return self.remove_child(*spi_in, context.now, with);
         }
         if let ChildSaChange::Install { record, .. } = change
             && self.is_suspect(record.spi_in)

@@ -23,6 +23,7 @@ mod health;
 mod held;
 mod keep;
 mod limits;
+mod linger;
 mod lost;
 mod member;
 mod names;

@@ -39,6 +39,7 @@ const ANNOUNCE_VIRTUAL: Duration = Duration::from_secs(60);
 impl Core {
     /// Writes the owner and side words of all segments of a group.
     pub(super) fn flip(&mut self, flip: &Flip) {
+        self.end_lingering_before(flip);
         let (owner, epoch) = (flip.epoch.owner, flip.epoch.number);
         let word = OwnerWord {
             owner: owner.0,
@@ -80,10 +81,8 @@ impl Core {
             self.sad
                 .set_served(self.groups.layout.segments(flip.group), served);
         }
-        if !self.groups.owns(flip.group) {
-            self.pass_on(flip.group);
-        } else if flip.legacy.is_none() {
-            self.run_held(flip.group);
+        for (entry, slot, frame) in self.slow.after_flip(self.me, self.groups.layout, flip) {
+            self.run_frame(entry, slot, frame.ifindex, &frame.octets);
         }
     }
 
@@ -224,17 +223,21 @@ impl Core {
         let (epoch, alone) = (before.epoch, before.alone);
         // When it received last; an SA that has not received anything yet is as fresh as it is young.
         let mut wanted = Vec::new();
-        for entry in self.sad.iter().filter(|e| layout.group_of(e.segment()) == id) {
+        // An SA that was removed meanwhile lingers on both sides, and the taker holds what came to it there.
+        let lingering = self.sad.lingering();
+        let lingering = lingering.filter(|entry| self.sad.lingers_below_ceiling(entry.slot()));
+        let all = self.sad.iter().chain(lingering);
+        for entry in all.filter(|e| layout.group_of(e.segment()) == id) {
             let seen = self.counters.last_inbound(entry.slot());
             let seen = seen.filter(|(spi, _)| *spi == entry.record.spi_in.0);
             let last_ms = seen.map_or(0, |(_, last_ms)| last_ms);
-            wanted.push((last_ms.max(entry.installed.millis()), entry.slot()));
+            wanted.push((last_ms.max(entry.installed.millis()), entry));
         }
         wanted.sort_by_key(|(last_ms, _)| std::cmp::Reverse(*last_ms));
         wanted.truncate(WINDOWS_MAX);
         let mut octets = Vec::new();
-        for (_, slot) in wanted {
-            let (Some(entry), Some(counters)) = (self.sad.by_slot(slot), self.counters.counters(slot)) else {
+        for (_, entry) in wanted {
+            let Some(counters) = self.counters.counters(entry.slot()) else {
                 continue;
             };
             if let Some(window) = entry.final_window(&counters.inbound, alone, epoch) {

@@ -4,15 +4,16 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
+use cluster::Layout;
+use cluster::io::Flip;
 use dataplane::Entry;
 use maps_schema::event::{
     SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
     SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowFrame,
 };
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN};
+use model::MemberId;
 use sad::Direction;
-
-use model::GroupId;
 
 use super::{Core, around};
 use crate::clock;
@@ -29,10 +30,33 @@ const IN_ALL: usize = 8192;
 /// Octets that ESP in UDP may add: IPv6 40, UDP 8, ESP 8, IV 16, padding and trailer up to 17, ICV 16.
 const OVERHEAD: usize = 105;
 
-struct Frame {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Frame {
     seq: u64,
-    ifindex: u32,
-    octets: Vec<u8>,
+    pub(super) ifindex: u32,
+    pub(super) octets: Vec<u8>,
+}
+
+/// What a slot is to this member, at the moment at which a frame comes out of the ring: the programs may have seen other owner words.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    /// It owns the group.
+    serves: bool,
+    /// It takes the group in a planned handover, and the old owner has not sent its windows yet.
+    takes: bool,
+    /// The SA is removed, and nobody raises its ceiling (ADR 26).
+    ended: bool,
+}
+
+/// What becomes of a frame that cannot be served as it is.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// It waits.
+    Waits,
+    /// Not any more, or not here: it goes through the programs again, which serve it or send it on.
+    Runs(Entry, Frame),
+    /// Nothing would come that it could wait for.
+    Lost,
 }
 
 /// Frames that wait, per slot and direction, in the order in which they came.
@@ -75,7 +99,7 @@ impl Waiting {
         }
     }
 
-    fn put(&mut self, inbound: bool, slot: u32, frame: Frame) {
+    fn put(&mut self, inbound: bool, slot: u32, frame: Frame) -> Next {
         let queue = if inbound {
             &mut self.inbound
         } else {
@@ -85,10 +109,63 @@ impl Waiting {
         .or_default();
         if queue.len() >= PER_SA || self.waiting >= IN_ALL {
             self.counts[6] += 1;
-            return;
+            return Next::Lost;
         }
         queue.push_back(frame);
         self.waiting += 1;
+        Next::Waits
+    }
+
+    /// A frame that is above a ceiling or beyond a lease, or comes before the old owner's windows.
+    fn take_in(&mut self, kind: u32, slot: u32, frame: Frame, standing: Standing) -> Next {
+        let waits = match kind {
+            SLOW_HELD => standing.serves && standing.takes,
+            _ => standing.serves,
+        };
+        if !waits {
+            let entry = match kind {
+                SLOW_NO_LEASE => Entry::Inside,
+                _ => Entry::Steer,
+            };
+            return Next::Runs(entry, frame);
+        }
+        match kind {
+            SLOW_HELD if self.held.len() < IN_ALL => self.held.push_back((slot, frame)),
+            SLOW_NO_LEASE => return self.put(false, slot, frame),
+            SLOW_ABOVE_CEILING if !standing.ended => return self.put(true, slot, frame),
+            _ => {
+                self.counts[6] += 1;
+                return Next::Lost;
+            }
+        }
+        Next::Waits
+    }
+
+    /// Owner words have changed: what goes through the programs again. Where another member owns the group now, all that waited, and
+    /// the programs send it there. At a taker that has the old owner's windows, what was held for them.
+    pub(super) fn after_flip(
+        &mut self,
+        me: MemberId,
+        layout: Layout,
+        flip: &Flip,
+    ) -> Vec<(Entry, u32, Frame)> {
+        let of_group = |slot| layout.group_of_slot(slot) == flip.group;
+        if flip.epoch.owner != me {
+            return self.take_where(of_group);
+        }
+        match flip.legacy {
+            None => self.take_held(of_group),
+            Some(_) => Vec::new(),
+        }
+    }
+
+    /// Takes out what was held of some slots.
+    fn take_held(&mut self, of: impl Fn(u32) -> bool) -> Vec<(Entry, u32, Frame)> {
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (held, others) = held.partition::<VecDeque<_>, _>(|(slot, _)| of(*slot));
+        self.held = others;
+        let held = held.into_iter();
+        held.map(|(slot, frame)| (Entry::Steer, slot, frame)).collect()
     }
 
     /// Takes out the frames of some slots: another member serves them now.
@@ -103,10 +180,7 @@ impl Waiting {
                 taken.extend(frames.into_iter().map(|frame| (entry, slot, frame)));
             }
         }
-        let held = std::mem::take(&mut self.held).into_iter();
-        let (held, others) = held.partition::<VecDeque<_>, _>(|(slot, _)| gone(*slot));
-        self.held = others;
-        taken.extend(held.into_iter().map(|(slot, frame)| (Entry::Steer, slot, frame)));
+        taken.extend(self.take_held(gone));
         taken
     }
 }
@@ -124,25 +198,7 @@ impl Core {
             octets,
         };
         match slow.kind {
-            SLOW_ABOVE_CEILING => {
-                self.slow.counts[0] += 1;
-                if self.serves_slot(slow.slot) {
-                    self.slow.put(true, slow.slot, frame);
-                    self.run_waiting(slow.slot);
-                } else {
-                    self.run_frame(Entry::Steer, slow.slot, frame.ifindex, &frame.octets);
-                }
-            }
-            SLOW_HELD => {
-                self.slow.counts[1] += 1;
-                if !self.serves_slot(slow.slot) || !self.is_moving_here(slow.slot) {
-                    self.run_frame(Entry::Steer, slow.slot, frame.ifindex, &frame.octets);
-                } else if self.slow.held.len() < IN_ALL {
-                    self.slow.held.push_back((slow.slot, frame));
-                } else {
-                    self.slow.counts[6] += 1;
-                }
-            }
+            SLOW_ABOVE_CEILING | SLOW_HELD | SLOW_NO_LEASE => self.waiting_frame(slow.kind, slow.slot, frame),
             SLOW_OUT_FRAGMENT => {
                 self.slow.counts[2] += 1;
                 self.fragment(slow.slot, &frame);
@@ -170,37 +226,27 @@ impl Core {
                 self.slow.counts[12] += 1;
                 self.peer_seen(slow.slot, &frame.octets);
             }
-            SLOW_NO_LEASE => {
-                self.slow.counts[3] += 1;
-                if self.serves_slot(slow.slot) {
-                    self.slow.put(false, slow.slot, frame);
-                    self.run_waiting(slow.slot);
-                } else {
-                    self.run_frame(Entry::Inside, slow.slot, frame.ifindex, &frame.octets);
-                }
-            }
             _ => {}
         }
     }
 
-    /// Whether a frame of this slot may wait here. After a move the programs pass it on.
-    fn serves_slot(&self, slot: u32) -> bool {
-        self.groups.owns(self.groups.layout.group_of_slot(slot))
-    }
-
-    /// Another member owns the group now: what waited goes through the programs again, which send it there.
-    pub(super) fn pass_on(&mut self, group: GroupId) {
-        let layout = self.groups.layout;
-        for (entry, slot, frame) in self.slow.take_where(|slot| layout.group_of_slot(slot) == group) {
-            self.run_frame(entry, slot, frame.ifindex, &frame.octets);
-        }
-    }
-
-    /// Whether this member is the taker in a handover of the slot's segment. If not (any more), nothing will come that a held frame
-    /// could wait for: it was in the ring when the windows were merged.
-    fn is_moving_here(&self, slot: u32) -> bool {
+    fn waiting_frame(&mut self, kind: u32, slot: u32, frame: Frame) {
+        self.slow.counts[match kind {
+            SLOW_ABOVE_CEILING => 0,
+            SLOW_HELD => 1,
+            _ => 3,
+        }] += 1;
         let (_, side) = self.segments.get(slot as u8);
-        matches!(side.legacy_phase, LEGACY_OPEN | LEGACY_HOLDING)
+        let standing = Standing {
+            serves: self.groups.owns(self.groups.layout.group_of_slot(slot)),
+            takes: matches!(side.legacy_phase, LEGACY_OPEN | LEGACY_HOLDING),
+            ended: self.sad.lingers_below_ceiling(slot),
+        };
+        match self.slow.take_in(kind, slot, frame, standing) {
+            Next::Runs(entry, frame) => self.run_frame(entry, slot, frame.ifindex, &frame.octets),
+            Next::Waits | Next::Lost if kind != SLOW_HELD => self.run_waiting(slot),
+            Next::Waits | Next::Lost => {}
+        }
     }
 
     /// Looks at everything that waits: a raise may have been given up, or its SA is gone.
@@ -255,19 +301,6 @@ impl Core {
             raises.extend(self.wish(slot, Direction::Outbound, None));
         }
         self.raise(raises);
-    }
-
-    /// The final windows are merged: what was held for them goes through the programs again.
-    pub(super) fn run_held(&mut self, group: GroupId) {
-        let layout = self.groups.layout;
-        let all = std::mem::take(&mut self.slow.held);
-        let (ready, others) = all
-            .into_iter()
-            .partition::<VecDeque<_>, _>(|(slot, _)| layout.group_of_slot(*slot) == group);
-        self.slow.held = others;
-        for (slot, frame) in ready {
-            self.run_frame(Entry::Steer, slot, frame.ifindex, &frame.octets);
-        }
     }
 
     pub(super) fn run_frame(&mut self, entry: Entry, slot: u32, ifindex: u32, octets: &[u8]) {
@@ -384,5 +417,184 @@ impl Core {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster::EpochId;
+    use cluster::io::{Legacy, LegacyPhase};
+    use model::{Epoch, GroupId, Instant};
+
+    const ME: MemberId = MemberId(1);
+    const OTHER: MemberId = MemberId(2);
+    const OWNER: Standing = Standing {
+        serves: true,
+        takes: false,
+        ended: false,
+    };
+    const TAKER: Standing = Standing { takes: true, ..OWNER };
+    const GONE: Standing = Standing {
+        serves: false,
+        ..OWNER
+    };
+    /// Four groups: slots 0 and 4 are of the first one, slot 1 of the second.
+    fn layout() -> Layout {
+        Layout::new(4)
+    }
+
+    fn frame(seq: u64) -> Frame {
+        Frame {
+            seq,
+            ifindex: 7,
+            octets: vec![seq as u8; 3],
+        }
+    }
+
+    fn flip(owner: MemberId, legacy: Option<LegacyPhase>) -> Flip {
+        let epoch = |owner, number| EpochId {
+            number: Epoch(number),
+            owner,
+        };
+        let from = if owner == ME { OTHER } else { ME };
+        Flip {
+            group: GroupId(0),
+            token: 1,
+            epoch: epoch(owner, 6),
+            valid_until: Instant::from_millis(0),
+            successor: None,
+            alone: false,
+            legacy: legacy.map(|phase| Legacy {
+                epoch: epoch(from, 5),
+                phase,
+            }),
+        }
+    }
+
+    /// Entry, slot and number of each.
+    fn numbers(frames: Vec<(Entry, u32, Frame)>) -> Vec<(Entry, u32, u64)> {
+        let mut all: Vec<_> = frames
+            .into_iter()
+            .map(|(entry, slot, f)| (entry, slot, f.seq))
+            .collect();
+        // Slots have no order among each other; frames of one slot have.
+        all.sort_by_key(|(entry, slot, _)| (*entry == Entry::Inside, *slot));
+        all
+    }
+
+    #[test]
+    fn what_waited_goes_on_when_the_words_name_another_owner_in_its_order_and_once() {
+        for phase in [None, Some(LegacyPhase::Open), Some(LegacyPhase::Given)] {
+            let mut waiting = Waiting::default();
+            for (kind, slot, seq) in [
+                (SLOW_ABOVE_CEILING, 4, 9),
+                (SLOW_ABOVE_CEILING, 0, 5),
+                (SLOW_ABOVE_CEILING, 4, 7),
+                (SLOW_NO_LEASE, 4, 1),
+                (SLOW_NO_LEASE, 4, 2),
+                (SLOW_ABOVE_CEILING, 1, 3),
+                (SLOW_NO_LEASE, 1, 4),
+            ] {
+                let next = waiting.take_in(kind, slot, frame(seq), OWNER);
+                assert_eq!(next, Next::Waits);
+            }
+            assert_eq!(waiting.waiting, 7);
+            let passed = waiting.after_flip(ME, layout(), &flip(OTHER, phase));
+            let expected = [
+                (Entry::Steer, 0, 5),
+                (Entry::Steer, 4, 9),
+                (Entry::Steer, 4, 7),
+                (Entry::Inside, 4, 1),
+                (Entry::Inside, 4, 2),
+            ];
+            assert_eq!(numbers(passed), expected, "{phase:?}");
+            // The other group's wait on, and nothing is passed on again.
+            assert_eq!(waiting.waiting, 2);
+            let again = waiting.after_flip(ME, layout(), &flip(OTHER, phase));
+            assert_eq!(again, []);
+            assert_eq!(waiting.counts[6], 0, "lost");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_was_in_the_ring_when_the_words_changed_does_not_wait() {
+        let mut waiting = Waiting::default();
+        for (kind, entry) in [
+            (SLOW_ABOVE_CEILING, Entry::Steer),
+            (SLOW_HELD, Entry::Steer),
+            (SLOW_NO_LEASE, Entry::Inside),
+        ] {
+            let next = waiting.take_in(kind, 4, frame(1), GONE);
+            assert_eq!(next, Next::Runs(entry, frame(1)), "another member's now");
+        }
+        // Held before the windows were merged, read after that.
+        let next = waiting.take_in(SLOW_HELD, 4, frame(2), OWNER);
+        assert_eq!(next, Next::Runs(Entry::Steer, frame(2)));
+        assert_eq!(
+            (waiting.waiting, waiting.held.len(), waiting.counts[6]),
+            (0, 0, 0)
+        );
+    }
+
+    #[test]
+    fn a_taker_holds_frames_until_the_windows_are_merged_and_runs_them_once() {
+        let mut waiting = Waiting::default();
+        for (slot, seq) in [(4, 1), (1, 2), (0, 3), (4, 4)] {
+            let next = waiting.take_in(SLOW_HELD, slot, frame(seq), TAKER);
+            assert_eq!(next, Next::Waits);
+        }
+        let above = waiting.take_in(SLOW_ABOVE_CEILING, 4, frame(8), TAKER);
+        assert_eq!(above, Next::Waits);
+        for phase in [LegacyPhase::Open, LegacyPhase::Holding] {
+            let none = waiting.after_flip(ME, layout(), &flip(ME, Some(phase)));
+            assert_eq!(none, [], "{phase:?}");
+        }
+        let ready = waiting.after_flip(ME, layout(), &flip(ME, None));
+        let ready: Vec<_> = ready
+            .into_iter()
+            .map(|(entry, slot, f)| (entry, slot, f.seq))
+            .collect();
+        // As they came. What is above the ceiling waits for its raise.
+        let expected = [(Entry::Steer, 4, 1), (Entry::Steer, 0, 3), (Entry::Steer, 4, 4)];
+        assert_eq!(ready, expected);
+        assert_eq!((waiting.held.len(), waiting.waiting), (1, 1));
+        assert_eq!(waiting.after_flip(ME, layout(), &flip(ME, None)), []);
+        // A taker that loses the group in between passes on what it holds, too.
+        let lost = waiting.take_in(SLOW_HELD, 0, frame(5), TAKER);
+        assert_eq!(lost, Next::Waits);
+        let passed = waiting.after_flip(ME, layout(), &flip(OTHER, None));
+        assert_eq!(numbers(passed), [(Entry::Steer, 0, 5), (Entry::Steer, 4, 8)]);
+    }
+
+    #[test]
+    fn nothing_waits_for_the_ceiling_of_an_sa_that_is_removed() {
+        let ended = Standing { ended: true, ..OWNER };
+        let mut waiting = Waiting::default();
+        let next = waiting.take_in(SLOW_ABOVE_CEILING, 4, frame(1), ended);
+        assert_eq!((next, waiting.waiting, waiting.counts[6]), (Next::Lost, 0, 1));
+        // The taker of a handover still gets the windows of what lingers.
+        let held = waiting.take_in(SLOW_HELD, 4, frame(2), Standing { ended: true, ..TAKER });
+        assert_eq!(held, Next::Waits);
+        // An old owner's programs send it to the taker.
+        let next = waiting.take_in(SLOW_ABOVE_CEILING, 4, frame(3), Standing { ended: true, ..GONE });
+        assert_eq!(next, Next::Runs(Entry::Steer, frame(3)));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_by_sa_and_in_all() {
+        let mut waiting = Waiting::default();
+        for seq in 0..PER_SA as u64 + 3 {
+            let _ = waiting.take_in(SLOW_ABOVE_CEILING, 4, frame(seq), OWNER);
+        }
+        assert_eq!((waiting.waiting, waiting.counts[6]), (PER_SA, 3));
+        let mut slot = 8;
+        while waiting.waiting < IN_ALL {
+            let next = waiting.take_in(SLOW_NO_LEASE, slot, frame(0), OWNER);
+            assert_eq!(next, Next::Waits);
+            slot += 1;
+        }
+        assert_eq!(waiting.take_in(SLOW_NO_LEASE, slot, frame(0), OWNER), Next::Lost);
+        assert_eq!((waiting.waiting, waiting.counts[6]), (IN_ALL, 4));
     }
 }

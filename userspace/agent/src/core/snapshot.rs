@@ -459,6 +459,8 @@ impl Core {
             Err(why) => return self.not_installed(id, &why),
         };
         installing.counts = (snapshot.ike.len(), snapshot.children.len());
+        // Keys are written before the SAs are taken in.
+        self.end_lingering(id);
         self.forget_mirror(id);
         self.mirror.append(&mut snapshot.ike);
         self.groups.get_mut(id).suspects = Suspects::of(tail.suspects);

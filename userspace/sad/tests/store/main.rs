@@ -4,6 +4,7 @@ mod advance;
 mod final_window;
 mod groups;
 mod handover;
+mod linger;
 mod look;
 mod reload;
 mod sas;
