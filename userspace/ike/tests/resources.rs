@@ -263,6 +263,86 @@ fn a_rekey_by_either_side_stays_on_the_resource() {
     }
 }
 
+fn on_segments(seed: u64) -> World {
+    let mut world = world_with(seed, |_, _| {});
+    for side in &mut world.sides {
+        side.around.segments = true;
+    }
+    world
+}
+
+#[test]
+fn a_guest_does_not_take_the_place_of_the_first_one() {
+    let mut world = on_segments(14);
+    create(&mut world, A, resource(2, 0));
+    let spi_in = first(&world, A);
+    world.command(A, Command::DeleteChild { spi_in });
+    world.settle();
+    assert_eq!(spread(&world, A), BTreeMap::from([(Some(resource(2, 0)), 1)]));
+    // B has taken the request for its own first CPU, where it may be used by all.
+    assert_eq!(world.sides[B].outbound["c"], first(&world, B));
+}
+
+#[test]
+fn where_the_first_one_is_deleted_a_bound_one_takes_its_place_on_both_sides() {
+    for who in [A, B] {
+        let mut world = on_segments(12);
+        for resource in [resource(1, 0), resource(2, 1)] {
+            create(&mut world, A, resource);
+        }
+        let general = first(&world, who);
+        world.command(who, Command::DeleteChild { spi_in: general });
+        world.settle();
+        world.assert_up(2);
+        for side in [A, B] {
+            assert_ne!(first(&world, side), general);
+            assert_eq!(world.sides[side].outbound["c"], first(&world, side));
+            let (shared, bound) = (&world.sides[side].shared, &world.sides[side].bound);
+            assert_eq!((shared.len(), bound.len()), (1, 1), "{shared:?} {bound:?}");
+        }
+        // It is the first one from now on: over a rekey, and with further ones beside it.
+        let spi_in = first(&world, who);
+        world.command(who, Command::RekeyChild { spi_in });
+        world.settle();
+        for side in [A, B] {
+            assert_eq!(world.sides[side].outbound["c"], first(&world, side));
+        }
+        let free = four().into_iter().find(|resource| {
+            let used = spread(&world, A);
+            !used.contains_key(&Some(*resource))
+        });
+        create(&mut world, A, free.expect("one of four"));
+        world.assert_up(3);
+    }
+}
+
+/// The first one's deletion by B crosses A's request for a further one: that is the first one for B alone. A makes another first one,
+/// and ends the further one; B is left with one that it took for bound (simulation, seed 50002749).
+#[test]
+fn sides_that_do_not_agree_which_one_is_the_first_both_go_on_sending() {
+    let mut world = on_segments(13);
+    let (of_a, of_b) = (first(&world, A), first(&world, B));
+    let further = Command::CreateResourceChild {
+        beside: of_a,
+        resource: resource(1, 1),
+    };
+    world.command(B, Command::DeleteChild { spi_in: of_b });
+    world.command(A, further);
+    world.settle();
+    world.initiate(A);
+    world.settle();
+    let bound = world.only(A).children;
+    let bound = bound.iter().find(|child| child.spi_in != first(&world, A));
+    if let Some(child) = bound {
+        world.command(A, Command::DeleteChild { spi_in: child.spi_in });
+        world.settle();
+    }
+    world.assert_up(1);
+    for side in [A, B] {
+        assert_eq!(world.sides[side].outbound["c"], first(&world, side));
+    }
+}
+
 #[test]
 fn a_takeover_at_any_point_keeps_every_child_sa_on_its_resource() {
     for taken in [A, B] {
