@@ -46,7 +46,7 @@ fn a_new_mapping_is_learnt_from_the_first_esp_packet_and_known_to_the_standby() 
     let product = Product::built()?;
     let psk = random_psk()?;
     let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
-    translate(&lab, addr::PEER, 10500, 14500)?;
+    translate(&lab, addr::PEER, addr::ROUTER_OUTSIDE, 10500, 14500)?;
     let peer = start_peer(&lab, &psk)?;
     // No liveness checks and no keepalives: nothing of IKE tells the new mapping.
     let quiet = std::fs::read_to_string(lab.folder.join("peer/swanctl/swanctl.conf"))?
@@ -74,7 +74,7 @@ fn a_new_mapping_is_learnt_from_the_first_esp_packet_and_known_to_the_standby() 
         pings.lost()
     );
 
-    translate(lab, addr::PEER, 20500, 24500)?;
+    translate(lab, addr::PEER, addr::ROUTER_OUTSIDE, 20500, 24500)?;
     let since = now_ns();
     let pings = ping::short(&lab.host, addr::HOST_ONE, addr::SERVER_ONE, 20_000, 100)?;
     ensure!(

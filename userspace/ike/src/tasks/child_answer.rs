@@ -156,13 +156,8 @@ pub(crate) fn answer(
         answer.push(Payload::Nonce(nonce_r.clone()));
     }
     answer.extend(public.map(Payload::KeyExchange));
-    let as_asked = |agreed: &[TrafficSelector], asked| transport::as_asked(choice.mode, agreed, asked);
-    answer.push(Payload::TsInitiator(
-        as_asked(&choice.ts_remote, &ts_i.selectors).into(),
-    ));
-    answer.push(Payload::TsResponder(
-        as_asked(&choice.ts_local, &ts_r.selectors).into(),
-    ));
+    answer.push(Payload::TsInitiator(choice.ts_remote.clone().into()));
+    answer.push(Payload::TsResponder(choice.ts_local.clone().into()));
     if choice.mode == SaMode::Transport {
         answer.push(notify(NotifyType::USE_TRANSPORT_MODE));
     }
@@ -244,7 +239,7 @@ fn choose_child(
     virtual_ts: Option<&[TrafficSelector]>,
 ) -> Result<Choice, Refusal> {
     let their_proposals: Vec<Proposal> = theirs.iter().map(|their| their.proposal.clone()).collect();
-    let seen = transport::as_seen(sa, ts_r, ts_i);
+    let seen = transport::as_seen(sa.path, ts_r, ts_i);
     let mut overlapping = Vec::new();
     let mut declined = false;
     for child in &connection.children {

@@ -5,7 +5,7 @@ use crate::config::{ChildConfig, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
 use crate::ike_sa::windows::Task;
-use crate::ike_sa::{IkeSa, jittered};
+use crate::ike_sa::{IkeSa, Path, jittered};
 use crate::negotiate::{self, show};
 use crate::outbox::Context;
 use crate::proposal::{self, Proposal, TransformKind};
@@ -238,7 +238,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, p
     }
     let nonce_r = payloads.nonce().map(<[u8]>::to_vec);
     let agreed = match nonce_r {
-        Some(nonce_r) => read_response(ctx, &offer, payloads, offer.nonce.clone(), nonce_r),
+        Some(nonce_r) => read_response(ctx, sa.path, &offer, payloads, offer.nonce.clone(), nonce_r),
         None => Err("no nonce"),
     };
     match agreed {
@@ -400,6 +400,7 @@ fn retry_with_group(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, er
 /// Checks the peer's answer against our offer.
 pub(crate) fn read_response(
     ctx: &mut Context<'_>,
+    path: Path,
     offer: &ChildOffer,
     payloads: &PayloadList,
     nonce_i: Vec<u8>,
@@ -440,6 +441,10 @@ pub(crate) fn read_response(
     let selectors = |ts: Option<&ike_wire::TrafficSelectors>| ts.map(|ts| ts.selectors.clone());
     let ts_local = selectors(payloads.ts_i()).ok_or("no TSi")?;
     let ts_remote = selectors(payloads.ts_r()).ok_or("no TSr")?;
+    let (ts_local, ts_remote) = match offer.mode {
+        SaMode::Transport => transport::as_seen(path, &ts_local, &ts_remote),
+        SaMode::Tunnel => (ts_local, ts_remote),
+    };
     let fits = !ts_local.is_empty()
         && !ts_remote.is_empty()
         && negotiate::is_within(&ts_local, &offer.ts_local)

@@ -359,7 +359,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
         let text = format!("child {}: the peer refused with {}{why}", offer.name, error.kind);
         return ctx.event(sa, EventKind::ChildFailed, text);
     }
-    match child_create::read_response(ctx, &offer, payloads, nonces.0, nonces.1) {
+    match child_create::read_response(ctx, sa.path, &offer, payloads, nonces.0, nonces.1) {
         Ok(agreed) => {
             child_create::install(sa, ctx, agreed, ChildPhase::Installed);
         }

@@ -1,15 +1,15 @@
 //! Transport mode (RFC 7296 1.3.1): USE_TRANSPORT_MODE in request and response, selectors of the two addresses of the IKE SA alone.
 //!
-//! Behind a NAT the initiator asks for the addresses that it knows. The responder puts those that it sees in their place, and back again
-//! in its answer (RFC 7296 2.23.1). So selectors are always of the addresses that packets bear on this side; what the NAT makes of the
-//! checksums behind the IP header is the data plane's business (RFC 3948 3.1.2).
+//! Behind a NAT the initiator asks for the addresses that it knows, and the responder answers with those that it sees; each puts its own in
+//! the place of the other's (RFC 7296 2.23.1). So selectors are always of the addresses that packets bear on this side; what the NAT
+//! makes of the checksums behind the IP header is the data plane's business (RFC 3948 3.1.2).
 
 use super::Pending;
 use super::follow_up;
 use crate::config::ChildConfig;
-use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::ChildSa;
 use crate::ike_sa::phase::Phase;
+use crate::ike_sa::{IkeSa, Path};
 use crate::negotiate::narrow;
 use ike_wire::{NotifyType, PayloadList};
 use model::{EspSpi, SaMode, TrafficSelector};
@@ -72,10 +72,11 @@ fn about(selectors: &[TrafficSelector], address: IpAddr) -> Vec<TrafficSelector>
 // If the client is behind a NAT, substitute the IP address in the TSi entries with the remote address of the IKE SA.
 // If the server is behind a NAT, substitute the IP address in the TSr entries with the local address of the IKE SA.
 //
-/// Our side's and the peer's selectors of a request, with the addresses that packets bear here, where a NAT is between the two. A client
-/// need not: it asks for the addresses that it sees, and the response has those.
+/// Our side's and the peer's selectors of a message, with the addresses that packets bear here where a NAT is between the two. In a
+/// request (the sentences above) as well as in a response, for which the RFC says the same the other way round: "Do address substitution
+/// before using those Traffic Selectors for anything other than storing original content of them."
 pub(crate) fn as_seen(
-    sa: &IkeSa,
+    path: Path,
     local: &[TrafficSelector],
     remote: &[TrafficSelector],
 ) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
@@ -88,21 +89,9 @@ pub(crate) fn as_seen(
         }
     };
     (
-        seen(local, sa.path.nat_local, sa.path.local),
-        seen(remote, sa.path.nat_remote, sa.path.remote),
+        seen(local, path.nat_local, path.local),
+        seen(remote, path.nat_remote, path.remote),
     )
-}
-
-/// The selectors of our answer: with the addresses that the peer asked for.
-pub(crate) fn as_asked(
-    mode: SaMode,
-    agreed: &[TrafficSelector],
-    asked: &[TrafficSelector],
-) -> Vec<TrafficSelector> {
-    match only_host(asked) {
-        Some(address) if mode == SaMode::Transport => about(agreed, address),
-        _ => agreed.to_vec(),
-    }
 }
 
 /// What an operator should know where selectors do not fit.
