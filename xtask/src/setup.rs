@@ -22,6 +22,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("/usr/sbin/ethtool", "ethtool"),
     ("/usr/bin/iperf3", "iperf3"),
     ("/usr/bin/tcpdump", "tcpdump"),
+    ("/usr/bin/tshark", "tshark"),
     ("/usr/sbin/charon-systemd", "charon-systemd"),
     ("/usr/sbin/swanctl", "strongswan-swanctl"),
     (

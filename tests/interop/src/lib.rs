@@ -42,4 +42,5 @@ pub mod strongswan;
 pub mod tcp;
 pub mod topology;
 pub mod trace;
+pub mod tshark;
 pub mod uml;

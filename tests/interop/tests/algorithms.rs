@@ -12,7 +12,9 @@ use lab::ike_peer::{IkePeer, Seen};
 use lab::netns::Netns;
 use lab::resources::Resources;
 use lab::strongswan::{self, Charon, swanctl_conf};
+use lab::tshark::{self, Capture, Message};
 use model::{SecretBytes, TrafficSelector};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
@@ -51,7 +53,7 @@ struct Stage {
     charon: Charon,
     ours: Netns,
     // Last: dropped last.
-    _resources: Resources,
+    resources: Resources,
 }
 
 fn network(third: u8) -> TrafficSelector {
@@ -128,7 +130,7 @@ fn stage(
         engine: IkePeer::start(&ours, OURS, engine)?,
         charon,
         ours,
-        _resources: resources,
+        resources,
     })
 }
 
@@ -236,6 +238,76 @@ fn every_family_of_algorithms_works_in_both_roles_and_is_rekeyed() -> Result<()>
         "nothing was too long: {:?}",
         seen.fragments
     );
+    Ok(())
+}
+
+/// tshark reads every message of ours and of charon's, with the keys that charon has derived, and has nothing to complain of.
+#[test]
+fn captures_taken_apart_by_tshark_agree() -> Result<()> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tshark-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let stage = stage(|_| {}, &[&tshark::keys_log(&folder)], |conf| conf)?;
+    let capture = Capture::start(&stage.ours, "wire", &folder, &stage.resources)?;
+    let rows = [ROWS[0], ROWS[1], ROWS[3], ROWS[4]];
+    let mut begun = Vec::new();
+    for (name, ..) in rows {
+        let connection = name.to_owned();
+        stage.engine.command(Command::Initiate { connection })?;
+        let (spi, spi_in) = stage.up(name, "our handshake")?;
+        stage.engine.command(Command::RekeyChild { spi_in })?;
+        let (_, spi_in) = stage.other(name, "our rekey of the Child SA", |now| now.1 != spi_in)?;
+        stage.charon.rekey_child(name)?;
+        stage.other(name, "the peer's rekey of the Child SA", |now| now.1 != spi_in)?;
+        stage.engine.command(Command::RekeyIke { spi })?;
+        let (second, _) = stage.other(name, "our rekey of the IKE SA", |now| now.0 != spi)?;
+        stage.peer_has(name)?;
+        stage.down(name)?;
+        begun.extend([spi, second].map(|spi| format!("{:016x}", spi.0)));
+    }
+    // The last one is the answer to the last IKE SA's Delete.
+    let last = begun.last().context("IKE SAs")?.clone();
+    let ended = |all: &[Message]| all.last().is_some_and(|m| m.response && m.spis.0 == last);
+    let messages = capture.messages(&folder, ended)?;
+    let requests = |of: &dyn Fn(&Message) -> bool| {
+        let of_these = messages.iter().filter(|m| !m.response && of(m));
+        // A repeated one is the same.
+        let mut all: Vec<_> = of_these
+            .map(|m| (&m.spis, m.id, m.exchange, &m.payloads))
+            .collect();
+        all.dedup();
+        all.len()
+    };
+    const REKEY_SA: u16 = 16393;
+    let (sa, ke, id_i, id_r, auth, nonce, delete, ts_i, ts_r, sk) = (33, 34, 35, 36, 39, 40, 42, 44, 45, 46);
+    for m in &messages {
+        ensure!(m.complaints.is_empty(), "tshark complains: {m:?}");
+        ensure!(begun.contains(&m.spis.0), "not one of our IKE SAs: {m:?}");
+        let expected: &[u8] = match (m.exchange, m.response) {
+            (34, _) => &[sa, ke, nonce],
+            (35, false) => &[sk, id_i, auth, sa, ts_i, ts_r],
+            (35, true) => &[sk, id_r, auth, sa, ts_i, ts_r],
+            // Of a Child SA or of an IKE SA.
+            (36, _) => &[sk, sa, nonce, ke],
+            _ => &[sk],
+        };
+        ensure!(
+            expected.iter().all(|payload| m.payloads.contains(payload)),
+            "payloads {expected:?} are not in {m:?}"
+        );
+    }
+    let rekeys = requests(&|m| m.notifies.contains(&REKEY_SA) && m.payloads.contains(&ts_i));
+    let ike_rekeys = requests(&|m| m.exchange == 36 && !m.payloads.contains(&ts_i));
+    // Of the old Child SA after each rekey of it, of the old IKE SA, and of the last one.
+    let deletes = requests(&|m| m.payloads.contains(&delete));
+    println!(
+        "{} messages; {rekeys} rekeys of Child SAs, {ike_rekeys} of IKE SAs, {deletes} Deletes",
+        messages.len()
+    );
+    ensure!(
+        (rekeys, ike_rekeys, deletes) == (2 * rows.len(), rows.len(), 4 * rows.len()),
+        "{messages:#?}"
+    );
+    std::fs::remove_dir_all(&folder)?;
     Ok(())
 }
 

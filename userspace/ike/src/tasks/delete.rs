@@ -1,6 +1,6 @@
 //! Deletion of Child SAs and IKE SAs, asked for by either side (RFC 7296 1.4.1).
 
-use super::{CLOSED_KEPT, Pending, follow_up, ike_rekey, resource, ticket};
+use super::{CLOSED_KEPT, Pending, follow_up, ike_rekey, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
@@ -74,11 +74,10 @@ fn switch_successor(sa: &mut IkeSa, ctx: &mut Context<'_>, old: EspSpi) {
 }
 
 /// Takes a Child SA out of the database; it is no longer in the list. Returns whether nothing has replaced it.
-fn remove_child(sa: &mut IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) -> bool {
+fn remove_child(sa: &IkeSa, ctx: &mut Context<'_>, child: &ChildSa, why: &str) -> bool {
     ctx.out
         .child_changes
         .push(ChildSaChange::Remove { spi_in: child.spi_in });
-    resource::succeed_first(sa, ctx, &child.name);
     let replaced = matches!(child.phase, ChildPhase::Rekeyed { .. })
         || sa
             .children

@@ -13,7 +13,7 @@ use crate::io::Surroundings;
 use crate::outbox::Context;
 use crypto::hmac_sha256;
 use ike_wire::{Notify, NotifyType, Payload, PayloadList};
-use model::{ChildSaChange, IkeSpi};
+use model::IkeSpi;
 
 /// Octets of our identifiers.
 const ID_LEN: usize = 8;
@@ -54,30 +54,6 @@ pub(crate) fn first<'a>(sa: &'a IkeSa, name: &str) -> Option<&'a ChildSa> {
         child.name == name && child.resource.is_none() && phase
     };
     sa.children.iter().find(in_use)
-}
-
-/// The Child SA that every CPU may use is gone, and bound ones are left: one of them takes its place, since policies would lead
-/// nowhere otherwise. Two sides may not agree which one is the first: where a request for a further one crosses the deletion of the first, it is
-/// a further one for who asks and the first for who answers, and the next deletion takes from one side what the other still has. Not one
-/// on another segment, which another member may serve (ADR 11).
-pub(crate) fn succeed_first(sa: &mut IkeSa, ctx: &mut Context<'_>, name: &str) {
-    if first(sa, name).is_some() {
-        return;
-    }
-    let segment = sa.spi.segment();
-    let fits = |child: &&mut ChildSa| {
-        child.name == name && child.phase == ChildPhase::Installed && child.spi_in.segment() == segment
-    };
-    let Some(next) = sa.children.iter_mut().find(fits) else {
-        return;
-    };
-    (next.resource, next.multiple) = (None, true);
-    let spi_in = next.spi_in;
-    ctx.out.child_changes.extend([
-        ChildSaChange::Share { spi_in },
-        ChildSaChange::UseOutbound { spi_in },
-    ]);
-    sa.dirty = true;
 }
 
 /// Child SAs of a child that are bound to resources and not being replaced or deleted.

@@ -21,11 +21,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// The same SPI with its slot on a segment.
-fn in_segment(spi: u32, segment: u8) -> EspSpi {
-    EspSpi((spi & 0xff00_0000) | ((spi & 0xffff) << 8) | u32::from(segment))
-}
-
 pub struct Around {
     pub rng: Rng,
     pub member: u8,
@@ -35,8 +30,6 @@ pub struct Around {
     /// 0xff... or 0: fills nonces so that a test decides who has the lowest one.
     pub nonce_bias: Option<u8>,
     pub out_of_spis: bool,
-    /// ESP SPIs are on the segment of their IKE SA, as a cluster's are (other tests count them through).
-    pub segments: bool,
     /// It is certain that what the engine does not know is nowhere.
     pub may_show: bool,
     pub may_initiate: bool,
@@ -67,23 +60,17 @@ impl Surroundings for Around {
     fn successor_ike_spi(&mut self, old: IkeSpi) -> IkeSpi {
         IkeSpi((old.0 & (0xff << 56)) | (u64::from(self.member) << 48) | (self.rng.next() >> 16))
     }
-    fn esp_spi(&mut self, ike_spi: IkeSpi) -> Option<EspSpi> {
+    fn esp_spi(&mut self, _ike_spi: IkeSpi) -> Option<EspSpi> {
         if self.out_of_spis {
             return None;
         }
         self.next_esp += 1;
-        let spi = match self.segments {
-            true => in_segment(self.next_esp, ike_spi.segment().0),
-            false => EspSpi(self.next_esp),
-        };
-        self.allocated.insert(spi);
-        Some(spi)
+        self.allocated.insert(EspSpi(self.next_esp));
+        Some(EspSpi(self.next_esp))
     }
     fn resource_esp_spi(&mut self, ike_spi: IkeSpi, resource: Resource) -> Option<EspSpi> {
         self.reserved = self.reserved.checked_sub(1)?;
-        // Those of other members are on segments of theirs.
-        let elsewhere = resource.member != MemberId(1);
-        let spi = self.esp_spi(if elsewhere { IkeSpi(!ike_spi.0) } else { ike_spi })?;
+        let spi = self.esp_spi(ike_spi)?;
         self.on_resource.insert(spi, resource);
         Some(spi)
     }
@@ -262,7 +249,6 @@ impl World {
                 allocated: BTreeSet::new(),
                 nonce_bias: None,
                 out_of_spis: false,
-                segments: false,
                 may_show: false,
                 may_initiate: true,
                 reserved: 64,
@@ -657,8 +643,6 @@ impl Side {
             Change::ChildSa(ChildSaChange::Share { spi_in }) => {
                 assert!(self.children.contains_key(&spi_in));
                 assert!(self.shared.insert(spi_in), "{}: shared already", self.name);
-                // A bound one that takes the first one's place.
-                self.bound.remove(&spi_in);
             }
             Change::ChildSa(ChildSaChange::Bind { spi_in, now }) => {
                 assert!(self.children.contains_key(&spi_in) && !self.shared.contains(&spi_in));
