@@ -271,10 +271,9 @@ fn captures_taken_apart_by_tshark_agree() -> Result<()> {
     let requests = |of: &dyn Fn(&Message) -> bool| {
         let of_these = messages.iter().filter(|m| !m.response && of(m));
         // A repeated one is the same.
-        let mut all: Vec<_> = of_these
+        let all: BTreeSet<_> = of_these
             .map(|m| (&m.spis, m.id, m.exchange, &m.payloads))
             .collect();
-        all.dedup();
         all.len()
     };
     const REKEY_SA: u16 = 16393;

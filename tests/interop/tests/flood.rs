@@ -80,6 +80,9 @@ fn network(text: &str) -> TrafficSelector {
     }
 }
 
+/// Inbound SPIs of Child SAs, and charon's line about its IKE SA.
+type Sas = (Vec<String>, String);
+
 impl Scene {
     fn new() -> Result<Self> {
         let product = Product::built()?;
@@ -184,7 +187,7 @@ impl Scene {
     }
 
     /// Child SAs of the peers on member A, and the IKE SA that charon has.
-    fn sas(&self) -> Result<(Vec<String>, String)> {
+    fn sas(&self) -> Result<Sas> {
         let sas = self.cluster.members[0].sas()?;
         let of = |sa: &serde_json::Value| {
             let children = sa["children"].as_array().cloned().unwrap_or_default();
@@ -301,7 +304,7 @@ fn liveness_checks_of_peers_that_are_up_are_answered_during_floods_of_first_mess
 
     // And it goes on. One after the other: a Child SA that is rekeyed amid the rekey of its IKE SA is refused for the time being (RFC 7296
     // 2.25.2), and charon comes back when it likes.
-    let replaced = |what: &str, done: fn(&(Vec<String>, String), &(Vec<String>, String)) -> bool| {
+    let replaced = |what: &str, done: fn(&Sas, &Sas) -> bool| {
         let found = wait_for(LIMIT, Duration::from_millis(50), || {
             scene.sas().ok().filter(|now| done(now, &before))
         });
