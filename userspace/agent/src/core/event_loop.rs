@@ -171,7 +171,7 @@ async fn event_loop(
     let mut esp = vec![0; 65_536];
     let mut second = clock::now();
     let mut leaving: Option<Instant> = None;
-    // Most turns end with the same next time to wake up.
+    // One timer for all turns, set to the next time to wake up: most turns end with the same one.
     let alarm = tokio::time::sleep(Duration::ZERO);
     tokio::pin!(alarm);
     let mut set = Instant(0);
