@@ -53,6 +53,11 @@ pub fn patience(settle: Duration, knows: bool) -> Duration {
 /// something it has to lose. No number or nonce is used twice by that, since the keys of all its SAs are new.
 pub const BEGINS: Epoch = Epoch(1);
 
+/// Whether the member whose epoch this one knows has lost it, and begun again below it: within a life nobody's epochs fall.
+pub fn has_begun_below(known: EpochId, claimed: EpochId) -> bool {
+    known.owner == claimed.owner && claimed.number < known.number
+}
+
 /// Whether an owner began its epoch with nothing, and no standby has held the same since: what another member holds is none of its own.
 pub fn began_with_nothing(epoch: EpochId, standing: Standing) -> bool {
     epoch.number == BEGINS && standing == Standing::AloneTaker
@@ -101,6 +106,16 @@ mod tests {
             assert!(!began_with_nothing(epoch(1, 2), standing));
         }
         assert!(!may_give_way(epoch(1, 2), Standing::WithStandby));
+    }
+
+    #[test]
+    fn an_owner_whose_number_falls_is_another_life_of_the_same_member() {
+        assert!(has_begun_below(epoch(2, 2), epoch(1, 2)));
+        assert!(!has_begun_below(epoch(1, 2), epoch(1, 2)) && !has_begun_below(epoch(1, 2), epoch(2, 2)));
+        assert!(
+            !has_begun_below(epoch(2, 1), epoch(1, 2)),
+            "another member's claim"
+        );
     }
 
     /// Each gives way by its own journal as it is and by what it has heard last of the other's, which was no longer then than it is in

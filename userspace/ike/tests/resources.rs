@@ -263,6 +263,98 @@ fn a_rekey_by_either_side_stays_on_the_resource() {
     }
 }
 
+/// Both sides take the same Child SA for the first one, and their policies use it.
+fn assert_agreed_on_first(world: &World) {
+    let of = |side: usize| {
+        let first = first(world, side);
+        let children = world.only(side).children;
+        let child = children.into_iter().find(|child| child.spi_in == first);
+        child.expect("it is one of them")
+    };
+    assert_eq!((of(A).spi_in, of(A).spi_out), (of(B).spi_out, of(B).spi_in));
+    for side in [A, B] {
+        assert_eq!(world.sides[side].outbound["c"], of(side).spi_in);
+    }
+}
+
+fn ask_for_first(world: &mut World, side: usize) {
+    let (connection, child) = ("t".into(), "c".into());
+    world.command(side, Command::CreateChild { connection, child });
+}
+
+/// The first one's deletion by B crosses A's request for a further one (simulation, seed 50002749).
+#[test]
+fn while_the_first_one_is_being_deleted_further_ones_are_put_off() {
+    for windows in [1, 4] {
+        let mut world = world_with(13, |_, connection| connection.window = windows);
+        let (of_a, of_b) = (first(&world, A), first(&world, B));
+        world.command(B, Command::DeleteChild { spi_in: of_b });
+        let further = resource(1, 1);
+        world.command(
+            A,
+            Command::CreateResourceChild {
+                beside: of_a,
+                resource: further,
+            },
+        );
+        world.settle();
+        ask_for_first(&mut world, A);
+        world.settle();
+        let refused = world.event(B, EventKind::ChildFailed);
+        assert!(refused.text.contains("it will ask again"), "{}", refused.text);
+        assert_agreed_on_first(&world);
+        // It asks again, and there is a first one now.
+        world.pass(Duration::from_secs(5));
+        world.assert_up(2);
+        assert_agreed_on_first(&world);
+        assert_eq!(spread(&world, A), BTreeMap::from([(None, 1), (Some(further), 1)]));
+    }
+}
+
+/// As above, but the request is on its way until the deletion is over: it is one for a first one to B, which A cannot know.
+#[test]
+fn a_further_one_whose_first_is_gone_when_the_answer_comes_is_deleted_again() {
+    for windows in [1, 4] {
+        let mut world = world_with(15, |_, connection| connection.window = windows);
+        let (of_a, of_b) = (first(&world, A), first(&world, B));
+        world.command(
+            A,
+            Command::CreateResourceChild {
+                beside: of_a,
+                resource: resource(1, 1),
+            },
+        );
+        let late = world.net.pop_back().expect("the request");
+        world.command(B, Command::DeleteChild { spi_in: of_b });
+        world.settle();
+        assert!(world.only(A).children.is_empty() && world.only(B).children.is_empty());
+        // The policies want one again, at once.
+        ask_for_first(&mut world, A);
+        world.deliver(late);
+        world.settle();
+        let gone = world.event(A, EventKind::ChildFailed);
+        assert!(gone.text.contains("this one goes, too"), "{}", gone.text);
+        world.assert_up(1);
+        assert_agreed_on_first(&world);
+    }
+}
+
+#[test]
+fn a_new_first_one_does_not_overtake_the_deletion_of_the_old_one() {
+    let mut world = world_with(16, |_, connection| connection.window = 4);
+    world.pass(Duration::from_secs(1));
+    create(&mut world, A, resource(1, 0));
+    let old = first(&world, A);
+    world.command(A, Command::DeleteChild { spi_in: old });
+    ask_for_first(&mut world, A);
+    // The Delete alone, though there is room for more.
+    assert_eq!(world.net.len(), 1);
+    world.settle();
+    world.assert_up(2);
+    assert_ne!(first(&world, A), old);
+    assert_agreed_on_first(&world);
+}
+
 #[test]
 fn a_takeover_at_any_point_keeps_every_child_sa_on_its_resource() {
     for taken in [A, B] {

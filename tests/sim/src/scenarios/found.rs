@@ -214,3 +214,14 @@ pub(super) const WINNERS_WINDOW: Scenario = Scenario {
     seeds: Some(&[50_000_797]),
     ..PLAIN
 };
+
+/// A member of a pair knew of an epoch of the other one's, and held nothing of it. The other one was started again, and began below that epoch
+/// before the first could make anything of the silence, which stood still itself: it asked to join an epoch that nobody had any more, for ever.
+pub(super) const BEGUN_BELOW: Scenario = Scenario {
+    name: "begun-below",
+    about: "an owner is started again, and begins with a lower epoch than a member knows that wants to join",
+    weight: 0,
+    mix: EVERYTHING,
+    seeds: Some(&[50_005_318]),
+    ..PLAIN
+};

@@ -33,6 +33,17 @@ pub(super) const EVERYTHING: Scenario = Scenario {
     ..MEMBERS
 };
 
+/// A peer's deletion of the Child SA that every CPU may use crossed the request for a further one: that was a further one for who asked, and the
+/// first one for who answered, whose policies led nowhere once it was deleted.
+pub(super) const CROSSING_DELETION: Scenario = Scenario {
+    name: "crossing-deletion",
+    about: "a deletion of the first Child SA crosses the request for one per CPU or member",
+    weight: 0,
+    mix: found::EVERYTHING,
+    seeds: Some(&[50_002_749]),
+    ..MEMBERS
+};
+
 /// Deaths.
 pub(super) const KILLS: Scenario = Scenario {
     name: "members-kills",

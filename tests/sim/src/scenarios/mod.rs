@@ -232,6 +232,8 @@ pub static SCENARIOS: &[Scenario] = &[
     found::EDGE_AHEAD,
     found::FINISHED_ELSEWHERE,
     found::WINNERS_WINDOW,
+    found::BEGUN_BELOW,
+    members::CROSSING_DELETION,
 ];
 
 impl Scenario {

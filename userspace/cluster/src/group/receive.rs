@@ -166,6 +166,14 @@ impl Group {
                     self.join_after(s, now, theirs);
                 }
             }
+            // Only in a pair: an engine keeps the number. One that holds something takes over from the life that has ended.
+            Phase::Standby(standby)
+                if Self::solo(s).is_some()
+                    && !standby.in_sync()
+                    && rules_begin::has_begun_below(mine, theirs) =>
+            {
+                self.join_after(s, now, theirs);
+            }
             Phase::Standby(_) => {}
         }
     }

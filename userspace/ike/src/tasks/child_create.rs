@@ -278,6 +278,13 @@ pub(crate) fn fault(why: &str) -> EventKind {
 pub(crate) fn agreed(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, agreed: Agreed) {
     if offer.rekeys.is_some() {
         child_rekey::finish(sa, ctx, offer, agreed);
+    } else if resource::has_lost_first(sa, &offer) {
+        let text = format!(
+            "child {}: the one that all may use went while a further one was made; this one goes, too",
+            offer.name
+        );
+        ctx.event(sa, EventKind::ChildFailed, text);
+        withdraw(sa, ctx, &offer);
     } else {
         install(sa, ctx, agreed, ChildPhase::Installed);
     }
@@ -285,10 +292,14 @@ pub(crate) fn agreed(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: ChildOffer, a
 
 /// Asks the peer to delete what it made out of an offer that failed on our side.
 fn abandon(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildOffer, payloads: &PayloadList) {
-    if payloads.sa().is_none() {
-        ctx.around.release_esp_spi(offer.spi_in);
-        return;
+    if payloads.sa().is_some() {
+        return withdraw(sa, ctx, offer);
     }
+    ctx.around.release_esp_spi(offer.spi_in);
+}
+
+/// Asks the peer to delete what it has installed, and we have not.
+fn withdraw(sa: &mut IkeSa, ctx: &mut Context<'_>, offer: &ChildOffer) {
     // Where the peer's window is full the SA stays on its side until its own time is over.
     if sa.our.has_room(sa.send_window()) {
         let delete = [Payload::Delete(ike_wire::Delete::Esp(vec![offer.spi_in]))];

@@ -115,7 +115,8 @@ pub(crate) fn start_next(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         return;
     }
     while matches!(sa.phase, Phase::Established(_)) {
-        let Some(task) = sa.our.ready(ctx.now).filter(|task| sa.may_start(task)) else {
+        let may_start = |task: &&Task| sa.may_start(task) && !resource::waits(sa, ctx.config, task);
+        let Some(task) = sa.our.ready(ctx.now).filter(may_start) else {
             return;
         };
         if let Some(group) =

@@ -3,12 +3,14 @@
 //! The first Child SA stays the one that every CPU may use; it carries SA_RESOURCE_INFO without data, which says that there may
 //! be more. Which resource a Child SA of ours belongs to is our own affair: the identifier tells the peer nothing.
 
+use super::Pending;
 use super::child_answer::Refusal;
-use super::{Pending, child_create};
-use crate::config::{ChildConfig, Connection, Resource};
+use super::child_create::{self, ChildOffer};
+use crate::config::{ChildConfig, Connection, EngineConfig, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
+use crate::ike_sa::windows::Task;
 use crate::io::Surroundings;
 use crate::outbox::Context;
 use crypto::hmac_sha256;
@@ -54,6 +56,29 @@ pub(crate) fn first<'a>(sa: &'a IkeSa, name: &str) -> Option<&'a ChildSa> {
         child.name == name && child.resource.is_none() && phase
     };
     sa.children.iter().find(in_use)
+}
+
+/// Whether we are ending the Child SA that every CPU may use, and the peer may not know it yet.
+fn is_ending_first(sa: &IkeSa, name: &str) -> bool {
+    let ending = |child: &ChildSa| {
+        child.name == name && child.resource.is_none() && child.phase == ChildPhase::Deleting
+    };
+    sa.children.iter().any(ending)
+}
+
+/// Whether the answer to a request for a further Child SA comes when there is no first one any more. The peer may have deleted that
+/// before it saw the request, which was one for a new first one then, or afterwards; nothing in the answer tells.
+pub(crate) fn has_lost_first(sa: &IkeSa, offer: &ChildOffer) -> bool {
+    offer.resource.is_some() && first(sa, &offer.name).is_none()
+}
+
+/// Whether a task has to wait for the end of a deletion, however large the window is: where the request for a new first Child SA overtakes
+/// the deletion of the old one, it is one for a further one to the peer, and the peer is left without a first one.
+pub(crate) fn waits(sa: &IkeSa, config: &EngineConfig, task: &Task) -> bool {
+    let deletes = |pending: &Pending| matches!(pending, Pending::DeleteChild { .. });
+    matches!(task, Task::CreateChild { .. })
+        && sa.connection(config).is_some_and(is_wanted)
+        && sa.our.pending().any(deletes)
 }
 
 /// Child SAs of a child that are bound to resources and not being replaced or deleted.
@@ -138,8 +163,22 @@ pub(crate) fn choose(
     name: &str,
     payloads: &PayloadList,
 ) -> Result<Option<Resource>, Refusal> {
-    if !is_offered(payloads) || first(sa, name).is_none() {
+    if !is_offered(payloads) {
         return Ok(None);
+    }
+    if first(sa, name).is_none() {
+        if !is_ending_first(sa, name) {
+            return Ok(None);
+        }
+        // As RFC 7296 2.25.1 has it for rekeys. It may be a request for one beside the first one, from a peer that has not seen our Delete
+        // yet: the two sides would not agree which one is the first, and the next deletion would take the policies' SA from one of them.
+        return Err(Refusal {
+            notify: Notify::status(NotifyType::TEMPORARY_FAILURE),
+            event: EventKind::ChildFailed,
+            text: format!(
+                "child {name}: the peer asks for one while the deletion of the one that all may use is under way; it will ask again"
+            ),
+        });
     }
     //= rfc9611#6
     // An implementation that does not accept any further resource-specific Child SAs MUST NOT return the NO_ADDITIONAL_SAS
