@@ -28,6 +28,13 @@ impl Liveness {
         }
     }
 
+    /// A member has learnt that it is in the set no more: it cannot take over, and joins anew.
+    pub(super) fn is_out(&mut self, me: MemberId, group: GroupId) {
+        if let Some((_, set)) = self.sets.get_mut(&group) {
+            set.retain(|m| m.member != me);
+        }
+    }
+
     pub(super) fn delivered(&mut self, now: Instant, packet: Packet) {
         self.last.insert((packet.peer, packet.outbound), now);
     }

@@ -281,6 +281,7 @@ impl Watch {
                 }
             }
             EventKind::Excluded { member, .. } => self.truth.excluded(now, group, *member),
+            EventKind::WasExcluded => self.liveness.is_out(me, group),
             EventKind::InSync(set) => {
                 if set.len() > 1 {
                     self.survivor.known(me, group);

@@ -218,7 +218,7 @@ impl Member {
             .filter(|(spi, asked)| {
                 asked.is_none_or(|at| cx.now.since(at) >= AGAIN)
                     && self.suspects_begun.contains(&self.group_of_child(**spi))
-                    && self.sad.get(**spi).is_some_and(|e| e.outbound_in_use)
+                    && self.sad.get(**spi).is_some_and(sad::SaEntry::carries_outbound)
                     && self.engine.ike_spi_of_child(**spi).is_some()
             })
             .map(|(spi, asked)| (*spi, asked.is_some()))
