@@ -346,6 +346,14 @@ impl Member {
         cmd::output(command, "")
     }
 
+    /// A command of the product's that goes on while something else happens. Its output is for nobody.
+    pub fn start(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = self.place.netns.command(&self.product.binary.to_string_lossy());
+        command.args(arguments).arg("--socket").arg(&self.socket);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().context("espalier")
+    }
+
     /// `espalier status --json`.
     pub fn status(&self) -> Result<Value> {
         serde_json::from_str(&self.espalier(&["status", "--json"])?).context("espalier status --json")

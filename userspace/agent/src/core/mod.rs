@@ -20,6 +20,7 @@ mod forks;
 mod groups;
 mod guests;
 mod health;
+mod early;
 mod held;
 mod keep;
 mod limits;
@@ -141,6 +142,8 @@ struct Core {
     slow: slow::Waiting,
     /// Packets that wait for an SA.
     held: held::Held,
+    /// Packets of SAs that peers were asked for, by SPI.
+    early: held::Held,
     paths: path::Paths,
     takeover: timeline::Takeovers,
     /// Commands about ownership that wait for their end.
@@ -536,6 +539,8 @@ impl Core {
         self.snapshots.took_effect(id, &pending.changes);
         self.watch_sources(&pending.changes);
         self.run_held_for(&pending.changes);
+        self.run_early(&pending.changes, &failed);
+        self.await_answers(&pending.changes);
         self.orders_committed(&pending.changes, &failed);
         for (spi_in, error) in &failed {
             self.log.warn(
@@ -582,6 +587,7 @@ impl Core {
         self.wishes_turn(now);
         self.forget_old_paths(now);
         self.held.expire(now);
+        self.early_turn(now);
         self.forget_settled_forks();
         self.slow.counts[6] += std::mem::take(&mut self.held.given_up);
         self.names_turn(now);

@@ -84,6 +84,9 @@ impl Core {
         for (entry, slot, frame) in self.slow.after_flip(self.me, self.groups.layout, flip) {
             self.run_frame(entry, slot, frame.ifindex, &frame.octets);
         }
+        if owner != self.me {
+            self.pass_on_early(flip.group);
+        }
     }
 
     pub(super) fn extend_validity(&mut self, group: GroupId, epoch: EpochId, until: Instant) {

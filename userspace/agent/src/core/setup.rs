@@ -430,6 +430,7 @@ impl Core {
             groups,
             slow: slow::Waiting::of(transport.iter().map(|(l, r)| (l.first, r.first)).collect()),
             held: held::Held::default(),
+            early: held::Held::default(),
             paths: path::Paths::open(),
             takeover: timeline::Takeovers::default(),
             wishes: Wishes::default(),
