@@ -360,7 +360,10 @@ impl Loop {
                             _ => {}
                         }
                     }
-                    commit.transmits.into_iter().for_each(|transmit| self.send(transmit));
+                    commit
+                        .transmits
+                        .into_iter()
+                        .for_each(|transmit| self.send(transmit));
                 }
                 Output::Transmit(transmit) => self.send(transmit),
                 Output::Sign(request) => {

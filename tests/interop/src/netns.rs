@@ -137,7 +137,10 @@ impl Netns {
             // The main thread's namespace is another one.
             let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
             let text = tables.map(|path| std::fs::read_to_string(path).unwrap_or_default());
-            Ok(text.iter().flat_map(|table| table.lines()).any(|line| is_listener(line, port)))
+            Ok(text
+                .iter()
+                .flat_map(|table| table.lines())
+                .any(|line| is_listener(line, port)))
         })
     }
 
@@ -167,6 +170,9 @@ mod tests {
         let line = |state| format!("   0: 0100007F:1451 00000000:0000 {state} 00000000:00000000 00:00000000");
         assert!(is_listener(&line("0A"), 5201));
         assert!(!is_listener(&line("01"), 5201) && !is_listener(&line("0A"), 5202));
-        assert!(!is_listener("  sl  local_address rem_address   st tx_queue rx_queue", 5201));
+        assert!(!is_listener(
+            "  sl  local_address rem_address   st tx_queue rx_queue",
+            5201
+        ));
     }
 }

@@ -86,7 +86,11 @@ fn rekeys_by_both_sides_lose_nothing() -> Result<()> {
         rekeys[kind] += 1;
         goes_on(200)?;
         let more = of("unknown_spi")? - unknown_before;
-        ensure!(more == 0, "rekey {kind}: {more} packets of no SA\n{}", a.log_text());
+        ensure!(
+            more == 0,
+            "rekey {kind}: {more} packets of no SA\n{}",
+            a.log_text()
+        );
     }
     let (inward, outward) = (inward.stop()?, outward.stop()?);
     let overflows = stage.peer_overflows()? - overflows;

@@ -26,7 +26,12 @@ impl Sad {
 
     /// Nobody waits for the SPIs of exchanges that have come to nothing. As many steps as there are unfinished exchanges.
     pub fn end_awaiting(&mut self) -> MapPlan {
-        let over: Vec<_> = self.awaited.iter().filter(|spi| !self.spis.holds(**spi)).copied().collect();
+        let over: Vec<_> = self
+            .awaited
+            .iter()
+            .filter(|spi| !self.spis.holds(**spi))
+            .copied()
+            .collect();
         let mut plan = MapPlan::default();
         for spi in over {
             plan.extend(self.await_no_more(spi));

@@ -4,9 +4,8 @@
 //! then waits for a raise; a number up to the takeover floor is authenticated and counted as evidence.
 
 use maps_schema::event::{
-    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_FRAME_MAX,
-    SLOW_HELD,
-    SLOW_MOVED,
+    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_AWAITED,
+    SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED,
 };
 use maps_schema::sad::{
     InboundSa, SA_ESN, SA_LENIENT, SA_MAY_MOVE, SA_TRANSPORT, SA_UDP_ENCAP, SELECTORS_PER_SA,
@@ -159,6 +158,10 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
 fn not_there(env: &impl Env, work: &mut Work, awaited: u32) -> bool {
     if awaited != work.spi || work.spi == 0 {
         return work.drop(Verdict::UnknownSpi);
+    }
+    if work.role == ROLE_OLD_OWNER {
+        // The new owner goes on with the exchange.
+        return steer::pass_on(env, work, work.other);
     }
     work.seq = work.seq_low as u64;
     work.slow(env, SLOW_AWAITED, Verdict::HeldForAnswer)

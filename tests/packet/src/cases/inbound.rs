@@ -4,7 +4,7 @@ use maps_schema::event::{
     EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_FRAME_MAX,
 };
 use maps_schema::sad::{InboundSa, REPLAY_WINDOW, SA_ESN, SA_LOCAL_ONLY, SUITE_CHACHA20_POLY1305};
-use maps_schema::segment::{SEGMENT_ALONE, SideWord};
+use maps_schema::segment::{LEGACY_OPEN, SEGMENT_ALONE, SideWord};
 use maps_schema::verdict::Verdict;
 
 use crate::case::{Action, Case, Observed, Program};
@@ -254,7 +254,23 @@ fn awaited() -> Vec<Case> {
     let older = SPI_IN + (1 << 24);
     let mut third = peer();
     third.spi = SPI_IN + (2 << 24);
+    let mut given = none_before.clone();
+    (given.owner, given.epoch) = (OTHER, EPOCH + 1);
+    given.side = SideWord {
+        legacy_owner: ME,
+        legacy_phase: LEGACY_OPEN,
+        legacy_epoch: EPOCH,
+        ..SideWord::default()
+    };
     vec![
+        steer(
+            "an SA that was asked for by who gives the group away",
+            given,
+            peer().frame(7, &inner(30)),
+        )
+        .of(0)
+        .ends(Verdict::SecondHop, Action::Transmit)
+        .any_frame(),
         waits("an SA that was asked for", none_before),
         waits("the same in the slot of an older one", asked_for(older)),
         steer(

@@ -4,12 +4,18 @@
 use dataplane::Entry;
 use maps_schema::event::SlowFrame;
 use maps_schema::sad::spi_slot;
-use model::{ChildSaChange, EspSpi, GroupId, Instant};
+use model::{ChildSaChange, EspSpi, Instant};
+use std::time::Duration;
 
 use super::entry::EntryChange;
 use super::slow::Frame;
 use super::{Core, NotApplied};
 use crate::clock;
+
+/// Frames that were in the ring when their SA came, in a second: were the maps other than `sad` believes, each would come back at once.
+pub(super) const AGAIN: u32 = 1024;
+/// Some hundred IKE SAs are adopted within this time.
+const ADOPTED_WITHIN: Duration = Duration::from_millis(300);
 
 impl Core {
     /// An entry is committed, and its messages are about to leave: whose answers bring SAs, the programs are to wait for.
@@ -27,14 +33,16 @@ impl Core {
     pub(super) fn early_frame(&mut self, slow: &SlowFrame, frame: Frame) {
         let spi = EspSpi(slow.spi);
         let owned = self.groups.owns(self.groups.layout.group_of_slot(slow.slot));
-        if owned && self.sad.awaits(spi) && self.sad.get(spi).is_none() {
-            return self.early.put(clock::now(), slow.spi, frame.ifindex, frame.octets);
+        if !owned || self.sad.awaits(spi) {
+            let octets = frame.octets;
+            self.early.put(clock::now(), slow.spi, frame.ifindex, octets);
+        } else if self.sad.get(spi).is_some() && self.early_again > 0 {
+            // It was in the ring when the SA came.
+            self.early_again -= 1;
+            self.run_frame(Entry::Steer, slow.slot, frame.ifindex, &frame.octets);
+        } else {
+            self.slow.lost();
         }
-        // It was in the ring when the SA came, or its group went to another member.
-        if !owned || self.sad.get(spi).is_some() {
-            return self.run_frame(Entry::Steer, slow.slot, frame.ifindex, &frame.octets);
-        }
-        self.slow.lost();
     }
 
     /// SAs came up: what waited for them goes through the programs again.
@@ -60,10 +68,14 @@ impl Core {
         }
     }
 
-    /// Another member owns a group now: the programs send it what waited.
-    pub(super) fn pass_on_early(&mut self, group: GroupId) {
-        let of_group = |spi: &u32| self.groups.layout.group_of(EspSpi(*spi).segment()) == group;
-        let spis: Vec<u32> = self.early.keys().filter(of_group).collect();
+    /// What waited in groups that are other members' now: the programs send it there. Not at once, since the new owner goes on with the
+    /// exchange only when it has adopted it.
+    fn pass_on_early(&mut self, now: Instant) {
+        let gone = |spi: &u32| {
+            let group = self.groups.of(EspSpi(*spi).segment());
+            !self.groups.owns(group.id) && now.since(group.since) >= ADOPTED_WITHIN
+        };
+        let spis: Vec<u32> = self.early.keys().filter(gone).collect();
         for spi in spis {
             self.run_early_of(EspSpi(spi));
         }
@@ -71,6 +83,8 @@ impl Core {
 
     /// Once a second.
     pub(super) fn early_turn(&mut self, now: Instant) {
+        self.early_again = AGAIN;
+        self.pass_on_early(now);
         self.early.expire(now);
         for _ in 0..std::mem::take(&mut self.early.given_up) {
             self.slow.lost();

@@ -13,6 +13,7 @@ pub(crate) mod convert;
 mod devices;
 mod dial;
 mod digest;
+mod early;
 mod engine;
 mod entry;
 mod event_loop;
@@ -20,7 +21,6 @@ mod forks;
 mod groups;
 mod guests;
 mod health;
-mod early;
 mod held;
 mod keep;
 mod limits;
@@ -144,6 +144,8 @@ struct Core {
     held: held::Held,
     /// Packets of SAs that peers were asked for, by SPI.
     early: held::Held,
+    /// How many of them may go through the programs at once in this second.
+    early_again: u32,
     paths: path::Paths,
     takeover: timeline::Takeovers,
     /// Commands about ownership that wait for their end.

@@ -69,6 +69,7 @@ impl Core {
         if new {
             group.evidence.clear();
             group.before = group.ownership;
+            group.since = clock::now();
         }
         group.ownership = Ownership {
             owner: Some(owner),
@@ -83,9 +84,6 @@ impl Core {
         }
         for (entry, slot, frame) in self.slow.after_flip(self.me, self.groups.layout, flip) {
             self.run_frame(entry, slot, frame.ifindex, &frame.octets);
-        }
-        if owner != self.me {
-            self.pass_on_early(flip.group);
         }
     }
 

@@ -226,7 +226,13 @@ fn an_awaited_spi_stands_beside_what_is_in_the_slot() {
     let (slot, spi) = (6, 0x0200_0006);
     let there = |awaited| (0x0100_0006, 0, awaited);
     assert_eq!(seen(MapOp::PutAwaited { slot, spi }), there(spi));
-    assert_eq!(seen(MapOp::ClearAwaited { slot, spi: 0x0100_0006 }), there(spi));
+    assert_eq!(
+        seen(MapOp::ClearAwaited {
+            slot,
+            spi: 0x0100_0006
+        }),
+        there(spi)
+    );
     assert_eq!(seen(MapOp::ClearAwaited { slot, spi }), there(0));
     assert_eq!(seen(MapOp::PutAwaited { slot, spi }), there(spi));
     assert_eq!(seen(MapOp::ClearSlot { slot }), (0, 0, 0));

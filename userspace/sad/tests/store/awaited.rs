@@ -86,7 +86,10 @@ fn who_goes_on_with_an_exchange_waits_for_its_answer() {
     world.sad.hold_spi(theirs).expect("the slot is free");
     assert_eq!(names(&mut world, theirs), ["put awaited SPI"]);
     let plan = world.sad.full_plan().expect("plan");
-    assert_eq!(plan.ops.iter().map(MapOp::name).collect::<Vec<_>>(), ["put awaited SPI"]);
+    assert_eq!(
+        plan.ops.iter().map(MapOp::name).collect::<Vec<_>>(),
+        ["put awaited SPI"]
+    );
 }
 
 #[test]
@@ -97,7 +100,7 @@ fn what_lingers_in_the_slot_of_an_awaited_spi_goes_on_to_be_opened() {
     let plan = world.sad.remove_lingering(old, now, LingerUpTo::End);
     world.run(plan.expect("is there"));
     // Another member of the cluster had given the slot out, and its exchange is gone on with here.
-    let new = EspSpi(old.0 ^ (1 << 24));
+    let new = EspSpi(old.0 + (1 << 24));
     world.sad.hold_spi(new).expect("what lingers yields");
     assert_eq!(names(&mut world, new), ["put awaited SPI"]);
     assert_eq!(slot(&world, old), (old.0, new.0));
