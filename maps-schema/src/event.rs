@@ -63,6 +63,9 @@ pub const SLOW_PATH_ERROR: u32 = 8;
 /// itself goes its way: this copy tells the new address. At most one a millisecond and SA.
 pub const SLOW_MOVED: u32 = 9;
 
+/// An inbound packet of an SA that the agent has asked its peer for and not installed yet.
+pub const SLOW_AWAITED: u32 = 10;
+
 /// Longest frame that goes this way, octets (a page less headroom and shared info of a live frame).
 pub const SLOW_FRAME_MAX: usize = 3456;
 

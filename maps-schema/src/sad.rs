@@ -118,8 +118,9 @@ pub struct InboundSa {
     pub life_packets: u64,
     /// Number of valid entries in `selectors`.
     pub selector_count: u32,
-    /// Reserved, 0.
-    pub reserved: u32,
+    /// The SPI of this slot whose packets are to be taken, in host order: that of the SA; before there is one, of the SA that the agent has
+    /// asked a peer for, whose packets may come before the peer's answer is used (RFC 7296 2.8). 0 for none.
+    pub awaited: u32,
     /// What inner packets are checked against.
     pub selectors: [SelectorPair; SELECTORS_PER_SA],
 }

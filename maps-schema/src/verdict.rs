@@ -115,6 +115,7 @@ verdicts! {
     SlowTooLong = 71, "slow_too_long", Dropped, "needs the slow path, and is longer than that carries: what it asks for is on its way";
     ExitRefuses = 72, "exit_refuses", Dropped, "the device of the second hop takes no redirected frames, or none in several buffers";
     EspRagged = 73, "esp_ragged", Dropped, "the ciphertext is no whole number of the cipher's blocks";
+    HeldForAnswer = 74, "held_for_answer", Slow, "of an SA that a peer was asked for, and whose answer is not used yet: held until it is";
     Merged = 76, "merged", Dropped, "longer than the MTU of the device: several packets that GRO or TSO has merged (ethtool -K)";
     OpenedLenient = 77, "opened_lenient", Carried, "ESP decrypted and forwarded by a lenient policy, although up to the ceiling of the old owner: it may be a replay";
 }

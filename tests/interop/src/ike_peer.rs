@@ -77,6 +77,7 @@ impl Answers for NoKeys {
 pub struct IkePeer {
     seen: Arc<Mutex<Seen>>,
     commands: Sender<Command>,
+    mute: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
@@ -97,8 +98,10 @@ impl IkePeer {
         let (commands, told) = channel();
         let seen = Arc::new(Mutex::new(Seen::default()));
         let stop = Arc::new(AtomicBool::new(false));
+        let mute = Arc::new(AtomicBool::new(false));
         let thread = {
             let (seen, stop, locals) = (seen.clone(), stop.clone(), locals.to_vec());
+            let mute = mute.clone();
             let answers = Box::new(answers);
             netns.thread("ike", move || {
                 let sockets = sockets(&locals)?;
@@ -109,6 +112,8 @@ impl IkePeer {
                     answers,
                     seen,
                     told,
+                    mute,
+                    kept: Vec::new(),
                 };
                 works.run(&stop)
             })?
@@ -116,6 +121,7 @@ impl IkePeer {
         Ok(Self {
             seen,
             commands,
+            mute,
             stop,
             thread: Some(thread),
         })
@@ -124,6 +130,11 @@ impl IkePeer {
     /// Gives the engine a command.
     pub fn command(&self, command: Command) -> Result<()> {
         self.commands.send(command).context("the engine has ended")
+    }
+
+    /// What it sends is kept until it may speak again, and goes out then.
+    pub fn mute(&self, mute: bool) {
+        self.mute.store(mute, Ordering::Release);
     }
 
     /// What it has seen so far.
@@ -267,6 +278,8 @@ struct Loop {
     answers: Box<dyn Answers>,
     seen: Arc<Mutex<Seen>>,
     told: Receiver<Command>,
+    mute: Arc<AtomicBool>,
+    kept: Vec<Transmit>,
 }
 
 fn now() -> Instant {
@@ -309,6 +322,11 @@ impl Loop {
             if self.engine.next_timeout().is_some_and(|at| at <= now()) {
                 self.input(Input::Timeout { now: now() });
             }
+            if !self.mute.load(Ordering::Acquire) {
+                for transmit in std::mem::take(&mut self.kept) {
+                    self.send(transmit);
+                }
+            }
             let ike_sas = self.engine.status();
             self.note(|seen| seen.ike_sas = ike_sas);
         }
@@ -342,9 +360,12 @@ impl Loop {
                             _ => {}
                         }
                     }
-                    commit.transmits.iter().for_each(|transmit| self.send(transmit));
+                    commit
+                        .transmits
+                        .into_iter()
+                        .for_each(|transmit| self.send(transmit));
                 }
-                Output::Transmit(transmit) => self.send(&transmit),
+                Output::Transmit(transmit) => self.send(transmit),
                 Output::Sign(request) => {
                     let input = Input::Signed {
                         now: now(),
@@ -374,7 +395,10 @@ impl Loop {
         }
     }
 
-    fn send(&self, transmit: &Transmit) {
+    fn send(&mut self, transmit: Transmit) {
+        if self.mute.load(Ordering::Acquire) {
+            return self.kept.push(transmit);
+        }
         if transmit.bytes.get(16) == Some(&SKF) {
             self.note(|seen| seen.fragments.0 += 1);
         }

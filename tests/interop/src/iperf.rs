@@ -6,7 +6,7 @@ use crate::netns::Netns;
 use crate::resources::Resources;
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::Ipv4Addr;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -66,10 +66,7 @@ impl Server {
             .context("iperf3")?;
         resources.note_process(process.id())?;
         let ready = wait_for(Duration::from_secs(5), Duration::from_millis(10), || {
-            netns
-                .inside(move || Ok(TcpStream::connect((address, PORT)).is_ok()))
-                .ok()?
-                .then_some(())
+            netns.listens(PORT).ok()?.then_some(())
         });
         ready.context("iperf3 does not listen")?;
         Ok(Self { process, address })

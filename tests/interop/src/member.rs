@@ -52,6 +52,24 @@ impl Product {
     }
 }
 
+/// A command of the product's that goes on, and ends with this at the latest: a process that nobody waits for would keep its namespace.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Running {
+    /// Waits for its end: whether it succeeded.
+    pub fn wait(&mut self) -> Result<bool> {
+        Ok(self.0.wait().context("espalier")?.success())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A member, running or not.
 #[derive(Debug)]
 pub struct Member {
@@ -344,6 +362,14 @@ impl Member {
         let mut command = self.place.netns.command(&self.product.binary.to_string_lossy());
         command.args(arguments).arg("--socket").arg(&self.socket);
         cmd::output(command, "")
+    }
+
+    /// A command of the product's that goes on while something else happens. Its output is for nobody.
+    pub fn launch(&self, arguments: &[&str]) -> Result<Running> {
+        let mut command = self.place.netns.command(&self.product.binary.to_string_lossy());
+        command.args(arguments).arg("--socket").arg(&self.socket);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().context("espalier").map(Running)
     }
 
     /// `espalier status --json`.

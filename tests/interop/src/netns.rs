@@ -130,10 +130,49 @@ impl Netns {
             .context("cannot start a thread")
     }
 
+    /// Whether somebody listens on a TCP port inside. Unlike a connection, this is nothing that a server would notice: iperf3's takes any
+    /// for a client, and turns the next one down until it has done with it.
+    pub fn listens(&self, port: u16) -> Result<bool> {
+        self.inside(move || {
+            // The main thread's namespace is another one.
+            let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
+            let text = tables.map(|path| std::fs::read_to_string(path).unwrap_or_default());
+            Ok(text
+                .iter()
+                .flat_map(|table| table.lines())
+                .any(|line| is_listener(line, port)))
+        })
+    }
+
     /// Runs a short piece of work inside and waits for it.
     pub fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
         self.thread("inside", work)?
             .join()
             .map_err(|_| anyhow::anyhow!("thread in {} panicked", self.name))?
+    }
+}
+
+/// A line of `/proc/net/tcp`: number, local address and port, remote ones, state (0A: it listens).
+fn is_listener(line: &str, port: u16) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    let (Some(local), Some(state)) = (words.next(), words.nth(1)) else {
+        return false;
+    };
+    state == "0A" && local.ends_with(&format!(":{port:04X}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_is_told_from_a_connection() {
+        let line = |state| format!("   0: 0100007F:1451 00000000:0000 {state} 00000000:00000000 00:00000000");
+        assert!(is_listener(&line("0A"), 5201));
+        assert!(!is_listener(&line("01"), 5201) && !is_listener(&line("0A"), 5202));
+        assert!(!is_listener(
+            "  sl  local_address rem_address   st tx_queue rx_queue",
+            5201
+        ));
     }
 }

@@ -421,7 +421,7 @@ impl World {
                 life_bytes: 0,
                 life_packets: 0,
                 selector_count: 2,
-                reserved: 0,
+                awaited: SPI_IN,
                 selectors,
             },
             window: InboundSaRuntime {

@@ -155,6 +155,13 @@ impl Plane {
                 }
                 Ok(())
             }
+            MapOp::PutAwaited { slot, spi } => {
+                put_awaited(self.sa.sa_in.place(*slot), *spi, |_| true).ok_or_else(|| self.beyond(*slot))
+            }
+            MapOp::ClearAwaited { slot, spi } => {
+                put_awaited(self.sa.sa_in.place(*slot), 0, |there| there == *spi)
+                    .ok_or_else(|| self.beyond(*slot))
+            }
             MapOp::PutFlags {
                 direction,
                 slot,
@@ -373,6 +380,21 @@ where
     if head[..4] == spi.to_ne_bytes() {
         head[7] = flags;
         word.store(u64::from_ne_bytes(head), Ordering::SeqCst);
+    }
+    Some(())
+}
+
+/// The awaited SPI of an inbound record alone, where the one that is there gives way.
+fn put_awaited(place: Place<'_, InboundSa>, spi: u32, gives_way: impl Fn(u32) -> bool) -> Option<()> {
+    const AT: usize = offset_of!(InboundSa, awaited);
+    const _: () = assert!(AT % 8 == 4);
+    let (array, index) = place?;
+    let word = array.word(index, AT - 4)?;
+    let mut octets = word.load(Ordering::Acquire).to_ne_bytes();
+    let there = u32::from_ne_bytes([octets[4], octets[5], octets[6], octets[7]]);
+    if gives_way(there) {
+        octets[4..].copy_from_slice(&spi.to_ne_bytes());
+        word.store(u64::from_ne_bytes(octets), Ordering::SeqCst);
     }
     Some(())
 }

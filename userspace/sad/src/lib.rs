@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod advance;
+mod awaited;
 mod configure;
 mod handling;
 mod handover;

@@ -115,6 +115,17 @@ impl MemoryPlane {
                     sa.reported_edge = *edge;
                 }
             }
+            MapOp::PutAwaited { slot, spi } => {
+                let at = *slot as usize;
+                self.inbound.get_mut(at).ok_or_else(|| missing(*slot))?.awaited = *spi;
+            }
+            MapOp::ClearAwaited { slot, spi } => {
+                let at = *slot as usize;
+                let sa = self.inbound.get_mut(at).ok_or_else(|| missing(*slot))?;
+                if sa.awaited == *spi {
+                    sa.awaited = 0;
+                }
+            }
             MapOp::PutFlags {
                 direction,
                 slot,

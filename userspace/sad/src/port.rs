@@ -72,6 +72,20 @@ pub enum MapOp {
         /// Right edge that the owner reported.
         edge: u64,
     },
+    /// Which SPI is awaited in a slot, installed or not.
+    PutAwaited {
+        /// The slot.
+        slot: u32,
+        /// The SPI.
+        spi: u32,
+    },
+    /// The SPI is awaited no more, unless another one is by now.
+    ClearAwaited {
+        /// The slot.
+        slot: u32,
+        /// The SPI.
+        spi: u32,
+    },
     /// `SA_*` flags of one direction.
     PutFlags {
         /// Which record.
@@ -164,6 +178,8 @@ impl MapOp {
             Self::PutOutbound { .. } => "put outbound SA",
             Self::PublishLimits { .. } => "publish limits",
             Self::PutReportedEdge { .. } => "put reported edge",
+            Self::PutAwaited { .. } => "put awaited SPI",
+            Self::ClearAwaited { .. } => "clear awaited SPI",
             Self::PutFlags { .. } => "put flags",
             Self::PutPath { .. } => "put outer path",
             Self::PutPathMtu { .. } => "put path MTU",

@@ -123,7 +123,7 @@ pub(crate) fn inbound(entry: &SaEntry) -> InboundSa {
         life_bytes,
         life_packets,
         selector_count: entry.pairs.len().min(SELECTORS_PER_SA) as u32,
-        reserved: 0,
+        awaited: record.spi_in.0,
         selectors,
     }
 }

@@ -172,6 +172,8 @@ pub struct Sad {
     /// Removed SAs, by slot, whose inbound half is in the maps still, and until when.
     pub(crate) lingering: BTreeMap<u32, Lingering>,
     pub(crate) lingering_due: BTreeSet<(Instant, u32)>,
+    /// SPIs in requests of ours, not installed yet.
+    pub(crate) awaited: BTreeSet<EspSpi>,
     pub(crate) policies: Vec<Policy>,
     /// Their places, rising ([`crate::configure`]).
     pub(crate) ranks: Vec<u32>,
@@ -193,6 +195,7 @@ impl Sad {
             ages: BTreeSet::new(),
             lingering: BTreeMap::new(),
             lingering_due: BTreeSet::new(),
+            awaited: BTreeSet::new(),
             policies: Vec::new(),
             ranks: Vec::new(),
             connections: Vec::new(),
@@ -427,6 +430,11 @@ impl Sad {
         for entry in self.entries.values() {
             plan.extend(self.records_plan(entry, Keys::Expanded)?);
         }
+        let awaited = self.awaited.iter().map(|spi| MapOp::PutAwaited {
+            slot: spi_slot(spi.0),
+            spi: spi.0,
+        });
+        plan.ops.extend(awaited);
         plan.extend(self.siblings.full_plan());
         plan.extend(self.spd.full_plan());
         Ok(plan)
@@ -477,6 +485,7 @@ impl Sad {
         self.yield_slot(slot);
         self.spis.adopt(sa.spi_in)?;
         self.put(entry);
+        self.awaited.remove(&sa.spi_in);
         if outbound_now {
             match self.switch(slot) {
                 Ok(rules) => plan.extend(rules),

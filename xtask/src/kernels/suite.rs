@@ -317,7 +317,12 @@ pub struct Reading {
     expected: Option<u64>,
     start: Instant,
     verbose: bool,
+    /// Lines of a failed case's reasons that are still shown.
+    reasons: usize,
 }
+
+/// Lines that are shown of why a case failed.
+const REASONS: usize = 40;
 
 impl Reading {
     /// A step begins.
@@ -330,6 +335,7 @@ impl Reading {
             expected: None,
             start: Instant::now(),
             verbose,
+            reasons: 0,
         }
     }
 
@@ -339,6 +345,7 @@ impl Reading {
             outcome.learn(program);
             return;
         }
+        let reasons = std::mem::take(&mut self.reasons);
         if let Some(count) = line.strip_prefix("cases ").and_then(|n| n.parse().ok()) {
             self.expected = Some(count);
         } else if let Some(note) = line.strip_prefix("note ") {
@@ -350,6 +357,12 @@ impl Reading {
             self.score.failed += 1;
             self.score.failures.push(name.to_owned());
             detail(line);
+            self.reasons = REASONS;
+        } else if reasons > 0 && !line.starts_with("test ") {
+            self.reasons = reasons - 1;
+            if !self.verbose {
+                detail(line);
+            }
         }
         let shown = self.harness.shows(line, &mut self.score);
         if let Some(name) = line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... ok")) {

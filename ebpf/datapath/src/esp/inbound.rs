@@ -4,8 +4,8 @@
 //! then waits for a raise; a number up to the takeover floor is authenticated and counted as evidence.
 
 use maps_schema::event::{
-    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD,
-    SLOW_MOVED,
+    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_AWAITED,
+    SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED,
 };
 use maps_schema::sad::{
     InboundSa, SA_ESN, SA_LENIENT, SA_MAY_MOVE, SA_TRANSPORT, SA_UDP_ENCAP, SELECTORS_PER_SA,
@@ -59,7 +59,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         return work.drop(Verdict::UnknownSpi);
     };
     if volatile(&sa.spi) != work.spi || work.spi == 0 {
-        return work.drop(Verdict::UnknownSpi);
+        return not_there(env, work, volatile(&sa.awaited));
     }
     work.connection = sa.connection as u32;
     let suite = volatile(&sa.suite);
@@ -151,6 +151,20 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         work.floor_rule = FLOOR_HOLD;
     }
     lay_out(env, area, iv_len, text_len, flags & SA_ESN != 0)
+}
+
+/// No SA with this SPI. The peer may have made one whose answer is under way to us.
+#[inline(always)]
+fn not_there(env: &impl Env, work: &mut Work, awaited: u32) -> bool {
+    if awaited != work.spi || work.spi == 0 {
+        return work.drop(Verdict::UnknownSpi);
+    }
+    if work.role == ROLE_OLD_OWNER {
+        // The new owner goes on with the exchange.
+        return steer::pass_on(env, work, work.other);
+    }
+    work.seq = work.seq_low as u64;
+    work.slow(env, SLOW_AWAITED, Verdict::HeldForAnswer)
 }
 
 /// Copies IV, ciphertext and ICV to the cipher's area and sets the AAD.

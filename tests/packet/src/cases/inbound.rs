@@ -1,8 +1,10 @@
 //! ESP from the peer: RFC 4303 3.4, the ceiling, the takeover floor.
 
-use maps_schema::event::{EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING};
-use maps_schema::sad::{REPLAY_WINDOW, SA_ESN, SA_LOCAL_ONLY, SUITE_CHACHA20_POLY1305};
-use maps_schema::segment::{SEGMENT_ALONE, SideWord};
+use maps_schema::event::{
+    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_FRAME_MAX,
+};
+use maps_schema::sad::{InboundSa, REPLAY_WINDOW, SA_ESN, SA_LOCAL_ONLY, SUITE_CHACHA20_POLY1305};
+use maps_schema::segment::{LEGACY_OPEN, SEGMENT_ALONE, SideWord};
 use maps_schema::verdict::Verdict;
 
 use crate::case::{Action, Case, Observed, Program};
@@ -111,6 +113,7 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
+    cases.extend(awaited());
     cases.extend(windows());
     cases.extend(limits());
     cases.extend(contents());
@@ -221,6 +224,70 @@ fn windows() -> Vec<Case> {
         Verdict::IcvBad,
     ));
     cases
+}
+
+/// RFC 7296 2.8: the peer has its SA as soon as it answers, and we as soon as we have used the answer.
+fn awaited() -> Vec<Case> {
+    let asked_for = |spi| {
+        let mut world = World::plain();
+        world.inbound = InboundSa {
+            spi,
+            awaited: SPI_IN,
+            ..world.inbound
+        };
+        world
+    };
+    let waits = |name: &str, world: World| {
+        steer(name, world, peer().frame(7, &inner(30)))
+            .of(0)
+            .ends(Verdict::HeldForAnswer, Action::Drop)
+            .slow(SLOW_AWAITED)
+            .check(unmarked)
+    };
+    let none_before = World {
+        inbound: InboundSa {
+            awaited: SPI_IN,
+            ..InboundSa::default()
+        },
+        ..World::plain()
+    };
+    let older = SPI_IN + (1 << 24);
+    let mut third = peer();
+    third.spi = SPI_IN + (2 << 24);
+    let mut given = none_before.clone();
+    (given.owner, given.epoch) = (OTHER, EPOCH + 1);
+    given.side = SideWord {
+        legacy_owner: ME,
+        legacy_phase: LEGACY_OPEN,
+        legacy_epoch: EPOCH,
+        ..SideWord::default()
+    };
+    vec![
+        steer(
+            "an SA that was asked for by who gives the group away",
+            given,
+            peer().frame(7, &inner(30)),
+        )
+        .of(0)
+        .ends(Verdict::SecondHop, Action::Transmit)
+        .any_frame(),
+        waits("an SA that was asked for", none_before),
+        waits("the same in the slot of an older one", asked_for(older)),
+        steer(
+            "an SA that was asked for, and a packet of a third one",
+            asked_for(older),
+            third.frame(7, &inner(30)),
+        )
+        .of(0)
+        .ends(Verdict::UnknownSpi, Action::Drop),
+        steer(
+            "an SA that was asked for, and a packet that is too long to wait",
+            asked_for(0),
+            peer().frame(7, &inner(SLOW_FRAME_MAX)),
+        )
+        .of(0)
+        .ends(Verdict::SlowTooLong, Action::Drop),
+    ]
 }
 
 fn limits() -> Vec<Case> {

@@ -83,6 +83,7 @@ impl Core {
         }
         let layout = self.groups.layout;
         let elsewhere = |esp: &EspSpi| layout.group_of(esp.segment()) != id;
+        let mut plan = sad::MapPlan::default();
         let sponsor = &mut self.guests.machine.sponsor;
         for guest in self.engine.esp_spis_of(spi).filter(elsewhere) {
             sponsor.adopt(guest, spi, true);
@@ -95,7 +96,9 @@ impl Core {
             if let Err(error) = self.sad.hold_spi(promised) {
                 tracing::warn!(%promised, %error, "an unfinished exchange will come to nothing");
             }
+            plan.extend(self.sad.await_spi(promised));
         }
+        self.execute_or_log(&plan);
         self.watch_sources_of(spi);
     }
 

@@ -65,6 +65,8 @@ pub struct Group {
     pub ownership: Ownership,
     /// Ownership in the epoch before: the old owner's rights in a planned handover.
     pub before: Ownership,
+    /// When the present epoch came.
+    pub since: Instant,
     /// Commits in the order in which they were proposed.
     pub pending: VecDeque<Pending>,
     /// Commits that wait for other members, in order; what is about the same IKE SAs waits behind them.
@@ -97,6 +99,7 @@ impl Group {
             id,
             ownership: Ownership::default(),
             before: Ownership::default(),
+            since: Instant::default(),
             pending: VecDeque::new(),
             held: VecDeque::new(),
             withholding: false,

@@ -1,4 +1,5 @@
-//! Packets of policies without SA that wait for one (`on_miss = "hold"`): few, not for long, and of bounded size.
+//! Packets that wait for an SA: few, not for long, and of bounded size. Those of policies without SA (`on_miss = "hold"`) wait by the counter
+//! index of their connection, those that come before their SA (`early`) by its SPI.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use model::{ChildSaChange, Instant, OutboundUse};
 use super::Core;
 use super::entry::EntryChange;
 
-/// Packets of one connection that wait.
-const PER_CONNECTION: usize = 64;
+/// Packets of one connection, or of one SPI, that wait.
+const PER_KEY: usize = 64;
 /// Octets of all packets that wait.
 const OCTETS: usize = 4 << 20;
 /// A packet that waited longer is of no use to anybody: TCP has sent it again.
@@ -22,7 +23,7 @@ struct Packet {
     octets: Vec<u8>,
 }
 
-/// All of them, by the counter index of their connection.
+/// All of them, by what they wait for.
 #[derive(Default)]
 pub struct Held {
     waiting: HashMap<u32, VecDeque<Packet>>,
@@ -32,8 +33,8 @@ pub struct Held {
 }
 
 impl Held {
-    /// Takes a packet, if there is room. Of one connection the oldest gives way, so that what waits is what was sent last.
-    pub fn put(&mut self, now: Instant, connection: u32, ifindex: u32, octets: Vec<u8>) {
+    /// Takes a packet, if there is room. Of one key the oldest gives way, so that what waits is what was sent last.
+    pub fn put(&mut self, now: Instant, key: u32, ifindex: u32, octets: Vec<u8>) {
         if self.octets + octets.len() > OCTETS {
             self.expire(now);
         }
@@ -42,13 +43,13 @@ impl Held {
             return;
         }
         self.octets += octets.len();
-        let queue = self.waiting.entry(connection).or_default();
+        let queue = self.waiting.entry(key).or_default();
         queue.push_back(Packet {
             since: now,
             ifindex,
             octets,
         });
-        if queue.len() > PER_CONNECTION
+        if queue.len() > PER_KEY
             && let Some(oldest) = queue.pop_front()
         {
             self.octets -= oldest.octets.len();
@@ -68,18 +69,28 @@ impl Held {
         });
     }
 
-    /// What waits for a connection, in the order in which it came.
-    fn take(&mut self, connection: u32) -> VecDeque<Packet> {
-        let taken = self.waiting.remove(&connection).unwrap_or_default();
+    /// What waits for a key, in the order in which it came: interface and frame.
+    pub fn take(&mut self, key: u32) -> impl Iterator<Item = (u32, Vec<u8>)> + use<> {
+        let taken = self.waiting.remove(&key).unwrap_or_default();
         self.octets -= taken.iter().map(|p| p.octets.len()).sum::<usize>();
-        taken
+        taken.into_iter().map(|packet| (packet.ifindex, packet.octets))
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// For what something waits.
+    pub fn keys(&self) -> impl Iterator<Item = u32> {
+        self.waiting.keys().copied()
     }
 }
 
 impl Core {
     /// SAs came up: what waited for them goes through the programs again. A packet whose policy still has none comes back.
     pub(super) fn run_held_for(&mut self, changes: &[EntryChange]) {
-        if self.held.waiting.is_empty() {
+        if self.held.is_empty() {
             return;
         }
         let now = crate::clock::now();
@@ -99,8 +110,8 @@ impl Core {
             };
             let index = self.sad.connection_index(&entry.record.connection).unwrap_or(0);
             let slot = entry.slot();
-            for packet in self.held.take(u32::from(index)) {
-                self.run_frame(Entry::Inside, slot, packet.ifindex, &packet.octets);
+            for (ifindex, octets) in self.held.take(u32::from(index)) {
+                self.run_frame(Entry::Inside, slot, ifindex, &octets);
             }
         }
     }
@@ -120,11 +131,10 @@ mod tests {
         }
         held.put(T0, 4, 7, vec![1; 10]);
         assert_eq!((held.given_up, held.octets), (36, 65 * 10));
-        let taken = held.take(3);
-        let first = taken.iter().map(|p| p.octets[0]).collect::<Vec<_>>();
+        let first = held.take(3).map(|(_, octets)| octets[0]).collect::<Vec<_>>();
         assert_eq!(first, (36..100).collect::<Vec<_>>());
         assert_eq!(held.octets, 10);
-        assert!(held.take(3).is_empty());
+        assert_eq!(held.take(3).count(), 0);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub(crate) mod convert;
 mod devices;
 mod dial;
 mod digest;
+mod early;
 mod engine;
 mod entry;
 mod event_loop;
@@ -141,6 +142,10 @@ struct Core {
     slow: slow::Waiting,
     /// Packets that wait for an SA.
     held: held::Held,
+    /// Packets of SAs that peers were asked for, by SPI.
+    early: held::Held,
+    /// How many of them may go through the programs at once in this second.
+    early_again: u32,
     paths: path::Paths,
     takeover: timeline::Takeovers,
     /// Commands about ownership that wait for their end.
@@ -536,6 +541,8 @@ impl Core {
         self.snapshots.took_effect(id, &pending.changes);
         self.watch_sources(&pending.changes);
         self.run_held_for(&pending.changes);
+        self.run_early(&pending.changes, &failed);
+        self.await_answers(&pending.changes);
         self.orders_committed(&pending.changes, &failed);
         for (spi_in, error) in &failed {
             self.log.warn(
@@ -582,6 +589,7 @@ impl Core {
         self.wishes_turn(now);
         self.forget_old_paths(now);
         self.held.expire(now);
+        self.early_turn(now);
         self.forget_settled_forks();
         self.slow.counts[6] += std::mem::take(&mut self.held.given_up);
         self.names_turn(now);

@@ -69,6 +69,7 @@ impl Core {
         if new {
             group.evidence.clear();
             group.before = group.ownership;
+            group.since = clock::now();
         }
         group.ownership = Ownership {
             owner: Some(owner),

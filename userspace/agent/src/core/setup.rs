@@ -30,7 +30,7 @@ use super::scan::Scan;
 use super::stops::Stops;
 use super::suspects::Suspects;
 use super::{
-    Core, around, capabilities, convert, devices, engine, forks, held, path, secrets, slow, snapshot,
+    Core, around, capabilities, convert, devices, early, engine, forks, held, path, secrets, slow, snapshot,
     timeline,
 };
 use crate::api::InterfaceStatus;
@@ -430,6 +430,8 @@ impl Core {
             groups,
             slow: slow::Waiting::of(transport.iter().map(|(l, r)| (l.first, r.first)).collect()),
             held: held::Held::default(),
+            early: held::Held::default(),
+            early_again: early::AGAIN,
             paths: path::Paths::open(),
             takeover: timeline::Takeovers::default(),
             wishes: Wishes::default(),

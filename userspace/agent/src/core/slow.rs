@@ -8,8 +8,8 @@ use cluster::Layout;
 use cluster::io::Flip;
 use dataplane::Entry;
 use maps_schema::event::{
-    SLOW_ABOVE_CEILING, SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED, SLOW_NO_LEASE, SLOW_NO_SA, SLOW_OUT_FRAGMENT,
-    SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowFrame,
+    SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED, SLOW_NO_LEASE, SLOW_NO_SA,
+    SLOW_OUT_FRAGMENT, SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowFrame,
 };
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN};
 use model::MemberId;
@@ -74,7 +74,7 @@ pub struct Waiting {
 }
 
 /// Names of [`Waiting::counts`].
-pub const COUNTS: [&str; 13] = [
+pub const COUNTS: [&str; 14] = [
     "above_ceiling",
     "held",
     "out_fragment",
@@ -88,6 +88,7 @@ pub const COUNTS: [&str; 13] = [
     "ttl_exceeded",
     "path_error",
     "moved",
+    "held_for_answer",
 ];
 
 impl Waiting {
@@ -97,6 +98,11 @@ impl Waiting {
             transport,
             ..Self::default()
         }
+    }
+
+    /// A frame that nothing would come for.
+    pub(super) fn lost(&mut self) {
+        self.counts[6] += 1;
     }
 
     fn put(&mut self, inbound: bool, slot: u32, frame: Frame) -> Next {
@@ -221,6 +227,10 @@ impl Core {
             SLOW_PATH_ERROR => {
                 self.slow.counts[11] += 1;
                 self.tell_members_of_path(&frame.octets);
+            }
+            SLOW_AWAITED => {
+                self.slow.counts[13] += 1;
+                self.early_frame(slow, frame);
             }
             SLOW_MOVED => {
                 self.slow.counts[12] += 1;

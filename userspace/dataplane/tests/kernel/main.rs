@@ -214,6 +214,36 @@ fn programs_attach_in_driver_mode_and_maps_show_named_fields() {
 }
 
 #[test]
+fn an_awaited_spi_stands_beside_what_is_in_the_slot() {
+    let Some(lab) = Lab::new() else { return };
+    let mut plane = Plane::load(&lab.options()).expect("load");
+    plane.execute(&install(6, 0x0100_0006)).expect("execute");
+    let mut seen = |op| {
+        plane.execute(&MapPlan { ops: vec![op] }).expect("execute");
+        let (inbound, _) = plane.records(6).expect("slot exists");
+        (inbound.spi, inbound.selector_count, inbound.awaited)
+    };
+    let (slot, spi) = (6, 0x0200_0006);
+    let there = |awaited| (0x0100_0006, 0, awaited);
+    assert_eq!(seen(MapOp::PutAwaited { slot, spi }), there(spi));
+    assert_eq!(
+        seen(MapOp::ClearAwaited {
+            slot,
+            spi: 0x0100_0006
+        }),
+        there(spi)
+    );
+    assert_eq!(seen(MapOp::ClearAwaited { slot, spi }), there(0));
+    assert_eq!(seen(MapOp::PutAwaited { slot, spi }), there(spi));
+    assert_eq!(seen(MapOp::ClearSlot { slot }), (0, 0, 0));
+    let slot = 1 << 19;
+    let beyond = plane.execute(&MapPlan {
+        ops: vec![MapOp::PutAwaited { slot, spi }],
+    });
+    assert!(beyond.is_err_and(|error| error.cause.contains("slots")));
+}
+
+#[test]
 fn limits_are_published_by_version_and_live_counters_are_never_reset() {
     let Some(lab) = Lab::new() else { return };
     let mut plane = Plane::load(&lab.options()).expect("load");

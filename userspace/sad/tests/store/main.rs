@@ -1,6 +1,7 @@
 //! The SA store against a data plane in memory: order of a plan, rekey, removal, snapshots, raises.
 
 mod advance;
+mod awaited;
 mod final_window;
 mod groups;
 mod handover;

@@ -6,7 +6,6 @@ use anyhow::{Context, Result, bail};
 use lab::clock::wait_for;
 use lab::cmd;
 use serde_json::Value;
-use std::net::TcpStream;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -41,12 +40,8 @@ impl<'a> Server<'a> {
             .spawn()
             .context("iperf3")?;
         chain.resources.note_process(process.id())?;
-        let target = format!("{to}:{PORT}");
         wait_for(Duration::from_secs(5), Duration::from_millis(10), || {
-            let target = target.clone();
-            host.inside(move || Ok(TcpStream::connect(target).is_ok()))
-                .ok()?
-                .then_some(())
+            host.listens(PORT).ok()?.then_some(())
         })
         .context("iperf3 does not listen")?;
         Ok(Self {

@@ -1,5 +1,5 @@
-//! The peer's last packets on a rekeyed Child SA come after its Delete (ADR 26). The peer is our own engine, so that the packets can be
-//! sealed and sent at will.
+//! Packets of a Child SA that come after its Delete (ADR 26), or before the answer to the request for it is used (ADR 29). The peer is our own
+//! engine, so that the packets can be sealed and sent at will.
 //!
 //! Needs root and the built product: `cargo xtask test` sees to all of that.
 
@@ -212,4 +212,93 @@ fn another_owner_accepts_nothing_of_what_lingered() -> Result<()> {
     let number = scene.send(&new, 1)?;
     assert_eq!(scene.shots.wait_arrived(1, ARRIVES), [number]);
     Ok(())
+}
+
+impl Scene {
+    /// A has asked for a new Child SA in place of the one that is there; the peer has it, and its answer is kept back. What it sends on it
+    /// waits at A. Gives the SA, and what waits.
+    fn early(&mut self) -> Result<(ChildSaRecord, Vec<u64>)> {
+        let old = self.sa()?;
+        let new = self.peer.wait("the new Child SA", |seen| {
+            let mut others = seen.children.values().filter(|sa| sa.spi_in != old.spi_in);
+            others.next().cloned()
+        })?;
+        let before = self.held()?;
+        let sent = (1..=3).map(|sequence| self.send(&new, sequence));
+        let sent = sent.collect::<Result<Vec<_>>>()?;
+        self.waits(before + 3)?;
+        assert_eq!(self.shots.arrived(), [0; 0], "before there is an SA");
+        Ok((new, sent))
+    }
+
+    /// Packets that met an SA which was asked for, on both members.
+    fn held(&self) -> Result<u64> {
+        let of = |member| verdict(member, "held_for_answer");
+        self.cluster.members.iter().map(of).sum()
+    }
+
+    fn waits(&self, count: u64) -> Result<()> {
+        wait_for(ARRIVES, Duration::from_millis(5), || {
+            self.held().is_ok_and(|held| held >= count).then_some(())
+        })
+        .with_context(|| format!("{count} packets do not wait: {:?}", self.held()))
+    }
+
+    fn arrive(&self, expected: &[u64]) {
+        let mut arrived = self.shots.wait_arrived(expected.len(), ARRIVES);
+        arrived.sort_unstable();
+        assert_eq!(arrived, expected);
+    }
+}
+
+/// ```text
+///   A ---- CREATE_CHILD_SA (rekey) ----> peer, whose answer is on its way
+///   peer ==== ESP(new) 1, 2, 3, and 1 again ====> A      held_for_answer
+///   peer ---- its answer ----> A                         1, 2, 3 are delivered, 1 again is a replay
+/// ```
+#[test]
+fn a_packet_that_overtakes_the_answer_waits_for_it_and_is_delivered_once() -> Result<()> {
+    let mut scene = Scene::new()?;
+    let unknown = verdict(&scene.cluster.members[0], "unknown_spi")?;
+    scene.peer.mute(true);
+    let mut rekey = scene.cluster.members[0].launch(&["rekey", NAME])?;
+    let (new, sent) = scene.early()?;
+    let before = scene.held()?;
+    scene.send(&new, 1)?;
+    scene.waits(before + 1)?;
+    let a = &scene.cluster.members[0];
+    let replays = verdict(a, "replay_duplicate")?;
+    scene.peer.mute(false);
+    scene.arrive(&sent);
+    ensure!(rekey.wait()?, "the rekey failed");
+    assert_eq!(verdict(a, "replay_duplicate")? - replays, 1);
+    assert_eq!(verdict(a, "unknown_spi")?, unknown);
+    // What comes now is opened where it comes.
+    let held = scene.held()?;
+    let number = scene.send(&new, 4)?;
+    scene.arrive(&[number]);
+    assert_eq!(scene.held()?, held);
+    Ok(())
+}
+
+/// ```text
+///   A ---- CREATE_CHILD_SA (rekey) ----> peer, whose answer is on its way
+///   peer ==== ESP(new) 1, 2, 3 ====> A     held_for_answer
+///   A ---- planned ----> B                 what waits goes with it
+///   peer ---- its answer ----> B           1, 2, 3 are delivered
+/// ```
+#[test]
+fn what_waits_for_an_answer_goes_to_the_next_owner() -> Result<()> {
+    let mut scene = Scene::new()?;
+    scene.peer.mute(true);
+    let mut rekey = scene.cluster.members[0].launch(&["rekey", NAME])?;
+    let (_, sent) = scene.early()?;
+    let before = scene.held()?;
+    scene.cluster.members[0].espalier(&["takeover", "--to", "2"])?;
+    // Once more each, at B, when it has had time to adopt the exchange.
+    scene.waits(before + 3)?;
+    scene.peer.mute(false);
+    scene.arrive(&sent);
+    // The member that was told to does not serve the connection any more, and says so, or that it came about.
+    rekey.wait().map(drop)
 }
