@@ -298,6 +298,8 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
 }
 
 fn reestablish(ctx: &mut Context<'_>, spi: IkeSpi) {
+    // Who names one that a fork touched may not know of the rekeys that came after.
+    let spi = ctx.table.latest(spi);
     let Some(mut sa) = ctx.table.take(spi) else {
         return failed(ctx, None, format!("no IKE SA with our SPI {spi}"));
     };

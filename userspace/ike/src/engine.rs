@@ -349,6 +349,11 @@ impl Engine {
         self.table.get(spi).is_some_and(rebinding::may_move)
     }
 
+    /// The IKE SA that rekeys have put in place of this one, as far as they are remembered; itself, where none has.
+    pub fn latest(&self, spi: IkeSpi) -> IkeSpi {
+        self.table.latest(spi)
+    }
+
     /// Inbound SPIs that are promised to peers in unfinished exchanges but not installed: after [`Engine::adopt`] the
     /// allocator must not give their slots to others. They end with an `Install` or with
     /// [`Surroundings::release_esp_spi`].

@@ -15,6 +15,7 @@ mod exchange;
 mod forget;
 mod ike_sa;
 pub mod io;
+mod lineage;
 mod negotiate;
 mod outbox;
 pub mod pool;

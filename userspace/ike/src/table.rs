@@ -2,6 +2,7 @@
 
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::Phase;
+use crate::lineage::Lineage;
 use model::{EspSpi, IkeSpi, Instant};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -17,6 +18,7 @@ pub(crate) struct Table {
     wake: BTreeSet<(Instant, IkeSpi)>,
     /// Addresses out of pools, by who has them.
     leases: HashMap<IpAddr, IkeSpi>,
+    lineage: Lineage,
 }
 
 impl Table {
@@ -74,8 +76,16 @@ impl Table {
         self.sas.insert(spi, sa);
     }
 
+    /// The IKE SA that rekeys have put in place of this one, which may be gone.
+    pub fn latest(&self, spi: IkeSpi) -> IkeSpi {
+        self.lineage.latest(spi, |spi| self.get(spi)?.successor)
+    }
+
     /// Removes what [`Table::take`] leaves in the indexes.
     pub fn forget(&mut self, sa: &IkeSa) {
+        if let Some(successor) = sa.successor {
+            self.lineage.note(sa.spi, successor);
+        }
         if let Some(name) = &sa.connection
             && let Some(spis) = self.by_connection.get_mut(name)
         {

@@ -135,6 +135,24 @@ fn what_a_discarded_fork_touched_is_begun_anew_by_whoever_initiates() {
     }
 }
 
+/// The winner has rekeyed the IKE SA before it hears what the other one's fork touched (simulation, seed 50009746).
+#[test]
+fn an_ike_sa_that_a_fork_touched_is_followed_over_its_rekeys() {
+    let mut world = world_with(32, |side, connection| connection.start = side == B);
+    let named = world.only(B).spi;
+    for _ in 0..2 {
+        let spi = world.only(B).spi;
+        world.command(B, Command::RekeyIke { spi });
+        world.settle();
+    }
+    let before = world.only(B).spi;
+    assert_ne!(before, named);
+    world.command(B, Command::Reestablish { spi: named });
+    world.settle();
+    world.assert_up(1);
+    assert_ne!(world.only(B).spi, before);
+}
+
 #[test]
 fn lost_and_repeated_messages_of_the_exchange_do_no_harm() {
     for lost in 0..2 {

@@ -91,6 +91,13 @@ impl Member {
         left
     }
 
+    /// Whether something is known here alone of what a fork has touched, or would have if it lost.
+    pub fn has_untold_forks(&self) -> bool {
+        let touched = |of: &Touched| !of.spis.is_empty() || !of.peers.is_empty();
+        self.forks.touched.values().any(touched)
+            || self.forks.owed.keys().any(|group| self.node.owes_a_fork(*group))
+    }
+
     /// What the life before has left is told like a fork of this one's.
     pub fn take_up_forks(&mut self, now: Instant, left: Left) {
         for (group, (spis, peers)) in &left {
@@ -227,7 +234,10 @@ impl Member {
         let mut due = Vec::new();
         for Part { anew, check, .. } in self.forks.named.values_mut() {
             let (mirror, engine) = (&self.mirror, &self.engine);
-            anew.retain(|spi, _| mirror.contains_key(spi) || engine.status_of(*spi).is_some());
+            anew.retain(|spi, _| {
+                let latest = engine.latest(*spi);
+                mirror.contains_key(&latest) || engine.status_of(latest).is_some()
+            });
             for (spi, last) in anew {
                 if due.len() < PER_SECOND && last.is_none_or(|at| cx.now.since(at) >= AGAIN) {
                     *last = Some(cx.now);

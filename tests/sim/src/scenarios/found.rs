@@ -215,6 +215,17 @@ pub(super) const WINNERS_WINDOW: Scenario = Scenario {
     ..PLAIN
 };
 
+/// What the lost half of a split had touched was an IKE SA that the winner had rekeyed since then: it knew no IKE SA of that name any more, and left
+/// alone what had taken its place.
+pub(super) const REKEYED_FORK: Scenario = Scenario {
+    name: "rekeyed-fork",
+    about: "the winner of a split has rekeyed the IKE SA that the loser names",
+    weight: 0,
+    mix: EVERYTHING,
+    seeds: Some(&[50_009_746]),
+    ..PLAIN
+};
+
 /// A member of a pair knew of an epoch of the other one's, and held nothing of it. The other one was started again, and began below that epoch
 /// before the first could make anything of the silence, which stood still itself: it asked to join an epoch that nobody had any more, for ever.
 pub(super) const BEGUN_BELOW: Scenario = Scenario {

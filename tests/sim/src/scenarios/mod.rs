@@ -233,6 +233,7 @@ pub static SCENARIOS: &[Scenario] = &[
     found::FINISHED_ELSEWHERE,
     found::WINNERS_WINDOW,
     found::BEGUN_BELOW,
+    found::REKEYED_FORK,
     members::CROSSING_DELETION,
 ];
 

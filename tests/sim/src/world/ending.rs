@@ -191,6 +191,15 @@ impl World {
                     self.watch.breach("R5", self.now, text);
                 }
             }
+        } else if self.now.since(self.heal_at) > SERVICE_WITHIN && self.untold {
+            // Documented: nobody can tell what a half of a split pair did whose host is lost (docs/SYNCH-CHANNEL.md).
+            self.stage = Stage::Quiet { since: self.now };
+            self.trace.note(self.now, "quiet", [1, 0], || {
+                format!(
+                    "no packets come through {}, which nobody could mend",
+                    missing.join(", ")
+                )
+            });
         } else if self.now.since(self.heal_at) > SERVICE_WITHIN {
             let text = format!(
                 "{} ms after the end of all faults no packets come through {}",

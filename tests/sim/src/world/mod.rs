@@ -193,6 +193,8 @@ pub struct World {
     datagrams: VecDeque<(u8, u8, Link, u64, Vec<u8>)>,
     mirror_seen: Option<Vec<String>>,
     next_start_over: Instant,
+    /// A host was lost that knew alone what a half of a split pair had touched.
+    untold: bool,
     /// A steady run judges its synch traffic from here on.
     steady: Option<crate::check::TrafficMark>,
     /// Measure and judge the synch traffic.
@@ -289,6 +291,7 @@ impl World {
             datagrams: VecDeque::new(),
             mirror_seen: None,
             next_start_over: now,
+            untold: false,
             steady: None,
             judge_traffic,
             schedule,

@@ -52,9 +52,11 @@ impl World {
         }
         seat.inbox.clear();
         seat.state = if host { State::Down } else { State::AgentDead };
+        let untold = host && seat.member.as_ref().is_some_and(|m| m.has_untold_forks());
         if host {
             seat.member = None;
         }
+        self.untold |= untold;
         self.watch.truth.died(now, Self::member_id(member));
         for other in self.members() {
             for link in LINKS {

@@ -222,9 +222,11 @@ impl Core {
     pub(in crate::core) fn reestablish(&mut self) {
         let (mirror, engine) = (&self.mirror, &self.engine);
         let due = self.forks.next(clock::now(), PER_SECOND, |spi| {
-            mirror.contains_key(&spi) || engine.contains(spi)
+            let latest = engine.latest(spi);
+            mirror.contains_key(&latest) || engine.contains(latest)
         });
         for (spi, remedy) in due {
+            let spi = self.engine.latest(spi);
             self.adopt_first(spi);
             self.engine_command(match remedy {
                 Remedy::Anew => Command::Reestablish { spi },
