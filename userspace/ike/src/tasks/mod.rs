@@ -21,6 +21,7 @@ pub(crate) mod mobike_initiator;
 pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod qcd;
+pub(crate) mod reauth;
 pub(crate) mod rebinding;
 pub(crate) mod redirect;
 pub(crate) mod refresh;
