@@ -64,7 +64,9 @@ fn reauthentication_by_both_sides_loses_nothing_and_leaves_one_ike_sa() -> Resul
     let peer = start_peer(&lab, &psk)?;
     let stage = Stage::up(lab, peer, &product, &psk)?;
     stage.connect()?;
-    let times = std::env::var("ESPALIER_REAUTHS").ok().and_then(|n| n.parse().ok());
+    let times = std::env::var("ESPALIER_REAUTHS")
+        .ok()
+        .and_then(|n| n.parse().ok());
     let times = times.unwrap_or(TIMES);
     let overflows = stage.peer_overflows()?;
     let a = &stage.members[0];
@@ -78,7 +80,10 @@ fn reauthentication_by_both_sides_loses_nothing_and_leaves_one_ike_sa() -> Resul
     let goes_on = |more: usize| {
         let until = pings.each_ref().map(|ping| ping.so_far().1 + more);
         wait_for(LIMIT, TICK, || {
-            let done = pings.iter().zip(until).all(|(ping, until)| ping.so_far().1 >= until);
+            let done = pings
+                .iter()
+                .zip(until)
+                .all(|(ping, until)| ping.so_far().1 >= until);
             done.then_some(())
         })
         .context("the pings do not come back")
@@ -103,7 +108,11 @@ fn reauthentication_by_both_sides_loses_nothing_and_leaves_one_ike_sa() -> Resul
         settled("one", Some(&before))?;
         goes_on(100)?;
         let more = unknown()? - unknown_before;
-        ensure!(more == 0, "by the peer: {more} packets of no SA\n{}", a.log_text());
+        ensure!(
+            more == 0,
+            "by the peer: {more} packets of no SA\n{}",
+            a.log_text()
+        );
 
         let before = settled("two", None)?;
         a.espalier(&["rekey", "--reauth", "two"])?;
@@ -140,10 +149,17 @@ fn reauthentication_by_both_sides_loses_nothing_and_leaves_one_ike_sa() -> Resul
         a.verdicts(),
         a.log_text()
     );
-    ensure!(lost[..2] == [0, 0] || overflows > 0, "lost where the peer begins: {lost:?}\n{}", a.log_text());
+    ensure!(
+        lost[..2] == [0, 0] || overflows > 0,
+        "lost where the peer begins: {lost:?}\n{}",
+        a.log_text()
+    );
     let events = a.events()?;
     let told = |name: &str| events.iter().filter(|(_, kind, _)| kind == name).count();
-    ensure!(told("peer_closed") == 0 && told("reauth_failed") == 0, "{events:?}");
+    ensure!(
+        told("peer_closed") == 0 && told("reauth_failed") == 0,
+        "{events:?}"
+    );
     ensure!(
         stage.outside.read(|l| l.duplicates()) == (0, 0),
         "(SPI, sequence number), (SPI, IV) twice"

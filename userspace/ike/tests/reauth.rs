@@ -99,10 +99,20 @@ fn a_new_ike_sa_takes_the_old_ones_place_before_that_ends() {
         assert_eq!(count(&world, side, EventKind::Reauthenticated), 1);
         assert_eq!(count(&world, side, EventKind::Established), 2);
     }
-    assert_eq!(count(&world, B, EventKind::InitialContact), 1, "the first time only");
+    assert_eq!(
+        count(&world, B, EventKind::InitialContact),
+        1,
+        "the first time only"
+    );
     let [a, b] = [A, B].map(|side| world.sides[side].changes[changes[side]..].to_vec());
     let kinds = |changes: &[String]| {
-        let word = |change: &String| change.split(' ').filter(|w| !w.contains("0000")).collect::<Vec<_>>().join(" ");
+        let word = |change: &String| {
+            change
+                .split(' ')
+                .filter(|w| !w.contains("0000"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         changes.iter().map(word).collect::<Vec<_>>()
     };
     // The initiator uses the new one as soon as it has the answer. The responder waits for the Delete, or for a second.
@@ -152,7 +162,12 @@ fn rekeys_of_the_ike_sa_do_not_put_it_off_whoever_makes_them() {
         world.take_over(A);
         pass(&mut world, seconds(15));
         world.assert_up(1);
-        assert_eq!(count(&world, A, EventKind::Reauthenticated), 1, "{}", world.story());
+        assert_eq!(
+            count(&world, A, EventKind::Reauthenticated),
+            1,
+            "{}",
+            world.story()
+        );
         assert_quiet(&world);
     }
 }
@@ -175,8 +190,15 @@ fn where_it_fails_the_old_one_stays_and_it_is_tried_again_with_growing_pauses() 
     assert!((4..=8).contains(&failed), "{failed}\n{}", world.story());
     let text = world.event(A, EventKind::ReauthFailed).to_string();
     assert!(text.contains("stays up, tried again in"), "{text}");
-    assert!(!world.sides[A].events.iter().any(|e| e.kind == EventKind::IkeSaDown && e.was_up));
-    world.sides[B].engine.set_config(configs(b"a secret that both know"));
+    assert!(
+        !world.sides[A]
+            .events
+            .iter()
+            .any(|e| e.kind == EventKind::IkeSaDown && e.was_up)
+    );
+    world.sides[B]
+        .engine
+        .set_config(configs(b"a secret that both know"));
     pass(&mut world, seconds(400));
     world.assert_up(1);
     assert_ne!(world.only(A).spi, old);
@@ -269,7 +291,11 @@ fn step(world: &mut World) -> bool {
     if world.step() {
         return true;
     }
-    let next = world.sides.iter().filter_map(|side| side.engine.next_timeout()).min();
+    let next = world
+        .sides
+        .iter()
+        .filter_map(|side| side.engine.next_timeout())
+        .min();
     world.now = world.now.max(next.expect("a timer"));
     set_clock(world);
     world.timeout();
@@ -419,7 +445,10 @@ fn a_peer_that_does_not_authenticate_anew_is_believed_a_tenth_longer() {
         pass(&mut world, seconds(10));
         world.assert_all_gone();
         let text = world.event(B, EventKind::AuthLapsed).to_string();
-        assert!(text.contains("has not authenticated anew") && text.contains("RFC 4478"), "{text}");
+        assert!(
+            text.contains("has not authenticated anew") && text.contains("RFC 4478"),
+            "{text}"
+        );
         assert!(world.has_event(A, EventKind::PeerClosed));
     }
 }
@@ -446,7 +475,11 @@ fn an_initiator_goes_by_a_new_configuration_at_once() {
     world.sides[A].engine.set_config(config(vec![connection]));
     let spi = world.only(A).spi;
     world.command(A, Command::RestartTimers { spi });
-    assert_eq!(world.only(A).reauth_in, Some(seconds(50)), "since it was authenticated");
+    assert_eq!(
+        world.only(A).reauth_in,
+        Some(seconds(50)),
+        "since it was authenticated"
+    );
     // The others were told.
     set_clock(&mut world);
     world.take_over(A);
@@ -455,7 +488,12 @@ fn an_initiator_goes_by_a_new_configuration_at_once() {
 
 #[test]
 fn lifetimes_that_are_absurd_keep_nobody_busy_and_overflow_nothing() {
-    for (told, times) in [(0, 5..=10), (1, 5..=10), (u64::from(u32::MAX), 0..=0), (u64::MAX / 4, 0..=0)] {
+    for (told, times) in [
+        (0, 5..=10),
+        (1, 5..=10),
+        (u64::from(u32::MAX), 0..=0),
+        (u64::MAX / 4, 0..=0),
+    ] {
         let mut world = up_with(15, |side, connection| {
             if side == B {
                 connection.reauth_time = Some(seconds(told));
@@ -483,7 +521,10 @@ fn a_peer_that_comes_back_without_a_word_has_its_packets_within_a_second() {
     let spi = world.only(A).spi;
     world.command(A, Command::Reauthenticate { spi });
     world.settle();
-    assert_eq!(world.sides[B].outbound["c"], old, "the old one still carries our packets");
+    assert_eq!(
+        world.sides[B].outbound["c"], old,
+        "the old one still carries our packets"
+    );
     // Its Delete never comes.
     world.sides[A].around.pool_share = None;
     pass(&mut world, seconds(2));
@@ -514,7 +555,11 @@ fn a_resumed_session_is_no_new_authentication() {
     world.command(A, Command::Liveness { spi });
     for _ in 0..20 {
         world.net.clear();
-        let Some(next) = world.sides[A].engine.next_timeout().filter(|_| !world.status(A).is_empty()) else {
+        let Some(next) = world.sides[A]
+            .engine
+            .next_timeout()
+            .filter(|_| !world.status(A).is_empty())
+        else {
             break;
         };
         world.now = world.now.max(next);
@@ -536,4 +581,38 @@ fn a_resumed_session_is_no_new_authentication() {
     }
     let left = world.only(A).reauth_in.expect("a time");
     assert!(left < seconds(2300), "{left:?}");
+}
+
+/// ```text
+///   A: an operator wants it now; it is not due for long
+///   a takeover after each step, of either side; what was under way is lost or not
+/// ```
+#[test]
+fn a_takeover_in_one_that_is_not_due_leaves_one_ike_sa_the_old_one_or_the_new_one() {
+    for taken in [A, B] {
+        for lost in [false, true] {
+            for at in 0..20 {
+                let mut world = up_with(18, |_, connection| {
+                    connection.retransmit.initial = Duration::from_millis(500);
+                });
+                let spi = world.only(A).spi;
+                world.command(A, Command::Reauthenticate { spi });
+                for _ in 0..at {
+                    if count(&world, A, EventKind::Reauthenticated) == 0 {
+                        step(&mut world);
+                    }
+                }
+                if lost {
+                    world.net.clear();
+                }
+                world.take_over(taken);
+                pass(&mut world, seconds(200));
+                world
+                    .trace
+                    .push(format!("({taken} taken over after {at} steps, lost: {lost})"));
+                world.assert_up(1);
+                assert_quiet(&world);
+            }
+        }
+    }
 }

@@ -199,7 +199,9 @@ fn a_peer_that_authenticates_anew_has_the_same_address_and_the_old_ike_sas_end_d
         let delete = [Payload::Delete(ike_wire::Delete::Ike)];
         assert!(peer.request(ExchangeType::INFORMATIONAL, &delete).is_some());
         assert!(peer.world.has_event(B, EventKind::Reauthenticated));
-        assert!(!peer.world.has_event(B, EventKind::PeerClosed) && !peer.world.has_event(B, EventKind::IkeSaDown));
+        assert!(
+            !peer.world.has_event(B, EventKind::PeerClosed) && !peer.world.has_event(B, EventKind::IkeSaDown)
+        );
         (peer.spi, peer.keys, peer.spi_r, peer.next, peer.iv) = new;
         let leases: Vec<_> = peer.world.sides[B].engine.leases().collect();
         assert_eq!(leases, first, "still hers");

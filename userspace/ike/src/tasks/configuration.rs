@@ -114,7 +114,11 @@ fn lease<'p>(
             && holder.remote_id == sa.remote_id
             && (wanted == Some(address) || holder.path.remote == sa.path.remote)
     };
-    let free = |address| ctx.table.holders(address).all(|holder| is_its_own(holder, address));
+    let free = |address| {
+        ctx.table
+            .holders(address)
+            .all(|holder| is_its_own(holder, address))
+    };
     pools.find_map(|pool| pool.choose(share, id, wanted, free))
 }
 

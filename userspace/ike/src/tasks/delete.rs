@@ -173,7 +173,10 @@ fn end(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
         ctx.out
             .child_changes
             .push(ChildSaChange::Remove { spi_in: child.spi_in });
-        if next.as_ref().is_some_and(|(_, names)| names.contains(&child.name)) {
+        if next
+            .as_ref()
+            .is_some_and(|(_, names)| names.contains(&child.name))
+        {
             continue;
         }
         let text = format!(

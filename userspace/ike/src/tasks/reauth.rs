@@ -356,7 +356,10 @@ pub(crate) fn start_switch(sa: &mut IkeSa, ctx: &Context<'_>) {
 /// Responder: the peer did not delete the old one in time, and certainly uses the new one.
 pub(crate) fn switch_due(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     sa.timers.switch = None;
-    let waiting = sa.children.iter().filter(|child| awaits_elsewhere(sa, child.phase));
+    let waiting = sa
+        .children
+        .iter()
+        .filter(|child| awaits_elsewhere(sa, child.phase));
     let waiting: Vec<EspSpi> = waiting.map(|child| child.spi_in).collect();
     switch(sa, ctx, |child| waiting.contains(&child.spi_in));
 }
@@ -402,8 +405,14 @@ mod tests {
             assert_eq!(told(hostile), seconds(10), "{hostile}");
         }
         assert!(told(u64::MAX) > seconds(u64::MAX / 2));
-        assert_eq!(due_after(Some(seconds(100)), Some(seconds(3600))), Some(seconds(100)));
-        assert_eq!(due_after(Some(seconds(9000)), Some(seconds(3600))), Some(seconds(3240)));
+        assert_eq!(
+            due_after(Some(seconds(100)), Some(seconds(3600))),
+            Some(seconds(100))
+        );
+        assert_eq!(
+            due_after(Some(seconds(9000)), Some(seconds(3600))),
+            Some(seconds(3240))
+        );
         assert_eq!(due_after(None, None), None);
     }
 
