@@ -317,7 +317,8 @@ pub(crate) fn goes_on<'t>(sa: &IkeSa, ctx: &'t Context<'_>) -> Option<&'t IkeSa>
     let age = |sa: &IkeSa| sa.more.authentication.as_ref().map(|a| a.age(ctx.now));
     let is_younger = |other: &&IkeSa| match (order_of_ours(sa), order_of_ours(other)) {
         (Some(this), Some(other)) => other > this,
-        _ => age(other) <= age(sa),
+        // What nobody has written down is older than what somebody has.
+        _ => age(sa).is_none_or(|this| age(other).is_some_and(|other| other <= this)),
     };
     ctx.table.beside(sa).find(is_younger)
 }
