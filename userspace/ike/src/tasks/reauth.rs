@@ -365,6 +365,15 @@ pub(crate) fn switch_due(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     switch(sa, ctx, |child| waiting.contains(&child.spi_in));
 }
 
+/// The peer deletes an IKE SA whose Child SAs carry our packets still. They change over now. Returns whether any did: then the Delete is
+/// left for its repetition, or packets that we have sealed for the old ones would meet their end, here or at the peer.
+pub(crate) fn switch_before_end(sa: &IkeSa, ctx: &mut Context<'_>) -> bool {
+    let before = ctx.out.child_changes.len();
+    let spis: Vec<EspSpi> = sa.children.iter().map(|child| child.spi_in).collect();
+    switch_beside(sa, ctx, &spis);
+    ctx.out.child_changes.len() > before
+}
+
 /// Child SAs of this IKE SA end: those of others that wait for that carry our packets from now on.
 pub(crate) fn switch_beside(sa: &IkeSa, ctx: &mut Context<'_>, ended: &[EspSpi]) {
     let waits = |child: &crate::ike_sa::child::ChildSa| matches!(child.phase, ChildPhase::AwaitsSwitch { replaces } if ended.contains(&replaces));
