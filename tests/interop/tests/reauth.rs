@@ -27,7 +27,12 @@ const TIMES: usize = 5;
 
 /// The peer reauthenticates as we do: the new IKE SA first.
 fn start_peer(lab: &Lab, psk: &str) -> Result<Charon> {
+    // Without time between reauthentication and the end charon does both at once when it hears AUTH_LIFETIME.
     let conf = swanctl_conf(&peer_connections(), psk);
+    let conf = conf.replace(
+        "    dpd_delay = 3s\n",
+        "    over_time = 5s\n    rand_time = 0s\n    dpd_delay = 3s\n",
+    );
     let daemon = Daemon {
         settings: &["make_before_break = yes"],
         ..Daemon::default()
