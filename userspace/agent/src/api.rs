@@ -375,6 +375,12 @@ pub struct IkeSa {
     pub agreed: Vec<String>,
     /// Seconds since it was established, where known.
     pub age_s: Option<u64>,
+    /// Seconds since the peers authenticated each other, which rekeys do not change.
+    #[serde(default)]
+    pub authenticated_s: Option<u64>,
+    /// Seconds until we authenticate anew (as initiator), or until the IKE SA ends unless the peer has done so.
+    #[serde(default)]
+    pub reauth_in_s: Option<u64>,
     /// Our next request's Message ID.
     pub next_request_id: u32,
     /// The Message ID that we expect from the peer.
@@ -545,6 +551,9 @@ pub struct RekeyRequest {
     pub spi: Option<String>,
     /// The IKE SA of this connection.
     pub ike: Option<String>,
+    /// The IKE SA of this connection is authenticated anew.
+    #[serde(default)]
+    pub reauth: Option<String>,
 }
 
 /// `POST /v1/liveness`.

@@ -58,7 +58,16 @@ pub fn execute(command: Command) -> Result<ExitCode> {
             connection,
             spi,
             ike,
-        } => order(&query, "/v1/rekey", &RekeyRequest { connection, spi, ike }),
+            reauth,
+        } => {
+            let wish = RekeyRequest {
+                connection,
+                spi,
+                ike,
+                reauth,
+            };
+            order(&query, "/v1/rekey", &wish)
+        }
         Command::Liveness { query, connection } => {
             order(&query, "/v1/liveness", &LivenessRequest { connection })
         }

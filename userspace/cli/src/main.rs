@@ -91,14 +91,18 @@ enum Command {
         #[command(flatten)]
         query: Query,
         /// Connection whose Child SAs are rekeyed, or one child: CONNECTION/CHILD, or its name where no other connection has one like it.
-        #[arg(required_unless_present_any = ["spi", "ike"], conflicts_with_all = ["spi", "ike"])]
+        #[arg(required_unless_present_any = ["spi", "ike", "reauth"], conflicts_with_all = ["spi", "ike", "reauth"])]
         connection: Option<String>,
         /// The Child SA with this inbound SPI (hexadecimal).
-        #[arg(long, conflicts_with = "ike")]
+        #[arg(long, conflicts_with_all = ["ike", "reauth"])]
         spi: Option<String>,
         /// The IKE SA of this connection.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "reauth")]
         ike: Option<String>,
+        /// A new IKE SA with new proofs of identity in place of that of this connection, which ends once the new one is up. Only where
+        /// we initiated it.
+        #[arg(long)]
+        reauth: Option<String>,
     },
     /// Ask the peer of a connection for a sign of life now, and wait for it.
     Liveness {

@@ -390,6 +390,18 @@ fn channel(channel: &ChannelStatus) -> String {
     out
 }
 
+/// When the IKE SA is due to be authenticated anew.
+fn authentication(ike: &IkeSa) -> String {
+    let Some(left) = ike.reauth_in_s else {
+        return String::new();
+    };
+    let ago = ike.authenticated_s.unwrap_or_default();
+    match ike.initiator {
+        true => format!(", authenticated {ago} s ago, anew in {left} s"),
+        false => format!(", authenticated {ago} s ago, ends in {left} s unless anew"),
+    }
+}
+
 /// `espalier sas`.
 pub fn sas(sas: &[IkeSa]) -> String {
     if sas.is_empty() {
@@ -399,7 +411,7 @@ pub fn sas(sas: &[IkeSa]) -> String {
     for ike in sas {
         let _ = writeln!(
             out,
-            "{}: {}, {} {} <-> {} [{}]{}, SPIs {} / {}, {}, next request {} / expected {}{}",
+            "{}: {}, {} {} <-> {} [{}]{}, SPIs {} / {}, {}, next request {} / expected {}{}{}",
             ike.connection,
             ike.state,
             if ike.initiator { "initiator" } else { "responder" },
@@ -416,6 +428,7 @@ pub fn sas(sas: &[IkeSa]) -> String {
             ike.next_request_id,
             ike.expected_request_id,
             ike.age_s.map_or(String::new(), |s| format!(", {s} s old")),
+            authentication(ike),
         );
         let mut children = table(&[
             "child",

@@ -12,7 +12,7 @@ use crate::status::ConnectionPhase;
 use crate::table::Table;
 use crate::tasks::{
     Pending, child_create, counter_sync, delete, ike_auth, ike_init, message_id_sync, mobike_initiator,
-    rebinding, resume, start_next, ticket,
+    reauth, rebinding, resume, start_next, ticket,
 };
 use model::{EspSpi, IkeSpi};
 use std::net::IpAddr;
@@ -38,6 +38,7 @@ pub(crate) fn run(ctx: &mut Context<'_>, command: Command) {
         Command::RepairInbound { spi_in, delta } => repair(ctx, spi_in, delta),
         Command::SyncMessageIds { spi, margin } => sync_message_ids(ctx, spi, margin),
         Command::RekeyIke { spi } => on_ike(ctx, spi, Task::RekeyIke),
+        Command::Reauthenticate { spi } => reauthenticate(ctx, spi),
         Command::Liveness { spi } => on_ike(ctx, spi, Task::Liveness),
         Command::Redirect { spi, to } => match ctx.table.get(spi) {
             Some(sa) if !sa.more.redirectable => {
@@ -175,7 +176,8 @@ pub(crate) fn missing_children(config: &EngineConfig, table: &Table, name: &str)
     missing.map(|child| child.name.clone()).collect()
 }
 
-fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
+/// Whether an IKE SA has a child, or has asked or is about to ask for it.
+pub(crate) fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
     let installed = |phase| matches!(phase, ChildPhase::Installed | ChildPhase::AwaitsSwitch { .. });
     let up = sa
         .children
@@ -191,11 +193,15 @@ fn is_up_or_coming(sa: &IkeSa, child: &str) -> bool {
         }
         _ => false,
     });
+    let waits = sa.our.queue.iter().any(|queued| match &queued.task {
+        Task::CreateChild { child: name } => name == child,
+        _ => false,
+    });
     let first = match &sa.phase {
         Phase::AwaitAuthResponse(phase) => phase.child.as_ref(),
         _ => None,
     };
-    up || asked || first.is_some_and(|offer| offer.name == child)
+    up || asked || waits || first.is_some_and(|offer| offer.name == child)
 }
 
 fn move_local(ctx: &mut Context<'_>, spi: IkeSpi, local: IpAddr) {
@@ -220,8 +226,12 @@ fn restart_timers(ctx: &mut Context<'_>, spi: IkeSpi) {
     };
     if matches!(sa.phase, Phase::Established(_)) {
         let (since, ticket) = (sa.timers.since, sa.timers.ticket);
+        let needed = |sa: &IkeSa| sa.more.authentication.as_ref().is_some_and(|a| a.is_needed);
+        let before = needed(&sa);
         ike_auth::start_timers(&mut sa, ctx);
         (sa.timers.since, sa.timers.ticket) = (since, ticket);
+        // The others are to know since when, now that it matters.
+        sa.dirty |= needed(&sa) != before;
         let mut children = std::mem::take(&mut sa.children);
         for child in &mut children {
             if child.phase == ChildPhase::Installed {
@@ -293,6 +303,21 @@ fn on_ike(ctx: &mut Context<'_>, spi: IkeSpi, task: Task) {
     }
     if !sa.gone {
         start_next(&mut sa, ctx);
+    }
+    ctx.put_back(sa);
+}
+
+fn reauthenticate(ctx: &mut Context<'_>, spi: IkeSpi) {
+    let Some(mut sa) = ctx.table.take(spi) else {
+        return failed(ctx, None, format!("no IKE SA with our SPI {spi}"));
+    };
+    let done = match sa.phase {
+        Phase::Established(_) => reauth::now(&mut sa, ctx),
+        _ => Err("only an established IKE SA can do that"),
+    };
+    match done {
+        Ok(()) => start_next(&mut sa, ctx),
+        Err(why) => ctx.event(&sa, EventKind::CommandFailed, format!("IKE SA {spi}: {why}")),
     }
     ctx.put_back(sa);
 }

@@ -140,7 +140,10 @@ pub struct Connection {
     pub ike_rekey_time: Option<Duration>,
     /// A Child SA is rekeyed after this time; `None`: only by the peer or on command.
     pub child_rekey_time: Option<Duration>,
-    /// Rekeys happen up to this much earlier, at random.
+    /// The peers authenticate each other anew after this time (RFC 7296 2.8.3): as initiator we do so, as responder we say so
+    /// (RFC 4478) and end the IKE SA some time later. `None`: as initiator when the peer says so, as responder never.
+    pub reauth_time: Option<Duration>,
+    /// Rekeys, and reauthentication, happen up to this much earlier, at random.
     pub rekey_jitter: Duration,
     /// UDP encapsulation even without a NAT.
     pub force_encap: bool,
@@ -207,6 +210,7 @@ impl Connection {
             retransmit: Retransmit::default(),
             ike_rekey_time: Some(Duration::from_secs(4 * 3600)),
             child_rekey_time: Some(Duration::from_secs(3600)),
+            reauth_time: None,
             rekey_jitter: Duration::from_secs(60),
             force_encap: false,
             keepalive: Duration::from_secs(20),

@@ -284,6 +284,20 @@ impl Engine {
         })
     }
 
+    /// Whether a connection is up beside an IKE SA of it: it is being authenticated anew, or has been.
+    pub fn is_up_beside(&self, connection: &str, spi: Option<IkeSpi>) -> bool {
+        let mut all = self.table.iter_connection(connection);
+        all.any(|sa| {
+            matches!(sa.phase, Phase::Established(_)) && sa.successor.is_none() && Some(sa.spi) != spi
+        })
+    }
+
+    /// Whether an IKE SA has ended, and only waits to be forgotten.
+    pub fn has_ended(&self, spi: IkeSpi) -> bool {
+        let sa = self.table.get(spi);
+        sa.is_some_and(|sa| matches!(sa.phase, Phase::Closed(_)))
+    }
+
     /// Forgets one IKE SA without a word: its segment went to another member.
     pub fn release(&mut self, spi: IkeSpi) {
         if let Some(sa) = self.table.take(spi) {

@@ -13,6 +13,12 @@ pub enum EventKind {
     IkeSaDown,
     /// An IKE SA was replaced by a new one.
     IkeSaRekeyed,
+    /// An IKE SA is gone in whose place there is a younger one with the same peer, authenticated anew (RFC 7296 2.8.3).
+    Reauthenticated,
+    /// An IKE SA could not be replaced by one that is authenticated anew. It stays up, and it is tried again.
+    ReauthFailed,
+    /// A peer was told how long its authentication lasts (RFC 4478), and has not authenticated anew: its IKE SA ends.
+    AuthLapsed,
     /// A Child SA is up.
     ChildUp,
     /// A Child SA was replaced by a new one.
@@ -79,6 +85,9 @@ impl EventKind {
             Self::Established => "established",
             Self::IkeSaDown => "ike_sa_down",
             Self::IkeSaRekeyed => "ike_sa_rekeyed",
+            Self::Reauthenticated => "reauthenticated",
+            Self::ReauthFailed => "reauth_failed",
+            Self::AuthLapsed => "auth_lapsed",
             Self::ChildUp => "child_up",
             Self::ChildRekeyed => "child_rekeyed",
             Self::ChildDown => "child_down",
@@ -118,6 +127,7 @@ impl EventKind {
                 | Self::IkeSaDown
                 | Self::PeerClosed
                 | Self::IkeSaRekeyed
+                | Self::Reauthenticated
                 | Self::ChildUp
                 | Self::ChildRekeyed
                 | Self::ChildDown

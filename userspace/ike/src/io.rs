@@ -134,6 +134,12 @@ pub enum Command {
         /// Our SPI.
         spi: IkeSpi,
     },
+    /// Replace an IKE SA that we initiated by one that is authenticated anew (RFC 7296 2.8.3). The old one ends once the new one and its
+    /// children are up.
+    Reauthenticate {
+        /// Our SPI.
+        spi: IkeSpi,
+    },
     /// Check whether the peer still answers.
     Liveness {
         /// Our SPI.

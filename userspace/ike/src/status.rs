@@ -41,6 +41,10 @@ pub struct IkeSaStatus {
     pub virtual_addresses: Vec<IpAddr>,
     /// Time since it was established on this member (taken over counts anew).
     pub age: Duration,
+    /// Time since the peers authenticated each other, which rekeys do not change; a takeover does not either where it matters.
+    pub authenticated: Option<Duration>,
+    /// Time until we authenticate anew, or until the peer has to have done so.
+    pub reauth_in: Option<Duration>,
     /// Chosen algorithms.
     pub suite: String,
     /// We are behind a NAT.

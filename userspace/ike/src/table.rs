@@ -5,7 +5,11 @@ use crate::ike_sa::phase::Phase;
 use crate::lineage::Lineage;
 use model::{EspSpi, IkeSpi, Instant};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
+
+/// IKE SAs with one peer that are looked at.
+const BESIDE_MAX: usize = 64;
 
 #[derive(Default)]
 pub(crate) struct Table {
@@ -16,9 +20,24 @@ pub(crate) struct Table {
     children: HashMap<EspSpi, IkeSpi>,
     by_connection: BTreeMap<String, BTreeSet<IkeSpi>>,
     wake: BTreeSet<(Instant, IkeSpi)>,
-    /// Addresses out of pools, by who has them.
-    leases: HashMap<IpAddr, IkeSpi>,
+    /// Addresses out of pools and who has them: a peer that authenticates anew has its address in two IKE SAs for a moment.
+    leases: BTreeSet<(IpAddr, IkeSpi)>,
+    /// Established IKE SAs by a hash of connection and peer.
+    peers: BTreeSet<(u64, IkeSpi)>,
     lineage: Lineage,
+}
+
+/// The place of an IKE SA in the index of peers. Two peers may have the same: whoever looks there compares.
+fn peer_key(sa: &IkeSa) -> Option<u64> {
+    let (connection, id) = (sa.connection.as_deref()?, sa.remote_id.as_ref()?);
+    let mut hasher = DefaultHasher::new();
+    (connection, id).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+/// Whether it is up and nothing has replaced it.
+fn serves(sa: &IkeSa) -> bool {
+    sa.successor.is_none() && matches!(sa.phase, Phase::Established(_))
 }
 
 impl Table {
@@ -37,9 +56,12 @@ impl Table {
             }
         }
         for address in &sa.more.virtual_addresses {
-            if self.leases.get(address) == Some(&spi) {
-                self.leases.remove(address);
-            }
+            self.leases.remove(&(*address, spi));
+        }
+        if serves(&sa)
+            && let Some(key) = peer_key(&sa)
+        {
+            self.peers.remove(&(key, spi));
         }
         Some(sa)
     }
@@ -59,8 +81,13 @@ impl Table {
         // One that was replaced has handed them over.
         if sa.successor.is_none() && !matches!(sa.phase, Phase::Closed(_)) {
             for address in &sa.more.virtual_addresses {
-                self.leases.insert(*address, spi);
+                self.leases.insert((*address, spi));
             }
+        }
+        if serves(&sa)
+            && let Some(key) = peer_key(&sa)
+        {
+            self.peers.insert((key, spi));
         }
         if let Some(name) = &sa.connection {
             // The common case, an index entry that is there already, costs no allocation.
@@ -128,14 +155,30 @@ impl Table {
         self.children.get(&spi_in).copied()
     }
 
-    /// Which IKE SA has an address out of a pool.
-    pub fn holder(&self, address: IpAddr) -> Option<IkeSpi> {
-        self.leases.get(&address).copied()
+    /// Which IKE SAs have an address out of a pool.
+    pub fn holders(&self, address: IpAddr) -> impl Iterator<Item = &IkeSa> {
+        let of_address = (address, IkeSpi(0))..=(address, IkeSpi(u64::MAX));
+        let spis = self.leases.range(of_address);
+        spis.filter_map(|(_, spi)| self.get(*spi))
     }
 
     /// All addresses out of pools that peers use.
     pub fn leases(&self) -> impl Iterator<Item = IpAddr> {
-        self.leases.keys().copied()
+        let mut last = None;
+        let all = self.leases.iter().map(|(address, _)| *address);
+        all.filter(move |address| last.replace(*address) != Some(*address))
+    }
+
+    /// The other IKE SAs of this one's connection and peer that are up. Not more than some: a peer with many is many devices with one
+    /// identity, and none of them stands for another.
+    pub fn beside(&self, sa: &IkeSa) -> impl Iterator<Item = &IkeSa> {
+        let key = peer_key(sa);
+        let place = key.map(|key| (key, IkeSpi(0))..=(key, IkeSpi(u64::MAX)));
+        let spis = place.into_iter().flat_map(|place| self.peers.range(place));
+        let spis = spis.take(BESIDE_MAX);
+        let others = spis.filter_map(|(_, spi)| self.get(*spi));
+        let same = |other: &&IkeSa| other.connection == sa.connection && other.remote_id == sa.remote_id;
+        others.filter(move |other| other.spi != sa.spi && same(other))
     }
 
     /// IKE SAs of a connection, by SPI.

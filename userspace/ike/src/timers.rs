@@ -8,7 +8,8 @@ use crate::ike_sa::phase::Phase;
 use crate::ike_sa::windows::{Outstanding, Task};
 use crate::outbox::Context;
 use crate::tasks::{
-    CLOSED_KEPT, child_create, delete, follow_up, ike_auth, ike_init, mobike_initiator, start_next, ticket,
+    CLOSED_KEPT, child_create, delete, follow_up, ike_auth, ike_init, mobike_initiator, reauth, start_next,
+    ticket,
 };
 use model::Instant;
 use std::time::Duration;
@@ -61,6 +62,12 @@ pub(crate) fn expired(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         sa.our.push(Task::RekeyIke);
     }
     rekey_children(sa, ctx);
+    if due(sa.timers.switch, now) {
+        reauth::switch_due(sa, ctx);
+    }
+    if due(sa.timers.reauth, now) {
+        reauth::due(sa, ctx);
+    }
     if due(sa.timers.liveness, now) {
         let delay = sa
             .connection(ctx.config)
@@ -138,6 +145,9 @@ fn retransmit(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 
 /// After a takeover: all timers start anew, and the outstanding request is sent again.
 pub(crate) fn restart(sa: &mut IkeSa, ctx: &mut Context<'_>) {
+    if let Some(authentication) = &mut sa.more.authentication {
+        authentication.taken_over(ctx.now, ctx.around.unix_time());
+    }
     match &sa.phase {
         Phase::AwaitInitResponse(_)
         | Phase::AwaitResumeResponse(_)

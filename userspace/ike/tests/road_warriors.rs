@@ -149,6 +149,7 @@ fn an_identity_keeps_its_address_over_reconnections_rekeys_and_takeovers() {
     assert_eq!(peer.world.status(B).len(), 1);
     // A second device of hers, which does not say so, gets another one while the first is there.
     let mut peer = next(peer, 3);
+    peer.address = "192.0.2.77:4500".parse().unwrap();
     let second = addresses(&enter(&mut peer, "alice", vec![ask(&[V4])], 0x1002));
     assert_ne!(second, first);
     // A taker knows who has what.
@@ -165,6 +166,53 @@ fn an_identity_keeps_its_address_over_reconnections_rekeys_and_takeovers() {
     peer.world.lose_everything(B);
     let mut peer = next(peer, 5);
     assert_eq!(addresses(&enter(&mut peer, "alice", again, 0x1004)), first);
+}
+
+/// ```text
+///   alice --->  SK {IDi, AUTH, CP(REQUEST), ...}    <---  SK {..., CP(10.9.x.y)}      the first IKE SA
+///   alice --->  the same, beside it                 <---  SK {..., CP(10.9.x.y)}      once with the address that she has, once without
+///   alice --->  SK {D} on the first                 the address is still hers
+/// ```
+#[test]
+fn a_peer_that_authenticates_anew_has_the_same_address_and_the_old_ike_sas_end_does_not_free_it() {
+    for asks_for_it in [true, false] {
+        let mut peer = Peer::with(config(vec![gateway(vec![pool("10.9.0.0", 29)])]), vec![]);
+        let first = addresses(&enter(&mut peer, "alice", vec![ask(&[V4])], 0x1000));
+        let (spi, keys, spi_r, iv) = (peer.spi, peer.keys.clone(), peer.spi_r, peer.iv);
+        let wish = match asks_for_it {
+            false => ask(&[V4]),
+            true => Payload::Configuration(Configuration::new(
+                ConfigType::CFG_REQUEST,
+                vec![ConfigAttribute::address(first[0])],
+            )),
+        };
+        let mut peer = next(peer, 2);
+        if asks_for_it {
+            // She may have moved meanwhile.
+            peer.address = "192.0.2.77:4500".parse().unwrap();
+        }
+        assert_eq!(addresses(&enter(&mut peer, "alice", vec![wish], 0x1001)), first);
+        assert_eq!(peer.world.status(B).len(), 2);
+        let new = (peer.spi, peer.keys.clone(), peer.spi_r, peer.next, peer.iv);
+        // The old one again: its next Message ID is 2.
+        (peer.spi, peer.keys, peer.spi_r, peer.next, peer.iv) = (spi, keys, spi_r, 2, iv);
+        let delete = [Payload::Delete(ike_wire::Delete::Ike)];
+        // Our packets change over first; the repetition is answered.
+        assert!(peer.request(ExchangeType::INFORMATIONAL, &delete).is_none());
+        assert!(peer.request(ExchangeType::INFORMATIONAL, &delete).is_some());
+        assert!(peer.world.has_event(B, EventKind::Reauthenticated));
+        assert!(
+            !peer.world.has_event(B, EventKind::PeerClosed) && !peer.world.has_event(B, EventKind::IkeSaDown)
+        );
+        (peer.spi, peer.keys, peer.spi_r, peer.next, peer.iv) = new;
+        let leases: Vec<_> = peer.world.sides[B].engine.leases().collect();
+        assert_eq!(leases, first, "still hers");
+        // Nobody else gets it, whatever he asks for.
+        let wish = ConfigAttribute::address(first[0]);
+        let wish = Payload::Configuration(Configuration::new(ConfigType::CFG_REQUEST, vec![wish]));
+        let mut peer = next(peer, 3);
+        assert_ne!(addresses(&enter(&mut peer, "bob", vec![wish], 0x1002)), first);
+    }
 }
 
 #[test]

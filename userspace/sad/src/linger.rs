@@ -4,12 +4,13 @@
 
 use crate::lifetime::LifetimeKind;
 use crate::port::{Direction, MapOp, MapPlan};
+use crate::prefix::{number, split};
 use crate::spd::Holder;
 use crate::store::{SaEntry, Sad, SadError, index_of};
 use datapath::limits::is_tainted;
 use maps_schema::sad::{SA_LOCAL_ONLY, SA_MAY_MOVE};
 use maps_schema::segment::{LEGACY_OPEN, SideWord};
-use model::{Epoch, EspSpi, Instant, MemberId, SegmentId};
+use model::{Epoch, EspSpi, IkeSpi, Instant, MemberId, SegmentId};
 use std::time::Duration;
 
 /// How long. A packet overtaken by its peer's Delete waits for a CPU: in a cpumap's kernel thread, for NAPI, in a ring to the agent. With
@@ -99,6 +100,27 @@ impl Sad {
             flags,
         });
         Ok(plan)
+    }
+
+    /// Whether another SA protects the same traffic with the same peer: the one that is about to go was replaced, together with its IKE
+    /// SA. `ends`: IKE SAs that end at the same time. Only what stands at the prefixes of this SA is looked at.
+    pub fn is_protected_otherwise(&self, spi: EspSpi, ends: impl Fn(IkeSpi) -> bool) -> bool {
+        let Some(entry) = self.get(spi) else {
+            return false;
+        };
+        let is_other = |slot: u32| {
+            let other = self.by_slot(slot).map(|other| &other.record);
+            other.is_some_and(|other| {
+                let this = &entry.record;
+                other.ike_spi != this.ike_spi
+                    && !ends(other.ike_spi)
+                    && (&other.connection, &other.child) == (&this.connection, &this.child)
+                    && other.remote.ip() == this.remote.ip()
+            })
+        };
+        let selectors = entry.pairs.iter().map(|(_, remote)| remote);
+        let mut prefixes = selectors.flat_map(|ts| split(number(ts.first), number(ts.last)));
+        prefixes.all(|prefix| self.spd.slots_at(prefix).any(is_other))
     }
 
     /// When the next one goes.

@@ -291,6 +291,15 @@ impl Spd {
         at.replace(here.chain(gone).collect())
     }
 
+    /// Slots of the SAs that have a rule at exactly this prefix.
+    pub(crate) fn slots_at(&self, prefix: Prefix) -> impl Iterator<Item = u32> {
+        let rules = self.rules.get(&prefix).into_iter().flatten();
+        rules.filter_map(|(holder, _)| match holder {
+            Holder::Slot(slot) => Some(*slot),
+            Holder::Policy(_) => None,
+        })
+    }
+
     /// Number of rules.
     pub(crate) fn len(&self) -> usize {
         self.held.values().map(Vec::len).sum()

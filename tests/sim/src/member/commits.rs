@@ -322,7 +322,7 @@ impl Member {
         Ok(())
     }
 
-    /// Its last packets may be under way, unless its IKE SA ends with it.
+    /// Its last packets may be under way, unless its IKE SA ends with it and nothing else protects its traffic.
     fn remove_child(
         &mut self,
         cx: &mut Cx<'_>,
@@ -333,10 +333,15 @@ impl Member {
             return Ok(());
         };
         let (ike_spi, slot) = (entry.record.ike_spi, entry.slot());
-        let ends = |change: &EntryChange| matches!(change, EntryChange::IkeRemove(spi) if *spi == ike_spi);
+        let is_removed = |of: IkeSpi| {
+            with.iter()
+                .any(|change| matches!(change, EntryChange::IkeRemove(spi) if *spi == of))
+        };
+        let ends = |of: IkeSpi| is_removed(of) || self.engine.has_ended(of);
+        let goes_on = !ends(ike_spi) || self.sad.is_protected_otherwise(spi_in, ends);
         let owner = self.of(self.layout.group_of_slot(slot)).owner;
         let side = self.plane.side(slot as u8);
-        let up_to = LingerUpTo::at(self.me, owner, side).filter(|_| !with.iter().any(ends));
+        let up_to = LingerUpTo::at(self.me, owner, side).filter(|_| goes_on);
         let Some(up_to) = up_to else {
             let plan = self.sad.forget([spi_in]);
             self.execute(&plan);

@@ -125,9 +125,8 @@ impl Difference {
 fn of_connection(key: &str) -> Effect {
     match key {
         "start" | "dpd_delay" | "dpd_action" | "close_action" | "retry_first" | "retry_most"
-        | "rekey_time" | "rekey_jitter" | "retransmit_initial" | "retransmit_tries" | "mid_sync" => {
-            Effect::AtOnce
-        }
+        | "rekey_time" | "reauth_time" | "rekey_jitter" | "retransmit_initial" | "retransmit_tries"
+        | "mid_sync" => Effect::AtOnce,
         "ike" | "mtu" | "df" => Effect::NextRekey,
         "local" | "remote" | "local_id" | "remote_id" | "auth" | "local_auth" | "remote_auth" => {
             Effect::NewIkeSas

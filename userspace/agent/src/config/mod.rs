@@ -409,7 +409,9 @@ pub struct ConnectionConfig {
     pub dial: Dial,
     /// IKE SA rekey; none where not given.
     pub rekey_time: Option<Duration>,
-    /// Rekeys happen up to this much earlier, at random.
+    /// Reauthentication; none where not given.
+    pub reauth_time: Option<Duration>,
+    /// Both happen up to this much earlier, at random.
     pub rekey_jitter: Duration,
     /// Retransmission of requests.
     pub retransmit: Retransmit,

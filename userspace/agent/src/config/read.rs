@@ -392,6 +392,8 @@ impl Context<'_> {
         let ike = self.proposals(&mut t, "ike", Proposal::parse_ike);
         let dial = self.dial(&mut t, remotes.as_deref());
         let rekey_time = t.duration("rekey_time", SECOND..DAY * 365);
+        // A handshake with its repetitions has to fit in.
+        let reauth_time = t.duration("reauth_time", SECOND * 10..DAY * 365);
         let rekey_jitter = t.duration("rekey_jitter", MS(0)..DAY).unwrap_or(SECOND * 60);
         let usual = Retransmit::default();
         let retransmit = Retransmit {
@@ -456,6 +458,7 @@ impl Context<'_> {
             ike: if ike.is_empty() { default_ike() } else { ike },
             dial,
             rekey_time,
+            reauth_time,
             rekey_jitter,
             retransmit,
             force_encap,

@@ -337,6 +337,18 @@ impl Core {
         if !self.groups.owns_any() {
             return Err("this member is not active; ask the active one".to_owned());
         }
+        if let Some(connection) = &wish.reauth {
+            let found = self.ike_sas_of(connection)?;
+            let part = |sa: ike::IkeSaStatus| {
+                let part = Part {
+                    goal: Goal::Reauth(sa.spi),
+                    connection: connection.clone(),
+                    peer: sa.remote,
+                };
+                (part, Command::Reauthenticate { spi: sa.spi })
+            };
+            return Ok(found.into_iter().map(part).collect());
+        }
         if let Some(connection) = &wish.ike {
             let found = self.ike_sas_of(connection)?;
             let part = |sa: ike::IkeSaStatus| {
@@ -405,12 +417,12 @@ impl Core {
     fn rekey(&mut self, wish: &RekeyRequest, answer: Answer) {
         match self.rekey_parts(wish) {
             Ok(parts) => {
-                let what = if wish.ike.is_some() {
-                    "IKE SA(s)"
-                } else {
-                    "Child SA(s)"
+                let what = match wish {
+                    RekeyRequest { reauth: Some(_), .. } => "IKE SA(s) authenticated anew",
+                    RekeyRequest { ike: Some(_), .. } => "IKE SA(s) rekeyed",
+                    _ => "Child SA(s) rekeyed",
                 };
-                let done = format!("{} {what} rekeyed", parts.len());
+                let done = format!("{} {what}", parts.len());
                 self.order(parts, done, answer);
             }
             Err(why) => drop(answer.send(Err(why))),

@@ -92,9 +92,11 @@ fn connection(
     c.dpd_delay = config.dial.dpd_delay;
     c.retransmit = config.retransmit;
     c.ike_rekey_time = config.rekey_time;
+    c.reauth_time = config.reauth_time;
     c.child_rekey_time = config.children.iter().filter_map(|child| child.rekey_time).min();
     // A jitter as long as the time itself would rekey at once.
-    let shortest = [c.ike_rekey_time, c.child_rekey_time].into_iter().flatten().min();
+    let times = [c.ike_rekey_time, c.child_rekey_time, c.reauth_time];
+    let shortest = times.into_iter().flatten().min();
     c.rekey_jitter = shortest.map_or(config.rekey_jitter, |time| config.rekey_jitter.min(time / 10));
     c.force_encap = config.force_encap;
     c.ppk = match &config.ppk {

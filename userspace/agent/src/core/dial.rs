@@ -197,7 +197,20 @@ impl Core {
     /// What an event of the engine says of the state of its connection.
     pub(super) fn dial_event(&mut self, event: &Event) {
         let Some(name) = &event.connection else { return };
+        let has_remotes = |c: &ConnectionConfig| c.name == *name && !c.remotes.is_empty();
+        // Authenticated anew: what the connection is, and what of it is to be, does not change with one IKE SA of two.
+        let is_one_of_two = match event.kind {
+            EventKind::Established | EventKind::PeerSilent | EventKind::PeerClosed => {
+                self.config.connections.iter().any(has_remotes)
+                    && self.engine.is_up_beside(name, event.ike_spi)
+            }
+            _ => false,
+        };
         match event.kind {
+            EventKind::Established if is_one_of_two => {
+                self.redial.remove(name);
+                self.reasons.remove(name);
+            }
             EventKind::Established => {
                 self.redial.remove(name);
                 self.reasons.remove(name);
@@ -224,6 +237,7 @@ impl Core {
             return self.children.closed(name, child, dial.close_action.into());
         }
         let after = match event.kind {
+            _ if is_one_of_two => return,
             EventKind::PeerSilent if event.was_up => dial.dpd_action,
             EventKind::PeerClosed => dial.close_action,
             EventKind::IkeSaDown if !event.was_up => {

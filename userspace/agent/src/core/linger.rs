@@ -1,7 +1,7 @@
 //! Inbound halves that linger after their SA was removed (ADR 26): when they may, and when they end.
 
 use cluster::io::Flip;
-use model::{EspSpi, GroupId, Instant};
+use model::{EspSpi, GroupId, IkeSpi, Instant};
 use sad::LingerUpTo;
 
 use super::entry::EntryChange;
@@ -12,7 +12,7 @@ const ENDS: usize = 64;
 
 impl Core {
     /// Removes an SA. Its last packets may be under way to the programs still. `with`: what else takes effect; with its IKE SA it ends at
-    /// once.
+    /// once, unless the connection goes on: its peer has authenticated anew, and another SA protects the same traffic.
     pub(super) fn remove_child(
         &mut self,
         spi_in: EspSpi,
@@ -24,10 +24,18 @@ impl Core {
             return Ok(());
         };
         let (ike_spi, slot, segment) = (entry.record.ike_spi, entry.slot(), entry.segment());
-        let ends = |change: &EntryChange| matches!(change, EntryChange::IkeRemove(spi) if *spi == ike_spi);
+        let is_removed = |of: IkeSpi| {
+            with.iter()
+                .any(|change| matches!(change, EntryChange::IkeRemove(spi) if *spi == of))
+        };
+        // What the peer has deleted stays in the engine for a while, to answer its repetitions. Of a guest nobody here knows why it ends.
+        let ends = |of: IkeSpi| is_removed(of) || self.engine.has_ended(of);
+        let goes_on = !ends(ike_spi)
+            || (!self.stops.contains(&entry.record.connection)
+                && self.sad.is_protected_otherwise(spi_in, ends));
         let (_, side) = self.segments.get(segment.0);
         let up_to = LingerUpTo::at(self.me, self.groups.of(segment).ownership.owner, side);
-        let Some(up_to) = up_to.filter(|_| !with.iter().any(ends)) else {
+        let Some(up_to) = up_to.filter(|_| goes_on) else {
             let plan = self.sad.forget([spi_in]);
             return self.execute(&plan);
         };

@@ -22,6 +22,8 @@ pub enum Goal {
     Child(EspSpi),
     /// An IKE SA in place of this one.
     Ike(IkeSpi),
+    /// The same, authenticated anew.
+    Reauth(IkeSpi),
     /// The peer's answer to a request of ours with a Message ID below this one.
     Answer(IkeSpi, u32),
     /// The connection is up; it is initiated by the owner of this segment.
@@ -34,7 +36,7 @@ impl Goal {
     pub fn segment(self) -> SegmentId {
         match self {
             Self::Child(spi_in) => spi_in.segment(),
-            Self::Ike(spi) | Self::Answer(spi, _) => spi.segment(),
+            Self::Ike(spi) | Self::Reauth(spi) | Self::Answer(spi, _) => spi.segment(),
             Self::Up(segment) | Self::Down(segment) => segment,
         }
     }
@@ -74,6 +76,14 @@ impl Part {
         let of_connection = event.connection.as_ref() == Some(&self.connection);
         match self.goal {
             Goal::Down(_) => return false,
+            // Of the two IKE SAs the old one only says that it came to nothing.
+            Goal::Reauth(spi) => {
+                return event.ike_spi == Some(spi)
+                    && matches!(
+                        event.kind,
+                        EventKind::ReauthFailed | EventKind::CommandFailed | EventKind::IkeSaDown
+                    );
+            }
             Goal::Up(_) if of_connection && event.kind == EventKind::AuthFailed => return true,
             Goal::Up(_) if of_connection => {}
             Goal::Up(_) => return false,
@@ -86,7 +96,7 @@ impl Part {
                 Goal::Child(spi_in) => event.spi_in.is_none_or(|named| named == spi_in),
                 Goal::Ike(_) => event.spi_in.is_none(),
                 Goal::Up(_) => true,
-                Goal::Answer(..) | Goal::Down(_) => false,
+                Goal::Answer(..) | Goal::Down(_) | Goal::Reauth(_) => false,
             },
             EventKind::CommandFailed | EventKind::NoProposal | EventKind::Trouble => true,
             _ => false,
@@ -201,6 +211,12 @@ impl Core {
             // The peer has answered: a check of the old IKE SA has its sign of life too.
             self.orders
                 .reached(|part| matches!(part.goal, Goal::Ike(_) | Goal::Answer(..)) && part.concerns(event));
+        }
+        if event.kind == EventKind::Reauthenticated {
+            self.orders.reached(|part| match part.goal {
+                Goal::Ike(spi) | Goal::Reauth(spi) | Goal::Answer(spi, _) => event.ike_spi == Some(spi),
+                _ => false,
+            });
         }
         self.orders
             .failed(|part| part.fails_by(event).then(|| event.to_string()));
@@ -342,6 +358,24 @@ mod tests {
             assert!(!up.fails_by(&elsewhere), "{kind:?}");
         }
         assert!(!up.fails_by(&event(EventKind::Established, None)));
+    }
+
+    #[test]
+    fn a_reauthentication_fails_by_what_the_old_ike_sa_says_only() {
+        let order = part(Goal::Reauth(IkeSpi(1)));
+        let of = |kind, spi| Event {
+            ike_spi: Some(IkeSpi(spi)),
+            ..event(kind, None)
+        };
+        assert!(order.fails_by(&of(EventKind::ReauthFailed, 1)));
+        for kind in [EventKind::IkeSaDown, EventKind::PeerSilent, EventKind::AuthFailed] {
+            assert!(
+                !order.fails_by(&of(kind, 2)),
+                "{kind:?} of an attempt: another may follow"
+            );
+        }
+        assert!(order.fails_by(&of(EventKind::IkeSaDown, 1)));
+        assert!(!order.fails_by(&of(EventKind::Reauthenticated, 1)));
     }
 
     #[test]

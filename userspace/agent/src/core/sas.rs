@@ -153,6 +153,8 @@ impl Core {
                 suite: sa.suite,
                 agreed: super::answer::words(sa.agreed),
                 age_s: Some(sa.age.as_secs()),
+                authenticated_s: sa.authenticated.map(|age| age.as_secs()),
+                reauth_in_s: sa.reauth_in.map(|left| left.as_secs()),
                 next_request_id: sa.next_send,
                 expected_request_id: sa.next_receive,
                 children: of.map(|of| of.children).unwrap_or_default(),

@@ -114,6 +114,11 @@ impl Notify {
         Self::new(NotifyType::IKEV2_MESSAGE_ID_SYNC, data)
     }
 
+    /// AUTH_LIFETIME in seconds (RFC 4478 3).
+    pub fn auth_lifetime(seconds: u32) -> Self {
+        Self::new(NotifyType::AUTH_LIFETIME, seconds.to_be_bytes().to_vec())
+    }
+
     /// SIGNATURE_HASH_ALGORITHMS (RFC 7427 4).
     pub fn signature_hashes(algorithms: &[u16]) -> Self {
         let data = algorithms.iter().flat_map(|id| id.to_be_bytes()).collect();
@@ -130,6 +135,12 @@ impl Notify {
     pub fn as_invalid_ke(&self) -> Option<DhTransform> {
         let data: [u8; 2] = self.data_of(NotifyType::INVALID_KE_PAYLOAD)?.try_into().ok()?;
         Some(DhTransform(u16::from_be_bytes(data)))
+    }
+
+    /// The seconds in an AUTH_LIFETIME.
+    pub fn as_auth_lifetime(&self) -> Option<u32> {
+        let data: [u8; 4] = self.data_of(NotifyType::AUTH_LIFETIME)?.try_into().ok()?;
+        Some(u32::from_be_bytes(data))
     }
 
     /// The payload type in an UNSUPPORTED_CRITICAL_PAYLOAD.

@@ -1,6 +1,7 @@
 //! What an IKE SA remembers for extensions: the second part of its record, so that records of members without them can
 //! still be read.
 
+use super::authentication::Authentication;
 use crate::config::{Identity, Resource};
 use crate::proposal::Proposal;
 use model::{EspSpi, IkeSpi, SecretBytes};
@@ -71,6 +72,9 @@ pub(crate) struct HeldTicket {
     pub own_id: Identity,
     /// It was shown last time without an answer: the next try goes without.
     pub rests: bool,
+    /// The authentication that the session comes from. An IKE SA that shows the ticket has it in its own record.
+    #[serde(skip)]
+    pub authentication: Option<Box<Authentication>>,
 }
 
 /// How an IKE SA came out of a ticket; AUTH depends on it.

@@ -2,6 +2,7 @@
 //!
 //! Everything here but the timers is the record that other members get.
 
+pub(crate) mod authentication;
 pub(crate) mod child;
 pub(crate) mod extras;
 pub(crate) mod fragments;
@@ -48,6 +49,14 @@ pub(crate) struct Timers {
     /// Half-open or closed: forget it then.
     pub expire: Option<Instant>,
     pub rekey: Option<Instant>,
+    /// When its authentication is looked at; when it is to be done anew, or was to be by the peer; how often that has failed, and whether
+    /// an attempt was begun.
+    pub reauth: Option<Instant>,
+    pub reauth_due: Option<Instant>,
+    pub reauth_tries: u8,
+    pub reauth_begun: bool,
+    /// A Child SA that replaces one of another IKE SA waits no longer for the end of that.
+    pub switch: Option<Instant>,
     pub liveness: Option<Instant>,
     pub keepalive: Option<Instant>,
     /// The ticket is to be replaced by a new one.
@@ -179,6 +188,8 @@ impl IkeSa {
         let own = [
             t.expire,
             t.rekey,
+            t.reauth,
+            t.switch,
             t.liveness,
             t.keepalive,
             t.ticket,
@@ -236,6 +247,8 @@ impl IkeSa {
             remote_id: self.remote_id.as_ref().map(ToString::to_string),
             virtual_addresses: self.more.virtual_addresses.to_vec(),
             age: now.since(self.timers.since),
+            authenticated: self.more.authentication.as_ref().map(|a| a.age(now)),
+            reauth_in: self.timers.reauth_due.map(|due| due.since(now)),
             suite: self
                 .phase
                 .protected()

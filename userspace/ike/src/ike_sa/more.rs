@@ -3,6 +3,7 @@
 //! A value that is not needed is not written, and a record without any is written without the third part.
 
 use super::IkeSa;
+use super::authentication::Authentication;
 use super::record::{AdoptError, octets};
 use crate::tasks::follow_up::Awaited;
 use crate::tasks::intermediate::Intermediate;
@@ -32,6 +33,8 @@ mod tag {
     // Most peers can be redirected: during an upgrade the IKE SA has to be one that the other members can go on with.
     pub const REDIRECTABLE: u16 = MAY_BE_SKIPPED + 38;
     pub const REDIRECTED: u16 = MAY_BE_SKIPPED + 39;
+    // A member that does not know it lets an authentication last for longer, which is no worse than what it did before.
+    pub const AUTHENTICATION: u16 = MAY_BE_SKIPPED + 42;
 }
 
 /// A value with its number.
@@ -71,6 +74,9 @@ pub(crate) struct More {
     pub peer_window: Option<u32>,
     /// And of the one that we have announced.
     pub our_window: Option<u32>,
+    /// When the peers authenticated each other; already while an IKE SA is set up that is to take the place of another. Written
+    /// where anybody will ask for it.
+    pub authentication: Option<Box<Authentication>>,
     /// Inbound SPIs of Child SAs in transport mode, also of those that are being asked for. Only between the record and the Child
     /// SAs themselves, which know it.
     pub transport: Box<[EspSpi]>,
@@ -94,6 +100,8 @@ impl More {
         if self.redirectable {
             values.push((tag::REDIRECTABLE, SecretBytes::default()));
         }
+        let authentication = self.authentication.as_ref().filter(|a| a.is_needed);
+        put(&mut values, tag::AUTHENTICATION, authentication);
         put(&mut values, tag::PEER_WINDOW, self.peer_window.as_ref());
         put(&mut values, tag::OUR_WINDOW, self.our_window.as_ref());
         put(&mut values, tag::FRAGMENT_SIZE, self.fragment_size.as_ref());
@@ -128,6 +136,7 @@ impl More {
                 tag::PEER_ADDRESSES => more.roaming_mut().peer_addresses = get(value)?,
                 tag::CONFIRMED_PATH => more.roaming_mut().confirmed = Some(get(value)?),
                 tag::REDIRECTABLE => more.redirectable = true,
+                tag::AUTHENTICATION => more.authentication = Some(get(value)?),
                 tag::REDIRECTED => more.redirected = Some(get(value)?),
                 tag::PEER_WINDOW => more.peer_window = Some(get(value)?),
                 tag::OUR_WINDOW => more.our_window = Some(get(value)?),

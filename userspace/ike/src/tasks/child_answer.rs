@@ -2,7 +2,7 @@
 
 use super::child_create::{Agreed, NONCE_LEN, install};
 use super::follow_up::{self, Unfinished};
-use super::{configuration, notify, resource, transport};
+use super::{configuration, notify, reauth, resource, transport};
 use crate::config::{ChildConfig, Connection};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -47,10 +47,25 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
             answer
         }
         Ok((answer, agreed)) => {
-            install(sa, ctx, agreed, ChildPhase::Installed);
+            install_new(sa, ctx, agreed);
             answer
         }
         Err(refusal) => vec![refusal.report(sa, ctx)],
+    }
+}
+
+/// A Child SA that the peer has asked for. Where the peer is authenticating anew, one of the old IKE SA is its like: that goes on to
+/// carry our packets until it ends, since the peer does not have the new one before our answer.
+pub(crate) fn install_new(sa: &mut IkeSa, ctx: &mut Context<'_>, mut agreed: Agreed) {
+    match reauth::replaced_child(sa, ctx.table, &agreed) {
+        Some(replaces) => {
+            agreed.outbound = OutboundUse::Later;
+            install(sa, ctx, agreed, ChildPhase::AwaitsSwitch { replaces });
+            reauth::start_switch(sa, ctx);
+        }
+        None => {
+            install(sa, ctx, agreed, ChildPhase::Installed);
+        }
     }
 }
 

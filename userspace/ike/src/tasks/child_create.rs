@@ -1,6 +1,6 @@
 //! A new Child SA, in CREATE_CHILD_SA or as part of IKE_AUTH (RFC 7296 1.3.1, 2.9, 2.17).
 
-use super::{Pending, child_rekey, follow_up, notify, put_off, resource, send_create, transport};
+use super::{Pending, child_rekey, follow_up, notify, put_off, reauth, resource, send_create, transport};
 use crate::config::{ChildConfig, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
@@ -592,6 +592,7 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
     };
     start_rekey_timer(sa, ctx, &mut child);
     sa.children.push(child);
+    reauth::wake_elders(sa, ctx);
     true
 }
 

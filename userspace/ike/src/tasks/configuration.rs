@@ -107,7 +107,19 @@ fn lease<'p>(
     wanted: Option<IpAddr>,
 ) -> Option<IpAddr> {
     let id = sa.remote_id.as_ref()?;
-    pools.find_map(|pool| pool.choose(share, id, wanted, |address| ctx.table.holder(address).is_none()))
+    // A peer that authenticates anew has its address already, in the IKE SA that it will delete: it asks for that one, or its messages
+    // come from where they came from before. Another device with the same identity gets another address.
+    let is_its_own = |holder: &IkeSa, address: IpAddr| {
+        holder.connection == sa.connection
+            && holder.remote_id == sa.remote_id
+            && (wanted == Some(address) || holder.path.remote == sa.path.remote)
+    };
+    let free = |address| {
+        ctx.table
+            .holders(address)
+            .all(|holder| is_its_own(holder, address))
+    };
+    pools.find_map(|pool| pool.choose(share, id, wanted, free))
 }
 
 /// What of the peer's side an IKE SA may have in a Child SA; `None`: whatever the child says.

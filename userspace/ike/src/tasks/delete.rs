@@ -1,6 +1,6 @@
 //! Deletion of Child SAs and IKE SAs, asked for by either side (RFC 7296 1.4.1).
 
-use super::{CLOSED_KEPT, Pending, follow_up, ike_rekey, ticket};
+use super::{CLOSED_KEPT, Pending, follow_up, ike_rekey, reauth, ticket};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
@@ -65,6 +65,7 @@ pub(crate) fn peer_deletes_children(sa: &mut IkeSa, ctx: &mut Context<'_>, spis:
 
 /// The new SA of a rekey that the peer made carries outbound traffic from now on.
 fn switch_successor(sa: &mut IkeSa, ctx: &mut Context<'_>, old: EspSpi) {
+    reauth::switch_beside(sa, ctx, &[old]);
     let waiting = ChildPhase::AwaitsSwitch { replaces: old };
     if let Some(new) = sa.children.iter_mut().find(|child| child.phase == waiting) {
         new.phase = ChildPhase::Installed;
@@ -112,6 +113,8 @@ pub(crate) fn start_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
         }
         sa.our.queue.clear();
         sa.timers.rekey = None;
+        (sa.timers.reauth, sa.timers.reauth_due) = (None, None);
+        sa.timers.switch = None;
         sa.timers.liveness = None;
     } else {
         vanish(sa, ctx, "its deletion could not be sent");
@@ -127,7 +130,9 @@ pub(crate) fn finish_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
 pub(crate) fn peer_deletes_ike(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     // The peer did not see that our rekey crossed its own: its new IKE SA is the successor.
     ike_rekey::yield_to_crossing(sa, ctx);
-    if sa.successor.is_none() && matches!(sa.phase, Phase::Established(_)) {
+    // A peer that has authenticated anew deletes the old IKE SA (RFC 7296 2.8.3): the connection goes on.
+    let up = sa.successor.is_none() && matches!(sa.phase, Phase::Established(_));
+    if up && reauth::goes_on(sa, ctx).is_none() {
         ctx.event(sa, EventKind::PeerClosed, "the peer ends the connection");
     }
     close(sa, ctx, "deleted by the peer");
@@ -157,10 +162,23 @@ pub(crate) fn vanish(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
 }
 
 fn end(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
+    let spis: Vec<EspSpi> = sa.children.iter().map(|child| child.spi_in).collect();
+    reauth::switch_beside(sa, ctx, &spis);
+    let next = reauth::goes_on(sa, ctx).filter(|_| sa.was_up());
+    let next = next.map(|next| {
+        let names = next.children.iter().map(|child| child.name.clone());
+        (next.spi, names.collect::<Vec<_>>())
+    });
     for child in std::mem::take(&mut sa.children) {
         ctx.out
             .child_changes
             .push(ChildSaChange::Remove { spi_in: child.spi_in });
+        if next
+            .as_ref()
+            .is_some_and(|(_, names)| names.contains(&child.name))
+        {
+            continue;
+        }
         let text = format!(
             "child {} (SPI {} in) went with its IKE SA",
             child.name, child.spi_in
@@ -175,12 +193,16 @@ fn end(sa: &mut IkeSa, ctx: &mut Context<'_>, why: &str) {
         Phase::Closed(_) | Phase::AwaitAuthRequest(_) | Phase::AwaitEap(_)
     );
     let news = sa.successor.is_none() && !unknown;
-    if news {
-        ctx.event(
-            sa,
-            EventKind::IkeSaDown,
-            format!("IKE SA {} is gone: {why}", sa.spi),
-        );
+    match next {
+        _ if !news => {}
+        Some((next, _)) => {
+            let text = format!("IKE SA {} is gone ({why}): {next} has taken its place", sa.spi);
+            ctx.event(sa, EventKind::Reauthenticated, text);
+        }
+        None => {
+            let text = format!("IKE SA {} is gone: {why}", sa.spi);
+            ctx.event(sa, EventKind::IkeSaDown, text);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::proof::{
 };
 use super::{
     Pending, child_answer, child_create, configuration, delete, eap, mobike, mobike_initiator, notify, ppk,
-    qcd, redirect, resource, resume, ticket, transport, window,
+    qcd, reauth, redirect, resource, resume, ticket, transport, window,
 };
 use crate::auth::{self, signing};
 use crate::config::{Childless, Connection, Identity};
@@ -227,7 +227,9 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>, phase: AwaitSignature, auth: Auth
     sa.extras.wants_ticket = request.is_some();
     payloads.extend(request);
 
-    let wanted: Vec<_> = connection.children.iter().filter(|child| child.start).collect();
+    // Beside an IKE SA that it is to replace: what that one has.
+    let start = || connection.children.iter().filter(|child| child.start).collect();
+    let wanted: Vec<_> = reauth::children(sa, ctx.table, connection).unwrap_or_else(start);
     let first = match (connection.childless, childless_allowed) {
         (Childless::Force, _) => None,
         (Childless::Allow, true) => wanted.first().copied(),
@@ -345,6 +347,7 @@ pub(crate) fn finish(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
     window::take(sa, ctx.config, payloads);
     ticket::take(sa, ctx, payloads);
     establish(sa, ctx, protected);
+    reauth::take_lifetime(sa, ctx, payloads);
     redirect::arrived(sa, ctx);
     //= rfc5685#6
     // In such cases, the gateway redirects in the IKE_AUTH response, which has no Child SA then.
@@ -410,6 +413,7 @@ pub(crate) fn establish(sa: &mut IkeSa, ctx: &mut Context<'_>, protected: Protec
     }));
     sa.more.intermediate = None;
     sa.dirty = true;
+    reauth::authenticated(sa, ctx);
     start_timers(sa, ctx);
     // Whatever a ticket stood for, this is newer.
     if let Some(name) = &sa.connection {
@@ -424,6 +428,7 @@ pub(crate) fn start_timers(sa: &mut IkeSa, ctx: &mut Context<'_>) {
     sa.timers.expire = None;
     sa.timers.since = ctx.now;
     ticket::start_timer(sa, ctx);
+    reauth::start_timers(sa, ctx);
     let Some(connection) = sa.connection(ctx.config) else {
         return;
     };
@@ -561,6 +566,7 @@ pub(crate) fn answer(
     answer.extend(qcd::own_token(sa, ctx));
     answer.extend(window::announce(sa, ctx.config));
     answer.extend(agreed.into_iter().map(notify));
+    answer.extend(reauth::lifetime(sa, ctx, connection));
     answer.extend(mobike::agree(sa, connection, payloads));
     answer.extend(ticket::grant(sa, ctx, payloads));
     let share = ctx.around.pool_share(sa.spi).unwrap_or(PoolShare::WHOLE);
@@ -580,7 +586,7 @@ pub(crate) fn answer(
     } else if payloads.sa().is_some() {
         match child_answer::answer(sa, ctx, payloads, Some((&nonces.0, &nonces.1)), None) {
             Ok((child, agreed)) => {
-                child_create::install(sa, ctx, agreed, ChildPhase::Installed);
+                child_answer::install_new(sa, ctx, agreed);
                 answer.extend(child);
             }
             Err(refusal) => answer.push(refusal.report(sa, ctx)),

@@ -8,6 +8,7 @@ use crate::auth;
 use crate::config::{Childless, Connection};
 use crate::event::EventKind;
 use crate::exchange::{self, Then};
+use crate::ike_sa::authentication::Authentication;
 use crate::ike_sa::message::{first_clock, register_request, repeat, transmit};
 use crate::ike_sa::phase::{AwaitAuthRequest, AwaitInitResponse, InitTranscript, Phase, Protected};
 use crate::ike_sa::{IkeSa, Path};
@@ -52,6 +53,32 @@ pub(crate) fn start_at(
     let mut path = path_of(connection, None)?;
     path.remote.set_ip(gateway);
     begin_on(ctx, connection, path, Some(redirected))
+}
+
+/// As [`start`], beside an IKE SA that is up: from the same address to the same one, to be the younger one of the two.
+pub(crate) fn start_beside(
+    ctx: &mut Context<'_>,
+    connection: &Connection,
+    old: Path,
+    generation: u32,
+) -> Result<IkeSa, String> {
+    let path = Path {
+        local: SocketAddr::new(old.local.ip(), first_port(connection)),
+        remote: SocketAddr::new(old.remote.ip(), connection.remote_port),
+        nat_local: false,
+        nat_remote: false,
+        encap: false,
+    };
+    let mut sa = begin_on(ctx, connection, path, None)?;
+    prepare(&mut sa, ctx, generation);
+    Ok(sa)
+}
+
+/// It is to be the younger one beside another.
+pub(crate) fn prepare(sa: &mut IkeSa, ctx: &Context<'_>, generation: u32) {
+    let mut authentication = Authentication::new(ctx.now, ctx.around.unix_time(), true, generation);
+    authentication.is_needed = true;
+    sa.more.authentication = Some(Box::new(authentication));
 }
 
 fn begin_on(
@@ -158,18 +185,22 @@ pub(crate) fn path_of(connection: &Connection, wanted: Option<IpAddr>) -> Result
             connection.local
         ));
     }
-    let local_port = if connection.remote_port == PORT_NAT_T {
-        PORT_NAT_T
-    } else {
-        PORT_IKE
-    };
     Ok(Path {
-        local: SocketAddr::new(connection.local, local_port),
+        local: SocketAddr::new(connection.local, first_port(connection)),
         remote: SocketAddr::new(*remote, connection.remote_port),
         nat_local: false,
         nat_remote: false,
         encap: false,
     })
+}
+
+/// Our port of a first message.
+fn first_port(connection: &Connection) -> u16 {
+    if connection.remote_port == PORT_NAT_T {
+        PORT_NAT_T
+    } else {
+        PORT_IKE
+    }
 }
 
 /// Sends the first request; after a cookie or INVALID_KE_PAYLOAD again, with the same Message ID 0.

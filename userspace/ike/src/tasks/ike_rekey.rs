@@ -304,6 +304,8 @@ fn replaced(sa: &mut IkeSa, ctx: &Context<'_>) {
         sa.phase = Phase::Rekeyed(Box::new(protected));
     }
     sa.timers.rekey = None;
+    (sa.timers.reauth, sa.timers.reauth_due) = (None, None);
+    sa.timers.switch = None;
     sa.timers.liveness = None;
     sa.timers.keepalive = None;
     sa.timers.expire = Some(ctx.now + REPLACED_KEPT);
@@ -323,6 +325,8 @@ fn successor(old: &IkeSa, spi: IkeSpi, peer_spi: IkeSpi, initiator: bool, protec
     new.more.mobike = old.more.mobike;
     new.more.roaming.clone_from(&old.more.roaming);
     new.more.redirectable = old.more.redirectable;
+    // A rekey is no authentication (RFC 7296 2.8.3).
+    new.more.authentication.clone_from(&old.more.authentication);
     new.extras.wants_ticket = old.extras.wants_ticket;
     new.extras.sync.message_ids = old.extras.sync.message_ids;
     new.extras.sync.counters = old.extras.sync.counters;
@@ -355,6 +359,8 @@ fn hand_over(old: &mut IkeSa, ctx: &mut Context<'_>, new: &mut IkeSa) {
     old.extras.ticket = None;
     old.successor = Some(new.spi);
     old.dirty = true;
+    // The peer may have said more about it since the two keys crossed.
+    new.more.authentication.clone_from(&old.more.authentication);
     new.dirty = true;
     ike_auth::start_timers(new, ctx);
     let suite = new

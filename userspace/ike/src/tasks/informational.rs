@@ -1,6 +1,6 @@
 //! The peer's INFORMATIONAL requests: deletions, notifications, liveness checks (RFC 7296 1.4).
 
-use super::{counter_sync, delete, mobike, mobike_initiator, qcd, redirect, ticket, window};
+use super::{counter_sync, delete, mobike, mobike_initiator, qcd, reauth, redirect, ticket, window};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
 use crate::ike_sa::phase::Phase;
@@ -19,6 +19,7 @@ pub(crate) fn respond(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadL
         answer.extend(window::answer(sa, ctx.config, payloads));
         answer.extend(ticket::grant(sa, ctx, payloads));
         counter_sync::take(sa, ctx, payloads);
+        reauth::take_lifetime(sa, ctx, payloads);
         redirect::follow(sa, ctx, payloads);
     }
     answer.extend(mobike::respond(sa, ctx, payloads));

@@ -21,6 +21,7 @@ pub(crate) mod mobike_initiator;
 pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod qcd;
+pub(crate) mod reauth;
 pub(crate) mod rebinding;
 pub(crate) mod redirect;
 pub(crate) mod refresh;
@@ -41,7 +42,7 @@ use crate::outbox::Context;
 use child_create::ChildOffer;
 use crypto::DhWork;
 use ike_rekey::IkeOffer;
-use ike_wire::{ExchangeType, Notify, NotifyType, Payload, PayloadList, WireError};
+use ike_wire::{Delete, ExchangeType, Notify, NotifyType, Payload, PayloadList, WireError};
 use model::EspSpi;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -206,6 +207,13 @@ pub(crate) fn on_request(
         (Phase::Rekeyed(_) | Phase::Deleting(_), ExchangeType::CREATE_CHILD_SA) => {
             // RFC 7296 2.25.2.
             vec![notify(NotifyType::TEMPORARY_FAILURE)]
+        }
+        (Phase::Established(_), ExchangeType::INFORMATIONAL)
+            if payloads.deletes().any(|delete| *delete == Delete::Ike)
+                && reauth::switch_before_end(sa, ctx) =>
+        {
+            // What is on its way on the old Child SAs arrives before they end: the peer repeats its Delete.
+            return;
         }
         (Phase::Established(_) | Phase::Rekeyed(_) | Phase::Deleting(_), ExchangeType::INFORMATIONAL) => {
             informational::respond(sa, ctx, &payloads)

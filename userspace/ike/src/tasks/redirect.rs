@@ -151,7 +151,9 @@ pub(crate) fn follow(sa: &mut IkeSa, ctx: &mut Context<'_>, payloads: &PayloadLi
             from,
             replaces: Some(sa.spi),
         };
-        let new = ike_init::start_at(ctx, connection, address, redirected)?;
+        let mut new = ike_init::start_at(ctx, connection, address, redirected)?;
+        let before = sa.more.authentication.as_ref().map_or(0, |a| a.generation);
+        ike_init::prepare(&mut new, ctx, before.saturating_add(1));
         Ok((address, new))
     });
     match begun {

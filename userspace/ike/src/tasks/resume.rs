@@ -4,6 +4,7 @@ use super::ike_init::{self, RESTARTS_MAX, detect_nat, fragment_size, nat_detecti
 use super::{Pending, delete, ike_auth, notify, ticket};
 use crate::config::{Childless, Connection, Identity};
 use crate::event::EventKind;
+use crate::ike_sa::authentication::Authentication;
 use crate::ike_sa::extras::{HeldTicket, Resumed};
 use crate::ike_sa::message::{register_request, transmit};
 use crate::ike_sa::phase::{AwaitAuthRequest, AwaitResumeResponse, InitTranscript, Phase, Protected};
@@ -28,6 +29,7 @@ pub(crate) fn start(
 ) -> Result<IkeSa, String> {
     let path = ike_init::path_of(connection, remote)?;
     let spi = ctx.around.ike_spi(None, &connection.name);
+    let authentication = held.authentication.clone();
     let phase = AwaitResumeResponse {
         nonce_i: ctx.random(NONCE_LEN),
         held,
@@ -37,6 +39,7 @@ pub(crate) fn start(
     let phase = Phase::AwaitResumeResponse(Box::new(phase));
     let mut sa = IkeSa::new(spi, IkeSpi(0), true, path, phase);
     sa.connection = Some(connection.name.clone());
+    sa.more.authentication = authentication;
     sa.timers.since = ctx.now;
     send(&mut sa, ctx)?;
     Ok(sa)
@@ -269,6 +272,10 @@ pub(crate) fn respond(
         ticket: Some((id, state.expires)),
     }));
     sa.more.fragment_size = fragment_size;
+    // A ticket proves that somebody authenticated then, not that he does now.
+    let remembered = state.authenticated;
+    let remembered = remembered.map(|at| Authentication::remembered(ctx.now, now, at, false));
+    sa.more.authentication = remembered.map(Box::new);
     sa.their.answered(0, Some(response.clone()), 1);
     sa.timers.since = ctx.now;
     sa.timers.expire = Some(ctx.now + ctx.config.endpoint.half_open_timeout);

@@ -39,6 +39,9 @@ pub(crate) struct TicketState {
     pub policy: [u8; 32],
     /// Seconds since 1970.
     pub expires: u64,
+    /// When the holder authenticated, in seconds since 1970. Behind the rest: members of earlier releases do not look there.
+    #[serde(skip)]
+    pub authenticated: Option<u64>,
 }
 
 /// Digest of what a ticket's holder was authenticated by: with another key or other identities it has to authenticate anew.
@@ -82,8 +85,9 @@ pub(crate) fn read<'c>(
     for secret in config.ticket_secrets() {
         match open_ticket(secret, now, ticket) {
             Ok(state) => {
-                let state = postcard::from_bytes(state.expose())
+                let (mut state, rest): (TicketState, &[u8]) = postcard::take_from_bytes(state.expose())
                     .map_err(|_| "its content is of another version".to_owned())?;
+                state.authenticated = postcard::from_bytes(rest).unwrap_or_default();
                 return Ok((state, secret));
             }
             Err(error) => why = error.to_string(),
@@ -119,8 +123,9 @@ fn make(sa: &mut IkeSa, ctx: &mut Context<'_>) -> Option<Notify> {
         connection: connection.name.clone(),
         policy: policy(secret, connection),
         expires: now.saturating_add(lifetime.as_secs()),
+        authenticated: sa.more.authentication.as_ref().and_then(|a| a.at()),
     };
-    let octets = record::octets(&[], &state);
+    let octets = record::octets(&[], &(&state, state.authenticated));
     let ticket = seal_ticket(secret, now, &mut |out| ctx.around.random(out), &octets).ok()?;
     sa.extras.granted = Some((id_of(&ticket), state.expires));
     Some(Notify::ticket_lt_opaque(lifetime.as_secs() as u32, &ticket))
@@ -191,6 +196,7 @@ fn held_by(sa: &IkeSa, config: &EngineConfig) -> Option<HeldTicket> {
         peer_id: sa.remote_id.clone()?,
         own_id: sa.connection(config)?.local_id.clone(),
         rests: false,
+        authentication: sa.more.authentication.clone(),
     })
 }
 

@@ -4,7 +4,7 @@ use crate::world::{EPOCH, SEGMENT, World, context, policy, record};
 use maps_schema::sad::{SA_ESN, SA_LOCAL_ONLY, SaKey, spi_slot};
 use maps_schema::segment::{LEGACY_GIVEN, LEGACY_HOLDING, LEGACY_OPEN, SideWord};
 use maps_schema::spd::{ACTION_PROTECT, ACTION_TRAP};
-use model::{ChildSaChange, Epoch, EspSpi, Instant, MemberId, OutboundUse, SegmentId};
+use model::{ChildSaChange, ChildSaRecord, Epoch, EspSpi, IkeSpi, Instant, MemberId, OutboundUse, SegmentId};
 use sad::lifetime::{LifetimeKind, Lifetimes};
 use sad::{DataPlane, Direction, LINGER, LingerUpTo, MapOp, Policy, Sad, SadError, Settings, may_linger_on};
 use std::time::Duration;
@@ -269,4 +269,55 @@ fn what_lingers_does_not_outlive_the_epoch_in_which_it_was_served() {
     assert!(!may_linger_on(ME, others, (ME, Epoch(7)), Some(OTHER)));
     assert!(!may_linger_on(ME, others, (ME, Epoch(7)), None));
     assert!(!may_linger_on(ME, others, (THIRD, Epoch(7)), Some(OTHER)));
+}
+
+/// What differs in the record of another SA.
+type Changed = fn(&mut ChildSaRecord);
+
+#[test]
+fn an_sa_is_protected_otherwise_where_one_of_another_ike_sa_that_stays_does_the_same() {
+    let mut world = world();
+    let old = world.install(NETWORK, OutboundUse::Now, None);
+    let stays = |_: IkeSpi| false;
+    assert!(!world.sad.is_protected_otherwise(old, stays), "it is alone");
+    let sibling = world.install(NETWORK, OutboundUse::Now, None);
+    assert!(!world.sad.is_protected_otherwise(old, stays), "it ends as well");
+    world.apply(ChildSaChange::Remove { spi_in: sibling });
+
+    let put = |world: &mut World, change: Changed| {
+        let spi = world.sad.reserve_spi(SEGMENT).expect("a free slot");
+        let mut record = record(spi, NETWORK);
+        record.ike_spi = IkeSpi(record.ike_spi.0 + 1);
+        change(&mut record);
+        world.apply(ChildSaChange::Install {
+            record: Box::new(record.clone()),
+            outbound: OutboundUse::Now,
+            replaces: None,
+        });
+        record
+    };
+    let others: [(&str, Changed); 4] = [
+        ("another peer", |record| {
+            record.remote.set_ip([203, 0, 113, 99].into())
+        }),
+        ("another connection", |record| record.connection.push('x')),
+        ("another child", |record| record.child.push('x')),
+        ("less traffic", |record| {
+            record.ts_remote[0].last = [10, 2, 0, 127].into()
+        }),
+    ];
+    for (what, change) in others {
+        let other = put(&mut world, change);
+        assert!(!world.sad.is_protected_otherwise(old, stays), "{what}");
+        world.apply(ChildSaChange::Remove { spi_in: other.spi_in });
+    }
+    // The peer's port may be another one.
+    let new = put(&mut world, |record| record.remote.set_port(4501));
+    assert!(world.sad.is_protected_otherwise(old, stays));
+    let ends = |of: IkeSpi| of == new.ike_spi;
+    assert!(!world.sad.is_protected_otherwise(old, ends), "both end at once");
+    assert!(
+        !world.sad.is_protected_otherwise(EspSpi(1), stays),
+        "nobody has it"
+    );
 }
