@@ -9,8 +9,8 @@ use hostile::peer::{CERTIFICATE, EAP_MSCHAPV2, EAP_TLS, ESTABLISHED, PSK};
 use hostile::world::pki::{Ca, Leaf, Said, key_pair};
 use ike::auth::certificate::KeyKind;
 use model::{
-    ChildSaChange, ChildSaRecord, Epoch, EspSpi, EspSuite, GroupId, IkeSpi, Incarnation, InitialLimits, MemberId,
-    OutboundUse, SaForm, SecretBytes,
+    ChildSaChange, ChildSaRecord, Epoch, EspSpi, EspSuite, GroupId, IkeSpi, Incarnation, InitialLimits,
+    MemberId, OutboundUse, SaForm, SecretBytes,
 };
 use sad::SnapshotSa;
 use sad::snapshot::LimitBase;
@@ -22,7 +22,9 @@ use test_packet::frames::{Ip, Ip6, noise, udp};
 use test_packet::world::{FAR_HOST, FAR_HOST_V6, NEAR_HOST, NEAR_HOST_V6};
 
 fn write(target: &str, name: &str, octets: &[u8]) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../fuzz/corpus")
+        .join(target);
     std::fs::create_dir_all(&folder).expect("a folder");
     std::fs::write(folder.join(name), octets).expect("a file");
 }
@@ -47,13 +49,42 @@ fn peers() {
         ("psk-wrong", &[PSK, 0, AUTH, 3, 1, 2, 0, 3]),
         ("psk-childless", &[PSK, 4, AUTH, 1, 0]),
         ("nat", &[PSK, 0xc0, AUTH, 4, 0, 16, 2, 0, 3, INFORM, 2, 17, 18]),
-        ("eap", &[EAP_MSCHAPV2, 0, AUTH, 3, 27, 2, 0, 3, AUTH, 1, 10, AUTH, 1, 11, AUTH, 1, 12]),
-        ("eap-other", &[EAP_MSCHAPV2, 0, AUTH, 3, 27, 2, 0, 3, AUTH, 1, 13, 3, 1, 13]),
+        (
+            "eap",
+            &[
+                EAP_MSCHAPV2,
+                0,
+                AUTH,
+                3,
+                27,
+                2,
+                0,
+                3,
+                AUTH,
+                1,
+                10,
+                AUTH,
+                1,
+                11,
+                AUTH,
+                1,
+                12,
+            ],
+        ),
+        (
+            "eap-other",
+            &[EAP_MSCHAPV2, 0, AUTH, 3, 27, 2, 0, 3, AUTH, 1, 13, 3, 1, 13],
+        ),
         (
             "eap-tls",
-            &[EAP_TLS, 0, AUTH, 3, 27, 2, 0, 3, AUTH, 1, 13, 13, 4, 0, 3, 1, 1, AUTH, 1, 13, 13, 1, 0],
+            &[
+                EAP_TLS, 0, AUTH, 3, 27, 2, 0, 3, AUTH, 1, 13, 13, 4, 0, 3, 1, 1, AUTH, 1, 13, 13, 1, 0,
+            ],
         ),
-        ("certificate", &[CERTIFICATE, 0x20, AUTH, 4, 27, 0x45, 3, 4, 1, 2, 2, 0, 3]),
+        (
+            "certificate",
+            &[CERTIFICATE, 0x20, AUTH, 4, 27, 0x45, 3, 4, 1, 2, 2, 0, 3],
+        ),
         ("pools", &[PSK | 4, 0, AUTH, 4, 0, 14, 2, 0, 3]),
         ("transport", &[PSK | 0x10, 0, AUTH, 4, 0, 19, 2, 0, 25]),
         ("rekey-child", &[ESTABLISHED, 0, CREATE, 4, 9, 2, 1, 4, 7, 3]),
@@ -61,11 +92,23 @@ fn peers() {
         ("delete-child", &[ESTABLISHED, 0, INFORM, 1, 7]),
         ("delete-ike", &[ESTABLISHED, 0, INFORM, 1, 8]),
         ("mobike", &[ESTABLISHED, 0xc0, INFORM, 2, 17, 18]),
-        ("resources", &[ESTABLISHED | 8, 0, CREATE, 4, 22, 2, 0, 1, 2, 3, 4, 7, 3]),
-        ("engine-rekeys-child", &[ESTABLISHED, 0, 8, 0, 5, 3, 2, 5, 4, 9, 3]),
+        (
+            "resources",
+            &[ESTABLISHED | 8, 0, CREATE, 4, 22, 2, 0, 1, 2, 3, 4, 7, 3],
+        ),
+        (
+            "engine-rekeys-child",
+            &[ESTABLISHED, 0, 8, 0, 5, 3, 2, 5, 4, 9, 3],
+        ),
         ("engine-rekeys-ike", &[ESTABLISHED, 0, 8, 4, 5, 3, 6, 9, 4, 7, 5]),
-        ("engine-timers", &[ESTABLISHED | 0x40, 0, 7, 255, 5, 0, 7, 255, 5, 3, 2, 5, 4, 9, 3]),
-        ("taken-over", &[ESTABLISHED, 0, 9, CREATE, 3, 2, 1, 4, 7, 9, INFORM, 0]),
+        (
+            "engine-timers",
+            &[ESTABLISHED | 0x40, 0, 7, 255, 5, 0, 7, 255, 5, 3, 2, 5, 4, 9, 3],
+        ),
+        (
+            "taken-over",
+            &[ESTABLISHED, 0, 9, CREATE, 3, 2, 1, 4, 7, 9, INFORM, 0],
+        ),
         ("fragments", &[PSK, 1, 14, 0, 3, 0, 2, 0, 3, 64]),
         ("resume", &[PSK, 0, 12, 4, 2, 4, 9, 28, 0x40, 0x1d, 3, 1, 2, 3]),
     ];
@@ -91,20 +134,54 @@ fn credentials() {
     let name = name.to_der().expect("a name without wildcards");
     let rows = [
         ("direct", vec![0], vec![(AUTHORITY, &root.der), (CERT, &leaf)]),
-        ("between", vec![0], vec![(AUTHORITY, &root.der), (CERT, &below), (CERT, &between.der)]),
-        ("ocsp", vec![3], vec![(AUTHORITY, &root.der), (CERT, &leaf), (OCSP, &good)]),
-        ("ocsp-revoked", vec![2], vec![(AUTHORITY, &root.der), (CERT, &leaf), (OCSP, &revoked)]),
+        (
+            "between",
+            vec![0],
+            vec![(AUTHORITY, &root.der), (CERT, &below), (CERT, &between.der)],
+        ),
+        (
+            "ocsp",
+            vec![3],
+            vec![(AUTHORITY, &root.der), (CERT, &leaf), (OCSP, &good)],
+        ),
+        (
+            "ocsp-revoked",
+            vec![2],
+            vec![(AUTHORITY, &root.der), (CERT, &leaf), (OCSP, &revoked)],
+        ),
     ];
     for (target, shape, parts) in rows {
         let parts = parts.iter().flat_map(|(kind, octets)| part(*kind, octets));
-        write("credential", target, &shape.into_iter().chain(parts).collect::<Vec<_>>());
+        write(
+            "credential",
+            target,
+            &shape.into_iter().chain(parts).collect::<Vec<_>>(),
+        );
     }
     let list = root.crl(&[8], 5);
-    let octets = [vec![1], part(AUTHORITY, &root.der), part(LIST, &list), part(CERT, &leaf)].concat();
+    let octets = [
+        vec![1],
+        part(AUTHORITY, &root.der),
+        part(LIST, &list),
+        part(CERT, &leaf),
+    ]
+    .concat();
     write("credential", "list", &octets);
-    let texts = ["C=DE, O=Example, CN=a.example", "C=*, O=*, CN=*", "*.example", "*@example.org"];
-    let texts = texts.iter().flat_map(|text| part(TEXT, text.as_bytes())).collect();
-    write("credential", "names", &[vec![0], part(NAME, &name), texts].concat());
+    let texts = [
+        "C=DE, O=Example, CN=a.example",
+        "C=*, O=*, CN=*",
+        "*.example",
+        "*@example.org",
+    ];
+    let texts = texts
+        .iter()
+        .flat_map(|text| part(TEXT, text.as_bytes()))
+        .collect();
+    write(
+        "credential",
+        "names",
+        &[vec![0], part(NAME, &name), texts].concat(),
+    );
 }
 
 fn life(member: u8) -> SetMember {
@@ -232,7 +309,11 @@ fn bodies() -> Vec<(&'static str, GroupBody)> {
 fn records() {
     let write_message = |name: &str, body: Body, version: u8| {
         let octets = Message { from: life(2), body }.encode(version);
-        write("synch", &format!("record-{name}-{version}"), &[&[0][..], &octets].concat());
+        write(
+            "synch",
+            &format!("record-{name}-{version}"),
+            &[&[0][..], &octets].concat(),
+        );
     };
     for version in [2, VERSION] {
         write_message("heartbeat", Body::Heartbeat(heartbeat()), version);
@@ -342,7 +423,11 @@ fn whole_snapshot() -> Vec<u8> {
 }
 
 fn members() {
-    let beat = [vec![7, 1], postcard::to_allocvec(&heartbeat()).expect("a heartbeat")].concat();
+    let beat = [
+        vec![7, 1],
+        postcard::to_allocvec(&heartbeat()).expect("a heartbeat"),
+    ]
+    .concat();
     let said = |body: &GroupBody| [vec![0, 1, 0x12], postcard::to_allocvec(body).expect("a body")].concat();
     for (name, body) in bodies() {
         for shape in [0, 1] {
@@ -370,7 +455,11 @@ fn members() {
         vec![11, 0],
     ];
     write("member", "joins", &steps.concat());
-    write("member", "alone", &[1, 15, 15, 15, 15, 12, 1, 2, 3, 4, 11, 0, 13, 0]);
+    write(
+        "member",
+        "alone",
+        &[1, 15, 15, 15, 15, 12, 1, 2, 3, 4, 11, 0, 13, 0],
+    );
 }
 
 fn packets() {
@@ -387,20 +476,51 @@ fn packets() {
 
 fn frames() {
     let few = test_packet::cases::few();
-    let rows = few.iter().filter(|case| matches!(case.program, Program::Steer | Program::Inside));
+    let rows = few
+        .iter()
+        .filter(|case| matches!(case.program, Program::Steer | Program::Inside));
     for case in rows.filter(|case| case.frame.len() <= 512) {
         let [a, b] = name_of(case);
-        let name: String = case.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        write("frame", &name, &[&[a, b, FORM_RAW, 0, 0, 0][..], &case.frame].concat());
+        let name: String = case
+            .name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
+        write(
+            "frame",
+            &name,
+            &[&[a, b, FORM_RAW, 0, 0, 0][..], &case.frame].concat(),
+        );
     }
     let four = Ip::new(FAR_HOST, NEAR_HOST, 17).with(&udp(1, 2, b"payload"));
     let six = Ip6::new(FAR_HOST_V6, NEAR_HOST_V6, 17).with(&udp(1, 2, b"payload"));
     let out = Ip::new(NEAR_HOST, FAR_HOST, 17).with(&udp(1, 2, b"payload"));
-    let first = |program| few.iter().find(|case| case.program == program).map(name_of).unwrap_or_default();
+    let first = |program| {
+        few.iter()
+            .find(|case| case.program == program)
+            .map(name_of)
+            .unwrap_or_default()
+    };
     let [a, b] = first(Program::Steer);
-    write("frame", "sealed", &[&[a, b, FORM_SEALED, 0, 5, 0][..], &four].concat());
-    write("frame", "sealed-six", &[&[a, b, FORM_SEALED, 0, 6, 0][..], &six].concat());
-    write("frame", "sealed-text", &[&[a, b, FORM_TEXT, 0, 7, 0][..], &four, &[1, 2, 2, 4]].concat());
+    write(
+        "frame",
+        "sealed",
+        &[&[a, b, FORM_SEALED, 0, 5, 0][..], &four].concat(),
+    );
+    write(
+        "frame",
+        "sealed-six",
+        &[&[a, b, FORM_SEALED, 0, 6, 0][..], &six].concat(),
+    );
+    write(
+        "frame",
+        "sealed-text",
+        &[&[a, b, FORM_TEXT, 0, 7, 0][..], &four, &[1, 2, 2, 4]].concat(),
+    );
     let [a, b] = first(Program::Inside);
-    write("frame", "packet", &[&[a, b, FORM_PACKET, 0, 0, 0][..], &out].concat());
+    write(
+        "frame",
+        "packet",
+        &[&[a, b, FORM_PACKET, 0, 0, 0][..], &out].concat(),
+    );
 }

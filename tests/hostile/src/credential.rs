@@ -2,12 +2,12 @@
 
 use crate::choices::Choices;
 use crate::world::pki::TODAY;
+use ike::Identity;
 use ike::auth::certificate::Facts;
 use ike::auth::dn::{self, DnPattern};
 use ike::auth::ocsp::Response;
 use ike::auth::pattern::WrittenId;
 use ike::auth::trust::Trust;
-use ike::Identity;
 
 /// ID type of a distinguished name.
 const DN: u8 = 9;
@@ -42,7 +42,10 @@ pub fn credential(octets: &[u8]) {
             response.is_about("07");
         }
     }
-    let texts: Vec<&str> = texts.iter().filter_map(|text| std::str::from_utf8(text).ok()).collect();
+    let texts: Vec<&str> = texts
+        .iter()
+        .filter_map(|text| std::str::from_utf8(text).ok())
+        .collect();
     for text in &texts {
         name(text);
     }
@@ -70,7 +73,11 @@ pub fn credential(octets: &[u8]) {
     let responses: Vec<&[u8]> = responses.iter().map(Vec::as_slice).collect();
     for now in [TODAY, 0, u64::MAX] {
         if let Ok(facts) = trust.verify(&certificates, &responses, now) {
-            assert_eq!(Ok(facts), Facts::of(certificates[0]), "it is about the peer's own certificate");
+            assert_eq!(
+                Ok(facts),
+                Facts::of(certificates[0]),
+                "it is about the peer's own certificate"
+            );
         }
     }
 }
@@ -105,6 +112,14 @@ fn name(text: &str) {
 
 /// No attribute is one that takes fewer characters than its text has.
 fn printable(pattern: &DnPattern) -> bool {
-    let limited = ["C=", "SERIALNUMBER=", "DNQUALIFIER=", "DC=", "UID=", "E=", "EMAIL"];
+    let limited = [
+        "C=",
+        "SERIALNUMBER=",
+        "DNQUALIFIER=",
+        "DC=",
+        "UID=",
+        "E=",
+        "EMAIL",
+    ];
     !limited.iter().any(|name| pattern.to_string().contains(name))
 }

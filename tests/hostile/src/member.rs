@@ -189,7 +189,11 @@ impl Member {
             }
             9 => {
                 let bytes = choices.some().to_vec();
-                let link = if step & 0x10 == 0 { Link::Synch } else { Link::Outside };
+                let link = if step & 0x10 == 0 {
+                    Link::Synch
+                } else {
+                    Link::Outside
+                };
                 self.input(Input::Received {
                     now,
                     peer,

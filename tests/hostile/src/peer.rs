@@ -10,10 +10,10 @@ use ike::auth::eap::Users;
 use ike::auth::trust::Trust;
 use ike::{ChildConfig, Command, Connection, Input, Pool, RemoteAuth, Resource, TlsOutcome};
 use ike_wire::{
-    ConfigAttribute, ConfigAttributeType, ConfigType, Configuration, Delete, DhTransform, Eap, EapCode, EapType,
-    ExchangeType, Flags, Fragment, Header, KeyExchange, Message, Notify, NotifyType, Payload, PayloadList,
-    PayloadType, Proposal, ProtocolId, SecurityAssociation, TransformType, encode_chain, encode_message,
-    encode_skf_prefix, parse_chain,
+    ConfigAttribute, ConfigAttributeType, ConfigType, Configuration, Delete, DhTransform, Eap, EapCode,
+    EapType, ExchangeType, Flags, Fragment, Header, KeyExchange, Message, Notify, NotifyType, Payload,
+    PayloadList, PayloadType, Proposal, ProtocolId, SecurityAssociation, TransformType, encode_chain,
+    encode_message, encode_skf_prefix, parse_chain,
 };
 use model::{EspSpi, IkeSpi, SaMode, SecretBytes};
 use std::collections::BTreeSet;
@@ -91,8 +91,14 @@ fn gateway(shape: u8) -> Connection {
         _ => {}
     }
     if shape & 4 != 0 {
-        connection.pools.extend(Pool::of_network("p", [10, 9, 0, 0].into(), 28));
-        connection.pools.extend(Pool::of_network("p6", "2001:db8::".parse().expect("an address"), 124));
+        connection
+            .pools
+            .extend(Pool::of_network("p", [10, 9, 0, 0].into(), 28));
+        connection.pools.extend(Pool::of_network(
+            "p6",
+            "2001:db8::".parse().expect("an address"),
+            124,
+        ));
         connection.dns = vec![[10, 2, 0, 53].into()];
         connection.dns_domains = vec!["example.org".to_owned()];
     }
@@ -112,7 +118,8 @@ fn gateway(shape: u8) -> Connection {
         connection.children.push(child);
     }
     if shape & 0x40 != 0 {
-        connection.ike_proposals = crate::world::ike("aes128gcm16-prfsha256-x25519,aes128gcm16-prfsha256-x25519-ke1_mlkem768");
+        connection.ike_proposals =
+            crate::world::ike("aes128gcm16-prfsha256-x25519,aes128gcm16-prfsha256-x25519-ke1_mlkem768");
         connection.ike_rekey_time = Some(Duration::from_secs(60));
         connection.child_rekey_time = Some(Duration::from_secs(30));
         connection.dpd_delay = Some(Duration::from_secs(20));
@@ -210,7 +217,9 @@ impl Hostile {
                     self.deliver(bytes);
                 }
             }
-            7 => self.pass(Duration::from_millis(u64::from(choices.next().unwrap_or(1)) * 100)),
+            7 => self.pass(Duration::from_millis(
+                u64::from(choices.next().unwrap_or(1)) * 100,
+            )),
             8 => self.command(choices),
             9 => {
                 self.peer.world.take_over(B);
@@ -350,7 +359,11 @@ impl Hostile {
         match kind {
             0 => self.peer.auth(b"a secret that both know"),
             1 => self.peer.auth(b"another one"),
-            2 => vec![esp(0x2000 + u32::from(choices.next().unwrap_or(0)), 20, Some(256))],
+            2 => vec![esp(
+                0x2000 + u32::from(choices.next().unwrap_or(0)),
+                20,
+                Some(256),
+            )],
             3 => selectors().to_vec(),
             4 => vec![Payload::Nonce(vec![choices.next().unwrap_or(1); 32])],
             5 => vec![key_exchange()],
@@ -383,7 +396,10 @@ impl Hostile {
             23 => notify(NotifyType::EAP_ONLY_AUTHENTICATION, Vec::new()),
             24 => vec![Payload::Delete(Delete::Esp(vec![spi]))],
             25 => host_selectors().to_vec(),
-            26 => notify(NotifyType::SET_WINDOW_SIZE, vec![0, 0, 0, choices.next().unwrap_or(1)]),
+            26 => notify(
+                NotifyType::SET_WINDOW_SIZE,
+                vec![0, 0, 0, choices.next().unwrap_or(1)],
+            ),
             27 => vec![Payload::IdInitiator(ike_wire::Identification::from(
                 ike_wire::Identity::Fqdn("a.example".into()),
             ))],
@@ -521,7 +537,12 @@ impl Hostile {
         let total = u16::from(choices.next().unwrap_or(1));
         let (first, inner) = self.payloads(choices);
         let size = usize::from(choices.next().unwrap_or(32)).max(16);
-        let header = header(self.peer.spi, self.peer.spi_r, exchange_type(step >> 4), self.peer.next);
+        let header = header(
+            self.peer.spi,
+            self.peer.spi_r,
+            exchange_type(step >> 4),
+            self.peer.next,
+        );
         for (at, piece) in inner.chunks(size).enumerate().take(16) {
             let whole = inner.len().div_ceil(size) as u16;
             let fragment = Fragment {
@@ -552,7 +573,8 @@ impl Hostile {
             let world = &mut self.peer.world;
             world.now = world.now.max(at);
             let side = &mut world.sides[B];
-            side.engine.handle(Input::Timeout { now: world.now }, &mut side.around);
+            side.engine
+                .handle(Input::Timeout { now: world.now }, &mut side.around);
             world.drain(B, true);
             self.listen();
         }
@@ -571,7 +593,11 @@ impl Hostile {
             self.peer.world.story()
         );
         let first = Peer::first(IkeSpi(0x5555), None);
-        let answer = scripted::exchange(&mut self.peer.world, "192.0.2.1:500".parse().expect("an address"), &first);
+        let answer = scripted::exchange(
+            &mut self.peer.world,
+            "192.0.2.1:500".parse().expect("an address"),
+            &first,
+        );
         let answer = answer.as_deref().map(Message::parse);
         assert!(
             matches!(&answer, Some(Ok(message)) if message.payloads.nonce().is_some()),
@@ -584,10 +610,17 @@ impl Hostile {
         let world = &self.peer.world;
         let side = &world.sides[B];
         let status = side.engine.status();
-        let children = status.iter().flat_map(|sa| sa.children.iter().map(|child| child.spi_in));
+        let children = status
+            .iter()
+            .flat_map(|sa| sa.children.iter().map(|child| child.spi_in));
         let listed: BTreeSet<EspSpi> = children.collect();
         let installed: BTreeSet<EspSpi> = side.children.keys().copied().collect();
-        assert_eq!(listed, installed, "engine and SA database differ\n{}", world.story());
+        assert_eq!(
+            listed,
+            installed,
+            "engine and SA database differ\n{}",
+            world.story()
+        );
         let known: BTreeSet<IkeSpi> = side.engine.export().iter().map(|(spi, _)| *spi).collect();
         let journalled: BTreeSet<IkeSpi> = side.journal.keys().copied().collect();
         assert_eq!(known, journalled, "engine and journal differ\n{}", world.story());
@@ -596,18 +629,20 @@ impl Hostile {
 
 /// A TLS that goes on, ends well or ends badly, as its first octet says.
 fn tls() -> crate::world::Tls {
-    Box::new(|request| match request.octets.first().map_or(0, |octet| octet % 4) {
-        0 => TlsOutcome::Done {
-            octets: vec![4; 30],
-            msk: SecretBytes::new(vec![7; 64]),
-            certificates: vec![request.octets.clone()],
+    Box::new(
+        |request| match request.octets.first().map_or(0, |octet| octet % 4) {
+            0 => TlsOutcome::Done {
+                octets: vec![4; 30],
+                msk: SecretBytes::new(vec![7; 64]),
+                certificates: vec![request.octets.clone()],
+            },
+            1 => TlsOutcome::Failed {
+                alert: vec![2; 7],
+                why: "no".to_owned(),
+            },
+            _ => TlsOutcome::Continue(vec![2; 2500]),
         },
-        1 => TlsOutcome::Failed {
-            alert: vec![2; 7],
-            why: "no".to_owned(),
-        },
-        _ => TlsOutcome::Continue(vec![2; 2500]),
-    })
+    )
 }
 
 fn key_exchange() -> Payload {

@@ -1,7 +1,9 @@
 //! What members say to each other, read and written again: records of the synch channel, journal entries, snapshots, patches.
 
 use crate::choices::Choices;
-use crate::entry::{EntryChange, decode_entry, decode_snapshot, encode_brief, encode_entry, encode_snapshot, encode_tail};
+use crate::entry::{
+    EntryChange, decode_entry, decode_snapshot, encode_brief, encode_entry, encode_snapshot, encode_tail,
+};
 use cluster::message::{Message, RECORD_MAX, VERSION};
 use cluster::patch;
 use model::{IkeSpi, SecretBytes};
@@ -56,7 +58,10 @@ fn entry(octets: &[u8]) {
         assert_eq!(encode_entry(&again), whole, "the brief form says the same");
     }
     let puts = changes.iter().filter_map(EntryChange::as_put);
-    assert!(puts.map(|(_, record)| record.len()).all(|length| length <= RECORD_MAX.max(octets.len())));
+    assert!(
+        puts.map(|(_, record)| record.len())
+            .all(|length| length <= RECORD_MAX.max(octets.len()))
+    );
 }
 
 fn snapshot(octets: &[u8]) {

@@ -35,11 +35,9 @@ const SHORT_BUFFER: u8 = 0x20;
 pub fn name_of(case: &Case) -> [u8; 2] {
     let text = format!("{:?} {}", case.program, case.name);
     // FNV-1a.
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, octet| {
-            (hash ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3)
-        });
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, octet| {
+        (hash ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3)
+    });
     ((hash ^ hash >> 32) as u16).to_be_bytes()
 }
 
@@ -56,20 +54,26 @@ fn rows() -> &'static BTreeMap<[u8; 2], Case> {
 /// The row with this name, or the next one.
 fn row(name: [u8; 2]) -> Option<&'static Case> {
     let rows = rows();
-    rows.range(name..).next().or_else(|| rows.first_key_value()).map(|(_, case)| case)
+    rows.range(name..)
+        .next()
+        .or_else(|| rows.first_key_value())
+        .map(|(_, case)| case)
 }
 
 /// How the peer of this world seals, if it can.
 fn sealer(world: &World, next_header: u8) -> Option<Sealer> {
     let sa = &world.inbound;
-    SUITES.iter().any(|(suite, _)| *suite == sa.suite).then(|| Sealer {
-        suite: sa.suite,
-        esn: sa.flags & SA_ESN != 0,
-        encap: sa.flags & SA_UDP_ENCAP != 0,
-        spi: SPI_IN,
-        next_header,
-        v6: world.outbound.outer_dst == PEER_V6,
-    })
+    SUITES
+        .iter()
+        .any(|(suite, _)| *suite == sa.suite)
+        .then(|| Sealer {
+            suite: sa.suite,
+            esn: sa.flags & SA_ESN != 0,
+            encap: sa.flags & SA_UDP_ENCAP != 0,
+            spi: SPI_IN,
+            next_header,
+            v6: world.outbound.outer_dst == PEER_V6,
+        })
 }
 
 /// The frame that the octets behind [`PREFIX`] stand for.
@@ -83,7 +87,11 @@ fn frame_of(case: &Case, form: u8, number: u16, next_header: u8, octets: &[u8]) 
     match form & FORMS {
         FORM_RAW => Some(octets.to_vec()),
         FORM_PACKET => {
-            let port = case.world.ports().into_iter().find(|port| port.ifindex == case.ifindex)?;
+            let port = case
+                .world
+                .ports()
+                .into_iter()
+                .find(|port| port.ifindex == case.ifindex)?;
             let ethertype = if v6 { 0x86dd } else { 0x0800 };
             Some(ethernet(port.mac, PEER_MAC, ethertype, octets))
         }
@@ -97,7 +105,11 @@ fn frame_of(case: &Case, form: u8, number: u16, next_header: u8, octets: &[u8]) 
             if form == FORM_SEALED {
                 return Some(sealer.frame(number, octets));
             }
-            let block = if sealer.suite < maps_schema::sad::SUITE_CBC { 1 } else { 16 };
+            let block = if sealer.suite < maps_schema::sad::SUITE_CBC {
+                1
+            } else {
+                16
+            };
             let whole = octets.len() - octets.len() % block;
             (whole > 0).then(|| sealer.frame_of(&sealer.esp_of_text(number, octets[..whole].to_vec())))
         }
@@ -263,7 +275,8 @@ fn not_opened_by_the_peer(case: &Case, seen: &Observed, verdict: Verdict) -> Opt
         }
         Ok((opened, next)) => {
             let version = opened.inner.first().map(|first| first >> 4);
-            let fits = sa.flags & SA_TRANSPORT != 0 || matches!((next, version), (4, Some(4)) | (41, Some(6)));
+            let fits =
+                sa.flags & SA_TRANSPORT != 0 || matches!((next, version), (4, Some(4)) | (41, Some(6)));
             (!fits).then(|| format!("sealed as protocol {next}: {:02x?}", opened.inner))
         }
     }

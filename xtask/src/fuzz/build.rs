@@ -23,7 +23,13 @@ pub fn run(targets: &[String]) -> Result<Vec<(String, PathBuf)>> {
     let folder = super::folder().join("build");
     let mut command = cargo();
     command
-        .args(["build", "--locked", "--release", "--manifest-path", "tests/fuzz/Cargo.toml"])
+        .args([
+            "build",
+            "--locked",
+            "--release",
+            "--manifest-path",
+            "tests/fuzz/Cargo.toml",
+        ])
         // With a target named, the flags are not for build scripts and macros.
         .args(["--target", &host, "--target-dir"])
         .arg(&folder)

@@ -102,7 +102,10 @@ mod tests {
                      ==9== ERROR: libFuzzer: deadly signal\nSUMMARY: libFuzzer: deadly signal\n0x1,0x2,\n\
                      artifact_prefix='/x/'; Test unit written to /x/crash-00ff\nBase64: AQI=";
         lines.lines().for_each(|line| heard.line(line));
-        assert_eq!(heard.said, ["thread '<unnamed>' (7) panicked at src/a.rs:1:", "left over"]);
+        assert_eq!(
+            heard.said,
+            ["thread '<unnamed>' (7) panicked at src/a.rs:1:", "left over"]
+        );
         assert_eq!(heard.crash, Some(PathBuf::from("/x/crash-00ff")));
 
         let mut heard = Heard::default();

@@ -194,7 +194,17 @@ fn on_interrupt() -> Result<()> {
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
-    let head = ["target", "executions", "each s", "edges", "features", "corpus", "new", "kept", "crashes"];
+    let head = [
+        "target",
+        "executions",
+        "each s",
+        "edges",
+        "features",
+        "corpus",
+        "new",
+        "kept",
+        "crashes",
+    ];
     table.load_style(UTF8_FULL_CONDENSED).set_header(head);
     for row in rows {
         let numbers = [

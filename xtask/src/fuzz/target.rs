@@ -85,7 +85,10 @@ fn progress(passed: Duration, heard: &Heard, rate: f64) -> String {
         heard.edges,
         heard.features,
         heard.corpus,
-        heard.crash.as_ref().map_or("nothing found", |_| "found something")
+        heard
+            .crash
+            .as_ref()
+            .map_or("nothing found", |_| "found something")
     )
 }
 
