@@ -367,7 +367,7 @@ fn install(spi_in: u32) -> EntryChange {
 }
 
 fn entries() {
-    let long: Vec<u8> = (0..2000_u32).map(|at| (at * at >> 3) as u8).collect();
+    let long: Vec<u8> = (0..2000_u32).map(|at| ((at * at) >> 3) as u8).collect();
     let mut longer = long.clone();
     longer[1000] ^= 1;
     let put = EntryChange::IkePut(IkeSpi(1), SecretBytes::new(longer.clone()));

@@ -16,7 +16,7 @@ pub mod peer;
 mod slow;
 mod synch;
 #[path = "../../../userspace/ike/tests/world/mod.rs"]
-#[allow(missing_docs)]
+#[allow(missing_docs, clippy::should_implement_trait)]
 pub mod world;
 
 pub use credential::credential;

@@ -37,7 +37,7 @@ fn record(octets: &[u8]) {
 
 /// Records that a member holds before an entry comes.
 fn before() -> BTreeMap<IkeSpi, SecretBytes> {
-    let long: Vec<u8> = (0..2000_u32).map(|at| (at * at >> 3) as u8).collect();
+    let long: Vec<u8> = (0..2000_u32).map(|at| ((at * at) >> 3) as u8).collect();
     BTreeMap::from([
         (IkeSpi(1), SecretBytes::new(long)),
         (IkeSpi(2), SecretBytes::new(vec![7; 100])),

@@ -165,13 +165,15 @@ fn attributes(der: &[u8]) -> Option<Vec<(Vec<u8>, String)>> {
 /// The same name in another encoding of its texts (RFC 5280 7.1). Attributes are compared one by one, not names as they are shown: there an
 /// attribute with a comma in it looks like two.
 pub(crate) fn same_name(a: &[u8], b: &[u8]) -> bool {
-    let (Some(a), Some(b)) = (attributes(a), attributes(b)) else {
-        return false;
+    let comparable = |der| {
+        let attributes = attributes(der)?.into_iter();
+        Some(
+            attributes
+                .map(|(kind, text)| (kind, folded(&text)))
+                .collect::<Vec<_>>(),
+        )
     };
-    let same = |((a_kind, a), (b_kind, b)): (&(Vec<u8>, String), &(Vec<u8>, String))| {
-        a_kind == b_kind && folded(a) == folded(b)
-    };
-    a.len() == b.len() && a.iter().zip(&b).all(same)
+    comparable(a).is_some_and(|a| comparable(b) == Some(a))
 }
 
 fn folded(text: &str) -> String {
