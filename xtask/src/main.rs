@@ -5,6 +5,7 @@ mod build;
 mod cargo_tools;
 mod chaos;
 mod demo;
+mod fuzz;
 mod histogram;
 mod kernels;
 mod setup;
@@ -55,6 +56,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Coverage-guided fuzzing of what reads octets of peers and members: `cargo xtask fuzz --seconds 600`, or some targets by name.
+    Fuzz(fuzz::Options),
     /// Everything that has to pass: format, lints, tidy, unit, packet, model and interop tests, one real takeover. With
     /// `--kernels`: the programs on several kernels, and nothing else.
     Test(kernels::Options),
@@ -94,6 +97,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Run { config } => build::run_member(&config),
         Command::Tidy => tidy::run(),
         Command::Sim { arguments } => sim::run(&arguments),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Test(options) if options.kernels => kernels::run(&options),
         Command::Test(_) => test::run(),
         Command::Demo(options) => demo::run(&options),

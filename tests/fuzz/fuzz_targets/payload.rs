@@ -1,4 +1,4 @@
 //! See `hostile::payload`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| hostile::payload(octets));
+fuzz::target!(hostile::payload);

@@ -1,4 +1,4 @@
 //! See `hostile::proposal`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| hostile::proposal(octets));
+fuzz::target!(hostile::proposal);

@@ -1,4 +1,4 @@
 //! See `hostile::record`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| hostile::record(octets));
+fuzz::target!(hostile::record);

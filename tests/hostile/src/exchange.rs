@@ -1,6 +1,7 @@
 //! Two engines with a hostile middle, which sees all messages, and may hold back, repeat, change, cut and invent them; members
 //! die and are taken over. Afterwards the network heals, and the two sides come together again.
 
+use crate::choices::Choices;
 use crate::world::{A, B, Packet, World, esp, ike, net};
 use ike::Command;
 use std::time::Duration;
@@ -8,18 +9,9 @@ use std::time::Duration;
 /// Steps of one run at most: each costs up to some 100 microseconds.
 const STEPS: usize = 96;
 
-/// Octets to take decisions from.
-struct Choices<'a>(std::slice::Iter<'a, u8>);
-
-impl Choices<'_> {
-    fn next(&mut self) -> Option<u8> {
-        self.0.next().copied()
-    }
-}
-
 /// The first octet says which configuration it is; each further one is a step, some with operands behind them.
 pub fn exchange(octets: &[u8]) {
-    let mut choices = Choices(octets.iter());
+    let mut choices = Choices::new(octets);
     let Some(shape) = choices.next() else { return };
     let mut world = World::with(u64::from(shape), |side, connection| {
         connection.retransmit.initial = Duration::from_millis(500);

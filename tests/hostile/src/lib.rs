@@ -1,13 +1,31 @@
-//! What fuzzers do with IKE. Each body takes any octets and must not panic; what it asserts holds for every input.
+//! What fuzzers do with whatever comes from peers and from other members. Each body takes any octets and must not panic; what it asserts
+//! holds for every input.
 //!
-//! The targets in `tests/fuzz` (a workspace of its own, for `cargo fuzz`) call these bodies; `tests/replay.rs` runs each corpus
-//! through them with `cargo test`.
+//! The targets in `tests/fuzz` (a workspace of its own, for `cargo xtask fuzz`) call these bodies; `tests/replay.rs` runs each corpus
+//! through them with `cargo test`. The body of `frame` is in tests/packet, with the tables that it has its worlds of.
 
+mod choices;
+pub mod credential;
+// The agent holds no rules worth a library of its own, but it reads these.
+#[path = "../../../userspace/agent/src/core/entry.rs"]
+pub mod entry;
 mod exchange;
+mod member;
+mod net;
+pub mod peer;
+mod slow;
+mod synch;
 #[path = "../../../userspace/ike/tests/world/mod.rs"]
-mod world;
+#[allow(missing_docs, clippy::should_implement_trait)]
+pub mod world;
 
+pub use credential::credential;
 pub use exchange::exchange;
+pub use member::member;
+pub use peer::peer;
+pub use slow::slow;
+pub use synch::synch;
+pub use test_packet::arbitrary::frame;
 
 use ike::Proposal;
 use ike_wire::{EncodeError, Message, Payload, PayloadType, encode_chain, encode_message, parse_chain};
@@ -17,13 +35,19 @@ use model::SecretBytes;
 pub type Body = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const BODIES: [Body; 6] = [
+pub const BODIES: [Body; 12] = [
     ("message", message),
     ("chain", chain),
     ("payload", payload),
     ("proposal", proposal),
     ("record", record),
     ("exchange", exchange),
+    ("peer", peer),
+    ("credential", credential),
+    ("synch", synch),
+    ("member", member),
+    ("slow", slow),
+    ("frame", frame),
 ];
 
 /// Selectors of types that we do not know are noted, but not written again.

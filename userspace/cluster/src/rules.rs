@@ -207,9 +207,10 @@ pub fn takeover(
     })
 }
 
-/// Number of the next claim of what `old` owns: higher than `old`, and than all that lost members may have claimed.
+/// Number of the next claim of what `old` owns: higher than `old`, and than all that lost members may have claimed. Behind the last number
+/// that there is comes none: no claim wins then, which is safe.
 pub fn next_number(old: EpochId, above: Epoch) -> Epoch {
-    Epoch(old.number.max(above).0 + 1)
+    Epoch(old.number.max(above).0.saturating_add(1))
 }
 
 /// Number that every later claim must pass, once a standby of `epoch` was lost without giving up its place: it may have
@@ -438,6 +439,14 @@ mod tests {
             member: MemberId(member),
             incarnation: Incarnation(incarnation),
         }
+    }
+
+    #[test]
+    fn behind_the_last_number_comes_none_and_not_the_first_one() {
+        let last = Epoch(u64::MAX);
+        assert_eq!(next_number(epoch(u64::MAX, 2), Epoch(0)), last);
+        assert_eq!(next_number(epoch(1, 2), last), last);
+        assert_eq!(next_number(epoch(1, 2), Epoch(0)), Epoch(2));
     }
 
     #[test]

@@ -210,9 +210,9 @@ fn header_len(packet: &[u8]) -> Option<usize> {
 pub fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
     let header_len = header_len(packet)?;
     let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
-    let packet = packet.get(..total)?;
+    let packet = packet.get(..total).filter(|_| total >= header_len)?;
     let field = u16::from_be_bytes([packet[6], packet[7]]);
-    if field & 0x4000 != 0 || total < header_len {
+    if field & 0x4000 != 0 {
         return None;
     }
     if total <= mtu {
@@ -492,6 +492,16 @@ pub(crate) mod tests {
         assert!(fragments(&packet(3000), 24).is_none());
         assert!(fragments(&[0x60; 60], 40).is_none());
         assert!(fragments(&[], 1400).is_none());
+    }
+
+    #[test]
+    fn a_packet_that_says_it_is_shorter_than_its_header_is_not_cut() {
+        for total in 0..20 {
+            let mut whole = packet(3000);
+            whole[3] = total;
+            whole[2] = 0;
+            assert_eq!(fragments(&whole, 1400), None, "{total}");
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ const JOIN_REPEAT: Duration = Duration::from_millis(250);
 const FORGOTTEN: Duration = Duration::from_millis(500);
 /// Longest snapshot: 2^20 SAs of 1 KiB.
 const SNAPSHOT_MAX: u64 = 1 << 30;
+/// Journal positions count entries: none gets here, and there has to be room behind the one that a snapshot stands for.
+const POSITION_MAX: u64 = 1 << 62;
 
 enum Step {
     /// Asked, or about to ask.
@@ -401,7 +403,8 @@ impl Group {
             return;
         };
         // Only the answer to the present request: an older one may still be on its way.
-        if length > SNAPSHOT_MAX || standby.join != join || !matches!(standby.step, Step::Asking { .. }) {
+        let absurd = length > SNAPSHOT_MAX || position > POSITION_MAX;
+        if absurd || standby.join != join || !matches!(standby.step, Step::Asking { .. }) {
             s.refused += 1;
             return;
         }

@@ -1,6 +1,6 @@
 //! What a certificate says: whose it is, what its key is.
 
-use super::dn::ID_DER_ASN1_DN;
+use super::dn::{ID_DER_ASN1_DN, same_name};
 use crate::config::Identity;
 use std::net::IpAddr;
 use x509_parser::certificate::X509Certificate;
@@ -120,14 +120,6 @@ impl Facts {
         all.push(Identity::Other(ID_DER_ASN1_DN, self.subject.clone()));
         all
     }
-}
-
-/// The same name in another encoding of its texts.
-fn same_name(a: &[u8], b: &[u8]) -> bool {
-    use super::dn::{DnPattern, show};
-    show(a)
-        .and_then(|text| DnPattern::parse(&text).ok())
-        .is_some_and(|pattern| !pattern.has_wildcard() && pattern.matches(b))
 }
 
 fn same(a: &Identity, b: &Identity) -> bool {

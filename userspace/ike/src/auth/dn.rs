@@ -162,6 +162,20 @@ fn attributes(der: &[u8]) -> Option<Vec<(Vec<u8>, String)>> {
         .collect()
 }
 
+/// The same name in another encoding of its texts (RFC 5280 7.1). Attributes are compared one by one, not names as they are shown: there an
+/// attribute with a comma in it looks like two.
+pub(crate) fn same_name(a: &[u8], b: &[u8]) -> bool {
+    let comparable = |der| {
+        let attributes = attributes(der)?.into_iter();
+        Some(
+            attributes
+                .map(|(kind, text)| (kind, folded(&text)))
+                .collect::<Vec<_>>(),
+        )
+    };
+    comparable(a).is_some_and(|a| comparable(b) == Some(a))
+}
+
 fn folded(text: &str) -> String {
     text.split_whitespace()
         .collect::<Vec<_>>()
@@ -212,6 +226,18 @@ mod tests {
         assert!(!exact.matches(&der[..der.len() - 1]) && !exact.matches(b""));
         let long = DnPattern::parse(&format!("CN={}", "x".repeat(300))).unwrap();
         assert!(long.matches(&long.to_der().unwrap()));
+    }
+
+    #[test]
+    fn an_attribute_with_a_comma_is_not_taken_for_two() {
+        let der = |text: &str| DnPattern::parse(text).unwrap().to_der().unwrap();
+        let (one, two) = (der("O=Example\\, CN=gw.example"), der("O=Example, CN=gw.example"));
+        assert_eq!(show(&one), show(&two), "they look the same");
+        assert!(!same_name(&one, &two) && !same_name(&two, &one));
+        assert!(same_name(&two, &der("O=EXAMPLE, CN=gw.example")));
+        let comma = der("O=Example\\, Inc., CN=gw.example");
+        assert!(same_name(&comma, &comma), "a comma alone does no harm");
+        assert!(!same_name(b"", b"") && !same_name(&two, &two[..9]));
     }
 
     #[test]

@@ -1,0 +1,4 @@
+//! See `hostile::credential`.
+#![no_main]
+
+fuzz::target!(hostile::credential);

@@ -1,0 +1,4 @@
+//! See `hostile::frame`.
+#![no_main]
+
+fuzz::target!(hostile::frame);

@@ -1,0 +1,4 @@
+//! See `hostile::member`.
+#![no_main]
+
+fuzz::target!(hostile::member);

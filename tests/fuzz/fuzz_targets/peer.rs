@@ -1,0 +1,4 @@
+//! See `hostile::peer`.
+#![no_main]
+
+fuzz::target!(hostile::peer);

@@ -1,0 +1,4 @@
+//! See `hostile::slow`.
+#![no_main]
+
+fuzz::target!(hostile::slow);

@@ -1,0 +1,4 @@
+//! See `hostile::synch`.
+#![no_main]
+
+fuzz::target!(hostile::synch);
