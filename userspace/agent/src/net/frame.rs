@@ -257,6 +257,8 @@ pub fn pieces(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
     let (header, payload) = packet.split_at_checked(HEADER)?;
     let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
     let payload = payload.get(..length)?;
+    // What stands behind it is no part of it.
+    let packet = packet.get(..HEADER + length)?;
     if packet.len() <= mtu {
         return Some(vec![packet.to_vec()]);
     }
@@ -439,6 +441,12 @@ pub(crate) mod tests {
         }
         let small = udp(from, to, &[1; 20]).unwrap();
         assert_eq!(pieces(&small, 1280).unwrap(), std::slice::from_ref(&small));
+        let trailed = [&small[..], &[0; 2000]].concat();
+        assert_eq!(
+            pieces(&trailed, 1280).unwrap(),
+            [small],
+            "no fragment of one piece"
+        );
         assert!(pieces(&udp(from, to, &[1; 2000]).unwrap(), 50).is_none());
         assert!(pieces(&[0x60; 30], 20).is_none());
         // IPv4 is cut as before.
