@@ -191,12 +191,13 @@ fn fits(class: Class, action: Action) -> bool {
 pub fn may_change(verdict: Verdict) -> bool {
     use Verdict::{
         BelowTakeoverFloor, EspOpened, EspOpenedLocal, EspSealed, LeaseExhausted, OpenedLenient, OuterCut,
-        PathTooSmall, SlowPathFull, TimeExceededFar, TooBig, TtlExceeded,
+        PathTooSmall, PiecesToStack, SlowPathFull, TimeExceededFar, TooBig, TtlExceeded,
     };
     matches!(
         verdict,
         EspOpened
             | EspOpenedLocal
+            | PiecesToStack
             | OpenedLenient
             | EspSealed
             | OuterCut
