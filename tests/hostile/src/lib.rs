@@ -11,7 +11,7 @@ pub mod credential;
 pub mod entry;
 mod exchange;
 mod member;
-mod net;
+pub mod net;
 pub mod peer;
 mod slow;
 mod synch;
