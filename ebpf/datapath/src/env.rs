@@ -365,6 +365,18 @@ impl Work {
         self.frame_len as usize > env.first_buffer()
     }
 
+    /// Makes the frame `len` octets long; all of them are written anew afterwards. Where it lies in several buffers the first one may hold
+    /// no more than the headers, so what is too much is cut at its end. Otherwise at its head: in generic mode the kernel (up to 6.18 at
+    /// least) sets the end of an skb that was cut there too far by the link header's length, and TCP appends to what it has received at
+    /// that end: octets of nobody's reach the application.
+    #[inline(always)]
+    pub fn resize(&self, env: &impl Env, len: usize) -> bool {
+        if self.frame_len as usize > len && self.in_pieces(env) {
+            return env.truncate(len);
+        }
+        env.cut_head(self.frame_len as i32 - len as i32)
+    }
+
     /// The frame's front, bounded by what is there.
     #[inline(always)]
     pub fn front(&self) -> Bounded<'_, HEAD_LEN> {

@@ -128,7 +128,7 @@ pub fn answer(env: &impl Env, work: &mut Work) -> bool {
     };
     let (mac, vlan) = (local.mac_of(address.segment, &work.port), work.port.vlan);
     let ip_at = link::len(vlan);
-    let mut ok = env.cut_head(work.frame_len as i32 - (ip_at + ANSWER_LEN) as i32);
+    let mut ok = work.resize(env, ip_at + ANSWER_LEN);
     ok &= link::write(env, to, mac, vlan, ETHERTYPE_IPV6);
     let len = ADVERTISEMENT_LEN as u8;
     ok &= env.write(ip_at, &[0x60, 0, 0, 0, 0, len, PROTOCOL_ICMPV6, 255]);

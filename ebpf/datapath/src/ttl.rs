@@ -8,7 +8,6 @@ use maps_schema::verdict::Verdict;
 use crate::aead::{Scratch, TEXT_MAX};
 use crate::checksum;
 use crate::env::{ACTION_TRANSMIT, Area, Env, Work};
-use crate::esp::header::ESP_LEN;
 use crate::esp::too_big::{IPV6_MIN_MTU, may_tell};
 use crate::headers::{self, Address, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LEN, IPV6_LEN, PROTOCOL_ICMPV6};
 use crate::icmp;
@@ -133,12 +132,9 @@ fn far(env: &impl Env, cipher: &mut Scratch, work: &mut Work) -> bool {
     } else {
         ETHERTYPE_IPV4
     };
-    // The IV, of whatever length, is behind it: what is left is longer than the packet that was sealed.
-    let text_at = work.esp_at as usize + ESP_LEN;
     let (to, from) = (work.port.mac, work.source_mac);
     if quoted < IPV4_LEN
-        || !env.cut_head(text_at as i32 - ip_at as i32)
-        || !env.truncate(ip_at + quoted)
+        || !work.resize(env, ip_at + quoted)
         || !env.store(ip_at, cipher.text(), quoted)
         || !link::write(env, to, from, 0, ethertype)
     {

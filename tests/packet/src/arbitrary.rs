@@ -11,7 +11,6 @@ use maps_schema::verdict::{Class, Verdict};
 
 use crate::case::{Action, Case, Observed, Program};
 use crate::frames::{Sealer, ethernet, open_sealed};
-use crate::in_memory::FIRST_BUFFER;
 use crate::world::*;
 use crate::{cases, host};
 
@@ -159,12 +158,7 @@ pub fn judge(case: &Case) -> (Option<Verdict>, Vec<String>) {
         return (None, vec!["no verdict".to_owned()]);
     };
     if verdict == Verdict::InternalError {
-        // Of a frame in several buffers no more can be cut off in front than its first buffer has: one with so many octets behind its
-        // packet is dropped so late that it has cost a number.
-        let pieces = case.first_buffer.is_some() || case.frame.len() > FIRST_BUFFER;
-        if !pieces {
-            problems.push("an internal error".to_owned());
-        }
+        problems.push("an internal error".to_owned());
         return (Some(verdict), problems);
     }
     if !fits(verdict.class(), seen.action) {

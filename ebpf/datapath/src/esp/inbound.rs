@@ -472,7 +472,7 @@ pub fn forward(env: &impl Env, area: &mut Area) {
     } else {
         ETHERTYPE_IPV4
     };
-    if !shorten(env, work, link_len + inner_len) || !env.store(link_len, cipher.text(), inner_len) {
+    if !work.resize(env, link_len + inner_len) || !env.store(link_len, cipher.text(), inner_len) {
         work.drop(Verdict::InternalError);
         return;
     }
@@ -518,18 +518,6 @@ pub(crate) fn opened(work: &Work, otherwise: Verdict) -> Verdict {
     } else {
         otherwise
     }
-}
-
-/// Makes the frame `len` octets long; all of them are written anew afterwards. Where it lies in several buffers the first one may hold no
-/// more than the headers, so it is cut at its end. Otherwise at its head: in generic mode the kernel (up to 6.18 at least) sets the end
-/// of an skb that was cut there too far by the link header's length, and TCP appends to what it has received at that end: octets of
-/// nobody's reach the application.
-#[inline(always)]
-fn shorten(env: &impl Env, work: &Work, len: usize) -> bool {
-    if work.in_pieces(env) {
-        return env.truncate(len);
-    }
-    env.cut_head(work.frame_len as i32 - len as i32)
 }
 
 /// Decrements the TTL or hop limit of the datagram in `text` whose header was parsed to `ip`, with IPv4's checksum.

@@ -478,7 +478,7 @@ pub fn direct(env: &impl Env, area: &mut Area, status: i32) -> bool {
     };
     let ip_at = link::len(route.vlan);
     let ethertype = if v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
-    if !env.cut_head(work.frame_len as i32 - (ip_at + datagram_len) as i32)
+    if !work.resize(env, ip_at + datagram_len)
         || !link::write(env, route.destination, route.source, route.vlan, ethertype)
     {
         return work.drop(Verdict::InternalError);

@@ -6,7 +6,9 @@ use maps_schema::steer::SLOW_PATH_MAC;
 use maps_schema::verdict::Verdict;
 
 use crate::case::{Action, Case, Observed, Program};
-use crate::frames::{Ip, Ip6, Sealer, checksum, ethernet, noise, open_ours, tagged, udp};
+use crate::frames::{
+    Ip, Ip6, Sealer, advertisement, checksum, ethernet, noise, open_ours, solicitation, tagged, udp,
+};
 use crate::world::*;
 
 const SUITE: u8 = SUITE_CHACHA20_POLY1305;
@@ -96,6 +98,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(merged_outside());
     cases.extend(exits());
     cases.extend(split());
+    cases.extend(padded());
     cases
 }
 
@@ -360,5 +363,58 @@ fn split() -> Vec<Case> {
             ),
         )),
     );
+    cases
+}
+
+/// Octets behind the packet, more of them than the first buffer holds.
+fn padded() -> Vec<Case> {
+    let with_tail = |mut frame: Vec<u8>| {
+        frame.resize(9000, 0x5a);
+        frame
+    };
+    let peer = Sealer::peer(SUITE, false, false);
+    let packet = |ttl| {
+        let ip = Ip::new(NEAR_HOST, FAR_HOST, 17);
+        Ip { ttl, ..ip }.with(&udp(1000, 2000, &noise(72)))
+    };
+    let ask = solicitation(PEER_MAC, PEER_LINK, CLUSTER_V6, &[&[1, 1][..], &PEER_MAC].concat());
+    let told = advertisement(OUTSIDE_MAC, CLUSTER_V6, PEER_MAC, PEER_LINK, 0xe0);
+    let mut cases = Vec::new();
+    for first in [3400, 64] {
+        cases.extend([
+            steer(
+                format!("octets behind an ESP packet, first buffer of {first}: opened"),
+                world(SUITE),
+                with_tail(peer.frame(5, &inner(100, NEAR_HOST, 64))),
+            )
+            .split_at(first)
+            .ends(Verdict::EspOpened, Action::Redirect)
+            .events(&[EVENT_FIRST_INBOUND])
+            .out(ethernet(NEAR_MAC, INSIDE_MAC, 0x0800, &inner(100, NEAR_HOST, 63))),
+            Case::new(
+                format!("octets behind a packet from inside, first buffer of {first}: sealed"),
+                Program::Inside,
+                world(SUITE),
+                with_tail(ethernet(INSIDE_MAC, NEAR_MAC, 0x0800, &packet(64))),
+            )
+            .of(CONNECTION)
+            .split_at(first)
+            .ends(Verdict::EspSealed, Action::Redirect)
+            .any_frame()
+            .check(move |seen| match open_ours(&seen.frame, SUITE, None, false)?.inner {
+                inner if inner == packet(63) => Ok(()),
+                inner => Err(format!("inner packet of {} octets differs", inner.len())),
+            }),
+            Case::new(
+                format!("octets behind a solicitation, first buffer of {first}: answered"),
+                Program::Steer,
+                world(SUITE),
+                with_tail(ask.clone()),
+            )
+            .split_at(first)
+            .ends(Verdict::NeighbourAnswered, Action::Transmit)
+            .out(told.clone()),
+        ]);
+    }
     cases
 }
