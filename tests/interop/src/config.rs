@@ -42,6 +42,8 @@ pub struct Settings {
     pub solo: &'static str,
     /// `suspicion_floor`.
     pub suspicion_floor: &'static str,
+    /// `dead_man`.
+    pub dead_man: &'static str,
     /// `mode` of the data plane.
     pub mode: &'static str,
     /// `slots`, a power of two.
@@ -64,6 +66,7 @@ impl Settings {
         Self {
             solo: "continue",
             suspicion_floor: "100ms",
+            dead_man: "80ms",
             mode: "native",
             slots: 4096,
             preferred: "preferred = 1\n",
@@ -99,7 +102,7 @@ member = {id}
 solo = \"{solo}\"
 heartbeat = \"20ms\"
 suspicion_floor = \"{suspicion_floor}\"
-dead_man = \"80ms\"
+dead_man = \"{dead_man}\"
 {preferred}pki = \"{pki}\"
 {cluster_keys}{members}{cluster_tables}
 [interfaces]
@@ -126,6 +129,7 @@ metrics = \"127.0.0.1:{METRICS_PORT}\"
         preferred = settings.preferred,
         solo = settings.solo,
         suspicion_floor = settings.suspicion_floor,
+        dead_man = settings.dead_man,
         pki = paths.pki.display(),
         cluster_keys = settings.cluster_keys,
         cluster_tables = settings.cluster_tables,

@@ -30,6 +30,10 @@ const INTERVAL_US: u64 = 10_000;
 /// How long TCP runs at least, nanoseconds.
 const STREAM_NS: u64 = 1_000_000_000;
 
+/// In place of the demo's 100 and 80 ms: one member alone has nobody to yield to, and under emulation an agent may stand still for 250 ms.
+const SUSPICION_FLOOR: &str = "5s";
+const DEAD_MAN: &str = "4s";
+
 /// What the interfaces of a member are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -209,6 +213,8 @@ impl Devices {
         let mut peer = gateway::place(&lab, &product)?;
         // The members begin: each replaces what is left of the one before.
         peer.edit("start = \"initiate\"", "start = \"passive\"")?;
+        let patient = format!("member = 1\nsuspicion_floor = \"{SUSPICION_FLOOR}\"\ndead_man = \"{DEAD_MAN}\"\n");
+        peer.edit("member = 1\n", &patient)?;
         peer.start(&lab.resources)?;
         Ok(Self {
             trials: trials.to_vec(),
@@ -233,6 +239,8 @@ impl Devices {
         self.build(place, trial.kinds)
             .with_context(|| format!("{}: building the devices", trial.name))?;
         let mut settings = Settings {
+            suspicion_floor: SUSPICION_FLOOR,
+            dead_man: DEAD_MAN,
             mode: trial.mode,
             preferred: "",
             ..gateway::settings()

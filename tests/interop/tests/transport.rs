@@ -113,6 +113,17 @@ fn on_demand(lab: &mut LinuxLab, seen: Ipv4Addr) -> Result<()> {
     settled(lab, "we began", a, seen)?;
     let state = lab.peer.xfrm_state()?;
     ensure!(state.contains("mode transport"), "{state}");
+    let log = lab.peer.run("log", "cat /run/shared/charon.log", 10)?;
+    let request = log.lines().find(|line| line.contains("parsed IKE_AUTH request"));
+    refuses_padding(request.unwrap_or(&log))
+}
+
+/// A packet in transport mode need not tell where padding begins (RFC 7296 1.3.1).
+fn refuses_padding(heard: &str) -> Result<()> {
+    ensure!(
+        heard.contains("N(ESP_TFC_PAD_N)"),
+        "padding is not refused: {heard}"
+    );
     Ok(())
 }
 
@@ -127,7 +138,8 @@ fn on_its_demand(lab: &mut LinuxLab, seen: Ipv4Addr) -> Result<()> {
     gone.context("the peer's Delete")?;
     let initiate = format!("swanctl --initiate --child {NAME} --timeout 15");
     let said = lab.peer.run("initiate", &initiate, 30);
-    said.with_context(|| lab.member(a).log_text())?;
+    let said = said.with_context(|| lab.member(a).log_text())?;
+    refuses_padding(&said)?;
     settled(lab, "the peer began", a, seen)
 }
 

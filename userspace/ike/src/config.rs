@@ -345,6 +345,8 @@ pub struct ChildConfig {
     pub start: bool,
     /// In transport mode the selectors are of our address and the peer's alone.
     pub mode: SaMode,
+    /// Whether the peer may add octets behind the inner packet (RFC 4303 2.7). In transport mode it is told not to in any case.
+    pub tfc_padding: bool,
 }
 
 impl ChildConfig {
@@ -357,6 +359,7 @@ impl ChildConfig {
             esp_proposals: crate::proposal::default_esp(),
             start: true,
             mode: SaMode::Tunnel,
+            tfc_padding: true,
         }
     }
 }

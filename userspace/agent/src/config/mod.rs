@@ -458,10 +458,12 @@ pub struct ChildConfig {
     pub mode: SaMode,
     /// After a takeover, what came above the last edge that the old owner has told of is accepted, though it may be a replay.
     pub lenient: bool,
+    /// Whether the peer may pad packets against traffic analysis (RFC 4303 2.7); never in transport mode.
+    pub tfc_padding: bool,
 }
 
-/// Members compare what this says. The mode is said only where it is not tunnel, and anti-replay only where it is not
-/// strict: members that are still to be upgraded know no other.
+/// Members compare what this says. The mode is said only where it is not tunnel, anti-replay only where it is not strict, padding only where
+/// it is refused: members that are still to be upgraded know no other.
 impl fmt::Debug for ChildConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("ChildConfig");
@@ -477,6 +479,9 @@ impl fmt::Debug for ChildConfig {
         }
         if self.lenient {
             out.field("anti_replay", &"lenient");
+        }
+        if !self.tfc_padding && self.mode == SaMode::Tunnel {
+            out.field("tfc_padding", &"refuse");
         }
         out.finish()
     }

@@ -67,6 +67,7 @@ impl Context<'_> {
         let lifetimes = read_policy::lifetimes(&mut t, &self.problems, rekey_time);
         let handling = of.path.handling(&mut t);
         let lenient = t.word("anti_replay", &[("strict", false), ("lenient", true)]);
+        let tfc_padding = self.tfc_padding(&mut t, mode);
         if let Some(name) = &name {
             policies.push(Policy {
                 name: format!("{}/{}", of.connection, name.value),
@@ -86,7 +87,21 @@ impl Context<'_> {
             lifetimes,
             mode,
             lenient: lenient.unwrap_or(false),
+            tfc_padding,
         })
+    }
+
+    /// Whether the peer may pad: only where the end of what a packet carries can be told.
+    fn tfc_padding(&self, t: &mut Reader<'_>, mode: SaMode) -> bool {
+        let said = t.word("tfc_padding", &[("accept", true), ("refuse", false)]);
+        if (said, mode) == (Some(true), SaMode::Transport) {
+            self.problems.add(
+                t.span(),
+                "tfc_padding = \"accept\", and mode = \"transport\": not every protocol tells where a packet ends",
+                "leave tfc_padding out, or use tunnel mode",
+            );
+        }
+        said.unwrap_or(mode == SaMode::Tunnel)
     }
 
     /// One side's selectors of a child in transport mode: those of the connection's address alone, which need not be named.
@@ -174,6 +189,9 @@ mod tests {
             problem.contains("remote_ts holds other addresses than"),
             "{problem}"
         );
+        let keys = "mode = \"transport\"\ntfc_padding = \"accept\"\n";
+        let problem = read(keys, &remote.to_string()).unwrap_err();
+        assert!(problem.contains("where a packet ends"), "{problem}");
         let problem = read("mode = \"transport\"\n", "any").unwrap_err();
         assert!(problem.contains("the peer's is not known"), "{problem}");
         let problem = read("mode = \"transport\"\n", "gw.example").unwrap_err();

@@ -414,6 +414,10 @@ fn headers_sizes_and_lifetimes_are_read_with_their_defaults() {
         said(&lenient).contains("anti_replay"),
         "members that differ in it must hear so"
     );
+    assert!(plain.tfc_padding && !said(&read(EXAMPLE)).contains("tfc_padding"));
+    let refused = read(&format!("{EXAMPLE}\ntfc_padding = \"refuse\"\n"));
+    assert!(!refused.connections[0].children[0].tfc_padding);
+    assert!(said(&refused).contains("tfc_padding"));
     let source = format!(
         "{}\ndscp = \"ef\"\nmss_clamp = 1300\non_miss = \"hold\"\nlife_time = \"70m\"\nlife_bytes = \"50GB\"\nrekey_packets = 1000000\n",
         with(

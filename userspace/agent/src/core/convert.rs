@@ -128,6 +128,7 @@ fn connection(
         let mut to = ike::ChildConfig::new(&child.name, child.local_ts.clone(), child.remote_ts.clone());
         to.esp_proposals = child.esp.clone();
         to.mode = child.mode;
+        to.tfc_padding = child.tfc_padding;
         c.children.push(to);
     }
     Ok(c)

@@ -2,7 +2,7 @@
 
 use super::child_create::{Agreed, NONCE_LEN, install};
 use super::follow_up::{self, Unfinished};
-use super::{configuration, notify, reauth, resource, transport};
+use super::{configuration, notify, padding, reauth, resource, transport};
 use crate::config::{ChildConfig, Connection};
 use crate::event::EventKind;
 use crate::ike_sa::IkeSa;
@@ -176,6 +176,7 @@ pub(crate) fn answer(
     if choice.mode == SaMode::Transport {
         answer.push(notify(NotifyType::USE_TRANSPORT_MODE));
     }
+    answer.extend(padding::refusal(Some(connection), &choice.name, choice.mode));
     let multiple = resource::is_offered(payloads) && resource::is_wanted(connection);
     if multiple {
         answer.push(resource::info(sa, ctx, bound));

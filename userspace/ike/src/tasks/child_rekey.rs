@@ -40,6 +40,8 @@ pub(crate) fn start(sa: &mut IkeSa, ctx: &mut Context<'_>, spi_in: EspSpi, tries
         esp_proposals: proposals.clone(),
         start: false,
         mode: old.mode,
+        // An offer takes it from the configuration, by name.
+        tfc_padding: true,
     };
     if let Some(resource) = old.resource
         && !ctx.around.has_resource(sa.spi, resource)

@@ -4,7 +4,7 @@ use super::proof::{
     Then, ask_signature, auth_input, authenticate, check_proof, own_certificate, prove, what_to_compare,
 };
 use super::{
-    Pending, child_answer, child_create, configuration, delete, eap, mobike, mobike_initiator, notify, ppk,
+    Pending, child_answer, child_create, configuration, delete, eap, mobike, mobike_initiator, notify, padding, ppk,
     qcd, reauth, redirect, resource, resume, ticket, transport, window,
 };
 use crate::auth::{self, signing};
@@ -249,6 +249,7 @@ fn send(sa: &mut IkeSa, ctx: &mut Context<'_>, phase: AwaitSignature, auth: Auth
         if offer.mode == SaMode::Transport {
             payloads.push(notify(NotifyType::USE_TRANSPORT_MODE));
         }
+        payloads.extend(padding::refusal(Some(connection), &offer.name, offer.mode));
         if resource::is_wanted(connection) {
             payloads.push(resource::info(sa, ctx, None));
         }

@@ -18,6 +18,7 @@ pub(crate) mod liveness;
 pub(crate) mod message_id_sync;
 pub(crate) mod mobike;
 pub(crate) mod mobike_initiator;
+pub(crate) mod padding;
 pub(crate) mod ppk;
 pub(crate) mod proof;
 pub(crate) mod qcd;
