@@ -213,7 +213,8 @@ impl Devices {
         let mut peer = gateway::place(&lab, &product)?;
         // The members begin: each replaces what is left of the one before.
         peer.edit("start = \"initiate\"", "start = \"passive\"")?;
-        let patient = format!("member = 1\nsuspicion_floor = \"{SUSPICION_FLOOR}\"\ndead_man = \"{DEAD_MAN}\"\n");
+        let patient =
+            format!("member = 1\nsuspicion_floor = \"{SUSPICION_FLOOR}\"\ndead_man = \"{DEAD_MAN}\"\n");
         peer.edit("member = 1\n", &patient)?;
         peer.start(&lab.resources)?;
         Ok(Self {

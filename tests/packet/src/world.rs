@@ -61,6 +61,8 @@ pub const fn v6(third: u16, last: u16) -> [u8; 16] {
 pub const CLUSTER_V6: [u8; 16] = v6(0xa, 1);
 /// The peer's outside address.
 pub const PEER_V6: [u8; 16] = v6(0xa, 0x64);
+/// The link-local address of whoever is next on the outside link.
+pub const PEER_LINK: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x64];
 /// Inside cluster address.
 pub const INSIDE_V6: [u8; 16] = v6(1, 1);
 /// A host on the inside network.

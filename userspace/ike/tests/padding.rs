@@ -10,7 +10,9 @@ use world::scripted::*;
 use world::{B, address, config, connection, net};
 
 fn refuses(payloads: &PayloadList) -> bool {
-    payloads.notify(NotifyType::ESP_TFC_PADDING_NOT_SUPPORTED).is_some()
+    payloads
+        .notify(NotifyType::ESP_TFC_PADDING_NOT_SUPPORTED)
+        .is_some()
 }
 
 fn one_address(address: std::net::IpAddr) -> TrafficSelector {

@@ -377,7 +377,12 @@ fn padded() -> Vec<Case> {
         let ip = Ip::new(NEAR_HOST, FAR_HOST, 17);
         Ip { ttl, ..ip }.with(&udp(1000, 2000, &noise(72)))
     };
-    let ask = solicitation(PEER_MAC, PEER_LINK, CLUSTER_V6, &[&[1, 1][..], &PEER_MAC].concat());
+    let ask = solicitation(
+        PEER_MAC,
+        PEER_LINK,
+        CLUSTER_V6,
+        &[&[1, 1][..], &PEER_MAC].concat(),
+    );
     let told = advertisement(OUTSIDE_MAC, CLUSTER_V6, PEER_MAC, PEER_LINK, 0xe0);
     let mut cases = Vec::new();
     for first in [3400, 64] {
@@ -401,10 +406,12 @@ fn padded() -> Vec<Case> {
             .split_at(first)
             .ends(Verdict::EspSealed, Action::Redirect)
             .any_frame()
-            .check(move |seen| match open_ours(&seen.frame, SUITE, None, false)?.inner {
-                inner if inner == packet(63) => Ok(()),
-                inner => Err(format!("inner packet of {} octets differs", inner.len())),
-            }),
+            .check(
+                move |seen| match open_ours(&seen.frame, SUITE, None, false)?.inner {
+                    inner if inner == packet(63) => Ok(()),
+                    inner => Err(format!("inner packet of {} octets differs", inner.len())),
+                },
+            ),
             Case::new(
                 format!("octets behind a solicitation, first buffer of {first}: answered"),
                 Program::Steer,

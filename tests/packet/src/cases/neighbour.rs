@@ -8,7 +8,6 @@ use crate::frames::{Ip6, advertisement, solicitation, tagged};
 use crate::world::*;
 
 const ANY: [u8; 16] = [0; 16];
-const PEER_LINK: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x64];
 const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 

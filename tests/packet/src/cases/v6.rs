@@ -13,7 +13,6 @@ use crate::world::*;
 
 const SUITE: u8 = SUITE_CHACHA20_POLY1305;
 const ANY: [u8; 16] = [0; 16];
-const PEER_LINK: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x64];
 const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 fn steer(name: impl Into<String>, world: World, frame: Vec<u8>) -> Case {

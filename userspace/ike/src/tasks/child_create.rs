@@ -1,6 +1,8 @@
 //! A new Child SA, in CREATE_CHILD_SA or as part of IKE_AUTH (RFC 7296 1.3.1, 2.9, 2.17).
 
-use super::{Pending, child_rekey, follow_up, notify, padding, put_off, reauth, resource, send_create, transport};
+use super::{
+    Pending, child_rekey, follow_up, notify, padding, put_off, reauth, resource, send_create, transport,
+};
 use crate::config::{ChildConfig, Resource};
 use crate::event::EventKind;
 use crate::ike_sa::child::{ChildPhase, ChildSa};
@@ -193,7 +195,11 @@ pub(crate) fn send_offer(sa: &mut IkeSa, ctx: &mut Context<'_>, mut offer: Child
     if offer.mode == SaMode::Transport {
         payloads.push(notify(NotifyType::USE_TRANSPORT_MODE));
     }
-    payloads.extend(padding::refusal(sa.connection(ctx.config), &offer.name, offer.mode));
+    payloads.extend(padding::refusal(
+        sa.connection(ctx.config),
+        &offer.name,
+        offer.mode,
+    ));
     if sa.connection(ctx.config).is_some_and(resource::is_wanted) {
         payloads.push(resource::info(sa, ctx, offer.resource));
     }

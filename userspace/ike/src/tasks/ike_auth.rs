@@ -4,8 +4,8 @@ use super::proof::{
     Then, ask_signature, auth_input, authenticate, check_proof, own_certificate, prove, what_to_compare,
 };
 use super::{
-    Pending, child_answer, child_create, configuration, delete, eap, mobike, mobike_initiator, notify, padding, ppk,
-    qcd, reauth, redirect, resource, resume, ticket, transport, window,
+    Pending, child_answer, child_create, configuration, delete, eap, mobike, mobike_initiator, notify,
+    padding, ppk, qcd, reauth, redirect, resource, resume, ticket, transport, window,
 };
 use crate::auth::{self, signing};
 use crate::config::{Childless, Connection, Identity};

@@ -12,8 +12,9 @@ use model::SaMode;
 /// What an offer or an answer says of it for the child called `name`. An inner IP packet says how long it is; what follows the ESP
 /// header in transport mode need not (GRE), so there nobody could tell padding from payload.
 pub(crate) fn refusal(connection: Option<&Connection>, name: &str, mode: SaMode) -> Option<Payload> {
-    let unwanted =
-        |child: Option<&ChildConfig>| child.is_some_and(|child| !child.tfc_padding) || mode == SaMode::Transport;
+    let unwanted = |child: Option<&ChildConfig>| {
+        child.is_some_and(|child| !child.tfc_padding) || mode == SaMode::Transport
+    };
     unwanted(connection.and_then(|connection| connection.child(name)))
         .then(|| notify(NotifyType::ESP_TFC_PADDING_NOT_SUPPORTED))
 }
