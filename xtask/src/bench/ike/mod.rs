@@ -18,7 +18,7 @@ use serde::Serialize;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 /// Handshakes a second and core that this project wants to be able to do.
@@ -335,8 +335,13 @@ struct Profile {
 impl Profile {
     fn start(cluster: &Cluster, owner: usize) -> Result<Self> {
         let data = cluster.lab.folder.join("perf.data");
-        let pid = cluster.members[owner].pid().context("the owner does not run")?;
-        let perf = Command::new("perf")
+        let member = &cluster.members[owner];
+        let pid = member.pid().context("the owner does not run")?;
+        // A namespace's command hears the signal that ends it; others inherit that it is blocked.
+        let perf = member
+            .place
+            .netns
+            .command("perf")
             // Without build ids it ends at once.
             .args(["record", "--quiet", "--no-buildid"])
             .args(["-e", "cpu-clock", "-F", "5000", "-g", "-o"])
@@ -345,23 +350,34 @@ impl Profile {
             .spawn()
             .context("perf: apt-get install linux-perf")?;
         cluster.lab.resources.note_process(perf.id())?;
+        let profile = Self { perf, data };
         // An idle agent has something to do as well: what it has written of that shows that it looks.
         let looks = || {
-            fs::metadata(&data)
+            fs::metadata(&profile.data)
                 .is_ok_and(|file| file.len() > 1 << 16)
                 .then_some(())
         };
         lab::clock::wait_for(Duration::from_secs(60), Duration::from_millis(100), looks)
             .context("perf does not begin")?;
-        Ok(Self { perf, data })
+        Ok(profile)
     }
 
     fn end(mut self) -> Result<()> {
         let pid = nix::unistd::Pid::from_raw(self.perf.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).context("perf")?;
-        self.perf.wait().context("perf")?;
+        let ended = || self.perf.try_wait().ok().flatten();
+        lab::clock::wait_for(Duration::from_secs(60), Duration::from_millis(100), ended)
+            .context("perf does not end within 60 s; what it has written is lost")?;
         detail(&format!("perf report --no-children -i {}", self.data.display()));
         Ok(())
+    }
+}
+
+impl Drop for Profile {
+    fn drop(&mut self) {
+        // One that has ended is none any more, and none is left where a row has failed.
+        let _ = self.perf.kill();
+        let _ = self.perf.wait();
     }
 }
 
