@@ -114,6 +114,8 @@ pub struct Connection {
     pub remotes: Vec<IpAddr>,
     /// Some of `remotes` come of names, which may lead elsewhere at any time ([`crate::Input::Remotes`]).
     pub remotes_by_name: bool,
+    /// The peer's names, in lower case, with what each leads to: a gateway may send us to one of them (RFC 5685).
+    pub names: Vec<(String, Vec<IpAddr>)>,
     /// Our identity.
     pub local_id: Identity,
     /// The peer's identity; `None`: see `remote_pattern`.
@@ -197,6 +199,7 @@ impl Connection {
             further_locals: Vec::new(),
             remotes: Vec::new(),
             remotes_by_name: false,
+            names: Vec::new(),
             local_id,
             remote_id: None,
             remote_pattern: None,

@@ -163,10 +163,15 @@ impl Engine {
                 self.now = now;
                 self.run(around, |engine, ctx| computed(ctx, &mut engine.endpoint, done));
             }
-            Input::Remotes { connection, remotes } => {
+            Input::Remotes {
+                connection,
+                remotes,
+                names,
+            } => {
                 let known = self.config.connections.iter_mut();
                 for of in known.filter(|of| of.name == connection) {
                     of.remotes.clone_from(&remotes);
+                    of.names.clone_from(&names);
                 }
             }
             Input::Command { now, command } => {

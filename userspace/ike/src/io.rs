@@ -63,6 +63,8 @@ pub enum Input<'a> {
         connection: &'a str,
         /// As [`crate::Connection::remotes`].
         remotes: Vec<IpAddr>,
+        /// As [`crate::Connection::names`].
+        names: Vec<(String, Vec<IpAddr>)>,
     },
     /// The operator or the agent wants something.
     Command {

@@ -119,7 +119,11 @@ fn a_peer_by_name_is_known_by_the_addresses_that_the_name_leads_to() {
         let remotes = remotes.iter().map(|text| text.parse().unwrap()).collect();
         let side = &mut world.sides[A];
         let connection = "t";
-        let input = ike::Input::Remotes { connection, remotes };
+        let input = ike::Input::Remotes {
+            connection,
+            remotes,
+            names: Vec::new(),
+        };
         side.engine.handle(input, &mut side.around);
     };
     world.initiate(A);

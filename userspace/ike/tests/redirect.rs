@@ -163,3 +163,55 @@ fn gateways_that_send_a_client_round_are_followed_five_times() {
     }
     assert!(world.story().contains("send us round"), "{}", world.story());
 }
+
+/// Answers A's first message: go to the gateway of this name.
+fn sent_to_a_name(seed: u64, name: &str, leads_to: &[IpAddr]) -> World {
+    let mut world = World::with(seed, |side, connection| {
+        adjust(side, connection);
+        connection.names = vec![("gw2.example".to_owned(), leads_to.to_vec())];
+    });
+    world.initiate(A);
+    let request = world.net.pop_front().unwrap();
+    let message = Message::parse(&request.bytes).unwrap();
+    let mut answer = message.header;
+    answer.flags.response = true;
+    answer.flags.initiator = false;
+    // Type 3: a name (RFC 5685 8.2).
+    let nonce = message.payloads.nonce().unwrap();
+    let data = [&[3, name.len() as u8], name.as_bytes(), nonce].concat();
+    let redirect = [ike_wire::Payload::Notify(Notify::new(NotifyType::REDIRECT, data))];
+    world.deliver(Packet {
+        to: A,
+        local: (address(A), 500).into(),
+        remote: (address(B), 500).into(),
+        bytes: ike_wire::encode_message(&answer, &redirect).unwrap(),
+    });
+    world.settle();
+    world
+}
+
+#[test]
+fn a_gateway_may_send_us_to_a_name_of_the_configuration() {
+    for name in ["gw2.example", "GW2.example."] {
+        let world = sent_to_a_name(6, name, &["2001:db8::9".parse().unwrap(), address(B), ELSEWHERE]);
+        world.assert_up(1);
+        assert_eq!(at(&world), ELSEWHERE);
+    }
+}
+
+#[test]
+fn any_other_name_is_refused_and_the_text_says_what_to_do() {
+    let world = sent_to_a_name(7, "evil.example\n", &[ELSEWHERE]);
+    let text = world.event(A, EventKind::Trouble).to_string();
+    assert!(
+        text.contains(r#""evil.example\n", which is no `remote` of the connection"#)
+            && text.contains("add it there"),
+        "{text}"
+    );
+    assert!(world.status(A).is_empty(), "an attempt that has failed");
+    // One that leads nowhere else.
+    let world = sent_to_a_name(8, "gw2.example", &[address(B)]);
+    let text = world.event(A, EventKind::Trouble).to_string();
+    assert!(text.contains("leads to no other address"), "{text}");
+    assert!(world.status(A).is_empty());
+}

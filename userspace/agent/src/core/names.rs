@@ -213,6 +213,18 @@ impl Names {
         self.book.addresses(&config.remotes, config.local.is_ipv4())
     }
 
+    /// What each of its names leads to.
+    fn by_name(&self, config: &ConnectionConfig) -> Vec<(String, Vec<IpAddr>)> {
+        let names = config.remotes.iter().filter_map(Remote::name);
+        let known = |name: &str| {
+            self.book
+                .0
+                .get(name)
+                .map_or(Vec::new(), |known| known.addresses.clone())
+        };
+        names.map(|name| (name.to_owned(), known(name))).collect()
+    }
+
     /// Whether one of its names has led nowhere so far.
     pub fn lacks_any(&self, config: &ConnectionConfig) -> bool {
         let nowhere = |name: &str| {
@@ -299,11 +311,15 @@ impl Core {
             names.any(|of| name.is_none_or(|name| name == of))
         };
         let named = self.config.connections.iter().filter(with);
-        let told = named.map(|config| (config.name.clone(), self.names.addresses(config)));
-        for (connection, remotes) in told.collect::<Vec<_>>() {
+        let told = named.map(|config| {
+            let known = self.names.by_name(config);
+            (config.name.clone(), self.names.addresses(config), known)
+        });
+        for (connection, remotes, names) in told.collect::<Vec<_>>() {
             self.engine_input(Input::Remotes {
                 connection: &connection,
                 remotes,
+                names,
             });
         }
         let peers = self.peer_addresses();

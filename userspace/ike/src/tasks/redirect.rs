@@ -66,6 +66,30 @@ pub(crate) fn is_supported(payloads: &PayloadList) -> bool {
     says(NotifyType::REDIRECT_SUPPORTED) || says(NotifyType::REDIRECTED_FROM)
 }
 
+/// Where a gateway is that was named. What a stranger's first answer says is looked up nowhere: it has to be a name of the configuration.
+fn named(sa: &IkeSa, connection: &Connection, name: &str) -> Result<IpAddr, String> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let of = connection
+        .names
+        .iter()
+        .find(|(of, _)| of.eq_ignore_ascii_case(name));
+    let Some((_, addresses)) = of else {
+        // Whatever the peer's octets are, the text stays on its line.
+        return Err(format!(
+            "to {name:?}, which is no `remote` of the connection, so it is not looked up; add it there if it is to be followed"
+        ));
+    };
+    let fits = |address: &&IpAddr| {
+        address.is_ipv4() == connection.local.is_ipv4() && **address != sa.path.remote.ip()
+    };
+    addresses.iter().find(fits).copied().ok_or_else(|| {
+        format!(
+            "to {name}, which leads to no other address that can be reached from {}",
+            connection.local
+        )
+    })
+}
+
 /// Where to go, or why not.
 fn target(
     sa: &IkeSa,
@@ -75,10 +99,7 @@ fn target(
 ) -> Result<IpAddr, String> {
     let address = match gateway {
         Gateway::Address(address) => *address,
-        Gateway::Name(name) => {
-            let name = String::from_utf8_lossy(name);
-            return Err(format!("to {name}, but names are not looked up here"));
-        }
+        Gateway::Name(name) => named(sa, connection, &String::from_utf8_lossy(name))?,
     };
     if address.is_ipv4() != connection.local.is_ipv4() || address.is_unspecified() || address.is_multicast() {
         return Err(format!(
