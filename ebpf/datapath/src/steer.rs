@@ -519,6 +519,10 @@ pub fn steer(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
         Found::Pass => {
             let verdict = work.verdict;
             if !serve_here(env, work, local, work.slot as u8) {
+                // The member that has the address has put a datagram together which is another one's, cut it again and sent it there.
+                if verdict == Verdict::OuterFragment as u32 && work.verdict == Verdict::NotOwner as u32 {
+                    return work.end(Verdict::OuterFragment, ACTION_CLEAR);
+                }
                 return false;
             }
             if work.role == ROLE_OLD_OWNER {

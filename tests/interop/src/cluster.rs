@@ -101,6 +101,21 @@ impl Cluster {
         done.with_context(|| format!("not all members are in sync after {limit:?}:\n{}", self.states()))
     }
 
+    /// Two members with two groups: waits until each has one, and gives the one that has the cluster addresses, which are in the first.
+    pub fn spread(&self, limit: Duration) -> Result<usize> {
+        self.wait_all_in_sync(limit)?;
+        // Whoever was there first may have all groups.
+        for member in (0..2).filter(|at| self.groups_of(*at) == 2) {
+            self.members[member].espalier(&["rebalance"])?;
+        }
+        let spread = wait_for(limit, Duration::from_millis(50), || {
+            (self.groups_of(0) == 1 && self.groups_of(1) == 1 && self.away().ok()? == 0).then_some(())
+        });
+        spread.with_context(|| format!("the groups are not spread:\n{}", self.states()))?;
+        let first = |at: &usize| self.owned()[*at].iter().any(|of| of.group == 0);
+        (0..2).find(first).context("nobody has the first group")
+    }
+
     /// Waits until members other than `before` serve everything; returns who owns most.
     pub fn wait_other_serves(&self, before: usize, limit: Duration) -> Result<usize> {
         wait_for(limit, Duration::from_millis(5), || {

@@ -298,27 +298,7 @@ fn a_routers_error_reaches_the_member_that_has_the_sa() -> Result<()> {
     settings.preferred = "";
     settings.cluster_keys = "mode = \"load-sharing\"\ngroups = 2\n".into();
     let cluster = lab::cluster::Cluster::up(lab, &product, &psk, &settings)?;
-    cluster.wait_all_in_sync(Duration::from_secs(30))?;
-    // Whoever was there first may have all groups.
-    for member in (0..2).filter(|at| cluster.groups_of(*at) == 2) {
-        cluster.members[member].espalier(&["rebalance"])?;
-    }
-    let spread = wait_for(Duration::from_secs(20), Duration::from_millis(50), || {
-        (cluster.groups_of(0) == 1 && cluster.groups_of(1) == 1 && cluster.away().ok()? == 0).then_some(())
-    });
-    ensure!(
-        spread.is_some(),
-        "the groups are not spread:\n{}",
-        cluster.states()
-    );
-    let owns_address = |at: usize| -> Option<bool> {
-        let status = cluster.members[at].status().ok()?;
-        let first = status["groups"].as_array()?.iter().find(|g| g["group"] == 0)?;
-        Some(matches!(first["role"].as_str(), Some("active" | "alone")))
-    };
-    let address = (0..2)
-        .find(|at| owns_address(*at) == Some(true))
-        .context("an owner of the address")?;
+    let address = cluster.spread(Duration::from_secs(30))?;
     // The peer's first SPI is random, and with it the member: a few tries.
     let mut owner = None;
     for _ in 0..20 {

@@ -210,6 +210,17 @@ pub fn cases() -> Vec<Case> {
             .ends(Verdict::SecondHop, Action::Transmit)
             .out(hop(&later)),
     );
+    // The datagram's owner is not known before it is put together, and then it is cut again.
+    let mut sent_on = later;
+    sent_on[6..12].copy_from_slice(&OTHER_OUTSIDE_MAC);
+    cases.push(
+        steer(
+            "a later fragment from a member, not the owner",
+            of_other(),
+            sent_on,
+        )
+        .ends(Verdict::OuterFragment, Action::Pass),
+    );
     cases
         .push(steer("a fragment, without agent", expired(), piece).ends(Verdict::OwnerExpired, Action::Drop));
 

@@ -28,6 +28,7 @@ mod linger;
 mod lost;
 mod member;
 mod names;
+mod onward;
 mod orders;
 mod owner;
 mod pace;
@@ -140,6 +141,7 @@ struct Core {
     mirror: BTreeMap<IkeSpi, SecretBytes>,
     groups: Groups,
     slow: slow::Waiting,
+    onward: onward::Onward,
     /// Packets that wait for an SA.
     held: held::Held,
     /// Packets of SAs that peers were asked for, by SPI.

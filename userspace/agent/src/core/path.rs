@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use maps_schema::event::Event;
-use maps_schema::steer::SIDE_OUTSIDE;
 use model::{EspSpi, Instant, SegmentId};
 
 use super::Core;
@@ -75,14 +74,7 @@ impl Core {
         };
         let ethertype = &link[link.len() - 2..];
         for facts in self.facts.values() {
-            // On the first outside network where it is reached.
-            let way = self
-                .ports
-                .numbered()
-                .filter(|(_, side, _)| *side == SIDE_OUTSIDE)
-                .find_map(|(at, _, port)| {
-                    Some((port, facts.macs.iter().find(|(number, _)| *number == at)?.1))
-                });
+            let way = self.way_to(facts);
             let Some((port, to)) = way else { continue };
             let told = [&to[..], &port.mac, ethertype, packet].concat();
             if let Err(error) = self.announcer.send(port, &told) {

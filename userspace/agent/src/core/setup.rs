@@ -428,6 +428,7 @@ impl Core {
             ports,
             mirror,
             groups,
+            onward: super::onward::Onward::default(),
             slow: slow::Waiting::of(transport.iter().map(|(l, r)| (l.first, r.first)).collect()),
             held: held::Held::default(),
             early: held::Held::default(),

@@ -74,7 +74,7 @@ pub struct Waiting {
 }
 
 /// Names of [`Waiting::counts`].
-pub const COUNTS: [&str; 14] = [
+pub const COUNTS: [&str; 15] = [
     "above_ceiling",
     "held",
     "out_fragment",
@@ -89,6 +89,7 @@ pub const COUNTS: [&str; 14] = [
     "path_error",
     "moved",
     "held_for_answer",
+    "sent_onward",
 ];
 
 impl Waiting {
@@ -103,6 +104,11 @@ impl Waiting {
     /// A frame that nothing would come for.
     pub(super) fn lost(&mut self) {
         self.counts[6] += 1;
+    }
+
+    /// A datagram that came in pieces went to the member that it belongs to.
+    pub(super) fn sent_onward(&mut self) {
+        self.counts[14] += 1;
     }
 
     fn put(&mut self, inbound: bool, slot: u32, frame: Frame) -> Next {
@@ -390,6 +396,7 @@ impl Core {
     pub(super) fn reassembled(&mut self, packet: &[u8]) {
         self.slow.counts[4] += 1;
         match frame::reassembled(packet) {
+            Some(packet) if self.esp_onward(&packet) => {}
             Some(packet) if packet.len() + ETH_LEN <= SLOW_FRAME_MAX => {
                 let port = &self.ports.outside[0];
                 let (octets, device) = (frame::ethernet(port, &packet), port.parent);
@@ -405,9 +412,12 @@ impl Core {
             Datagram::Ike(message) => {
                 let segment = around::segment_of_message(self.steer_key, message);
                 if !segment.is_some_and(|segment| self.groups.serves_segment(segment)) {
-                    // The programs pass it on to its owner; what got here in between, the peer repeats. It is never
+                    // The programs pass it on to its owner, unless it came in pieces or its owner has just changed. It is never
                     // answered: one member at a time works on an IKE SA (RFC 6027 3.7).
                     self.slow.counts[7] += 1;
+                    if let (Some(segment), Some(packet)) = (segment, frame::udp(remote, local, bytes)) {
+                        self.send_onward(segment, &packet);
+                    }
                     return;
                 }
                 if let Some(ours) = around::our_spi(message) {

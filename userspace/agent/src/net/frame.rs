@@ -3,11 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use maps_schema::steer::SLOW_PATH_MAC;
+use model::EspSpi;
 
 use super::Interface;
 
 /// Octets of an Ethernet header with a tag.
 pub const ETH_LEN: usize = 18;
+
+/// Octets of an IPv6 header without extensions.
+const HEADER_V6: usize = 40;
 
 /// A packet as a frame that arrives at an interface.
 pub fn ethernet(interface: &Interface, packet: &[u8]) -> Vec<u8> {
@@ -199,6 +203,29 @@ pub fn reassembled(packet: &[u8]) -> Option<Vec<u8>> {
     Some(packet)
 }
 
+/// A packet behind an Ethernet header from `from` to `to`.
+pub fn link(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
+    let v6 = packet.first().is_some_and(|first| first >> 4 == 6);
+    let ethertype: [u8; 2] = if v6 { [0x86, 0xdd] } else { [8, 0] };
+    [&to[..], &from, &ethertype, packet].concat()
+}
+
+/// SPI of an ESP packet, as it is or in UDP, without extension headers.
+pub fn esp_spi(packet: &[u8]) -> Option<EspSpi> {
+    let (at, protocol) = if packet.first()? >> 4 == 6 {
+        (HEADER_V6, *packet.get(6)?)
+    } else {
+        (header_len(packet)?, packet[9])
+    };
+    let at = match protocol {
+        50 => at,
+        17 => at + 8,
+        _ => return None,
+    };
+    let spi = packet.get(at..)?.first_chunk()?;
+    Some(EspSpi(u32::from_be_bytes(*spi)))
+}
+
 fn header_len(packet: &[u8]) -> Option<usize> {
     let first = *packet.first()?;
     let length = usize::from(first & 0xf) * 4;
@@ -249,26 +276,43 @@ pub fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
 /// Cuts a packet of this host's own into pieces of at most `mtu` octets: IPv4 as [`fragments`] does, IPv6 with a fragment
 /// header (RFC 8200 4.5) behind the fixed one, whose identification is what ESP has for its sequence number. `None` as there.
 pub fn pieces(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
-    const HEADER: usize = 40;
-    const FRAGMENT: usize = 8;
     if packet.first()? >> 4 != 6 {
         return fragments(packet, mtu);
     }
-    let (header, payload) = packet.split_at_checked(HEADER)?;
+    // Behind a UDP header, or at once: SPI, then the number.
+    let number_at = HEADER_V6 + if *packet.get(6)? == 17 { 12 } else { 4 };
+    let id = packet.get(number_at..)?.first_chunk()?;
+    fragments_v6(packet, mtu, u32::from_be_bytes(*id))
+}
+
+/// As [`pieces`], of a packet that its sender had cut and that was put together here, with an identification of ours.
+pub fn pieces_again(packet: &[u8], mtu: usize, id: u32) -> Option<Vec<Vec<u8>>> {
+    if packet.first()? >> 4 == 6 {
+        return fragments_v6(packet, mtu, id);
+    }
+    let header_len = header_len(packet)?;
+    let mut packet = packet.to_vec();
+    packet[4..6].copy_from_slice(&(id as u16).to_be_bytes());
+    // "Don't fragment" is of the header that was made for what the stack gave.
+    packet[6] &= !0x40;
+    set_checksum(&mut packet, header_len);
+    fragments(&packet, mtu)
+}
+
+fn fragments_v6(packet: &[u8], mtu: usize, id: u32) -> Option<Vec<Vec<u8>>> {
+    const FRAGMENT: usize = 8;
+    let (header, payload) = packet.split_at_checked(HEADER_V6)?;
     let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
     let payload = payload.get(..length)?;
     // What stands behind it is no part of it.
-    let packet = packet.get(..HEADER + length)?;
+    let packet = packet.get(..HEADER_V6 + length)?;
     if packet.len() <= mtu {
         return Some(vec![packet.to_vec()]);
     }
-    let room = mtu.checked_sub(HEADER + FRAGMENT)? / 8 * 8;
+    let room = mtu.checked_sub(HEADER_V6 + FRAGMENT)? / 8 * 8;
     if room == 0 {
         return None;
     }
-    // Behind a UDP header, or at once: SPI, then the number.
-    let number_at = if header[6] == 17 { 12 } else { 4 };
-    let id = payload.get(number_at..number_at + 4)?;
     let mut out = Vec::new();
     for (i, piece) in payload.chunks(room).enumerate() {
         let at = i * room;
@@ -278,7 +322,7 @@ pub fn pieces(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
         packet[6] = 44;
         packet.extend_from_slice(&[header[6], 0]);
         packet.extend_from_slice(&(u16::try_from(at).ok()? | more).to_be_bytes());
-        packet.extend_from_slice(id);
+        packet.extend_from_slice(&id.to_be_bytes());
         packet.extend_from_slice(piece);
         out.push(packet);
     }
@@ -530,5 +574,47 @@ pub(crate) mod tests {
         let again = reassembled(&whole).unwrap();
         assert_eq!(&again[6..8], &[0, 0]);
         assert_eq!(checksum(&again[..20]), 0);
+    }
+
+    #[test]
+    fn what_was_put_together_is_cut_again_with_an_identification_of_ours() {
+        let (v4, v6) = (
+            ["198.51.100.1:4500", "203.0.113.10:4500"],
+            ["[2001:db8::1]:4500", "[2001:db8::2]:4500"],
+        );
+        let esp = [&[0xaa, 0xbb, 0xcc, 0xdd][..], &[7; 3000]].concat();
+        for [from, to] in [v4, v6] {
+            let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+            let packet = udp(from, to, &esp).unwrap();
+            assert_eq!(esp_spi(&packet), Some(EspSpi(0xaabb_ccdd)));
+            let pieces = pieces_again(&packet, 1500, 0x0102_0304).unwrap();
+            assert_eq!(pieces.len(), 3);
+            let (header, id_at, id): (_, _, &[u8]) = if from.is_ipv4() {
+                (20, 4, &[3, 4])
+            } else {
+                (48, 44, &[1, 2, 3, 4])
+            };
+            let payload: Vec<u8> = pieces.iter().flat_map(|piece| piece[header..].to_vec()).collect();
+            assert_eq!(payload, packet[packet.len() - 8 - esp.len()..]);
+            for piece in &pieces {
+                assert!(piece.len() <= 1500);
+                assert_eq!(piece.get(id_at..id_at + id.len()), Some(id));
+            }
+            // What fits is one packet, and no piece.
+            assert_eq!(pieces_again(&packet, 9000, 1).unwrap()[0].len(), packet.len());
+        }
+    }
+
+    #[test]
+    fn what_is_no_esp_has_no_spi() {
+        for packet in [
+            &[][..],
+            &[0x45; 20],
+            &[0x60; 39],
+            &[&[0x60, 0, 0, 0, 0, 0, 50][..], &[0; 33]].concat(),
+            &[&[0x45, 0, 0, 23, 0, 0, 0, 0, 64, 50][..], &[0; 13]].concat(),
+        ] {
+            assert_eq!(esp_spi(packet), None, "{packet:02x?}");
+        }
     }
 }
