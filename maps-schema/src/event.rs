@@ -66,13 +66,15 @@ pub const SLOW_MOVED: u32 = 9;
 /// An inbound packet of an SA that the agent has asked its peer for and not installed yet.
 pub const SLOW_AWAITED: u32 = 10;
 
-/// Longest frame that goes this way, octets (a page less headroom and shared info of a live frame).
+/// Longest frame of a [`SlowFrame`], octets (a page less headroom and shared info of a live frame).
 pub const SLOW_FRAME_MAX: usize = 3456;
+/// Longest frame that goes this way at all, octets: the largest text that the programs carry, and headers.
+pub const SLOW_LONG_MAX: usize = 16_512;
 
-/// A frame for the slow path, as it arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
+/// What the programs say of a frame for the slow path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct SlowFrame {
+pub struct SlowHead {
     /// `SLOW_*`.
     pub kind: u32,
     /// Interface on which it arrived.
@@ -83,15 +85,28 @@ pub struct SlowFrame {
     pub spi: u32,
     /// Sequence number (inferred, with ESN), 0 where none.
     pub seq: u64,
-    /// Octets of `frame` in use.
+    /// Octets of the frame.
     pub length: u32,
     /// Reserved, 0.
     pub reserved: u32,
-    /// The Ethernet frame.
-    pub frame: [u8; SLOW_FRAME_MAX],
 }
+
+/// A record of the slow path's ring: the Ethernet frame as it arrived, behind its head.
+#[repr(C)]
+pub struct SlowRecord<const N: usize> {
+    /// What is said of it.
+    pub head: SlowHead,
+    /// The frame; `head.length` octets of it are in use.
+    pub frame: [u8; N],
+}
+
+/// A frame of one page at most.
+pub type SlowFrame = SlowRecord<SLOW_FRAME_MAX>;
+/// A longer one.
+pub type SlowLong = SlowRecord<SLOW_LONG_MAX>;
 
 const _: () = {
     assert!(size_of::<Event>() == 32);
     assert!(size_of::<SlowFrame>() == 32 + SLOW_FRAME_MAX);
+    assert!(size_of::<SlowLong>() == 32 + SLOW_LONG_MAX);
 };

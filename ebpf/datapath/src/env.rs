@@ -4,7 +4,7 @@
 use core::mem::{offset_of, size_of};
 
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey};
-use maps_schema::steer::{ClusterAddress, Local, Member, Port};
+use maps_schema::steer::{ClusterAddress, Local, Member, Port, SLOW_PATH_MAC};
 use maps_schema::verdict::Verdict;
 
 use crate::aead::{Scratch, TEXT_MAX};
@@ -183,14 +183,15 @@ const HOP_BACKLOG_NS: u64 = 20_000_000;
 
 /// Whether a packet for `cpu` has to go through the cpumap: from another CPU always; on `cpu` itself as long as packets that
 /// were moved there may still wait. Otherwise it would overtake them, and a peer with a replay window of 32 numbers would drop
-/// what comes late (ADR 3).
+/// what comes late (ADR 3). What the agent runs on the right CPU has no place to keep: it has waited, or has been put together.
 #[inline(always)]
-pub fn must_hop(env: &impl Env, cpu: u32, outbound: bool, now_ns: u64) -> bool {
+pub fn must_hop(env: &impl Env, work: &Work, cpu: u32, outbound: bool) -> bool {
     if env.cpu() != cpu {
-        env.note_hop(cpu, outbound, now_ns);
+        env.note_hop(cpu, outbound, work.now_ns);
         return true;
     }
-    now_ns.saturating_sub(env.last_hop(cpu, outbound)) < HOP_BACKLOG_NS
+    work.source_mac != SLOW_PATH_MAC
+        && work.now_ns.saturating_sub(env.last_hop(cpu, outbound)) < HOP_BACKLOG_NS
 }
 
 /// Octets of a frame's front that rules look at: link, IP with options, UDP, IKE header.

@@ -546,7 +546,7 @@ pub fn steer(env: &impl Env, work: &mut Work, may_move: bool) -> bool {
                 // A window is changed on its SA's CPU only.
                 return local.cpus <= 1 || env.cpu() == work.cpu || work.drop(Verdict::InternalError);
             }
-            if local.cpus > 1 && must_hop(env, work.cpu, false, work.now_ns) {
+            if local.cpus > 1 && must_hop(env, work, work.cpu, false) {
                 work.target = work.cpu;
                 return work.end(Verdict::OtherCpu, ACTION_CPU);
             }

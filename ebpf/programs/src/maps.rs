@@ -19,7 +19,7 @@ pub const CPUS: usize = 64;
 const MMAPABLE: usize = 1 << 10;
 /// Octets of the event ring.
 const EVENT_RING: usize = 256 * 1024;
-/// Octets of the slow path's ring: about 600 frames.
+/// Octets of the slow path's ring: about 600 frames, or 125 of more than a page.
 const SLOW_RING: usize = 2 * 1024 * 1024;
 
 #[btf_map]

@@ -15,7 +15,7 @@ use datapath::env::{Env, HEAD_LEN, OutboundCounters, Route, RouteQuery};
 use datapath::headers::{Address, is_v4, to_v4};
 use datapath::opaque::opaque;
 use datapath::spd::{self, Changing, Policy, Table};
-use maps_schema::event::{Event, SLOW_FRAME_MAX, SlowFrame};
+use maps_schema::event::{Event, SLOW_FRAME_MAX, SLOW_LONG_MAX, SlowHead, SlowRecord};
 use maps_schema::sad::{InboundSa, InboundSaRuntime, OutboundSa, SaKey};
 use maps_schema::spd::{SpdBucket, SpdHead, SpdPlace};
 use maps_schema::steer::{
@@ -33,6 +33,29 @@ pub struct Xdp {
 }
 
 impl Xdp {
+    /// Puts the frame into the slow path's ring, in a record for `N` octets. `M`: the power of two above `N`.
+    #[inline(always)]
+    fn put<const N: usize, const M: usize>(&self, head: SlowHead) -> Result<(), Verdict> {
+        let Some(mut entry) = maps::SLOW.reserve_untyped::<SlowRecord<N>>(0) else {
+            return Err(Verdict::SlowPathFull);
+        };
+        let len = head.length as usize;
+        let record: *mut SlowRecord<N> = entry.as_mut_ptr();
+        // SAFETY: a reserved record of that type; the head is written, and the frame from here on.
+        let to = unsafe {
+            (*record).head = head;
+            (&raw mut (*record).frame).cast::<u8>()
+        };
+        // Once more for the verifier, which must see both bounds on what the helper gets.
+        let len = visibly::<M>(len);
+        if len > N as u32 || !self.load_raw(0, to, len) {
+            entry.discard(0);
+            return Err(Verdict::InternalError);
+        }
+        entry.submit(0);
+        Ok(())
+    }
+
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
         Self {
@@ -389,33 +412,23 @@ impl Env for Xdp {
     #[inline(always)]
     fn slow(&self, kind: u32, slot: u32, spi: u32, seq: u64) -> Result<(), Verdict> {
         let len = self.frame_len();
-        if len == 0 || len > SLOW_FRAME_MAX {
+        if len == 0 || len > SLOW_LONG_MAX {
             return Err(Verdict::SlowTooLong);
         }
-        let Some(mut entry) = maps::SLOW.reserve(0) else {
-            return Err(Verdict::SlowPathFull);
+        let head = SlowHead {
+            kind,
+            ifindex: self.ifindex(),
+            slot,
+            spi,
+            seq,
+            length: len as u32,
+            reserved: 0,
         };
-        let frame: *mut SlowFrame = entry.as_mut_ptr();
-        // SAFETY: a reserved record of that type; every field of the header is written.
-        unsafe {
-            (*frame).kind = kind;
-            (*frame).ifindex = self.ifindex();
-            (*frame).slot = slot;
-            (*frame).spi = spi;
-            (*frame).seq = seq;
-            (*frame).length = len as u32;
-            (*frame).reserved = 0;
+        if len > SLOW_FRAME_MAX {
+            self.put::<SLOW_LONG_MAX, { SLOW_LONG_MAX.next_power_of_two() }>(head)
+        } else {
+            self.put::<SLOW_FRAME_MAX, { SLOW_FRAME_MAX.next_power_of_two() }>(head)
         }
-        // Once more for the verifier, which must see both bounds on what the helper gets.
-        let len = visibly::<4096>(len);
-        // SAFETY: within the record.
-        let to = unsafe { (&raw mut (*frame).frame).cast::<u8>() };
-        if len > SLOW_FRAME_MAX as u32 || !self.load_raw(0, to, len) {
-            entry.discard(0);
-            return Err(Verdict::InternalError);
-        }
-        entry.submit(0);
-        Ok(())
     }
 
     #[inline(always)]

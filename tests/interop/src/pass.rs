@@ -17,6 +17,8 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 /// Attach type: an interface, no map.
 const BPF_XDP: u32 = 37;
 const BPF_PROG_TYPE_XDP: u32 = 6;
+/// A device with a large MTU takes no other.
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 
 /// The head of `union bpf_attr` for BPF_PROG_LOAD, as far as it is needed.
 #[repr(C)]
@@ -73,7 +75,7 @@ impl PassProgram {
             log_size: 0,
             log_buf: 0,
             kern_version: 0,
-            prog_flags: 0,
+            prog_flags: BPF_F_XDP_HAS_FRAGS,
             prog_name: [0; 16],
             prog_ifindex: 0,
             expected_attach_type: BPF_XDP,

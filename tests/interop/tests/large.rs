@@ -17,21 +17,33 @@ use lab::topology::{Lab, addr};
 use std::path::Path;
 use std::time::Duration;
 
-/// An inner packet of 1488 octets: 1548 with ESP, 1500 is what every link carries.
+/// An inner packet of 1488 octets: 1548 with ESP, 1500 is what every link outside carries.
 const OCTETS: &str = "1460";
+/// One of 8,028, on inside networks that carry 9,000.
+const JUMBO: &str = "8000";
+const JUMBO_MTU: u32 = 9000;
 const PINGS: u32 = 20;
 /// A public value of ML-KEM-1024 has 1568 octets, and nobody cuts IKE messages.
 const IKE: &str = "aes256gcm16-prfsha384-x25519-ke1_mlkem1024";
 const IN_ONE_PIECE: &str = "fragmentation = false";
+
+fn lab() -> Result<Lab> {
+    Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))
+}
+
+fn settings() -> Settings {
+    let mut settings = gateway::settings();
+    settings.connections[0].ike = IKE;
+    settings
+}
 
 struct Pair {
     peer: Member,
     cluster: Cluster,
 }
 
-fn up(settings: &Settings) -> Result<Pair> {
+fn up(lab: Lab, settings: &Settings) -> Result<Pair> {
     let product = Product::built()?;
-    let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
     let mut cluster = Cluster::prepare(lab, &product, &random_psk()?, settings)?;
     let mut peer = gateway::place(&cluster.lab, &product)?;
     peer.edit("start = \"initiate\"", "start = \"passive\"\ndf = \"clear\"")?;
@@ -58,15 +70,15 @@ fn sent_onward(member: &Member) -> Result<f64> {
     Ok(found.2)
 }
 
-/// Large pings from the host behind the peer; how many came back.
-fn large(cluster: &Cluster) -> Result<u32> {
+/// Pings of so many octets from the host behind the peer, which may be cut; how many came back.
+fn large(cluster: &Cluster, octets: &str) -> Result<u32> {
     let count = PINGS.to_string();
     let output = cluster
         .lab
         .host
         .command("ping")
         .args([
-            "-n", "-q", "-i", "0.05", "-W", "1", "-M", "dont", "-c", &count, "-s", OCTETS,
+            "-n", "-q", "-i", "0.05", "-W", "1", "-M", "dont", "-c", &count, "-s", octets,
         ])
         .args(["-I", &addr::HOST_ONE.to_string(), &addr::SERVER_ONE.to_string()])
         .output()
@@ -85,11 +97,10 @@ fn large(cluster: &Cluster) -> Result<u32> {
 /// ```
 #[test]
 fn pieces_are_put_together_where_the_address_is_and_opened_where_the_sa_is() -> Result<()> {
-    let mut settings = gateway::settings();
+    let mut settings = settings();
     settings.preferred = "";
-    settings.connections[0].ike = IKE;
     settings.cluster_keys = "mode = \"load-sharing\"\ngroups = 2\n".into();
-    let Pair { peer, cluster } = up(&settings)?;
+    let Pair { peer, cluster } = up(lab()?, &settings)?;
     let address = cluster.spread(Duration::from_secs(30))?;
     let other = 1 - address;
     // The peer's SPI is random, and with it the member.
@@ -114,7 +125,7 @@ fn pieces_are_put_together_where_the_address_is_and_opened_where_the_sa_is() -> 
     ensure!(found, "twenty SAs went to the member that has the address");
     let of_ike = sent_onward(&cluster.members[address])?;
     ensure!(of_ike >= 1.0, "IKE came in one piece");
-    let back = large(&cluster)?;
+    let back = large(&cluster, OCTETS)?;
     ensure!(
         back == PINGS,
         "{back} of {PINGS} came back\naddress: {:?}\nSA: {:?}\npeer: {:?}\n{}\n{}",
@@ -134,6 +145,65 @@ fn pieces_are_put_together_where_the_address_is_and_opened_where_the_sa_is() -> 
     ensure!(
         sent_onward(&cluster.members[other])? == 0.0,
         "something was sent back"
+    );
+    Ok(())
+}
+
+/// Nobody inside is told that the path carries less: no packet says that it must not be cut.
+///
+/// ```text
+///   host ---> P: sealed whole, cut outside ---> A: put together, opened ---> server
+///   host <--- P: opened, piece by piece <--- A: cut, sealed <--------------- server
+/// ```
+#[test]
+fn jumbo_frames_inside_cross_a_path_that_carries_1500_octets() -> Result<()> {
+    let lab = lab()?;
+    let wide = |device: &str| format!("link set {device} mtu {JUMBO_MTU}");
+    lab.host.ip(&wide("lan"))?;
+    lab.peer.ip(&wide("lan"))?;
+    lab.server.ip(&wide("eth0"))?;
+    for place in &lab.members {
+        place.netns.ip(&wide("inside"))?;
+        lab.bridges.ip(&wide(&format!("in-{}", place.letter)))?;
+    }
+    lab.bridges.ip(&wide("in-server"))?;
+    lab.bridges.ip(&wide("br-in"))?;
+    let Pair { peer, cluster } = up(lab, &settings())?;
+    let owner = cluster.wait_all_in_sync(patience(Duration::from_secs(20)))?;
+    peer.espalier(&["connection", "start", gateway::NAME])?;
+    let through = wait_for(
+        patience(Duration::from_secs(10)),
+        Duration::from_millis(20),
+        || {
+            let pings = ping::short(&cluster.lab.host, addr::HOST_ONE, addr::SERVER_ONE, 10_000, 5).ok()?;
+            (pings.lost() == 0).then_some(())
+        },
+    );
+    through.context("small pings are lost")?;
+    let back = large(&cluster, JUMBO)?;
+    let member = &cluster.members[owner];
+    ensure!(
+        back == PINGS,
+        "{back} of {PINGS} came back\nA: {:?}\npeer: {:?}\n{}\n{}",
+        member.verdicts(),
+        peer.verdicts(),
+        member.log_text(),
+        peer.log_text()
+    );
+    for (who, name) in [
+        (&peer, "outer_cut"),
+        (member, "outer_fragment"),
+        (member, "out_fragment"),
+    ] {
+        ensure!(
+            verdict(who, name)? >= u64::from(PINGS),
+            "no {name}: {:?}",
+            who.verdicts()
+        );
+    }
+    ensure!(
+        cluster.outside.read(|l| l.duplicates()) == (0, 0),
+        "(SPI, sequence number), (SPI, IV) twice"
     );
     Ok(())
 }

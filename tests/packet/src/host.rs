@@ -11,7 +11,7 @@ use datapath::env::{
 use datapath::headers;
 use datapath::nd;
 use datapath::spd::{Changing, Policy};
-use maps_schema::event::SLOW_FRAME_MAX;
+use maps_schema::event::SLOW_LONG_MAX;
 use maps_schema::sad::{
     FinalWindow, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_at, slot_place,
 };
@@ -227,7 +227,7 @@ impl Env for Host<'_> {
     }
 
     fn slow(&self, kind: u32, _slot: u32, _spi: u32, _seq: u64) -> Result<(), Verdict> {
-        if self.frame_len() > SLOW_FRAME_MAX {
+        if self.frame_len() > SLOW_LONG_MAX {
             return Err(Verdict::SlowTooLong);
         }
         self.slow.borrow_mut().push((kind, self.frame.octets()));

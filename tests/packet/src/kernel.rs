@@ -13,7 +13,7 @@ use aya::maps::{MapData, RingBuf};
 use aya::programs::{TestRun, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use dataplane::{ObjectSource, Options, Plane, ProgramReport};
-use maps_schema::event::{Event, SlowFrame};
+use maps_schema::event::{Event, SlowHead};
 use maps_schema::names::*;
 use maps_schema::sad::{
     CpuSlot, InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SaKey, slot_place,
@@ -459,17 +459,11 @@ impl Kernel {
         }
         let mut slow = Vec::new();
         while let Some(item) = self.slow.next() {
-            let (frame, _) = SlowFrame::ref_from_prefix(&item)
+            let (head, frame) = SlowHead::read_from_prefix(&item)
                 .ok()
                 .context("a slow path frame")?;
-            slow.push((
-                frame.kind,
-                frame
-                    .frame
-                    .get(..frame.length as usize)
-                    .context("its length")?
-                    .to_vec(),
-            ));
+            let frame = frame.get(..head.length as usize).context("its length")?;
+            slow.push((head.kind, frame.to_vec()));
         }
         Ok(Observed {
             verdict,

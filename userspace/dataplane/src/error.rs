@@ -136,9 +136,14 @@ pub enum RunError {
     /// No worker for this CPU.
     #[error("CPU {0} serves no SAs")]
     NoSuchCpu(u32),
-    /// Longer than a live frame can be.
-    #[error("frame of {0} octets does not fit into a live frame ({max} at most)", max = maps_schema::event::SLOW_FRAME_MAX)]
-    TooLong(usize),
+    /// Longer than the slow path takes.
+    #[error("a frame of {octets} octets is run nowhere: {max} at most")]
+    TooLong {
+        /// Its octets.
+        octets: usize,
+        /// What it may have.
+        max: usize,
+    },
     /// The worker is gone.
     #[error("the worker thread of CPU {0} has ended")]
     WorkerGone(u32),

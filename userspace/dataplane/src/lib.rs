@@ -35,7 +35,7 @@ pub use load::{Mode, ObjectSource, Options, Plane};
 pub use parts::bond_parts;
 pub use report::{ProgramReport, verifier_report};
 pub use rings::{EventReader, LogReader, SlowReader};
-pub use runner::{Entry, Runner, WORKER_PRIORITY, real_time};
+pub use runner::{Entry, Ran, Runner, WORKER_PRIORITY, real_time};
 pub use segments::Segments;
 pub use tables::VerdictCount;
 pub use watch::{Seen, Watch};

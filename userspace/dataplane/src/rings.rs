@@ -3,9 +3,9 @@
 
 use crate::load::Plane;
 use aya::maps::{MapData, RingBuf};
-use maps_schema::event::{Event, SlowFrame};
+use maps_schema::event::{Event, SlowFrame, SlowHead};
 use std::os::fd::{AsRawFd, RawFd};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::FromBytes;
 
 /// Reader of rare events.
 pub struct EventReader {
@@ -54,17 +54,19 @@ impl EventReader {
 }
 
 impl SlowReader {
-    /// Hands over all frames that are there; returns their number. The frame is `frame[..length]`.
-    pub fn drain(&mut self, mut each: impl FnMut(&SlowFrame)) -> usize {
+    /// Hands over all frames that are there, with what is said of them; returns their number.
+    pub fn drain(&mut self, mut each: impl FnMut(&SlowHead, &[u8])) -> usize {
         let mut count = 0;
-        let mut copy = Box::new(SlowFrame::new_zeroed());
+        let mut copy = Vec::with_capacity(size_of::<SlowFrame>());
         while let Some(item) = self.ring.next() {
-            let length = item.len().min(size_of::<SlowFrame>());
-            copy.as_mut_bytes()[..length].copy_from_slice(&item[..length]);
+            copy.clear();
+            copy.extend_from_slice(&item);
             drop(item);
-            let room = length.saturating_sub(std::mem::offset_of!(SlowFrame, frame));
-            if copy.length as usize <= room {
-                each(&copy);
+            let Ok((head, rest)) = SlowHead::read_from_prefix(&copy) else {
+                continue;
+            };
+            if let Some(frame) = rest.get(..head.length as usize) {
+                each(&head, frame);
                 count += 1;
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::error::{LoadError, RunError};
 use crate::sys;
-use maps_schema::event::SLOW_FRAME_MAX;
+use maps_schema::event::{SLOW_FRAME_MAX, SLOW_LONG_MAX};
 use maps_schema::names::{PROG_INSIDE, PROG_SA_CTL, PROG_STEER};
 use maps_schema::sad::{
     FinalWindow, SA_CTL_MERGED, SA_CTL_NO_FLOOR, SA_CTL_NO_SA, SA_CTL_NOT_OWNER, SA_CTL_WRONG_CPU, slot_place,
@@ -11,10 +11,15 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use zerocopy::IntoBytes;
+
+/// Actions of enum xdp_action.
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const XDP_REDIRECT: u32 = 4;
 
 /// Real-time priority of the workers. Whoever asks one of them for something waits for it, so nobody who asks may be above.
 pub const WORKER_PRIORITY: i32 = 11;
@@ -36,6 +41,17 @@ pub enum Entry {
     Inside,
 }
 
+/// What a program made of a frame that is longer than a page: there the kernel does what it says for no test run, so the caller has to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// It was dropped, or is in a ring.
+    Gone,
+    /// It is for the host's stack.
+    Passed(Vec<u8>),
+    /// It leaves on the port whose MAC address it bears as its source; or, unchanged, it is to go to another CPU.
+    Sent(Vec<u8>),
+}
+
 /// Handle to the workers; clones share them. Calls block until the worker is done (tens of microseconds).
 #[derive(Clone)]
 pub struct Runner {
@@ -48,6 +64,12 @@ enum Job {
         ifindex: u32,
         frame: Vec<u8>,
         done: Sender<io::Result<()>>,
+    },
+    Long {
+        entry: Entry,
+        ifindex: u32,
+        frame: Vec<u8>,
+        done: Sender<io::Result<(u32, Vec<u8>)>>,
     },
     Control {
         data: Vec<u8>,
@@ -62,6 +84,15 @@ struct Programs {
     steer: OwnedFd,
     inside: OwnedFd,
     control: OwnedFd,
+}
+
+impl Programs {
+    fn at(&self, entry: Entry) -> BorrowedFd<'_> {
+        match entry {
+            Entry::Steer => self.steer.as_fd(),
+            Entry::Inside => self.inside.as_fd(),
+        }
+    }
 }
 
 impl Runner {
@@ -110,13 +141,21 @@ impl Runner {
         })
     }
 
+    /// CPUs that serve SAs.
+    pub fn cpus(&self) -> u32 {
+        self.workers.len() as u32
+    }
+
     /// Runs one Ethernet frame as if `ifindex` had received it on `cpu`. It has all the effects of one from the wire.
     ///
     /// # Errors
     /// [`RunError`]; the frame had no effect then.
     pub fn run_frame(&self, entry: Entry, cpu: u32, ifindex: u32, frame: &[u8]) -> Result<(), RunError> {
         if frame.len() > SLOW_FRAME_MAX {
-            return Err(RunError::TooLong(frame.len()));
+            return Err(RunError::TooLong {
+                octets: frame.len(),
+                max: SLOW_FRAME_MAX,
+            });
         }
         let (done, result) = channel();
         self.send(
@@ -129,6 +168,37 @@ impl Runner {
             },
         )?;
         Ok(result.recv().map_err(|_| RunError::WorkerGone(cpu))??)
+    }
+
+    /// Runs one Ethernet frame that may be longer than a page as if `ifindex` had received it on `cpu`. Windows, counters and rings are
+    /// changed as by one from the wire; where it goes, the caller sees to.
+    ///
+    /// # Errors
+    /// [`RunError`]; the frame had no effect then.
+    pub fn run_long(&self, entry: Entry, cpu: u32, ifindex: u32, frame: &[u8]) -> Result<Ran, RunError> {
+        if frame.len() > SLOW_LONG_MAX {
+            return Err(RunError::TooLong {
+                octets: frame.len(),
+                max: SLOW_LONG_MAX,
+            });
+        }
+        let (done, result) = channel();
+        let frame = frame.to_vec();
+        self.send(
+            cpu,
+            Job::Long {
+                entry,
+                ifindex,
+                frame,
+                done,
+            },
+        )?;
+        let (action, out) = result.recv().map_err(|_| RunError::WorkerGone(cpu))??;
+        Ok(match action {
+            XDP_PASS => Ran::Passed(out),
+            XDP_TX | XDP_REDIRECT => Ran::Sent(out),
+            _ => Ran::Gone,
+        })
     }
 
     /// Runs the control program `sa_ctl` on `cpu` over `data`; returns its return value and the data as it left it.
@@ -152,7 +222,7 @@ impl Runner {
     /// # Errors
     /// [`RunError::Refused`] with what the program found wrong; the window is as before then.
     pub fn merge_window(&self, window: &FinalWindow) -> Result<(), RunError> {
-        let (cpu, _) = slot_place(window.slot, self.workers.len() as u32);
+        let (cpu, _) = slot_place(window.slot, self.cpus());
         match self.control(cpu, window.as_bytes())?.0 {
             SA_CTL_MERGED => Ok(()),
             SA_CTL_NO_SA => Err(RunError::Refused("no such SA in the slot")),
@@ -215,11 +285,15 @@ fn work(programs: &Programs, queue: &Receiver<Job>) {
                 frame,
                 done,
             } => {
-                let program = match entry {
-                    Entry::Steer => programs.steer.as_fd(),
-                    Entry::Inside => programs.inside.as_fd(),
-                };
-                let _ = done.send(sys::run_live_frame(program, ifindex, &frame));
+                let _ = done.send(sys::run_live_frame(programs.at(entry), ifindex, &frame));
+            }
+            Job::Long {
+                entry,
+                ifindex,
+                frame,
+                done,
+            } => {
+                let _ = done.send(sys::run_frame_once(programs.at(entry), ifindex, &frame));
             }
             Job::Control { data, done } => {
                 let _ = done.send(sys::run_once(programs.control.as_fd(), &data));

@@ -501,8 +501,7 @@ struct TestRunAttr {
 /// Runs one frame through a program on the calling CPU as if the interface had received it: it is really redirected,
 /// transmitted or passed to the stack.
 pub(crate) fn run_live_frame(program: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> io::Result<()> {
-    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-    let context: [u32; 6] = [0, frame.len() as u32, 0, ifindex, 0, 0];
+    let context = md_of(ifindex, frame);
     let mut attr = TestRunAttr {
         prog_fd: program.as_raw_fd() as u32,
         data_size_in: frame.len() as u32,
@@ -520,6 +519,24 @@ pub(crate) fn run_live_frame(program: BorrowedFd<'_>, ifindex: u32, frame: &[u8]
 /// Runs a program once on the calling CPU over `data`, without effects on the network. Returns its return value and
 /// the data as it left it.
 pub(crate) fn run_once(program: BorrowedFd<'_>, data: &[u8]) -> io::Result<(u32, Vec<u8>)> {
+    once(program, data, None)
+}
+
+/// As [`run_once`], over a frame as if `ifindex` had received it. It may be longer than a page.
+pub(crate) fn run_frame_once(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    frame: &[u8],
+) -> io::Result<(u32, Vec<u8>)> {
+    once(program, frame, Some(md_of(ifindex, frame)))
+}
+
+/// struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+fn md_of(ifindex: u32, frame: &[u8]) -> [u32; 6] {
+    [0, frame.len() as u32, 0, ifindex, 0, 0]
+}
+
+fn once(program: BorrowedFd<'_>, data: &[u8], context: Option<[u32; 6]>) -> io::Result<(u32, Vec<u8>)> {
     let mut out = vec![0u8; data.len() + 256];
     let mut attr = TestRunAttr {
         prog_fd: program.as_raw_fd() as u32,
@@ -530,6 +547,10 @@ pub(crate) fn run_once(program: BorrowedFd<'_>, data: &[u8]) -> io::Result<(u32,
         repeat: 1,
         ..TestRunAttr::default()
     };
+    if let Some(context) = &context {
+        attr.ctx_size_in = size_of_val(context) as u32;
+        attr.ctx_in = address(std::ptr::from_ref(context));
+    }
     bpf(PROG_TEST_RUN, &mut attr)?;
     out.truncate(attr.data_size_out as usize);
     Ok((attr.retval, out))

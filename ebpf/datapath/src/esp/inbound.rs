@@ -4,8 +4,8 @@
 //! then waits for a raise; a number up to the takeover floor is authenticated and counted as evidence.
 
 use maps_schema::event::{
-    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_AWAITED,
-    SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED,
+    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_HELD,
+    SLOW_LONG_MAX, SLOW_MOVED,
 };
 use maps_schema::sad::{
     InboundSa, SA_ESN, SA_LENIENT, SA_MAY_MOVE, SA_TRANSPORT, SA_UDP_ENCAP, SELECTORS_PER_SA,
@@ -238,7 +238,7 @@ pub fn authentic(env: &impl Env, work: &mut Work, status: i32) -> bool {
         return work.drop(Verdict::BelowTakeoverFloor);
     }
     if work.seq > work.ceiling {
-        if work.frame_len as usize > SLOW_FRAME_MAX {
+        if work.frame_len as usize > SLOW_LONG_MAX {
             // It cannot wait; when its sender repeats it, or sends on, the ceiling is there.
             env.event(EVENT_CEILING_SOFT, work.slot, work.spi, work.epoch, work.seq);
             return work.drop(Verdict::SlowTooLong);

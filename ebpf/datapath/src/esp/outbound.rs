@@ -159,7 +159,7 @@ fn apply(env: &impl Env, work: &mut Work, local: &Local, rule: &Chosen, may_move
             work.index = index;
             // In the cpumap program the policy may have moved to an SA of another CPU while the packet was on its way.
             // The counter is atomic: sealing there costs order for one packet, nothing else.
-            if may_move && local.cpus > 1 && must_move(env, slot, rule.slot, cpu, work.now_ns) {
+            if may_move && local.cpus > 1 && must_move(env, work, slot, rule.slot, cpu) {
                 work.target = cpu;
                 return work.end(Verdict::OtherCpu, ACTION_CPU);
             }
@@ -198,9 +198,9 @@ fn own_sa(env: &impl Env, work: &Work, local: &Local, shared: u32, may_move: boo
 /// Whether a packet for an SA goes through the cpumap. A CPU's own SA beside the shared one of its segment is fed on that CPU and nowhere
 /// else, so no packet of it waits in a queue.
 #[inline(always)]
-fn must_move(env: &impl Env, slot: u32, shared: u32, cpu: u32, now_ns: u64) -> bool {
+fn must_move(env: &impl Env, work: &Work, slot: u32, shared: u32, cpu: u32) -> bool {
     let alone_fed = slot != shared && slot as u8 == shared as u8;
-    !alone_fed && must_hop(env, cpu, true, now_ns)
+    !alone_fed && must_hop(env, work, cpu, true)
 }
 
 /// A policy without SA drops and asks for one; it never lets the packet pass in clear.

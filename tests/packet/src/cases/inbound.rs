@@ -1,7 +1,7 @@
 //! ESP from the peer: RFC 4303 3.4, the ceiling, the takeover floor.
 
 use maps_schema::event::{
-    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_FRAME_MAX,
+    EVENT_CEILING_SOFT, EVENT_EVIDENCE, EVENT_FIRST_INBOUND, SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_LONG_MAX,
 };
 use maps_schema::sad::{InboundSa, REPLAY_WINDOW, SA_ESN, SA_LOCAL_ONLY, SUITE_CHACHA20_POLY1305};
 use maps_schema::segment::{LEGACY_OPEN, SEGMENT_ALONE, SideWord};
@@ -262,6 +262,8 @@ fn awaited() -> Vec<Case> {
         legacy_epoch: EPOCH,
         ..SideWord::default()
     };
+    let mut padded = peer().frame(7, &inner(30));
+    padded.resize(SLOW_LONG_MAX + 1, 0);
     vec![
         steer(
             "an SA that was asked for by who gives the group away",
@@ -283,7 +285,7 @@ fn awaited() -> Vec<Case> {
         steer(
             "an SA that was asked for, and a packet that is too long to wait",
             asked_for(0),
-            peer().frame(7, &inner(SLOW_FRAME_MAX)),
+            padded,
         )
         .of(0)
         .ends(Verdict::SlowTooLong, Action::Drop),

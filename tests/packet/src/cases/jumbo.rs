@@ -1,6 +1,8 @@
 //! Frames that lie in several buffers: what devices with large MTUs, and drivers that split headers off, hand to the programs.
 
-use maps_schema::event::{EVENT_CEILING_SOFT, EVENT_FIRST_INBOUND, EVENT_MERGED};
+use maps_schema::event::{
+    EVENT_CEILING_SOFT, EVENT_FIRST_INBOUND, EVENT_MERGED, SLOW_ABOVE_CEILING, SLOW_LONG_MAX,
+};
 use maps_schema::sad::{SUITE_CBC, SUITE_CHACHA20_POLY1305};
 use maps_schema::steer::SLOW_PATH_MAC;
 use maps_schema::verdict::Verdict;
@@ -108,6 +110,8 @@ fn refused() -> Vec<Case> {
     let mut wrong = peer.frame(5, &inner(8000, NEAR_HOST, 64));
     wrong[6000] ^= 1;
     let above = peer.frame(1001, &inner(8000, NEAR_HOST, 64));
+    let mut padded = above.clone();
+    padded.resize(SLOW_LONG_MAX + 1, 0);
     vec![
         inside(
             "one octet more than the path carries is told",
@@ -119,8 +123,12 @@ fn refused() -> Vec<Case> {
         steer("a wrong bit far behind the first buffer", world(SUITE), wrong)
             .ends(Verdict::IcvBad, Action::Drop)
             .check(nothing_accepted),
+        steer("above the ceiling: it waits as others do", world(SUITE), above)
+            .ends(Verdict::AboveCeiling, Action::Drop)
+            .slow(SLOW_ABOVE_CEILING)
+            .check(nothing_accepted),
         // The slow path carries less: the raise is asked for all the same.
-        steer("above the ceiling, too long to wait for it", world(SUITE), above)
+        steer("above the ceiling, too long to wait for it", world(SUITE), padded)
             .ends(Verdict::SlowTooLong, Action::Drop)
             .events(&[EVENT_CEILING_SOFT])
             .check(nothing_accepted),

@@ -6,7 +6,7 @@ use datapath::aead::TEXT_MAX;
 use datapath::env::{Env, HEAD_LEN, OutboundCounters, Route, RouteQuery};
 use datapath::headers::{self, Address};
 use datapath::spd::{Changing, Policy};
-use maps_schema::event::{Event, SLOW_FRAME_MAX};
+use maps_schema::event::{Event, SLOW_LONG_MAX};
 use maps_schema::sad::{
     InboundSa, InboundSaRuntime, OutboundSa, OutboundSaRuntime, SA_LOCAL_ONLY, SaKey, slot_at,
 };
@@ -185,7 +185,7 @@ impl Env for View<'_> {
         });
     }
     fn slow(&self, kind: u32, slot: u32, _spi: u32, seq: u64) -> Result<(), Verdict> {
-        if self.frame.frame_len() > SLOW_FRAME_MAX {
+        if self.frame.frame_len() > SLOW_LONG_MAX {
             return Err(Verdict::SlowTooLong);
         }
         if !self.plane.slow_room {

@@ -2,7 +2,7 @@
 //! way, or being committed.
 
 use dataplane::Entry;
-use maps_schema::event::SlowFrame;
+use maps_schema::event::SlowHead;
 use maps_schema::sad::spi_slot;
 use model::{ChildSaChange, EspSpi, Instant};
 use std::time::Duration;
@@ -30,7 +30,7 @@ impl Core {
         self.execute_or_log(&plan);
     }
 
-    pub(super) fn early_frame(&mut self, slow: &SlowFrame, frame: Frame) {
+    pub(super) fn early_frame(&mut self, slow: &SlowHead, frame: Frame) {
         let spi = EspSpi(slow.spi);
         let owned = self.groups.owns(self.groups.layout.group_of_slot(slow.slot));
         if !owned || self.sad.awaits(spi) {

@@ -103,7 +103,7 @@ fn drain(core: &mut Core, events: &mut AsyncFd<EventReader>, frames: &mut AsyncF
     let mut seen = Vec::new();
     events.get_mut().drain(|event| seen.push(event));
     core.program_events(&seen);
-    frames.get_mut().drain(|frame| core.slow_frame(frame));
+    frames.get_mut().drain(|head, frame| core.slow_frame(head, frame));
 }
 
 /// The ring buffers of the programs.

@@ -25,6 +25,7 @@ mod held;
 mod keep;
 mod limits;
 mod linger;
+mod long;
 mod lost;
 mod member;
 mod names;
@@ -57,6 +58,7 @@ use dataplane::{CounterReader, Plane, Runner, Segments};
 use ike::{Command, Commit, Engine, Input, Output, Transmit};
 use model::{EspSpi, GroupId, IkeSpi, Instant, MemberId, SecretBytes};
 use sad::{DataPlane, LimitRaise, Sad};
+use tun_rs::AsyncDevice;
 
 use crate::clock;
 use crate::config::Config;
@@ -135,6 +137,8 @@ struct Core {
     /// Messages that leave at the end of this turn.
     outgoing: Vec<Transmit>,
     announcer: Announcer,
+    /// What the stack is given.
+    tun: Rc<AsyncDevice>,
     ports: Ports,
 
     /// Committed records of IKE SAs: what a snapshot is made of, and what a taker adopts.

@@ -51,7 +51,7 @@ use crate::synch::{LinkId, Synch, SynchConfig, SynchEvent};
 pub struct Io {
     pub sockets: Rc<IkeSockets>,
     pub esp: EspSocket,
-    pub tun: AsyncDevice,
+    pub tun: Rc<AsyncDevice>,
     pub netlink: Handle,
     /// What the ownership engine says.
     pub ownership: mpsc::Receiver<ownership::Told>,
@@ -223,7 +223,10 @@ impl Core {
                 );
             }
         }
-        let device = tun::open(&config.interfaces.tun, ports.outside_mtu().min(TUN_MTU) as u16)?;
+        let device = Rc::new(tun::open(
+            &config.interfaces.tun,
+            ports.outside_mtu().min(TUN_MTU) as u16,
+        )?);
         let tun_index = net::interface(&netlink, &config.interfaces.tun).await?.index;
         sysctl::prepare_tun(&config.interfaces.tun)?;
         for selector in config
@@ -425,6 +428,7 @@ impl Core {
             attached,
             sockets: sockets.clone(),
             announcer,
+            tun: device.clone(),
             ports,
             mirror,
             groups,

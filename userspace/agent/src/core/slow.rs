@@ -8,9 +8,10 @@ use cluster::Layout;
 use cluster::io::Flip;
 use dataplane::Entry;
 use maps_schema::event::{
-    SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_FRAME_MAX, SLOW_HELD, SLOW_MOVED, SLOW_NO_LEASE, SLOW_NO_SA,
-    SLOW_OUT_FRAGMENT, SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowFrame,
+    SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_FRAME_MAX, SLOW_HELD, SLOW_LONG_MAX, SLOW_MOVED, SLOW_NO_LEASE,
+    SLOW_NO_SA, SLOW_OUT_FRAGMENT, SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowHead,
 };
+use maps_schema::sad::spi_slot;
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN};
 use model::MemberId;
 use sad::Direction;
@@ -27,6 +28,8 @@ use ike::Input;
 const PER_SA: usize = 512;
 /// Frames that may wait in all.
 const IN_ALL: usize = 8192;
+/// And their octets: some may have 16 KiB.
+const OCTETS_IN_ALL: usize = 28 << 20;
 /// Octets that ESP in UDP may add: IPv6 40, UDP 8, ESP 8, IV 16, padding and trailer up to 17, ICV 16.
 const OVERHEAD: usize = 105;
 
@@ -66,6 +69,8 @@ pub struct Waiting {
     outbound: HashMap<u32, VecDeque<Frame>>,
     held: VecDeque<(u32, Frame)>,
     waiting: usize,
+    /// Of all that waits, of `held` too.
+    octets: usize,
     /// Source and destination of what is sealed in transport mode, and pieces of it.
     transport: BTreeSet<(IpAddr, IpAddr)>,
     pieces: Pieces,
@@ -119,12 +124,14 @@ impl Waiting {
         }
         .entry(slot)
         .or_default();
-        if queue.len() >= PER_SA || self.waiting >= IN_ALL {
+        let octets = self.octets + frame.octets.len();
+        if queue.len() >= PER_SA || self.waiting >= IN_ALL || octets > OCTETS_IN_ALL {
             self.counts[6] += 1;
             return Next::Lost;
         }
         queue.push_back(frame);
         self.waiting += 1;
+        self.octets = octets;
         Next::Waits
     }
 
@@ -142,7 +149,10 @@ impl Waiting {
             return Next::Runs(entry, frame);
         }
         match kind {
-            SLOW_HELD if self.held.len() < IN_ALL => self.held.push_back((slot, frame)),
+            SLOW_HELD if self.held.len() < IN_ALL && self.octets + frame.octets.len() <= OCTETS_IN_ALL => {
+                self.octets += frame.octets.len();
+                self.held.push_back((slot, frame));
+            }
             SLOW_NO_LEASE => return self.put(false, slot, frame),
             SLOW_ABOVE_CEILING if !standing.ended => return self.put(true, slot, frame),
             _ => {
@@ -176,6 +186,7 @@ impl Waiting {
         let held = std::mem::take(&mut self.held).into_iter();
         let (held, others) = held.partition::<VecDeque<_>, _>(|(slot, _)| of(*slot));
         self.held = others;
+        self.octets -= held.iter().map(|(_, frame)| frame.octets.len()).sum::<usize>();
         let held = held.into_iter();
         held.map(|(slot, frame)| (Entry::Steer, slot, frame)).collect()
     }
@@ -189,6 +200,7 @@ impl Waiting {
         ] {
             for (slot, frames) in queues.extract_if(|slot, _| gone(*slot)) {
                 self.waiting -= frames.len();
+                self.octets -= frames.iter().map(|frame| frame.octets.len()).sum::<usize>();
                 taken.extend(frames.into_iter().map(|frame| (entry, slot, frame)));
             }
         }
@@ -198,16 +210,11 @@ impl Waiting {
 }
 
 impl Core {
-    pub(super) fn slow_frame(&mut self, slow: &SlowFrame) {
-        let octets = slow
-            .frame
-            .get(..slow.length as usize)
-            .unwrap_or_default()
-            .to_vec();
+    pub(super) fn slow_frame(&mut self, slow: &SlowHead, octets: &[u8]) {
         let frame = Frame {
             seq: slow.seq,
             ifindex: slow.ifindex,
-            octets,
+            octets: octets.to_vec(),
         };
         match slow.kind {
             SLOW_ABOVE_CEILING | SLOW_HELD | SLOW_NO_LEASE => self.waiting_frame(slow.kind, slow.slot, frame),
@@ -288,6 +295,7 @@ impl Core {
             if ready { queue.pop_front() } else { None }
         }) {
             self.slow.waiting -= 1;
+            self.slow.octets -= frame.octets.len();
             // Without an SA the program counts the frame as such.
             self.run_frame(Entry::Steer, slot, frame.ifindex, &frame.octets);
         }
@@ -309,6 +317,7 @@ impl Core {
                 break;
             };
             self.slow.waiting -= 1;
+            self.slow.octets -= frame.octets.len();
             self.run_frame(Entry::Inside, slot, frame.ifindex, &frame.octets);
         }
         if self.slow.outbound.get(&slot).is_some_and(VecDeque::is_empty) {
@@ -321,6 +330,9 @@ impl Core {
 
     pub(super) fn run_frame(&mut self, entry: Entry, slot: u32, ifindex: u32, octets: &[u8]) {
         let cpu = self.plane.cpu_of(slot);
+        if octets.len() > SLOW_FRAME_MAX {
+            return self.run_long(entry, cpu, ifindex, octets);
+        }
         if let Err(error) = self.runner.run_frame(entry, cpu, ifindex, octets) {
             self.slow.counts[6] += 1;
             tracing::debug!(%error, "a frame was not run");
@@ -383,7 +395,7 @@ impl Core {
             packet
         };
         self.slow.counts[5] += 1;
-        if packet.len() + ETH_LEN > SLOW_FRAME_MAX {
+        if packet.len() + ETH_LEN > SLOW_LONG_MAX {
             self.slow.counts[6] += 1;
             return;
         }
@@ -397,10 +409,11 @@ impl Core {
         self.slow.counts[4] += 1;
         match frame::reassembled(packet) {
             Some(packet) if self.esp_onward(&packet) => {}
-            Some(packet) if packet.len() + ETH_LEN <= SLOW_FRAME_MAX => {
+            Some(packet) if packet.len() + ETH_LEN <= SLOW_LONG_MAX => {
                 let port = &self.ports.outside[0];
                 let (octets, device) = (frame::ethernet(port, &packet), port.parent);
-                self.run_frame(Entry::Steer, 0, device, &octets);
+                let slot = frame::esp_spi(&packet).map_or(0, |spi| spi_slot(spi.0));
+                self.run_frame(Entry::Steer, slot, device, &octets);
             }
             _ => self.slow.counts[6] += 1,
         }
@@ -616,5 +629,25 @@ mod tests {
         }
         assert_eq!(waiting.take_in(SLOW_NO_LEASE, slot, frame(0), OWNER), Next::Lost);
         assert_eq!((waiting.waiting, waiting.counts[6]), (IN_ALL, 4));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_by_its_octets_as_well() {
+        let mut waiting = Waiting::default();
+        let long = || Frame {
+            octets: vec![0; 16_000],
+            ..frame(1)
+        };
+        let mut put = |slot| waiting.take_in(SLOW_ABOVE_CEILING, slot, long(), OWNER) == Next::Waits;
+        // Slots of the first group, and of the second.
+        let taken = (0..IN_ALL as u32).filter(|at| put(at % 64 * 4 + at % 2)).count();
+        assert_eq!(taken, OCTETS_IN_ALL / 16_000);
+        assert!(!put(0) && !put(1));
+        // The group moves away, and with it half of them.
+        let moved = waiting.after_flip(ME, layout(), &flip(OTHER, None)).len();
+        assert!(moved.abs_diff(taken / 2) <= 1, "{moved} of {taken}");
+        assert_eq!(waiting.octets, (taken - moved) * 16_000);
+        let mut put = |kind| waiting.take_in(kind, 1, long(), TAKER) == Next::Waits;
+        assert!(put(SLOW_ABOVE_CEILING) && put(SLOW_HELD));
     }
 }

@@ -69,6 +69,14 @@ pub fn link_len(frame: &[u8]) -> usize {
     }
 }
 
+/// VLAN of a frame, 0 where it has no tag; `None` where it is too short for a link header.
+pub fn vlan(frame: &[u8]) -> Option<u16> {
+    match link_len(frame) {
+        18 => Some(u16::from_be_bytes(*frame.get(14..18)?.first_chunk()?) & 0xfff),
+        _ => frame.get(12..14).map(|_| 0),
+    }
+}
+
 fn checksum(header: &[u8]) -> u16 {
     let mut sum = 0_u32;
     for pair in header.chunks(2) {

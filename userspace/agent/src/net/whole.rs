@@ -12,7 +12,7 @@ use super::frame;
 /// Datagrams that may be unfinished at the same time; of more the oldest is given up.
 const AT_ONCE: usize = 16;
 /// Longest datagram, IP header included.
-const LONGEST: usize = 3400;
+const LONGEST: usize = 16_000;
 const FRAGMENT: u8 = 44;
 const IPV6_LEN: usize = 40;
 
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn what_is_too_long_incomplete_or_too_much_is_given_up() {
         let mut pieces = Pieces::default();
-        let long = frame::pieces(&datagram(false, 3500), 1400).unwrap();
+        let long = frame::pieces(&datagram(false, LONGEST + 100), 1400).unwrap();
         assert!(long.iter().all(|p| pieces.gather(p) == Gathered::Kept));
         assert_eq!((pieces.given_up, pieces.waiting.len()), (1, 0));
         let holed = frame::pieces(&datagram(false, 3000), 1400).unwrap();

@@ -4,6 +4,7 @@
 //! tests say that they were skipped.
 
 mod devices;
+mod long;
 mod restart;
 
 use dataplane::{Entry, Mode, ObjectSource, Options, Plane, XdpModeUsed};
