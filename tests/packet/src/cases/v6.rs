@@ -440,6 +440,19 @@ fn extensions() -> Vec<Case> {
             .ends(Verdict::SecondHop, Action::Transmit)
             .out(relinked(&frame, OTHER_OUTSIDE_MAC, OUTSIDE_MAC)),
         );
+        // Only what was put together is another member's than the address (ADR 31).
+        let (verdict, action) = match verdict {
+            Verdict::OuterFragment => (verdict, Action::Pass),
+            _ => (Verdict::NotOwner, Action::Drop),
+        };
+        cases.push(
+            steer(
+                format!("outside, {name}, from a member, not the owner"),
+                of(OTHER),
+                relinked(&frame, OUTSIDE_MAC, OTHER_OUTSIDE_MAC),
+            )
+            .ends(verdict, action),
+        );
     }
     let peer = Sealer::over_v6(SUITE, false, false).around_v6();
     let chain = |ttl: u8, headers: &[u8], first: u8| {
