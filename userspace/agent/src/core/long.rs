@@ -1,5 +1,6 @@
-//! Frames of the slow path that are longer than a page. The kernel runs no live frame of them, so it does not do what the programs say
-//! of such a one; the agent does it. Windows, counters, sealing and opening are the programs', as ever.
+//! Frames of the slow path that are longer than a page, or than what the outside network carries. The kernel takes no live frame of the
+//! former and drops the latter where they are to be sent on, so it is the agent that does what the programs say of them. Windows,
+//! counters, sealing and opening are the programs', as ever.
 
 use dataplane::{Entry, Ran};
 
@@ -47,9 +48,8 @@ impl Core {
         let (Some(port), Some(to)) = (port, octets.first_chunk::<6>()) else {
             return self.slow.lost();
         };
-        // A VLAN device tags by itself.
-        if let Err(error) = self.announcer.send(port, &frame::link(*to, port.mac, packet)) {
-            tracing::debug!(%error, port = port.name, "a long frame was not sent");
+        let (index, to) = (port.index, *to);
+        if !self.send_to(index, to, packet) {
             self.slow.lost();
         }
     }

@@ -82,20 +82,38 @@ impl Core {
             self.slow.lost();
             return true;
         }
-        let id = self.onward.next_id();
         let way = self.facts.get(&owner).and_then(|facts| self.way_to(facts));
-        let pieces = way.and_then(|(port, _)| frame::pieces_again(packet, port.mtu as usize, id));
-        let (Some((port, to)), Some(pieces)) = (way, pieces) else {
+        let way = way.map(|(port, to)| (port.index, to));
+        if way.is_some_and(|(port, to)| self.send_to(port, to, packet)) {
+            self.slow.sent_onward();
+        } else {
             self.slow.lost();
-            return true;
-        };
-        for piece in pieces {
-            if let Err(error) = self.announcer.send(port, &frame::link(to, port.mac, &piece)) {
-                tracing::debug!(%error, member = %owner, "a piece did not go to another member");
-            }
         }
-        self.slow.sent_onward();
         true
+    }
+
+    /// Sends a packet to a neighbour on this interface. What goes outside is ESP or IKE, and cut where the network does not carry it: whoever
+    /// sent it had cut it too. `false`: it could not be sent, or not all of it.
+    pub(super) fn send_to(&mut self, interface: u32, to: [u8; 6], packet: &[u8]) -> bool {
+        let id = self.onward.next_id();
+        let outside = self.ports.outside.iter().any(|port| port.index == interface);
+        let Some(port) = self.ports.all().find(|port| port.index == interface) else {
+            return false;
+        };
+        let mtu = port.mtu as usize;
+        let pieces = match outside && packet.len() > mtu {
+            true => frame::pieces_again(packet, mtu, id),
+            false => Some(vec![packet.to_vec()]),
+        };
+        // A VLAN device tags by itself.
+        let send = |piece: &Vec<u8>| {
+            let sent = self.announcer.send(port, &frame::link(to, port.mac, piece));
+            if let Err(error) = &sent {
+                tracing::debug!(%error, port = port.name, "a packet did not go to its neighbour");
+            }
+            sent.is_ok()
+        };
+        pieces.is_some_and(|pieces| pieces.iter().all(send))
     }
 
     /// An ESP packet that the stack has put together and that no frame carries, where another member has the SA. `false`: not so.

@@ -330,7 +330,8 @@ impl Core {
 
     pub(super) fn run_frame(&mut self, entry: Entry, slot: u32, ifindex: u32, octets: &[u8]) {
         let cpu = self.plane.cpu_of(slot);
-        if octets.len() > SLOW_FRAME_MAX {
+        // What was put together fits no link: where it is another member's by now, the kernel would not send it there.
+        if octets.len() > SLOW_FRAME_MAX.min(self.ports.outside_mtu() as usize + ETH_LEN) {
             return self.run_long(entry, cpu, ifindex, octets);
         }
         if let Err(error) = self.runner.run_frame(entry, cpu, ifindex, octets) {
