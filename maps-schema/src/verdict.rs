@@ -99,7 +99,7 @@ verdicts! {
     NeighbourAnswered = 47, "neighbour_answered", Answered, "neighbour solicitation for a cluster address answered";
     NeighbourNotOwner = 48, "neighbour_not_owner", Dropped, "neighbour solicitation for a cluster address that another member owns";
     OuterExtension = 49, "outer_extension", Passed, "outer IPv6 packet with extension headers: its payload comes back through the agent";
-    InnerExtension = 50, "inner_extension", Dropped, "inner IPv6 packet with more extension headers than are looked behind";
+    InnerExtension = 50, "inner_extension", Dropped, "inner IPv6 packet with more extension headers than are looked behind, or in transport mode a fragment";
     PacketTooBig = 52, "packet_too_big", Answered, "IPv6 packet too big for the path: ICMPv6 Packet Too Big sent";
     EcnDropped = 53, "ecn_dropped", Dropped, "congestion was met on the way by an inner packet that cannot say so (RFC 6040 4.2)";
     PathTooSmall = 54, "path_too_small", Dropped, "sealed, but the route to the peer carries less: the SA's path MTU is lowered";
@@ -109,7 +109,7 @@ verdicts! {
     TimeExceeded = 64, "time_exceeded", Answered, "inner TTL used up: the sender is told by ICMP Time Exceeded";
     TimeExceededFar = 65, "time_exceeded_far", Slow, "inner TTL of an opened packet used up: the slow path tells the sender through the tunnel";
     ClearText = 66, "clear_text", Dropped, "arrived in clear where a policy wants protection (RFC 4301 5.2)";
-    TransportHeader = 67, "transport_header", Dropped, "transport mode: IP options, extension headers or a fragment, which are not sealed";
+    TransportHeader = 67, "transport_header", Dropped, "transport mode: a fragment, or extension headers that cannot stay before ESP, which are not sealed";
     PathError = 68, "path_error", Passed, "a router says that a sealed packet was too large: the stack and the other members hear of it";
     PiecesToStack = 70, "pieces_to_stack", Passed, "opened or sealed, but in several buffers, which the device of the route does not take: given to this host's stack";
     SlowTooLong = 71, "slow_too_long", Dropped, "needs the slow path, and is longer than that carries: what it asks for is on its way";

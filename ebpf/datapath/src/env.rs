@@ -170,6 +170,9 @@ pub trait Env {
     fn load_16(&self, offset: usize, out: &mut [u8; 16]) -> bool;
     /// Copies `len` octets (1 to [`TEXT_MAX`]) of the text to `offset` of the frame.
     fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool;
+    /// Copies `len` octets from `from` (below half of [`HEAD_LEN`]) of the frame's front, as it came, to `offset` of the frame. `false`, and
+    /// nothing written, for none, or more than there are.
+    fn store_head(&self, offset: usize, head: &[u8; HEAD_LEN], from: usize, len: usize) -> bool;
     /// Writes octets at `offset` of the frame.
     fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool;
     /// Removes `delta` octets at the front (adds, where negative).
@@ -236,6 +239,14 @@ pub struct Work {
     pub link_len: u32,
     /// Where the frame arrived.
     pub port: Port,
+    /// Out: octets of IP options or extension headers that stay before ESP; 0 in tunnel mode.
+    pub options_len: u32,
+    /// Where they begin in `head`.
+    pub options_at: u32,
+    /// IPv6: where in `head` the next header is that will be ESP's.
+    pub esp_named_at: u32,
+    /// Transport mode, in: octets of extension headers in the text, before the upper layer's.
+    pub upper_at: u32,
     /// Offset of the ESP header.
     pub esp_at: u32,
     /// Octets from the ESP header to the end of the ICV.
@@ -282,6 +293,8 @@ pub struct Work {
     pub cut: u8,
     /// The SA is in transport mode.
     pub transport: u8,
+    /// Transport mode, out: next header of what is sealed.
+    pub sealed_as: u8,
     /// Largest segment that the TCP SYN in the text may announce; 0: nothing to do.
     pub mss: u16,
     /// Largest outer packet of the path.
@@ -313,6 +326,10 @@ impl Work {
             flags: 0,
             reserved: 0,
         },
+        options_len: 0,
+        options_at: 0,
+        esp_named_at: 0,
+        upper_at: 0,
         esp_at: 0,
         esp_len: 0,
         spi: 0,
@@ -354,6 +371,7 @@ impl Work {
         outer_tos: 0,
         cut: 0,
         transport: 0,
+        sealed_as: 0,
         mss: 0,
         path_mtu: 0,
         may_move: 0,
@@ -442,6 +460,7 @@ pub fn begin(env: &impl Env, work: &mut Work) {
     work.seq = 0;
     work.cut = 0;
     work.transport = 0;
+    work.options_len = 0;
     work.mss = 0;
     work.may_move = 0;
     work.moved = 0;

@@ -218,7 +218,7 @@ pub fn ipv6(packet: &impl PacketRead, offset: usize, available: usize) -> Option
 }
 
 /// Extension headers that are looked behind.
-const EXTENSIONS: usize = 4;
+pub(crate) const EXTENSIONS: usize = 4;
 
 /// Whether a next header is an extension header that [`skip_extensions`] looks behind.
 #[inline(always)]

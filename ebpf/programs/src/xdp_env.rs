@@ -202,6 +202,36 @@ extern "C" fn spd_probe(high: u64, low: u64, half: u32, lengths: u64) -> u32 {
     spd::probe(&Policies, [high, low], half, lengths)
 }
 
+/// [`Env::sum`], which the verifier walks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn text_sum(text: *const [u8; TEXT_MAX], len: u32) -> u32 {
+    // BTF cannot say that it is not.
+    if text.is_null() {
+        return 0;
+    }
+    let mut sum = 0u32;
+    let mut at = 0usize;
+    // The compiler must keep the first bound, which is the one that verifiers up to Linux 6.7 understand.
+    let len = opaque(len as u64) as usize;
+    while at < TEXT_MAX {
+        if at >= len {
+            break;
+        }
+        let piece = visibly::<SUM_MAX>((len - at).min(SUM_MAX));
+        // SAFETY: within the text: a piece begins at a multiple of its greatest length.
+        let from = unsafe { text.cast::<u8>().add(at) };
+        // SAFETY: the helper reads `piece` octets; texts are multiples of four.
+        sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast_mut().cast(), piece & !3, sum) }
+            as u32;
+        at += SUM_MAX;
+    }
+    // The helper adds words as this host reads them.
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    u16::from_be(sum as u16) as u32
+}
+
 impl Env for Xdp {
     #[inline(always)]
     fn now_ns(&self) -> u64 {
@@ -492,26 +522,7 @@ impl Env for Xdp {
 
     #[inline(always)]
     fn sum(&self, text: &[u8; TEXT_MAX], len: usize) -> u16 {
-        let mut sum = 0u32;
-        let mut at = 0usize;
-        // The compiler must keep the first bound, which is the one that verifiers up to Linux 6.7 understand.
-        let len = opaque(len as u64) as usize;
-        while at < TEXT_MAX {
-            if at >= len {
-                break;
-            }
-            let piece = visibly::<SUM_MAX>((len - at).min(SUM_MAX));
-            // SAFETY: within the text: a piece begins at a multiple of its greatest length.
-            let from = unsafe { text.as_ptr().add(at) };
-            // SAFETY: the helper reads `piece` octets; texts are multiples of four.
-            sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast_mut().cast(), piece & !3, sum) }
-                as u32;
-            at += SUM_MAX;
-        }
-        // The helper adds words as this host reads them.
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        u16::from_be(sum as u16)
+        text_sum(text, len as u32) as u16
     }
 
     #[inline(always)]
@@ -522,6 +533,17 @@ impl Env for Xdp {
     #[inline(always)]
     fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool {
         self.store_raw(offset, text.as_ptr(), visibly::<TEXT_MAX>(len))
+    }
+
+    #[inline(always)]
+    fn store_head(&self, offset: usize, head: &[u8; HEAD_LEN], from: usize, len: usize) -> bool {
+        if len == 0 || from >= HEAD_LEN / 2 || from + len > HEAD_LEN {
+            return false;
+        }
+        let from = opaque(from as u64) as usize & (HEAD_LEN / 2 - 1);
+        // SAFETY: `from` and `len` octets from there are within the array.
+        let octets = unsafe { head.as_ptr().add(from) };
+        self.store_raw(offset, octets, visibly::<HEAD_LEN>(len))
     }
 
     #[inline(always)]

@@ -24,3 +24,6 @@ pub struct Interface {
 
 #[path = "../../../userspace/agent/src/net/frame.rs"]
 pub mod frame;
+
+#[path = "../../../userspace/agent/src/net/cut.rs"]
+pub mod cut;

@@ -1,6 +1,6 @@
 //! Packets that the agent's slow path takes apart: what peers sealed, what the stack put together, what is to be cut.
 
-use crate::net::frame;
+use crate::net::{cut, frame};
 use std::net::IpAddr;
 
 /// The first two octets are an MTU, the others a packet.
@@ -21,20 +21,40 @@ pub fn slow(octets: &[u8]) {
         assert_eq!(again.len(), packet.len());
         assert_eq!(frame::reassembled(&again), Some(again));
     }
-    let Some(pieces) = frame::pieces(packet, mtu) else {
+    let Some(pieces) = cut::pieces(packet, mtu) else {
         return;
     };
     let v6 = packet[0] >> 4 == 6;
-    let header_len = if v6 { 40 } else { usize::from(packet[0] & 0xf) * 4 };
+    let was_cut = pieces.len() > 1;
+    // Of what is in every piece and in the packet.
+    let header_len = match v6 {
+        true if was_cut => fragment_header_at(&pieces[0]),
+        true => 40,
+        false => usize::from(packet[0] & 0xf) * 4,
+    };
     let mut payload = Vec::new();
     for piece in &pieces {
         assert!(piece.len() <= mtu);
         let length = usize::from(u16::from_be_bytes([piece[2], piece[3]]));
         assert!(v6 || length == piece.len(), "the header says how long a piece is");
-        let header_len = if v6 && pieces.len() > 1 { 48 } else { header_len };
-        payload.extend_from_slice(&piece[header_len..]);
+        let fragment_len = if v6 && was_cut { 8 } else { 0 };
+        payload.extend_from_slice(&piece[header_len + fragment_len..]);
     }
     // Octets behind what the header counts are no part of the packet; one that needs no cut may keep them.
     let whole = &packet[header_len..];
     assert!(whole.starts_with(&payload), "pieces put together give the packet");
+}
+
+/// Where the fragment header of an IPv6 piece is: behind hop-by-hop options and a routing header, if there are any.
+fn fragment_header_at(piece: &[u8]) -> usize {
+    let (mut next, mut at) = (piece[6], 40);
+    while next != 44 {
+        assert!(
+            matches!(next, 0 | 43 | 60),
+            "header {next} before the fragment header"
+        );
+        next = piece[at];
+        at += (usize::from(piece[at + 1]) + 1) * 8;
+    }
+    at
 }

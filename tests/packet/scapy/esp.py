@@ -9,7 +9,7 @@ Octets are hexadecimal, SEQ has all 64 bits, ESN and ENCAP are 0 or 1, OUTER is 
 import sys
 
 from scapy.layers.inet import IP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting
 from scapy.layers.ipsec import ESP, SecurityAssociation, _ESPPlain
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw, bind_layers, raw
@@ -110,6 +110,9 @@ def open_(suite, key, salt, seq, esn, frame):
 
 def main():
     bind_layers(UDP, ESP, sport=4500, dport=4500)
+    # What stands before ESP in transport mode.
+    for header in (IPv6ExtHdrHopByHop, IPv6ExtHdrRouting):
+        bind_layers(header, ESP, nh=50)
     for line in sys.stdin:
         what, *arguments = line.split()
         try:

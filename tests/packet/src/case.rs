@@ -46,6 +46,8 @@ pub struct Observed {
     pub target: Option<u32>,
     /// The frame afterwards.
     pub frame: Vec<u8>,
+    /// Octets that were cut off at its end; unknown where the kernel ran the case.
+    pub cut_behind: Option<usize>,
     /// The window afterwards.
     pub window: InboundSaRuntime,
     /// The counters afterwards.

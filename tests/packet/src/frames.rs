@@ -63,13 +63,20 @@ impl Ip {
 
     /// The datagram.
     pub fn with(self, payload: &[u8]) -> Vec<u8> {
-        let mut out = vec![0x45, self.tos];
-        out.extend((20 + payload.len() as u16).to_be_bytes());
+        self.with_options(&[], payload)
+    }
+
+    /// The datagram, with options: a multiple of four octets.
+    pub fn with_options(self, options: &[u8], payload: &[u8]) -> Vec<u8> {
+        let header_len = 20 + options.len();
+        let mut out = vec![0x40 | (header_len / 4) as u8, self.tos];
+        out.extend(((header_len + payload.len()) as u16).to_be_bytes());
         out.extend(self.id.to_be_bytes());
         out.extend(self.fragment.to_be_bytes());
         out.extend([self.ttl, self.protocol, 0, 0]);
         out.extend(self.source.to_be_bytes());
         out.extend(self.destination.to_be_bytes());
+        out.extend(options);
         let sum = checksum(&out);
         out[10..12].copy_from_slice(&sum.to_be_bytes());
         out.extend(payload);
@@ -141,6 +148,19 @@ impl Ip6 {
             .concat(),
         )
     }
+}
+
+/// IPv6 extension headers (RFC 8200 4), each its type and what follows next header and length, before something of type `next`: the
+/// type of the first, and the octets.
+pub fn extensions(headers: &[(u8, &[u8])], next: u8) -> (u8, Vec<u8>) {
+    let mut octets = Vec::new();
+    for (at, (_, body)) in headers.iter().enumerate() {
+        let following = headers.get(at + 1).map_or(next, |(kind, _)| *kind);
+        assert!((body.len() + 2).is_multiple_of(8), "whole units of eight octets");
+        octets.extend([following, ((body.len() + 2) / 8 - 1) as u8]);
+        octets.extend(*body);
+    }
+    (headers.first().map_or(next, |(kind, _)| *kind), octets)
 }
 
 /// Neighbour solicitation for `target` with options, from a port of this MAC address, to its solicited-node group.
@@ -317,6 +337,8 @@ impl Sealer {
 pub struct OpenedFrame {
     /// Outer datagram.
     pub outer: Vec<u8>,
+    /// Octets of its header, with options or extension headers.
+    pub header_len: usize,
     /// Low half of the number.
     pub seq_low: u32,
     /// IV; with AES-CBC the nonce that it was made of.
@@ -369,11 +391,16 @@ pub fn open_sealed(
 ) -> Result<(OpenedFrame, u8), String> {
     let outer = frame.get(14..).ok_or("no Ethernet header")?.to_vec();
     let v6 = outer[0] >> 4 == 6;
-    let (ip_len, protocol) = if v6 { (40, outer[6]) } else { (20, outer[9]) };
+    let (ip_len, protocol) = if v6 {
+        behind_extensions(&outer)?
+    } else {
+        (usize::from(outer[0] & 0xf) * 4, outer[9])
+    };
+    let header = outer.get(..ip_len).ok_or("no header")?;
     let stated = if v6 {
         usize::from(u16::from_be_bytes([outer[4], outer[5]])) + 40
     } else {
-        if checksum(&outer[..20]) != 0 {
+        if ip_len < 20 || checksum(header) != 0 {
             return Err("outer checksum wrong".into());
         }
         usize::from(u16::from_be_bytes([outer[2], outer[3]]))
@@ -441,8 +468,30 @@ pub fn open_sealed(
         iv,
         inner: inner.to_vec(),
         outer,
+        header_len: ip_len,
     };
     Ok((opened, *next))
+}
+
+/// Octets of an IPv6 header with what a peer has done with before it comes to ESP or UDP (RFC 8200 4.1), and the protocol behind it.
+fn behind_extensions(packet: &[u8]) -> Result<(usize, u8), String> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const DESTINATION: u8 = 60;
+    let mut next = *packet.get(6).ok_or("no IPv6 header")?;
+    let mut at = 40;
+    while matches!(next, HOP_BY_HOP | ROUTING | DESTINATION) {
+        // RFC 8200 4.3: hop-by-hop options are the first or not there.
+        if next == HOP_BY_HOP && at != 40 {
+            return Err(format!("hop-by-hop options at octet {at}"));
+        }
+        let header = packet
+            .get(at..at + 2)
+            .ok_or("extension headers beyond the packet")?;
+        next = header[0];
+        at += (usize::from(header[1]) + 1) * 8;
+    }
+    Ok((at, next))
 }
 
 /// The nonce that the IV was made of, and the plaintext.

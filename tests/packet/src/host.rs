@@ -274,6 +274,10 @@ impl Env for Host<'_> {
         self.frame.store(offset, text, len)
     }
 
+    fn store_head(&self, offset: usize, head: &[u8; HEAD_LEN], from: usize, len: usize) -> bool {
+        self.frame.store_head(offset, head, from, len)
+    }
+
     fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool {
         self.frame.write(offset, octets)
     }
@@ -361,6 +365,7 @@ pub fn run(case: &Case) -> Observed {
         target,
         action,
         frame: host.frame.octets(),
+        cut_behind: Some(host.frame.cut_behind()),
         window: *host.window.borrow(),
         counters: read(&host.counters),
         own: [0, 1].map(|at| (*host.own[at].0.borrow(), read(&host.own[at].1))),

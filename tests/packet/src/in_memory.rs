@@ -21,6 +21,7 @@ pub struct HostFrame {
     octets: RefCell<Vec<u8>>,
     headroom: Cell<usize>,
     first: Cell<usize>,
+    cut_behind: Cell<usize>,
 }
 
 impl HostFrame {
@@ -36,6 +37,7 @@ impl HostFrame {
             octets: RefCell::new(octets),
             headroom: Cell::new(HEADROOM),
             first: Cell::new(first),
+            cut_behind: Cell::new(0),
         }
     }
 
@@ -47,6 +49,11 @@ impl HostFrame {
     /// The octets, without a copy.
     pub fn into_octets(self) -> Vec<u8> {
         self.octets.into_inner()
+    }
+
+    /// Octets that [`Env::truncate`] has taken.
+    pub fn cut_behind(&self) -> usize {
+        self.cut_behind.get()
     }
 
     /// [`Env::frame_len`].
@@ -97,6 +104,17 @@ impl HostFrame {
         true
     }
 
+    /// [`Env::store_head`].
+    pub fn store_head(&self, offset: usize, head: &[u8; HEAD_LEN], from: usize, len: usize) -> bool {
+        let mut frame = self.octets.borrow_mut();
+        let (Some(octets), Some(to)) = (head.get(from..from + len), frame.get_mut(offset..offset + len))
+        else {
+            return false;
+        };
+        to.copy_from_slice(octets);
+        len != 0 && from < HEAD_LEN / 2
+    }
+
     /// [`Env::write`].
     pub fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool {
         let mut frame = self.octets.borrow_mut();
@@ -135,6 +153,7 @@ impl HostFrame {
         if len > frame.len() {
             return false;
         }
+        self.cut_behind.set(self.cut_behind.get() + frame.len() - len);
         frame.truncate(len);
         self.first.set(self.first.get().min(len));
         true

@@ -470,6 +470,7 @@ impl Kernel {
             action,
             target: None,
             frame: out,
+            cut_behind: None,
             window,
             counters,
             own,

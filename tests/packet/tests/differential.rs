@@ -1,6 +1,7 @@
 //! datapath against an independent implementation of ESP, scapy's: what one seals the other opens, and to the same octets.
 //!
-//! All suites, ESN on and off, every padding, in UDP or not, IPv4 and IPv6 inside and outside, both directions. The Python that
+//! All suites, ESN on and off, every padding, in UDP or not, IPv4 and IPv6 inside and outside, both directions; in transport mode what is
+//! sealed behind options and extension headers. The Python that
 //! has scapy is named by `ESPALIER_SCAPY` (`cargo xtask setup` makes one); without it the test is skipped. `ESPALIER_SEED` repeats a
 //! run, `ESPALIER_ROUNDS` sets the rounds of each combination.
 
@@ -12,7 +13,7 @@ use maps_schema::sad::{SUITE_AES128_CBC_SHA256, SUITE_AES128_GCM, SUITE_CBC, SUI
 use maps_schema::verdict::Verdict;
 use test_packet::case::{Action, Case, Program};
 use test_packet::cbc;
-use test_packet::frames::{Ip, Ip6, ethernet, udp};
+use test_packet::frames::{Ip, Ip6, ethernet, extensions, udp};
 use test_packet::host;
 use test_packet::world::*;
 
@@ -131,14 +132,18 @@ fn inner(how: How, inward: bool, ttl: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 fn world(how: How, seq: u64) -> World {
-    let mut world = if how.outer_v6 {
+    let world = if how.outer_v6 {
         World::over_v6(how.suite, how.esn, how.encap)
     } else {
         World::base(how.suite, how.esn, how.encap)
     };
+    next_is(world, seq)
+}
+
+/// The world where the next number, both ways, is this one.
+fn next_is(mut world: World, seq: u64) -> World {
     world.inbound.limits = cell(1 << 39, 1000, 0, EPOCH);
     world.outbound.limits = world.inbound.limits;
-    // The number is the next one.
     world.window.edge = seq - 1;
     world.window.above_floor = 1;
     world.counters.seq = seq - 1;
@@ -226,9 +231,61 @@ fn outward(scapy: &mut Scapy, how: How, random: &mut Random, payload: usize) -> 
     let payload = random.octets(payload);
     let sent = inner(how, false, 64, &payload);
     let expected = inner(how, false, 63, &payload);
-    let ethertype = if how.inner_v6 { 0x86dd } else { 0x0800 };
-    let frame = ethernet(INSIDE_MAC, NEAR_MAC, ethertype, &sent);
-    let case = Case::new("outward", Program::Inside, world(how, seq), frame).on(INSIDE_IFINDEX);
+    let next = if how.inner_v6 { 41 } else { 4 };
+    opened_by(scapy, how, world(how, seq), &sent, (next, &expected))
+}
+
+/// As [`outward`] in transport mode, with options of IPv4 or extension headers of IPv6.
+fn behind_options(scapy: &mut Scapy, how: How, random: &mut Random, payload: usize) -> Result<(), String> {
+    const GRE: u8 = 47;
+    let world = World::transport(how.suite, how.esn, how.encap, how.outer_v6);
+    let world = next_is(world, number(how, random));
+    let payload = random.octets(payload);
+    if !how.outer_v6 {
+        // No operation, router alert (RFC 2113), and a route to record, of any length.
+        let mut options = [&[1, 1, 1, 1][..], &[0x94, 4, 0, 0], &[]][random.below(3) as usize].to_vec();
+        let addresses = random.below(9) as usize;
+        options.extend([7, 3 + 4 * addresses as u8, 4]);
+        options.extend(random.octets(4 * addresses));
+        options.push(0);
+        options.truncate(40);
+        let sent = Ip::new(CLUSTER, PEER, GRE).with_options(&options, &payload);
+        return opened_by(scapy, how, world, &sent, (GRE, &payload));
+    }
+    // Hop-by-hop and destination options of padding alone, and a routing header that is at its end.
+    let padding = |octets: u64| [&[1, octets as u8][..], &vec![0; octets as usize]].concat();
+    let (way, before, behind) = (
+        padding(4 + 8 * random.below(2)),
+        padding(4),
+        padding(4 + 8 * random.below(2)),
+    );
+    let route = [&[2, 0, 0, 0, 0, 0][..], &random.octets(16)].concat();
+    let all: [(u8, &[u8]); 4] = [(0, &way), (60, &before), (43, &route), (60, &behind)];
+    let chosen = 1 + random.below(15);
+    let routed = chosen & 4 != 0;
+    let (kept, sealed): (Vec<_>, Vec<_>) = (0..4)
+        .filter(|at| chosen >> at & 1 != 0)
+        .partition(|at| *at != 3 && (*at != 1 || routed));
+    let pick = |places: &[usize]| places.iter().map(|at| all[*at]).collect::<Vec<_>>();
+    let (next, chain) = extensions(&pick(&sealed), GRE);
+    let text = [chain, payload].concat();
+    let (first, chain) = extensions(&pick(&kept), next);
+    let sent = Ip6::new(CLUSTER_V6, PEER_V6, first).with(&[&chain[..], &text].concat());
+    opened_by(scapy, how, world, &sent, (next, &text))
+}
+
+/// scapy opens the packet that datapath makes of `sent`, and to these octets and next header; sealed by scapy they are the same packet.
+fn opened_by(
+    scapy: &mut Scapy,
+    how: How,
+    world: World,
+    sent: &[u8],
+    (next_header, expected): (u8, &[u8]),
+) -> Result<(), String> {
+    let seq = world.counters.seq + 1;
+    let ethertype = if sent[0] >> 4 == 6 { 0x86dd } else { 0x0800 };
+    let frame = ethernet(INSIDE_MAC, NEAR_MAC, ethertype, sent);
+    let case = Case::new("outward", Program::Inside, world, frame).on(INSIDE_IFINDEX);
     let seen = host::run(&case);
     if seen.verdict.map(|v| v.1) != Some(Verdict::EspSealed) {
         return Err(format!("{:?}, number {seq}", seen.verdict));
@@ -245,7 +302,7 @@ fn outward(scapy: &mut Scapy, how: How, random: &mut Random, payload: usize) -> 
     let [next, iv, text] = fields[..] else {
         return Err(answer);
     };
-    if next != if how.inner_v6 { "41" } else { "4" } {
+    if next != next_header.to_string() {
         return Err(format!("next header {next}"));
     }
     // Member, epoch and number (docs/ARCHITECTURE.md); with AES-CBC the IV is made of them.
@@ -261,7 +318,7 @@ fn outward(scapy: &mut Scapy, how: How, random: &mut Random, payload: usize) -> 
     if !nonce {
         return Err(format!("IV {iv:02x?} where one of {wanted:016x} was to come"));
     }
-    if unhex(text) != expected {
+    if unhex(text) != *expected {
         return Err(format!("scapy opens other octets, number {seq}"));
     }
     Ok(())
@@ -270,6 +327,18 @@ fn outward(scapy: &mut Scapy, how: How, random: &mut Random, payload: usize) -> 
 /// What text is a multiple of.
 fn block_of(suite: u8) -> usize {
     if suite < SUITE_CBC { 4 } else { cbc::BLOCK }
+}
+
+/// `ESPALIER_SEED`, or another one each time.
+fn seed() -> u64 {
+    of("ESPALIER_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(1, |d| d.as_nanos() as u64)
+    })
+}
+
+fn of(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
 }
 
 fn combinations() -> Vec<How> {
@@ -291,11 +360,7 @@ fn combinations() -> Vec<How> {
 #[test]
 fn scapy_and_datapath_open_what_the_other_one_seals() {
     let Some(mut scapy) = Scapy::start() else { return };
-    let of = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
-    let seed = of("ESPALIER_SEED").unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(1, |d| d.as_nanos() as u64)
-    });
+    let seed = seed();
     let rounds = of("ESPALIER_ROUNDS").unwrap_or(ROUNDS as u64);
     let mut random = Random(seed);
     let mut compared = 0;
@@ -312,6 +377,21 @@ fn scapy_and_datapath_open_what_the_other_one_seals() {
         }
     }
     eprintln!("{compared} packets, seed {seed}");
+}
+
+#[test]
+fn scapy_opens_what_is_sealed_behind_options_and_extension_headers() {
+    let Some(mut scapy) = Scapy::start() else { return };
+    let seed = seed();
+    let rounds = of("ESPALIER_ROUNDS").unwrap_or(ROUNDS as u64);
+    let mut random = Random(seed);
+    for how in combinations().into_iter().filter(|how| !how.inner_v6) {
+        for _ in 0..rounds {
+            let payload = random.below(1200) as usize;
+            behind_options(&mut scapy, how, &mut random, payload)
+                .unwrap_or_else(|e| panic!("seed {seed}, {how:?}, {payload} octets: {e}"));
+        }
+    }
 }
 
 #[test]

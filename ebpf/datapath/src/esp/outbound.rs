@@ -254,14 +254,15 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
         return work.drop(Verdict::SuiteUnknown);
     }
     let flags = volatile(&sa.flags);
-    // What stays outside of the packet: nothing, or its header.
+    let encap = flags & SA_UDP_ENCAP != 0;
+    // What stays outside of the packet: nothing, or its headers.
     let mut skipped = 0;
     if flags & SA_TRANSPORT != 0 {
-        let Some(header_len) = transport::header_len(&work.ip) else {
+        let Some(headers_len) = transport::divide(work, encap) else {
             return work.drop(Verdict::TransportHeader);
         };
         work.transport = 1;
-        skipped = header_len;
+        skipped = headers_len;
     }
     // In transport mode the sender is this gateway, and the agent gives what it sends as one piece.
     if work.transport == 0 && work.ip.total_len > LEAST_MTU && env.exceeds_device(work.ip.total_len) {
@@ -270,7 +271,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     let inner = work.ip.total_len as usize - skipped;
     let mtu = path_mtu(sa, local);
     let v6 = !headers::is_v4(headers::address(&sa.outer_dst));
-    let outer = outer_len(flags & SA_UDP_ENCAP != 0, v6);
+    let outer = outer_len(encap, v6) + work.options_len as usize;
     let most = header::inner_max(suite, mtu, outer);
     if inner > most {
         // In transport mode the sender is this gateway: it cuts what it sends.
@@ -304,7 +305,7 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     }
     let ip = work.ip;
     let next_header = if work.transport != 0 {
-        ip.protocol
+        work.sealed_as
     } else {
         let packet = Bounded {
             octets: cipher.text(),
@@ -427,7 +428,7 @@ pub fn direct(env: &impl Env, area: &mut Area, status: i32) -> bool {
     let text_len = (cipher.text_len as usize).min(TEXT_MAX);
     let destination = headers::address(&sa.outer_dst);
     let v6 = !headers::is_v4(destination);
-    let outer = outer_len(encap, v6);
+    let outer = outer_len(encap, v6) + work.options_len as usize;
     let datagram_len = outer + ESP_LEN + iv_len(volatile(&sa.suite)) + text_len + ICV_LEN;
     work.outer_tos = match sa.dscp {
         0 => work.ip.tos,
@@ -521,6 +522,9 @@ pub fn fill(env: &impl Env, area: &mut Area) {
         let ip = outer_ip(work, source, destination, protocol, datagram_len, df);
         env.write(ip_at, &ip)
     };
+    if work.options_len != 0 {
+        ok &= transport::keep(env, work, ip_at, protocol);
+    }
     if encap {
         let [s0, s1] = sa.encap_ports[0].to_be_bytes();
         let [d0, d1] = sa.encap_ports[1].to_be_bytes();
@@ -627,7 +631,8 @@ fn udp_checksum(
     }
 }
 
-/// RFC 4301 5.1.2.1: DS field and DF as configured, ECN is copied (RFC 6040 4.1), the rest is built.
+/// RFC 4301 5.1.2.1: DS field and DF as configured, ECN is copied (RFC 6040 4.1), the rest is built. Options that stay behind it in transport
+/// mode are in length and checksum.
 #[inline(always)]
 fn outer_ip(work: &Work, source: u32, destination: u32, protocol: u8, len: usize, df: u16) -> [u8; IPV4_LEN] {
     let [l0, l1] = (len as u16).to_be_bytes();
@@ -636,10 +641,12 @@ fn outer_ip(work: &Work, source: u32, destination: u32, protocol: u8, len: usize
     let [s0, s1, s2, s3] = source.to_be_bytes();
     let [d0, d1, d2, d3] = destination.to_be_bytes();
     let (tos, ttl) = (work.outer_tos, outer_ttl(work));
+    let first = 0x45 + (work.options_len / 4) as u8;
     let mut ip = [
-        0x45, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
+        first, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3,
     ];
-    let [a, b] = checksum::internet(&ip).to_be_bytes();
+    let fixed = !checksum::internet(&ip) as u32;
+    let [a, b] = checksum::fold(fixed + transport::sum_of_options(work)).to_be_bytes();
     ip[10] = a;
     ip[11] = b;
     ip

@@ -18,6 +18,7 @@ mod segments;
 mod sizes;
 mod steer;
 mod transport;
+mod transport_options;
 mod ttl;
 mod v6;
 mod virtual_mac;
@@ -27,7 +28,7 @@ mod wraps;
 use crate::case::Case;
 
 /// The tables.
-const TABLES: [fn() -> Vec<Case>; 23] = [
+const TABLES: [fn() -> Vec<Case>; 24] = [
     inbound::cases,
     outbound::cases,
     per_cpu::cases,
@@ -51,6 +52,7 @@ const TABLES: [fn() -> Vec<Case>; 23] = [
     clear::cases,
     ttl::cases,
     transport::cases,
+    transport_options::cases,
 ];
 
 /// Every case.

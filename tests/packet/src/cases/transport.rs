@@ -214,13 +214,6 @@ pub fn cases() -> Vec<Case> {
             &piece.with(&noise(64)),
         ));
     }
-    let mut options = ours().with(&noise(40));
-    options[0] = 0x46;
-    cases.push(refused("transport: with options", plain(), &options));
-    let chain = [&[GRE, 0, 1, 4, 0, 0, 0, 0][..], &noise(20)].concat();
-    let v6 = World::transport(SUITE, false, false, true);
-    let behind = Ip6::new(CLUSTER_V6, PEER_V6, 60).with(&chain);
-    cases.push(refused("transport: with extension headers", v6.clone(), &behind));
     cases.push(
         inside(
             "transport: another protocol stays in clear",
@@ -311,39 +304,6 @@ pub fn cases() -> Vec<Case> {
         )
         .ends(Verdict::AboveCeiling, Action::Drop)
         .slow(SLOW_ABOVE_CEILING),
-    );
-    // The outer header's options and identification stay.
-    let mut header = Ip {
-        id: 0x1234,
-        ..Ip::new(PEER, CLUSTER, 50)
-    }
-    .with(&peer.esp(5, &noise(20)));
-    header.splice(20..20, [1, 1, 1, 0]);
-    let with_options = |packet: &[u8]| {
-        let mut packet = packet.to_vec();
-        packet[0] = 0x46;
-        let len = packet.len() as u16;
-        packet[2..4].copy_from_slice(&len.to_be_bytes());
-        packet[10..12].fill(0);
-        let sum = checksum(&packet[..24]);
-        packet[10..12].copy_from_slice(&sum.to_be_bytes());
-        packet
-    };
-    let mut want = Ip {
-        id: 0x1234,
-        ..Ip::new(PEER, CLUSTER, GRE)
-    }
-    .with(&noise(20));
-    want.splice(20..20, [1, 1, 1, 0]);
-    cases.push(
-        steer(
-            "transport: options of the header",
-            plain(),
-            ethernet(OUTSIDE_MAC, PEER_MAC, 0x0800, &with_options(&header)),
-        )
-        .ends(Verdict::EspOpenedLocal, Action::Pass)
-        .out(ethernet(OUTSIDE_MAC, PEER_MAC, 0x0800, &with_options(&want)))
-        .events(&[EVENT_FIRST_INBOUND]),
     );
     let empty = peer.frame(5, &[]);
     cases.push(

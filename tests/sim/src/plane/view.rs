@@ -240,6 +240,9 @@ impl Env for View<'_> {
     fn store(&self, offset: usize, text: &[u8; TEXT_MAX], len: usize) -> bool {
         self.frame.store(offset, text, len)
     }
+    fn store_head(&self, offset: usize, head: &[u8; HEAD_LEN], from: usize, len: usize) -> bool {
+        self.frame.store_head(offset, head, from, len)
+    }
     fn write<const N: usize>(&self, offset: usize, octets: &[u8; N]) -> bool {
         self.frame.write(offset, octets)
     }

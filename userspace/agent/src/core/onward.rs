@@ -14,7 +14,7 @@ use model::{Instant, MemberId, SegmentId};
 use super::Core;
 use super::member::Facts;
 use crate::clock;
-use crate::net::{Interface, frame};
+use crate::net::{Interface, cut, frame};
 
 /// A datagram that comes again within this time was sent here by the member that it went to: the two disagree for a moment, and it goes
 /// round no further. Peers repeat themselves later than that.
@@ -102,7 +102,7 @@ impl Core {
         };
         let mtu = port.mtu as usize;
         let pieces = match outside && packet.len() > mtu {
-            true => frame::pieces_again(packet, mtu, id),
+            true => cut::pieces_again(packet, mtu, id),
             false => Some(vec![packet.to_vec()]),
         };
         // A VLAN device tags by itself.

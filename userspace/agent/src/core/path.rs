@@ -9,8 +9,8 @@ use model::{EspSpi, Instant, SegmentId};
 
 use super::Core;
 use crate::clock;
-use crate::net::frame;
 use crate::net::socket::PieceSocket;
+use crate::net::{cut, frame};
 
 /// After this time a path may carry more again (RFC 1191 6.3: ten minutes).
 const KEPT: Duration = Duration::from_secs(600);
@@ -100,7 +100,7 @@ impl Core {
         let Some((_, packet)) = whole.split_at_checked(frame::link_len(whole)) else {
             return false;
         };
-        let Some(pieces) = frame::pieces(packet, usize::from(mtu)) else {
+        let Some(pieces) = cut::pieces(packet, usize::from(mtu)) else {
             return false;
         };
         pieces.iter().all(|piece| {

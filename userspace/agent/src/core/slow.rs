@@ -18,10 +18,10 @@ use sad::Direction;
 
 use super::{Core, around};
 use crate::clock;
-use crate::net;
 use crate::net::frame::{self, ETH_LEN};
 use crate::net::socket::Datagram;
 use crate::net::whole::{self, Gathered, Pieces};
+use crate::net::{self, cut};
 use ike::Input;
 
 /// Frames of one SA that may wait.
@@ -350,7 +350,7 @@ impl Core {
             .sad
             .inner_mtu(slot)
             .unwrap_or(outside.saturating_sub(OVERHEAD));
-        let Some(pieces) = frame::fragments(packet, mtu) else {
+        let Some(pieces) = cut::fragments(packet, mtu) else {
             self.slow.counts[6] += 1;
             return;
         };

@@ -9,9 +9,8 @@ use super::Interface;
 
 /// Octets of an Ethernet header with a tag.
 pub const ETH_LEN: usize = 18;
-
-/// Octets of an IPv6 header without extensions.
-const HEADER_V6: usize = 40;
+/// Octets of an IPv6 header without extension headers.
+pub const IPV6_LEN: usize = 40;
 
 /// A packet as a frame that arrives at an interface.
 pub fn ethernet(interface: &Interface, packet: &[u8]) -> Vec<u8> {
@@ -77,7 +76,7 @@ pub fn vlan(frame: &[u8]) -> Option<u16> {
     }
 }
 
-fn checksum(header: &[u8]) -> u16 {
+pub(super) fn checksum(header: &[u8]) -> u16 {
     let mut sum = 0_u32;
     for pair in header.chunks(2) {
         sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
@@ -88,7 +87,7 @@ fn checksum(header: &[u8]) -> u16 {
     !(sum as u16)
 }
 
-fn set_checksum(packet: &mut [u8], header_len: usize) {
+pub(super) fn set_checksum(packet: &mut [u8], header_len: usize) {
     packet[10..12].fill(0);
     let sum = checksum(&packet[..header_len]);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
@@ -221,7 +220,7 @@ pub fn link(to: [u8; 6], from: [u8; 6], packet: &[u8]) -> Vec<u8> {
 /// SPI of an ESP packet, as it is or in UDP, without extension headers.
 pub fn esp_spi(packet: &[u8]) -> Option<EspSpi> {
     let (at, protocol) = if packet.first()? >> 4 == 6 {
-        (HEADER_V6, *packet.get(6)?)
+        (IPV6_LEN, *packet.get(6)?)
     } else {
         (header_len(packet)?, packet[9])
     };
@@ -234,125 +233,10 @@ pub fn esp_spi(packet: &[u8]) -> Option<EspSpi> {
     Some(EspSpi(u32::from_be_bytes(*spi)))
 }
 
-fn header_len(packet: &[u8]) -> Option<usize> {
+pub(super) fn header_len(packet: &[u8]) -> Option<usize> {
     let first = *packet.first()?;
     let length = usize::from(first & 0xf) * 4;
     (first >> 4 == 4 && length >= 20 && packet.len() >= length).then_some(length)
-}
-
-/// Cuts an IPv4 packet into fragments of at most `mtu` octets (RFC 791 2.3). `None` if it is no IPv4 packet, must not
-/// be cut, or `mtu` leaves no room.
-pub fn fragments(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
-    let header_len = header_len(packet)?;
-    let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
-    let packet = packet.get(..total).filter(|_| total >= header_len)?;
-    let field = u16::from_be_bytes([packet[6], packet[7]]);
-    if field & 0x4000 != 0 {
-        return None;
-    }
-    if total <= mtu {
-        return Some(vec![packet.to_vec()]);
-    }
-    let room = mtu.checked_sub(header_len)? / 8 * 8;
-    if room == 0 {
-        return None;
-    }
-    let (more, base) = (field & 0x2000, field & 0x1fff);
-    let mut out = Vec::new();
-    for (i, piece) in packet[header_len..].chunks(room).enumerate() {
-        let at = i * room;
-        let last = header_len + at + piece.len() == total;
-        let mut fragment = packet[..header_len].to_vec();
-        if at > 0 {
-            // Options that are not copied (RFC 791 3.1) become "no operation".
-            blank_uncopied_options(&mut fragment[20..]);
-        }
-        fragment[2..4].copy_from_slice(&((header_len + piece.len()) as u16).to_be_bytes());
-        let flags = if last { more } else { 0x2000 };
-        let offset = base.checked_add(u16::try_from(at / 8).ok()?)?;
-        if offset > 0x1fff {
-            return None;
-        }
-        fragment[6..8].copy_from_slice(&(flags | offset).to_be_bytes());
-        set_checksum(&mut fragment, header_len);
-        fragment.extend_from_slice(piece);
-        out.push(fragment);
-    }
-    Some(out)
-}
-
-/// Cuts a packet of this host's own into pieces of at most `mtu` octets: IPv4 as [`fragments`] does, IPv6 with a fragment
-/// header (RFC 8200 4.5) behind the fixed one, whose identification is what ESP has for its sequence number. `None` as there.
-pub fn pieces(packet: &[u8], mtu: usize) -> Option<Vec<Vec<u8>>> {
-    if packet.first()? >> 4 != 6 {
-        return fragments(packet, mtu);
-    }
-    // Behind a UDP header, or at once: SPI, then the number.
-    let number_at = HEADER_V6 + if *packet.get(6)? == 17 { 12 } else { 4 };
-    let id = packet.get(number_at..)?.first_chunk()?;
-    fragments_v6(packet, mtu, u32::from_be_bytes(*id))
-}
-
-/// As [`pieces`], of a packet that its sender had cut and that was put together here, with an identification of ours.
-pub fn pieces_again(packet: &[u8], mtu: usize, id: u32) -> Option<Vec<Vec<u8>>> {
-    if packet.first()? >> 4 == 6 {
-        return fragments_v6(packet, mtu, id);
-    }
-    let header_len = header_len(packet)?;
-    let mut packet = packet.to_vec();
-    packet[4..6].copy_from_slice(&(id as u16).to_be_bytes());
-    // "Don't fragment" is of the header that was made for what the stack gave.
-    packet[6] &= !0x40;
-    set_checksum(&mut packet, header_len);
-    fragments(&packet, mtu)
-}
-
-fn fragments_v6(packet: &[u8], mtu: usize, id: u32) -> Option<Vec<Vec<u8>>> {
-    const FRAGMENT: usize = 8;
-    let (header, payload) = packet.split_at_checked(HEADER_V6)?;
-    let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    let payload = payload.get(..length)?;
-    // What stands behind it is no part of it.
-    let packet = packet.get(..HEADER_V6 + length)?;
-    if packet.len() <= mtu {
-        return Some(vec![packet.to_vec()]);
-    }
-    let room = mtu.checked_sub(HEADER_V6 + FRAGMENT)? / 8 * 8;
-    if room == 0 {
-        return None;
-    }
-    let mut out = Vec::new();
-    for (i, piece) in payload.chunks(room).enumerate() {
-        let at = i * room;
-        let more = u16::from(at + piece.len() < payload.len());
-        let mut packet = header.to_vec();
-        packet[4..6].copy_from_slice(&((FRAGMENT + piece.len()) as u16).to_be_bytes());
-        packet[6] = 44;
-        packet.extend_from_slice(&[header[6], 0]);
-        packet.extend_from_slice(&(u16::try_from(at).ok()? | more).to_be_bytes());
-        packet.extend_from_slice(&id.to_be_bytes());
-        packet.extend_from_slice(piece);
-        out.push(packet);
-    }
-    Some(out)
-}
-
-fn blank_uncopied_options(options: &mut [u8]) {
-    let mut at = 0;
-    while at < options.len() {
-        let length = match options[at] {
-            0 => return,
-            1 => 1,
-            _ => options.get(at + 1).map_or(0, |l| usize::from(*l)),
-        };
-        if length == 0 || at + length > options.len() {
-            return;
-        }
-        if options[at] & 0x80 == 0 {
-            options[at..at + length].fill(1);
-        }
-        at += length;
-    }
 }
 
 #[cfg(test)]
@@ -435,74 +319,12 @@ pub(crate) mod tests {
         assert_eq!(link_len(&frame), 18);
     }
 
-    fn packet(payload: usize) -> Vec<u8> {
+    pub fn packet(payload: usize) -> Vec<u8> {
         let bytes = (0..payload).map(|i| i as u8).collect::<Vec<_>>();
         let mut packet = ipv4(Ipv4Addr::new(10, 2, 0, 5), Ipv4Addr::new(10, 1, 0, 5), 17, &bytes).unwrap();
         packet[6..8].fill(0);
         set_checksum(&mut packet, 20);
         packet
-    }
-
-    #[test]
-    fn fragments_put_together_give_the_packet() {
-        for (size, mtu) in [(3000, 1400), (1380, 1400), (1381, 1400), (4000, 576), (100, 68)] {
-            let whole = packet(size);
-            let pieces = fragments(&whole, mtu).unwrap();
-            let mut again = Vec::new();
-            for (i, piece) in pieces.iter().enumerate() {
-                assert!(piece.len() <= mtu, "{size} {mtu}");
-                assert_eq!(checksum(&piece[..20]), 0, "the header's checksum is right");
-                let field = u16::from_be_bytes([piece[6], piece[7]]);
-                assert_eq!(usize::from(field & 0x1fff) * 8, again.len());
-                assert_eq!(field & 0x2000 != 0, i + 1 < pieces.len());
-                again.extend_from_slice(&piece[20..]);
-            }
-            assert_eq!(again, whole[20..]);
-        }
-    }
-
-    #[test]
-    fn ipv6_pieces_put_together_give_the_packet() {
-        let from = "[2001:db8::1]:4500".parse().unwrap();
-        let to = "[2001:db8::2]:4500".parse().unwrap();
-        for (size, mtu) in [(3000, 1280), (1300, 1280), (1233, 1280), (1500, 1400)] {
-            let payload = (0..size).map(|i| i as u8).collect::<Vec<_>>();
-            let whole = udp(from, to, &payload).unwrap();
-            let parts = pieces(&whole, mtu).unwrap();
-            assert!(parts.len() > 1);
-            let mut again = Vec::new();
-            for (i, piece) in parts.iter().enumerate() {
-                assert!(piece.len() <= mtu, "{size} {mtu}");
-                assert_eq!(
-                    piece.len(),
-                    40 + usize::from(u16::from_be_bytes([piece[4], piece[5]]))
-                );
-                assert_eq!((piece[6], piece[40]), (44, 17));
-                assert_eq!(piece[8..40], whole[8..40]);
-                assert_eq!(
-                    piece[44..48],
-                    [4, 5, 6, 7],
-                    "the same in all: octets 4 to 7 behind UDP"
-                );
-                let field = u16::from_be_bytes([piece[42], piece[43]]);
-                assert_eq!(usize::from(field & !7), again.len());
-                assert_eq!(field & 1 != 0, i + 1 < parts.len());
-                again.extend_from_slice(&piece[48..]);
-            }
-            assert_eq!(again, whole[40..]);
-        }
-        let small = udp(from, to, &[1; 20]).unwrap();
-        assert_eq!(pieces(&small, 1280).unwrap(), std::slice::from_ref(&small));
-        let trailed = [&small[..], &[0; 2000]].concat();
-        assert_eq!(
-            pieces(&trailed, 1280).unwrap(),
-            [small],
-            "no fragment of one piece"
-        );
-        assert!(pieces(&udp(from, to, &[1; 2000]).unwrap(), 50).is_none());
-        assert!(pieces(&[0x60; 30], 20).is_none());
-        // IPv4 is cut as before.
-        assert_eq!(pieces(&packet(3000), 1400), fragments(&packet(3000), 1400));
     }
 
     #[test]
@@ -545,26 +367,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_must_not_be_cut_is_not() {
-        let mut whole = packet(3000);
-        whole[6] = 0x40;
-        assert!(fragments(&whole, 1400).is_none());
-        assert!(fragments(&packet(3000), 24).is_none());
-        assert!(fragments(&[0x60; 60], 40).is_none());
-        assert!(fragments(&[], 1400).is_none());
-    }
-
-    #[test]
-    fn a_packet_that_says_it_is_shorter_than_its_header_is_not_cut() {
-        for total in 0..20 {
-            let mut whole = packet(3000);
-            whole[3] = total;
-            whole[2] = 0;
-            assert_eq!(fragments(&whole, 1400), None, "{total}");
-        }
-    }
-
-    #[test]
     fn udp_around_esp_has_no_checksum() {
         let from = "203.0.113.10:4500".parse().unwrap();
         let to = "192.0.2.1:4500".parse().unwrap();
@@ -582,35 +384,6 @@ pub(crate) mod tests {
         let again = reassembled(&whole).unwrap();
         assert_eq!(&again[6..8], &[0, 0]);
         assert_eq!(checksum(&again[..20]), 0);
-    }
-
-    #[test]
-    fn what_was_put_together_is_cut_again_with_an_identification_of_ours() {
-        let (v4, v6) = (
-            ["198.51.100.1:4500", "203.0.113.10:4500"],
-            ["[2001:db8::1]:4500", "[2001:db8::2]:4500"],
-        );
-        let esp = [&[0xaa, 0xbb, 0xcc, 0xdd][..], &[7; 3000]].concat();
-        for [from, to] in [v4, v6] {
-            let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-            let packet = udp(from, to, &esp).unwrap();
-            assert_eq!(esp_spi(&packet), Some(EspSpi(0xaabb_ccdd)));
-            let pieces = pieces_again(&packet, 1500, 0x0102_0304).unwrap();
-            assert_eq!(pieces.len(), 3);
-            let (header, id_at, id): (_, _, &[u8]) = if from.is_ipv4() {
-                (20, 4, &[3, 4])
-            } else {
-                (48, 44, &[1, 2, 3, 4])
-            };
-            let payload: Vec<u8> = pieces.iter().flat_map(|piece| piece[header..].to_vec()).collect();
-            assert_eq!(payload, packet[packet.len() - 8 - esp.len()..]);
-            for piece in &pieces {
-                assert!(piece.len() <= 1500);
-                assert_eq!(piece.get(id_at..id_at + id.len()), Some(id));
-            }
-            // What fits is one packet, and no piece.
-            assert_eq!(pieces_again(&packet, 9000, 1).unwrap()[0].len(), packet.len());
-        }
     }
 
     #[test]

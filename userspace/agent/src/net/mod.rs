@@ -2,6 +2,7 @@
 
 pub mod announce;
 pub mod batch;
+pub mod cut;
 pub mod frame;
 pub mod hints;
 pub mod neighbour;

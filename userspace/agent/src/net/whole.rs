@@ -7,14 +7,14 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use super::frame;
+use super::cut;
+use super::frame::{self, IPV6_LEN};
 
 /// Datagrams that may be unfinished at the same time; of more the oldest is given up.
 const AT_ONCE: usize = 16;
 /// Longest datagram, IP header included.
 const LONGEST: usize = 16_000;
 const FRAGMENT: u8 = 44;
-const IPV6_LEN: usize = 40;
 
 /// A piece: what its datagram is known by, and where it belongs.
 struct Piece<'a> {
@@ -80,20 +80,21 @@ fn piece(packet: &[u8]) -> Option<Piece<'_>> {
             payload,
         });
     }
-    // The kernel puts the fragment header right behind the fixed one unless there are options for the way.
-    let [next, _, a, b, i, d, e, n] = *packet.get(IPV6_LEN..)?.first_chunk::<8>()?;
-    if packet[6] != FRAGMENT {
+    let (header_len, named_at) = cut::per_fragment(packet)?;
+    if packet[named_at] != FRAGMENT {
         return None;
     }
-    let field = u16::from_be_bytes([a, b]);
-    let mut header = packet[..IPV6_LEN].to_vec();
-    header[6] = next;
+    let (header, rest) = packet.split_at_checked(header_len)?;
+    let ([next, _, a, b, i, d, e, n], payload) = rest.split_first_chunk::<8>()?;
+    let (next, field) = (*next, u16::from_be_bytes([*a, *b]));
+    let mut header = header.to_vec();
+    header[named_at] = next;
     Some(Piece {
-        key: (source, destination, next, u32::from_be_bytes([i, d, e, n])),
+        key: (source, destination, next, u32::from_be_bytes([*i, *d, *e, *n])),
         offset: usize::from(field & !7),
         more: field & 1 != 0,
         header,
-        payload: &packet[IPV6_LEN + 8..],
+        payload,
     })
 }
 
@@ -169,8 +170,8 @@ mod tests {
         let mut pieces = Pieces::default();
         let (four, six) = (datagram(false, 3000), datagram(true, 3000));
         let cut = [
-            frame::pieces(&four, 1400).unwrap(),
-            frame::pieces(&six, 1400).unwrap(),
+            cut::pieces(&four, 1400).unwrap(),
+            cut::pieces(&six, 1400).unwrap(),
         ];
         assert_eq!((cut[0].len(), cut[1].len()), (3, 3));
         let mut whole = Vec::new();
@@ -190,12 +191,39 @@ mod tests {
     }
 
     #[test]
+    fn options_and_extension_headers_come_together_with_the_rest() {
+        let mut pieces = Pieces::default();
+        let mut four = datagram(false, 3000);
+        four.splice(20..20, [0x94, 4, 0, 0]);
+        four[0] = 0x46;
+        let four = frame::reassembled(&four).unwrap();
+        // Hop-by-hop options, and a routing header behind them.
+        let mut six = datagram(true, 3000);
+        let headers = [
+            43, 0, 5, 2, 0, 0, 1, 0, 17, 1, 2, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 9,
+        ];
+        six.splice(IPV6_LEN..IPV6_LEN, headers);
+        six[6] = 0;
+        let length = (six.len() - IPV6_LEN) as u16;
+        six[4..6].copy_from_slice(&length.to_be_bytes());
+        for whole in [four, six] {
+            let cut = cut::pieces(&whole, 1400).unwrap();
+            assert_eq!(cut.len(), 3);
+            assert_eq!(pieces.gather(&cut[0]), Gathered::Kept);
+            assert_eq!(pieces.gather(&cut[1]), Gathered::Kept);
+            assert_eq!(pieces.gather(&cut[2]), Gathered::Whole(whole.clone()));
+            assert_eq!(pieces.gather(&whole), Gathered::NoPiece);
+        }
+        assert_eq!((pieces.waiting.len(), pieces.given_up), (0, 0));
+    }
+
+    #[test]
     fn what_is_too_long_incomplete_or_too_much_is_given_up() {
         let mut pieces = Pieces::default();
-        let long = frame::pieces(&datagram(false, LONGEST + 100), 1400).unwrap();
+        let long = cut::pieces(&datagram(false, LONGEST + 100), 1400).unwrap();
         assert!(long.iter().all(|p| pieces.gather(p) == Gathered::Kept));
         assert_eq!((pieces.given_up, pieces.waiting.len()), (1, 0));
-        let holed = frame::pieces(&datagram(false, 3000), 1400).unwrap();
+        let holed = cut::pieces(&datagram(false, 3000), 1400).unwrap();
         assert_eq!(pieces.gather(&holed[0]), Gathered::Kept);
         assert_eq!(pieces.gather(&holed[2]), Gathered::Kept);
         assert_eq!((pieces.given_up, pieces.waiting.len()), (2, 0));
