@@ -1,17 +1,21 @@
-//! What fuzzers do with whatever comes from peers and from other members. Each body takes any octets and must not panic; what it asserts
+//! What fuzzers do with whatever comes from peers, from other members, from operators, etcd and the kernel. Each body takes any octets and must not panic; what it asserts
 //! holds for every input.
 //!
 //! The targets in `tests/fuzz` (a workspace of its own, for `cargo xtask fuzz`) call these bodies; `tests/replay.rs` runs each corpus
 //! through them with `cargo test`. The body of `frame` is in tests/packet, with the tables that it has its worlds of.
 
 mod choices;
+pub mod config;
+mod control;
 pub mod credential;
+mod engine;
 // The agent holds no rules worth a library of its own, but it reads these.
 #[path = "../../../userspace/agent/src/core/entry.rs"]
 pub mod entry;
 mod exchange;
 mod member;
 pub mod net;
+mod netlink;
 pub mod peer;
 mod slow;
 mod synch;
@@ -19,9 +23,13 @@ mod synch;
 #[allow(missing_docs, clippy::should_implement_trait)]
 pub mod world;
 
+pub use config::config;
+pub use control::control;
 pub use credential::credential;
+pub use engine::engine;
 pub use exchange::exchange;
 pub use member::member;
+pub use netlink::netlink;
 pub use peer::peer;
 pub use slow::slow;
 pub use synch::synch;
@@ -35,7 +43,7 @@ use model::SecretBytes;
 pub type Body = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const BODIES: [Body; 12] = [
+pub const BODIES: [Body; 16] = [
     ("message", message),
     ("chain", chain),
     ("payload", payload),
@@ -48,6 +56,10 @@ pub const BODIES: [Body; 12] = [
     ("member", member),
     ("slow", slow),
     ("frame", frame),
+    ("config", config),
+    ("control", control),
+    ("engine", engine),
+    ("netlink", netlink),
 ];
 
 /// Selectors of types that we do not know are noted, but not written again.

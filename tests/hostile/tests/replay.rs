@@ -3,8 +3,8 @@
 use hostile::BODIES;
 use std::path::{Path, PathBuf};
 
-/// Bodies that take up to a millisecond or more for an input.
-const COSTLY: [&str; 4] = ["exchange", "peer", "member", "credential"];
+/// Bodies that take a good part of a millisecond, or more, for an input.
+const COSTLY: [&str; 6] = ["exchange", "peer", "member", "credential", "config", "control"];
 
 fn corpus(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

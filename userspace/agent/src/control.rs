@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use axum::Json;
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{FromRequest, Request as HttpRequest, State};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -84,6 +85,29 @@ fn failure(code: StatusCode, text: &str) -> Response {
         .into_response()
 }
 
+/// What a request wishes, as JSON. One that cannot be read is refused in the same form as all others.
+struct Wish<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Wish<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: HttpRequest, state: &S) -> Result<Self, Response> {
+        match Json::from_request(request, state).await {
+            Ok(Json(wish)) => Ok(Self(wish)),
+            Err(why) => Err(failure(why.status(), &why.body_text())),
+        }
+    }
+}
+
+/// A command that this version does not know.
+async fn unknown(method: Method, uri: Uri) -> Response {
+    let text = format!(
+        "this agent knows no {method} {}; its version and that of the command line differ",
+        uri.path()
+    );
+    failure(StatusCode::NOT_FOUND, &text)
+}
+
 async fn ask<T>(core: &Core, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Response> {
     let failed = |text: &str| failure(StatusCode::SERVICE_UNAVAILABLE, text);
     let (answer, wait) = oneshot::channel();
@@ -138,7 +162,8 @@ async fn metrics(State(core): State<Core>) -> Response {
     }
 }
 
-fn routes(core: Core) -> Router {
+/// What the control socket answers: an error is a [`Failure`], always.
+pub fn routes(core: mpsc::Sender<Request>) -> Router {
     Router::new()
         .route(
             "/v1/status",
@@ -159,14 +184,14 @@ fn routes(core: Core) -> Router {
         .route(
             "/v1/takeover",
             post(
-                async |State(core): State<Core>, Json(wish): Json<TakeoverRequest>| {
+                async |State(core): State<Core>, Wish(wish): Wish<TakeoverRequest>| {
                     command(&core, |answer| Request::Takeover(wish, answer)).await
                 },
             ),
         )
         .route(
             "/v1/stop",
-            post(async |State(core): State<Core>, Json(wish): Json<StopRequest>| {
+            post(async |State(core): State<Core>, Wish(wish): Wish<StopRequest>| {
                 command(&core, |answer| Request::Stop(wish, answer)).await
             }),
         )
@@ -185,21 +210,21 @@ fn routes(core: Core) -> Router {
         .route(
             "/v1/start-over",
             post(
-                async |State(core): State<Core>, Json(wish): Json<StartOverRequest>| {
+                async |State(core): State<Core>, Wish(wish): Wish<StartOverRequest>| {
                     command(&core, |answer| Request::StartOver(wish, answer)).await
                 },
             ),
         )
         .route(
             "/v1/rekey",
-            post(async |State(core): State<Core>, Json(wish): Json<RekeyRequest>| {
+            post(async |State(core): State<Core>, Wish(wish): Wish<RekeyRequest>| {
                 command(&core, |answer| Request::Rekey(wish, answer)).await
             }),
         )
         .route(
             "/v1/liveness",
             post(
-                async |State(core): State<Core>, Json(wish): Json<LivenessRequest>| {
+                async |State(core): State<Core>, Wish(wish): Wish<LivenessRequest>| {
                     command(&core, |answer| Request::Liveness(wish, answer)).await
                 },
             ),
@@ -207,7 +232,7 @@ fn routes(core: Core) -> Router {
         .route(
             "/v1/connection",
             post(
-                async |State(core): State<Core>, Json(wish): Json<ConnectionRequest>| {
+                async |State(core): State<Core>, Wish(wish): Wish<ConnectionRequest>| {
                     command(&core, |answer| Request::Connection(wish, answer)).await
                 },
             ),
@@ -215,7 +240,7 @@ fn routes(core: Core) -> Router {
         .route(
             "/v1/reload",
             post(
-                async |State(core): State<Core>, Json(wish): Json<ReloadRequest>| match ask(&core, |answer| {
+                async |State(core): State<Core>, Wish(wish): Wish<ReloadRequest>| match ask(&core, |answer| {
                     Request::Reload(wish, answer)
                 })
                 .await
@@ -229,7 +254,7 @@ fn routes(core: Core) -> Router {
         .route(
             "/v1/redirect",
             post(
-                async |State(core): State<Core>, Json(wish): Json<RedirectRequest>| {
+                async |State(core): State<Core>, Wish(wish): Wish<RedirectRequest>| {
                     command(&core, |answer| Request::Redirect(wish, answer)).await
                 },
             ),
@@ -239,6 +264,8 @@ fn routes(core: Core) -> Router {
             post(async |State(core): State<Core>| command(&core, Request::ReloadPki).await),
         )
         .route("/metrics", get(metrics))
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
         .with_state(core)
 }
 

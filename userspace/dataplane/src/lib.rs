@@ -14,6 +14,7 @@ mod kept;
 mod load;
 mod mapped;
 mod maps;
+pub mod netlink;
 mod parts;
 mod policies;
 mod report;

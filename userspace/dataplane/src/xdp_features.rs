@@ -3,9 +3,10 @@
 use crate::device;
 use crate::error::PlaneError;
 use crate::load::Plane;
+use crate::netlink::{self, NLM_F_REQUEST};
 use crate::sys;
 use crate::watch::Seen;
-use crate::xdp_mode::{NLM_F_REQUEST, XdpModeUsed, ask, attribute, query};
+use crate::xdp_mode::{XdpModeUsed, query};
 use maps_schema::names::MAP_PORTS;
 use maps_schema::steer::{MAX_PORTS, PORT_NO_REDIRECT, PORT_REDIRECT_BACK, PORT_TAKES_PIECES, Port};
 use std::io;
@@ -15,12 +16,10 @@ use zerocopy::{FromBytes, IntoBytes};
 /// `GENL_ID_CTRL`, and how it names a family.
 const CONTROL: u16 = 0x10;
 const CONTROL_GET_FAMILY: u8 = 3;
-const CONTROL_FAMILY_ID: u16 = 1;
 const CONTROL_FAMILY_NAME: u16 = 2;
-/// `NETDEV_CMD_DEV_GET` and its attributes.
+/// `NETDEV_CMD_DEV_GET`, and how it names a device.
 const DEVICE_GET: u8 = 1;
 const DEVICE_IFINDEX: u16 = 1;
-const DEVICE_FEATURES: u16 = 3;
 /// `enum netdev_xdp_act`.
 const BASIC: u64 = 1;
 const NDO_XMIT: u64 = 4;
@@ -41,7 +40,7 @@ pub struct XdpFeatures {
 }
 
 impl XdpFeatures {
-    fn of(bits: u64) -> Self {
+    pub(crate) fn of(bits: u64) -> Self {
         Self {
             native: bits & BASIC != 0,
             gives_pieces: bits & RX_SG != 0,
@@ -65,25 +64,14 @@ impl XdpFeatures {
 /// There is no such device, or netlink fails.
 pub fn xdp_features(ifindex: u32) -> io::Result<Option<XdpFeatures>> {
     let name = b"netdev\0";
-    let answer = match ask(
-        libc::NETLINK_GENERIC,
-        &message(CONTROL, CONTROL_GET_FAMILY, CONTROL_FAMILY_NAME, name),
-    ) {
-        Ok(answer) => answer,
+    let request = message(CONTROL, CONTROL_GET_FAMILY, CONTROL_FAMILY_NAME, name);
+    let family = match netlink::ask(libc::NETLINK_GENERIC, &request, netlink::family) {
+        Ok(family) => family,
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    // Attributes follow nlmsghdr (16) and genlmsghdr (4).
-    let attributes = |answer: Vec<u8>| answer.get(20..).map(<[u8]>::to_vec).ok_or_else(short);
-    let family = attribute(&attributes(answer)?, CONTROL_FAMILY_ID)
-        .and_then(|id| id.get(..2)?.try_into().ok())
-        .map(u16::from_ne_bytes)
-        .ok_or_else(short)?;
     let request = message(family, DEVICE_GET, DEVICE_IFINDEX, &ifindex.to_ne_bytes());
-    let answer = attributes(ask(libc::NETLINK_GENERIC, &request)?)?;
-    let bits = attribute(&answer, DEVICE_FEATURES).and_then(|bits| bits.get(..8)?.try_into().ok());
-    Ok(Some(XdpFeatures::of(bits.map_or(0, u64::from_ne_bytes))))
+    netlink::ask(libc::NETLINK_GENERIC, &request, netlink::xdp_features).map(Some)
 }
 
 /// A generic netlink request with one attribute.

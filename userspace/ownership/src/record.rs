@@ -18,6 +18,8 @@ use std::collections::BTreeSet;
 const VERSION: u32 = 1;
 /// Longer values are not looked at: sixteen members take about 900 octets.
 const LONGEST: usize = 4096;
+/// What is quoted of one that cannot be read, octets.
+const SHOWN_MAX: usize = 300;
 /// Member ids run from 1 to this.
 const MEMBERS_MAX: u8 = 16;
 
@@ -106,7 +108,7 @@ impl Keys {
             .and_then(|stored| self.checked(group, stored))
             .map_err(|why| Fault::Unreadable {
                 key: self.group(group),
-                why,
+                why: shown(&why),
             })
     }
 
@@ -122,7 +124,7 @@ impl Keys {
     pub fn check_layout(&self, value: &[u8]) -> Result<(), Fault> {
         let stored: StoredLayout = parse(value).map_err(|why| Fault::Unreadable {
             key: self.layout(),
-            why,
+            why: shown(&why),
         })?;
         if stored.groups == self.groups {
             return Ok(());
@@ -225,6 +227,22 @@ fn parse<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, String> {
         ));
     }
     serde_json::from_slice(value).map_err(|e| e.to_string())
+}
+
+/// What is wrong with a value, which it may quote: for one line of a log.
+fn shown(why: &str) -> String {
+    let mut text = String::new();
+    for c in why.chars() {
+        if text.len() >= SHOWN_MAX {
+            text.push_str("...");
+            break;
+        }
+        match c.is_control() {
+            true => text.extend(c.escape_default()),
+            false => text.push(c),
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -330,6 +348,25 @@ mod tests {
             keys.decode(GroupId(7), &[0xff, 0xfe]),
             Err(Fault::Unreadable { .. })
         ));
+    }
+
+    #[test]
+    fn a_value_is_quoted_on_one_line_and_not_at_length() {
+        let keys = Keys::new("/espalier", "lab", 16);
+        let whole = keys.encode(GroupId(7), &record()).expect("encode");
+        for (name, from, to) in [
+            ("a field", "\"epoch\"", "\"a\\nb\":1,\"epoch\"".to_owned()),
+            ("a long one", "7 mod 16", "\\u001b".repeat(600)),
+            ("a line end", "7 mod 16", "7\\n mod 16".to_owned()),
+        ] {
+            let value = whole.replace(from, &to);
+            let error = keys.decode(GroupId(7), value.as_bytes()).expect_err(name);
+            let text = error.to_string();
+            assert!(
+                !text.contains(char::is_control) && text.len() < 500,
+                "{name}: {text:?}"
+            );
+        }
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Watch {
             if kv.version() > 0 {
                 self.put(kv).await?;
             } else {
-                tracing::warn!(key = %String::from_utf8_lossy(kv.key()), "a key of the cluster was deleted in etcd");
+                tracing::warn!(key = ?String::from_utf8_lossy(kv.key()), "a key of the cluster was deleted in etcd");
                 if let Some(group) = self.keys.group_of(kv.key()) {
                     self.tell(group, None).await?;
                 }

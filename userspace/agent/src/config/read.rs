@@ -47,7 +47,7 @@ pub(super) fn read(source: &str, base: &Path, files: Files) -> Result<Config, Ve
         // More on the same line is but a consequence.
         let at = error.span().map_or(0, |span| span.start);
         broken = true;
-        if !lines.insert(source.bytes().take(at).filter(|b| *b == b'\n').count()) {
+        if !lines.insert(problems.line_of(at)) {
             continue;
         }
         problems.add(
@@ -188,11 +188,14 @@ impl Context<'_> {
             .cloned()
             .collect::<Vec<_>>();
         for name in &named {
-            if name.value.is_empty() || name.value.len() > 15 || name.value.contains(['/', ' ']) {
+            // As the kernel has it (dev_valid_name).
+            let odd = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+            let name_of_folder = [".", ".."].contains(&name.value.as_str());
+            if name.value.is_empty() || name.value.len() > 15 || name.value.contains(odd) || name_of_folder {
                 self.problems.add(
                     name.span.clone(),
                     format!("'{}' is no interface name", name.value),
-                    "give 1 to 15 characters without '/' and spaces",
+                    "give 1 to 15 characters without '/', ':' and spaces",
                 );
             }
         }
@@ -373,7 +376,7 @@ impl Context<'_> {
         names: &mut Vec<At<String>>,
         policies: &mut Vec<Policy>,
     ) -> Option<ConnectionConfig> {
-        let name = t.required_string("name", "a name");
+        let name = t.name("a name");
         names.extend(name.clone());
         let mut locals = self.locals(&mut t, addresses).into_iter();
         let local = locals.next();

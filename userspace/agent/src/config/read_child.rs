@@ -33,7 +33,7 @@ impl Context<'_> {
         names: &mut Vec<At<String>>,
         policies: &mut Vec<Policy>,
     ) -> Option<ChildConfig> {
-        let name = t.required_string("name", "a name");
+        let name = t.name("a name");
         names.extend(name.clone());
         let mode = t.word(
             "mode",

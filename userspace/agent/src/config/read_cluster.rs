@@ -87,7 +87,7 @@ impl Context<'_> {
             if !m.has("id") {
                 m.missing("id", "a number from 1 to 16");
             }
-            let name = m.required_string("name", "a name for logs");
+            let name = m.name("a name for logs");
             let synch = m.parsed::<SocketAddr>("synch", "address and port, for example \"10.9.0.1:4700\"");
             if !m.has("synch") {
                 m.missing("synch", "the address and port of its synch link");

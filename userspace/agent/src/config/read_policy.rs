@@ -166,7 +166,7 @@ impl Context<'_> {
         let mut names = Vec::new();
         let mut out = Vec::new();
         for mut t in root.tables("policies", "policies") {
-            let name = t.required_string("name", "a name");
+            let name = t.name("a name");
             names.extend(name.clone());
             if !t.has("action") {
                 t.missing("action", "action = \"bypass\" or \"discard\"");

@@ -30,7 +30,7 @@ impl Context<'_> {
         let mut names = Vec::new();
         let mut pools: Vec<PoolConfig> = Vec::new();
         for mut t in root.tables("pools", "pools") {
-            let name = t.required_string("name", "a name");
+            let name = t.name("a name");
             names.extend(name.clone());
             if !t.has("network") {
                 t.missing("network", "a network, for example \"10.99.0.0/16\"");

@@ -52,17 +52,19 @@ impl Problems {
     }
 
     pub fn add(&self, span: Range<usize>, cause: impl Into<String>, remedy: impl Into<String>) {
-        let line = self
-            .line_starts
-            .partition_point(|&start| start <= span.start)
-            .max(1);
+        let line = self.line_of(span.start);
         let column = span.start - self.line_starts[line - 1] + 1;
         self.found.borrow_mut().push(Problem {
             line,
             column,
-            cause: cause.into(),
-            remedy: remedy.into(),
+            cause: on_one_line(cause.into()),
+            remedy: on_one_line(remedy.into()),
         });
+    }
+
+    /// The line that an octet is on, counted from 1.
+    pub fn line_of(&self, at: usize) -> usize {
+        self.line_starts.partition_point(|&start| start <= at).max(1)
     }
 
     /// Whether none was found so far.
@@ -78,6 +80,37 @@ impl Problems {
         found
     }
 }
+
+/// Problems quote the file, where a string may have several lines, and whatever a terminal obeys.
+fn on_one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
+/// A limit as an operator would write it: in the largest unit of which it is a whole number.
+fn in_one_unit(limit: Duration) -> String {
+    let ms = limit.as_millis();
+    let units = [
+        (86_400_000, "days"),
+        (3_600_000, "h"),
+        (60_000, "m"),
+        (1000, "s"),
+        (1, "ms"),
+    ];
+    let whole = units
+        .into_iter()
+        .find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit));
+    whole.map_or_else(|| "0s".to_owned(), |(unit, name)| format!("{}{name}", ms / unit))
+}
+
+/// Longest name, octets: it is in records of the journal.
+const NAME_MAX: usize = 128;
 
 /// A value with the place where it stands.
 #[derive(Clone, Debug)]
@@ -164,6 +197,19 @@ impl<'a> Reader<'a> {
         found
     }
 
+    /// The name of something. Logs, tables and metrics show it on one line.
+    pub fn name(&mut self, hint: &str) -> Option<At<String>> {
+        let name = self.required_string("name", hint)?;
+        if name.value.is_empty() || name.value.len() > NAME_MAX || name.value.contains(char::is_control) {
+            self.problems.add(
+                name.span.clone(),
+                format!("'name' in [{}] is '{}'", self.name, name.value),
+                format!("give 1 to {NAME_MAX} octets without line ends and other control characters"),
+            );
+        }
+        Some(name)
+    }
+
     /// Where a key's value stands, if the key is there.
     pub fn place(&mut self, key: &'static str) -> Option<Range<usize>> {
         self.get(key).map(Spanned::span)
@@ -230,8 +276,8 @@ impl<'a> Reader<'a> {
                     format!("'{key}' in [{}] is '{}'", self.name, text.value),
                     format!(
                         "give at least {} and less than {}",
-                        humantime::format_duration(range.start),
-                        humantime::format_duration(range.end)
+                        in_one_unit(range.start),
+                        in_one_unit(range.end)
                     ),
                 );
                 None

@@ -1,6 +1,7 @@
 use super::*;
 
 mod auth;
+mod limits;
 
 const EXAMPLE: &str = include_str!("../../../../docs/examples/espalier.toml");
 

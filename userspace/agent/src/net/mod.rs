@@ -8,6 +8,7 @@ pub mod hints;
 pub mod neighbour;
 pub mod offload;
 pub mod own;
+pub mod picture;
 pub mod ports;
 pub mod resolve;
 pub mod socket;

@@ -1,5 +1,7 @@
 //! The initiator's side of an IKE SA, written from the RFC and not from the engine.
 
+pub mod answering;
+
 use super::{B, World, config, connection, net};
 use crypto::{AuthInput, DhGroup, DhPrivate, IkeCipher, IkeKeys, KeyInputs, Prf, psk_auth};
 use ike::{EngineConfig, EventKind};

@@ -1,6 +1,8 @@
 //! Writes what the corpora of tests/fuzz begin with: sound input for each target that no fuzzer would guess. Keys and signatures in it are
 //! new each time, so it is run when a target is new or its form has changed: `cargo run -p test-hostile --example seeds`.
 
+mod outside;
+
 use cluster::message::{Body, GroupBeat, GroupBody, Heartbeat, Message, RaiseItem, VERSION};
 use cluster::{Direction, EpochId, LeaseRest, SetMember};
 use hostile::credential::{AUTHORITY, CERTIFICATE as CERT, LIST, NAME, OCSP, TEXT};
@@ -37,6 +39,10 @@ fn main() {
     members();
     packets();
     frames();
+    outside::requests();
+    outside::ownership();
+    outside::configurations();
+    outside::kernel();
 }
 
 fn peers() {

@@ -1,0 +1,4 @@
+//! See `hostile::config`.
+#![no_main]
+
+fuzz::target!(hostile::config);

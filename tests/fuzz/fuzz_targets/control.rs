@@ -1,0 +1,4 @@
+//! See `hostile::control`.
+#![no_main]
+
+fuzz::target!(hostile::control);

@@ -1,0 +1,4 @@
+//! See `hostile::engine`.
+#![no_main]
+
+fuzz::target!(hostile::engine);

@@ -1,0 +1,4 @@
+//! See `hostile::netlink`.
+#![no_main]
+
+fuzz::target!(hostile::netlink);
