@@ -251,6 +251,7 @@ pub static SCENARIOS: &[Scenario] = &[
     members::CROSSING_DELETION,
     reauth::FIRST_AGAIN,
     reauth::PUT_OFF,
+    reauth::ASKED_ELSEWHERE,
 ];
 
 impl Scenario {

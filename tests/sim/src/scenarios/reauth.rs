@@ -50,6 +50,16 @@ pub(super) const PUT_OFF: Scenario = Scenario {
     ..EVERYTHING
 };
 
+/// The owner of a pair had asked for a Child SA and stood still when the standby took over unheard, repeated the request, had the peer's answer, sent from the
+/// first number on, and died. The old owner went on, had the same answer, and sent from the first number on too.
+pub(super) const ASKED_ELSEWHERE: Scenario = Scenario {
+    name: "asked-elsewhere",
+    about: "both halves of a split have the answer to a request that was in the journal before",
+    weight: 0,
+    seeds: Some(&[60_000_124]),
+    ..EVERYTHING
+};
+
 /// Deaths.
 pub(super) const KILLS: Scenario = Scenario {
     name: "reauth-kills",
