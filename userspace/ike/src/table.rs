@@ -17,7 +17,8 @@ pub(crate) struct Table {
     sas: HashMap<IkeSpi, Box<IkeSa>>,
     /// Half-open IKE SAs that we respond to, by the initiator's SPI and address: finds repeated first messages.
     first: HashMap<(IkeSpi, SocketAddr), IkeSpi>,
-    /// IKE SAs that a peer has begun, by its SPI: a first message that comes late is of one that is there already.
+    /// IKE SAs that a peer has begun, by its SPI, while there are responses to repeat: a first message that comes late is of one that is there
+    /// already.
     begun: BTreeSet<(IkeSpi, IkeSpi)>,
     children: HashMap<EspSpi, IkeSpi>,
     by_connection: BTreeMap<String, BTreeSet<IkeSpi>>,
@@ -51,6 +52,8 @@ impl Table {
         }
         if sa.is_half_open() {
             self.first.remove(&(sa.peer_spi, sa.path.remote));
+        } else if !sa.initiator {
+            self.begun.remove(&(sa.peer_spi, spi));
         }
         for child in &sa.children {
             if self.children.get(&child.spi_in) == Some(&spi) {
@@ -76,7 +79,7 @@ impl Table {
         }
         if sa.is_half_open() {
             self.first.insert((sa.peer_spi, sa.path.remote), spi);
-        } else if !sa.initiator {
+        } else if !sa.initiator && sa.timers.forget.is_some() {
             self.begun.insert((sa.peer_spi, spi));
         }
         for child in &sa.children {
@@ -117,7 +120,6 @@ impl Table {
         if let Some(successor) = sa.successor {
             self.lineage.note(sa.spi, successor);
         }
-        self.begun.remove(&(sa.peer_spi, sa.spi));
         if let Some(name) = &sa.connection
             && let Some(spis) = self.by_connection.get_mut(name)
         {
