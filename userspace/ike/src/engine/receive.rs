@@ -209,7 +209,7 @@ fn admitted(
                 Notify::status(NotifyType::TICKET_NACK)
             }
         },
-        _ => match ike_init::respond(ctx, message, bytes, local, remote) {
+        _ => match ike_init_answer::respond(ctx, message, bytes, local, remote) {
             Ok(sa) => return ctx.put_back(sa),
             Err(_) if ctx.exchanges.is_wanting() => {
                 let work = ctx.take_wanted();
