@@ -209,6 +209,60 @@ fn published_vectors_seal_and_open() {
     }
 }
 
+/// Project Wycheproof's, whose text is padded by PKCS #5. Those with wrong padding are no other ciphertext to us than those with right one, so
+/// what they decrypt to is the provider's to say; an empty text is none.
+#[test]
+fn wycheproof_vectors_seal_and_open() {
+    use wycheproof::cipher::{TestName, TestSet};
+    let (mut sealed, mut opened, mut refused) = (0, 0, 0);
+    let mut scratch = Scratch::default();
+    for group in TestSet::load(TestName::AesCbcPkcs5).unwrap().test_groups {
+        let Some(&(suite, algorithm, key_len)) = SUITES.iter().find(|s| 8 * s.2 == group.key_size) else {
+            assert_eq!(group.key_size, 192);
+            continue;
+        };
+        for test in &group.tests {
+            let (what, len) = (test.tc_id, test.ct.len());
+            let material = [&test.key[..], &[0x0b; 32]].concat();
+            assert_eq!(material.len(), key_len + 32, "{what}");
+            let (peer, iv) = (
+                Peer::new(algorithm, &material),
+                test.nonce[..].try_into().unwrap(),
+            );
+            let key = aead::expand(suite, &material, [0; 4], 1).unwrap();
+            scratch.iv = iv;
+            scratch.tag = peer.icv(&[0; 8], &iv, &test.ct);
+            (scratch.aad_len, scratch.text_len) = (AAD_PLAIN, len as u32);
+            scratch.text_mut()[..len].copy_from_slice(&test.ct);
+            let outcome = aead::open(&key, &mut scratch);
+            assert_eq!(outcome, Opened(len > 0 && len.is_multiple_of(BLOCK)), "{what}");
+            if outcome != Opened(true) {
+                assert!(test.result.must_fail(), "{what}: {}", test.comment);
+                refused += 1;
+                continue;
+            }
+            let plain = scratch.text()[..len].to_vec();
+            assert_eq!(peer.encrypted(iv, &plain), test.ct[..], "{what}");
+            opened += 1;
+            if test.result.must_fail() {
+                continue;
+            }
+            let padding = BLOCK - test.pt.len() % BLOCK;
+            assert_eq!(
+                plain,
+                [&test.pt[..], &vec![padding as u8; padding]].concat(),
+                "{what}"
+            );
+            scratch.iv = peer.block_inverse(iv);
+            assert!(aead::seal(&key, &mut scratch), "{what}");
+            assert_eq!(scratch.iv, iv, "{what}");
+            assert_eq!(scratch.text()[..len], test.ct[..], "{what}");
+            sealed += 1;
+        }
+    }
+    assert_eq!((sealed, opened, refused), (48, 142, 2));
+}
+
 #[test]
 fn every_number_of_blocks_is_as_aws_lc_has_it() {
     let mut random = Random::new("blocks");

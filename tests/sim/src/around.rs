@@ -27,12 +27,31 @@ pub struct Around<'a> {
     pub drawn: &'a mut Vec<Drawn>,
     /// The time.
     pub now: Instant,
+    /// Seconds since 1970, by this host's clock; `None` where nobody asks for it.
+    pub unix_time: Option<u64>,
     /// Counters of the programs.
     pub counters: &'a dyn Fn(u32) -> Option<SaCounters>,
     /// Leases that are to be raised for a peer whose cluster has failed over.
     pub advances: Vec<LimitRaise>,
     /// Of a member: SPIs that other members keep for it.
     pub guests: Option<GuestSpis<'a>>,
+}
+
+/// The wall clock of a host: ahead of others by some seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Seconds.
+    pub ahead: u64,
+}
+
+impl Clock {
+    /// Seconds since 1970 when virtual time began.
+    const BEGAN: u64 = 1_800_000_000;
+
+    /// Seconds since 1970.
+    pub fn unix_time(self, now: Instant) -> u64 {
+        Self::BEGAN + self.ahead + now.millis() / 1000
+    }
 }
 
 /// SPIs of other members.
@@ -119,6 +138,9 @@ impl Surroundings for Around<'_> {
         let can = raise.is_some();
         self.advances.extend(raise);
         can
+    }
+    fn unix_time(&self) -> Option<u64> {
+        self.unix_time
     }
     fn has_resource(&self, _ike_spi: IkeSpi, resource: Resource) -> bool {
         let of_guests = |guests: &GuestSpis<'_>| {

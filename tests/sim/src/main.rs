@@ -98,6 +98,8 @@ struct Totals {
     packets: AtomicU64,
     takeovers: AtomicU64,
     handovers: AtomicU64,
+    reauthenticated: AtomicU64,
+    lost: AtomicU64,
     virtual_ms: AtomicU64,
 }
 
@@ -130,6 +132,10 @@ fn run_many(arguments: &Arguments, options: &Options) -> ExitCode {
                         .handovers
                         .fetch_add(outcome.ran.handovers, Ordering::Relaxed);
                     totals
+                        .reauthenticated
+                        .fetch_add(outcome.ran.reauthenticated, Ordering::Relaxed);
+                    totals.lost.fetch_add(outcome.ran.lost, Ordering::Relaxed);
+                    totals
                         .virtual_ms
                         .fetch_add(outcome.ran.virtual_ms, Ordering::Relaxed);
                     if !outcome.ran.violations.is_empty() {
@@ -154,13 +160,14 @@ fn run_many(arguments: &Arguments, options: &Options) -> ExitCode {
             serde_json::json!({
                 "first_seed": arguments.start, "seeds": of(&totals.seeds), "failed": of(&totals.failed),
                 "packets": of(&totals.packets), "takeovers": of(&totals.takeovers),
-                "handovers": of(&totals.handovers), "virtual_s": of(&totals.virtual_ms) / 1000,
+                "handovers": of(&totals.handovers), "reauthenticated": of(&totals.reauthenticated),
+                "lost": of(&totals.lost), "virtual_s": of(&totals.virtual_ms) / 1000,
                 "threads": threads, "seeds_per_s": per_second,
             })
         );
     } else {
         println!(
-            "seeds {} to {}: {} run, {} failed; {} ESP packets, {} takeovers ({} planned), {} s of virtual time; {per_second:.0} seeds/s on {threads} threads",
+            "seeds {} to {}: {} run, {} failed; {} ESP packets, {} takeovers ({} planned), {} reauthentications, {} packets lost where that is counted, {} s of virtual time; {per_second:.0} seeds/s on {threads} threads",
             arguments.start,
             arguments.start + arguments.seeds - 1,
             of(&totals.seeds),
@@ -168,6 +175,8 @@ fn run_many(arguments: &Arguments, options: &Options) -> ExitCode {
             of(&totals.packets),
             of(&totals.takeovers),
             of(&totals.handovers),
+            of(&totals.reauthenticated),
+            of(&totals.lost),
             of(&totals.virtual_ms) / 1000
         );
     }
@@ -209,7 +218,7 @@ fn progress(seeds: u64, totals: &Totals, running: &AtomicUsize, began: Instant) 
 
 fn summary(outcome: &Outcome) -> String {
     format!(
-        "seed {}, scenario {}: {} ms of virtual time, {} events, digest {:016x}; {} ESP packets, {} takeovers ({} planned), {} breaches",
+        "seed {}, scenario {}: {} ms of virtual time, {} events, digest {:016x}; {} ESP packets, {} takeovers ({} planned), {} reauthentications, {} breaches",
         outcome.seed,
         outcome.scenario,
         outcome.ran.virtual_ms,
@@ -218,6 +227,7 @@ fn summary(outcome: &Outcome) -> String {
         outcome.ran.packets,
         outcome.ran.takeovers,
         outcome.ran.handovers,
+        outcome.ran.reauthenticated,
         outcome.ran.violations.len()
     )
 }

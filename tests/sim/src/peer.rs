@@ -1,6 +1,6 @@
 //! A peer: the real engine, SA database and programs as a gateway that stands alone, behind a strict and narrow replay window.
 
-use crate::around::Around;
+use crate::around::{Around, Clock};
 use crate::entry::EntryChange;
 use crate::frames::{self, IkeDatagram, Packet};
 use crate::member::{Cx, Effect};
@@ -34,6 +34,7 @@ pub struct Peer {
     next_second: Instant,
     steer_key: [u64; 2],
     mac: [u8; 6],
+    clock: Option<Clock>,
 }
 
 /// What a peer is made of.
@@ -50,6 +51,8 @@ pub struct PeerConfig {
     pub window: u64,
     /// It initiates.
     pub initiates: bool,
+    /// Its wall clock, where its connection asks for it.
+    pub clock: Option<Clock>,
     /// CPUs.
     pub cpus: u32,
     /// Child SAs for each.
@@ -114,6 +117,7 @@ impl Peer {
             next_second: now,
             steer_key,
             mac,
+            clock: config.clock,
         }
     }
 
@@ -176,6 +180,7 @@ impl Peer {
             },
             drawn: &mut drawn,
             now: cx.now,
+            unix_time: self.clock.map(|clock| clock.unix_time(cx.now)),
             counters: &counters,
             advances: Vec::new(),
             guests: None,

@@ -7,6 +7,7 @@ use crate::scenarios::{SCENARIOS, Scenario};
 use crate::setup::{Engine, Setup};
 use crate::world::{Ran, Ways, World};
 use model::Instant;
+use std::time::Duration;
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +51,11 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
     );
     let mut setup = Setup::draw(&mut rng, members, engine);
     (scenario.adjust)(&mut setup);
+    if options.sabotage == Some(Sabotage::AlwaysTwo) {
+        for peer in &mut setup.peers {
+            peer.reauth = Some(Duration::from_millis(900));
+        }
+    }
     let heal_at = FAULTS_FROM + scenario.lasts;
     let schedule = match scenario.schedule {
         Some(schedule) => schedule(&setup, FAULTS_FROM),
@@ -59,6 +65,7 @@ pub fn run_seed(seed: u64, options: &Options) -> Outcome {
         noise_only: scenario.noise_only,
         anew_only: scenario.anew_only,
         planned_from: scenario.planned_from.map(|after| FAULTS_FROM + after),
+        may_lose: scenario.may_lose,
         judge_traffic: scenario.judge_traffic,
         sabotage: options.sabotage,
         keep: options.keep,

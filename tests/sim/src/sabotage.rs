@@ -64,6 +64,8 @@ pub enum Sabotage {
     RestsKept,
     /// The taker of a planned takeover is left a part that begins below where the owner ends.
     RestsBelow,
+    /// A peer is authenticated anew before its old IKE SA is gone, again and again.
+    AlwaysTwo,
     /// A taker's sponsor does not know the guests of the IKE SAs that its engine has adopted.
     GuestsForgotten,
 }

@@ -1,5 +1,6 @@
 //! What kind of cluster a seed stands for.
 
+use crate::around::Clock;
 use crate::check::Facts;
 use crate::frames;
 use crate::member::MemberConfig;
@@ -110,6 +111,8 @@ pub struct PeerKind {
     pub child_rekey: Option<Duration>,
     /// See `child_rekey`.
     pub ike_rekey: Option<Duration>,
+    /// Whoever initiates authenticates anew after this time; both sides say so.
+    pub reauth: Option<Duration>,
     /// Time between two packets in each direction, microseconds.
     pub interval_us: [u64; 2],
 }
@@ -200,6 +203,11 @@ impl Setup {
         }
     }
 
+    /// Whether a peer is authenticated anew now and then.
+    fn authenticates_anew(&self) -> bool {
+        self.peers.iter().any(|peer| peer.reauth.is_some())
+    }
+
     /// What the checkers must know.
     pub fn facts(&self, ways: &Ways) -> Facts {
         Facts {
@@ -209,6 +217,7 @@ impl Setup {
             noise_only: ways.noise_only,
             anew_only: ways.anew_only,
             planned_from: ways.planned_from,
+            may_lose: ways.may_lose,
             steer_key: self.steer_key,
         }
     }
@@ -265,6 +274,10 @@ impl Setup {
                 .collect(),
             limits: self.limits,
             step_max: self.step_max,
+            // A member's clock is some seconds ahead of another's, and some behind.
+            clock: self.authenticates_anew().then(|| Clock {
+                ahead: (self.steer_key[1] >> (8 * at)) % 4,
+            }),
             ready: match (
                 self.peers.iter().any(|p| p.per_resource.has_members()),
                 self.peers.iter().any(|p| p.per_resource == PerResource::Both),
@@ -321,6 +334,7 @@ impl PeerKind {
             dpd: Duration::from_millis(700),
             child_rekey: rekey(rng, 1500, 5000, 600),
             ike_rekey: rekey(rng, 2500, 8000, 400),
+            reauth: None,
             interval_us: [rng.range(2_000, 40_000), rng.range(2_000, 40_000)],
         }
     }
@@ -346,6 +360,7 @@ impl PeerKind {
         // Each side rekeys: sometimes both at once.
         connection.ike_rekey_time = self.ike_rekey.filter(|_| at_peer == self.initiates);
         connection.child_rekey_time = self.child_rekey;
+        connection.reauth_time = self.reauth;
         connection.rekey_jitter = Duration::from_millis(100);
         connection.force_encap = self.encap;
         connection.resources = resources;
@@ -402,6 +417,7 @@ impl PeerKind {
             policies: vec![self.policy(true)],
             window: self.window,
             initiates: self.initiates,
+            clock: self.reauth.map(|_| Clock { ahead: 0 }),
             cpus: if self.per_resource.any() { PEER_CPUS } else { 1 },
             per_cpu: self.per_resource.any(),
         }

@@ -34,6 +34,7 @@ const CASES: &[(Sabotage, &[&str], &str, u64)] = &[
     (Sabotage::ReportsEverything, &["R5"], "steady", 30),
     (Sabotage::FlipLost, &["takeover"], "kills", 30),
     (Sabotage::ContactUnheard, &["contact"], "begins-anew", 20),
+    (Sabotage::AlwaysTwo, &["one-ike-sa"], "reauth-only", 5),
     (Sabotage::GuestUnconfirmed, &["R9"], "members-kills", 20),
     (Sabotage::GuestUsedAtOnce, &["R9"], "members-kills", 40),
     (Sabotage::GuestUnjournalled, &["R1"], "members-kills", 20),

@@ -1,6 +1,6 @@
 //! Project Wycheproof's vectors, through the interfaces that the engine uses.
 
-use crypto::{CryptoError, DhGroup, IkeCipher, Prf, SkKey};
+use crypto::{CryptoError, DhGroup, IkeCipher, Integrity, Prf, SkKey, hmac_sha256};
 use model::SecretBytes;
 use wycheproof::TestResult;
 
@@ -235,6 +235,89 @@ fn aeads_of_sk_payloads() {
             }
         }
         assert!(opened > 60 && refused > 30, "{name:?}: {opened}, {refused}");
+    }
+}
+
+/// The vectors' padding is PKCS #5's, which as an SK payload's is one octet longer than it. Which of those with wrong padding decrypt to an
+/// SK payload is chance, but none may be taken for one that is not authentic.
+#[test]
+fn aes_cbc_of_sk_payloads() {
+    use wycheproof::cipher::{TestName, TestSet};
+    let (mut opened, mut other) = (0, 0);
+    for group in TestSet::load(TestName::AesCbcPkcs5).unwrap().test_groups {
+        let cipher = match group.key_size {
+            128 => IkeCipher::Aes128Cbc(Integrity::HmacSha256_128),
+            256 => IkeCipher::Aes256Cbc(Integrity::HmacSha256_128),
+            _ => continue,
+        };
+        for test in &group.tests {
+            let (prefix, mac_key) = ([0xa5; 32], [0x0b; 32]);
+            let key = SkKey::new(cipher, &test.key, &mac_key).unwrap();
+            let mut sealed = [&test.nonce[..], &test.ct].concat();
+            let mac = hmac_sha256(&mac_key, &[&prefix, &sealed]);
+            sealed.extend(&mac[..16]);
+            let result = key.open(&prefix, &sealed);
+            if test.result.must_fail() {
+                assert_ne!(result.err(), Some(CryptoError::Integrity), "{}", test.tc_id);
+                other += 1;
+                continue;
+            }
+            match test.pt.split_last() {
+                Some((_, inner)) => assert_eq!(result.unwrap(), inner, "{cipher:?} {}", test.tc_id),
+                None => assert_eq!(result.err(), Some(CryptoError::Padding), "{}", test.tc_id),
+            }
+            opened += 1;
+        }
+    }
+    assert_eq!((opened, other), (48, 96));
+}
+
+/// Few of these vectors are as long as the shortest SK payload, an IV and a block; none of them is an invalid one, so a bit of each is altered.
+#[test]
+fn hmac_of_sk_payloads() {
+    use wycheproof::mac::{TestName, TestSet};
+    for (name, integrity) in [
+        (TestName::HmacSha256, Integrity::HmacSha256_128),
+        (TestName::HmacSha384, Integrity::HmacSha384_192),
+        (TestName::HmacSha512, Integrity::HmacSha512_256),
+    ] {
+        let mut authentic = 0;
+        for group in TestSet::load(name).unwrap().test_groups {
+            if (group.key_size, group.tag_size) != (8 * integrity.key_len(), 8 * integrity.icv_len()) {
+                continue;
+            }
+            for test in group.tests.iter().filter(|test| test.msg.len() >= 32) {
+                assert!(!test.result.must_fail(), "{}", test.tc_id);
+                let key = SkKey::new(IkeCipher::Aes128Cbc(integrity), &[0x5c; 16], &test.key).unwrap();
+                let (prefix, sealed) = test.msg.split_at(test.msg.len() % 16);
+                // Any block may be the end of the prefix, also the last one before an IV and a block.
+                for blocks in 0..=sealed.len() / 16 - 2 {
+                    let (more, sealed) = sealed.split_at(16 * blocks);
+                    let prefix = [prefix, more].concat();
+                    let mut packet = [sealed, &test.tag].concat();
+                    let outcome = key.open(&prefix, &packet).err();
+                    assert_ne!(
+                        outcome,
+                        Some(CryptoError::Integrity),
+                        "{integrity:?} {}",
+                        test.tc_id
+                    );
+                    authentic += 1;
+                    for at in sealed.len()..packet.len() {
+                        packet[at] ^= 0x80;
+                        let outcome = key.open(&prefix, &packet).err();
+                        assert_eq!(
+                            outcome,
+                            Some(CryptoError::Integrity),
+                            "{integrity:?} {}",
+                            test.tc_id
+                        );
+                        packet[at] ^= 0x80;
+                    }
+                }
+            }
+        }
+        assert_eq!(authentic, 39, "{integrity:?}");
     }
 }
 

@@ -17,8 +17,8 @@ use crate::outbox::{Context, Outbox};
 use crate::status::{Agreed, ConnectionPhase, IkeSaPeer, IkeSaStatus, MessageIdWindows};
 use crate::table::Table;
 use crate::tasks::{
-    self, Pending, eap_tls, ike_auth, ike_init, intermediate, message_id_sync, qcd, rebinding,
-    redirect::Redirects, resume, ticket,
+    self, Pending, eap_tls, ike_auth, ike_init, ike_init_answer, intermediate, message_id_sync, qcd,
+    rebinding, redirect::Redirects, resume, ticket,
 };
 use crate::tickets::Tickets;
 use ike_wire::{ExchangeType, Flags, Header, Message, Notify, NotifyType, Protected, WireError, parse_chain};

@@ -17,6 +17,9 @@ pub(crate) struct Table {
     sas: HashMap<IkeSpi, Box<IkeSa>>,
     /// Half-open IKE SAs that we respond to, by the initiator's SPI and address: finds repeated first messages.
     first: HashMap<(IkeSpi, SocketAddr), IkeSpi>,
+    /// IKE SAs that a peer has begun, by its SPI, while there are responses to repeat: a first message that comes late is of one that is there
+    /// already.
+    begun: BTreeSet<(IkeSpi, IkeSpi)>,
     children: HashMap<EspSpi, IkeSpi>,
     by_connection: BTreeMap<String, BTreeSet<IkeSpi>>,
     wake: BTreeSet<(Instant, IkeSpi)>,
@@ -49,6 +52,8 @@ impl Table {
         }
         if sa.is_half_open() {
             self.first.remove(&(sa.peer_spi, sa.path.remote));
+        } else if !sa.initiator {
+            self.begun.remove(&(sa.peer_spi, spi));
         }
         for child in &sa.children {
             if self.children.get(&child.spi_in) == Some(&spi) {
@@ -74,6 +79,8 @@ impl Table {
         }
         if sa.is_half_open() {
             self.first.insert((sa.peer_spi, sa.path.remote), spi);
+        } else if !sa.initiator && sa.timers.forget.is_some() {
+            self.begun.insert((sa.peer_spi, spi));
         }
         for child in &sa.children {
             self.children.insert(child.spi_in, spi);
@@ -149,6 +156,15 @@ impl Table {
 
     pub fn by_first(&self, peer_spi: IkeSpi, remote: SocketAddr) -> Option<IkeSpi> {
         self.first.get(&(peer_spi, remote)).copied()
+    }
+
+    /// Whether a first message with this SPI is of an IKE SA that has come further than that; the peer's port may have changed since (RFC 7296
+    /// 2.23).
+    pub fn has_begun(&self, peer_spi: IkeSpi, remote: IpAddr) -> bool {
+        let mut of_spi = self
+            .begun
+            .range((peer_spi, IkeSpi(0))..=(peer_spi, IkeSpi(u64::MAX)));
+        of_spi.any(|(_, spi)| self.get(*spi).is_some_and(|sa| sa.path.remote.ip() == remote))
     }
 
     pub fn by_child(&self, spi_in: EspSpi) -> Option<IkeSpi> {

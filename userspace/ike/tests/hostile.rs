@@ -264,6 +264,34 @@ fn a_repeated_request_gets_the_same_octets_and_an_old_one_nothing() {
     world.assert_up(1);
 }
 
+/// RFC 7296 2.1: a repeated IKE_SA_INIT request of an IKE SA whose IKE_AUTH request is here is ignored.
+#[test]
+fn a_first_message_that_comes_after_ike_auth_begins_nothing() {
+    for taken_over in [false, true] {
+        let mut world = World::new(7);
+        world.initiate(A);
+        let first = world.net.front().unwrap().clone();
+        world.settle();
+        if taken_over {
+            world.take_over(B);
+            world.settle();
+        }
+        world.deliver(first.clone());
+        assert!(world.net.is_empty(), "{}", world.story());
+        world.assert_up(1);
+        // Neither does one from another port: that of the peer's NAT may have changed since.
+        let mut moved = first.clone();
+        moved.remote.set_port(4711);
+        world.deliver(moved);
+        assert!(world.net.is_empty(), "{}", world.story());
+        // From another address it is another peer's: it is answered, here with a refusal.
+        let mut other = first;
+        other.remote.set_ip([192, 0, 2, 77].into());
+        world.deliver(other);
+        assert_eq!(world.net.len(), 1, "{}", world.story());
+    }
+}
+
 #[test]
 fn unprotected_errors_end_nothing_but_make_us_ask() {
     let mut world = World::new(6);

@@ -264,6 +264,30 @@ fn the_old_one_does_not_end_before_all_of_its_children_are_up_elsewhere() {
     world.assert_up(2);
 }
 
+/// The old one waits for a second after the new one has what it has, whatever happens to the children of the new one meanwhile.
+#[test]
+fn rekeys_of_the_new_ones_children_do_not_put_the_end_of_the_old_one_off() {
+    let mut world = up_with(14, a_reauthenticates_after(100));
+    let old = world.only(A).spi;
+    pass(&mut world, seconds(100));
+    assert_eq!(world.status(A).len(), 2, "{}", world.story());
+    for round in 1..=6 {
+        let all = world.status(A);
+        if all.iter().all(|sa| sa.spi != old) {
+            assert!(round > 2, "it had its second");
+            assert_quiet(&world);
+            return world.assert_up(1);
+        }
+        let new = all.iter().find(|sa| sa.spi != old).expect("the new one");
+        let spi_in = new.children[0].spi_in;
+        world.command(A, Command::RekeyChild { spi_in });
+        world.settle();
+        world.pass(Duration::from_millis(400));
+        set_clock(&mut world);
+    }
+    panic!("the old one is there still\n{}", world.story());
+}
+
 #[test]
 fn an_operator_may_have_it_now_but_only_at_the_side_that_initiated() {
     let mut world = up_with(6, |_, _| {});

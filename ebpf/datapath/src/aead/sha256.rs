@@ -243,4 +243,24 @@ mod tests {
             assert_eq!(icv, want, "{data:02x?}");
         }
     }
+
+    /// Project Wycheproof's HMACs with keys of ESP's length; of those that have no more, the first 128 bits count.
+    #[test]
+    fn hmac_is_as_wycheproof_has_it() {
+        use wycheproof::mac::{TestName, TestSet};
+        let (mut equal, mut different) = (0, 0);
+        for group in TestSet::load(TestName::HmacSha256).unwrap().test_groups {
+            for test in &group.tests {
+                let Ok(key) = test.key[..].try_into() else {
+                    continue;
+                };
+                let hash = hmac(key, &test.msg).digest();
+                let octets: Vec<u8> = hash.iter().flat_map(|word| word.to_ne_bytes()).collect();
+                let same = octets.starts_with(&test.tag) && test.tag.len() * 8 == group.tag_size;
+                assert_eq!(same, !test.result.must_fail(), "{}: {}", test.tc_id, test.comment);
+                if same { equal += 1 } else { different += 1 }
+            }
+        }
+        assert_eq!((equal, different), (54, 108));
+    }
 }

@@ -4,6 +4,7 @@
 mod dead_man;
 mod liveness;
 mod mirror;
+mod one_ike_sa;
 mod planned;
 mod r01_survivor;
 mod r03_message_ids;
@@ -32,6 +33,7 @@ use std::collections::BTreeMap;
 
 pub use liveness::{SERVICE_WITHIN, TAKEOVER_WITHIN};
 pub use mirror::{MirrorView, differences, view as mirror_of};
+pub use one_ike_sa::more_or_less;
 pub use r09_guests::disagreements;
 pub use rests::{Part, Parts, overlap, parts};
 pub use truth::Truth;
@@ -63,6 +65,8 @@ pub struct Facts {
     pub anew_only: bool,
     /// Nothing happens but planned takeovers from here on: then no packet is lost.
     pub planned_from: Option<Instant>,
+    /// And where some may be lost: they are counted.
+    pub may_lose: bool,
     /// Key of the steering hash.
     pub steer_key: [u64; 2],
 }
@@ -95,6 +99,8 @@ pub struct Watch {
     pub takeovers: u64,
     /// Planned ones that were completed.
     pub handovers: u64,
+    /// IKE SAs of peers whose place was taken by one that was authenticated later.
+    pub reauthenticated: u64,
     /// Inner packets that came through, by peer and direction.
     pub delivered: BTreeMap<(u8, bool), u64>,
 }
@@ -121,6 +127,7 @@ impl Watch {
             established: BTreeMap::new(),
             takeovers: 0,
             handovers: 0,
+            reauthenticated: 0,
             delivered: BTreeMap::new(),
         }
     }
@@ -138,6 +145,11 @@ impl Watch {
     /// Packets that a lenient policy accepted twice, each counted by the programs.
     pub fn accepted_twice(&self) -> u64 {
         self.replay.counted
+    }
+
+    /// Packets that were on their way where only planned takeovers happen, and never came out.
+    pub fn lost(&self) -> u64 {
+        self.planned.lost()
     }
 
     /// Notes a breach.
@@ -306,6 +318,7 @@ impl Watch {
         if event.kind == ike::EventKind::Established {
             self.established.insert(peer, now);
         }
+        self.reauthenticated += u64::from(event.kind == ike::EventKind::Reauthenticated);
         if self.facts.noise_only {
             let found = self.loss.event(&format!("peer {peer}"), event);
             self.found("R7", now, found);
@@ -337,6 +350,9 @@ impl Watch {
 
     /// The run is over.
     pub fn ended(&mut self, now: Instant) {
+        if self.facts.may_lose {
+            return;
+        }
         let found = self.planned.ended();
         self.found("planned", now, found);
     }

@@ -19,6 +19,10 @@ impl Planned {
         self.under_way.remove(&packet.number);
     }
 
+    pub(super) fn lost(&self) -> u64 {
+        self.under_way.len() as u64
+    }
+
     pub(super) fn ended(&self) -> Result<(), String> {
         let Some((packet, at)) = self.under_way.values().next() else {
             return Ok(());

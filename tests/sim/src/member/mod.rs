@@ -12,7 +12,7 @@ mod per_cpu;
 mod slow;
 mod snapshot;
 
-use crate::around::{Around, GuestSpis};
+use crate::around::{Around, Clock, GuestSpis};
 use crate::check::Watch;
 use crate::entry::EntryChange;
 use crate::plane::{Host, Outcome, Plane};
@@ -125,6 +125,8 @@ pub struct MemberConfig {
     pub step_max: u64,
     /// SPIs that are kept ready for each other member, by CPU; none where no connection has Child SAs per member.
     pub ready: Vec<(u16, usize)>,
+    /// Its wall clock, where connections ask for it.
+    pub clock: Option<Clock>,
     /// Connections that this cluster initiates.
     pub initiates: Vec<String>,
     /// A rule to break.
@@ -182,6 +184,7 @@ pub struct Member {
     steer_key: [u64; 2],
     limits: InitialLimits,
     step_max: u64,
+    clock: Option<Clock>,
     initiates: Vec<String>,
     sabotage: Option<Sabotage>,
     first_snapshots: BTreeMap<GroupId, Vec<u8>>,
@@ -251,6 +254,7 @@ impl Member {
             deferred: VecDeque::new(),
             limits: config.limits,
             step_max: config.step_max,
+            clock: config.clock,
             initiates: config.initiates,
             sabotage: config.sabotage,
             first_snapshots: BTreeMap::new(),
@@ -398,6 +402,7 @@ impl Member {
             limits: self.limits,
             drawn: &mut drawn,
             now: cx.now,
+            unix_time: self.clock.map(|clock| clock.unix_time(cx.now)),
             counters: &counters,
             advances: Vec::new(),
             guests: Some(GuestSpis {

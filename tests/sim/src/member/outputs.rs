@@ -1,15 +1,24 @@
 //! What the node wants done.
 
 use super::{Cx, Effect, Member};
-use crate::entry;
+use crate::entry::{EntryChange, spi_of};
 use crate::plane::{inside_mac, outside_mac, reached_at};
 use crate::sabotage::Sabotage;
 use cluster::io::EventKind;
 use cluster::rules_doubt::tainted_by_loss;
 use cluster::{Input, Output, Standing};
+use model::{ChildSaChange, EspSpi};
+use std::collections::BTreeSet;
 
 /// A rekey of an SA that nobody may send on, and that came to nothing, is followed by a new IKE SA after this time.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
+
+fn installs(changes: &[EntryChange]) -> impl Iterator<Item = EspSpi> {
+    changes.iter().filter_map(|change| match change {
+        EntryChange::Child(change @ ChildSaChange::Install { .. }) => Some(spi_of(change)),
+        _ => None,
+    })
+}
 
 impl Member {
     pub(super) fn node_output(&mut self, cx: &mut Cx<'_>, output: Output) {
@@ -157,19 +166,13 @@ impl Member {
     /// The standby is lost and may be serving: it knows every SA that is not this member's alone.
     fn suspect_shared(&mut self, group: model::GroupId) {
         let installed = self.sad.iter().filter(|e| !e.local_only).map(|e| e.record.spi_in);
-        let proposed = self
-            .pending
-            .iter()
-            .filter(|p| !p.alone)
-            .flat_map(|p| &p.changes)
-            .filter_map(|change| match change {
-                entry::EntryChange::Child(change @ model::ChildSaChange::Install { .. }) => {
-                    Some(entry::spi_of(change))
-                }
-                _ => None,
-            });
+        let proposed = self.pending.iter().filter(|p| !p.alone);
+        let proposed = proposed.flat_map(|p| installs(&p.changes));
+        // Its requests are in the journal: a standby that takes over repeats them, and the peer gives it the same answers.
+        let asked = self.engine.pending_esp_spis();
         let all: Vec<_> = installed
             .chain(proposed)
+            .chain(asked)
             .filter(|spi| self.group_of_child(*spi) == group)
             .collect();
         for spi in &all {
@@ -210,8 +213,21 @@ impl Member {
         }
     }
 
+    /// Exchanges under way at the loss have come to nothing: their SAs are no suspects any more.
+    fn forget_unmade_suspects(&mut self) {
+        let mut coming: BTreeSet<_> = self.engine.pending_esp_spis().into_iter().collect();
+        coming.extend(self.pending.iter().flat_map(|p| installs(&p.changes)));
+        let (sad, layout) = (&self.sad, self.layout);
+        let serving = &self.serving;
+        self.suspects.retain(|spi, _| {
+            let group = layout.group_of_slot(maps_schema::sad::spi_slot(spi.0));
+            !serving.contains(&group) || sad.get(*spi).is_some() || coming.contains(spi)
+        });
+    }
+
     /// Once a second: some of the SAs that a lost standby knew.
     pub(super) fn rekey_suspects(&mut self, cx: &mut Cx<'_>) {
+        self.forget_unmade_suspects();
         let due: Vec<_> = self
             .suspects
             .iter()

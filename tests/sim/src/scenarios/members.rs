@@ -5,7 +5,7 @@ use crate::faults::Mix;
 use crate::setup::{Engine, PerResource, Setup};
 
 /// Several groups, so that IKE SAs and the Child SAs of other members are of different ones; packets come to all members in turn.
-fn members(setup: &mut Setup) {
+pub(super) fn members(setup: &mut Setup) {
     let drawn = setup.steer_key[0];
     setup.groups = 2 + (drawn % 5) as u8;
     setup.weights = vec![1; setup.weights.len()];

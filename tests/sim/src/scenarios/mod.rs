@@ -8,6 +8,7 @@ mod found;
 mod lenient;
 mod members;
 mod planned;
+mod reauth;
 mod unseen;
 
 use crate::faults::{Mix, Schedule};
@@ -42,6 +43,8 @@ pub struct Scenario {
     pub anew_only: bool,
     /// Nothing happens but planned takeovers once faults have lasted for so long: from then on no packet may be lost.
     pub planned_from: Option<Duration>,
+    /// And some may be lost: they are counted.
+    pub may_lose: bool,
     /// The synch traffic is judged (R5).
     pub judge_traffic: bool,
     /// Of a fault that was found: seeds that showed it.
@@ -80,6 +83,7 @@ const PLAIN: Scenario = Scenario {
     noise_only: false,
     anew_only: false,
     planned_from: None,
+    may_lose: false,
     judge_traffic: false,
     seeds: None,
 };
@@ -210,6 +214,16 @@ pub static SCENARIOS: &[Scenario] = &[
     members::PLANNED,
     members::ENGINE,
     members::NOISE,
+    reauth::EVERYTHING,
+    reauth::KILLS,
+    reauth::PAUSES,
+    reauth::CUTS,
+    reauth::PLANNED,
+    reauth::ENGINE,
+    reauth::MEMBERS,
+    reauth::PLANNED_ONLY,
+    reauth::ONE_GROUP,
+    reauth::SHARED,
     anew::PEERS,
     deaf::OWNER,
     deaf::OWNER_OF_A_PAIR,
@@ -235,6 +249,9 @@ pub static SCENARIOS: &[Scenario] = &[
     found::BEGUN_BELOW,
     found::REKEYED_FORK,
     members::CROSSING_DELETION,
+    reauth::FIRST_AGAIN,
+    reauth::PUT_OFF,
+    reauth::ASKED_ELSEWHERE,
 ];
 
 impl Scenario {

@@ -1,7 +1,7 @@
 //! The end of a run: faults end, service comes back, traffic stops, mirrors are compared.
 
 use super::{Stage, State, What, World};
-use crate::check::{SERVICE_WITHIN, differences, disagreements, mirror_of};
+use crate::check::{SERVICE_WITHIN, differences, disagreements, mirror_of, more_or_less};
 use crate::setup::Engine;
 use cluster::{Command, Solo};
 use model::{GroupId, Instant, MemberId};
@@ -11,6 +11,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(50);
 /// Mirrors must agree and all members be in sync this long after the last packet.
 const QUIET_WITHIN: Duration = Duration::from_secs(8);
+/// A peer has one IKE SA this long after the last packet: each side in turn may have to find the other one silent.
+const PEERS_WITHIN: Duration = Duration::from_secs(20);
 /// After a first contact all members have heard of it.
 const HEARD_WITHIN: Duration = Duration::from_millis(250);
 /// A member that has just come back is given this time.
@@ -212,22 +214,34 @@ impl World {
 
     fn look_at_mirrors(&mut self, since: Instant) {
         self.start_over();
+        self.look_at_peers();
         if self.now.since(since) < Duration::from_millis(600) {
             return;
         }
+        let after = self.now.since(since);
         let wrong = self.unsettled();
-        if wrong.is_empty() {
+        self.mirrors_settled |= wrong.is_empty();
+        let peers: Vec<String> = self.peers_settled.values().flatten().cloned().collect();
+        // Documented: nobody can tell what a half of a split pair did whose host is lost (docs/SYNCH-CHANNEL.md).
+        let peers_settled = peers.is_empty() || (self.untold && after > PEERS_WITHIN);
+        if self.mirrors_settled && peers_settled {
             self.stage = Stage::Done;
             self.watch.ended(self.now);
-        } else if self.now.since(since) > QUIET_WITHIN {
+        } else if !self.mirrors_settled && after > QUIET_WITHIN {
             let text = format!(
                 "{} ms after the last packet: {}",
-                self.now.since(since).as_millis(),
+                after.as_millis(),
                 wrong.join("; ")
             );
             self.watch.breach("mirror", self.now, text);
+        } else if after > PEERS_WITHIN {
+            let text = format!(
+                "{} ms after the last packet: {}",
+                after.as_millis(),
+                peers.join("; ")
+            );
+            self.watch.breach("one-ike-sa", self.now, text);
         }
-        self.mirror_seen = Some(wrong);
     }
 
     /// What keeps the cluster from being at rest with equal mirrors.
@@ -278,5 +292,29 @@ impl World {
         };
         wrong.extend(disagreements(self.watch.facts.layout, owner, wants));
         wrong
+    }
+
+    /// Whether each peer has been down to one IKE SA since traffic stopped: where it is authenticated anew it has two again soon.
+    fn look_at_peers(&mut self) {
+        let (layout, world) = (self.watch.facts.layout, &*self);
+        let serving = world.members().filter_map(|member| {
+            let groups = layout.groups().filter(|group| world.serves(member, *group));
+            let groups = groups.collect();
+            let member = world.seats[usize::from(member) - 1].member.as_ref()?;
+            Some((member, groups))
+        });
+        let serving: Vec<_> = serving.collect();
+        let wrong = world
+            .peers
+            .iter()
+            .map(|peer| (peer.number, more_or_less(peer, &serving, layout)));
+        for (peer, wrong) in wrong.collect::<Vec<_>>() {
+            match (wrong, self.peers_settled.get_mut(&peer)) {
+                (None, _) => drop(self.peers_settled.insert(peer, None)),
+                (wrong, None) => drop(self.peers_settled.insert(peer, wrong)),
+                (wrong, Some(before)) if before.is_some() => *before = wrong,
+                _ => {}
+            }
+        }
     }
 }

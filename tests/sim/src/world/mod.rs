@@ -191,7 +191,10 @@ pub struct World {
     packets: u32,
     captured: VecDeque<(u8, Vec<u8>)>,
     datagrams: VecDeque<(u8, u8, Link, u64, Vec<u8>)>,
-    mirror_seen: Option<Vec<String>>,
+    /// All members were in sync with equal mirrors since traffic stopped.
+    mirrors_settled: bool,
+    /// What is wrong with each peer's IKE SAs since traffic stopped; `None`: nothing was, at some point.
+    peers_settled: BTreeMap<u8, Option<String>>,
     next_start_over: Instant,
     /// A host was lost that knew alone what a half of a split pair had touched.
     untold: bool,
@@ -210,6 +213,8 @@ pub struct Ways {
     pub anew_only: bool,
     /// Nothing happens but planned takeovers from here on.
     pub planned_from: Option<Instant>,
+    /// And some packets may be lost: they are counted.
+    pub may_lose: bool,
     /// The synch traffic is judged.
     pub judge_traffic: bool,
     /// A rule to break.
@@ -241,6 +246,10 @@ pub struct Ran {
     pub takeovers: u64,
     /// Planned takeovers.
     pub handovers: u64,
+    /// IKE SAs of peers whose place was taken by one that was authenticated later.
+    pub reauthenticated: u64,
+    /// Packets that never came out, where nothing happens but planned takeovers.
+    pub lost: u64,
 }
 
 impl World {
@@ -289,7 +298,8 @@ impl World {
             packets: 0,
             captured: VecDeque::new(),
             datagrams: VecDeque::new(),
-            mirror_seen: None,
+            mirrors_settled: false,
+            peers_settled: BTreeMap::new(),
             next_start_over: now,
             untold: false,
             steady: None,
@@ -338,6 +348,7 @@ impl World {
         }
         let guest_packets = self.watch.guest_packets();
         let accepted_twice = self.watch.accepted_twice();
+        let lost = self.watch.lost();
         Ran {
             violations: self.watch.violations,
             digest: self.trace.digest,
@@ -349,6 +360,8 @@ impl World {
             accepted_twice,
             takeovers: self.watch.takeovers,
             handovers: self.watch.handovers,
+            reauthenticated: self.watch.reauthenticated,
+            lost,
         }
     }
 

@@ -3,7 +3,7 @@
 //! (docs/SYNCH-CHANNEL.md, rule R4).
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cluster::rules_doubt::tainted_by_loss;
@@ -57,6 +57,11 @@ impl Suspects {
         self.spis.contains_key(&spi)
     }
 
+    /// Forgets those that nothing has come of.
+    pub fn retain(&mut self, is_there: impl Fn(EspSpi) -> bool) {
+        self.spis.retain(|spi, _| is_there(*spi));
+    }
+
     /// The SA is gone.
     pub fn remove(&mut self, spi: EspSpi) {
         self.spis.remove(&spi);
@@ -102,7 +107,7 @@ impl Suspects {
     }
 }
 
-/// An SA that was proposed while the standby was there, and takes effect after that one was lost: it may have taken over and finished
+/// An SA that was asked for or proposed while the standby was there, and takes effect after that one was lost: it may have taken over and finished
 /// the exchange by itself, so that it began at the first number (not above a lease), and nobody here may use any. The SA is rekeyed
 /// like all suspects.
 pub fn without_numbers(change: &ChildSaChange, directions: &[sad::Direction]) -> ChildSaChange {
@@ -116,6 +121,13 @@ pub fn without_numbers(change: &ChildSaChange, directions: &[sad::Direction]) ->
         }
     }
     change
+}
+
+fn installs(changes: &[EntryChange]) -> impl Iterator<Item = EspSpi> {
+    changes.iter().filter_map(|change| match change {
+        EntryChange::Child(change @ ChildSaChange::Install { .. }) => Some(change.spi_in()),
+        _ => None,
+    })
 }
 
 impl Core {
@@ -133,17 +145,15 @@ impl Core {
             .iter()
             .filter(|e| !e.local_only && layout.group_of(e.segment()) == id)
             .map(|e| e.record.spi_in);
-        let proposed = group
-            .pending
-            .iter()
-            // What the node does not have yet no standby knows.
-            .filter(|p| p.proposed && !p.alone)
-            .flat_map(|p| &p.changes)
-            .filter_map(|change| match change {
-                EntryChange::Child(change @ ChildSaChange::Install { .. }) => Some(change.spi_in()),
-                _ => None,
-            });
-        let all = installed.chain(proposed).collect::<Vec<_>>();
+        // What the node does not have yet no standby knows.
+        let proposed = group.pending.iter().filter(|p| p.proposed && !p.alone);
+        let proposed = proposed.flat_map(|p| installs(&p.changes));
+        // Its requests are in the journal: a standby that takes over repeats them, and the peer gives it the same answers.
+        let ours = self.engine.spis().into_iter();
+        let ours = ours.filter(|spi| layout.group_of(spi.segment()) == id);
+        let asked = ours.flat_map(|spi| self.engine.pending_esp_spis_of(spi));
+        let asked = asked.filter(|spi| layout.group_of(spi.segment()) == id);
+        let all = installed.chain(proposed).chain(asked).collect::<Vec<_>>();
         group.suspects.suspect(all);
         let (spis, epoch) = (group.suspects.spis(), group.ownership.epoch);
         let plan = self.taint(spis, epoch);
@@ -207,8 +217,25 @@ impl Core {
         }
     }
 
+    /// Exchanges under way at the loss have come to nothing: their SAs are no suspects any more.
+    fn forget_unmade_suspects(&mut self) {
+        let (sad, engine, me) = (&self.sad, &self.engine, self.me);
+        let of_ours =
+            |group: &&mut super::groups::Group| group.ownership.owner == Some(me) && group.adoption.is_none();
+        for group in self.groups.iter_mut().filter(of_ours) {
+            let is_made = |spi: EspSpi| sad.get(spi).is_some();
+            if group.suspects.spis.keys().all(|spi| is_made(*spi)) {
+                continue;
+            }
+            let mut coming: BTreeSet<EspSpi> = engine.pending_esp_spis().into_iter().collect();
+            coming.extend(group.pending.iter().flat_map(|p| installs(&p.changes)));
+            group.suspects.retain(|spi| is_made(spi) || coming.contains(&spi));
+        }
+    }
+
     /// Once a second.
     pub(super) fn rekey_suspects(&mut self) {
+        self.forget_unmade_suspects();
         let (sad, engine, counters, me) = (&self.sad, &self.engine, &self.counters, self.me);
         // One that another has replaced already only waits for its deletion.
         let sent = |spi: EspSpi| {
@@ -288,6 +315,18 @@ mod tests {
         }
         assert!(order.is_sorted_by_key(|spi| Reverse(sent(*spi))), "{order:?}");
         assert_eq!(second, 5);
+    }
+
+    #[test]
+    fn what_was_asked_for_and_never_made_is_forgotten_and_the_others_wait_on() {
+        let mut suspects = Suspects::default();
+        suspects.suspect((1..=3).map(EspSpi));
+        suspects.begin();
+        suspects.retain(|spi| spi != EspSpi(2));
+        assert!(!suspects.contains(EspSpi(2)));
+        assert_eq!(suspects.len(), 2);
+        let next = suspects.next(Instant::default(), 9, |_| Some(0));
+        assert_eq!(next, [(EspSpi(1), false), (EspSpi(3), false)]);
     }
 
     #[test]

@@ -3,9 +3,12 @@
 use super::dn::{ID_DER_ASN1_DN, same_name};
 use crate::config::Identity;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 /// Kinds of keys that signatures are made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +47,13 @@ pub enum CertificateError {
     /// A key that nothing here signs or verifies with.
     #[error("its key ({0}) is none of RSA, ECDSA P-256, P-384, P-521 and Ed25519")]
     Key(String),
+    /// An RSA key of a length that no signature is verified with.
+    #[error("its RSA key has {0} bits, and {least} to {most} are taken", least = RSA_BITS.start(), most = RSA_BITS.end())]
+    RsaBits(usize),
 }
+
+/// Lengths of RSA moduli, bits (RFC 8247 3.2: below 2048 they are not to be trusted).
+const RSA_BITS: RangeInclusive<usize> = 2048..=8192;
 
 /// What a certificate says of its holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +106,7 @@ impl Facts {
                 .map(|octet| format!("{octet:02x}"))
                 .collect(),
             alternative: alternative(&parsed),
-            key: kind_of(&public.algorithm)?,
+            key: kind_of(public)?,
             spki: public.raw.to_vec(),
             public_key: public.subject_public_key.data.to_vec(),
             not_before: seconds(parsed.validity().not_before),
@@ -157,14 +166,21 @@ fn alternative(certificate: &X509Certificate<'_>) -> Vec<Identity> {
         .collect()
 }
 
-fn kind_of(algorithm: &x509_parser::x509::AlgorithmIdentifier<'_>) -> Result<KeyKind, CertificateError> {
+fn kind_of(public: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, CertificateError> {
+    let algorithm = &public.algorithm;
     let oid = algorithm.algorithm.to_id_string();
     let curve = || {
         let parameters = algorithm.parameters.as_ref()?;
         Some(parameters.as_oid().ok()?.to_id_string())
     };
     match oid.as_str() {
-        "1.2.840.113549.1.1.1" => Ok(KeyKind::Rsa),
+        "1.2.840.113549.1.1.1" => match rsa_bits(public) {
+            Some(bits) if RSA_BITS.contains(&bits) => Ok(KeyKind::Rsa),
+            Some(bits) => Err(CertificateError::RsaBits(bits)),
+            None => Err(CertificateError::Unreadable(
+                "its RSA key is malformed".to_owned(),
+            )),
+        },
         "1.3.101.112" => Ok(KeyKind::Ed25519),
         "1.2.840.10045.2.1" => match curve().as_deref() {
             Some("1.2.840.10045.3.1.7") => Ok(KeyKind::EcdsaP256),
@@ -177,4 +193,14 @@ fn kind_of(algorithm: &x509_parser::x509::AlgorithmIdentifier<'_>) -> Result<Key
         },
         other => Err(CertificateError::Key(other.to_owned())),
     }
+}
+
+/// Length of the modulus. `None`: it is no RSA key.
+fn rsa_bits(public: &SubjectPublicKeyInfo<'_>) -> Option<usize> {
+    let PublicKey::RSA(key) = public.parsed().ok()? else {
+        return None;
+    };
+    let significant = key.modulus.iter().position(|octet| *octet != 0)?;
+    let modulus = &key.modulus[significant..];
+    Some(8 * modulus.len() - modulus[0].leading_zeros() as usize)
 }

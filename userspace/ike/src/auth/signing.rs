@@ -149,3 +149,6 @@ fn algorithm(scheme: SignatureScheme, key: KeyKind) -> Option<&'static dyn Signa
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod wycheproof_vectors;

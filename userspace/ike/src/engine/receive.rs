@@ -144,6 +144,11 @@ fn first_message(
             }
         });
     }
+    // RFC 7296 2.1: it belongs to an existing IKE SA where the IKE_AUTH request has been already received (in which case the responder
+    // ignores it).
+    if ctx.table.has_begun(header.spi_i, remote.ip()) {
+        return;
+    }
     let Some(nonce) = message.payloads.nonce() else {
         return;
     };
@@ -204,7 +209,7 @@ fn admitted(
                 Notify::status(NotifyType::TICKET_NACK)
             }
         },
-        _ => match ike_init::respond(ctx, message, bytes, local, remote) {
+        _ => match ike_init_answer::respond(ctx, message, bytes, local, remote) {
             Ok(sa) => return ctx.put_back(sa),
             Err(_) if ctx.exchanges.is_wanting() => {
                 let work = ctx.take_wanted();

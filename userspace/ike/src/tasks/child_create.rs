@@ -598,8 +598,12 @@ pub(crate) fn install(sa: &mut IkeSa, ctx: &mut Context<'_>, agreed: Agreed, pha
         since: ctx.now,
     };
     start_rekey_timer(sa, ctx, &mut child);
+    // An older IKE SA waits for those that it has itself, not for others, again and again.
+    let is_awaited = child.resource.is_none() && kind == EventKind::ChildUp;
     sa.children.push(child);
-    reauth::wake_elders(sa, ctx);
+    if is_awaited {
+        reauth::wake_elders(sa, ctx);
+    }
     true
 }
 

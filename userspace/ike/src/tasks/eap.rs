@@ -3,7 +3,7 @@
 
 use super::intermediate::int_auth;
 use super::proof::auth_input;
-use super::{delete, eap_tls, ike_auth};
+use super::{delete, eap_tls, ike_auth, ike_auth_answer};
 use crate::auth::RemoteAuth;
 use crate::auth::eap::{self, Next, Step, Users};
 use crate::config::Connection;
@@ -39,7 +39,7 @@ pub(crate) fn begin(
         return Vec::new();
     };
     let Ok((first, chain)) = encode_chain(payloads) else {
-        return ike_auth::refuse(sa, ctx, "the first request cannot be kept".to_owned());
+        return ike_auth_answer::refuse(sa, ctx, "the first request cannot be kept".to_owned());
     };
     let identifier = ctx.random_u32() as u8;
     sa.phase = Phase::AwaitEap(Box::new(AwaitEap {
@@ -70,7 +70,7 @@ pub(crate) fn respond(
 ) -> Option<Vec<Payload>> {
     let Some(connection) = sa.connection(ctx.config) else {
         let text = "the connection is no longer in the configuration".to_owned();
-        return Some(ike_auth::refuse(sa, ctx, text));
+        return Some(ike_auth_answer::refuse(sa, ctx, text));
     };
     let mut challenge = [0; 16];
     ctx.around.random(&mut challenge);
@@ -85,11 +85,11 @@ pub(crate) fn respond(
     }
     let (Some(users), Some(packet)) = (users(connection), payloads.eap()) else {
         let text = "the peer does not go on with EAP".to_owned();
-        return Some(ike_auth::refuse(sa, ctx, text));
+        return Some(ike_auth_answer::refuse(sa, ctx, text));
     };
     phase.rounds += 1;
     if phase.rounds > ROUNDS_MAX {
-        return Some(ike_auth::refuse(
+        return Some(ike_auth_answer::refuse(
             sa,
             ctx,
             format!("EAP takes more than {ROUNDS_MAX} rounds"),
@@ -137,7 +137,7 @@ pub(crate) fn respond(
                 EventKind::PeerMisbehaved,
                 "an EAP payload that answers nothing",
             );
-            ike_auth::refuse(sa, ctx, "EAP out of step".to_owned())
+            ike_auth_answer::refuse(sa, ctx, "EAP out of step".to_owned())
         }
     })
 }
@@ -167,7 +167,7 @@ fn finish(
     });
     if !proved {
         let text = format!("{remote_id} does not prove that it has the key that EAP gave it");
-        return Some(ike_auth::refuse(sa, ctx, text));
+        return Some(ike_auth_answer::refuse(sa, ctx, text));
     }
     if !connection.expects(&remote_id) {
         let text = format!(
@@ -175,7 +175,7 @@ fn finish(
             connection.expected_id(),
             connection.name
         );
-        return Some(ike_auth::refuse(sa, ctx, text));
+        return Some(ike_auth_answer::refuse(sa, ctx, text));
     }
     let own_id = ike_auth::wire_identity(&connection.local_id).body();
     let input = auth_input(&phase.protected, &phase.transcript, false, &own_id, &intermediate);
@@ -188,7 +188,7 @@ fn finish(
     let mut all = first;
     all.0.extend(payloads.notifies().cloned().map(Payload::Notify));
     let front = vec![Payload::Authentication(auth)];
-    Some(ike_auth::answer(
+    Some(ike_auth_answer::answer(
         sa, ctx, &all, connection, remote_id, proofs, front,
     ))
 }

@@ -1,7 +1,7 @@
 //! Responder: a peer that authenticates by EAP-TLS (RFC 5216, RFC 9190) within IKE_AUTH. TLS runs outside, so an answer may come later
 //! than its request; and it runs at one member, so a takeover ends the conversation.
 
-use super::{delete, ike_auth};
+use super::{delete, ike_auth_answer};
 use crate::auth::certificate::Facts;
 use crate::auth::dn::{DnPattern, ID_DER_ASN1_DN};
 use crate::auth::eap::Step;
@@ -61,7 +61,7 @@ pub(crate) fn respond(
             EventKind::PeerMisbehaved,
             "an EAP payload that answers nothing",
         );
-        return Some(ike_auth::refuse(sa, ctx, "EAP out of step".to_owned()));
+        return Some(ike_auth_answer::refuse(sa, ctx, "EAP out of step".to_owned()));
     };
     if phase.rounds > ROUNDS_MAX {
         let why = format!("EAP-TLS takes more than {ROUNDS_MAX} rounds");
@@ -118,7 +118,7 @@ pub(crate) fn outcome(sa: &mut IkeSa, ctx: &mut Context<'_>, token: u64, outcome
         Some(connection) => go_on(sa, ctx, connection, outcome),
         None => {
             let text = "the connection is no longer in the configuration".to_owned();
-            ike_auth::refuse(sa, ctx, text)
+            ike_auth_answer::refuse(sa, ctx, text)
         }
     };
     send_response(sa, ctx, ExchangeType::IKE_AUTH, asked.message_id, &answer);

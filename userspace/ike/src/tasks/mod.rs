@@ -10,7 +10,9 @@ pub(crate) mod eap;
 pub(crate) mod eap_tls;
 pub(crate) mod follow_up;
 pub(crate) mod ike_auth;
+pub(crate) mod ike_auth_answer;
 pub(crate) mod ike_init;
+pub(crate) mod ike_init_answer;
 pub(crate) mod ike_rekey;
 pub(crate) mod informational;
 pub(crate) mod intermediate;
@@ -190,7 +192,7 @@ pub(crate) fn on_request(
             vec![notify(NotifyType::INVALID_SYNTAX)]
         }
         (Phase::AwaitAuthRequest(_), ExchangeType::IKE_AUTH) => {
-            match ike_auth::respond(sa, ctx, message_id, payloads) {
+            match ike_auth_answer::respond(sa, ctx, message_id, payloads) {
                 Some(answer) => answer,
                 // It comes with our signature.
                 None => return,
