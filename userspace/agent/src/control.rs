@@ -24,6 +24,7 @@ use crate::api::{
 };
 use crate::clock;
 use crate::metrics::Sample;
+use crate::text::on_one_line;
 
 /// What a command came to: one sentence, or cause and remedy.
 pub type Outcome = Result<String, String>;
@@ -94,7 +95,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Wish<T> {
     async fn from_request(request: HttpRequest, state: &S) -> Result<Self, Response> {
         match Json::from_request(request, state).await {
             Ok(Json(wish)) => Ok(Self(wish)),
-            Err(why) => Err(failure(why.status(), &why.body_text())),
+            // It quotes fields as they came.
+            Err(why) => Err(failure(why.status(), &on_one_line(why.body_text()))),
         }
     }
 }

@@ -12,5 +12,6 @@ pub mod metrics;
 pub mod net;
 pub mod pki;
 pub mod synch;
+mod text;
 
 pub use core::run;

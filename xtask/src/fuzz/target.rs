@@ -16,6 +16,9 @@ pub const TIMEOUT_S: u32 = 10;
 const MEMORY_MB: u32 = 2048;
 /// Longest input, octets.
 pub const LONGEST: usize = 4096;
+/// How slowly the length of inputs grows towards that. libFuzzer's own value (100) never gets beyond the first few steps of a
+/// target with some hundred inputs a second.
+const LENGTH_CONTROL: u32 = 10;
 /// How often the state is shown.
 const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -36,6 +39,7 @@ pub fn run(name: &str, program: &Path, seed: u32, seconds: u64) -> Result<Row> {
         .arg(format!("-timeout={TIMEOUT_S}"))
         .arg(format!("-rss_limit_mb={MEMORY_MB}"))
         .arg(format!("-max_len={LONGEST}"))
+        .arg(format!("-len_control={LENGTH_CONTROL}"))
         .arg(format!("-artifact_prefix={}/", artifacts.display()))
         .arg("-print_final_stats=1")
         // New inputs go to the first folder.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::text::on_one_line;
+
 /// One thing that is wrong with a configuration file: where, what, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -54,6 +56,7 @@ impl Problems {
     pub fn add(&self, span: Range<usize>, cause: impl Into<String>, remedy: impl Into<String>) {
         let line = self.line_of(span.start);
         let column = span.start - self.line_starts[line - 1] + 1;
+        // They quote the file, where a string may have several lines.
         self.found.borrow_mut().push(Problem {
             line,
             column,
@@ -79,18 +82,6 @@ impl Problems {
         found.dedup();
         found
     }
-}
-
-/// Problems quote the file, where a string may have several lines, and whatever a terminal obeys.
-fn on_one_line(text: String) -> String {
-    if !text.contains(char::is_control) {
-        return text;
-    }
-    let escaped = |c: char| match c.is_control() {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    text.chars().map(escaped).collect()
 }
 
 /// A limit as an operator would write it: in the largest unit of which it is a whole number.
