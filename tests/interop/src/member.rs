@@ -382,6 +382,19 @@ impl Member {
         serde_json::from_str(&self.espalier(&["sas", "--json"])?).context("espalier sas --json")
     }
 
+    /// Our SPIs of a connection's IKE SA and its Child SA, if there is one of each and no other.
+    pub fn only_sas(&self, connection: &str) -> Option<(String, String)> {
+        let sas = self.sas().ok()?;
+        let of = |ike: &&Value| ike["connection"] == connection;
+        let ours: Vec<_> = sas.as_array()?.iter().filter(of).collect();
+        let [ike] = ours[..] else { return None };
+        let [child] = &ike["children"].as_array()?[..] else {
+            return None;
+        };
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        Some((text(&ike["spi_local"])?, text(&child["spi_in"])?))
+    }
+
     /// The text of /metrics.
     pub fn metrics(&self) -> Result<String> {
         self.place.netns.inside(|| {

@@ -42,18 +42,10 @@ fn start_peer(lab: &Lab, psk: &str) -> Result<Charon> {
 
 /// SPIs of the only IKE SA and Child SA of a connection at a member, if the peer has one of each as well.
 fn only(a: &Member, peer: &Charon, name: &str) -> Option<(String, String)> {
-    let sas = a.sas().ok()?;
-    let of = |ike: &&serde_json::Value| ike["connection"] == name;
-    let ours: Vec<_> = sas.as_array()?.iter().filter(of).collect();
-    let [ike] = ours[..] else { return None };
-    let [child] = &ike["children"].as_array()?[..] else {
-        return None;
-    };
-    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let ours = a.only_sas(name)?;
     let theirs = peer.swanctl(&["--list-sas", "--ike", name]).ok()?;
     let one_each = theirs.matches("ESTABLISHED").count() == 1 && theirs.matches("INSTALLED").count() == 1;
-    one_each.then_some(())?;
-    Some((text(&ike["spi_local"])?, text(&child["spi_in"])?))
+    one_each.then_some(ours)
 }
 
 /// ```text

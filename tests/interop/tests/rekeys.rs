@@ -21,19 +21,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Where nothing else is said.
 const SECONDS: u64 = 30;
 
-/// SPIs of the only IKE SA and Child SA of a connection of the peer's.
-fn spis(stage: &Stage, name: &str) -> Option<(String, String)> {
-    let sas = stage.members[0].sas().ok()?;
-    let of = |ike: &&serde_json::Value| ike["connection"] == name;
-    let ours: Vec<_> = sas.as_array()?.iter().filter(of).collect();
-    let [ike] = ours[..] else { return None };
-    let [child] = &ike["children"].as_array()?[..] else {
-        return None;
-    };
-    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-    Some((text(&ike["spi_local"])?, text(&child["spi_in"])?))
-}
-
 /// ```text
 ///   peer ==== pings both ways, 200/s each ====> A
 ///   rekey of the Child SA by the peer, by A, of the IKE SA by the peer, by A, and so on, a second after each other
@@ -68,7 +55,7 @@ fn rekeys_by_both_sides_lose_nothing() -> Result<()> {
         if inward.so_far().0 >= most {
             break;
         }
-        let before = wait_for(LIMIT, TICK, || spis(&stage, "one")).context("one IKE SA with one Child SA")?;
+        let before = wait_for(LIMIT, TICK, || a.only_sas("one")).context("one IKE SA with one Child SA")?;
         let unknown_before = of("unknown_spi")?;
         match kind {
             0 => stage.peer.rekey_child("one")?,
@@ -77,7 +64,7 @@ fn rekeys_by_both_sides_lose_nothing() -> Result<()> {
             _ => drop(a.espalier(&["rekey", "--ike", "one"])?),
         }
         let changed = wait_for(LIMIT, TICK, || {
-            spis(&stage, "one").filter(|now| match kind {
+            a.only_sas("one").filter(|now| match kind {
                 0 | 1 => now.1 != before.1,
                 _ => now.0 != before.0,
             })
