@@ -87,33 +87,25 @@ pub fn lose(member: &Member, interfaces: &[&str], way: Way, percent: u8) -> Resu
         }
     }
     rules.push_str("}\n");
-    nft(member, &rules)
+    member.place.netns.nft(&rules)
 }
 
 /// Cuts a member off from these addresses (of one port) on the synch network until [`heal_loss`].
 pub fn cut_from(member: &Member, addresses: &[std::net::Ipv4Addr]) -> Result<()> {
     let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let list = list.join(", ");
-    nft(
-        member,
-        &format!(
-            "table inet esp_chaos {{\nchain into {{\n type filter hook input priority -300;\n ip saddr {{ {list} }} drop\n}}\n\
-             chain out {{\n type filter hook output priority -300;\n ip daddr {{ {list} }} drop\n}}\n}}\n"
-        ),
-    )
+    member.place.netns.nft(&format!(
+        "table inet esp_chaos {{\nchain into {{\n type filter hook input priority -300;\n ip saddr {{ {list} }} drop\n}}\n\
+         chain out {{\n type filter hook output priority -300;\n ip daddr {{ {list} }} drop\n}}\n}}\n"
+    ))
 }
 
 /// No packets are lost any more.
 pub fn heal_loss(member: &Member) -> Result<()> {
-    nft(member, "table inet esp_chaos\ndelete table inet esp_chaos\n")
-}
-
-fn nft(member: &Member, rules: &str) -> Result<()> {
-    let mut command = member.place.netns.command("nft");
-    command.args(["-f", "-"]);
-    cmd::output(command, rules)
-        .with_context(|| format!("nftables rules:\n{rules}"))
-        .map(drop)
+    member
+        .place
+        .netns
+        .nft("table inet esp_chaos\ndelete table inet esp_chaos\n")
 }
 
 /// Takes the XDP program off one of a member's interfaces, as another program on the host might; the pin stays.

@@ -1,10 +1,8 @@
 //! A NAT between a peer and the cluster: the router gives the peer another address, and other ports.
 
 use crate::topology::Lab;
-use anyhow::{Context, Result, ensure};
-use std::io::Write;
+use anyhow::Result;
 use std::net::Ipv4Addr;
-use std::process::Stdio;
 
 /// The router translates a peer's address to another one, and its ports 500 and 4500 to these. Without connection tracking: with other
 /// rules the mapping before is gone in the same moment.
@@ -48,14 +46,5 @@ table ip esp_nat {{
 }}
 "
     );
-    let mut nft = lab
-        .router
-        .command("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("nft")?;
-    nft.stdin.take().context("nft")?.write_all(rules.as_bytes())?;
-    ensure!(nft.wait()?.success(), "nft refuses\n{rules}");
-    Ok(())
+    lab.router.nft(&rules)
 }

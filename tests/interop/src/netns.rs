@@ -107,6 +107,15 @@ impl Netns {
             .map(drop)
     }
 
+    /// Gives nftables these rules inside.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let mut command = self.command("nft");
+        command.args(["-f", "-"]);
+        cmd::output(command, rules)
+            .with_context(|| format!("in namespace {}:\n{rules}", self.name))
+            .map(drop)
+    }
+
     /// Sets kernel parameters under /proc/sys/net inside.
     pub fn sysctl(&self, settings: &[&str]) -> Result<()> {
         let mut command = self.command("sysctl");

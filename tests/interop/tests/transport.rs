@@ -27,6 +27,8 @@ use std::time::Duration;
 const PORT: u16 = 7777;
 /// Octets that go there and back over TCP.
 const OCTETS: usize = 200_000;
+/// As many of them are there before the first is read.
+const QUEUED: usize = 30_000;
 
 /// What the NAT makes of the peer's address; not the router's own, which is everybody's next hop as well.
 const SEEN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 140);
@@ -69,30 +71,39 @@ fn received(text: &str) -> Result<u32> {
     Ok(received.with_context(|| format!("ping says: {text}"))?.parse()?)
 }
 
-/// Pings from a cluster address of this member, of so many octets.
-fn from_gateway(netns: &Netns, to: Ipv4Addr, octets: &str) -> Result<u32> {
+/// Pings from a cluster address of this member.
+fn from_gateway(netns: &Netns, to: Ipv4Addr, options: &[&str]) -> Result<u32> {
     let count = PINGS.to_string();
     let output = netns
         .command("ping")
-        .args(["-n", "-q", "-i", "0.02", "-W", "1", "-c", &count, "-s", octets])
+        .args(["-n", "-q", "-i", "0.02", "-W", "1", "-c", &count])
+        .args(options)
         .args(["-I", &addr::CLUSTER_OUTSIDE.to_string(), &to.to_string()])
         .output()
         .context("ping")?;
     received(&String::from_utf8_lossy(&output.stdout))
 }
 
-fn from_peer(peer: &mut UmlPeer) -> Result<u32> {
+fn from_peer(peer: &mut UmlPeer, options: &[&str]) -> Result<u32> {
     let command = format!(
-        "ping -n -q -i 0.02 -W 1 -c {PINGS} {} || true",
+        "ping -n -q -i 0.02 -W 1 -c {PINGS} {} {} || true",
+        options.join(" "),
         addr::CLUSTER_OUTSIDE
     );
     received(&peer.run("ping", &command, 30)?)
 }
 
 fn settled(lab: &mut LinuxLab, what: &str, at: usize, seen: Ipv4Addr) -> Result<()> {
+    settled_with(lab, what, at, seen, &[])
+}
+
+fn settled_with(lab: &mut LinuxLab, what: &str, at: usize, seen: Ipv4Addr, options: &[&str]) -> Result<()> {
     let netns = lab.member(at).place.netns.clone();
     lab.settled(what, at, |lab| {
-        Ok((from_gateway(&netns, seen, "56")?, from_peer(&mut lab.peer)?))
+        Ok((
+            from_gateway(&netns, seen, options)?,
+            from_peer(&mut lab.peer, options)?,
+        ))
     })
 }
 
@@ -101,7 +112,7 @@ fn on_demand(lab: &mut LinuxLab, seen: Ipv4Addr) -> Result<()> {
     let a = lab.first;
     let netns = lab.member(a).place.netns.clone();
     let up = wait_for(Duration::from_secs(20), Duration::from_millis(50), || {
-        from_gateway(&netns, seen, "56").ok()?;
+        from_gateway(&netns, seen, &[]).ok()?;
         only_child(lab.member(a)).filter(|child| child["transport"] == true)
     });
     if up.is_none() {
@@ -145,6 +156,31 @@ fn on_its_demand(lab: &mut LinuxLab, seen: Ipv4Addr) -> Result<()> {
 
 /// The peer reads octets from a server on the cluster address and sends them back.
 fn echo(lab: &mut LinuxLab, at: usize, seen: Ipv4Addr) -> Result<()> {
+    let client = format!(
+        "timeout 50 bash -c 'exec 3<>/dev/tcp/{}/{PORT}; cat <&3 > /run/octets; cat /run/octets >&3'",
+        addr::CLUSTER_OUTSIDE
+    );
+    echo_by(lab, at, seen, &client)
+}
+
+/// The same with an option in each packet of the peer's: a route to record, which the server's packets then have as well (RFC 1122 3.2.1.8).
+fn echo_with_options(lab: &mut LinuxLab, at: usize, seen: Ipv4Addr) -> Result<()> {
+    let client = format!(
+        "timeout 50 perl -MSocket -e '
+            socket(S, PF_INET, SOCK_STREAM, 0) or die;
+            setsockopt(S, 0, 4, pack(\"C*\", 7, 39, 4, (0) x 37)) or die \"options: $!\";
+            connect(S, pack_sockaddr_in({PORT}, inet_aton(\"{}\"))) or die \"connect: $!\";
+            my $octets = \"\";
+            while (sysread(S, my $some, 65536)) {{ $octets .= $some }}
+            for (my $at = 0; $at < length $octets;) {{
+                $at += syswrite(S, $octets, length($octets) - $at, $at) or die \"write: $!\";
+            }}'",
+        addr::CLUSTER_OUTSIDE
+    );
+    echo_by(lab, at, seen, &client)
+}
+
+fn echo_by(lab: &mut LinuxLab, at: usize, seen: Ipv4Addr, client: &str) -> Result<()> {
     let (ready, listening) = std::sync::mpsc::channel();
     let netns = lab.member(at).place.netns.clone();
     let server = netns.thread("server", move || {
@@ -156,6 +192,12 @@ fn echo(lab: &mut LinuxLab, at: usize, seen: Ipv4Addr) -> Result<()> {
         let octets = (0..OCTETS).map(|i| (i * 7 + i / 251) as u8).collect::<Vec<_>>();
         stream.write_all(&octets)?;
         stream.shutdown(Shutdown::Write)?;
+        // The kernel puts together what has to wait.
+        let mut queued = [0; QUEUED];
+        let waiting = wait_for(Duration::from_secs(30), Duration::from_millis(10), || {
+            (stream.peek(&mut queued).ok()? == QUEUED).then_some(())
+        });
+        waiting.with_context(|| format!("{QUEUED} octets that come back"))?;
         let mut back = Vec::new();
         stream.read_to_end(&mut back).context("what comes back")?;
         ensure!(back == octets, "{} octets came back, or others", back.len());
@@ -164,11 +206,7 @@ fn echo(lab: &mut LinuxLab, at: usize, seen: Ipv4Addr) -> Result<()> {
     listening
         .recv_timeout(Duration::from_secs(10))
         .context("the server")?;
-    let command = format!(
-        "timeout 50 bash -c 'exec 3<>/dev/tcp/{}/{PORT}; cat <&3 > /run/octets; cat /run/octets >&3'",
-        addr::CLUSTER_OUTSIDE
-    );
-    let said = lab.peer.run("tcp", &command, 60);
+    let said = lab.peer.run("tcp", client, 60);
     said.with_context(|| format!("{:?}", lab.member(at).verdicts()))?;
     server
         .join()
@@ -195,13 +233,15 @@ fn a_linux_kernel_in_transport_mode_over_rekeys_and_a_takeover() -> Result<()> {
     let netns = lab.member(a).place.netns.clone();
     for octets in ["2500", "8000"] {
         let large = wait_for(Duration::from_secs(10), Duration::from_millis(10), || {
-            (from_gateway(&netns, seen, octets).ok()? == PINGS).then_some(())
+            (from_gateway(&netns, seen, &["-s", octets]).ok()? == PINGS).then_some(())
         });
         large.with_context(|| format!("datagrams of {octets}: {:?}", lab.member(a).verdicts()))?;
     }
     for name in ["outer_cut", "outer_fragment"] {
         ensure!(verdict(lab.member(a), name)? > 0, "no {name}");
     }
+    let recorded = ["-R", "-s", "2500"];
+    settled_with(&mut lab, "large, with a route to record", a, seen, &recorded)?;
 
     lab.rekey_from_both(a, |lab, what| settled(lab, what, a, seen))?;
     on_its_demand(&mut lab, seen)?;
@@ -250,11 +290,74 @@ fn behind_a_nat_a_linux_kernel_in_transport_mode_is_heard_and_hears() -> Result<
     echo(&mut lab, a, seen)?;
     let child = only_child(lab.member(a)).context("a Child SA")?;
     ensure!(child["udp_encap"] == true, "plain ESP through a NAT: {child}");
+    settled_with(&mut lab, "routes to record, in UDP", a, seen, &["-R"])?;
+    echo_with_options(&mut lab, a, seen)?;
     lab.rekey_from_both(a, |lab, what| settled(lab, what, a, seen))?;
     on_its_demand(&mut lab, seen)?;
     echo(&mut lab, a, seen)?;
     lab.rekey_from_both(a, |lab, what| settled(lab, what, a, seen))?;
     lab.take_over(a, |lab, what| settled(lab, what, b, seen))?;
     echo(&mut lab, b, seen)?;
+    lab.nothing_twice()
+}
+
+/// The router counts sealed packets whose header has a route to record: what it can read and write stays outside.
+const COUNTERS: &str = "table ip options_seen {
+  counter sent {}
+  counter heard {}
+  chain on_the_way {
+    type filter hook forward priority 0;
+    ip protocol esp ip option rr exists oifname != outside counter name sent
+    ip protocol esp ip option rr exists oifname outside counter name heard
+  }
+}
+";
+
+/// Packets that one of [`COUNTERS`] has seen.
+fn counted(lab: &LinuxLab, name: &str) -> Result<u64> {
+    let list = ["nft", "list", "counter", "ip", "options_seen", name];
+    let text = lab.cluster.lab.router.run(&list)?;
+    let packets = text
+        .split_whitespace()
+        .skip_while(|word| *word != "packets")
+        .nth(1);
+    Ok(packets.with_context(|| format!("nft says: {text}"))?.parse()?)
+}
+
+/// Pings and TCP with IP options, both ways: the options are in clear before ESP, and what is sealed behind them arrives as it was.
+#[test]
+fn ip_options_stay_before_esp_and_what_is_behind_them_arrives() -> Result<()> {
+    let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
+    let seen = addr::PEER_TWO;
+    let mut lab = up(lab, seen)?;
+    let (a, b) = (lab.first, 1 - lab.first);
+    on_demand(&mut lab, seen)?;
+    lab.cluster.lab.router.nft(COUNTERS)?;
+
+    settled_with(&mut lab, "timestamps", a, seen, &["-T", "tsonly"])?;
+    let mut before = [0, 0];
+    let mut more = |lab: &LinuxLab, what: &str| -> Result<()> {
+        let now = [counted(lab, "sent")?, counted(lab, "heard")?];
+        let least = u64::from(2 * PINGS);
+        ensure!(
+            now[0] >= before[0] + least && now[1] >= before[1] + least,
+            "{what}: sealed packets with a route to record {now:?}, before {before:?}"
+        );
+        before = now;
+        Ok(())
+    };
+    settled_with(&mut lab, "routes to record", a, seen, &["-R"])?;
+    more(&lab, "routes to record")?;
+    echo_with_options(&mut lab, a, seen)?;
+    more(&lab, "TCP")?;
+    lab.rekey_from_both(a, |lab, what| settled_with(lab, what, a, seen, &["-R"]))?;
+    lab.take_over(a, |lab, what| settled_with(lab, what, b, seen, &["-R"]))?;
+    echo_with_options(&mut lab, b, seen)?;
+    more(&lab, "after the takeover")?;
+    ensure!(
+        verdict(lab.member(b), "transport_header")? == 0,
+        "{:?}",
+        lab.member(b).verdicts()
+    );
     lab.nothing_twice()
 }

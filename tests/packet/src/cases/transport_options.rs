@@ -391,6 +391,22 @@ fn ipv6_out() -> Vec<Case> {
         &chained(&[ROUTE], GRE, &noise(30)),
     );
     cases.push(leaves_as(on_the_way, sa, header[..64].to_vec(), GRE, &noise(30)));
+    // Behind a tag they end just before the end of what is looked at.
+    let (first, chain) = extensions(&[last], ESP);
+    let header = ours_v6(first).with(&[chain.as_slice(), &vec![0; esp_len(sa, 30)]].concat());
+    let from_vlan = Case::new(
+        "extension headers: 64 octets from a VLAN",
+        Program::Inside,
+        world.clone(),
+        tagged(INSIDE_VLAN, &frame_of(&chained(&[last], GRE, &noise(30)))),
+    );
+    cases.push(leaves_as(
+        from_vlan.of(CONNECTION),
+        sa,
+        header[..104].to_vec(),
+        GRE,
+        &noise(30),
+    ));
     // 1500 = 40 + 8 + 8 + 8 + 1420 + 16, of which two are the trailer.
     for (what, len) in [
         ("the largest packet that fits", 1418),
