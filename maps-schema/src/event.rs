@@ -66,6 +66,9 @@ pub const SLOW_MOVED: u32 = 9;
 /// An inbound packet of an SA that the agent has asked its peer for and not installed yet.
 pub const SLOW_AWAITED: u32 = 10;
 
+/// A packet for the host's stack that another CPU was to work on, in generic mode: from there it would not arrive (ADR 33).
+pub const SLOW_TO_STACK: u32 = 11;
+
 /// Longest frame of a [`SlowFrame`], octets (a page less headroom and shared info of a live frame).
 pub const SLOW_FRAME_MAX: usize = 3456;
 /// Longest frame that goes this way at all, octets: the largest text that the programs carry, and headers.

@@ -93,6 +93,8 @@ pub const PORT_NO_REDIRECT: u8 = 2;
 /// What goes back where it came from is redirected there: on a veth `XDP_TX` reaches a far end with a program only, and a redirect also one
 /// with GRO.
 pub const PORT_REDIRECT_BACK: u8 = 4;
+/// The program runs on what the kernel has made of frames already (generic mode).
+pub const PORT_GENERIC: u8 = 8;
 
 /// How a port is found: by the device and tag of a frame that arrived, or (with [`NO_VLAN`]) by the device that a route names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, IntoBytes, FromBytes, Immutable, KnownLayout)]

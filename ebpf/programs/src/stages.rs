@@ -13,7 +13,8 @@ use datapath::mss;
 use datapath::nd;
 use datapath::steer;
 use datapath::ttl;
-use maps_schema::steer::{MAX_CONNECTIONS, PORT_REDIRECT_BACK};
+use maps_schema::event::SLOW_TO_STACK;
+use maps_schema::steer::{MAX_CONNECTIONS, PORT_GENERIC, PORT_REDIRECT_BACK};
 use maps_schema::verdict::{VERDICT_STRIDE, Verdict};
 
 use crate::maps;
@@ -212,6 +213,16 @@ fn seal(env: Xdp, area: &mut Area) {
 /// Turns the outcome into the kernel's return value and counts the verdict.
 #[inline(always)]
 fn finish(env: Xdp, work: &mut Work, place: Place, outside: bool) -> u32 {
+    // The kernel's own skb of a copied frame has lost the length of its link header when a program of a cpumap entry passes it: the stack
+    // would take that header for the packet's (ADR 33).
+    if work.action == ACTION_PASS && place == Place::Cpu && work.port.flags & PORT_GENERIC != 0 {
+        match env.slow(SLOW_TO_STACK, work.slot, work.spi, work.seq) {
+            Ok(()) => work.action = ACTION_DROP,
+            Err(verdict) => {
+                work.drop(verdict);
+            }
+        }
+    }
     let action = match work.action {
         ACTION_PASS => xdp_action::XDP_PASS,
         ACTION_TRANSMIT if place == Place::Interface && work.port.flags & PORT_REDIRECT_BACK == 0 => {

@@ -41,8 +41,8 @@ fn peer_conf(psk: &str) -> Result<String> {
     Ok(text.replace(selectors, "        mode = transport\n"))
 }
 
-/// A cluster that has the peer at this address, and the peer.
-fn up(lab: Lab, seen: Ipv4Addr) -> Result<LinuxLab> {
+/// A cluster that has the peer at this address, with XDP in this mode, and the peer.
+fn up(lab: Lab, seen: Ipv4Addr, mode: &'static str) -> Result<LinuxLab> {
     let (product, psk) = (Product::built()?, random_psk()?);
     let (local_ts, remote_ts) = ("203.0.113.10", "the peer");
     let settings = Settings {
@@ -55,6 +55,7 @@ fn up(lab: Lab, seen: Ipv4Addr) -> Result<LinuxLab> {
             remote_ts,
             esp: "aes128gcm16-esn",
         }],
+        mode,
         ..Settings::demo()
     };
     let cluster = Cluster::prepare(lab, &product, &psk, &settings)?;
@@ -217,7 +218,7 @@ fn echo_by(lab: &mut LinuxLab, at: usize, seen: Ipv4Addr, client: &str) -> Resul
 fn a_linux_kernel_in_transport_mode_over_rekeys_and_a_takeover() -> Result<()> {
     let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
     let seen = addr::PEER_TWO;
-    let mut lab = up(lab, seen)?;
+    let mut lab = up(lab, seen, "native")?;
     let (a, b) = (lab.first, 1 - lab.first);
     on_demand(&mut lab, seen)?;
 
@@ -284,7 +285,7 @@ fn behind_a_nat_a_linux_kernel_in_transport_mode_is_heard_and_hears() -> Result<
     // Without translated ports we may begin, too: to 500 of the NAT, which leads to the peer's.
     let seen = SEEN;
     translate(&lab, addr::PEER_TWO, seen, 500, 4500)?;
-    let mut lab = up(lab, seen)?;
+    let mut lab = up(lab, seen, "native")?;
     let (a, b) = (lab.first, 1 - lab.first);
     on_demand(&mut lab, seen)?;
     echo(&mut lab, a, seen)?;
@@ -329,7 +330,7 @@ fn counted(lab: &LinuxLab, name: &str) -> Result<u64> {
 fn ip_options_stay_before_esp_and_what_is_behind_them_arrives() -> Result<()> {
     let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
     let seen = addr::PEER_TWO;
-    let mut lab = up(lab, seen)?;
+    let mut lab = up(lab, seen, "native")?;
     let (a, b) = (lab.first, 1 - lab.first);
     on_demand(&mut lab, seen)?;
     lab.cluster.lab.router.nft(COUNTERS)?;
@@ -359,5 +360,27 @@ fn ip_options_stay_before_esp_and_what_is_behind_them_arrives() -> Result<()> {
         "{:?}",
         lab.member(b).verdicts()
     );
+    lab.nothing_twice()
+}
+
+/// What is opened after its way through another CPU's queue, and what the slow path opens, reaches the stack through the agent (ADR 33).
+#[test]
+fn in_generic_mode_what_is_opened_reaches_the_stack() -> Result<()> {
+    let lab = Lab::new(Path::new(env!("CARGO_TARGET_TMPDIR")))?;
+    let seen = addr::PEER_TWO;
+    let mut lab = up(lab, seen, "generic")?;
+    let a = lab.first;
+    on_demand(&mut lab, seen)?;
+    echo(&mut lab, a, seen)?;
+    let netns = lab.member(a).place.netns.clone();
+    for octets in ["2500", "8000"] {
+        let large = wait_for(Duration::from_secs(10), Duration::from_millis(10), || {
+            (from_gateway(&netns, seen, &["-s", octets]).ok()? == PINGS).then_some(())
+        });
+        large.with_context(|| format!("datagrams of {octets}: {:?}", lab.member(a).verdicts()))?;
+    }
+    lab.rekey_from_both(a, |lab, what| settled(lab, what, a, seen))?;
+    lab.take_over(a, |lab, what| settled(lab, what, 1 - a, seen))?;
+    echo(&mut lab, 1 - a, seen)?;
     lab.nothing_twice()
 }

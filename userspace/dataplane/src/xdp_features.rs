@@ -8,7 +8,9 @@ use crate::sys;
 use crate::watch::Seen;
 use crate::xdp_mode::{XdpModeUsed, query};
 use maps_schema::names::MAP_PORTS;
-use maps_schema::steer::{MAX_PORTS, PORT_NO_REDIRECT, PORT_REDIRECT_BACK, PORT_TAKES_PIECES, Port};
+use maps_schema::steer::{
+    MAX_PORTS, PORT_GENERIC, PORT_NO_REDIRECT, PORT_REDIRECT_BACK, PORT_TAKES_PIECES, Port,
+};
 use std::io;
 use std::os::fd::BorrowedFd;
 use zerocopy::{FromBytes, IntoBytes};
@@ -173,7 +175,7 @@ pub(crate) fn flags_of(devices: &[u32]) -> Vec<(u32, u8)> {
 fn port_flags(ifindex: u32, generic: bool, all_generic: bool) -> Option<u8> {
     let features = xdp_features(ifindex).ok()?;
     if all_generic {
-        return Some(PORT_TAKES_PIECES);
+        return Some(PORT_TAKES_PIECES | PORT_GENERIC);
     }
     let takes = match features {
         Some(features) => features.flags(),
@@ -182,7 +184,9 @@ fn port_flags(ifindex: u32, generic: bool, all_generic: bool) -> Option<u8> {
         None => 0,
     };
     let back = !generic && device::is_veth(ifindex);
-    Some(takes | if back { PORT_REDIRECT_BACK } else { 0 })
+    let back = if back { PORT_REDIRECT_BACK } else { 0 };
+    let generic = if generic { PORT_GENERIC } else { 0 };
+    Some(takes | back | generic)
 }
 
 fn read(map: BorrowedFd<'_>, index: u32, port: &mut Port) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Frames of the slow path that are longer than a page, or than what the outside network carries. The kernel takes no live frame of the
-//! former and drops the latter where they are to be sent on, so it is the agent that does what the programs say of them. Windows,
-//! counters, sealing and opening are the programs', as ever.
+//! former and drops the latter where they are to be sent on, so it is the agent that does what the programs say of them; in generic mode
+//! of all (ADR 33). Windows, counters, sealing and opening are the programs', as ever.
 
 use dataplane::{Entry, Ran};
 
@@ -8,6 +8,7 @@ use maps_schema::steer::SLOW_PATH_MAC;
 
 use super::Core;
 use crate::net::frame;
+use crate::net::own::is_ipsec;
 
 impl Core {
     /// Runs a long frame on the CPU of its SA, and then does what the programs want done.
@@ -54,11 +55,16 @@ impl Core {
         }
     }
 
-    /// Gives the packet in a frame to the host's stack, which routes it, and cuts it where it may.
-    fn give_to_stack(&mut self, octets: &[u8]) {
+    /// Gives the packet in a frame to the host's stack, which routes it, and cuts it where it may. A sealed one is this host's own, and the
+    /// stack would not take it for one that has arrived.
+    pub(super) fn give_to_stack(&mut self, octets: &[u8]) {
         let packet = octets.get(frame::link_len(octets)..).unwrap_or_default();
-        if let Err(error) = self.tun.try_send(packet) {
-            tracing::debug!(%error, "a long packet did not reach the stack");
+        let given = match is_ipsec(packet) {
+            true => self.paths.send(packet),
+            false => self.tun.try_send(packet).map(drop),
+        };
+        if let Err(error) = given {
+            tracing::debug!(%error, "a packet did not reach the stack");
             self.slow.lost();
         }
     }

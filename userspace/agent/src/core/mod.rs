@@ -132,6 +132,8 @@ struct Core {
     settling: bool,
     next_token: u64,
     attached: Vec<crate::api::InterfaceStatus>,
+    /// Devices whose programs run in generic mode.
+    generic: Vec<u32>,
 
     sockets: Rc<IkeSockets>,
     /// Messages that leave at the end of this turn.

@@ -36,6 +36,20 @@ impl Paths {
     }
 }
 
+impl Paths {
+    /// Sends a sealed packet to where its header says.
+    ///
+    /// # Errors
+    /// There is no socket for it, or the kernel refuses.
+    pub fn send(&self, packet: &[u8]) -> std::io::Result<()> {
+        let socket = self.socket.as_ref();
+        socket.map_or_else(
+            || Err(std::io::ErrorKind::NotConnected.into()),
+            |socket| socket.send(packet),
+        )
+    }
+}
+
 impl Core {
     /// The kernel's route to an SA's peer carries less than the SA's record says.
     pub(super) fn narrow_path(&mut self, event: &Event) {

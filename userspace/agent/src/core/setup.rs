@@ -324,6 +324,8 @@ impl Core {
             .numbered()
             .map(|(_, side, port)| interface_status(port, side, report.mode(port.parent)))
             .collect::<Vec<_>>();
+        let is_generic = |port: &&Interface| report.mode(port.parent) == XdpModeUsed::Generic;
+        let generic = ports.all().filter(is_generic).map(|port| port.parent).collect();
         for interface in &attached {
             let text = format!(
                 "{} {}: XDP in {} mode",
@@ -426,6 +428,7 @@ impl Core {
             plane,
             devices,
             attached,
+            generic,
             sockets: sockets.clone(),
             announcer,
             tun: device.clone(),

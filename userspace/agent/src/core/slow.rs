@@ -9,7 +9,8 @@ use cluster::io::Flip;
 use dataplane::Entry;
 use maps_schema::event::{
     SLOW_ABOVE_CEILING, SLOW_AWAITED, SLOW_FRAME_MAX, SLOW_HELD, SLOW_LONG_MAX, SLOW_MOVED, SLOW_NO_LEASE,
-    SLOW_NO_SA, SLOW_OUT_FRAGMENT, SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TTL_EXCEEDED, SlowHead,
+    SLOW_NO_SA, SLOW_OUT_FRAGMENT, SLOW_OUTER_FRAGMENT, SLOW_PATH_ERROR, SLOW_TO_STACK, SLOW_TTL_EXCEEDED,
+    SlowHead,
 };
 use maps_schema::sad::spi_slot;
 use maps_schema::segment::{LEGACY_HOLDING, LEGACY_OPEN};
@@ -79,7 +80,7 @@ pub struct Waiting {
 }
 
 /// Names of [`Waiting::counts`].
-pub const COUNTS: [&str; 15] = [
+pub const COUNTS: [&str; 16] = [
     "above_ceiling",
     "held",
     "out_fragment",
@@ -95,6 +96,7 @@ pub const COUNTS: [&str; 15] = [
     "moved",
     "held_for_answer",
     "sent_onward",
+    "to_stack",
 ];
 
 impl Waiting {
@@ -245,6 +247,10 @@ impl Core {
                 self.slow.counts[13] += 1;
                 self.early_frame(slow, frame);
             }
+            SLOW_TO_STACK => {
+                self.slow.counts[15] += 1;
+                self.give_to_stack(&frame.octets);
+            }
             SLOW_MOVED => {
                 self.slow.counts[12] += 1;
                 self.peer_seen(slow.slot, &frame.octets);
@@ -330,8 +336,10 @@ impl Core {
 
     pub(super) fn run_frame(&mut self, entry: Entry, slot: u32, ifindex: u32, octets: &[u8]) {
         let cpu = self.plane.cpu_of(slot);
-        // What was put together fits no link: where it is another member's by now, the kernel would not send it there.
-        if octets.len() > SLOW_FRAME_MAX.min(self.ports.outside_mtu() as usize + ETH_LEN) {
+        // What was put together fits no link: where it is another member's by now, the kernel would not send it there. In generic mode the
+        // programs would meet once more what they let pass.
+        let live = SLOW_FRAME_MAX.min(self.ports.outside_mtu() as usize + ETH_LEN);
+        if octets.len() > live || self.generic.contains(&ifindex) {
             return self.run_long(entry, cpu, ifindex, octets);
         }
         if let Err(error) = self.runner.run_frame(entry, cpu, ifindex, octets) {
