@@ -109,7 +109,7 @@ verdicts! {
     TimeExceeded = 64, "time_exceeded", Answered, "inner TTL used up: the sender is told by ICMP Time Exceeded";
     TimeExceededFar = 65, "time_exceeded_far", Slow, "inner TTL of an opened packet used up: the slow path tells the sender through the tunnel";
     ClearText = 66, "clear_text", Dropped, "arrived in clear where a policy wants protection (RFC 4301 5.2)";
-    TransportHeader = 67, "transport_header", Dropped, "transport mode: a fragment, or extension headers that cannot stay before ESP, which are not sealed";
+    TransportHeader = 67, "transport_header", Dropped, "transport mode: a fragment, another family than the peer's address, or extension headers that cannot stay before ESP, which are not sealed";
     PathError = 68, "path_error", Passed, "a router says that a sealed packet was too large: the stack and the other members hear of it";
     PiecesToStack = 70, "pieces_to_stack", Passed, "opened or sealed, but in several buffers, which the device of the route does not take: given to this host's stack";
     SlowTooLong = 71, "slow_too_long", Dropped, "needs the slow path, and is longer than that carries: what it asks for is on its way";

@@ -255,9 +255,14 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     }
     let flags = volatile(&sa.flags);
     let encap = flags & SA_UDP_ENCAP != 0;
+    let v6 = !headers::is_v4(headers::address(&sa.outer_dst));
     // What stays outside of the packet: nothing, or its headers.
     let mut skipped = 0;
     if flags & SA_TRANSPORT != 0 {
+        // The packet's header becomes the outer one.
+        if v6 != (work.ip.version == 6) {
+            return work.drop(Verdict::TransportHeader);
+        }
         let Some(headers_len) = transport::divide(work, encap) else {
             return work.drop(Verdict::TransportHeader);
         };
@@ -270,7 +275,6 @@ pub fn admit(env: &impl Env, area: &mut Area) -> bool {
     }
     let inner = work.ip.total_len as usize - skipped;
     let mtu = path_mtu(sa, local);
-    let v6 = !headers::is_v4(headers::address(&sa.outer_dst));
     let outer = outer_len(encap, v6) + work.options_len as usize;
     let most = header::inner_max(suite, mtu, outer);
     if inner > most {

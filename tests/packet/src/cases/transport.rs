@@ -206,6 +206,16 @@ pub fn cases() -> Vec<Case> {
                 seq => Err(format!("number {seq} was used")),
             })
     };
+    // Rules of an older configuration lead it to an SA whose peer is at an IPv6 address.
+    for options in [0, 8] {
+        let payload = udp(1000, 2000, &noise(40));
+        let other = Ip::new(NEAR_HOST, FAR_HOST, 17).with_options(&vec![1; options], &payload);
+        cases.push(refused(
+            &format!("transport: another family than the SA's, {options} octets of options"),
+            World::transport(SUITE, false, true, true),
+            &other,
+        ));
+    }
     for (what, fragment) in [("first", 0x2000), ("later", 7)] {
         let piece = Ip { fragment, ..ours() };
         cases.push(refused(
