@@ -5,7 +5,7 @@ use model::{Instant, MemberId};
 use std::time::Duration;
 
 /// T, and the millisecond to which owner words are exact.
-const AT_MOST: Duration = Duration::from_millis(81);
+pub(super) const AT_MOST: Duration = Duration::from_millis(81);
 
 pub(super) fn serves(now: Instant, me: MemberId, truth: &Truth) -> Result<(), String> {
     match truth.silent_since(me) {

@@ -1,6 +1,7 @@
 //! Who named itself owner in its own maps, and when the two halves of a pair served at once. The simulated world is asked for what
 //! it did (cuts, pauses, deaths), the members only for their owner words.
 
+use super::dead_man;
 use cluster::EpochId;
 use cluster::io::Flip;
 use model::{GroupId, Instant, MemberId};
@@ -249,6 +250,13 @@ impl Truth {
         let groups: BTreeSet<GroupId> = self.claims.keys().map(|(group, _)| *group).collect();
         for group in groups {
             let cause = self.cause(now, group, goes_on);
+            // The programs of an agent that has stopped serve on until its word expires.
+            let of_group = (group, MemberId(0))..=(group, MemberId(u8::MAX));
+            let stopped = self
+                .claims
+                .range(of_group)
+                .any(|((_, m), _)| !self.awake.contains(m));
+            let end = if stopped { now + dead_man::AT_MOST } else { now };
             let open = self
                 .splits
                 .iter_mut()
@@ -259,7 +267,7 @@ impl Truth {
                     from,
                     to: None,
                 }),
-                (Some(split), None) => split.to = Some(now),
+                (Some(split), None) => split.to = Some(end),
                 _ => {}
             }
         }
