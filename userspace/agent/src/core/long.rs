@@ -3,7 +3,6 @@
 //! of all (ADR 33). Windows, counters, sealing and opening are the programs', as ever.
 
 use dataplane::{Entry, Ran};
-
 use maps_schema::steer::SLOW_PATH_MAC;
 
 use super::Core;
